@@ -1,0 +1,202 @@
+"""From a survey to a wheel in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from horovod_build import edits, refusal
+from horovod_build.progress import Progress, build_failure
+from horovod_build.survey import TOOLCHAIN, Nccl, Recipe, Survey
+
+# What compiling needs and running does not: installed into a throw-away folder, never into the environment.
+# setuptools is capped because Horovod's setup.py predates the removal of pkg_resources.
+BUILD_TOOLS = ("setuptools>=70,<81", "wheel", "cmake>=3.26")
+# Horovod's setup.py imports its own package, and its runtime needs with it.
+RUNTIME_NEEDS = ("cloudpickle", "psutil", "pyyaml", "packaging")
+
+
+def cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "tl_dist"
+
+
+def cached_wheel(recipe: Recipe) -> Path | None:
+    return next(iter(sorted((cache_folder() / "wheels" / recipe.key).glob("*.whl"))), None)
+
+
+@contextlib.contextmanager
+def build_lock(recipe: Recipe, progress: Progress) -> Iterator[None]:
+    """One process of this user builds a given wheel; the others wait for it, then find it in the cache."""
+    wheels = cache_folder() / "wheels"
+    try:
+        wheels.mkdir(parents=True, exist_ok=True)
+        file = (wheels / f"{recipe.key}.lock").open("w")
+    except OSError as error:
+        raise refusal.Refusal(
+            f"cannot write to {wheels}: {error.strerror}. Fix: set XDG_CACHE_HOME to a folder of yours", refusal.CANNOT_CREATE
+        ) from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(f"another process is building the same wheel, waiting for it ({file.name})")
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a filesystem without locks: the rename at the end still keeps the cache whole
+        yield
+
+
+def require_compiler() -> None:
+    missing = [tool for tool in ("g++", "make") if not shutil.which(tool)]
+    if missing:
+        raise refusal.Refusal(
+            f"Horovod must be compiled and there is no {' and no '.join(missing)} here; {refusal.MEANWHILE}. "
+            f"Fix: apt-get install {' '.join(missing)}",
+            refusal.UNAVAILABLE,
+        )
+
+
+def num_jobs() -> int:
+    """Compilers at once: one per usable core, each with about 1.5 GB, at most 16."""
+    if stated := os.environ.get("TL_DIST_BUILD_JOBS"):
+        return max(1, int(stated))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory / 1.5e9), 16))
+
+
+def build_environment(found: Survey, work: Path) -> dict[str, str]:
+    """The environment of the compile, without the caller's HOROVOD_* settings: the key does not show them."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HOROVOD_")}
+    tools = work / "tools"
+    (work / "toolchain.cmake").write_text(TOOLCHAIN)
+    env |= {
+        "PATH": os.pathsep.join([str(tools / "bin"), str(found.python.parent), env.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(tools), env.get("PYTHONPATH", "")])),
+        "CMAKE_GENERATOR": "Unix Makefiles",  # setup.py passes VERBOSE=1, which only make understands
+        "CMAKE_TOOLCHAIN_FILE": str(work / "toolchain.cmake"),
+        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # Gloo's CMake file asks for 2.8.12, which CMake 4 refuses
+        "MAKEFLAGS": f"-j{num_jobs()}",  # unset, setup.py takes -j8
+        "LDFLAGS": f"{env.get('LDFLAGS', '')} -Wl,--strip-debug".strip(),
+        "HOROVOD_WITH_TENSORFLOW": "1",
+        "HOROVOD_WITHOUT_PYTORCH": "1",
+        "HOROVOD_WITHOUT_MXNET": "1",
+        "HOROVOD_WITH_GLOO": "1",
+        "HOROVOD_WITHOUT_MPI" if found.recipe.mpi == "none" else "HOROVOD_WITH_MPI": "1",
+    }
+    if found.nccl:
+        env |= nccl_settings(found.nccl, work) | {"HOROVOD_CUDA_HOME": str(found.cuda_home)}
+        if found.nccl.from_wheel:  # found again at run time where pip put it, beside horovod
+            env["LDFLAGS"] += " -Wl,-rpath,'$ORIGIN/../../nvidia/nccl/lib'"
+    return env
+
+
+def nccl_settings(nccl: Nccl, work: Path) -> dict[str, str]:
+    """A private folder in the shape Horovod expects, with the libnccl.so link that NVIDIA's wheel lacks."""
+    home = work / "nccl"
+    (home / "lib").mkdir(parents=True)
+    (home / "include").symlink_to(nccl.include)
+    for name in ("libnccl.so", "libnccl.so.2"):
+        (home / "lib" / name).symlink_to(nccl.library)
+    return {
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "HOROVOD_NCCL_INCLUDE": str(home / "include"),
+        "HOROVOD_NCCL_LIB": str(home / "lib"),
+        "HOROVOD_NCCL_LINK": "SHARED",
+    }
+
+
+def build(found: Survey, progress: Progress) -> Path:
+    """Compile, and put the wheel into the cache by one rename. Returns its path there."""
+    require_compiler()
+    logs = cache_folder() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{found.recipe.key}.log"
+    log.write_text(f"{found.recipe.summary}\n")
+    work = Path(tempfile.mkdtemp(prefix="tl_dist-horovod-"))
+    pip = [found.python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    phase = "preparing"
+    try:
+        env = build_environment(found, work)
+        phase = "fetching the build tools"
+        # --ignore-installed: pip would otherwise leave out what the environment has.
+        tools = [*BUILD_TOOLS, *RUNTIME_NEEDS]
+        progress.run(
+            phase,
+            [*pip, "install", "--ignore-installed", "--target", work / "tools", *tools],
+            log,
+            dict(os.environ),
+        )
+        phase = f"fetching Horovod {edits.VERSION}"
+        pinned = work / "horovod.txt"
+        pinned.write_text(f"horovod=={edits.VERSION} --hash=sha256:{edits.SHA256}\n")
+        fetch = [
+            "download",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            work,
+            "-r",
+            pinned,
+        ]
+        progress.run(phase, [*pip, *fetch], log, env)
+        source = unpack(work)
+        edits.apply_edits(source)
+        phase = "compiling Horovod"
+        command = [
+            *pip,
+            "wheel",
+            "-v",
+            "--no-build-isolation",
+            "--no-deps",
+            "--wheel-dir",
+            work / "out",
+            source,
+        ]
+        env["HOROVOD_LOCAL_VERSION"] = (
+            found.recipe.label
+        )  # not before: pip refuses an archive that renames itself
+        progress.run(
+            phase, command, log, env, expect=f"once per machine, a few minutes, {num_jobs()} jobs; log: {log}"
+        )
+        (wheel,) = (work / "out").glob("horovod-*.whl")
+        return keep(wheel, found.recipe)
+    except subprocess.CalledProcessError as error:
+        raise build_failure(phase, log, log.read_text(errors="replace")) from error
+    except OSError as error:
+        raise refusal.Refusal(
+            f"{phase} failed: {error} (log: {log}). Fix: free space or set TMPDIR; {refusal.MEANWHILE}", refusal.INTERNAL
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def unpack(work: Path) -> Path:
+    (archive,) = work.glob("horovod-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        if hasattr(tarfile, "data_filter"):
+            opened.extractall(work, filter="data")
+        else:
+            opened.extractall(work)
+    return work / archive.name.removesuffix(".tar.gz")
+
+
+def keep(wheel: Path, recipe: Recipe) -> Path:
+    """Into the cache by rename: a reader sees the whole wheel or none."""
+    home = cache_folder() / "wheels" / recipe.key
+    home.mkdir(parents=True, exist_ok=True)
+    part = home / f".part-{os.getpid()}"
+    shutil.copyfile(wheel, part)
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(part, home / wheel.name)
+    return home / wheel.name

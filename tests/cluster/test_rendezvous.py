@@ -1,0 +1,66 @@
+"""Tasks that srun starts find each other by our own rendezvous, and add up the right number."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_dist.launch.rendezvous import Rendezvous
+from tl_dist.parallel.slots import Plan
+
+from .slurm_cluster import SlurmCluster
+
+TASK = Path(__file__).with_name("allreduce_task.py")
+CHECKOUT = Path(__file__).parents[2]
+
+
+def run_tasks(slurm: SlurmCluster, plan: Plan, env: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What each rank says, in rank order."""
+    output = slurm.run(
+        "srun",
+        "--mpi=none",
+        f"--nodes={len(plan)}",
+        f"--ntasks={sum(tasks for _, tasks in plan)}",
+        f"--nodelist={','.join(host for host, _ in plan)}",
+        "--distribution=block",
+        "--kill-on-bad-exit=1",
+        sys.executable,
+        str(TASK),
+        env={"PYTHONPATH": str(CHECKOUT), **env},
+    )
+    said = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return sorted(said, key=lambda outcome: outcome["rank"])
+
+
+def test_two_nodes_meet_at_our_rendezvous(slurm: SlurmCluster) -> None:
+    plan = [("node1", 1), ("node2", 1)]
+    with Rendezvous(plan, "127.0.0.1") as rendezvous:
+        said = run_tasks(slurm, plan, rendezvous.job_environment())
+    assert [outcome["node"] for outcome in said] == ["node1", "node2"]
+    for rank, outcome in enumerate(said):
+        assert outcome["rank"] == rank
+        assert outcome["size"] == outcome["expected_size"] == 2
+        assert outcome["sum"] == 3.0
+        assert outcome["launcher"] == "srun"
+        assert outcome["gloo"]
+
+
+def test_uneven_nodes_meet_at_our_rendezvous(slurm: SlurmCluster) -> None:
+    plan = [("node2", 2), ("node3", 1)]
+    with Rendezvous(plan, "127.0.0.1") as rendezvous:
+        said = run_tasks(slurm, plan, rendezvous.job_environment())
+    assert [(o["rank"], o["node"], o["local"], o["cross"], o["sum"]) for o in said] == [
+        (0, "node2", [0, 2], [0, 2], 6.0),
+        (1, "node2", [1, 2], [0, 1], 6.0),
+        (2, "node3", [0, 1], [1, 2], 6.0),
+    ]
+
+
+def test_tasks_without_a_rendezvous_notice_that_they_are_alone(slurm: SlurmCluster) -> None:
+    """Slurm's default gives every task a world of size 1; the expected size tells."""
+    said = run_tasks(slurm, [("node1", 1), ("node2", 1)], {})
+    assert [outcome["size"] for outcome in said] == [1, 1]
+    assert [outcome["expected_size"] for outcome in said] == [2, 2]

@@ -1,0 +1,177 @@
+"""`tl-dist submit` trains over nodes as one worker would, and an interrupted job ends with the very same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tl_dist.run import RunDir, steps_in
+
+from .slurm_cluster import FinishedJob, SlurmCluster
+
+CHECKOUT = Path(__file__).parents[2]
+NUM_STEPS = 80
+
+CONFIG = f"""\
+strategy: single
+global_batch: 16
+steps: {NUM_STEPS}
+precision: float32
+data:
+  name: synthetic
+  image_size: 32
+  num_examples: 160
+  num_classes: 4
+  augment: [flip]
+model:
+  backbone: tiny
+  weights: random
+  train_from: all
+optimizer:
+  name: adam
+  learning_rate: 1e-3
+report:
+  every_steps: 1
+  tensorboard: false
+checkpoint:
+  every_steps: 20
+runtime:
+  threads: 1
+"""
+
+
+class Harness:
+    """The command line, as a person uses it: one config, one directory of runs."""
+
+    def __init__(self, slurm: SlurmCluster, directory: Path) -> None:
+        self._slurm = slurm
+        self._runs = directory / "runs"
+        self._config = directory / "trial.yaml"
+        self._config.write_text(CONFIG)
+
+    def train(self, name: str, *overrides: str) -> RunDir:
+        self._command("train", name, *overrides)
+        return RunDir(self._runs / name)
+
+    def submit(self, name: str, *options: str, env: dict[str, str] | None = None) -> tuple[RunDir, str]:
+        """The run and the id of its job."""
+        said = self._command("submit", name, "--nodes=2", "--ntasks-per-node=1", *options, env=env)
+        found = re.search(r"\bjob (\d+)\b", said)
+        assert found is not None, said
+        return RunDir(self._runs / name), found[1]
+
+    def dry_run(self, name: str) -> str:
+        said = self._command("submit", name, "--nodes=2", "--ntasks-per-node=1", "--dry-run")
+        assert not (self._runs / name).exists()
+        return said
+
+    def _command(self, verb: str, name: str, *more: str, env: dict[str, str] | None = None) -> str:
+        argv = [sys.executable, "-m", "tl_dist.launch.cli", verb, str(self._config), f"name={name}"]
+        # A job starts where it was submitted, and so finds the package of this checkout.
+        return self._slurm.run(*argv, f"--runs={self._runs}", *more, env=env, cwd=CHECKOUT)
+
+
+@pytest.fixture(scope="module")
+def harness(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+    return Harness(slurm, tmp_path_factory.mktemp("submit"))
+
+
+@pytest.fixture(scope="module")
+def one_worker(harness: Harness) -> RunDir:
+    """The run without Slurm that the others are held against."""
+    return harness.train("one_worker")
+
+
+@pytest.fixture(scope="module")
+def two_nodes(slurm: SlurmCluster, harness: Harness) -> RunDir:
+    """The same run on two nodes, not interrupted."""
+    run, job_id = harness.submit("two_nodes")
+    assert slurm.wait(job_id, timeout_s=120) == COMPLETED, log_of(run, job_id)
+    return run
+
+
+COMPLETED = FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=0)
+
+
+def test_two_nodes_train_as_one_worker_does(one_worker: RunDir, two_nodes: RunDir) -> None:
+    assert two_nodes.done is not None
+    expected = losses(one_worker)
+    assert sorted(expected) == list(range(1, NUM_STEPS + 1))
+    assert losses(two_nodes) == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_nodes_train_through_mpi(slurm: SlurmCluster, harness: Harness, one_worker: RunDir) -> None:
+    # Open MPI leaves loopback out by default, and all these nodes are on it.
+    env = {"OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_btl": "self,tcp"}
+    run, job_id = harness.submit("mpi", "--mpi=pmix", env=env)
+    assert slurm.wait(job_id, timeout_s=120) == COMPLETED, log_of(run, job_id)
+    assert losses(run) == pytest.approx(losses(one_worker), rel=1e-4)
+
+
+def test_interrupted_job_ends_with_the_same_weights(
+    slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
+) -> None:
+    """Asked to stop as before a time limit, then a worker is killed; each time Slurm starts the job again."""
+    run, job_id = harness.submit("interrupted")
+    wait_for_step(slurm, run, 10)
+    slurm.run("scancel", "--signal=USR1", "--batch", job_id)
+    slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=60)
+    stopped_at = newest_step(run)
+    assert 10 <= stopped_at < NUM_STEPS
+
+    wait_for_step(slurm, run, stopped_at + 5)
+    os.kill(run.read_beats()[1].pid, signal.SIGKILL)
+    end = slurm.wait(job_id, timeout_s=120)
+
+    assert end == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=2), log_of(run, job_id)
+    attempts = [json.loads(path.read_text()) for path in sorted(run.attempts.glob("*.json"))]
+    assert [attempt["exit_code"] for attempt in attempts] == [75, 76, 0]
+    assert attempts[1]["rank"] == 1
+    assert attempts[1]["from_step"] == stopped_at
+    assert run.done is not None
+    assert weights(run) == weights(two_nodes)
+    assert losses(run) == losses(two_nodes)
+
+
+def test_dry_run_shows_the_job_and_submits_nothing(slurm: SlurmCluster, harness: Harness) -> None:
+    said = harness.dry_run("dry")
+    assert "#SBATCH --nodes=2" in said
+    assert "rank 1, node 1, local rank 0: " in said
+    assert "srun --mpi=none --ntasks=2 " in said
+    assert "dry" not in slurm.run("squeue", "--all", "--format=%j")
+
+
+def losses(run: RunDir) -> dict[int, float]:
+    """The loss of each step; where an attempt repeats steps of an earlier one, the later."""
+    records = (json.loads(line) for line in run.metrics_file.read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records if record["event"] == "train"}
+
+
+def weights(run: RunDir) -> dict[str, bytes]:
+    """The tensors' files of the last commit, byte for byte."""
+    step, commit = steps_in(run.checkpoints)[0]
+    assert step == NUM_STEPS
+    files = {path.name: path.read_bytes() for path in commit.glob("*.safetensors")}
+    assert files
+    return files
+
+
+def newest_step(run: RunDir) -> int:
+    return max(step for step, _ in steps_in(run.checkpoints))
+
+
+def wait_for_step(slurm: SlurmCluster, run: RunDir, step: int) -> None:
+    def reached() -> bool:
+        return run.metrics_file.exists() and max(losses(run), default=0) >= step
+
+    slurm.wait_until(reached, f"step {step} of {run.name}", timeout_s=90)
+
+
+def log_of(run: RunDir, job_id: str) -> str:
+    return (run.logs / f"slurm_{job_id}.out").read_text()

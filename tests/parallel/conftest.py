@@ -1,0 +1,39 @@
+"""One launch per strategy and worker count, shared by all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.launch import run_script
+
+LAUNCHES = {
+    "single": ("single", 1, None),
+    "mirrored-2": ("mirrored", 2, None),
+    "mirrored-4": ("mirrored", 4, None),
+    "horovod-gloo-2": ("horovod", 2, "gloo"),
+    "horovod-gloo-3": ("horovod", 3, "gloo"),
+    "horovod-gloo-4": ("horovod", 4, "gloo"),
+    "horovod-mpi-2": ("horovod", 2, "mpi"),
+}
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The figures of parity_scenario.py for a key of LAUNCHES; each is launched once."""
+    known: dict[str, dict[str, Any]] = {}
+    folder: Path = tmp_path_factory.mktemp("parity")
+
+    def get(name: str) -> dict[str, Any]:
+        if name not in known:
+            strategy, workers, launcher = LAUNCHES[name]
+            known[name] = run_script(
+                "parity_scenario.py", strategy, str(workers),
+                workers=workers, launcher=launcher, output=folder / f"{name}.json",
+            )  # fmt: skip
+        return known[name]
+
+    return get

@@ -1,0 +1,86 @@
+"""The worker count is invisible to the mathematics: every strategy computes the updates of one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.parallel.conftest import LAUNCHES
+from tests.parallel.launch import run_script
+from tests.parallel.parity_scenario import GLOBAL_BATCH, NUM_EXAMPLES, NUM_STEPS, OVERFLOW_POSITION
+
+Figures = Callable[[str], dict[str, Any]]
+OTHERS = [name for name in LAUNCHES if name != "single"]
+OVERFLOW_STEP = OVERFLOW_POSITION // GLOBAL_BATCH
+
+
+@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
+    losses = figures(name)[variant]["losses"]
+    assert len(losses) == NUM_STEPS
+    np.testing.assert_allclose(losses, figures("single")[variant]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_float16_follows_a_single_device_within_its_precision(figures: Figures, name: str) -> None:
+    np.testing.assert_allclose(
+        figures(name)["float16"]["losses"], figures("single")["float16"]["losses"], rtol=1e-2
+    )
+
+
+def test_accumulation_changes_nothing_but_memory(figures: Figures) -> None:
+    single = figures("single")
+    np.testing.assert_allclose(single["accumulated"]["losses"], single["plain"]["losses"], rtol=1e-5)
+
+
+def test_clipping_is_in_force(figures: Figures) -> None:
+    single = figures("single")
+    assert not np.allclose(single["clipped"]["losses"], single["plain"]["losses"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "float16"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_replicas_end_with_the_same_bits(figures: Figures, name: str, variant: str) -> None:
+    assert figures(name)[variant]["replicas_equal"]
+
+
+@pytest.mark.parametrize("variant", ["overflow", "float16"])
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_an_overflow_on_one_replica_is_skipped_by_all(figures: Figures, name: str, variant: str) -> None:
+    found = figures(name)[variant]
+    assert np.isinf(found["losses"][OVERFLOW_STEP])
+    assert [step for step, skipped in enumerate(found["skipped"]) if skipped] == [OVERFLOW_STEP]
+    assert found["weights_finite"]
+
+
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_an_overflow_halves_the_loss_scale_once(figures: Figures, name: str) -> None:
+    scales = figures(name)["float16"]["loss_scale"]
+    assert scales == [2.0**15] * OVERFLOW_STEP + [2.0**14] * (NUM_STEPS - OVERFLOW_STEP)
+
+
+@pytest.mark.parametrize("name", list(LAUNCHES))
+def test_evaluation_counts_every_example_once_with_equal_figures(figures: Figures, name: str) -> None:
+    found, expected = figures(name)["plain"], figures("single")["plain"]
+    assert found["num_examples"] == NUM_EXAMPLES == np.sum(found["confusion"])
+    assert found["confusion"] == expected["confusion"]
+    assert found["num_correct"] == expected["num_correct"]
+    assert found["evaluation_loss"] == pytest.approx(expected["evaluation_loss"], rel=1e-5)
+
+
+def test_keras_mirrored_lets_one_replicas_inf_into_all_weights(tmp_path: Any) -> None:
+    """Why tl_dist reduces by itself. Fails when Keras mends it: then DESIGN of the optimizer may be reconsidered."""
+    found = run_script("keras_mirrored_overflow.py", workers=1, launcher=None, output=tmp_path / "out.json")
+    assert found["replica_0_gradient_finite"]
+    assert not found["weights_finite"]
+
+
+def test_horovods_keras_wrapper_averages_nothing(tmp_path: Any) -> None:
+    """Why tl_dist uses raw collectives: under Keras 3 two ranks of the wrapper end with different weights."""
+    found = run_script("horovod_keras_wrapper.py", workers=2, launcher="gloo", output=tmp_path / "out.json")
+    assert found["raw_collective_works"]
+    assert found["largest_difference_between_ranks"] > 1e-3

@@ -1,0 +1,61 @@
+"""Workers that differ are found before step 0; replicas that drift are found while training."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_dist import agreement
+from tl_dist.refusal import ExitCode, Refusal
+
+
+class ThreeRanks:
+    """A gather of what three workers say, of which this is rank 0."""
+
+    def __init__(self, *others: dict[str, Any]) -> None:
+        self._others = [json.dumps(facts).encode() for facts in others]
+
+    def gather(self, text: bytes) -> list[bytes]:
+        return [text, *self._others]
+
+
+FACTS = {"precision": "float32", "data": "abc", "versions": {"keras": "3.15.1"}}
+
+
+def test_equal_workers_agree() -> None:
+    agreement.agree(ThreeRanks(FACTS, FACTS), FACTS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", list(FACTS))
+def test_the_first_rank_and_key_that_differ_are_named(key: str) -> None:
+    with pytest.raises(Refusal, match=f"rank 2 and rank 0 disagree on {key}") as caught:
+        agreement.agree(ThreeRanks(FACTS, {**FACTS, key: "other"}), FACTS)  # type: ignore[arg-type]
+    assert caught.value.code == ExitCode.UNSAFE
+
+
+def test_plan_depends_on_names_order_types_and_shapes() -> None:
+    a, b = tf.Variable([1.0]), tf.Variable([1.0, 2.0])
+    plans = [{"a": a, "b": b}, {"b": b, "a": a}, {"a": b, "b": b}, {"c": a, "b": b}]
+    assert len({agreement.plan(variables) for variables in plans}) == len(plans)
+
+
+def test_equal_weights_pass() -> None:
+    agreement.compare_weights(np.ones((3, 2)), ["kernel", "bias"], 100)
+
+
+def test_drifted_weights_name_replica_and_variable() -> None:
+    checksums = np.ones((3, 2))
+    checksums[2, 1] = 7
+    with pytest.raises(Refusal, match="after step 100 the weights of replica 2 .* first in bias") as caught:
+        agreement.compare_weights(checksums, ["kernel", "bias"], 100)
+    assert caught.value.code == ExitCode.PEER_LOST
+
+
+def test_versions_name_the_code_itself() -> None:
+    found = agreement.versions()
+    assert len(found["code"]) == 16
+    assert found["keras"].startswith("3.")

@@ -1,0 +1,261 @@
+"""Image folders: every usual format becomes the same RGB, and no image is left out unnoticed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from tests.unit.official_layouts import digits_32px, write_image_folder
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Splits, manifest
+from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.image_folder import open_image_folder
+from tl_dist.refusal import ExitCode, Refusal
+
+NAMES = [f"digit {k}" for k in range(10)]
+
+
+def folder(path: Path, **options: Any) -> Splits:
+    return open_image_folder(DataConfig(name="image_folder", path=str(path), **options))
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """ImageNet's layout: train and val, a folder for each class."""
+    write_image_folder(tmp_path / "train", digits_32px(100), NAMES)
+    write_image_folder(tmp_path / "val", digits_32px(40, start=100), NAMES)
+    return tmp_path
+
+
+def photograph() -> Image.Image:
+    return Image.fromarray(load_sample_image("flower.jpg")).resize((50, 37))
+
+
+# name -> (file's suffix, image as saved, options of the writer, largest mean difference in grey levels)
+PHOTOGRAPHS: dict[str, tuple[str, Any, dict[str, Any], float]] = {
+    "png": (".png", lambda p: p, {}, 0),
+    "png grey": (".png", lambda p: p.convert("L"), {}, 0),
+    "png grey and alpha": (".png", lambda p: p.convert("LA"), {}, 0),
+    "png alpha": (".png", lambda p: half_transparent(p), {}, 0),
+    "png palette": (".png", lambda p: p.quantize(64), {}, 0),
+    "png two colours": (".png", lambda p: p.convert("1"), {}, 0),
+    "jpeg": (".jpg", lambda p: p, {"quality": 95, "subsampling": 0}, 3),
+    "jpeg grey": (".JPEG", lambda p: p.convert("L"), {"quality": 95}, 3),
+    "jpeg progressive": (".jpg", lambda p: p, {"quality": 95, "subsampling": 0, "progressive": True}, 3),
+    "jpeg cmyk": (".jpg", lambda p: p.convert("CMYK"), {"quality": 95}, 3),
+    "bmp": (".bmp", lambda p: p, {}, 0),
+    "bmp grey": (".bmp", lambda p: p.convert("L"), {}, 0),
+    "bmp palette": (".bmp", lambda p: p.quantize(64), {}, 0),
+    "bmp alpha": (".bmp", lambda p: half_transparent(p), {}, 0),
+    "gif": (".gif", lambda p: p.quantize(64), {}, 0),
+    "gif of two frames": (
+        ".gif",
+        lambda p: p.quantize(64),
+        {"save_all": True, "append_images": [Image.new("P", (50, 37))]},
+        0,
+    ),
+}
+
+
+def half_transparent(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putalpha(128)
+    return image
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_photograph_is_the_same_rgb_in_every_format(name: str, tmp_path: Path) -> None:
+    suffix, convert, options, tolerance = PHOTOGRAPHS[name]
+    image = convert(photograph())
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        image.save(tmp_path / label / f"photo{suffix}", **options)
+    source = folder(tmp_path, test_fraction=0.0)["train"]
+    ((read, label), _) = tf.data.Dataset.range(2).map(source.read).as_numpy_iterator()
+    assert (read.dtype, read.shape, label) == (np.uint8, (37, 50, 3), 0)
+    difference = np.abs(read.astype(int) - np.asarray(image.convert("RGB")))
+    assert difference.mean() <= tolerance
+    assert source.ids == ("a/photo" + suffix, "b/photo" + suffix)
+
+
+def test_a_damaged_image_is_an_error_of_the_graph_alone(tmp_path: Path) -> None:
+    photograph().save(tmp_path / "photo.bmp")
+    whole = (tmp_path / "photo.bmp").read_bytes()
+    for content in (b"", b"B", b"BM", b"<html>", whole[:60]):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            decode_rgb(tf.constant(content))
+
+
+def test_official_splits_are_kept(official: Path) -> None:
+    splits = folder(official)
+    assert {name: s.num_examples for name, s in splits.items()} == {"train": 100, "validation": 40}
+    expected = digits_32px(40, start=100)
+    for name, (image, label) in zip(
+        splits["validation"].ids, tf.data.Dataset.range(40).map(splits["validation"].read), strict=True
+    ):
+        k = int(Path(name).stem)
+        assert name == f"val/digit {label}/{k:05}.png"
+        np.testing.assert_array_equal(image, expected.images[k])
+        assert label == expected.labels[k]
+    assert list(splits["train"].class_names) == NAMES
+
+
+def test_a_validation_split_can_come_out_of_train(official: Path) -> None:
+    (official / "val").rename(official / "test")
+    splits = folder(official, validation_fraction=0.2)
+    assert {name: s.num_examples for name, s in splits.items()} == {"train": 80, "validation": 20, "test": 40}
+    assert np.all(np.abs(np.bincount(splits["validation"].labels) - 2) <= 1)
+
+
+def test_two_validation_splits_are_refused(official: Path) -> None:
+    with pytest.raises(Refusal, match="validation_fraction") as refused:
+        folder(official, validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE
+
+
+def test_class_folders_alone_are_split_by_the_fractions(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, digits_32px(200), NAMES, ".jpg")
+    splits = folder(tmp_path, validation_fraction=0.2)
+    assert {name: s.num_examples for name, s in splits.items()} == {
+        "train": 120,
+        "validation": 30,
+        "test": 50,
+    }
+    assert manifest(folder(tmp_path, validation_fraction=0.2)) == manifest(splits)
+
+
+def test_where_the_folder_lies_means_nothing(
+    official: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(official)
+    assert manifest(folder(link)) == manifest(folder(official))
+
+
+def test_images_may_lie_deeper_and_behind_links(tmp_path: Path) -> None:
+    store = write_image_folder(tmp_path / "store", digits_32px(20), NAMES)
+    data = tmp_path / "data"
+    (data / "odd").mkdir(parents=True)
+    (data / "even").mkdir()
+    for k in range(10):
+        (data / ("even", "odd")[k % 2] / str(k)).symlink_to(store / NAMES[k])
+    train = folder(data, test_fraction=0.0)["train"]
+    assert (train.num_examples, list(train.class_names)) == (20, ["even", "odd"])
+    assert train.ids[0] == "even/0/00000.png"
+    (data / "odd" / "again").symlink_to(data / "odd")
+    with pytest.raises(Refusal, match="link to a folder that holds it"):
+        folder(data)
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
+    for label in (b"caf\xe9", b"th\xc3\xa9"):
+        place = os.path.join(os.fsencode(tmp_path), label)
+        os.mkdir(place)
+        with open(os.path.join(place, b"\xff.png"), "wb") as file:
+            photograph().save(file, "PNG")
+    splits = folder(tmp_path, test_fraction=0.0)
+    assert [image.shape for image, _ in tf.data.Dataset.range(2).map(splits["train"].read)] == [
+        (37, 50, 3)
+    ] * 2
+    assert manifest(splits)["digest"]
+
+
+def test_what_is_no_image_is_left_out_and_counted(official: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = manifest(folder(official))
+    assert not caplog.records
+    for name in ("notes.txt", "more.TXT", ".DS_Store"):
+        (official / "train" / "digit 3" / name).write_text("no image")
+    (official / "train" / "README").write_text("no image")
+    Image.new("RGB", (8, 8)).save(official / "train" / "preview.png")
+    with caplog.at_level(logging.WARNING):
+        assert manifest(folder(official)) == before
+    (record,) = caplog.records
+    assert "2 .txt (train/digit 3/more.TXT)" in record.getMessage()
+    assert "1 without suffix (train/README)" in record.getMessage()
+    assert "1 .png (train/preview.png)" in record.getMessage()
+    assert "DS_Store" not in record.getMessage()
+
+
+def test_images_that_cannot_be_decoded_are_refused(official: Path) -> None:
+    for k in range(3):
+        photograph().save(official / "train" / "digit 3" / f"new{k}.webp")
+    with pytest.raises(Refusal, match=r"3 \.webp \(train/digit 3/new0\.webp\)") as refused:
+        folder(official)
+    assert refused.value.code == ExitCode.DATA
+
+
+def test_the_fingerprint_follows_files_labels_and_classes(official: Path) -> None:
+    seen = [folder(official)["train"].fingerprint]
+    image = official / "train" / "digit 3" / "00003.png"
+    image.rename(official / "train" / "digit 4" / "00003.png")
+    seen.append(folder(official)["train"].fingerprint)
+    (official / "train" / "digit 4" / "00003.png").unlink()
+    seen.append(folder(official)["train"].fingerprint)
+    for split in ("train", "val"):
+        (official / split / "digit 9").rename(official / split / "nine")
+    seen.append(folder(official)["train"].fingerprint)
+    with (official / "train" / "nine" / "00009.png").open("ab") as file:
+        file.write(b"more")
+    seen.append(folder(official)["train"].fingerprint)
+    assert len(set(seen)) == len(seen) == 5
+
+
+def remove_class(root: Path) -> None:
+    for image in (root / "val" / "digit 7").iterdir():
+        image.unlink()
+    (root / "val" / "digit 7").rmdir()
+
+
+def empty_class(root: Path) -> None:
+    (root / "train" / "digit 75").mkdir()
+    (root / "val" / "digit 75").mkdir()
+
+
+def empty_file(root: Path) -> None:
+    (root / "val" / "digit 2" / "nothing.jpg").touch()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove_class, r"train and validation have different classes \(digit 7\)"),
+        (empty_class, "without an image: digit 75"),
+        (empty_file, r"val/digit 2/nothing\.jpg is empty"),
+        (lambda root: (root / "extra").mkdir(), "holds extra beside train, val"),
+        (lambda root: (root / "validation").mkdir(), "both val and validation"),
+        (lambda root: (root / "train").rename(root / "test"), "there is no .*/train"),
+        (
+            lambda root: (root / "train" / "digit 2" / "broken.png").symlink_to("gone"),
+            r"broken\.png cannot be read",
+        ),
+    ],
+)
+def test_a_layout_that_could_be_misread_is_refused(damage: Any, said: str, official: Path) -> None:
+    damage(official)
+    with pytest.raises(Refusal, match=said) as refused:
+        folder(official)
+    assert refused.value.code == ExitCode.DATA
+    assert refused.value.fix.endswith(".")
+
+
+def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        photograph().save(tmp_path / split / "photo.png")
+    with pytest.raises(Refusal, match="0 class folders"):
+        folder(tmp_path)
+
+
+def test_train_can_be_a_class(tmp_path: Path) -> None:
+    for name in ("bicycle", "train"):
+        (tmp_path / name).mkdir()
+        photograph().save(tmp_path / name / "photo.png")
+    assert list(folder(tmp_path, test_fraction=0.0)["train"].class_names) == ["bicycle", "train"]

@@ -1,0 +1,160 @@
+"""What is frozen does not move, bit for bit; what is trained does; batch norm keeps its statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.memory_source import MemorySource
+from tl_dist import model, optim, registry, step
+from tl_dist.backbones import Backbone
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import train_batches
+from tl_dist.parallel.single import SingleDevice
+from tl_dist.refusal import Refusal
+
+OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
+PARALLEL = SingleDevice(
+    Config(
+        name="x",
+        steps=1,
+        data=DataConfig(name="digits"),
+        model=ModelConfig(backbone="tiny"),
+        optimizer=OPTIMIZER,
+    )
+)
+
+
+def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> model.Classifier:
+    config = ModelConfig(backbone=backbone, weights="random", **settings)
+    record = registry.lookup(registry.BACKBONES, backbone)
+    return model.build(record, config, image_size=image_size, num_classes=3, seed=0)
+
+
+def train(
+    net: model.Classifier, steps: int = 3, *, image_size: int = 32, xla: bool = False
+) -> dict[str, float]:
+    source = MemorySource(12, size=image_size)
+    batches = train_batches(
+        source, Order(0, 12, 4), rows=range(4), from_step=0, to_step=steps, image_size=image_size,
+        mask_features=net.mask_features, dropout=0.5,
+    )  # fmt: skip
+    optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
+    run = step.train_chunk(
+        net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), xla=xla
+    )
+    sums = run(iter(batches), tf.constant(0, tf.int64), tf.constant(steps, tf.int64))
+    return {key: float(value) for key, value in sums.items()}
+
+
+def moved(net: model.Classifier, before: dict[str, np.ndarray]) -> set[str]:
+    now = {path: v.numpy() for path, v in {**net.trainable, **net.frozen}.items()}
+    return {path for path, value in now.items() if not np.array_equal(value, before[path])}
+
+
+@pytest.mark.parametrize(
+    ("train_from", "trained"),
+    [
+        ("head", ()),
+        ("block3", ("block3",)),
+        ("block2_conv1", ("block2", "block3")),
+        ("all", ("block1", "block2", "block3")),
+    ],
+)
+def test_exactly_the_chosen_variables_move(train_from: str, trained: tuple[str, ...]) -> None:
+    net = build(train_from=train_from, hidden=8)
+    before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
+    train(net)
+    expected = {f"backbone/{block}_conv1/{name}" for block in trained for name in ("kernel", "bias")}
+    expected |= {f"head/{layer}/{name}" for layer in ("hidden", "logits") for name in ("kernel", "bias")}
+    assert moved(net, before) == set(net.trainable) == expected
+
+
+def normalised_network(input_shape: tuple[int, int, int]) -> Any:
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv2D(8, 3, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
+
+
+def test_batch_norm_statistics_never_move_even_in_trained_layers() -> None:
+    record = Backbone("normalised", normalised_network, 32, 8, "tf", {"conv": "conv"})
+    config = ModelConfig(backbone="normalised", train_from="all")
+    net = model.build(record, config, image_size=32, num_classes=3, seed=0)
+    before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
+    train(net)
+    assert set(net.frozen) == {"backbone/norm/moving_mean", "backbone/norm/moving_variance"}
+    assert moved(net, before) == set(net.trainable) >= {"backbone/norm/gamma", "backbone/norm/beta"}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "features"), [("average", 64), ("maximum", 64), ("both", 128), ("flatten", 1024)]
+)
+def test_pooling_gives_its_features_to_the_head(pooling: str, features: int) -> None:
+    net = build(pooling=pooling, dropout=0.5)
+    assert net.mask_features == features
+    assert net.trainable["head/logits/kernel"].shape == (features, 3)
+
+
+def test_classic_head_is_flatten_dense_relu_dense() -> None:
+    net = build(pooling="flatten", hidden=128)
+    images = tf.constant(MemorySource(2, size=32).images)
+    features = tf.reshape(net.network(tf.cast(images, tf.float32) / 127.5 - 1.0), [2, -1])
+    weights = net.trainable
+    hidden = tf.nn.relu(features @ weights["head/hidden/kernel"] + weights["head/hidden/bias"])
+    expected = hidden @ weights["head/logits/kernel"] + weights["head/logits/bias"]
+    np.testing.assert_allclose(net(images, tf.ones([2, 0], tf.bool)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropout_mask_scales_what_it_keeps() -> None:
+    net = build(dropout=0.5)
+    net.trainable["head/logits/bias"].assign([0.0, 0.0, 0.0])
+    images = tf.constant(MemorySource(2, size=32).images)
+    every, half = tf.ones([2, 64], tf.bool), tf.constant([[True] * 32 + [False] * 32] * 2)
+    other_half = tf.logical_not(half)
+    np.testing.assert_allclose(
+        net(images, half) + net(images, other_half), net(images, every), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_xla_compiles_forward_and_backward_to_the_same_step() -> None:
+    plain, compiled = build(train_from="all"), build(train_from="all")
+    losses = [train(plain)["loss"], train(compiled, xla=True)["loss"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for path, variable in plain.trainable.items():
+        np.testing.assert_allclose(variable, compiled.trainable[path], rtol=1e-4, atol=1e-6)
+
+
+def test_logits_are_float32_under_mixed_precision() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        net = build(train_from="all", hidden=8)
+        assert net(tf.constant(MemorySource(2, size=32).images), tf.ones([2, 0], tf.bool)).dtype == tf.float32
+        assert {v.dtype for v in net.trainable.values()} == {tf.float32}
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_an_unknown_stage_is_refused_with_the_stages() -> None:
+    with pytest.raises(Refusal, match=r"'block9'.*Fix: use head, all, or one of block1, block2, block3\."):
+        build(train_from="block9")
+
+
+def test_label_smoothing_and_class_weights_against_numpy() -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    labels, weights = np.array([0, 1, 2, 2]), np.array([1.0, 2.0, 0.5])
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    expected = -(targets * log_p).sum(1) * weights[labels]
+    objective = step.Objective(3, 4, label_smoothing=0.1, class_weights=list(weights))
+    batch = step.Batch(None, tf.constant(labels, tf.int32), tf.ones(4), None, None)
+    np.testing.assert_allclose(objective.losses(tf.constant(logits), batch), expected, rtol=1e-5)
+
+
+def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
+    assert model.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 9, 4 / 3, 0.0])

@@ -1,0 +1,74 @@
+"""Each example exactly once per epoch, for any partition of the batch into rows, from any step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_dist.data.order import Order
+from tl_dist.parallel import rows_of
+
+
+def seen(order: Order, rows: range, steps: range) -> np.ndarray:
+    """Indices that a worker with these rows reads, in order."""
+    positions = [order.positions(step, row) for step in steps for row in rows]
+    return order.index(np.array(positions, np.int64)).numpy()
+
+
+@given(
+    num_examples=st.integers(1, 90),
+    global_batch=st.integers(1, 40),
+    world_size=st.integers(1, 7),
+    seed=st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_epoch_is_a_permutation_whatever_the_partition(
+    num_examples: int, global_batch: int, world_size: int, seed: int
+) -> None:
+    order = Order(seed, num_examples, global_batch)
+    epochs = 2
+    steps = -(-epochs * num_examples // global_batch)
+    stream = np.empty((steps, global_batch), np.int64)
+    for rank in range(world_size):
+        rows = rows_of(rank, world_size, global_batch)
+        if len(rows):
+            stream[:, rows.start : rows.stop] = seen(order, rows, range(steps)).reshape(steps, -1)
+    for epoch in range(epochs):
+        chunk = stream.ravel()[epoch * num_examples : (epoch + 1) * num_examples]
+        assert sorted(chunk) == list(range(num_examples))
+
+
+def test_epochs_and_seeds_give_different_orders() -> None:
+    order = Order(seed=3, num_examples=500, global_batch=500)
+    first, second = (seen(order, range(500), range(k, k + 1)) for k in (0, 1))
+    other = seen(Order(seed=4, num_examples=500, global_batch=500), range(500), range(1))
+    assert (first != second).mean() > 0.9
+    assert (first != other).mean() > 0.9
+    assert (first != np.arange(500)).mean() > 0.9
+
+
+def test_order_is_pinned() -> None:
+    """A change of the order would silently change every run that is resumed."""
+    assert seen(Order(seed=0, num_examples=10, global_batch=10), range(10), range(1)).tolist() == PINNED
+
+
+PINNED = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 4), (0.01, 1), (2.0, 7), (0.9, 3)])
+def test_steps_cover_the_epochs(epochs: float, steps: int) -> None:
+    assert Order(seed=0, num_examples=10, global_batch=3).steps(epochs) == steps
+
+
+@given(world_size=st.integers(1, 50), global_batch=st.integers(1, 400))
+def test_rows_are_disjoint_complete_and_even(world_size: int, global_batch: int) -> None:
+    shares = [rows_of(rank, world_size, global_batch) for rank in range(world_size)]
+    assert [row for share in shares for row in share] == list(range(global_batch))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_rows_of_refuses_a_rank_outside() -> None:
+    with pytest.raises(ValueError, match="rank 2"):
+        rows_of(2, 2, 8)

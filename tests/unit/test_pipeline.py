@@ -1,0 +1,100 @@
+"""Batches depend on position alone: not on the worker count, not on where the run was resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.memory_source import MemorySource
+from tl_dist.data.augment import OPERATIONS
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import evaluation_batches, train_batches
+from tl_dist.parallel import rows_of
+
+SOURCE = MemorySource(23)
+ORDER = Order(seed=5, num_examples=23, global_batch=7)
+
+
+def batches(rows: range = range(7), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
+    settings: dict[str, Any] = {"image_size": 8, "augmentations": tuple(OPERATIONS), "mask_features": 5}
+    settings |= {"dropout": 0.5, "threads": 2, **changes}
+    made = train_batches(SOURCE, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
+    return list(made.as_numpy_iterator())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_put_together_are_the_batches_of_one_worker(world_size: int) -> None:
+    whole = batches()
+    shares = [batches(rows_of(rank, world_size, 7)) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        for field, value in zip(batch._fields, batch, strict=True):
+            together = np.concatenate([getattr(share[step], field) for share in shares])
+            np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+def test_a_resumed_run_sees_the_same_batches() -> None:
+    for resumed, original in zip(batches(from_step=5), batches()[5:], strict=True):
+        for ours, theirs in zip(resumed, original, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_labels_belong_to_images() -> None:
+    for batch in batches(augmentations=()):
+        indices = ORDER.index(batch.positions).numpy()
+        np.testing.assert_array_equal(batch.images, SOURCE.images[indices])
+        np.testing.assert_array_equal(batch.labels, SOURCE.labels[indices])
+
+
+def test_the_same_example_is_augmented_anew_in_each_epoch() -> None:
+    drawn: dict[int, set[bytes]] = {}
+    for batch in batches(to_step=23, augmentations=("dihedral", "pad_crop")):
+        for image, index in zip(batch.images, ORDER.index(batch.positions).numpy(), strict=True):
+            drawn.setdefault(int(index), set()).add(image.tobytes())
+    assert np.mean([len(variants) for variants in drawn.values()]) > 5  # of 7 epochs
+
+
+def test_masks_keep_their_share_of_features() -> None:
+    masks = np.concatenate([batch.masks for batch in batches(to_step=50, mask_features=64, dropout=0.25)])
+    assert masks.mean() == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_evaluation_sees_each_example_once(world_size: int) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        rows = rows_of(rank, world_size, 7)
+        for batch in evaluation_batches(SOURCE, rows=rows, global_batch=7, image_size=8).as_numpy_iterator():
+            assert len(batch.weights) == len(rows)
+            seen += batch.positions[batch.weights > 0].tolist()
+    assert sorted(seen) == list(range(23))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
+    first, again = (batches(to_step=1, augmentations=(name,))[0].images for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    unchanged = batches(to_step=1, augmentations=())[0].images
+    assert first.shape == unchanged.shape
+    assert (first != unchanged).any()
+
+
+def test_dihedral_reaches_all_eight_symmetries() -> None:
+    source = MemorySource(1)
+    made = train_batches(
+        source,
+        Order(0, 1, 100),
+        rows=range(100),
+        from_step=0,
+        to_step=1,
+        image_size=8,
+        augmentations=("dihedral",),
+    )
+    images = next(made.as_numpy_iterator()).images
+    expected = {
+        np.rot90(base, k).tobytes()
+        for base in (source.images[0], source.images[0][:, ::-1])
+        for k in range(4)
+    }
+    assert {image.tobytes() for image in images} == expected

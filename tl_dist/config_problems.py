@@ -1,0 +1,277 @@
+"""What is wrong with the data of a config, in one line: where, which key, what it must be, how to mend it.
+
+Knows pydantic's models in general and the schema of a run only through the model it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.registry import nearest
+
+Path = tuple[str, ...]
+
+# What people write who know another tool. Values are leaf names of the schema.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "global_batch",
+    "batch": "global_batch",
+    "batch_size": "global_batch",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "num_workers": "workers",
+    "num_gpus": "workers",
+    "gpus": "workers",
+    "architecture": "backbone",
+    "augmentation": "augment",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "amp": "precision",
+    "mixed_precision": "precision",
+    "freeze": "train_from",
+    "val_fraction": "validation_fraction",
+    "jit_compile": "xla",
+}
+
+
+def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Mapping[str, str]) -> Refusal:
+    """The first problem as a refusal, with the number of the others.
+
+    `where` maps a dotted path to the place that set it ("x.yaml:4"); "" is the file. Unknown keys come first,
+    and hide what is missing beside them: a misspelt key is both.
+    """
+    problems: dict[Path, Any] = {}
+    for entry in error.errors(include_url=False):
+        path = _schema_path(model, entry["loc"])
+        problems.setdefault(path, entry)
+    typos = {path[:-1] for path, entry in problems.items() if entry["type"] == "extra_forbidden"}
+    for path in [p for p, entry in problems.items() if entry["type"] == "missing" and p[:-1] in typos]:
+        del problems[path]
+    path, entry = min(problems.items(), key=lambda item: (item[0][:-1] not in typos, _line(item[0], where)))
+    path = tuple(entry["ctx"]["path"]) if entry["type"] == "rule" else path
+    what, fix = _sentence(model, data, path, entry)
+    others = len(problems) - 1
+    if others:
+        what += f" ({others} more problem{'s' if others > 1 else ''} after this one.)"
+    return Refusal(f"{place(path, where)}: {what}", fix=fix, code=ExitCode.USAGE)
+
+
+def place(path: Path, where: Mapping[str, str]) -> str:
+    """Where the value at `path`, or the nearest thing around it, was written."""
+    for end in range(len(path), -1, -1):
+        if ".".join(path[:end]) in where:
+            return where[".".join(path[:end])]
+    return where[""]
+
+
+def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
+    """What to say about a key that the schema does not have, and how to mend it."""
+    *parents, key = path
+    section = field_model(model, tuple(parents)) or model
+    known = SYNONYMS.get(key, key)
+    homes = [home for home in _all_paths(model) if home[-1] == known and home[:-1] != tuple(parents)]
+    guess = known if known in section.model_fields else None
+    if guess is None and not homes:
+        guess = nearest(key, list(section.model_fields))
+    if guess is not None:
+        fix = f"write '{'.'.join((*parents, guess))}'."
+    elif homes:
+        level = "one key below its section" if homes[0][:-1] else "at the top level"
+        fix = f"write {' or '.join(repr('.'.join(home)) for home in homes[:3])} ({level})."
+    else:
+        fix = f"use one of {', '.join(section.model_fields)}."
+    return f"{'.'.join(path)} is not a key of a config.", fix
+
+
+def key_paths(model: type[BaseModel]) -> list[Path]:
+    """The path of every value that a config can hold, in schema order; sections themselves are not values."""
+    return [path for path in _all_paths(model) if field_model(model, path) is None]
+
+
+def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """The section at `path`, or None where there is none."""
+    current: Any = model
+    for name in path:
+        field = current.model_fields.get(name)
+        nested = field.annotation if field else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return None
+        current = nested
+    return current  # type: ignore[no-any-return]
+
+
+def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
+    """The schema of the key at `path`, or None for an unknown one."""
+    section = field_model(model, path[:-1]) if path else None
+    return section.model_fields.get(path[-1]) if section else None
+
+
+def expects(field: FieldInfo) -> str:
+    """What a key holds, in words: "a whole number above 0"."""
+    words, can_be_null = _words(field.annotation, tuple(field.metadata))
+    return words + (" or null" if can_be_null else "")
+
+
+def shown(value: Any) -> str:
+    """A value as YAML spells it, cut to fit a line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 50 else text[:47] + "..."
+
+
+def _all_paths(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
+    for name in model.model_fields:
+        yield (*prefix, name)
+        section = field_model(model, (name,))
+        if section is not None:
+            yield from _all_paths(section, (*prefix, name))
+
+
+def _schema_path(model: type[BaseModel], location: tuple[Any, ...]) -> Path:
+    """pydantic's location without its names for the arms of a union."""
+    path: list[str] = []
+    current: Any = model
+    for part in location:
+        if current is None:
+            if isinstance(part, int):
+                path.append(str(part))
+            continue
+        path.append(str(part))
+        field = current.model_fields.get(str(part))
+        nested = field.annotation if field else None
+        current = nested if isinstance(nested, type) and issubclass(nested, BaseModel) else None
+    return tuple(path)
+
+
+def _line(path: Path, where: Mapping[str, str]) -> int:
+    number = place(path, where).rpartition(":")[2]
+    return int(number) if number.isdigit() else -1
+
+
+def _sentence(model: type[BaseModel], data: Any, path: Path, entry: Any) -> tuple[str, str]:
+    dotted = ".".join(path)
+    if entry["type"] == "extra_forbidden":
+        return unknown_key(model, path)
+    if entry["type"] == "rule":
+        return entry["msg"], entry["ctx"]["fix"]
+    if entry["type"] == "missing":
+        return f"{dotted} is missing.", _add(path, field_at(model, path))
+    verb = "is"
+    if path and path[-1].isdigit():  # an item of a list: the list's field says what it may be
+        path, verb = path[:-1], "holds"
+        dotted = ".".join(path)
+    field = field_at(model, path)
+    if field is None:
+        return f"{dotted or 'the file'} is {shown(entry['input'])}.", f"{entry['msg']}."
+    if field_model(model, path) is not None:
+        what = f"{dotted} is {shown(entry['input'])}, but it is a section."
+        return what, f"put its keys below '{path[-1]}:'."
+    value = _value_at(data, path)
+    words = expects(field)
+    what = f"{dotted} {verb} {shown(entry['input'] if verb == 'holds' else value)}, but must be {words}."
+    return what, _mend(path[-1], field, value, words)
+
+
+def _mend(key: str, field: FieldInfo, value: Any, words: str) -> str:
+    bare = words.removesuffix(" or null")
+    guess = _nearest_literal(field.annotation, value)
+    if guess is not None:
+        return f"write '{key}: [{guess}]'." if bare.startswith("a list") else f"write '{key}: {guess}'."
+    if isinstance(value, str) and _is_number(value) and "number" in words:
+        return f"remove the quotes around {value.strip()}."
+    if bare == "true or false" and str(value).lower() in ("yes", "no", "on", "off"):
+        return f"write '{key}: {'true' if str(value).lower() in ('yes', 'on') else 'false'}'."
+    if bare.startswith("text") and isinstance(value, int | float):
+        return f"put it in quotes: '{key}: \"{value}\"'."
+    if "that matches" in bare and isinstance(value, str):
+        mended = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
+        if any(re.fullmatch(m.pattern, mended) for m in field.metadata if getattr(m, "pattern", None)):
+            return f"write '{key}: {mended}'."
+    default = field.get_default(call_default_factory=True)
+    if not field.is_required() and isinstance(default, int | float | str):
+        return f"write '{key}: {default if isinstance(default, str) else shown(default)}' (the default)."
+    return f"give {bare}."
+
+
+def _add(path: Path, field: FieldInfo | None) -> str:
+    *parents, key = path
+    below = f" below '{parents[-1]}:'" if parents else ""
+    words = expects(field) if field is not None else "a value"
+    return f"add '{key}:'{below}" + ("." if words == "a section" else f" with {words}.")
+
+
+def _value_at(data: Any, path: Path) -> Any:
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return list(data) if isinstance(data, tuple) else data
+
+
+def _nearest_literal(annotation: Any, value: Any) -> str | None:
+    words = [str(v) for v in _literals(annotation)]
+    if isinstance(value, list):
+        value = next((v for v in value if v not in words), None)
+    return nearest(value, words) if words and isinstance(value, str) else None
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
+    """The type in words, and whether null is allowed."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *more = get_args(annotation)
+        bounds = [m for entry in more for m in getattr(entry, "metadata", [entry])]  # Field(gt=0) holds a Gt
+        return _words(base, (*bounds, *metadata))
+    if origin in (Union, UnionType):
+        arms = [a for a in get_args(annotation) if a is not NoneType]
+        return " or ".join(_words(a, metadata)[0] for a in arms), NoneType in get_args(annotation)
+    if origin is Literal:
+        names = [str(a) for a in get_args(annotation)]
+        return (f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"), False
+    if origin is tuple:
+        item = _words(get_args(annotation)[0])[0]
+        return "a list of " + item.replace("one of ", "").replace("a number", "numbers"), False
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section", False
+    names_of = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = names_of.get(annotation, str(annotation))
+    return words + _bounds(metadata), False
+
+
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    parts = []
+    for entry in metadata:
+        if isinstance(entry, Gt):
+            parts.append(f"above {entry.gt}")
+        elif isinstance(entry, Ge):
+            parts.append(f"from {entry.ge} up")
+        elif isinstance(entry, Lt):
+            parts.append(f"below {entry.lt}")
+        elif isinstance(entry, Le):
+            parts.append(f"at most {entry.le}")
+        elif getattr(entry, "pattern", None):
+            parts.append(f"that matches {entry.pattern}")
+    return "".join(f" {part}" if k == 0 else f" and {part}" for k, part in enumerate(parts))

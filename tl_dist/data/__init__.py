@@ -1,0 +1,1 @@
+"""From a source to batches: the order of examples, augmentation, and the tf.data pipeline."""

@@ -1,0 +1,84 @@
+"""Batches of this worker's rows, by tf.data: nothing about an iterator is ever saved, it is made anew at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tl_dist.data.augment import augment, resize, seed_of
+from tl_dist.data.order import Order
+from tl_dist.datasets import Source
+from tl_dist.state import Batch
+
+
+def train_batches(
+    source: Source,
+    order: Order,
+    *,
+    rows: range,
+    from_step: int,
+    to_step: int,
+    image_size: int,
+    augmentations: Sequence[str] = (),
+    mask_features: int = 0,
+    dropout: float = 0.0,
+    threads: int = 1,
+) -> tf.data.Dataset:
+    """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
+
+    `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
+    does not depend on `from_step`.
+    """
+    num_rows = len(rows)
+
+    def example(k: Any) -> Batch:
+        position = order.positions(k // num_rows, rows.start + k % num_rows)
+        image, label = source.read(order.index(position))
+        image = augment(image, augmentations, order.seed, position, image_size)
+        draws = tf.random.stateless_uniform([mask_features], seed_of(order.seed, position, "dropout"))
+        return Batch(image, tf.cast(label, tf.int32), tf.constant(1.0), position, draws >= dropout)
+
+    counter = tf.data.Dataset.range(from_step * num_rows, to_step * num_rows)
+    return _batched(counter, example, num_rows, threads)
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    rows: range,
+    global_batch: int,
+    image_size: int,
+    mask_features: int = 0,
+    threads: int = 1,
+) -> tf.data.Dataset:
+    """Every example of `source` once over all workers, in order; the last batch is padded with weight 0."""
+    num_batches = -(-source.num_examples // global_batch)
+    num_rows = len(rows)
+
+    def example(k: Any) -> Batch:
+        index = (k // num_rows) * global_batch + rows.start + k % num_rows
+        real = index < source.num_examples
+        index = tf.minimum(index, source.num_examples - 1)
+        image, label = source.read(index)
+        return Batch(
+            tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3]),
+            tf.cast(label, tf.int32),
+            tf.cast(real, tf.float32),
+            index,
+            tf.ones([mask_features], tf.bool),
+        )
+
+    return _batched(tf.data.Dataset.range(num_batches * num_rows), example, num_rows, threads)
+
+
+def _batched(counter: tf.data.Dataset, example: Any, num_rows: int, threads: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    mapped = counter.map(example, num_parallel_calls=threads)
+    return mapped.batch(num_rows, drop_remainder=True).prefetch(2).with_options(options)

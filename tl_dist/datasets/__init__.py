@@ -1,0 +1,130 @@
+"""What a dataset is: an index -> example mapping, in named splits. One file per format beside this one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Source(Protocol):
+    """Random access to labelled images.
+
+    `read(index)` is traced inside tf.data: `index` is a scalar int64 tensor; it returns `(image, label)` with
+    `image` uint8 [height, width, 3] (any size, RGB) and `label` a scalar int32.
+    `fingerprint` is a hex digest that changes when the examples, their order or their labels do.
+    `ids[i]` names example i for people (a file, or file plus offset); it is unique within the dataset.
+    `labels` is the int32 vector of all labels, known without decoding an image.
+    """
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> NDArray[np.int32]: ...
+
+    def read(self, index: Any) -> tuple[Any, Any]: ...
+
+
+Splits = Mapping[str, Source]
+"""The sources of one dataset by name: always "train", and "validation" or "test" where they exist."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some rows of a source, in the given order; fingerprint, ids and labels follow.
+
+    A subset of a subset is a subset of the first source: how often a split was divided leaves no trace.
+    ValueError if an index lies outside the source.
+    """
+
+    source: Source
+    indices: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        indices = np.asarray(self.indices, np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.source.num_examples:
+            raise ValueError("an index lies outside the source")
+        if isinstance(self.source, Subset):
+            indices = self.source.indices[indices]
+            object.__setattr__(self, "source", self.source.source)
+        object.__setattr__(self, "indices", indices)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.indices)
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.source.class_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        rows = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(f"{self.source.fingerprint} {rows}".encode()).hexdigest()
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        ids = self.source.ids
+        return [ids[i] for i in self.indices]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        return self.source.labels[self.indices]
+
+    @cached_property
+    def _rows(self) -> Any:
+        return host_tensor(self.indices)
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        return self.source.read(tf.gather(self._rows, index))
+
+
+def host_tensor(values: Any) -> Any:
+    """`values` as an eager tensor in host memory, also when called while tf.data traces a function.
+
+    A traced function captures an eager tensor by reference. A constant made during tracing would be a copy
+    inside the graph, which is serialised, is limited to 2 GiB, and is copied again by every graph rewrite.
+    """
+    import tensorflow as tf
+
+    # Without the device, TensorFlow would put the values on a GPU and fetch them back for tf.data.
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.constant(values)
+
+
+def manifest(splits: Splits) -> dict[str, Any]:
+    """Which example is in which split, as JSON: class names, fingerprint and ids by split, and a digest."""
+    content: dict[str, Any] = {
+        "class_names": list(splits["train"].class_names),
+        "splits": {
+            name: {"fingerprint": source.fingerprint, "ids": list(source.ids)}
+            for name, source in splits.items()
+        },
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {"digest": digest, **content}

@@ -1,0 +1,128 @@
+"""Images that are one file each, read and decoded when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import host_tensor
+from tl_dist.refusal import ExitCode, Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """A `Source` of image files: `ids` are paths below `root`, `sizes` int64 [N] bytes, `labels` int32 [N].
+
+    The fingerprint is over path, size and label of each file in order, the class names, and `annotations`:
+    whatever else came with the images. It reads no image, and does not depend on where `root` is.
+    """
+
+    root: Path
+    ids: Sequence[str]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    class_names: Sequence[str]
+    annotations: str = ""
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps([list(self.class_names), self.annotations]).encode())
+        for name, size, label in zip(self.ids, self.sizes, self.labels, strict=True):
+            digest.update(os.fsencode(name) + f"\0{size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _tensors(self) -> tuple[Any, Any]:
+        return host_tensor([os.fsencode(self.root / name) for name in self.ids]), host_tensor(self.labels)
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        paths, labels = self._tensors
+        return decode_rgb(tf.io.read_file(tf.gather(paths, index))), tf.gather(labels, index)
+
+
+def decode_rgb(encoded: Any) -> Any:
+    """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF or BMP, told apart by their content.
+
+    Grey and paletted images become RGB, 16 bits become 8, a CMYK JPEG is converted without colour management.
+    Alpha is dropped, not blended; of an animation the first frame is taken; the orientation in EXIF data is
+    ignored. A damaged image is an InvalidArgumentError when the graph runs.
+    """
+    import tensorflow as tf
+
+    image = tf.cond(
+        tf.strings.substr(encoded, 0, 2) == b"BM",
+        lambda: _decode_bmp(encoded),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _decode_bmp(encoded: Any) -> Any:
+    """TensorFlow ignores the palette of an 8-bit BMP, which alone says what its pixels mean."""
+    import tensorflow as tf
+
+    pixels = tf.io.decode_bmp(encoded)
+
+    def with_palette() -> Any:
+        # File header of 14 bytes, whose last 4 say where the pixels begin; info header, whose first 4 give
+        # its size; palette of (blue, green, red, 0).
+        ends = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
+        begin = 14 + ends[1]
+        palette = tf.io.decode_raw(tf.strings.substr(encoded, begin, ends[0] - begin), tf.uint8)
+        colours = tf.reshape(palette, [-1, 4])[:, 2::-1]
+        return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
+
+    return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
+
+
+def directory_of(data: DataConfig, expected: str) -> Path:
+    """The directory `data.path`; refuses it unset (64) or missing (65), saying what is `expected` in it."""
+    if data.path is None:
+        raise Refusal(
+            f"dataset {data.name} needs the directory of its files.",
+            fix=f"set data.path to a directory with {expected}.",
+            code=ExitCode.USAGE,
+        )
+    root = Path(data.path).expanduser()
+    if not root.is_dir():
+        raise Refusal(
+            f"dataset {data.name}: there is no directory {root}.",
+            fix=f"set data.path to a directory with {expected}.",
+            code=ExitCode.DATA,
+        )
+    return root.resolve()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, which must not be empty; refuses (65) one that is missing, naming it."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise Refusal(
+            f"{path} cannot be read: {error.strerror}.",
+            fix="restore the file, or correct data.path.",
+            code=ExitCode.DATA,
+        ) from error
+    if size == 0:
+        raise Refusal(f"{path} is empty.", fix="restore or delete the file.", code=ExitCode.DATA)
+    return size

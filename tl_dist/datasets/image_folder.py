@@ -1,0 +1,161 @@
+"""Images in one folder for each class: the layout that ImageNet is kept in, and most people's own images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Splits
+from tl_dist.datasets.files import FileSource, directory_of, size_of
+from tl_dist.datasets.split import divide
+from tl_dist.refusal import ExitCode, Refusal
+
+READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif"})
+UNREADABLE = frozenset({".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
+"""Images that cannot be decoded here. They are refused: to leave them out would change the data unnoticed."""
+
+_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_EXPECTED = "train/CLASS/IMAGE (and validation, test beside train), or with CLASS/IMAGE"
+
+_log = logging.getLogger(__name__)
+
+
+def open_image_folder(data: DataConfig) -> Splits:
+    """The images below `data.path` in a folder for each class, or in `train`, `validation`, `test` with such.
+
+    Classes are numbered in the order of their names; images may lie deeper in a class folder. With a `train`
+    folder its neighbours are the splits: no test split is made where there is none, and validation_fraction
+    is taken from `train`. Without it the fractions decide. Hidden files are ignored; others that are no
+    images are left out and counted in the log. Refuses (65) image formats that cannot be decoded, a class
+    without images, and splits with different classes.
+    """
+    root = directory_of(data, _EXPECTED)
+    folders = _folders(root)
+    if _FOLDERS.keys().isdisjoint(folders) or _is_class(root, folders):
+        return divide(_source(root, root), data)
+    official = {split: _source(root, root / name) for name, split in _split_folders(root, folders).items()}
+    train = official["train"]
+    for name, source in official.items():
+        if source.class_names != train.class_names:
+            different = sorted(set(source.class_names) ^ set(train.class_names))
+            raise _wrong(
+                f"{root}: train and {name} have different classes ({_few(different)})",
+                "make the class folders of all splits agree",
+            )
+    if "validation" in official and data.validation_fraction > 0:
+        raise Refusal(
+            f"{root} has a validation folder, and data.validation_fraction is {data.validation_fraction}.",
+            fix="set data.validation_fraction to 0, or remove the folder.",
+            code=ExitCode.USAGE,
+        )
+    return {**official, **divide(train, data, test=False)}
+
+
+def _is_class(root: Path, folders: list[str]) -> bool:
+    """Whether `train` is a class such as the vehicle: no folder is in it, and no other split beside it."""
+    return {"train"} == _FOLDERS.keys() & set(folders) and not _folders(root / "train")
+
+
+def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
+    """Split by folder name; refuses a folder that is no split, one split twice, and a missing `train`."""
+    splits = {name: _FOLDERS[name] for name in folders if name in _FOLDERS}
+    if others := [name for name in folders if name not in splits]:
+        raise _wrong(
+            f"{root} holds {_few(others)} beside {_few(sorted(splits))}: are these splits or classes?",
+            "keep only the folders train, validation and test there, or only class folders",
+        )
+    if len(set(splits.values())) < len(splits):
+        raise _wrong(f"{root} holds both val and validation", "keep one of them")
+    if "train" not in splits:
+        raise _wrong(f"there is no {root / 'train'}", "add the folder, or correct data.path")
+    return splits
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in _visible(path) if entry.is_dir())
+
+
+def _visible(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise _wrong(
+            f"{path} cannot be listed: {error.strerror}", "permit it, or correct data.path"
+        ) from error
+
+
+class _Image(NamedTuple):
+    id: str  # path below the root, which sorts
+    size: int
+
+
+def _source(root: Path, folder: Path) -> FileSource:
+    """The images of the class folders of `folder`, ordered by class and path."""
+    classes = _folders(folder)
+    if len(classes) < 2:
+        raise _wrong(
+            f"{folder} holds {len(classes)} class folders: it takes two", f"arrange it as {_EXPECTED}"
+        )
+    prefix = "" if folder == root else f"{folder.name}/"
+    left_out: dict[str, list[str]] = {}
+    for entry in _visible(folder):
+        if not entry.is_dir():
+            left_out.setdefault(_suffix(entry.name), []).append(prefix + entry.name)
+    images: list[_Image] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(_images(folder / name, prefix + name, left_out))
+        images += found
+        labels += [label] * len(found)
+    _report(folder, left_out)
+    if empty := sorted(set(range(len(classes))) - set(labels)):
+        names = _few([classes[label] for label in empty])
+        raise _wrong(f"{folder} has class folders without an image: {names}", "add images or delete them")
+    ids, sizes = zip(*images, strict=True)
+    return FileSource(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
+
+
+def _images(
+    folder: Path, prefix: str, left_out: dict[str, list[str]], above: frozenset[Path] = frozenset()
+) -> Iterator[_Image]:
+    """The images at any depth below `folder`; what is none goes to `left_out`, by suffix."""
+    place = folder.resolve()
+    if place in above:
+        raise _wrong(f"{folder} is a link to a folder that holds it", "delete the link")
+    for entry in _visible(folder):
+        name = f"{prefix}/{entry.name}"
+        suffix = _suffix(entry.name)
+        if entry.is_dir():
+            yield from _images(folder / entry.name, name, left_out, above | {place})
+        elif suffix in READABLE:
+            yield _Image(name, size_of(folder / entry.name))
+        else:
+            left_out.setdefault(suffix, []).append(name)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _report(folder: Path, left_out: dict[str, list[str]]) -> None:
+    """Refuse what should have been read, and say in one line of the log what was left out for good reason."""
+    kinds = [f"{len(left_out[k])} {k or 'without suffix'} ({min(left_out[k])})" for k in sorted(left_out)]
+    if not UNREADABLE.isdisjoint(left_out):
+        raise _wrong(f"{folder} holds images that cannot be read: {_few(kinds)}", "convert them to PNG")
+    if kinds:
+        _log.warning("%s: files that are in no class or no images were left out: %s", folder, _few(kinds))
+
+
+def _few(words: list[str]) -> str:
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+
+
+def _wrong(what: str, fix: str) -> Refusal:
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)

@@ -1,0 +1,59 @@
+"""The one place where examples are divided into train, validation and test."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Source, Subset
+from tl_dist.refusal import ExitCode, Refusal
+
+Indices = NDArray[np.int64]
+
+
+def divide(
+    pool: Source, data: DataConfig, *, strata: NDArray[np.int32] | None = None, test: bool = True
+) -> dict[str, Source]:
+    """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
+
+    `strata` numbers the group of each example; default: its label. `test=False` where the test split is
+    official. A fraction of 0 makes no split. Refuses (65) a fraction that leaves a side too small.
+    """
+    groups = pool.labels if strata is None else strata
+    kept = np.arange(pool.num_examples)
+    splits: dict[str, Source] = {}
+    wanted = [("test", data.test_fraction)] if test else []
+    for name, fraction in [*wanted, ("validation", data.validation_fraction)]:
+        if fraction > 0:
+            key = f"data.{name}_fraction"
+            kept, held_out = hold_out(kept, groups, fraction, seed=data.split_seed, key=key)
+            splits[name] = Subset(pool, held_out)
+    train = Subset(pool, kept) if splits else pool
+    return {"train": train, **splits}
+
+
+def hold_out(
+    indices: Indices, strata: NDArray[np.int32], fraction: float, *, seed: int, key: str
+) -> tuple[Indices, Indices]:
+    """`indices` in two ascending parts, the second of round(len(indices) * fraction), by seed and strata.
+
+    Each stratum is shared out to within one example (scikit-learn's stratified shuffle split).
+    Refuses (65) what cannot be shared out, naming the `key` of the config.
+    """
+    from sklearn.model_selection import train_test_split
+
+    num_held_out = int(len(indices) * fraction + 0.5)
+    groups = strata[indices]
+    try:
+        kept, held_out = train_test_split(indices, test_size=num_held_out, stratify=groups, random_state=seed)
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        raise Refusal(
+            f"{key} = {fraction} of {len(indices)} examples cannot be held out: {why}.",
+            fix=f"set {key} so that both parts hold every group, add examples to the smallest, or use 0.",
+            code=ExitCode.DATA,
+        ) from error
+    if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
+        raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
+    return np.sort(kept), np.sort(held_out)

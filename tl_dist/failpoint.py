@@ -1,0 +1,113 @@
+"""Named places where a test makes a process die, stop, wait or fail. Costs nothing when none is set.
+
+`TL_FAILPOINT=NAME[@RANK][:N]=ACTION` (several, separated by commas) acts when NAME is reached: for the Nth
+time only, or every time without N; in the worker RANK only, or in every worker without RANK. Actions: `kill`
+(SIGKILL), `stop` (SIGSTOP), `raise`, `sleep=S` (seconds), `corrupt` (one bit of the largest file that the
+place hands over). Refused unless `TL_ALLOW_FAILPOINTS=1` is set too: nobody should lose a run to a forgotten
+variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_dist.refusal import ExitCode, Refusal
+
+_FORM = re.compile(
+    r"(?P<name>[a-z_.]+)(@(?P<rank>\d{1,6}))?(:(?P<nth>\d{1,9}))?="
+    r"(?P<action>kill|stop|raise|corrupt|sleep=(?P<seconds>\d{1,6}(\.\d{1,6})?))"
+)
+
+
+class FailpointReached(Exception):
+    """What the action `raise` raises."""
+
+
+@dataclass
+class _Rule:
+    name: str
+    rank: int | None
+    nth: int | None
+    action: str
+    seconds: float
+    reached: int = 0
+
+    def applies(self, name: str, rank: int | None) -> bool:
+        if name != self.name or self.rank not in (None, rank):
+            return False
+        self.reached += 1
+        return self.nth in (None, self.reached)
+
+
+class Failpoint:
+    """Call it with the name of the place that was reached, and the file or directory that it is about."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        text = environment.get("TL_FAILPOINT", "")
+        self._rank: int | None = None
+        self._refusal: Refusal | None = None
+        self._rules: list[_Rule] = []
+        if text and environment.get("TL_ALLOW_FAILPOINTS") != "1":
+            self._refuse("TL_FAILPOINT is set: this process would fail on purpose.", "unset TL_FAILPOINT.")
+        for part in text.split(",") if text else ():
+            form = _FORM.fullmatch(part)
+            if form is None:
+                self._refuse(
+                    f"TL_FAILPOINT: '{part}' cannot be read.",
+                    "write NAME[@RANK][:N]=kill|stop|raise|sleep=S|corrupt.",
+                )
+                continue
+            rank, nth = (int(form[key]) if form[key] else None for key in ("rank", "nth"))
+            action = form["action"].partition("=")[0]
+            self._rules.append(_Rule(form["name"], rank, nth, action, float(form["seconds"] or 0)))
+
+    def set_rank(self, rank: int) -> None:
+        """Say which worker this process is; raises the Refusal when the variables are not as they must be."""
+        self._rank = rank
+        self("worker.rank_known")
+
+    def __call__(self, name: str, path: Path | None = None) -> None:
+        if self._refusal is not None:
+            raise self._refusal  # not at import, where nobody would turn it into one line and an exit code
+        for rule in self._rules:
+            if rule.applies(name, self._rank):
+                _act(rule, path)
+
+    def _refuse(self, what: str, fix: str) -> None:
+        self._refusal = Refusal(what, fix=fix, code=ExitCode.USAGE)
+
+
+def _act(rule: _Rule, path: Path | None) -> None:
+    if rule.action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif rule.action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif rule.action == "raise":
+        raise FailpointReached(rule.name)
+    elif rule.action == "sleep":
+        time.sleep(rule.seconds)
+    elif rule.action == "corrupt" and path is not None:
+        _flip_a_bit(path)
+
+
+def _flip_a_bit(path: Path) -> None:
+    """Change one bit in the middle of a file, or of the largest file in a directory."""
+    if path.is_dir():
+        files = [entry for entry in path.iterdir() if entry.is_file()]
+        path = max(files, key=lambda entry: entry.stat().st_size)
+    with path.open("r+b") as file:
+        middle = path.stat().st_size // 2
+        file.seek(middle)
+        byte = file.read(1)
+        file.seek(middle)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+failpoint = Failpoint(os.environ)
+set_rank = failpoint.set_rank

@@ -1,0 +1,274 @@
+"""The command line: `tl-dist VERB ...`. Each verb parses, calls one function, and shows what it returns.
+
+Modules are imported by the verb that needs them, so that `--help` answers at once and nothing here can bring
+TensorFlow in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tl_dist.refusal import ExitCode, Refusal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="tl-dist",
+    help="Distributed transfer learning of vision networks: one config file, any number of workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="values put over the file's, as optimizer.learning_rate=1e-3"
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/NAME")]
+Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-n", min=1, help="default: one for each visible GPU, else one")
+    ] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Train to the end. The same command goes on with a run that was stopped or that failed."""
+    from tl_dist.launch.train import Request
+    from tl_dist.parallel.slots import started_by_launcher
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    if started_by_launcher(os.environ):
+        from tl_dist.launch.join import join
+
+        join(request, os.environ)
+    from tl_dist.launch.train import train as train_here
+
+    return train_here(request, _console())
+
+
+@app.command()
+def worker(run: RunPath) -> int:
+    """Be one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
+    from tl_dist.launch.join import become_worker
+
+    become_worker(run)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+) -> int:
+    """Evaluate the newest checkpoint of a run."""
+    from tl_dist.launch.evaluate import evaluate as evaluate_run
+    from tl_dist.launch.report import show_evaluation
+
+    show_evaluation(evaluate_run(run, split), _console())
+    return ExitCode.DONE
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
+    """Print a config with every default filled in."""
+    from tl_dist.config import dump, load
+
+    print(dump(load(config, overrides or ())), end="")
+    return ExitCode.DONE
+
+
+@config_app.command("schema")
+def config_schema(
+    as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
+) -> int:
+    """List every key that a config may hold: its type, its default, what it does."""
+    from tl_dist import config
+    from tl_dist.launch.report import show_schema
+
+    if as_json:
+        print(json.dumps(config.schema(), indent=1))
+    else:
+        show_schema(config.Config, _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
+    """Describe this machine and this installation, for a report about a problem."""
+    from tl_dist.launch.environment import as_text, collect
+
+    facts = collect()
+    print(json.dumps(facts, indent=1) if as_json else as_text(facts))
+    return ExitCode.DONE
+
+
+@app.command()
+def doctor() -> int:
+    """Say what is built in, and prove it by a sum over two workers. Exit code 1 if something is broken."""
+    from tl_dist.launch.doctor import examine
+    from tl_dist.launch.report import show_line
+
+    console = _console()
+    healthy = True
+    for finding in examine():
+        style = "" if finding.ok else "dim" if finding.ok is None else "bold red"
+        show_line(console, str(finding), style=style)
+        healthy = healthy and finding.ok is not False
+    return 0 if healthy else 1
+
+
+@app.command("runs")
+def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+    """List the runs in a directory."""
+    from tl_dist.launch.report import show_runs
+    from tl_dist.run import runs
+
+    if not root.is_dir():
+        raise Refusal(
+            f"{root} is no directory.", fix="name the one that holds the runs.", code=ExitCode.USAGE
+        )
+    show_runs(runs(root), _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="default: 1")] = None,
+    ntasks_per_node: Annotated[
+        int | None, typer.Option(help="workers on each node; default: its GPUs")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option()] = None,
+    cpus_per_task: Annotated[int | None, typer.Option()] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    time: Annotated[str | None, typer.Option(help="limit, as sbatch takes it: 8:00:00, 1-12")] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    signal_lead_s: Annotated[
+        int | None, typer.Option(help="ask for the stop so long before the limit")
+    ] = None,
+    max_requeue: Annotated[int | None, typer.Option(help="restarts of the job; default: 3")] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="network interface or address of the first node")
+    ] = None,
+    mpi: Annotated[str | None, typer.Option(help="none or pmix")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option(help='one more #SBATCH option, "--constraint=a100"')
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be submitted")] = False,
+    runs: Root = Path("runs"),
+) -> int:
+    """Submit a run to Slurm; the job asks itself to stop before its limit and requeues itself."""
+    from tl_dist.launch.submit import submit_run
+    from tl_dist.launch.train import Request
+
+    options: dict[str, Any] = {
+        "nodes": nodes,
+        "ntasks_per_node": ntasks_per_node or gpus_per_node,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task,
+        "partition": partition,
+        "time": time,
+        "account": account,
+        "signal_lead_s": signal_lead_s,
+        "max_requeue": max_requeue,
+        "interface": interface,
+        "mpi": mpi,
+        "extra": tuple(extra) if extra else None,
+    }
+    request = Request(config, overrides or (), runs=runs)
+    return submit_run(request, options, _console(), dry_run=dry_run)
+
+
+@app.command(hidden=True)
+def srun(run: RunPath) -> int:
+    """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
+    from tl_dist.launch.slurm import drive
+
+    return drive(run, os.environ)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Whatever goes wrong is one line on standard error."""
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(arguments, prog_name="tl-dist", standalone_mode=False)
+        return int(code or 0)
+    except Refusal as refusal:
+        _complain(str(refusal))
+        return refusal.code
+    except typer.Abort:
+        _complain("interrupted. Fix: run the same command again.")
+        return 130
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more on exit
+        return 0
+    except Exception as error:
+        _complain(
+            f"{type(error).__name__}: {error} Fix: report it, with {_traceback_file()} and 'tl-dist env'."
+        )
+        return ExitCode.INTERNAL
+
+
+def _usage_error(error: Exception) -> int:
+    message = str(getattr(error, "format_message", lambda: error)())
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing
+        print(message)
+        return ExitCode.USAGE
+    path = context.command_path if context else "tl-dist"
+    _complain(f"{' '.join(message.split())} Fix: see {path} --help.")
+    return ExitCode.USAGE
+
+
+def _traceback_file() -> str:
+    with suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="tl-dist-traceback-", suffix=".txt")
+        with os.fdopen(handle, "w") as file:
+            traceback.print_exc(file=file)
+        return path
+    return "the command line"
+
+
+def _complain(line: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    console.print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What is started: a config becomes each worker's command line and environment. Pure, but for counting GPUs.
+
+A worker inherits the environment it is started from, without names that look like secrets (it needs none, and
+what a process holds can end in a log), and gets threads, logging and, under Horovod, its place in the run.
+What a person has set stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_dist.config import Config
+
+SECRET = re.compile(r"TOKEN|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.IGNORECASE)
+"""Names of variables that workers do not get."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+
+PLACE = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
+"""Left over in the shell of someone who tried a launcher, these would make a lone worker wait for others."""
+
+SUPERVISED = "TL_DIST_SUPERVISED"
+"""Tells a worker that its output goes to its log already, and that somebody else shows the progress."""
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One worker process on this host: its rank, its command line and its whole environment."""
+
+    rank: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
+    """NVIDIA GPUs that a process here may use; asks neither TensorFlow nor the driver."""
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        listed = environment.get(name)
+        if listed is not None:
+            # CUDA stops at the first entry that is no device: "-1" or nothing hides all that follow.
+            return next(
+                (k for k, g in enumerate(listed.split(",")) if g.strip() in ("", "-1")), listed.count(",") + 1
+            )
+    return len(list(gpus.iterdir())) if gpus.is_dir() else 0
+
+
+def num_workers(cfg: Config, gpus: int) -> int:
+    """`workers`, or one for each GPU, or one; under `mirrored` these are replicas in one process."""
+    if cfg.strategy == "single":
+        return 1
+    return cfg.workers or max(1, gpus)
+
+
+def num_processes(cfg: Config, gpus: int) -> int:
+    """Worker processes of a run on this host."""
+    return num_workers(cfg, gpus) if cfg.strategy == "horovod" else 1
+
+
+def worker_argv(run: Path, *, evaluate: str | None = None, python: str = sys.executable) -> tuple[str, ...]:
+    """The command line of every worker, whoever starts it."""
+    argv = (python, "-m", "tl_dist.worker", str(run))
+    return argv if evaluate is None else (*argv, "--evaluate", evaluate)
+
+
+def worker_environment(
+    cfg: Config, inherited: Mapping[str, str], *, processes: int, cores: int
+) -> dict[str, str]:
+    """The environment of a worker, without its place among the others."""
+    kept = {k: v for k, v in inherited.items() if not SECRET.search(k) and k not in PLACE}
+    threads = cfg.runtime.threads or max(1, cores // processes)
+    # Heeded by Horovod's MPI controller alone; the supervisor watches heartbeats under any.
+    stall = {
+        "HOROVOD_STALL_CHECK_TIME_SECONDS": f"{max(1, cfg.safety.hang_s / 4):.0f}",
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": f"{max(2, cfg.safety.hang_s):.0f}",
+    }
+    defaults = {
+        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",  # SIGABRT from the supervisor leaves every thread's stack in the log
+        **(stall if cfg.strategy == "horovod" else {}),
+    }
+    return defaults | kept | {SUPERVISED: "1"}
+
+
+def local_commands(
+    cfg: Config,
+    run: Path,
+    inherited: Mapping[str, str],
+    *,
+    processes: int,
+    place: Callable[[int], Mapping[str, str]] | None = None,
+    evaluate: str | None = None,
+    cores: int | None = None,
+    python: str = sys.executable,
+) -> Sequence[Command]:
+    """The workers of a run on this host, in rank order.
+
+    `place(rank)` gives the variables by which Horovod's workers find each other; other strategies have none.
+    """
+    argv = worker_argv(run, evaluate=evaluate, python=python)
+    cores = cores or len(os.sched_getaffinity(0))
+    common = worker_environment(cfg, inherited, processes=processes, cores=cores)
+    return [Command(k, argv, common | dict(place(k) if place else {})) for k in range(processes)]

@@ -1,0 +1,62 @@
+"""`tl-dist eval`: the figures of a run's newest commit, computed by workers as in training."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from tl_dist import config
+from tl_dist.durable import read_file
+from tl_dist.launch.attempt import ORDERLY, explained, first_failure
+from tl_dist.launch.group import Group
+from tl_dist.launch.local import local_launch
+from tl_dist.launch.supervise import signals_counted
+from tl_dist.lock import holder
+from tl_dist.progress import Record
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+
+MAX_RESULT_BYTES = 64 << 20
+
+
+def evaluate(path: Path, split: str) -> Record:
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Changes nothing of the run."""
+    run = RunDir.open(path)
+    cfg = config.load(run.config_file)
+    owner = holder(run)
+    if owner is not None:  # its workers would see our heartbeats, and we their stop file
+        raise Refusal(
+            f"run '{run.name}' is in use by {owner}.",
+            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+    run.clear_stop()
+    result = run.path / "evaluations" / f"{split}.json"
+    result.unlink(missing_ok=True)
+    with (
+        signals_counted() as signals,
+        local_launch(cfg, run.path, evaluate=split)() as commands,
+        Group(commands, lambda rank: run.logs / f"evaluate_rank_{rank:04d}.out", heading=split) as group,
+    ):
+        while not group.wait(0.1) and not signals.stop and _orderly(group):
+            pass
+        group.end(grace_s=0 if signals.stop else None)
+        run.clear_stop()
+        if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
+            what = "the evaluation was stopped."
+            raise Refusal(what, fix="run the same command again.", code=ExitCode.REQUEUE)
+        if not _orderly(group):
+            first = first_failure(group.exits)
+            end = explained(first, group.last_lines(first.rank))
+            log = run.logs / f"evaluate_rank_{first.rank:04d}.out"
+            code = ExitCode(end.code) if end.code in list(ExitCode) else ExitCode.INTERNAL
+            what = f"rank {first.rank} on {socket.gethostname()}: {end.cause}."
+            raise Refusal(what, fix=end.fix or f"read {os.path.relpath(log)}.", code=code)
+    record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
+    return record
+
+
+def _orderly(group: Group) -> bool:
+    return all(exit.code in ORDERLY for exit in group.exits)

@@ -1,0 +1,88 @@
+"""`tl-dist train` under horovodrun, mpirun or srun: this process is one of several, and becomes a worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from tl_dist import config
+from tl_dist.config import Config
+from tl_dist.launch.command import worker_argv
+from tl_dist.launch.prepare import prepare
+from tl_dist.launch.train import Request, open_run, require_horovod
+from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+
+JOIN_S = 60.0
+"""how long a worker waits for rank 0 to make the run directory"""
+
+_RANKS = {
+    "horovodrun": ("HOROVOD_RANK",),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"),
+    "srun": ("SLURM_PROCID",),
+}
+
+
+def join(
+    request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
+) -> NoReturn:
+    """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
+    require_horovod()
+    cfg = request.load("strategy=horovod", f"workers={expected_world_size(env) or 1}")
+    run = RunDir(request.runs / cfg.name)
+    if rank_of(env) == 0:
+        run = open_run(request.runs, cfg)
+        if run.done is None:
+            run.clear_stop()  # what asked an earlier start to stop
+            prepare(cfg, say=lambda text: None, busy=lambda text: None)
+    else:
+        wait_for_run(run, cfg)
+    if run.done is not None:
+        sys.exit(ExitCode.DONE)
+    (become or become_worker)(run.path)
+
+
+def rank_of(env: Mapping[str, str]) -> int:
+    """This worker's rank, from the variables of the launcher that started it."""
+    launcher = started_by_launcher(env) or "srun"
+    return integer(env, next((name for name in _RANKS[launcher] if name in env), _RANKS[launcher][0]))
+
+
+def wait_for_run(run: RunDir, cfg: Config, *, seconds: float = JOIN_S) -> None:
+    """Wait until rank 0 has written the config that this worker was asked for."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = _config_of(run)
+        if found is not None and _same_run(found, cfg):
+            return
+        if time.monotonic() >= deadline:
+            why = "is not there" if found is None else "holds another config"
+            raise Refusal(
+                f"{run.config_file} {why} after {seconds:.0f} s.",
+                fix="start all workers with one command line, on storage that all hosts share.",
+                code=ExitCode.CANNOT_CREATE,
+            )
+        time.sleep(0.1)
+
+
+def become_worker(run: Path) -> NoReturn:
+    """Replace this process by a worker of the run."""
+    argv = worker_argv(run)
+    os.execv(argv[0], argv)
+
+
+def _config_of(run: RunDir) -> Config | None:
+    try:
+        return config.load(run.config_file)
+    except Refusal:
+        return None
+
+
+def _same_run(found: Config, cfg: Config) -> bool:
+    same_layout = (found.strategy, found.workers) == (cfg.strategy, cfg.workers)
+    return same_layout and config.digest(found) == config.digest(cfg)

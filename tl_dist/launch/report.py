@@ -1,0 +1,108 @@
+"""What is shown of runs when they are not training: the end of one, and the table of all."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.progress import Record, confusion_table, evaluation_line, parse_records
+from tl_dist.run import RunDir, RunSummary
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+_FIGURES = ("test_accuracy", "validation_accuracy", "loss")
+
+
+def show_end(run: RunDir, console: Console) -> None:
+    """The figures of a finished run, where it is, and how to look at its curves."""
+    results = {r.get("split"): r for r in _records(run) if r.get("event") == "evaluation"}  # the last of each
+    final = results.get("test") or results.get("validation")
+    if final is not None:
+        show_evaluation(final, console)
+    show_line(console, f"run directory: {relative(run.path)}")
+    if any(run.tensorboard.glob("*tfevents*")):
+        show_line(console, f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
+
+
+def show_evaluation(record: Record, console: Console) -> None:
+    """One evaluation: "x of N" and its confusion matrix."""
+    show_line(console, evaluation_line(record), style="bold")
+    confusion = confusion_table(record, console.width)
+    if confusion is not None:
+        console.print(confusion)
+
+
+def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
+    """One line for each run, the most recent first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("run", "state", "step", "strategy", "workers", "last sign", "figures")
+    for run in summaries:
+        colour = {"done": "green", "failed": "red", "running": "bold"}.get(run.state, "")
+        shown = ", ".join(f"{key} {run.figures[key]:.4g}" for key in _FIGURES if key in run.figures)
+        cells = [
+            run.name,
+            run.state,
+            f"{run.step:,}",
+            run.strategy,
+            str(run.workers or ""),
+            ago(run.age_s),
+            shown,
+        ]
+        table.add_row(*(Text(cell, colour if k == 1 else "") for k, cell in enumerate(cells)))
+    console.print(table)
+
+
+def show_schema(model: type[BaseModel], console: Console) -> None:
+    """Every key of a config: its default, what it holds and what that does."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from tl_dist import config_problems
+
+    table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in config_problems.key_paths(model):
+        field = config_problems.field_at(model, path)
+        assert field is not None
+        default = "required" if field.is_required() else config_problems.shown(field.default)
+        if path == ("name",):
+            default = "file's name"
+        meaning = " ".join((field.description or "").split())
+        holds = config_problems.expects(field) + (f". {meaning}" if meaning else "")
+        table.add_row(*(Text(cell) for cell in (".".join(path), default.strip('"'), holds)))
+    console.print(table)
+
+
+def show_line(console: Console, text: str, *, style: str = "") -> None:
+    """Plain text, whole, whatever the width: people copy it."""
+    from rich.text import Text
+
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def relative(path: Path) -> str:
+    """The path as a person in the working directory would write it."""
+    inside = path.absolute().is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else str(path)
+
+
+def ago(seconds: float) -> str:
+    """An age in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _records(run: RunDir) -> list[dict[str, Any]]:
+    try:
+        return list(parse_records(run.metrics_file.read_bytes()))
+    except OSError:
+        return []

@@ -1,0 +1,161 @@
+"""A Slurm job as its own environment variables describe it, and the address of its first node."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tl_dist.parallel.slots import Slot, in_slurm_step, integer, interface_address, slurm_slot, slurm_tasks
+from tl_dist.refusal import ExitCode, Refusal
+
+INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
+
+_MAX_HOSTS = 65536
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job, or the step that this process is a task of, as the environment describes it."""
+
+    job_id: int
+    restart_count: int
+    plan: tuple[tuple[str, int], ...]
+    slot: Slot | None
+    """this task's place; None in the batch script"""
+
+    @property
+    def num_tasks(self) -> int:
+        return sum(tasks for _, tasks in self.plan)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> SlurmJob:
+        """Refuses outside of a job (64), and variables that contradict each other (78)."""
+        if "SLURM_JOB_ID" not in env:
+            raise Refusal("this is not inside a Slurm job.", fix="use tl-dist submit.", code=ExitCode.USAGE)
+        in_step = in_slurm_step(env)
+        nodelist = env.get("SLURM_STEP_NODELIST" if in_step else "SLURM_JOB_NODELIST", "")
+        layout = env.get("SLURM_STEP_TASKS_PER_NODE" if in_step else "SLURM_TASKS_PER_NODE", "")
+        hosts, tasks = expand_hostlist(nodelist), tasks_per_node(layout)
+        total = slurm_tasks(env)  # the batch script of a job that named no number of tasks has none
+        if len(hosts) != len(tasks) or total not in (None, sum(tasks)):
+            raise Refusal(
+                f"Slurm job {env['SLURM_JOB_ID']} has tasks {layout!r} on nodes {nodelist!r}, "
+                f"{total} in all: that does not add up.",
+                fix="leave Slurm's variables as it set them.",
+                code=ExitCode.UNSAFE,
+            )
+        plan = tuple(zip(hosts, tasks, strict=True))
+        restart_count = integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
+        slot = slurm_slot(env, plan) if in_step else None
+        return cls(integer(env, "SLURM_JOB_ID"), restart_count, plan, slot)
+
+
+def expand_hostlist(text: str) -> list[str]:
+    """The hosts of Slurm's short form, in order: "node[08-10,12],gpu-a" -> node08 node09 node10 node12 gpu-a.
+
+    Several brackets in one name multiply, the last one running fastest. Refuses what does not parse.
+    """
+    hosts: list[str] = []
+    for name in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+|.", text):
+        if name == ",":
+            continue
+        hosts.extend(_expand_name(name, text))
+        if len(hosts) > _MAX_HOSTS:
+            raise _unreadable(f"host list {text!r} has more than {_MAX_HOSTS} hosts.")
+    if not hosts or text.startswith(",") or text.endswith(",") or ",," in text:
+        raise _unreadable(f"host list {text!r} does not parse.")
+    return hosts
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's short form of the tasks on each node: "2(x3),1" -> [2, 2, 2, 1]."""
+    tasks: list[int] = []
+    for entry in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
+        if match is None:
+            raise _unreadable(f"tasks per node {text!r} does not parse.")
+        tasks.extend([int(match[1])] * int(match[2] or 1))
+    return tasks
+
+
+def rendezvous_address(
+    job: SlurmJob, env: Mapping[str, str], *, node_address: Callable[[str], str] | None = None
+) -> str:
+    """The IPv4 address of this node at which the workers meet: the declared one, else Slurm's for the node.
+
+    Loopback when the whole job is here. Refuses (78) a name that resolves to loopback: other nodes cannot
+    reach it.
+    """
+    declared = env.get(INTERFACE_VARIABLE, "")
+    if declared:
+        return declared if _is_address(declared) else _require_interface(declared)
+    if len(job.plan) == 1:
+        return "127.0.0.1"
+    node = env.get("SLURMD_NODENAME") or job.plan[0][0]
+    name = (node_address or _node_address)(node)
+    if _is_address(name):
+        return name
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    if not _is_address(address) or address.startswith("127."):
+        raise Refusal(
+            f"node {node} is called {name}, which is {address} here: other nodes cannot reach that.",
+            fix="name the network interface between the nodes with tl-dist submit --interface.",
+            code=ExitCode.UNSAFE,
+        )
+    return address
+
+
+def _expand_name(name: str, text: str) -> list[str]:
+    head, bracket, rest = name.partition("[")
+    if not bracket:
+        if "]" in name:
+            raise _unreadable(f"host list {text!r} does not parse.")
+        return [name]
+    ranges, closing, tail = rest.partition("]")
+    numbers: list[str] = []
+    for part in ranges.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not closing or match is None:
+            raise _unreadable(f"host list {text!r} does not parse.")
+        first, last = match[1], match[2] or match[1]
+        if not 0 <= int(last) - int(first) < _MAX_HOSTS:
+            raise _unreadable(f"host list {text!r} has the range {part!r}.")
+        numbers.extend(str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    tails = _expand_name(tail, text) if tail else [""]
+    return [f"{head}{number}{end}" for number in numbers for end in tails]
+
+
+def _unreadable(what: str) -> Refusal:
+    fix = "leave SLURM_JOB_NODELIST and SLURM_TASKS_PER_NODE as Slurm set them."
+    return Refusal(what, fix=fix, code=ExitCode.UNSAFE)
+
+
+def _node_address(node: str) -> str:
+    """The address or name by which Slurm reaches a node."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        shown = ""
+    match = re.search(r"\bNodeAddr=(\S+)", shown)
+    return match[1] if match else socket.gethostname()
+
+
+def _require_interface(name: str) -> str:
+    address = interface_address(name)
+    if address is None:
+        raise Refusal(
+            f"{INTERFACE_VARIABLE}={name}: {socket.gethostname()} has no IPv4 interface of that name.",
+            fix=f"use one of {', '.join(known for _, known in socket.if_nameindex())}.",
+            code=ExitCode.USAGE,
+        )
+    return address
+
+
+def _is_address(text: str) -> bool:
+    return re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", text) is not None

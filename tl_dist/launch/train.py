@@ -1,0 +1,107 @@
+"""`tl-dist train`: from a config file to a finished run on this host."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_dist import config
+from tl_dist.config import Config
+from tl_dist.launch.attempt import newest_commit
+from tl_dist.launch.command import num_workers, visible_gpus
+from tl_dist.launch.local import local_launch
+from tl_dist.launch.prepare import prepare
+from tl_dist.launch.report import relative, show_end, show_line
+from tl_dist.launch.supervise import supervise
+from tl_dist.progress import Progress
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
+
+    config: Path
+    overrides: Sequence[str] = ()
+    strategy: str | None = None
+    workers: int | None = None
+    runs: Path = Path("runs")
+
+    def load(self, *extra: str) -> Config:
+        """The config with everything that the command line says, and `extra`, put over it."""
+        short = [f"strategy={self.strategy}"] if self.strategy else []
+        short += [f"workers={self.workers}"] if self.workers else []
+        return config.load(self.config, [*self.overrides, *short, *extra])
+
+
+def train(request: Request, console: Console) -> int:
+    """Train to the end with workers on this host, and show the figures."""
+    cfg = request.load()
+    if cfg.strategy == "horovod":
+        require_horovod()
+        if cfg.workers is None:
+            cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
+    run = open_run(request.runs, cfg)
+    show_line(console, headline(cfg, run), style="bold")
+    if run.done is not None:
+        show_line(console, "this run is done; another name=NAME starts a new one")
+        show_end(run, console)
+        return ExitCode.DONE
+    prepare_shown(cfg, console)
+    with Progress(console, every_s=cfg.report.every_s) as progress:
+        code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+    if code == ExitCode.DONE:
+        show_end(run, console)
+    else:
+        step = max(newest_commit(run), 0)
+        show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
+    return code
+
+
+def open_run(root: Path, cfg: Config) -> RunDir:
+    """The run directory of a config, made or found, private to this user, on storage that works."""
+    os.umask(0o077)
+    run = RunDir.create(root, cfg, resolved=config.dump(cfg))
+    run.probe_storage()
+    return run
+
+
+def headline(cfg: Config, run: RunDir) -> str:
+    """What will run, in one line."""
+    step = newest_commit(run)
+    start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
+    workers = f"{cfg.workers} workers" if (cfg.workers or 1) > 1 else "1 worker"
+    strategy = cfg.strategy if cfg.strategy == "single" else f"{cfg.strategy}, {workers}"
+    return (
+        f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
+    )
+
+
+def prepare_shown(cfg: Config, console: Console) -> None:
+    """`prepare`, with a sign of life on a terminal."""
+    status = console.status("preparing") if console.is_terminal else None
+    with status or nullcontext():
+        prepare(
+            cfg,
+            say=lambda text: show_line(console, text, style="dim"),
+            busy=lambda text: status.update(f"preparing {text}") if status else None,
+        )
+
+
+def require_horovod() -> None:
+    """Refuses before anything starts where there is no Horovod; that it works is for the doctor to say."""
+    if importlib.util.find_spec("horovod") is None:
+        raise Refusal(
+            "Horovod is not installed in this Python environment.",
+            fix="run ./launch/install_horovod, or use strategy=mirrored.",
+            code=ExitCode.USAGE,
+        )

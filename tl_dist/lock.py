@@ -1,0 +1,357 @@
+"""Who may write into a run directory: one process at a time, and the one that lost the right can tell.
+
+The files are `lock/owner-00000007.json`, a new one for each owner; the highest number is the owner now.
+Taking the lock is *making the next number*, which the filesystem lets exactly one process do. Nothing is
+ever overwritten or moved away from under somebody: a process that judged owner 7 dead, and then slept while
+8 came and went, fails to make 8 or finds a higher number, and owns nothing. Only the owner of a higher
+number deletes a lower one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tl_dist.durable import (
+    link_exclusively,
+    open_directory,
+    open_regular,
+    reason,
+    server_time_ns,
+    temporary_name,
+    write_file,
+)
+from tl_dist.failpoint import failpoint
+from tl_dist.refusal import ExitCode, Refusal
+
+HEARTBEAT_S = 5.0
+MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
+
+_OWNER_FILE = re.compile(r"owner-(\d{8})\.json")
+_MAX_BYTES = 8192
+
+
+class HasLock(Protocol):
+    """What can be locked: a RunDir."""
+
+    name: str
+    lock_dir: Path
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """The job that a worker belongs to; `restart_count` grows each time the scheduler requeues it."""
+
+    id: str
+    restart_count: int = 0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, described so that another one can tell whether it still exists."""
+
+    who: str
+    host: str
+    pid: int
+    started: int  # clock ticks after boot: a pid is used again, a pid with its start time is not
+    boot: str
+    namespaces: tuple[int, int]  # pid and time: in another one, pids and start times mean other processes
+    token: str
+    job: SlurmJob | None = None
+    heartbeat_s: float = HEARTBEAT_S
+    taken_at: float = 0.0  # for people; never compared
+    released: bool = False
+
+    def __str__(self) -> str:
+        job = f" of SLURM job {self.job.id}" if self.job else ""
+        return f"{self.who} with pid {self.pid} on {self.host}{job}"
+
+    def on_this_machine(self, me: Owner) -> bool:
+        """Whether `self.pid` and `self.started` can be checked from here."""
+        places = [(owner.host, owner.boot, owner.namespaces) for owner in (self, me)]
+        return bool(me.boot) and places[0] == places[1]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at the highest owner file."""
+
+    number: int
+    owner: Owner | None  # None: the file cannot be read as an owner
+    mtime_ns: int
+
+
+class Lock:
+    """The right to write into a run; a context manager. Made by `acquire`, never by hand."""
+
+    def __init__(self, directory: Path, number: int, owner: Owner, fd: int, history: str) -> None:
+        self.owner = owner
+        self.history = history
+        """why it could be taken: "free", or what became of the owner before"""
+        self._directory = directory
+        self._number = number
+        self._fd = fd
+        self._lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def acquire(
+        cls,
+        run: HasLock,
+        *,
+        who: str = "worker",
+        job: SlurmJob | None = None,
+        wait_s: float = 0.0,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> Lock:
+        """Own the run, or raise a Refusal that names the owner; a live one is waited for up to `wait_s`.
+
+        An owner is replaced when its process is gone (looked up on this machine), when it belongs to an
+        earlier start of the same SLURM job, or when it cannot be looked up and its heartbeat stands still.
+        """
+        me = _this_process(who, job, heartbeat_s)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                seen = _look(run.lock_dir)
+                history = _why_free(run.lock_dir, seen, me)
+                if history:
+                    failpoint("lock.judged", run.lock_dir)
+                    lock = cls._take(run.lock_dir, seen.number + 1 if seen else 1, me, history)
+                    if lock:
+                        return lock
+                    continue  # somebody was quicker: look who
+            except OSError as error:
+                raise Refusal(
+                    f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
+                    fix="make the run directory writable for this user, on this host.",
+                    code=ExitCode.CANNOT_CREATE,
+                ) from error
+            if time.monotonic() >= deadline:
+                raise _in_use(run)
+            time.sleep(min(1.0, heartbeat_s))
+
+    @classmethod
+    def _take(cls, directory: Path, number: int, me: Owner, history: str) -> Lock | None:
+        """Make owner file `number`, or None when somebody else has made it or a higher one."""
+        path = _owner_file(directory, number)
+        temporary = temporary_name(path)
+        write_file(temporary, [_encoded(me)], sync=False)  # a lock need not outlive a power cut
+        fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            link_exclusively(temporary, path)
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, FileExistsError):
+                return None
+            raise
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        failpoint("lock.made", directory)
+        # Whoever looked long ago may have made a number that was used and deleted: then a higher one exists.
+        numbers = sorted(_numbers(directory))
+        if not numbers or numbers[-1] != number:
+            os.close(fd)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            return None
+        # Upwards: at no time can an earlier owner find its own file and none above it.
+        for old in numbers[:-1]:
+            with suppress(OSError):
+                os.unlink(_owner_file(directory, old))
+        return cls(directory, number, me, fd, history)
+
+    def owned(self) -> bool:
+        """Whether this process is still the owner, asked of the files now; once lost, it stays lost.
+
+        Raises OSError when the files cannot be read.
+        """
+        if self._lost or self._ended.is_set() or os.getpid() != self.owner.pid:
+            return False
+        try:
+            seen = _look(self._directory)
+        except (FileNotFoundError, NotADirectoryError):
+            seen = None  # somebody removed the directory
+        self._lost = seen is None or seen.owner is None or seen.owner.token != self.owner.token
+        return not self._lost
+
+    def refresh(self) -> None:
+        """Show that this process lives. Through the descriptor: a successor's file is never touched."""
+        os.utime(self._fd)
+
+    def release(self) -> None:
+        """Let the next process in at once; does nothing when the lock was lost or released before."""
+        if self._ended.is_set():
+            return
+        with suppress(OSError):  # a lock that cannot be released is taken over when this process is gone
+            if self.owned():
+                self._mark_released()
+        self._ended.set()
+        self._thread.join()
+        os.close(self._fd)
+
+    def _mark_released(self) -> None:
+        # The file stays, so that numbers never start again. If this process was replaced a moment ago, the
+        # file comes back below its successor's number, where it means nothing.
+        path = _owner_file(self._directory, self._number)
+        temporary = temporary_name(path)
+        write_file(temporary, [_encoded(self.owner, released=True)], sync=False)
+        os.rename(temporary, path)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.owner.heartbeat_s):
+            with suppress(OSError):  # storage may come back; until then the age of the heartbeat says it
+                self.refresh()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def holder(run: HasLock) -> Owner | None:
+    """The process that owns the run and may be alive, or None. For showing: only `Lock.acquire` decides."""
+    seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
+    if seen is None or seen.owner is None or seen.owner.released:
+        return None
+    if seen.owner.on_this_machine(_this_process("", None, HEARTBEAT_S)):
+        return seen.owner if _runs(seen.owner) else None
+    return seen.owner if _age_s(run.lock_dir, seen) <= _patience_s(seen.owner) else None
+
+
+def _why_free(directory: Path, seen: _Look | None, me: Owner) -> str | None:
+    """Why the next number may be made, in words; None when the owner must be taken for alive."""
+    owner = seen.owner if seen else None
+    if seen is None or (owner and owner.released):
+        return "free"
+    if owner and owner.on_this_machine(me) and not _runs(owner):
+        return f"taken over from {owner}, which is gone"
+    same_job = owner and owner.job and me.job and owner.job.id == me.job.id
+    if owner and owner.job and me.job and same_job and owner.job.restart_count < me.job.restart_count:
+        return f"taken over from {owner}, of the job's start {owner.job.restart_count}"
+    if owner and owner.on_this_machine(me):
+        return None  # alive, however old its heartbeat: it may be stopped, or not get the processor
+    patience_s = _patience_s(owner)
+    if _age_s(directory, seen) <= patience_s:
+        return None
+    # Old by one look. A second one, in case the server's clock was set between heartbeat and look.
+    time.sleep(1.2 * patience_s / MISSED_HEARTBEATS)
+    if _look(directory) != seen:
+        return None
+    return f"taken over from {owner or 'an unreadable owner'}, silent for {_age_s(directory, seen):.0f} s"
+
+
+def _in_use(run: HasLock) -> Refusal:
+    who = "another process"
+    with suppress(OSError):
+        seen = _look(run.lock_dir)
+        if seen is not None:
+            who = f"{seen.owner or who} (heartbeat {_age_s(run.lock_dir, seen):.0f} s ago)"
+    return Refusal(
+        f"run '{run.name}' is in use by {who}.",
+        fix="wait for it, stop it, or use another name=NAME.",
+        code=ExitCode.CANNOT_CREATE,
+    )
+
+
+def _look(directory: Path) -> _Look | None:
+    while True:
+        number = max(_numbers(directory), default=None)
+        if number is None:
+            return None
+        path = _owner_file(directory, number)
+        try:
+            fd = open_regular(path)  # opened first: an NFS client asks for the mtime only then
+        except FileNotFoundError:
+            continue  # replaced between listing and reading
+        try:
+            return _Look(number, _decoded(os.read(fd, _MAX_BYTES)), os.fstat(fd).st_mtime_ns)
+        finally:
+            os.close(fd)
+
+
+def _numbers(directory: Path) -> list[int]:
+    with open_directory(directory) as fd:
+        return [int(match[1]) for name in os.listdir(fd) if (match := _OWNER_FILE.fullmatch(name))]
+
+
+def _owner_file(directory: Path, number: int) -> Path:
+    return directory / f"owner-{number:08d}.json"
+
+
+def _age_s(directory: Path, seen: _Look) -> float:
+    return max(0.0, (server_time_ns(directory) - seen.mtime_ns) / 1e9)
+
+
+def _patience_s(owner: Owner | None) -> float:
+    heartbeat_s = owner.heartbeat_s if owner else HEARTBEAT_S
+    return MISSED_HEARTBEATS * min(max(heartbeat_s, 0.1), 60.0)
+
+
+def _encoded(owner: Owner, **changes: Any) -> bytes:
+    return json.dumps(asdict(owner) | changes, indent=1).encode()
+
+
+def _decoded(data: bytes) -> Owner | None:
+    try:
+        fields = json.loads(data)
+        job = SlurmJob(**fields.pop("job")) if fields.get("job") else None
+        owner = Owner(**fields | {"namespaces": tuple(fields["namespaces"]), "job": job})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    numbers = (owner.pid, owner.started, owner.heartbeat_s, job.restart_count if job else 0)
+    return owner if all(isinstance(number, int | float) for number in numbers) else None
+
+
+def _this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:
+    boot, namespaces, started = "", (0, 0), 0
+    with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide
+        namespaces = (_namespace("pid"), _namespace("time"))
+        started = _state_and_start(os.getpid())[1]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Owner(
+        who=who,
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        started=started,
+        boot=boot,
+        namespaces=namespaces,
+        token=os.urandom(16).hex(),
+        job=job,
+        heartbeat_s=heartbeat_s,
+        taken_at=time.time(),
+    )
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except FileNotFoundError:
+        return 0  # a kernel that has no such namespaces (time: before 5.6)
+
+
+def _runs(owner: Owner) -> bool:
+    """Whether a process of this machine still exists. One that was killed and not yet waited for does not."""
+    try:
+        exists, started = _state_and_start(owner.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return exists and started == owner.started
+
+
+def _state_and_start(pid: int) -> tuple[bool, int]:
+    """Whether any thread of the process runs, and its start time (proc(5), /proc/PID/stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    state, num_threads, started = fields[0], int(fields[17]), int(fields[19])
+    return state not in "ZX" or num_threads > 1, started

@@ -1,0 +1,138 @@
+"""Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
+
+Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
+result does not depend on how a batch is shared among workers. Dropout is a mask that comes with the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.backbones import Backbone, preprocess
+from tl_dist.config import ModelConfig
+from tl_dist.refusal import ExitCode, Refusal
+
+
+class Classifier:
+    """A backbone and a head, called as one function.
+
+    `trainable` and `frozen` hold every variable by a path that is the same on every strategy and worker:
+    `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
+    """
+
+    def __init__(
+        self, backbone: Backbone, network: Any, config: ModelConfig, num_classes: int, seed: int
+    ) -> None:
+        self._backbone = backbone
+        self.network = network
+        self._config = config
+        height, width, channels = network.output.shape[1:]
+        features = {"flatten": height * width * channels, "both": 2 * channels}.get(config.pooling, channels)
+        # Under a mixed policy the head's hidden layer computes in the policy's type; logits are always float32.
+        self._hidden = (
+            _dense("hidden", features, config.hidden, seed + 1, relu=True) if config.hidden else None
+        )
+        self.mask_features: int = (config.hidden or features) if config.dropout else 0
+        self._logits = _dense("logits", config.hidden or features, num_classes, seed + 2)
+        first = first_trainable_layer(backbone, network, config.train_from)
+        self.trainable: dict[str, Any] = {}
+        self.frozen: dict[str, Any] = {}
+        for position, layer in enumerate(network.layers):
+            learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
+            for variable in layer.variables:
+                table = self.trainable if id(variable) in learned else self.frozen
+                table[f"backbone/{layer.name}/{variable_path(layer, variable)}"] = variable.value
+        for layer in filter(None, (self._hidden, self._logits)):
+            for variable in layer.variables:
+                self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
+
+    def __call__(self, images: Any, masks: Any) -> Any:
+        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes]."""
+        features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
+        features = pool(features, self._config.pooling)
+        if self._hidden:
+            features = self._hidden(features)
+        if self.mask_features:
+            keep = tf.cast(masks, features.dtype)
+            features = features * keep / (1.0 - self._config.dropout)
+        return self._logits(features)
+
+    def frozen_digest(self) -> str:
+        """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""
+        return digest({path: v.numpy() for path, v in self.frozen.items()})
+
+
+def build(
+    backbone: Backbone, config: ModelConfig, *, image_size: int, num_classes: int, seed: int
+) -> Classifier:
+    """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights."""
+    keras.utils.set_random_seed(seed)
+    network = backbone.build((image_size, image_size, 3))
+    return Classifier(backbone, network, config, num_classes, seed)
+
+
+def pool(features: Any, kind: str) -> Any:
+    """Feature maps [rows, h, w, c] -> [rows, n]: n is c, 2c for both, h*w*c for flatten."""
+    if kind == "flatten":
+        return tf.reshape(features, [-1, np.prod(features.shape[1:])])
+    average = tf.reduce_mean(features, axis=(1, 2))
+    if kind == "average":
+        return average
+    maximum = tf.reduce_max(features, axis=(1, 2))
+    return maximum if kind == "maximum" else tf.concat([average, maximum], axis=-1)
+
+
+def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> int:
+    """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
+    names = [layer.name for layer in network.layers]
+    if train_from == "head":
+        return len(names)
+    if train_from == "all":
+        return 0
+    first = backbone.stages.get(train_from, train_from)
+    if first not in names:
+        raise Refusal(
+            f"model.train_from is '{train_from}', which is no stage or layer of {backbone.name}.",
+            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
+            code=ExitCode.USAGE,
+        )
+    return names.index(first)
+
+
+def variable_path(layer: Any, variable: Any) -> str:
+    """Name of a variable below its layer, such as `kernel`, or `depthwise/kernel` inside a nested layer."""
+    return str(variable.path).split(f"{layer.name}/", 1)[-1]
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over (path, dtype, shape, bytes), in the order of the paths."""
+    total = hashlib.sha256()
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        total.update(f"{path} {array.dtype} {array.shape} ".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()
+
+
+def _dense(name: str, num_inputs: int, num_outputs: int, seed: int, *, relu: bool = False) -> Any:
+    layer = keras.layers.Dense(
+        num_outputs,
+        activation="relu" if relu else None,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        dtype=None if relu else "float32",
+        name=name,
+    )
+    layer.build((None, num_inputs))
+    return layer
+
+
+def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:
+    """num_examples / (num_classes * examples of the class), 0 for a class without examples."""
+    counts = np.bincount(np.asarray(labels), minlength=num_classes)
+    return [len(labels) / (num_classes * n) if n else 0.0 for n in counts]

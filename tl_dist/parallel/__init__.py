@@ -1,0 +1,68 @@
+"""The one interface to parallelism. Importing it imports no framework; the implementations are its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class DataParallel(Protocol):
+    """Copies of one model that share each global batch.
+
+    Implementations differ in where the copies live and how sums travel; nothing else in the package knows.
+    `rank` and `world_size` count processes, `num_replicas` counts model copies over all processes.
+    """
+
+    rank: int
+    world_size: int
+    num_replicas: int
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Variables are created inside."""
+        ...
+
+    def feed(self, batches: Any) -> Iterator[Any]:
+        """An iterator that a compiled chunk may advance: this process's rows, as `batches` yields them."""
+        ...
+
+    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        """Inside a graph: `fn(batch_share, step)` once per local replica; the sums over them, on this process."""
+        ...
+
+    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        """Inside `fn`: the sum over every replica of the run, equal everywhere."""
+        ...
+
+    def replica(self) -> Any:
+        """Inside `fn`: the number of this replica among all of the run."""
+        ...
+
+    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Outside `fn`: each number or array summed over processes in float64, equal on every rank. Blocks."""
+        ...
+
+    def gather(self, text: bytes) -> list[bytes]:
+        """Every rank's bytes, in rank order, on every rank. Blocks. Never unpickles anything."""
+        ...
+
+    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
+        """Make `variables` equal to rank 0's on every replica, then return `drive()`.
+
+        Turns a lost peer, whatever the framework calls it, into a `Refusal` with `ExitCode.PEER_LOST`.
+        """
+        ...
+
+
+def rows_of(rank: int, world_size: int, global_batch: int) -> range:
+    """The rows of each global batch that belong to `rank`: contiguous, disjoint, complete, sizes within one.
+
+    The first `global_batch % world_size` ranks take one row more, so that any worker count fits any batch.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
+    size, extra = divmod(global_batch, world_size)
+    start = rank * size + min(rank, extra)
+    return range(start, start + size + (rank < extra))

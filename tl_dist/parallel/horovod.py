@@ -1,0 +1,153 @@
+"""Many processes, one device each: Horovod's raw collectives. The only file that knows Horovod.
+
+Horovod's Keras wrappers are not used: under Keras 3 its DistributedOptimizer averages nothing and says nothing
+(tests/parallel/test_horovod_keras_wrapper.py shows it). Gradients are summed in buckets, from the last layer to the
+first, so that the reduction runs while the backward pass still computes the earlier layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.config import Config
+from tl_dist.parallel import slots
+from tl_dist.parallel.meeting import await_peers
+from tl_dist.refusal import ExitCode, Refusal
+
+T = TypeVar("T")
+
+BUCKET_BYTES = 8 * 2**20
+
+# Read by Horovod when it starts; a launcher's own setting wins.
+SETTINGS = {
+    "HOROVOD_CYCLE_TIME": "1",  # milliseconds between looks at the queue
+    # A bucket is reduced by itself: what is fused with what must not depend on timing, or bits would.
+    "HOROVOD_DISABLE_GROUP_FUSION": "1",
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
+}
+
+
+class Horovod:
+    """One replica per process; its device is the GPU of its local rank, or the CPU."""
+
+    def __init__(self, config: Config) -> None:
+        for key, value in SETTINGS.items():
+            os.environ.setdefault(key, value)
+        self._hvd = _import_horovod()
+        # hvd.init() aborts the process when a peer is late: meet first.
+        await_peers(os.environ, timeout_s=config.safety.first_step_s)
+        self._hvd.init()
+        self.rank: int = self._hvd.rank()
+        self.world_size: int = self._hvd.size()
+        self.num_replicas = self.world_size
+        expected = slots.expected_world_size(os.environ)
+        if expected is not None and expected != self.world_size:
+            raise Refusal(
+                f"rank {self.rank}: Horovod sees {self.world_size} workers, but the launcher started {expected}.",
+                fix="start with 'tl-dist submit' or 'srun --mpi=pmix', so that the workers find each other.",
+                code=ExitCode.UNSAFE,
+            )
+        _pin_gpu(self._hvd.local_rank())
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def feed(self, batches: Any) -> Iterator[Any]:
+        return iter(batches)
+
+    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        return fn(batch, step)
+
+    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        if self.world_size == 1:
+            return list(grads)
+        reduced: dict[int, Any] = {}
+        for number, bucket in enumerate(buckets([g.shape.num_elements() * g.dtype.size for g in grads])):
+            sums = self._hvd.grouped_allreduce(
+                [grads[k] for k in bucket], op=self._hvd.Sum, name=f"gradients_{number}"
+            )
+            reduced.update(zip(bucket, sums, strict=True))
+        return [reduced[k] for k in range(len(grads))]
+
+    def replica(self) -> Any:
+        return self.rank
+
+    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
+        if self.world_size == 1:
+            return arrays
+        flat = np.concatenate([array.ravel() for array in arrays.values()])
+        sums = self._hvd.allreduce(tf.constant(flat), op=self._hvd.Sum, name="total").numpy()
+        parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
+        return {
+            key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
+        }
+
+    def gather(self, text: bytes) -> list[bytes]:
+        data = tf.constant(np.frombuffer(text, np.uint8))
+        everything = self._hvd.allgather(data, name="gather").numpy().tobytes()
+        sizes = self._hvd.allgather(tf.constant([len(text)], tf.int64), name="gather_sizes").numpy()
+        ends = np.cumsum(sizes)
+        return [everything[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
+        try:
+            for k, variable in enumerate(variables):
+                variable.assign(self._hvd.broadcast(variable.read_value(), root_rank=0, name=f"variable_{k}"))
+            return drive()
+        except (tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
+            if "orovod" not in str(error) and "gloo" not in str(error).lower():
+                raise
+            raise Refusal(
+                f"rank {self.rank}: a collective failed, since another worker died or cannot be reached "
+                f"({_first_line(error)}).",
+                fix="see the log of the first failing rank; the same command goes on from the last commit.",
+                code=ExitCode.PEER_LOST,
+            ) from error
+
+
+def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES) -> list[list[int]]:
+    """Indices of tensors, from last to first, in groups of about `limit` bytes; the same on every rank."""
+    groups: list[list[int]] = []
+    filled = limit
+    for k in reversed(range(len(sizes))):
+        if filled >= limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(k)
+        filled += sizes[k]
+    return groups
+
+
+def _import_horovod() -> Any:
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise Refusal(
+            f"Horovod cannot be imported ({_first_line(error)}).",
+            fix="run ./launch/install_horovod, or use strategy=mirrored.",
+            code=ExitCode.USAGE,
+        ) from error
+    return hvd
+
+
+def _pin_gpu(local_rank: int) -> None:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return
+    # Under SLURM each task may see its own GPU alone; only where it sees several does the local rank choose.
+    mine = gpus[local_rank] if len(gpus) > 1 else gpus[0]
+    tf.config.set_visible_devices(mine, "GPU")
+    tf.config.experimental.set_memory_growth(mine, True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

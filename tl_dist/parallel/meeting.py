@@ -1,0 +1,65 @@
+"""Wait for all workers before Horovod starts. Imports no framework.
+
+`hvd.init()` aborts the whole process when a peer is later than Gloo's timeout, which also bounds how fast a
+frozen peer is noticed. So the workers meet here first, with patience of their own, at the store that Horovod
+uses afterwards.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Mapping
+
+from tl_dist.parallel.slots import integer
+from tl_dist.refusal import ExitCode, Refusal
+
+_SCOPE = "ready"
+_POLL_S = 0.1
+
+
+def await_peers(env: Mapping[str, str], *, timeout_s: float) -> None:
+    """Return when every worker of the run has called this, at once where there is no Gloo rendezvous.
+
+    `env` holds Horovod's variables. Refuses (76) after `timeout_s`, naming the ranks that did not come.
+    """
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" not in env:
+        return
+    rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
+    address, port = env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], integer(env, "HOROVOD_GLOO_RENDEZVOUS_PORT")
+    deadline = time.monotonic() + timeout_s
+    missing = list(range(size))
+    come = False
+    while missing:
+        late = time.monotonic() > deadline
+        try:
+            come = come or _request(address, port, "PUT", rank, socket.gethostname().encode())
+            # One question at a time: in the end all that is needed is the answer about the last one.
+            while missing and _request(address, port, "GET", missing[0]):
+                del missing[0]
+            if missing and late:
+                absent = [k for k in missing if not _request(address, port, "GET", k)]
+                raise _lost(
+                    f"rank {rank}: after {timeout_s:g} s these of {size} ranks had not come: {absent}."
+                )
+        except OSError as error:
+            if late:
+                raise _lost(
+                    f"rank {rank}: no answer from the rendezvous at {address}:{port}: {error}."
+                ) from error
+        if missing:
+            time.sleep(_POLL_S)
+
+
+def _request(address: str, port: int, method: str, rank: int, body: bytes | None = None) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request(method, f"/{_SCOPE}/{rank}", body)
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
+def _lost(what: str) -> Refusal:
+    return Refusal(what, fix="see the logs of those ranks.", code=ExitCode.PEER_LOST)

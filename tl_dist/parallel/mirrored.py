@@ -1,0 +1,81 @@
+"""One process, several devices: MirroredStrategy, whose replicas sum their gradients inside the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.config import Config
+from tl_dist.parallel import rows_of
+from tl_dist.refusal import ExitCode, Refusal
+
+T = TypeVar("T")
+
+
+class Mirrored:
+    """Replicas on the GPUs of this host or, without any, on as many logical CPU devices as the config asks for."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, config: Config) -> None:
+        gpus = tf.config.list_physical_devices("GPU")
+        self.num_replicas = config.workers or max(1, len(gpus))
+        if gpus:
+            if self.num_replicas > len(gpus):
+                raise Refusal(
+                    f"workers is {self.num_replicas}, but this host shows {len(gpus)} GPUs.",
+                    fix=f"set workers={len(gpus)}, or strategy=horovod for more hosts.",
+                    code=ExitCode.USAGE,
+                )
+            devices = [f"GPU:{k}" for k in range(self.num_replicas)]
+            for gpu in gpus:
+                tf.config.experimental.set_memory_growth(gpu, True)
+        else:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * self.num_replicas
+            )
+            devices = [f"CPU:{k}" for k in range(self.num_replicas)]
+        self._strategy = tf.distribute.MirroredStrategy(
+            devices, cross_device_ops=None if gpus else tf.distribute.ReductionToOneDevice()
+        )
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def feed(self, batches: Any) -> Iterator[Any]:
+        return iter(batches)
+
+    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        def share(context: Any) -> Any:
+            rows = rows_of(context.replica_id_in_sync_group, self.num_replicas, int(batch[0].shape[0]))
+            return tf.nest.map_structure(lambda t: t[rows.start : rows.stop], batch)
+
+        shares = self._strategy.experimental_distribute_values_from_function(share)
+        sums = self._strategy.run(fn, args=(shares, step))
+        return tf.nest.map_structure(
+            lambda v: self._strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums
+        )
+
+    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        context = tf.distribute.get_replica_context()
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads)))
+
+    def replica(self) -> Any:
+        return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: np.asarray(value, np.float64) for key, value in values.items()}
+
+    def gather(self, text: bytes) -> list[bytes]:
+        return [text]
+
+    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
+        # A mirrored variable is assigned on all replicas at once: there is nothing to make equal.
+        del variables
+        return drive()

@@ -1,0 +1,49 @@
+"""One process, one device: every sum is the value itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tl_dist.config import Config
+
+T = TypeVar("T")
+
+
+class SingleDevice:
+    """The reference that the other strategies must agree with."""
+
+    rank = 0
+    world_size = 1
+    num_replicas = 1
+
+    def __init__(self, config: Config) -> None:
+        del config
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def feed(self, batches: Any) -> Iterator[Any]:
+        return iter(batches)
+
+    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        return fn(batch, step)
+
+    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        return list(grads)
+
+    def replica(self) -> Any:
+        return 0
+
+    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: np.asarray(value, np.float64) for key, value in values.items()}
+
+    def gather(self, text: bytes) -> list[bytes]:
+        return [text]
+
+    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
+        del variables
+        return drive()

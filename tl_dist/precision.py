@@ -1,0 +1,33 @@
+"""Which number formats a run computes in, and what `auto` means on this machine. Imports TensorFlow on use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resolve(name: str) -> str:
+    """`auto` becomes what this machine computes fastest at no loss of range; every other name stays.
+
+    mixed_bfloat16 on GPUs from compute capability 8.0 and on CPUs with bfloat16 instructions, mixed_float16 on
+    older GPUs with tensor cores (7.0), else float32.
+    """
+    if name != "auto":
+        return name
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        if capability >= (8, 0):
+            return "mixed_bfloat16"
+        return "mixed_float16" if capability >= (7, 0) else "float32"
+    return "mixed_bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,257 @@
+"""What a person sees of a training run: one live line on a terminal, a plain line now and then elsewhere.
+
+Everything shown comes from the records that rank 0 appends to `metrics.jsonl`, so the supervisor, which is
+another process, shows the same as rank 0 under a foreign launcher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+Record = Mapping[str, Any]
+
+_MAX_TABLE_CLASSES = 12
+_MAX_CONFUSIONS = 10
+
+
+def progress_line(record: Record, width: int | None = None) -> str:
+    """One line about a "train" record; what matters least is left out until it fits into `width` columns."""
+    parts = _parts(record)
+    for least in (None, "shares", "rate", "workers", "scale", "speed"):
+        if least is not None:
+            parts.pop(least, None)
+        line = " | ".join(_joined(parts))
+        if width is None or len(line) <= width:
+            return line
+    return line[: max(width or 1, 1) - 1] + "…"
+
+
+def evaluation_line(record: Record) -> str:
+    """One line about an "evaluation" record: counts first, since they can be compared exactly."""
+    correct, total = int(record["num_correct"]), int(record["num_examples"])
+    split = record.get("split", "evaluation")
+    line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
+    if "loss" in record:
+        line += f" | loss {float(record['loss']):.4g}"
+    if "step" in record:
+        line += f" | step {int(record['step']):,}"
+    return line
+
+
+def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
+    """The confusion matrix of an "evaluation" record as a table; its largest errors where it does not fit."""
+    from rich.table import Table
+    from rich.text import Text
+
+    counts: Sequence[Sequence[int]] = record.get("confusion") or ()
+    if not counts:
+        return None
+    names = [str(name) for name in record.get("class_names") or range(len(counts))]
+    cells = [max(len(names[k]), *(len(f"{row[k]:,}") for row in counts)) + 3 for k in range(len(counts))]
+    first = max(len("true / predicted"), *(len(name) for name in names)) + 4
+    if len(counts) > _MAX_TABLE_CLASSES or first + sum(cells) > width:
+        return _largest_errors(counts, names)
+    table = Table("true / predicted")
+    for name in names:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for true, row in enumerate(counts):
+        figures = [Text(f"{n:,}", "bold" if k == true else "") if n else "·" for k, n in enumerate(row)]
+        table.add_row(Text(names[true]), *figures)
+    return table
+
+
+class Progress:
+    """Shows records as they come; a context manager, since it may own the terminal's last line.
+
+    `every_s` is the time between plain lines where the output is no terminal.
+    """
+
+    def __init__(
+        self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._every_s = every_s
+        self._clock = clock
+        self._last_line_at = float("-inf")
+        self._line: str | None = None  # not yet printed for good
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        if self._line is not None:
+            self._print(self._line)
+            self._line = None
+
+    def show(self, record: Record) -> None:
+        """Show one record of `metrics.jsonl`; other events show nothing."""
+        event = record.get("event")
+        if event == "train":
+            self._train(record)
+        elif event == "evaluation":
+            self.say(evaluation_line(record), style="bold")
+        elif event == "note":
+            self.say(str(record.get("text", "")))
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Print a line above the live one."""
+        self._print(text, style)
+
+    def _train(self, record: Record) -> None:
+        now = self._clock()
+        if self._live is not None:
+            self._line = progress_line(record, self._console.width)
+            self._live.update(self._text(self._line), refresh=True)
+        elif now - self._last_line_at >= self._every_s or record.get("step") == record.get("total_steps"):
+            self._last_line_at = now
+            self._print(progress_line(record))
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # soft_wrap: a log file has no width, and a terminal wraps by itself
+        self._console.print(self._text(text, style), soft_wrap=True)
+
+    @staticmethod
+    def _text(text: str, style: str | None = None) -> RenderableType:
+        from rich.text import Text
+
+        return Text(text, style=style or "", no_wrap=True, overflow="ellipsis")
+
+
+class Records:
+    """The records appended to a `metrics.jsonl` since the last look; starts at its present end.
+
+    A restarted rank 0 replaces the file by one without the steps that are done again. Then the lines that
+    were there before are told from new ones by counting equal lines.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._offset = 0
+        self._seen: Counter[bytes] = Counter()
+        self.new()
+
+    def new(self) -> list[dict[str, Any]]:
+        """Whole lines only: the last one may still be in the making."""
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                replaced = inode != self._inode
+                file.seek(0 if replaced else self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        before = self._seen if replaced else Counter[bytes]()
+        if replaced:
+            self._inode, self._offset, self._seen = inode, 0, Counter()
+        self._offset += len(whole) + len(newline)
+        fresh = []
+        for line in (whole + newline).splitlines(keepends=True):
+            digest = hashlib.blake2b(line, digest_size=8).digest()
+            self._seen[digest] += 1
+            if before[digest] > 0:
+                before[digest] -= 1
+            else:
+                fresh.append(line)
+        return list(parse_records(b"".join(fresh)))
+
+
+def parse_records(text: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects, one a line; a damaged line is passed over."""
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _parts(record: Record) -> dict[str, str]:
+    """The parts of a progress line by name, in order."""
+    parts = {"place": f"step {_count(record, 'step')}/{_count(record, 'total_steps')}"}
+    if record.get("epochs"):
+        epochs = float(record["epochs"])
+        now = min(int(float(record.get("epoch", 0))) + 1, max(1, -int(-epochs // 1)))
+        parts["place"] = f"epoch {now}/{epochs:g} {parts['place']}"
+    parts["loss"] = (
+        f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
+    )
+    if "learning_rate" in record:
+        parts["rate"] = f"lr {_short_float(float(record['learning_rate']))}"
+    if "examples_per_s" in record:
+        parts["speed"] = f"{float(record['examples_per_s']):,.0f} img/s"
+    workers = int(record.get("workers", 1))
+    if workers > 1:
+        parts["workers"] = f"({workers} workers)"
+    if "data_wait_share" in record:
+        shares = [f"data {100 * float(record['data_wait_share']):.0f} %"]
+        if workers > 1 and "reduction_share" in record:
+            shares.append(f"reduce {100 * float(record['reduction_share']):.0f} %")
+        parts["shares"] = " ".join(shares)
+    if record.get("skipped"):
+        parts["skipped"] = f"skipped {_count(record, 'skipped')}"
+    if float(record.get("loss_scale") or 1.0) != 1.0:
+        parts["scale"] = f"scale {float(record['loss_scale']):g}"
+    if record.get("eta_s") is not None:
+        parts["eta"] = f"ETA {_clock_time(float(record['eta_s']))}"
+    return parts
+
+
+def _joined(parts: Mapping[str, str]) -> Iterator[str]:
+    for name, text in parts.items():
+        if name == "workers":
+            continue
+        yield f"{text} {parts['workers']}" if name == "speed" and "workers" in parts else text
+
+
+def _count(record: Record, key: str) -> str:
+    return f"{int(record[key]):,}" if key in record else "?"
+
+
+def _short_float(value: float) -> str:
+    """3.0e-4 rather than 3.0e-04."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _clock_time(seconds: float) -> str:
+    if not 0 <= seconds < 1e8:
+        return "?"
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
+
+
+def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    pairs = sorted(
+        ((n, true, k) for true, row in enumerate(counts) for k, n in enumerate(row) if k != true and n),
+        key=lambda pair: (-pair[0], pair[1:]),
+    )
+    table = Table("true class", "predicted as")
+    table.add_column(f"times, of {sum(n for n, *_ in pairs):,} errors", justify="right")
+    for n, true, k in pairs[:_MAX_CONFUSIONS]:
+        table.add_row(Text(names[true]), Text(names[k]), f"{n:,}")
+    return table

@@ -1,0 +1,142 @@
+"""The side effects of training that rank 0 alone has: metrics, checkpoints, the DONE marker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from tl_dist.checkpoint import Checkpointer
+from tl_dist.metrics import Metrics
+from tl_dist.run import RunDir
+from tl_dist.state import Evaluation, Report, TrainState
+
+
+class Recorder(Protocol):
+    """What training tells. Leaving the context waits for the last save."""
+
+    def __enter__(self) -> Recorder: ...
+    def __exit__(self, *error: object) -> None: ...
+    def report(self, report: Report) -> None: ...
+    def evaluated(self, result: Evaluation) -> None: ...
+    def images(self, images: Any, labels: Any) -> None: ...
+    def commit(self, *, wait: bool = False) -> None: ...
+    def done(self) -> None: ...
+
+
+class Silent:
+    """The recorder of every rank but 0."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def report(self, report: Report) -> None:
+        pass
+
+    def evaluated(self, result: Evaluation) -> None:
+        pass
+
+    def images(self, images: Any, labels: Any) -> None:
+        pass
+
+    def commit(self, *, wait: bool = False) -> None:
+        pass
+
+    def done(self) -> None:
+        pass
+
+
+class RankZero:
+    """The recorder of rank 0. Commits when told, and by itself `commit_every_s` after the last commit.
+
+    `meta` is stored with each commit. A failed save is a note, and an error only when several in a row have failed.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        metrics: Metrics,
+        checkpointer: Checkpointer,
+        state: TrainState,
+        *,
+        meta: Mapping[str, Any],
+        commit_every_s: float,
+    ) -> None:
+        self._run = run
+        self._metrics = metrics
+        self._checkpointer = checkpointer
+        self._state = state
+        self._meta = meta
+        self._commit_every_s = commit_every_s
+        self._last_save = self._began = time.monotonic()
+        self._saved_step: int | None = state.step or None
+        self._announced: int | None = checkpointer.last_commit
+        self._figures: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> RankZero:
+        # In this order, since the last save is still written down.
+        self._stack.callback(self._metrics.close)
+        self._stack.callback(self._settle)
+        self._stack.enter_context(self._checkpointer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def report(self, report: Report) -> None:
+        self._metrics.train(report)
+        self._settle()
+        if time.monotonic() - self._last_save >= self._commit_every_s:
+            self.commit()
+
+    def evaluated(self, result: Evaluation) -> None:
+        self._metrics.evaluation(self._state.step, result)
+        self._figures[result.split] = {
+            "accuracy": result.accuracy,
+            "loss": result.mean_loss,
+            "num_correct": result.num_correct,
+            "num_examples": result.num_examples,
+        }
+        # The best of a test split would be a selection by it.
+        best = self._state.history.get("best_validation")
+        if result.split == "validation" and (best is None or result.accuracy > best["accuracy"]):
+            self._state.history["best_validation"] = {"accuracy": result.accuracy, "step": self._state.step}
+
+    def images(self, images: Any, labels: Any) -> None:
+        self._metrics.images(self._state.step, images, labels)
+
+    def commit(self, *, wait: bool = False) -> None:
+        """Save the state of this step, unless it is saved already."""
+        if self._saved_step != self._state.step:
+            meta = {**self._meta, "history": self._state.history}
+            self._checkpointer.save(self._state.step, self._state.arrays(), meta)
+            self._saved_step, self._last_save = self._state.step, time.monotonic()
+        if wait:
+            self._checkpointer.close()
+            self._settle()
+
+    def done(self) -> None:
+        """All figures are known: leave the marker that says so."""
+        summary = {
+            "step": self._state.step,
+            "figures": self._figures,
+            "best_validation": self._state.history.get("best_validation"),
+            "seconds": time.monotonic() - self._began,
+            "checkpoint_blocked_s": self._checkpointer.blocked_s,
+        }
+        self._metrics.done(summary)
+        self._run.mark_done(summary)
+
+    def _settle(self) -> None:
+        """Write down what the background writer has done since the last look."""
+        for message in self._checkpointer.poll():
+            self._metrics.note(message)
+        committed = self._checkpointer.last_commit
+        if committed is not None and committed != self._announced:
+            self._announced = committed
+            self._metrics.commit(committed)

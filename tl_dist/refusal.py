@@ -1,0 +1,33 @@
+"""The one exception that a person sees, and the exit codes that a scheduler reads."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a finished process says to its supervisor (sysexits.h where it has a word for it)."""
+
+    DONE = 0
+    USAGE = 64  # command line or config
+    DATA = 65
+    INTERNAL = 70
+    CANNOT_CREATE = 73  # run directory cannot be made, or another process owns it
+    STORAGE = 74
+    REQUEUE = 75  # stopped on request after a commit: run me again
+    PEER_LOST = 76  # another worker died or hangs: restartable
+    UNSAFE = 78  # refused for safety: a mismatch, or untrusted input
+    NO_REQUEUE = 93  # diverged or no progress: running it again will not help
+
+
+class Refusal(Exception):
+    """A condition that a person can mend: one line that says what and where, then how to fix it.
+
+    `str()` gives "WHAT Fix: HOW". Nobody shows a traceback for it; the process exits with `code`.
+    """
+
+    def __init__(self, what: str, *, fix: str, code: ExitCode) -> None:
+        self.what = " ".join(what.split())
+        self.fix = fix
+        self.code = code
+        super().__init__(f"{self.what} Fix: {fix}")

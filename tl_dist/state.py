@@ -1,0 +1,83 @@
+"""The nouns that pass between the loop, the step, the data and the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Batch(NamedTuple):
+    """Rows of one global batch, as tensors; the leading axis of each is the row.
+
+    images    uint8 [rows, size, size, 3]
+    labels    int32 [rows]
+    weights   float32 [rows]; 0 marks padding, which counts nowhere
+    positions int64 [rows]; place in the infinite example stream (training) or index in the source (evaluation)
+    masks     bool [rows, features]; True keeps a feature of the head's input; zero wide without dropout
+    """
+
+    images: Any
+    labels: Any
+    weights: Any
+    positions: Any
+    masks: Any
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on: variables by path, and the number of the next step.
+
+    `variables` holds what training changes (trainable weights, optimizer slots, counters, loss scale), each under a
+    name that does not depend on the strategy. Frozen weights are not in it: they are pinned by digest.
+    """
+
+    variables: Mapping[str, Any]
+    step: int = 0
+    history: dict[str, Any] = field(default_factory=dict)
+    """small JSON facts that must survive a restart, such as the best validation figure"""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A host copy of every variable; later updates do not reach it."""
+        return {path: np.array(v.numpy()) for path, v in self.variables.items()}
+
+    def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Set every variable; refuses nothing: `checkpoint.restore` has compared the sets before."""
+        for path, variable in self.variables.items():
+            variable.assign(arrays[path])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one chunk of steps did, over all workers. Means are over the examples of the chunk; times are seconds."""
+
+    step: int  # steps done, after the chunk
+    steps: int  # in this chunk
+    mean_loss: float
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    num_examples: int
+    num_skipped: int  # steps skipped for a non-finite gradient
+    loss_scale: float
+    elapsed_s: float
+    data_wait_s: Sequence[float]  # by rank: time spent waiting for input
+    reduction_s: float  # mean over workers: reduction not hidden behind computation
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over every example of a split, each counted once."""
+
+    split: str
+    num_examples: int
+    num_correct: int
+    mean_loss: float
+    confusion: Sequence[Sequence[int]]  # [true class][predicted class]
+
+    @property
+    def accuracy(self) -> float:
+        return self.num_correct / self.num_examples

@@ -1,0 +1,204 @@
+"""The compiled chunk of training steps, and the compiled evaluation step.
+
+Order of a step, on every strategy: forward and backward on this replica's rows, sum over all replicas, then
+everything that looks at the gradient (finite check, unscale, clip, decay, update).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tl_dist.model import Classifier
+from tl_dist.optim import Optimizer
+from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.state import Batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Softmax cross-entropy, weighted and smoothed; its sum over the global batch is divided by `global_batch`."""
+
+    num_classes: int
+    global_batch: int
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+
+    def losses(self, logits: Any, batch: Batch) -> Any:
+        """float32 [rows]: the loss of each example times its weight."""
+        if self.label_smoothing:
+            on, off = 1.0 - self.label_smoothing, self.label_smoothing / self.num_classes
+            targets = tf.one_hot(batch.labels, self.num_classes) * on + off
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        else:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
+        weights = batch.weights
+        if self.class_weights is not None:
+            weights *= tf.gather(tf.constant(self.class_weights, tf.float32), batch.labels)
+        return losses * weights
+
+
+def train_chunk(
+    model: Classifier,
+    optimizer: Optimizer,
+    objective: Objective,
+    parallel: DataParallel,
+    rate: Callable[[Any], Any],
+    *,
+    accumulate: int = 1,
+    xla: bool = False,
+    timed: bool = True,
+) -> Callable[[Any, Any, Any], dict[str, Any]]:
+    """`run_steps(batches, step, n)`: n training steps in one graph call, without returning to Python.
+
+    Returns this process's sums over the chunk as scalars: `loss` (of examples), `correct`, `examples`, `skipped`,
+    `norm` (of the last step), `data_wait_s` and `reduction_s` (what is not hidden behind computation; both times are
+    0 unless `timed`).
+    """
+    trainable = list(model.trainable.values())
+    # TensorFlow refuses to read a clock inside a graph in its deterministic mode.
+    clock = tf.timestamp if timed else _no_clock
+
+    def forward_backward(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any]]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(trainable)
+            logits = model(batch.images, batch.masks)
+            loss_sum = tf.reduce_sum(objective.losses(logits, batch))
+            scaled = loss_sum * (scale / objective.global_batch)
+        return loss_sum, _num_correct(logits, batch), tape.gradient(scaled, trainable)
+
+    if xla:
+        forward_backward = tf.function(forward_backward, jit_compile=True)
+
+    def accumulated(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any]]:
+        """The same sums from `accumulate` micro-batches, one after another, so that one at a time is in memory."""
+        num_rows = int(batch.images.shape[0])
+        loss_sum, correct, grads = forward_backward(_rows(batch, rows_of(0, accumulate, num_rows)), scale)
+        for k in range(1, min(accumulate, num_rows)):
+            with tf.control_dependencies(grads):
+                part = tf.nest.map_structure(tf.identity, _rows(batch, rows_of(k, accumulate, num_rows)))
+            more_loss, more_correct, more_grads = forward_backward(part, scale)
+            loss_sum, correct = loss_sum + more_loss, correct + more_correct
+            grads = [a + b for a, b in zip(grads, more_grads, strict=True)]
+        return loss_sum, correct, grads
+
+    def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
+        loss_sum, correct, grads = (accumulated if accumulate > 1 else forward_backward)(
+            batch, optimizer.scale()
+        )
+        with tf.control_dependencies(grads):
+            computed = clock()
+        grads = parallel.reduce_gradients(grads)
+        with tf.control_dependencies(grads):
+            reduced = clock()
+        skipped, norm = optimizer.apply(grads, rate(step))
+        # `run` and `total` sum over replicas: what is equal on all of them is taken from the first.
+        first = tf.cast(tf.equal(parallel.replica(), 0), tf.float32)
+        return {
+            "loss": loss_sum,
+            "correct": correct,
+            "examples": tf.reduce_sum(_counted(batch)),
+            "skipped": skipped * first,
+            "norm": tf.where(first > 0, norm, 0.0),
+            "loss_scale": optimizer.scale() * first,
+            "reduction_s": tf.cast(reduced - computed, tf.float32) / parallel.num_replicas,
+        }
+
+    @tf.function
+    def run_steps(batches: Any, step: Any, n: Any) -> dict[str, Any]:
+        sums = {key: tf.constant(0.0) for key in SUMS}
+        for k in tf.range(n):
+            before = clock()
+            batch = next(batches)
+            waited = tf.cast(clock() - before, tf.float32)
+            one = {**parallel.run(replica_step, batch, step + k), "data_wait_s": waited}
+            sums = {key: one[key] if key in LATEST else sums[key] + one[key] for key in SUMS}
+        return sums
+
+    return run_steps
+
+
+def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:
+    """`checksums()`: this process's part of a float64 matrix [replica, trainable variable], 0 where it has no row.
+
+    Each entry is the sum of a variable's bits as integers, modulo 2**40, so that the total over processes is exact.
+    """
+    variables = list(model.trainable.values())
+
+    def replica_sums(batch: Any, step: Any) -> Any:
+        del batch, step
+        bits = [tf.reduce_sum(tf.cast(tf.bitcast(v, tf.int32), tf.int64)) % 2**40 for v in variables]
+        row = tf.one_hot(parallel.replica(), parallel.num_replicas, dtype=tf.float64)
+        return row[:, None] * tf.cast(tf.stack(bits), tf.float64)[None, :]
+
+    @tf.function
+    def checksums() -> Any:
+        # Mirrored shares a batch out by rows: one row for each replica.
+        return parallel.run(replica_sums, (tf.zeros([parallel.num_replicas]),), tf.constant(0, tf.int64))
+
+    return checksums
+
+
+SUMS = ("loss", "correct", "examples", "skipped", "norm", "loss_scale", "reduction_s", "data_wait_s")
+LATEST = ("norm", "loss_scale")  # of the last step, not summed
+
+
+def evaluation_step(
+    model: Classifier, objective: Objective, parallel: DataParallel
+) -> Callable[[Any], dict[str, Any]]:
+    """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
+
+    `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
+    index of each example, so that the total proves that each was seen once.
+    """
+
+    def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
+        del step
+        logits = model(batch.images, batch.masks)
+        counted = _counted(batch)
+        return {
+            "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),
+            "examples": tf.cast(tf.reduce_sum(counted), tf.float64),
+            "confusion": tf.math.confusion_matrix(
+                batch.labels,
+                tf.argmax(logits, axis=-1),
+                objective.num_classes,
+                weights=tf.cast(counted, tf.float64),
+                dtype=tf.float64,
+            ),
+            "seen": tf.reduce_sum(
+                tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(counted, tf.float64)
+            ),
+        }
+
+    @tf.function
+    def evaluate_batch(batches: Any) -> dict[str, Any]:
+        return parallel.run(replica_step, next(batches), tf.constant(0, tf.int64))
+
+    return evaluate_batch
+
+
+def example_hash(index: Any) -> Any:
+    """An integer below 2**31 for each index (Knuth's multiplicative hash); works on tensors and NumPy arrays."""
+    return (index * 2654435761) % 2147483647
+
+
+def _num_correct(logits: Any, batch: Batch) -> Any:
+    hits = tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch.labels)
+    return tf.reduce_sum(tf.cast(hits, tf.float32) * _counted(batch))
+
+
+def _counted(batch: Batch) -> Any:
+    """float32 [rows]: 1 for an example, 0 for padding."""
+    return tf.cast(batch.weights > 0, tf.float32)
+
+
+def _no_clock() -> Any:
+    return tf.constant(0.0, tf.float64)
+
+
+def _rows(batch: Batch, rows: range) -> Batch:
+    return Batch(*(tensor[rows.start : rows.stop] for tensor in batch))

@@ -1,0 +1,129 @@
+"""One process's life: wire everything from the run directory, drive the loop, leave with an exit code.
+
+    python -m tl_dist.worker RUN_DIR [--evaluate SPLIT]
+
+Started by `tl-dist`, horovodrun, mpirun or srun; all it knows comes from RUN_DIR/config.yaml and the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tl_dist import failpoint
+from tl_dist.durable import write_atomically
+from tl_dist.parallel import slots
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one worker and return its exit code; a refusal is one line on standard error, `refused: rank R: ...`."""
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--evaluate", metavar="SPLIT")
+    options = parser.parse_args(arguments)
+    rank = rank_before_start(os.environ)
+    shown = sys.stderr
+    try:
+        run = RunDir.open(options.run)
+        supervised = "TL_DIST_SUPERVISED" in os.environ
+        if not supervised and not options.evaluate:
+            shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
+        _stop_on_signals(run)
+        failpoint.set_rank(rank)
+        # Under srun the launcher's variables become Horovod's, before anything looks at them.
+        os.environ.update(slots.slurm_task_environment(os.environ))
+        if options.evaluate:
+            return _evaluate(run, options.evaluate)
+        return _train(run, show_progress=rank == 0 and not supervised)
+    except Refusal as refusal:
+        line = f"refused: rank {rank}: {refusal}\n"
+        for stream in {shown, sys.stderr}:
+            stream.write(line)
+        return _leave(refusal.code)
+    except Exception as error:
+        traceback.print_exc()
+        shown.write(f"failed: rank {rank}: {type(error).__name__}: {str(error).strip()[:300]}\n")
+        return _leave(ExitCode.INTERNAL)
+
+
+def _train(run: RunDir, *, show_progress: bool) -> int:
+    from tl_dist import training
+    from tl_dist.session import Session
+
+    with contextlib.ExitStack() as stack:
+        listen = None
+        if show_progress:
+            from rich.console import Console
+
+            from tl_dist.progress import Progress
+
+            listen = stack.enter_context(Progress(Console())).show
+        return training.train(Session(run, local_workers=slots.local_workers(os.environ)), listen=listen)
+
+
+def _evaluate(run: RunDir, split: str) -> int:
+    from tl_dist import training
+    from tl_dist.metrics import evaluation_record
+    from tl_dist.session import Session
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+    result = training.evaluate_commit(session, split)
+    record = evaluation_record(session.state.step, result, session.splits[split].class_names)
+    directory = run.path / "evaluations"
+    directory.mkdir(exist_ok=True)
+    write_atomically(directory / f"{split}.json", json.dumps(record).encode())
+    return ExitCode.DONE
+
+
+def rank_before_start(env: Mapping[str, str]) -> int:
+    """This worker's rank by its launcher's variables, known before any library has started; 0 without a launcher."""
+    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"):
+        if name in env:
+            return slots.integer(env, name)
+    return slots.integer(env, "SLURM_PROCID") if slots.in_slurm_step(env) else 0
+
+
+def _leave(code: ExitCode) -> int:
+    """End at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop_on_signals(run: RunDir) -> None:
+    """A signal only leaves a mark; the loop stops at a step boundary that all workers agree on."""
+
+    def leave_mark(*_: object) -> None:
+        with contextlib.suppress(OSError):
+            run.request_stop()
+
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, leave_mark)
+
+
+def _log_to_file(path: Path, *, keep_output: bool) -> Any:
+    """Send this process's noise to its own log, append mode; returns the stream that a person still sees."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = os.fdopen(os.dup(2), "w", buffering=1)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 2)
+    if not keep_output:
+        os.dup2(log, 1)
+    os.close(log)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

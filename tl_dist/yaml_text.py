@@ -1,0 +1,237 @@
+"""YAML as a config needs it: plain data, the line of every key, and one line of text for whatever is wrong.
+
+Differs from `yaml.safe_load` on purpose: `1e-4` is a number, `yes`, `no`, `on` and `off` are text, and tags,
+duplicate keys, huge files and alias bombs are refused. Values are never expanded from the environment: the
+file alone says what the run does.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.registry import nearest
+
+MAX_BYTES = 1_000_000
+MAX_ALIASES = 50
+MAX_DEPTH = 20
+MAX_VALUES = 10_000  # after aliases are expanded: fifty of them, nested, would make 2**50
+
+_STR = "tag:yaml.org,2002:str"
+# The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are bounded so that a
+# digest made of digits stays text and no number overflows.
+_SCALARS = (
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf")),
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""]),
+    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,18}$"), list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40}|[0-9]{1,40}(?=e))(?:e[-+]?[0-9]{1,3})?$"
+        ),
+        list("-+.0123456789"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a YAML text says, and where: `lines` maps a dotted path (`data.augment.0`) to its line, from 1."""
+
+    data: Any
+    lines: Mapping[str, int]
+
+
+def read(path: Path) -> Document:
+    """The document in a file; refuses what is missing, no regular file, too big or not UTF-8."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise _no_file(path, "is a directory, not a YAML file")
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_file(path, "is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise _no_file(path, f"has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise _no_file(path, "does not exist") from None
+    except UnicodeDecodeError as error:
+        raise Refusal(
+            f"{path}: byte {error.start} is not UTF-8.", fix="save the file as UTF-8.", code=ExitCode.USAGE
+        ) from None
+    except OSError as error:
+        raise _no_file(path, f"cannot be read: {error.strerror}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Document:
+    """The document in `text`; `source` is its name in refusals."""
+    if len(text) > MAX_BYTES:
+        raise Refusal(
+            f"{source} has more than {MAX_BYTES:,} characters.", fix="shorten it.", code=ExitCode.USAGE
+        )
+    try:
+        root = _Loader(text, source).get_single_node()
+        if root is None:
+            return Document(None, {})
+        return _Builder(source).document(root)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax(error, source) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Refusal(
+            f"{source}:{line}: an unprintable character.", fix="remove it.", code=ExitCode.USAGE
+        ) from None
+
+
+def dump(data: Any) -> str:
+    """YAML text that `parse` reads back as `data`, key order kept."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 (declared so by PyYAML)
+
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text)
+        self._source = source
+        self._aliases = 0
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # Limits hold while composing: PyYAML recurses here, and a deep file would exhaust the stack first.
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MAX_ALIASES:
+                raise _refused(self._source, line, f"over {MAX_ALIASES} aliases", "write the values out.")
+        elif event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
+            raise _refused(self._source, line, f"the tag '{tag}' is not allowed", "use plain values.")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _too_deep(self._source, line)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 (declared so by PyYAML)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+
+
+class _Builder:
+    """Plain data from nodes. PyYAML's own constructors keep no lines, and take the last of duplicate keys."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._lines: dict[str, int] = {}
+        self._count = 0
+
+    def document(self, root: yaml.Node) -> Document:
+        return Document(self._value(root, "", 1), self._lines)
+
+    def _value(self, node: yaml.Node, path: str, depth: int) -> Any:
+        line = node.start_mark.line + 1
+        self._lines.setdefault(path, line)
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise _refused(self._source, line, f"more than {MAX_VALUES:,} values", "shorten the file.")
+        if depth > MAX_DEPTH:  # an alias to its own parent ends here
+            raise _too_deep(self._source, line)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, depth)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, _join(path, str(k)), depth + 1) for k, item in enumerate(node.value)]
+        return _scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = key_node.value
+            if key_node.tag != _STR:
+                raise _refused(
+                    self._source, line, f"the key '{_short(key)}' is not text", "use names as keys."
+                )
+            here = _join(path, key)
+            if key in seen:
+                what = f"{here} is given twice (first on line {seen[key]})"
+                raise _refused(self._source, line, what, "keep one of them.")
+            seen[key] = line
+            self._lines[here] = line
+            data[key] = self._value(value_node, here, depth + 1)
+        return data
+
+
+def _scalar(node: yaml.Node) -> Any:
+    kind = node.tag.rsplit(":", 1)[-1]
+    text = str(node.value)
+    if kind == "bool":
+        return text == "true"
+    if kind == "null":
+        return None
+    if kind == "int":
+        return int(text)
+    if kind == "float":
+        return float(text)
+    return text
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _short(key: Any) -> str:
+    text = key if isinstance(key, str) else type(key).__name__
+    return text[:40]
+
+
+def _refused(source: str, line: int, what: str, fix: str) -> Refusal:
+    return Refusal(f"{source}:{line}: {what}.", fix=fix, code=ExitCode.USAGE)
+
+
+def _too_deep(source: str, line: int) -> Refusal:
+    return _refused(source, line, f"nested deeper than {MAX_DEPTH} levels", "a config has three.")
+
+
+def _syntax(error: yaml.MarkedYAMLError, source: str) -> Refusal:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    problem = error.problem or "not YAML"
+    if r"'\t'" in problem or (problem.startswith("found a tab")):
+        return _refused(source, line, "a tab where YAML wants spaces", "indent with spaces.")
+    if problem.startswith("found undefined alias"):
+        return _refused(source, line, problem.removeprefix("found "), "quote text that begins with '*'.")
+    if "but found another document" in problem:
+        return _refused(source, line, "a second document begins", "keep one document in a file.")
+    if problem == "mapping values are not allowed here":
+        return _refused(
+            source, line, "a ':' where no key can be", "check the indentation, or quote text that holds ': '."
+        )
+    return _refused(source, line, f"not valid YAML: {problem}", "check indentation, brackets and quotes.")
+
+
+def _no_file(path: Path, what: str) -> Refusal:
+    folder = path if path.is_dir() else path.parent
+    files = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    guess = nearest(path.name, files) if not path.is_dir() else (files[0] if files else None)
+    fix = f"use '{folder / guess}'." if guess else "give the path of a YAML file."
+    return Refusal(f"{path} {what}.", fix=fix, code=ExitCode.USAGE)
