@@ -48,6 +48,8 @@ ensure_venv() {
   if [[ -x $VENV/bin/python ]]; then
     suitable "$VENV/bin/python" ||
       refuse 64 "$VENV has $("$VENV/bin/python" --version 2>&1), and $PYTHON_WANTED is needed. Fix: rm -r $VENV, then run this again"
+    "$VENV/bin/python" -c 'import pip' 2>/dev/null ||
+      refuse 64 "$VENV has no pip. Fix: rm -r $VENV, then run this again"
     return
   fi
   for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13; do

@@ -65,6 +65,8 @@ class ModelConfig(Section):
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
+    normalize: bool = False
+    """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""
     hidden: PositiveInt | None = None
     """width of a hidden relu layer in the head; none: a linear head"""
     dropout: Fraction = 0.0
@@ -154,11 +156,11 @@ class RuntimeConfig(Section):
     """CPU threads of each worker; default: the host's cores divided by its workers"""
     xla: bool = False
     """compile the forward and backward pass"""
+    prefix_cache: Literal["off", "on"] = "off"
+    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs"""
     deterministic: bool = False
     """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
     speed and without the split of the step time"""
-    compress_gradients: bool = False
-    """reduce in bfloat16; only under mixed_bfloat16"""
 
 
 class Config(Section):

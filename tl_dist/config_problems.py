@@ -100,14 +100,14 @@ def key_paths(model: type[BaseModel]) -> list[Path]:
 
 def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """The section at `path`, or None where there is none."""
-    current: Any = model
+    current: type[BaseModel] = model
     for name in path:
         field = current.model_fields.get(name)
         nested = field.annotation if field else None
         if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
             return None
         current = nested
-    return current  # type: ignore[no-any-return]
+    return current
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 NEED_PATH = ("cifar10", "cifar100", "image_folder")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
+FEW_VIEWS = ("flip", "dihedral")
+"""augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
 OFFICIAL_TEST_SPLIT = ("cifar10", "cifar100")
 
 
@@ -29,7 +31,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     unknown = list(_names(cfg))
     yield from unknown
     if not unknown:
-        for rules in (_workers, _data, _backbone, _model, _schedule, _runtime):
+        for rules in (_workers, _data, _backbone, _model, _schedule, _safety):
             yield from rules(cfg)
 
 
@@ -156,13 +158,22 @@ def _schedule(cfg: Config) -> Iterator[Broken]:
         )
 
 
-def _runtime(cfg: Config) -> Iterator[Broken]:
-    if cfg.runtime.compress_gradients and cfg.precision not in ("mixed_bfloat16", "auto"):
+def _prefix_cache(cfg: Config) -> Iterator[Broken]:
+    path = ("runtime", "prefix_cache")
+    if cfg.runtime.prefix_cache == "off":
+        return
+    if cfg.model.train_from == "all":
+        yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
+    endless = [name for name in cfg.data.augment if name not in FEW_VIEWS]
+    if endless:
         yield Broken(
-            ("runtime", "compress_gradients"),
-            f"compress_gradients reduces in bfloat16, but precision is '{cfg.precision}'.",
-            "write 'precision: mixed_bfloat16' or remove it.",
+            path,
+            f"augmentation '{endless[0]}' makes endlessly many images of one, which cannot be cached.",
+            f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
         )
+
+
+def _safety(cfg: Config) -> Iterator[Broken]:
     if cfg.safety.hang_s < 2 * cfg.safety.heartbeat_s:
         yield Broken(
             ("safety", "hang_s"),

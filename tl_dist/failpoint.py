@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def _act(rule: _Rule, path: Path | None) -> None:
     if rule.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif rule.action == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: one sent to the process may be taken by another thread, and this one would go on a while.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif rule.action == "raise":
         raise FailpointReached(rule.name)
     elif rule.action == "sleep":

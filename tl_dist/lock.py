@@ -318,7 +318,7 @@ def _this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:
     boot, namespaces, started = "", (0, 0), 0
     with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide
         namespaces = (_namespace("pid"), _namespace("time"))
-        started = _state_and_start(os.getpid())[1]
+        started = int(_stat(os.getpid())[19])
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return Owner(
         who=who,
@@ -343,15 +343,20 @@ def _namespace(kind: str) -> int:
 
 def _runs(owner: Owner) -> bool:
     """Whether a process of this machine still exists. One that was killed and not yet waited for does not."""
-    try:
-        exists, started = _state_and_start(owner.pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return exists and started == owner.started
+    patience = time.monotonic() + 2.0
+    while True:
+        try:
+            fields = _stat(owner.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        state, num_threads, started = fields[0], int(fields[17]), int(fields[19])
+        if started != owner.started or (state in "ZX" and num_threads <= 1):
+            return False
+        if state not in "ZX" or time.monotonic() > patience:
+            return True
+        time.sleep(0.01)  # killed, but one of its threads may be in a system call yet, such as a rename
 
 
-def _state_and_start(pid: int) -> tuple[bool, int]:
-    """Whether any thread of the process runs, and its start time (proc(5), /proc/PID/stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    state, num_threads, started = fields[0], int(fields[17]), int(fields[19])
-    return state not in "ZX" or num_threads > 1, started
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on (proc(5)): state, ..., number of threads, ..., start time."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

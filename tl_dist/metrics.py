@@ -42,6 +42,7 @@ class Metrics:
         self._num_workers = num_workers
         self._class_names = list(class_names)
         self._listen = listen
+        self._warm = False
         drop_lines_after(run, from_step)
         self._lines = run.metrics_file.open("a", encoding="utf-8")
         self._board = Board(str(run.tensorboard), from_step) if tensorboard else None
@@ -74,10 +75,12 @@ class Metrics:
                 **values,
                 "data_wait_shares": waits,
                 "step_s": per_step,
-                "eta_s": per_step * (self._total_steps - report.step),
+                # The first report of an attempt is of one step, which also compiled.
+                "eta_s": per_step * (self._total_steps - report.step) if self._warm else None,
                 "workers": self._num_workers,
             }
         )
+        self._warm = True
         if self._board:
             self._board.scalars(
                 report.step,
@@ -120,6 +123,10 @@ class Metrics:
     def note(self, text: str) -> None:
         """A sentence for the person who watches."""
         self._write({"event": "note", "text": text})
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """A record that somebody else has made."""
+        self._write(record)
 
     def commit(self, step: int) -> None:
         """A checkpoint has become durable."""

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.backbones import Backbone, preprocess
+from tl_dist.backbones import Backbone, preprocess, seam
 from tl_dist.config import ModelConfig
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -34,34 +34,77 @@ class Classifier:
         self._config = config
         height, width, channels = network.output.shape[1:]
         features = {"flatten": height * width * channels, "both": 2 * channels}.get(config.pooling, channels)
-        # Under a mixed policy the head's hidden layer computes in the policy's type; logits are always float32.
-        self._hidden = (
-            _dense("hidden", features, config.hidden, seed + 1, relu=True) if config.hidden else None
-        )
+        self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
-        self._logits = _dense("logits", config.hidden or features, num_classes, seed + 2)
-        first = first_trainable_layer(backbone, network, config.train_from)
+        self._logits = _last_layer(config.hidden or features, num_classes)
+        self._first = first = first_trainable_layer(backbone, network, config.train_from)
+        self._prefix: Any = None  # a network of its own once `cut`
+        self.bfloat16_paths: set[str] = set()
+        """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
         for position, layer in enumerate(network.layers):
             learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
-            for variable in layer.variables:
+            for variable in layer.weights:
                 table = self.trainable if id(variable) in learned else self.frozen
-                table[f"backbone/{layer.name}/{variable_path(layer, variable)}"] = variable.value
+                path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                table[path] = variable.value
+                if table is self.trainable and reads_bfloat16(layer):
+                    self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
-            for variable in layer.variables:
+            for variable in layer.weights:
                 self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
 
     def __call__(self, images: Any, masks: Any) -> Any:
-        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes]."""
-        features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
-        features = pool(features, self._config.pooling)
+        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes].
+
+        After `cut`, what `prefix` made of the images takes their place.
+        """
+        features = self._suffix(images) if self._prefix else self.features(images)
+        if self._config.normalize:
+            features = normalize(features)
         if self._hidden:
             features = self._hidden(features)
         if self.mask_features:
             keep = tf.cast(masks, features.dtype)
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)
+
+    def features(self, images: Any) -> Any:
+        """uint8 images -> the pooled features that go into the head, [rows, n]."""
+        features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
+        return pool(features, self._config.pooling)
+
+    def cut(self) -> None:
+        """Divide the network where training begins: from now on a call takes the outputs of `prefix`.
+
+        Refuses where more than one tensor passes the cut.
+        """
+        if self._first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
+            self._prefix, self._suffix = self.features, lambda features: features
+            return
+        try:
+            between = seam(self.network, self._first)
+        except ValueError as error:
+            raise Refusal(
+                f"model.train_from '{self._config.train_from}' cannot be cached: {error}.",
+                fix=f"train from a stage ({', '.join(self._backbone.stages)}), or set model.prefix_cache=off.",
+                code=ExitCode.USAGE,
+            ) from None
+        prefix = keras.Model(self.network.inputs, between)
+        suffix = keras.Model(between, self.network.output)
+        self._prefix = lambda images: prefix(preprocess(self._backbone.preprocessing, images), training=False)
+        self._suffix = lambda outputs: pool(suffix(outputs, training=False), self._config.pooling)
+
+    def prefix(self, images: Any) -> Any:
+        """The frozen part's outputs, [rows, ...] in the type that the network computes in; only after `cut`."""
+        return self._prefix(images)
+
+    @property
+    def cut_at(self) -> str:
+        """Name of the layer at which training begins: part of what determines the prefix."""
+        layers = self.network.layers
+        return layers[self._first].name if self._first < len(layers) else f"{self._config.pooling} pooling"
 
     def frozen_digest(self) -> str:
         """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""
@@ -88,6 +131,17 @@ def pool(features: Any, kind: str) -> Any:
     return maximum if kind == "maximum" else tf.concat([average, maximum], axis=-1)
 
 
+def normalize(features: Any) -> Any:
+    """Each row with mean 0 and variance 1, computed in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
+
+    Pooled features of a network without batch norm can be in the hundreds, where one rate does not fit the head and
+    the backbone.
+    """
+    wide = tf.cast(features, tf.float32)
+    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+    return tf.cast((wide - mean) * tf.math.rsqrt(variance + 1e-6), features.dtype)
+
+
 def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> int:
     """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
     names = [layer.name for layer in network.layers]
@@ -105,6 +159,11 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> 
     return names.index(first)
 
 
+def reads_bfloat16(layer: Any) -> bool:
+    """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
+    return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"
+
+
 def variable_path(layer: Any, variable: Any) -> str:
     """Name of a variable below its layer, such as `kernel`, or `depthwise/kernel` inside a nested layer."""
     return str(variable.path).split(f"{layer.name}/", 1)[-1]
@@ -120,14 +179,17 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _dense(name: str, num_inputs: int, num_outputs: int, seed: int, *, relu: bool = False) -> Any:
-    layer = keras.layers.Dense(
-        num_outputs,
-        activation="relu" if relu else None,
-        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
-        dtype=None if relu else "float32",
-        name=name,
-    )
+def _hidden_layer(num_inputs: int, num_outputs: int, seed: int) -> Any:
+    """relu, in the type that the policy computes in."""
+    initial = keras.initializers.GlorotUniform(seed=seed)
+    layer = keras.layers.Dense(num_outputs, activation="relu", kernel_initializer=initial, name="hidden")
+    layer.build((None, num_inputs))
+    return layer
+
+
+def _last_layer(num_inputs: int, num_outputs: int) -> Any:
+    """Logits in float32, all 0 at first, as in Big Transfer (arXiv 1912.11370): a new head shakes no backbone."""
+    layer = keras.layers.Dense(num_outputs, kernel_initializer="zeros", dtype="float32", name="logits")
     layer.build((None, num_inputs))
     return layer
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,14 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     return table
 
 
+def extraction_line(record: Record) -> str:
+    """One line about an "extraction" record: how far the frozen part's outputs are."""
+    line = f"features of {record['split']} {int(record['done']):,}/{int(record['total']):,}"
+    return (
+        line + f" | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
+    )
+
+
 class Progress:
     """Shows records as they come; a context manager, since it may own the terminal's last line.
 
@@ -86,6 +95,7 @@ class Progress:
         self._last_line_at = float("-inf")
         self._line: str | None = None  # not yet printed for good
         self._live: Live | None = None
+        self._nobody_looks = False
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -98,7 +108,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         live, self._live = self._live, None
         if live is not None:
-            live.stop()
+            self._try(live.stop)
         if self._line is not None:
             self._print(self._line)
             self._line = None
@@ -107,7 +117,11 @@ class Progress:
         """Show one record of `metrics.jsonl`; other events show nothing."""
         event = record.get("event")
         if event == "train":
-            self._train(record)
+            self._moving(
+                lambda width: progress_line(record, width), record.get("step") == record.get("total_steps")
+            )
+        elif event == "extraction":
+            self._moving(lambda width: extraction_line(record), record["done"] == record["total"])
         elif event == "evaluation":
             self.say(evaluation_line(record), style="bold")
         elif event == "note":
@@ -117,18 +131,27 @@ class Progress:
         """Print a line above the live one."""
         self._print(text, style)
 
-    def _train(self, record: Record) -> None:
+    def _moving(self, line: Callable[[int | None], str], last: bool) -> None:
+        """Replace the live line; where there is none, print it when it is time, or when it is the last."""
         now = self._clock()
         if self._live is not None:
-            self._line = progress_line(record, self._console.width)
+            self._line = line(self._console.width)
             self._live.update(self._text(self._line), refresh=True)
-        elif now - self._last_line_at >= self._every_s or record.get("step") == record.get("total_steps"):
+        elif last or now - self._last_line_at >= self._every_s:
             self._last_line_at = now
-            self._print(progress_line(record))
+            self._print(line(None))
 
     def _print(self, text: str, style: str | None = None) -> None:
         # soft_wrap: a log file has no width, and a terminal wraps by itself
-        self._console.print(self._text(text, style), soft_wrap=True)
+        self._try(partial(self._console.print, self._text(text, style), soft_wrap=True))
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """A terminal that was closed, or a pipe without reader, is no reason to end a run."""
+        if not self._nobody_looks:
+            try:
+                show()
+            except (OSError, SystemExit):  # rich leaves by SystemExit when a pipe breaks
+                self._nobody_looks = True
 
     @staticmethod
     def _text(text: str, style: str | None = None) -> RenderableType:

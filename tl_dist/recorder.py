@@ -21,6 +21,7 @@ class Recorder(Protocol):
     def report(self, report: Report) -> None: ...
     def evaluated(self, result: Evaluation) -> None: ...
     def images(self, images: Any, labels: Any) -> None: ...
+    def tell(self, record: Mapping[str, Any]) -> None: ...
     def commit(self, *, wait: bool = False) -> None: ...
     def done(self) -> None: ...
 
@@ -41,6 +42,9 @@ class Silent:
         pass
 
     def images(self, images: Any, labels: Any) -> None:
+        pass
+
+    def tell(self, record: Mapping[str, Any]) -> None:
         pass
 
     def commit(self, *, wait: bool = False) -> None:
@@ -76,6 +80,7 @@ class RankZero:
         self._saved_step: int | None = state.step or None
         self._announced: int | None = checkpointer.last_commit
         self._figures: dict[str, Any] = {}
+        self.blocked_s = 0.0  # that training has waited for snapshots, and for a save before the last
         self._stack = ExitStack()
 
     def __enter__(self) -> RankZero:
@@ -110,11 +115,16 @@ class RankZero:
     def images(self, images: Any, labels: Any) -> None:
         self._metrics.images(self._state.step, images, labels)
 
+    def tell(self, record: Mapping[str, Any]) -> None:
+        self._metrics.tell(record)
+
     def commit(self, *, wait: bool = False) -> None:
         """Save the state of this step, unless it is saved already."""
         if self._saved_step != self._state.step:
+            start = time.monotonic()
             meta = {**self._meta, "history": self._state.history}
             self._checkpointer.save(self._state.step, self._state.arrays(), meta)
+            self.blocked_s += time.monotonic() - start
             self._saved_step, self._last_save = self._state.step, time.monotonic()
         if wait:
             self._checkpointer.close()
@@ -127,7 +137,7 @@ class RankZero:
             "figures": self._figures,
             "best_validation": self._state.history.get("best_validation"),
             "seconds": time.monotonic() - self._began,
-            "checkpoint_blocked_s": self._checkpointer.blocked_s,
+            "checkpoint_blocked_s": self.blocked_s,
         }
         self._metrics.done(summary)
         self._run.mark_done(summary)

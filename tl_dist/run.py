@@ -188,7 +188,8 @@ class RunDir:
     def _continue(self, config: Config, resolved: bytes) -> None:
         old = schema.load(self.config_file)
         changes = differences(schema.trajectory(old), schema.trajectory(config), schema.TRAJECTORY)
-        if changes:
+        # A run that never began, such as one refused for its first config, has no trajectory yet.
+        if changes and (self.identity_file.exists() or steps_in(self.checkpoints)):
             raise Refusal(
                 f"{self.path} was started with other values: {'; '.join(changes)}.",
                 fix="use another name=NAME, or go back to the old values.",

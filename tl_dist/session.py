@@ -9,9 +9,10 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tl_dist import agreement, checkpoint, config, model, optim, precision, registry
+from tl_dist import agreement, checkpoint, config, features, model, optim, precision, registry
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
+from tl_dist.data import pipeline
 from tl_dist.data.order import Order
 from tl_dist.datasets import Splits, manifest
 from tl_dist.durable import write_atomically
@@ -37,6 +38,9 @@ class Session:
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
         self.total_steps = self.cfg.steps or self.order.steps(self.cfg.epochs or 1.0)
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
+        self.read_train = self.read_images
+        self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
+        """how evaluation reads each split"""
 
     def _build_model(self, backbone: Backbone) -> None:
         cfg = self.cfg
@@ -57,6 +61,44 @@ class Session:
                 cfg.optimizer, self.model.trainable, scale_loss=self.precision == "mixed_float16"
             )
         self.weights_sha256 = file.sha256 if file else None
+
+    @property
+    def read_images(self) -> pipeline.Read:
+        """Training images, augmented."""
+        return pipeline.augmented(self.splits["train"], self.cfg.data.augment, self.cfg.seed, self.image_size)
+
+    def cache_prefix(self, stop_requested: Callable[[], bool], say: features.Say) -> bool:
+        """Compute the frozen part once, or find it computed; from here on the model takes its outputs.
+
+        False when asked to stop before the end.
+        """
+        cfg = self.cfg
+        self.model.cut()
+        facts = {
+            "backbone": cfg.model.backbone,
+            "cut": self.model.cut_at,
+            "frozen_sha256": self.model.frozen_digest(),
+            "precision": self.precision,
+        }
+        prefix = features.Prefix(self.model.prefix, self.image_size, facts)
+        for name, source in self.splits.items():
+            views = cfg.data.augment if name == "train" else ()
+            found = features.cached(
+                source,
+                prefix,
+                views,
+                root=self.run.path.parent / "features",
+                split=name,
+                parallel=self.parallel,
+                stop_requested=stop_requested,
+                say=say,
+            )
+            if found is None:
+                return False
+            if name == "train":
+                self.read_train = features.reader(found, source, views, cfg.seed)
+            self.read[name] = features.reader(found, source, (), cfg.seed)
+        return True
 
     def class_weights(self) -> list[float] | None:
         """The loss weight of each class, as the config asks."""

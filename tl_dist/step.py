@@ -59,6 +59,7 @@ def train_chunk(
     0 unless `timed`).
     """
     trainable = list(model.trainable.values())
+    exact = [accumulate == 1 and path in model.bfloat16_paths for path in model.trainable]
     # TensorFlow refuses to read a clock inside a graph in its deterministic mode.
     clock = tf.timestamp if timed else _no_clock
 
@@ -68,7 +69,10 @@ def train_chunk(
             logits = model(batch.images, batch.masks)
             loss_sum = tf.reduce_sum(objective.losses(logits, batch))
             scaled = loss_sum * (scale / objective.global_batch)
-        return loss_sum, _num_correct(logits, batch), tape.gradient(scaled, trainable)
+        grads = tape.gradient(scaled, trainable)
+        # Where a layer computes in bfloat16 its gradient is bfloat16 that was widened: narrowing it loses nothing.
+        grads = [tf.cast(g, tf.bfloat16) if narrow else g for g, narrow in zip(grads, exact, strict=True)]
+        return loss_sum, _num_correct(logits, batch), grads
 
     if xla:
         forward_backward = tf.function(forward_backward, jit_compile=True)

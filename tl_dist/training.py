@@ -13,7 +13,7 @@ from tl_dist import agreement, loop, optim, step
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
-from tl_dist.lock import Lock
+from tl_dist.lock import Lock, SlurmJob
 from tl_dist.metrics import Metrics
 from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
@@ -23,27 +23,31 @@ from tl_dist.state import Evaluation, Report
 
 Listen = Callable[[Mapping[str, Any]], None]
 
+REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 
-def train(session: Session, *, listen: Listen | None = None) -> ExitCode:
+
+def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | None = None) -> ExitCode:
     """Train from the newest commit to the end, then evaluate every held-out split. Returns DONE or REQUEUE.
 
-    `listen` gets each record that rank 0 writes down.
+    `job` is the Slurm job that this is a part of; `listen` gets each record that rank 0 writes down.
     """
     first = session.parallel.rank == 0
     with ExitStack() as stack:
-        checkpointer = stack.enter_context(_checkpointer(session, stack)) if first else None
+        checkpointer = stack.enter_context(_checkpointer(session, job, stack)) if first else None
         session.run.beat(session.parallel.rank, "starting", 0)
         session.prove_agreement()
         notes: list[str] = []
-        if first:
-            session.restore(notes.append)
-        attempt = partial(_attempt, session, checkpointer, notes, listen)
-        return session.parallel.supervise(attempt, list(session.state.variables.values()))
+        if checkpointer is not None:
+            commit = session.restore(notes.append)
+            checkpointer.last_commit = commit.step if commit else None
+        return session.parallel.supervise(partial(_attempt, session, checkpointer, notes, listen))
 
 
-def _checkpointer(session: Session, stack: ExitStack) -> Checkpointer:
+def _checkpointer(session: Session, job: SlurmJob | None, stack: ExitStack) -> Checkpointer:
     """The run's only writer of commits: takes the lock, and removes what an earlier owner left unfinished."""
-    lock = stack.enter_context(Lock.acquire(session.run))
+    # A job that was requeued may start while the heartbeat of its first life, on another host, is still fresh.
+    wait_s = REQUEUE_WAIT_S if job and job.restart_count else 0.0
+    lock = stack.enter_context(Lock.acquire(session.run, job=job, wait_s=wait_s))
     session.run.probe_storage()
     cfg = session.cfg.checkpoint
     return Checkpointer(session.run, keep=cfg.keep, owned=lock.owned, max_failed=cfg.max_failed)
@@ -52,11 +56,16 @@ def _checkpointer(session: Session, stack: ExitStack) -> Checkpointer:
 def _attempt(
     session: Session, checkpointer: Checkpointer | None, notes: list[str], listen: Listen | None
 ) -> ExitCode:
-    """Drive the run, with every variable equal on all workers by now."""
+    """Make the state equal on all workers, then drive the run."""
     state, parallel = session.state, session.parallel
+    parallel.broadcast(list(state.variables.values()))
     state.step = int(parallel.total({"step": state.step if parallel.rank == 0 else 0})["step"])
     with _recorder(session, checkpointer, notes, listen) as recorder:
-        finished = Attempt(session, recorder).run()
+        stop_requested = partial(_stop_requested, session, "extracting features")
+        finished = session.cfg.runtime.prefix_cache == "off" or session.cache_prefix(
+            stop_requested, recorder.tell
+        )
+        finished = finished and Attempt(session, recorder).run()
         recorder.commit(wait=True)
         if finished:
             recorder.done()
@@ -132,12 +141,12 @@ class Attempt:
 
     def _reports(self, periods: list[int]) -> Any:
         session = self._session
-        batches = _train_batches(
-            session, rows_of(session.parallel.rank, session.parallel.world_size, session.cfg.global_batch)
-        )
+        rows = rows_of(session.parallel.rank, session.parallel.world_size, session.cfg.global_batch)
+        # Kept until the process ends: destroying an iterator waits for its threads, and was seen to hang.
+        self._batches = session.parallel.feed(_train_batches(session, rows, session.read_train))
         return loop.train(
             session.state,
-            session.parallel.feed(batches),
+            self._batches,
             self._run_steps,
             session.parallel,
             cadence=loop.Cadence(periods, session.total_steps),
@@ -174,7 +183,7 @@ class Attempt:
         session = self._session
         if session.parallel.rank == 0 and session.state.step == 0 and session.cfg.report.tensorboard:
             rows = range(min(16, session.cfg.global_batch))
-            batch = next(iter(_train_batches(session, rows)))
+            batch = next(iter(_train_batches(session, rows, session.read_images)))
             self._recorder.images(batch.images.numpy(), batch.labels.numpy())
 
 
@@ -185,10 +194,10 @@ def evaluate(
     source, parallel = session.splits[split], session.parallel
     batch = session.cfg.evaluation.batch or session.cfg.global_batch
     batches = pipeline.evaluation_batches(
-        source,
+        session.read[split],
+        source.num_examples,
         rows=rows_of(parallel.rank, parallel.world_size, batch),
         global_batch=batch,
-        image_size=session.image_size,
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
@@ -225,15 +234,13 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
     return result
 
 
-def _train_batches(session: Session, rows: range) -> tf.data.Dataset:
+def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.data.Dataset:
     return pipeline.train_batches(
-        session.splits["train"],
+        read,
         session.order,
         rows=rows,
         from_step=session.state.step,
         to_step=session.total_steps,
-        image_size=session.image_size,
-        augmentations=session.cfg.data.augment,
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
         threads=session.threads,

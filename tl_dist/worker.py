@@ -21,6 +21,7 @@ from typing import Any
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
+from tl_dist.lock import SlurmJob
 from tl_dist.parallel import slots
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -69,7 +70,8 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
             from tl_dist.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
-        return training.train(Session(run, local_workers=slots.local_workers(os.environ)), listen=listen)
+        session = Session(run, local_workers=slots.local_workers(os.environ))
+        return training.train(session, job=_slurm_job(os.environ), listen=listen)
 
 
 def _evaluate(run: RunDir, split: str) -> int:
@@ -84,6 +86,12 @@ def _evaluate(run: RunDir, split: str) -> int:
     directory.mkdir(exist_ok=True)
     write_atomically(directory / f"{split}.json", json.dumps(record).encode())
     return ExitCode.DONE
+
+
+def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
+    if "SLURM_JOB_ID" not in env:
+        return None
+    return SlurmJob(env["SLURM_JOB_ID"], slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0)
 
 
 def rank_before_start(env: Mapping[str, str]) -> int:

@@ -34,7 +34,7 @@ _SCALARS = (
     (
         "tag:yaml.org,2002:float",
         re.compile(
-            r"^[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40}|[0-9]{1,40}(?=e))(?:e[-+]?[0-9]{1,3})?$"
+            r"^[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40}|[0-9]{1,40}(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?$"
         ),
         list("-+.0123456789"),
     ),
@@ -107,7 +107,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         # Limits hold while composing: PyYAML recurses here, and a deep file would exhaust the stack first.
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1

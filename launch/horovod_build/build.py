@@ -41,7 +41,8 @@ def build_lock(recipe: Recipe, progress: Progress) -> Iterator[None]:
         file = (wheels / f"{recipe.key}.lock").open("w")
     except OSError as error:
         raise refusal.Refusal(
-            f"cannot write to {wheels}: {error.strerror}. Fix: set XDG_CACHE_HOME to a folder of yours", refusal.CANNOT_CREATE
+            f"cannot write to {wheels}: {error.strerror}. Fix: set XDG_CACHE_HOME to a folder of yours",
+            refusal.CANNOT_CREATE,
         ) from error
     with file:
         try:
@@ -66,8 +67,9 @@ def require_compiler() -> None:
 
 def num_jobs() -> int:
     """Compilers at once: one per usable core, each with about 1.5 GB, at most 16."""
-    if stated := os.environ.get("TL_DIST_BUILD_JOBS"):
-        return max(1, int(stated))
+    stated = os.environ.get("TL_DIST_BUILD_JOBS", "")
+    if stated.isdecimal() and int(stated):
+        return int(stated)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(len(os.sched_getaffinity(0)), int(memory / 1.5e9), 16))
 
@@ -115,7 +117,6 @@ def nccl_settings(nccl: Nccl, work: Path) -> dict[str, str]:
 
 def build(found: Survey, progress: Progress) -> Path:
     """Compile, and put the wheel into the cache by one rename. Returns its path there."""
-    require_compiler()
     logs = cache_folder() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{found.recipe.key}.log"
@@ -127,54 +128,30 @@ def build(found: Survey, progress: Progress) -> Path:
         env = build_environment(found, work)
         phase = "fetching the build tools"
         # --ignore-installed: pip would otherwise leave out what the environment has.
-        tools = [*BUILD_TOOLS, *RUNTIME_NEEDS]
-        progress.run(
-            phase,
-            [*pip, "install", "--ignore-installed", "--target", work / "tools", *tools],
-            log,
-            dict(os.environ),
-        )
+        target = ["--ignore-installed", "--target", work / "tools"]
+        command = [*pip, "install", *target, *BUILD_TOOLS, *RUNTIME_NEEDS]
+        progress.run(phase, command, log, dict(os.environ))
         phase = f"fetching Horovod {edits.VERSION}"
         pinned = work / "horovod.txt"
         pinned.write_text(f"horovod=={edits.VERSION} --hash=sha256:{edits.SHA256}\n")
-        fetch = [
-            "download",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-            "--dest",
-            work,
-            "-r",
-            pinned,
-        ]
-        progress.run(phase, [*pip, *fetch], log, env)
+        exactly = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", pinned]
+        progress.run(phase, [*pip, "download", "--dest", work, *exactly], log, env)
         source = unpack(work)
         edits.apply_edits(source)
         phase = "compiling Horovod"
-        command = [
-            *pip,
-            "wheel",
-            "-v",
-            "--no-build-isolation",
-            "--no-deps",
-            "--wheel-dir",
-            work / "out",
-            source,
-        ]
-        env["HOROVOD_LOCAL_VERSION"] = (
-            found.recipe.label
-        )  # not before: pip refuses an archive that renames itself
-        progress.run(
-            phase, command, log, env, expect=f"once per machine, a few minutes, {num_jobs()} jobs; log: {log}"
-        )
+        # Only now: pip refuses a downloaded archive that gives itself another version than its file name.
+        env["HOROVOD_LOCAL_VERSION"] = found.recipe.label
+        expect = f"once per machine, a few minutes, {num_jobs()} jobs; log: {log}"
+        command = [*pip, "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", work / "out", source]
+        progress.run(phase, command, log, env, expect)
         (wheel,) = (work / "out").glob("horovod-*.whl")
         return keep(wheel, found.recipe)
     except subprocess.CalledProcessError as error:
         raise build_failure(phase, log, log.read_text(errors="replace")) from error
     except OSError as error:
         raise refusal.Refusal(
-            f"{phase} failed: {error} (log: {log}). Fix: free space or set TMPDIR; {refusal.MEANWHILE}", refusal.INTERNAL
+            f"{phase} failed: {error} (log: {log}). Fix: free space or set TMPDIR; {refusal.MEANWHILE}",
+            refusal.INTERNAL,
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

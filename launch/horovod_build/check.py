@@ -15,8 +15,6 @@ from pathlib import Path
 from horovod_build import refusal
 from horovod_build.survey import find_mpi, output_of, probe
 
-
-
 BUILT = """
 import horovod, horovod.tensorflow as hvd
 print("Horovod v" + horovod.__version__ + " built with:")
@@ -62,23 +60,16 @@ def check(python: Path) -> bool:
     num_gpus = len((output_of("nvidia-smi", "-L") or "").splitlines())
     if "[X] NCCL" in built and num_gpus:
         ways["nccl"] = [*horovodrun(python), "-np", str(min(2, num_gpus)), "--gloo", *worker, "--gpu"]
-    results = [
-        run_check(name, command) for name, command in ways.items()
-    ]  # all of them, whatever the first says
-    return all(results)
+    results = {name: run_check(name, command) for name, command in ways.items()}
+    return all(results.values())
 
 
 def mpirun() -> list[str]:
     """Open MPI refuses root and more ranks than cores unless told; other MPIs do not know these options."""
     if "Open MPI" not in (output_of("mpirun", "--version") or "") and "Open MPI" not in find_mpi():
         return ["mpirun"]
-    return [
-        "mpirun",
-        "--oversubscribe",
-        "--bind-to",
-        "none",
-        *(["--allow-run-as-root"] if os.geteuid() == 0 else []),
-    ]
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", "--oversubscribe", "--bind-to", "none", *as_root]
 
 
 def run_check(name: str, command: list[str], limit_s: float = 180) -> bool:

@@ -12,7 +12,6 @@ VERSION = "0.28.1"
 SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"  # of the source archive
 
 
-
 @dataclass(frozen=True)
 class Edit:
     """Replace `old`, which must occur exactly once in the file at `path`, by `new`."""

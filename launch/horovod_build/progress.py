@@ -15,13 +15,12 @@ from pathlib import Path
 from horovod_build import refusal
 
 
-
 class Progress:
     """One line when a phase starts and one when it ends; on a terminal one live line in between."""
 
     def __init__(self, verbose: bool = False) -> None:
-        self.live = sys.stdout.isatty() and not verbose
         self.verbose = verbose
+        self.live = sys.stdout.isatty() and not verbose
 
     def say(self, text: str) -> None:
         print(f"horovod: {text}", flush=True)
@@ -36,16 +35,17 @@ class Progress:
         with log.open("ab") as sink:
             sink.write(f"\n$ {' '.join(map(str, command))}\n".encode())
             sink.flush()
+            start = sink.tell()
             process = subprocess.Popen(
                 [str(word) for word in command],
                 stdin=subprocess.DEVNULL,
-                stdout=sink if not self.verbose else None,
+                stdout=sink,
                 stderr=subprocess.STDOUT,
                 env=env,
                 start_new_session=True,
             )
             try:
-                self._watch(process, what, log, started)
+                self._watch(process, what, log, start)
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -55,19 +55,24 @@ class Progress:
             raise subprocess.CalledProcessError(process.returncode, list(map(str, command)))
         self.say(f"{what}: done in {time.monotonic() - started:.0f} s")
 
-    def _watch(self, process: subprocess.Popen, what: str, log: Path, started: float) -> None:
-        while True:
-            try:
-                process.wait(0.25 if self.live else None)
-                break
-            except subprocess.TimeoutExpired:
+    def _watch(self, process: subprocess.Popen[bytes], what: str, log: Path, shown: int) -> None:
+        started = time.monotonic()
+        ended = False
+        while not ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.25 if self.live or self.verbose else None)
+                ended = True
+            if self.verbose:
+                with log.open("rb") as stream:
+                    stream.seek(shown)
+                    text = stream.read()
+                shown += len(text)
+                print(text.decode(errors="replace"), end="", flush=True)
+            elif self.live:
                 elapsed = time.monotonic() - started
-                steps = re.findall(r"^ *\[ *(\d+%)\]", last_bytes(log, 20_000), re.MULTILINE)
-                wheel = "|/-\\"[int(elapsed * 4) % 4]
-                line = f"horovod: {wheel} {what}  {f'{steps[-1]}  ' if steps else ''}{elapsed:.0f} s"
-                print(f"\r\033[K{line}", end="", flush=True)
-        if self.live:
-            print("\r\033[K", end="", flush=True)
+                percent = re.findall(r"^ *\[ *(\d+%)\]", last_bytes(log, 20_000), re.MULTILINE)
+                line = f"{'|/-'[int(elapsed * 4) % 3]} {what}  {(percent or [''])[-1]}  {elapsed:.0f} s"
+                print("\r\033[K" + ("" if ended else f"horovod: {line}"), end="", flush=True)
 
 
 def last_bytes(file: Path, count: int) -> str:
@@ -105,4 +110,6 @@ def build_failure(what: str, log: Path, log_text: str) -> refusal.Refusal:
         fix = "let pip reach it: PIP_INDEX_URL names a mirror, PIP_FIND_LINKS a folder with the files"
     else:
         fix = "read the log above that line"
-    return refusal.Refusal(f"{what} failed: {line} (log: {log}). Fix: {fix}; {refusal.MEANWHILE}", refusal.INTERNAL)
+    return refusal.Refusal(
+        f"{what} failed: {line} (log: {log}). Fix: {fix}; {refusal.MEANWHILE}", refusal.INTERNAL
+    )

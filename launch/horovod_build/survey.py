@@ -19,7 +19,6 @@ from horovod_build import edits, refusal
 TOOLCHAIN = "set(CMAKE_SKIP_BUILD_RPATH ON)\n"
 
 
-
 def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -33,7 +32,6 @@ class Recipe:
     tensorflow_cuda: str  # CUDA version of TensorFlow's wheel, "none" for a CPU build
     python: str  # such as cpython-311
     platform: str  # such as linux-x86_64-glibc2.41
-    compiler: str  # major version of g++: it decides the C++ library that the wheel needs
     mpi: str  # such as "Open MPI 5.0.7", or "none"
     cuda: str  # toolkit release, or "none"
     nccl: str  # version, or "none"
@@ -195,7 +193,7 @@ def survey(python: Path, gpu: bool | None) -> Survey:
         raise refusal.Refusal(f"{python} has no pip. Fix: {python} -m ensurepip", refusal.USAGE)
     if not facts["tensorflow"] or not facts["tensorflow_dir"]:
         raise refusal.Refusal(
-            f"no TensorFlow in {python}. Fix: {python} -m pip install -e '{CHECKOUT}[cpu]' (or [gpu])",
+            f"no TensorFlow in {python}. Fix: {python} -m pip install -e '.[cpu]' in the checkout (or [gpu])",
             refusal.USAGE,
         )
     wheel_cuda = tensorflow_cuda(Path(facts["tensorflow_dir"]))
@@ -229,7 +227,6 @@ def survey(python: Path, gpu: bool | None) -> Survey:
         tensorflow_cuda=wheel_cuda,
         python=facts["tag"],
         platform=facts["platform"],
-        compiler=(output_of("g++", "-dumpversion") or "none").split(".")[0],
         mpi=find_mpi(),
         cuda=cuda,
         nccl=nccl.version if nccl else "none",

@@ -14,7 +14,7 @@ def main() -> None:
     launcher = started_by_launcher(os.environ)
     os.environ.update(slurm_task_environment(os.environ))
     await_peers(os.environ, timeout_s=60)
-    import horovod.tensorflow as hvd  # noqa: TID251
+    import horovod.tensorflow as hvd
     import tensorflow as tf
 
     hvd.init()

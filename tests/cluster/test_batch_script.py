@@ -6,7 +6,6 @@ attempt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ import pytest
 from tl_dist.launch.slurm import SubmitOptions, render
 
 from .slurm_cluster import FinishedJob, SlurmCluster
+
+pytestmark = pytest.mark.cluster
 
 DRIVER = """\
 #!/bin/bash
@@ -75,14 +76,14 @@ class Trial:
 
 
 @pytest.fixture(scope="module")
-def trials(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Trial]]:
+def trials(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
     """All trials of this file, side by side: most of their time is Slurm's wait before a requeued start."""
     base = tmp_path_factory.mktemp("batch_script")
 
     def trial(name: str, *codes: str, max_requeue: int = 3, waits: bool = False) -> Trial:
         return Trial(slurm, base / name, list(codes), max_requeue=max_requeue, waits=waits)
 
-    yield {
+    return {
         "done": trial("done", "done"),
         "no_marker": trial("no_marker", "0"),
         "usr1": trial("usr1", "75", "done", waits=True),
@@ -135,3 +136,13 @@ def test_run_that_another_attempt_cannot_help_is_not_requeued(trials: dict[str, 
 
 def test_driver_that_was_killed_is_requeued(trials: dict[str, Trial]) -> None:
     assert trials["driver_killed"].end() == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=1)
+
+
+def test_preempted_job_is_requeued_by_slurm(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Once: the warning comes as before a time limit, and our own requeue must not be a second one."""
+    trial = Trial(slurm, tmp_path / "preempted", ["75", "done"], waits=True)
+    trial.wait_for_attempt(0)
+    slurm.run("sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
+    assert trial.end() == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=1)
+    assert trial.attempts == 2
+    assert "attempt 0: not requeued by itself" in trial.log()

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tl_dist.launch.rendezvous import Rendezvous
 from tl_dist.parallel.slots import Plan
 
 from .slurm_cluster import SlurmCluster
+
+pytestmark = pytest.mark.cluster
 
 TASK = Path(__file__).with_name("allreduce_task.py")
 CHECKOUT = Path(__file__).parents[2]
@@ -57,10 +61,3 @@ def test_uneven_nodes_meet_at_our_rendezvous(slurm: SlurmCluster) -> None:
         (1, "node2", [1, 2], [0, 1], 6.0),
         (2, "node3", [0, 1], [1, 2], 6.0),
     ]
-
-
-def test_tasks_without_a_rendezvous_notice_that_they_are_alone(slurm: SlurmCluster) -> None:
-    """Slurm's default gives every task a world of size 1; the expected size tells."""
-    said = run_tasks(slurm, [("node1", 1), ("node2", 1)], {})
-    assert [outcome["size"] for outcome in said] == [1, 1]
-    assert [outcome["expected_size"] for outcome in said] == [2, 2]

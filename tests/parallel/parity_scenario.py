@@ -18,7 +18,7 @@ import tensorflow as tf
 from tl_dist import loop, model, optim, registry, step
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import evaluation_batches, train_batches
+from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
 from tl_dist.parallel import rows_of
 from tl_dist.state import Batch, TrainState
 
@@ -54,6 +54,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "accumulated": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "accumulate": 2},
     "overflow": {"optimizer": OptimizerConfig(name="adam", learning_rate=3e-3), "overflow": True},
+    "bfloat16": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.02),
+        "precision": "mixed_bfloat16",
+    },
     "float16": {
         "optimizer": OptimizerConfig(
             name="sgd", learning_rate=0.02, schedule=ScheduleConfig(name="cosine", warmup_epochs=1)
@@ -91,9 +95,14 @@ def run_variant(
     rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=NUM_STEPS)
     rows = rows_of(parallel.rank, parallel.world_size, GLOBAL_BATCH)
     batches = train_batches(
-        source, order, rows=rows, from_step=0, to_step=NUM_STEPS, image_size=24,
-        augmentations=("flip", "pad_crop"), mask_features=net.mask_features, dropout=0.25,
-    )  # fmt: skip
+        augmented(source, ("flip", "pad_crop"), order.seed, 24),
+        order,
+        rows=rows,
+        from_step=0,
+        to_step=NUM_STEPS,
+        mask_features=net.mask_features,
+        dropout=0.25,
+    )
     if overflow:
         batches = batches.map(overflow_at_one_position)
     objective = step.Objective(10, GLOBAL_BATCH)
@@ -106,10 +115,16 @@ def run_variant(
         )  # fmt: skip
         reports = list(reports)
         checksums = parallel.total({"c": step.weight_checksums(net, parallel)().numpy()})["c"]
+        held_out = evaluation_batches(
+            plain(source, 24),
+            NUM_EXAMPLES,
+            rows=rows,
+            global_batch=GLOBAL_BATCH,
+            mask_features=net.mask_features,
+        )
         result = loop.evaluate(
             "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
-            parallel.feed(evaluation_batches(source, rows=rows, global_batch=GLOBAL_BATCH, image_size=24,
-                                             mask_features=net.mask_features)),
+            parallel.feed(held_out),
             step.evaluation_step(net, objective, parallel), parallel, stop_requested=lambda: False,
         )  # fmt: skip
         assert result is not None
@@ -126,7 +141,8 @@ def run_variant(
             "confusion": result.confusion,
         }
 
-    return parallel.supervise(drive, list(state.variables.values()))
+    parallel.broadcast(list(state.variables.values()))
+    return parallel.supervise(drive)
 
 
 def main() -> None:

@@ -26,9 +26,11 @@ def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str,
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_float16_follows_a_single_device_within_its_precision(figures: Figures, name: str) -> None:
+@pytest.mark.parametrize("variant", ["float16", "bfloat16"])
+def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, variant: str) -> None:
+    """Within the precision of a 16-bit type: a share of another size may be computed by another kernel."""
     np.testing.assert_allclose(
-        figures(name)["float16"]["losses"], figures("single")["float16"]["losses"], rtol=1e-2
+        figures(name)[variant]["losses"], figures("single")[variant]["losses"], rtol=1e-2
     )
 
 
@@ -42,7 +44,7 @@ def test_clipping_is_in_force(figures: Figures) -> None:
     assert not np.allclose(single["clipped"]["losses"], single["plain"]["losses"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "float16"])
+@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_all_replicas_end_with_the_same_bits(figures: Figures, name: str, variant: str) -> None:
     assert figures(name)[variant]["replicas_equal"]

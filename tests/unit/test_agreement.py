@@ -50,7 +50,7 @@ def test_equal_weights_pass() -> None:
 def test_drifted_weights_name_replica_and_variable() -> None:
     checksums = np.ones((3, 2))
     checksums[2, 1] = 7
-    with pytest.raises(Refusal, match="after step 100 the weights of replica 2 .* first in bias") as caught:
+    with pytest.raises(Refusal, match=r"after step 100 the weights of replica 2 .* first in bias") as caught:
         agreement.compare_weights(checksums, ["kernel", "bias"], 100)
     assert caught.value.code == ExitCode.PEER_LOST
 

@@ -66,8 +66,7 @@ def refused(code, call, *arguments, **options):
     return str(caught.value)
 
 
-# --- the same bits come back
-# ---------------------------------------------------------------------------------------
+# --- the same bits come back --------------------------------------------------------------------------------
 
 RANDOM = np.random.default_rng(1)
 ARRAYS = {
@@ -147,8 +146,7 @@ def test_what_cannot_be_kept_is_an_error_of_the_caller(run, arrays, meta):
     assert steps(run) == []
 
 
-# --- which commit comes back
-# ---------------------------------------------------------------------------------------
+# --- which commit comes back --------------------------------------------------------------------------------
 
 
 def test_no_commit_is_none(run, tmp_path):
@@ -231,8 +229,7 @@ def test_another_set_of_arrays_is_refused_by_name(run):
     assert "unexpected 'dense/kernel'" in refused(ExitCode.UNSAFE, restore, run, expected=want)
 
 
-# --- the background
-# ------------------------------------------------------------------------------------------------
+# --- the background -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,8 +276,7 @@ def test_leaving_the_context_waits_for_the_save_in_flight_also_after_an_error(ru
     assert restore(run).step == 1
 
 
-# --- retention
-# -----------------------------------------------------------------------------------------------------
+# --- retention ----------------------------------------------------------------------------------------------
 
 
 def test_the_newest_commits_are_kept(run):
@@ -353,8 +349,7 @@ def test_whatever_lies_in_the_place_of_a_commit_is_replaced(run, kind, tmp_path)
     assert steps(run) == ["step-00000020"]
 
 
-# --- what the manifest says
-# ----------------------------------------------------------------------------------------
+# --- what the manifest says ---------------------------------------------------------------------------------
 
 
 def test_the_manifest_lists_size_and_sha256_of_each_file(run):

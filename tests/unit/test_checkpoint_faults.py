@@ -1,5 +1,6 @@
 """Whatever goes wrong while saving: the commit before stays loadable, the run goes on, nothing wrong is loaded."""
 
+import collections
 import json
 import os
 import random
@@ -82,8 +83,7 @@ def refused(code, call, *arguments, **options) -> str:
     return str(caught.value)
 
 
-# --- killed while saving
-# -------------------------------------------------------------------------------------------
+# --- killed while saving ------------------------------------------------------------------------------------
 
 BEFORE_RENAME = [
     "snapshot", "temp_made", "tensors", "tensors:3", "files_done", "manifest_mid", "manifest_done",
@@ -151,13 +151,12 @@ class Savers:
         return int(self.parent.stdout.readline())
 
     def calls_of_one_save(self, run) -> list[tuple[str, int]]:
-        """Every call that changes the disk or opens a file in the save of step 20: its name, and which one."""
+        """Every call of the writer's thread that changes the disk or opens a file: its name, and which one."""
         log = run.path / "calls"
         assert self.save(run, "-o", log, "-e", f"trace={','.join(self.TRACED)}") == 0
-        calls: dict[str, int] = {}
-        for name, rest in re.findall(r"^\d+\s+(\w+)\((.*)", log.read_text(), flags=re.MULTILINE):
-            if name != "openat" or "O_CREAT" in rest or "O_DIRECTORY" in rest:
-                calls[name] = calls.get(name, 0) + 1
+        lines = re.findall(r"^(\d+)\s+(\w+)\(", log.read_text(), flags=re.MULTILINE)
+        writer = next(thread for thread, name in lines if name == "mkdir")
+        calls = collections.Counter(name for thread, name in lines if thread == writer)
         return [(name, number) for name, count in calls.items() for number in range(1, count + 1)]
 
     def close(self):
@@ -206,8 +205,34 @@ def test_killed_or_failed_at_every_system_call_of_one_save(tmp_path, savers):
     assert all(outcomes.values()), outcomes
 
 
-# --- storage that fails
-# --------------------------------------------------------------------------------------------
+def test_every_file_and_name_is_durable_before_the_next_step_relies_on_it(run, monkeypatch):
+    """The order that a power cut asks for, which no kill can show: the kernel outlives a killed process."""
+    calls = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(fd):
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+        calls.append("fsync " + re.sub(r"\.tmp-step-.*", "TMP", name))
+        fsync(fd)
+
+    def recorded_rename(source, target):
+        calls.append(f"rename {re.sub(r'.tmp-step-.*', 'TMP', source.name)} {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    save(run, 10)
+    assert calls == [
+        "fsync state.safetensors",
+        "fsync meta.json",
+        "fsync MANIFEST.json",
+        "fsync TMP",
+        "rename TMP step-00000010",
+        "fsync checkpoints",
+    ]
+
+
+# --- storage that fails -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -298,8 +323,7 @@ def test_old_commits_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatc
     assert_is_state_of(restore(run), 2)
 
 
-# --- two writers
-# ---------------------------------------------------------------------------------------------------
+# --- two writers --------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_writer_that_was_replaced_commits_nothing_when_it_wakes(run):
@@ -325,22 +349,27 @@ def test_a_stopped_writer_that_was_replaced_commits_nothing_when_it_wakes(run):
         assert lock.owned()
 
 
-@pytest.mark.parametrize(
-    "place", ["checkpoint.temp_made", "checkpoint.manifest_done", "checkpoint.before_rename"]
-)
-def test_a_writer_replaced_at_any_place_renames_nothing_and_is_told(run, monkeypatch, place):
+@pytest.mark.parametrize("new_step", [15, 20])  # 20: the new owner gets to the same step first
+@pytest.mark.parametrize("place", ["start", "temp_made", "tensors", "manifest_done", "before_rename"])
+def test_a_writer_replaced_at_any_place_renames_nothing_and_is_told(run, monkeypatch, place, new_step):
     save(run, 10)
     new_owner = []
+    write = commit.write
+
+    def start(directory, content):
+        replaced("checkpoint.start")
+        return write(directory, content)
 
     def replaced(name, path=None):
-        if name == place and not new_owner:
+        if name == f"checkpoint.{place}" and not new_owner:
             new_owner.append(True)
             run.lock_dir.rename(run.path / "lost")  # as good as another owner: this one's file is gone
             run.lock_dir.mkdir()
-            save(run, 20)  # the new owner gets to the same step first
-            new_owner.append((run.checkpoints / step_name(20)).stat().st_ino)
+            save(run, new_step)
+            new_owner.append((run.checkpoints / step_name(new_step)).stat().st_ino)
 
     with Lock.acquire(run) as lock, Checkpointer(run, keep=1, owned=lock.owned) as saver:
+        monkeypatch.setattr(commit, "write", start)
         monkeypatch.setattr(commit, "failpoint", replaced)
         monkeypatch.setattr(checkpoint, "failpoint", replaced)
         saver.save(20, state(20), {}, wait=True)
@@ -348,8 +377,8 @@ def test_a_writer_replaced_at_any_place_renames_nothing_and_is_told(run, monkeyp
         assert saver.last_commit is None
         saver.save(30, state(30), {}, wait=True)
         refused(ExitCode.CANNOT_CREATE, saver.poll)
-    assert entries(run) == ["step-00000010", "step-00000020"]
-    assert (run.checkpoints / step_name(20)).stat().st_ino == new_owner[1]
+    assert entries(run) == ["step-00000010", step_name(new_step)]
+    assert (run.checkpoints / step_name(new_step)).stat().st_ino == new_owner[1]
 
 
 def test_a_writer_without_the_lock_does_not_even_start(run):
@@ -377,8 +406,7 @@ def test_a_lock_that_cannot_be_read_is_a_failed_save_and_not_a_lost_run(run):
         assert "committed" in saver.poll()[0]
 
 
-# --- damaged files
-# -------------------------------------------------------------------------------------------------
+# --- damaged files ------------------------------------------------------------------------------------------
 
 
 def test_every_single_changed_bit_and_every_truncation_is_found(run):
@@ -432,8 +460,7 @@ def test_after_random_damage_the_commit_before_is_used_and_both_are_named(run):
     assert_is_state_of(restore(run, strict=True), 20)
 
 
-# --- hostile files
-# -------------------------------------------------------------------------------------------------
+# --- hostile files ------------------------------------------------------------------------------------------
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
@@ -582,8 +609,7 @@ def test_a_link_in_place_of_a_commit_is_not_followed(run, tmp_path):
     assert len(said) == 4
 
 
-# --- the failpoints themselves
-# -------------------------------------------------------------------------------------
+# --- the failpoints themselves ------------------------------------------------------------------------------
 
 
 def test_a_failpoint_that_is_not_allowed_is_refused(run):

@@ -325,9 +325,9 @@ def test_of_2_to_8_simultaneous_starters_exactly_one_wins(run):
 
 
 def test_a_live_owner_is_never_robbed_however_the_starters_are_held_up(run):
-    counts = race(run, "storm", 800, seed=2)
-    assert counts["died as owner"] > 80
-    assert counts["released"] > 40
+    counts = race(run, "storm", 500, seed=2)
+    assert counts["died as owner"] > 40
+    assert counts["released"] > 20
     assert not {"two owners", "not owned", "failed"} & counts.keys()
 
 

@@ -26,9 +26,19 @@ def run(tmp_path: Path) -> RunDir:
 
 def report(step: int, **changes: Any) -> Report:
     values: dict[str, Any] = {
-        "step": step, "steps": 10, "mean_loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1, "gradient_norm": 2.0,
-        "num_examples": 320, "num_skipped": 1, "loss_scale": 4.0, "elapsed_s": 2.0, "data_wait_s": [0.1, 0.4], "reduction_s": 0.2,
-    }  # fmt: skip
+        "step": step,
+        "steps": 10,
+        "mean_loss": 1.0 / step,
+        "accuracy": 0.5,
+        "learning_rate": 0.1,
+        "gradient_norm": 2.0,
+        "num_examples": 320,
+        "num_skipped": 1,
+        "loss_scale": 4.0,
+        "elapsed_s": 2.0,
+        "data_wait_s": [0.1, 0.4],
+        "reduction_s": 0.2,
+    }
     return Report(**(values | changes))
 
 
@@ -50,9 +60,11 @@ def lines(run: RunDir) -> list[dict[str, Any]]:
 
 def test_a_report_becomes_rates_and_shares(run: RunDir) -> None:
     writer = metrics(run)
+    writer.train(report(10))
     writer.train(report(20))
     writer.close()
-    (line,) = lines(run)
+    first, line = lines(run)
+    assert first["eta_s"] is None  # it has compiled
     assert line["event"] == "train"
     assert line["examples_per_s"] == 160
     assert line["data_wait_share"] == pytest.approx(0.2)  # of the slowest worker

@@ -14,7 +14,7 @@ from tl_dist import model, optim, registry, step
 from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import train_batches
+from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.refusal import Refusal
 
@@ -41,9 +41,14 @@ def train(
 ) -> dict[str, float]:
     source = MemorySource(12, size=image_size)
     batches = train_batches(
-        source, Order(0, 12, 4), rows=range(4), from_step=0, to_step=steps, image_size=image_size,
-        mask_features=net.mask_features, dropout=0.5,
-    )  # fmt: skip
+        plain(source, image_size),
+        Order(0, 12, 4),
+        rows=range(4),
+        from_step=0,
+        to_step=steps,
+        mask_features=net.mask_features,
+        dropout=0.5,
+    )
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = step.train_chunk(
         net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), xla=xla

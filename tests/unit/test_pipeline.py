@@ -10,7 +10,7 @@ import pytest
 from tests.unit.memory_source import MemorySource
 from tl_dist.data.augment import OPERATIONS
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import evaluation_batches, train_batches
+from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
 from tl_dist.parallel import rows_of
 
 SOURCE = MemorySource(23)
@@ -18,9 +18,9 @@ ORDER = Order(seed=5, num_examples=23, global_batch=7)
 
 
 def batches(rows: range = range(7), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
-    settings: dict[str, Any] = {"image_size": 8, "augmentations": tuple(OPERATIONS), "mask_features": 5}
-    settings |= {"dropout": 0.5, "threads": 2, **changes}
-    made = train_batches(SOURCE, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
+    settings: dict[str, Any] = {"mask_features": 5, "dropout": 0.5, "threads": 2, **changes}
+    read = augmented(SOURCE, settings.pop("augmentations", tuple(OPERATIONS)), ORDER.seed, 8)
+    made = train_batches(read, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
     return list(made.as_numpy_iterator())
 
 
@@ -65,7 +65,8 @@ def test_evaluation_sees_each_example_once(world_size: int) -> None:
     seen: list[int] = []
     for rank in range(world_size):
         rows = rows_of(rank, world_size, 7)
-        for batch in evaluation_batches(SOURCE, rows=rows, global_batch=7, image_size=8).as_numpy_iterator():
+        made = evaluation_batches(plain(SOURCE, 8), SOURCE.num_examples, rows=rows, global_batch=7)
+        for batch in made.as_numpy_iterator():
             assert len(batch.weights) == len(rows)
             seen += batch.positions[batch.weights > 0].tolist()
     assert sorted(seen) == list(range(23))
@@ -82,15 +83,8 @@ def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
 
 def test_dihedral_reaches_all_eight_symmetries() -> None:
     source = MemorySource(1)
-    made = train_batches(
-        source,
-        Order(0, 1, 100),
-        rows=range(100),
-        from_step=0,
-        to_step=1,
-        image_size=8,
-        augmentations=("dihedral",),
-    )
+    read = augmented(source, ("dihedral",), 0, 8)
+    made = train_batches(read, Order(0, 1, 100), rows=range(100), from_step=0, to_step=1)
     images = next(made.as_numpy_iterator()).images
     expected = {
         np.rot90(base, k).tobytes()

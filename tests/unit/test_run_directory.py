@@ -43,8 +43,7 @@ def refused(code, call, *arguments, **options) -> str:
     return str(caught.value)
 
 
-# --- one directory, one experiment
-# ---------------------------------------------------------------------------------
+# --- one directory, one experiment --------------------------------------------------------------------------
 
 
 def test_a_new_run_holds_its_resolved_config_and_is_private(tmp_path):
@@ -126,8 +125,7 @@ def test_a_mistyped_run_is_refused_with_the_nearest_name(tmp_path):
     assert "config.yaml" in refused(ExitCode.USAGE, RunDir.open, tmp_path / "elpv")
 
 
-# --- hostile directories
-# -------------------------------------------------------------------------------------------
+# --- hostile directories ------------------------------------------------------------------------------------
 
 
 def test_a_link_in_place_of_the_run_or_of_anything_in_it_is_refused(tmp_path):
@@ -182,8 +180,7 @@ def test_a_root_that_cannot_be_made_is_refused(tmp_path):
     assert "Not a directory" in refused(ExitCode.CANNOT_CREATE, create, tmp_path / "file" / "runs")
 
 
-# --- files that exist whole or not at all
-# --------------------------------------------------------------------------
+# --- files that exist whole or not at all -------------------------------------------------------------------
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -241,8 +238,7 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
         durable.read_file(tmp_path, max_bytes=10)
 
 
-# --- identity, stop, done
-# ------------------------------------------------------------------------------------------
+# --- identity, stop, done -----------------------------------------------------------------------------------
 
 
 def test_identity_is_frozen_at_the_first_start(tmp_path):
@@ -301,8 +297,7 @@ def test_done_gives_the_summary_back(tmp_path):
     assert RunDir(run.path).done == {"step": 100, "test_accuracy": 0.9}
 
 
-# --- heartbeats
-# ----------------------------------------------------------------------------------------------------
+# --- heartbeats ---------------------------------------------------------------------------------------------
 
 
 def test_beats_tell_who_does_what_and_since_when(tmp_path):
@@ -359,8 +354,7 @@ def test_torn_or_foreign_heartbeat_files_are_no_beats(tmp_path):
     assert run.read_beats() == {}
 
 
-# --- storage and the table
-# -----------------------------------------------------------------------------------------
+# --- storage and the table ----------------------------------------------------------------------------------
 
 
 def test_storage_that_cannot_keep_a_file_is_refused_at_the_start(tmp_path, monkeypatch):

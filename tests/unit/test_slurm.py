@@ -11,8 +11,9 @@ import pytest
 from tl_dist import config
 from tl_dist.launch import slurm
 from tl_dist.launch.slurm_job import SlurmJob, expand_hostlist, rendezvous_address, tasks_per_node
-from tl_dist.launch.srun import Silence, srun_command
+from tl_dist.launch.srun import Silence
 from tl_dist.launch.srun_end import TasksEnded, attempt_code, first_cause, tasks_ended
+from tl_dist.launch.srun_step import srun_command
 from tl_dist.parallel.slots import (
     expected_world_size,
     network_interface_towards,

@@ -242,58 +242,60 @@ def test_before_the_first_step_patience_is_longer(tmp_path: Path) -> None:
 def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None:
     script: Script = {"0": [[["sleep", 0.3], ["stoppable", 1, 0.1]]], "1": [[["stoppable", 1, 0.2]]]}
     run, _ = new_run(tmp_path)
-    process = supervisor(run, script)
-    wait_for(lambda: len(run.read_beats()) == 2)
-    run.request_stop()
-    assert process.wait(10) == ExitCode.REQUEUE
+    with supervisor(run, script) as process:
+        wait_for(lambda: len(run.read_beats()) == 2)
+        run.request_stop()
+        assert process.wait(10) == ExitCode.REQUEUE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_asks_for_a_stop_and_waits_for_the_save(tmp_path: Path, number: int) -> None:
     run, _ = new_run(tmp_path)
-    process = supervisor(run, {"0": [[["stoppable", 5, 0.6]]], "1": [[["stoppable", 5, 0.6]]]})
-    wait_for(lambda: len(run.read_beats()) == 2)
-    process.send_signal(number)
-    if number != signal.SIGINT:
-        time.sleep(0.2)
-        process.send_signal(number)  # schedulers repeat themselves
-    assert process.wait(10) == ExitCode.REQUEUE
-    shown = process.stdout.read() if process.stdout else ""
-    assert shown.count("stopping after this step, saving") == 1
-    assert ("press Ctrl-C again" in shown) == (number == signal.SIGINT)
-    assert attempts(run)[0]["exit_code"] == ExitCode.REQUEUE
+    with supervisor(run, {"0": [[["stoppable", 5, 0.6]]], "1": [[["stoppable", 5, 0.6]]]}) as process:
+        wait_for(lambda: len(run.read_beats()) == 2)
+        process.send_signal(number)
+        if number != signal.SIGINT:
+            time.sleep(0.2)
+            process.send_signal(number)  # schedulers repeat themselves
+        assert process.wait(10) == ExitCode.REQUEUE
+        shown = process.stdout.read() if process.stdout else ""
+        assert shown.count("stopping after this step, saving") == 1
+        assert ("press Ctrl-C again" in shown) == (number == signal.SIGINT)
+        assert attempts(run)[0]["exit_code"] == ExitCode.REQUEUE
 
 
 def test_a_second_ctrl_c_ends_the_workers_at_once(tmp_path: Path) -> None:
     run, _ = new_run(tmp_path)
-    process = supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]]})
-    wait_for(lambda: len(run.read_beats()) == 1)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.4)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(6) == ExitCode.REQUEUE
-    assert not alive(run.read_beats()[0].pid)
+    with supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]]}) as process:
+        wait_for(lambda: len(run.read_beats()) == 1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(6) == ExitCode.REQUEUE
+        assert not alive(run.read_beats()[0].pid)
 
 
 def test_a_stop_during_the_pause_before_a_restart_is_heeded(tmp_path: Path) -> None:
     run, _ = new_run(tmp_path)
-    process = supervisor(run, {"0": [[["exit", 76]]]}, pause_s=60)
-    wait_for(lambda: run.attempts.exists() and any("exit_code" in a for a in attempts(run)))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(5) == ExitCode.REQUEUE
+    with supervisor(run, {"0": [[["exit", 76]]]}, pause_s=60) as process:
+        wait_for(lambda: run.attempts.exists() and any("exit_code" in a for a in attempts(run)))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == ExitCode.REQUEUE
 
 
 def test_workers_die_with_the_supervisor(tmp_path: Path) -> None:
     run, _ = new_run(tmp_path)
-    process = supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]})
-    wait_for(lambda: len(run.read_beats()) == 2)
-    pids = [beat.pid for beat in run.read_beats().values()]
-    assert all(os.getsid(pid) == pid for pid in pids)  # a terminal's Ctrl-C does not reach them
-    process.kill()
-    process.wait()
-    began = time.monotonic()
-    wait_for(lambda: not any(alive(pid) for pid in pids))
-    assert time.monotonic() - began < 5
+    with supervisor(
+        run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]}
+    ) as process:
+        wait_for(lambda: len(run.read_beats()) == 2)
+        pids = [beat.pid for beat in run.read_beats().values()]
+        assert all(os.getsid(pid) == pid for pid in pids)  # a terminal's Ctrl-C does not reach them
+        process.kill()
+        process.wait()
+        began = time.monotonic()
+        wait_for(lambda: not any(alive(pid) for pid in pids))
+        assert time.monotonic() - began < 5
 
 
 def test_logs_are_continued_and_each_attempt_has_its_heading(tmp_path: Path) -> None:
@@ -326,14 +328,18 @@ def test_an_exit_is_explained_by_the_workers_own_last_word() -> None:
     assert "signal 60" in explained(Exit(0, 128 + 60), []).cause
 
 
-def supervisor(run: RunDir, script: Script, *, pause_s: float = 0.05) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, __file__, str(run.path), json.dumps(script), str(pause_s)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@contextlib.contextmanager
+def supervisor(run: RunDir, script: Script, *, pause_s: float = 0.05) -> Iterator[subprocess.Popen[str]]:
+    """This file as a program in a session of its own; killed if it is still there at the end."""
+    argv = [sys.executable, __file__, str(run.path), json.dumps(script), str(pause_s)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        argv, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Any, seconds: float = 15.0) -> None:

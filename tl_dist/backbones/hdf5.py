@@ -25,7 +25,7 @@ MAX_OBJECTS = 50_000
 MAX_DEPTH = 16
 MAX_NAMES = 20_000
 _LISTS = re.compile(r"(layer|weight)_names\d*")
-_SPARE_BYTES = 1 << 30
+_SPARE_BYTES = 1 << 29
 
 
 @dataclass
@@ -125,10 +125,8 @@ class _Walk:
         # In this order: asking a virtual array for its shape may open the files that it is made of.
         layout = dataset.id.get_create_plist()
         h5d = self._h5py.h5d
-        if (
-            layout.get_layout() not in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
-            or layout.get_external_count()
-        ):
+        own = layout.get_layout() in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
+        if not own or layout.get_external_count():
             raise _UnsafeError(f"array '{path}' lies in other files")
         if layout.get_nfilters():
             raise _UnsafeError(f"array '{path}' is compressed or filtered")
@@ -153,10 +151,13 @@ class _Walk:
             if not isinstance(attribute.get_type(), plain):
                 raise _UnsafeError(f"attribute '{name}' of '{path}' holds neither text nor numbers")
             if _LISTS.fullmatch(name):
-                text = isinstance(attribute.get_type(), h5t.TypeStringID)
-                if not text or math.prod(attribute.shape or ()) > MAX_NAMES:
+                num_names = math.prod(attribute.shape or ())
+                # A list without names is one of numbers: NumPy's type for nothing.
+                if num_names > MAX_NAMES or (
+                    num_names and not isinstance(attribute.get_type(), h5t.TypeStringID)
+                ):
                     raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")
-                names = [_text(value) for value in item.attrs[name].ravel()]
+                names = [_text(value) for value in item.attrs[name].ravel()] if num_names else []
                 self._contents.lists.setdefault(path, {})[name] = names
 
 

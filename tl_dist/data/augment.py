@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -28,18 +29,41 @@ def resize(image: Any, size: int) -> Any:
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
 
+def mirrored(image: Any, which: Any) -> Any:
+    """The image, or for `which` 1 its mirror image."""
+    return tf.cond(which > 0, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+def symmetry(image: Any, which: Any) -> Any:
+    """One of the eight symmetries of the square, 0 being the image itself; the image must be square."""
+    return tf.image.rot90(mirrored(image, which // 4), which % 4)
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of augmentation with few outcomes: each can be computed once and kept."""
+
+    num: int
+    apply: Callable[[Any, Any], Any]
+
+    def draw(self, seed: Any) -> Any:
+        """The outcome at a position, int32 in [0, num)."""
+        return tf.random.stateless_uniform([], seed, 0, self.num, tf.int32)
+
+
+VIEWS: Mapping[str, View] = {"flip": View(2, mirrored), "dihedral": View(8, symmetry)}
+
+
 def flip(image: Any, seed: Any, size: int) -> Any:
     """Mirrored left to right, half of the time."""
     del size
-    return tf.image.stateless_random_flip_left_right(image, seed)
+    return mirrored(image, VIEWS["flip"].draw(seed))
 
 
 def dihedral(image: Any, seed: Any, size: int) -> Any:
-    """One of the eight symmetries of the square, for images without an up; the image must be square."""
+    """One of the eight symmetries of the square, for images without an up."""
     del size
-    which = tf.random.stateless_uniform([], seed, 0, 8, tf.int32)
-    image = tf.cond(which >= 4, lambda: tf.reverse(image, [1]), lambda: image)
-    return tf.image.rot90(image, which % 4)
+    return symmetry(image, VIEWS["dihedral"].draw(seed))
 
 
 def pad_crop(image: Any, seed: Any, size: int) -> Any:

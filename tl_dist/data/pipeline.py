@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tl_dist.data.augment import augment, resize, seed_of
+from tl_dist.data.augment import augment, seed_of
 from tl_dist.data.order import Order
 from tl_dist.datasets import Source
 from tl_dist.state import Batch
 
+Read = Callable[[Any, Any], tuple[Any, Any]]
+"""(index in the source, position in the stream) -> (image or features of a fixed shape, label), traced by tf.data."""
+
+
+def augmented(source: Source, augmentations: Sequence[str], seed: int, image_size: int) -> Read:
+    """Training examples: uint8 [image_size, image_size, 3], augmented by position."""
+
+    def read(index: Any, position: Any) -> tuple[Any, Any]:
+        image, label = source.read(index)
+        return augment(image, augmentations, seed, position, image_size), label
+
+    return read
+
+
+def plain(source: Source, image_size: int) -> Read:
+    """Examples as they are, resized: uint8 [image_size, image_size, 3]."""
+    return augmented(source, (), 0, image_size)
+
 
 def train_batches(
-    source: Source,
+    read: Read,
     order: Order,
     *,
     rows: range,
     from_step: int,
     to_step: int,
-    image_size: int,
-    augmentations: Sequence[str] = (),
     mask_features: int = 0,
     dropout: float = 0.0,
     threads: int = 1,
@@ -35,8 +51,7 @@ def train_batches(
 
     def example(k: Any) -> Batch:
         position = order.positions(k // num_rows, rows.start + k % num_rows)
-        image, label = source.read(order.index(position))
-        image = augment(image, augmentations, order.seed, position, image_size)
+        image, label = read(order.index(position), position)
         draws = tf.random.stateless_uniform([mask_features], seed_of(order.seed, position, "dropout"))
         return Batch(image, tf.cast(label, tf.int32), tf.constant(1.0), position, draws >= dropout)
 
@@ -45,30 +60,19 @@ def train_batches(
 
 
 def evaluation_batches(
-    source: Source,
-    *,
-    rows: range,
-    global_batch: int,
-    image_size: int,
-    mask_features: int = 0,
-    threads: int = 1,
+    read: Read, num_examples: int, *, rows: range, global_batch: int, mask_features: int = 0, threads: int = 1
 ) -> tf.data.Dataset:
-    """Every example of `source` once over all workers, in order; the last batch is padded with weight 0."""
-    num_batches = -(-source.num_examples // global_batch)
+    """Each of `num_examples` once over all workers, in order; the last batch is padded with weight 0."""
+    num_batches = -(-num_examples // global_batch)
     num_rows = len(rows)
 
     def example(k: Any) -> Batch:
         index = (k // num_rows) * global_batch + rows.start + k % num_rows
-        real = index < source.num_examples
-        index = tf.minimum(index, source.num_examples - 1)
-        image, label = source.read(index)
-        return Batch(
-            tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3]),
-            tf.cast(label, tf.int32),
-            tf.cast(real, tf.float32),
-            index,
-            tf.ones([mask_features], tf.bool),
-        )
+        real = index < num_examples
+        index = tf.minimum(index, num_examples - 1)
+        image, label = read(index, index)
+        every = tf.ones([mask_features], tf.bool)
+        return Batch(image, tf.cast(label, tf.int32), tf.cast(real, tf.float32), index, every)
 
     return _batched(tf.data.Dataset.range(num_batches * num_rows), example, num_rows, threads)
 

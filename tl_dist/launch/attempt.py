@@ -26,7 +26,9 @@ Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 RESTARTABLE = (ExitCode.PEER_LOST, ExitCode.INTERNAL)
 ORDERLY = (ExitCode.DONE, ExitCode.REQUEUE)
 _POLL_S = 0.1
+_LOOK_S = 0.5  # between looks at the run directory, which may be far away
 _BEATS_S = 1.0
+_ASLEEP_S = 10.0
 _LIKELY = {
     signal.SIGKILL: "most likely out of memory, else killed by hand",
     signal.SIGBUS: "most likely /dev/shm or the disk of a memory-mapped file is full",
@@ -80,7 +82,8 @@ class Attempt:
         self._records = Records(run.metrics_file)
         self._asked_to_stop = False
         self._from_step = max(newest_commit(run), 0)
-        self._next_beats = 0.0
+        self._next_look = 0.0
+        self._looked_at_beats = 0.0
         self._heard: dict[int, tuple[float, str, int]] = {}  # rank: when it made progress, phase, step
         self._began = time.monotonic()
 
@@ -117,19 +120,21 @@ class Attempt:
 
     def _until_the_end(self, group: Group) -> End:
         while True:
-            self._show()
             new = group.poll()
             if any(exit.code not in ORDERLY for exit in new):
                 return self._after_failure(group)
             if not group.alive:
                 return self._in_order(group)
-            hung = self._hung(group)
-            if hung:
-                return self._after_hang(group, hung)
-            self._heed_signals()
             if self._signals.abort:
                 group.end(grace_s=0)
                 return End(ExitCode.REQUEUE)
+            if time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + _LOOK_S
+                self._show()
+                self._heed_signals()
+                hung = self._hung(group)
+                if hung:
+                    return self._after_hang(group, hung)
             time.sleep(_POLL_S)
 
     def _in_order(self, group: Group) -> End:
@@ -169,11 +174,18 @@ class Attempt:
 
     def _hung(self, group: Group) -> dict[int, str]:
         """Workers without progress for too long, the longest silent first, and what they were doing."""
-        now = time.monotonic()
-        if now < self._next_beats:
-            return {}
-        self._next_beats = now + min(_BEATS_S, self._cfg.safety.heartbeat_s)
         safety = self._cfg.safety
+        now = time.monotonic()
+        since_s = now - self._looked_at_beats
+        if since_s < min(_BEATS_S, safety.heartbeat_s):
+            return {}
+        if self._looked_at_beats and since_s > _ASLEEP_S:
+            # This process was stopped, or the whole machine: that says nothing about the workers.
+            self._began += since_s
+            self._heard = {
+                rank: (at + since_s, doing, step) for rank, (at, doing, step) in self._heard.items()
+            }
+        self._looked_at_beats = now
         for rank, beat in self._run.read_beats().items():
             if beat.pid == group.pids.get(rank):
                 self._heard[rank] = (now - beat.age_s, f"while {beat.phase}, at step {beat.step}", beat.step)

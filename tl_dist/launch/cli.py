@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +88,10 @@ def evaluate(
     from tl_dist.launch.evaluate import evaluate as evaluate_run
     from tl_dist.launch.report import show_evaluation
 
-    show_evaluation(evaluate_run(run, split), _console())
+    console = _console()
+    with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
+        record = evaluate_run(run, split)
+    show_evaluation(record, console)
     return ExitCode.DONE
 
 
@@ -243,7 +246,8 @@ def _usage_error(error: Exception) -> int:
         print(message)
         return ExitCode.USAGE
     path = context.command_path if context else "tl-dist"
-    _complain(f"{' '.join(message.split())} Fix: see {path} --help.")
+    what = " ".join(message.split()).rstrip(".?")
+    _complain(f"{what}. Fix: see {path} --help.")
     return ExitCode.USAGE
 
 

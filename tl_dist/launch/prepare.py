@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,19 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import DATASETS
 
 Say = Callable[[str], None]
+
+# In a child, since this side imports none of the rooms where frameworks live.
+_RESOLVE = """
+import sys
+from tl_dist.backbones import weights
+from tl_dist.refusal import Refusal
+try:
+    file = weights.resolve(sys.argv[1], sys.argv[2], sha256=sys.argv[3] or None)
+except Refusal as refusal:
+    print(refusal, file=sys.stderr)
+    sys.exit(refusal.code)
+print(file.path, file.sha256, sep="\\n")
+"""
 
 
 def prepare(cfg: Config, say: Say, busy: Say) -> None:
@@ -34,25 +46,25 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
 def fetch_weights(cfg: Config) -> str:
     """Convert the weights into the user's cache, where workers look, or find them there; one line on them."""
     model = cfg.model
-    # A child, since a source that must be converted is converted by a network, which needs TensorFlow.
-    command = [sys.executable, "-m", "tl_dist.backbones.weights", model.weights, model.backbone]
-    command += ["--sha256", model.weights_sha256] if model.weights_sha256 else []
+    command = [sys.executable, "-c", _RESOLVE, model.weights, model.backbone, model.weights_sha256 or ""]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    line = f"weights '{model.weights}' for {model.backbone}"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
         what, found, fix = last.partition(" Fix: ")
-        known = found and done.returncode in list(ExitCode)
+        known = bool(found) and done.returncode in list(ExitCode)
         raise Refusal(
-            what if known else f"converting the weights ended with exit code {done.returncode}: {last[:200]}",
-            fix=fix if known else f"run '{' '.join(command[1:])}' to see all of it.",
+            what
+            if known
+            else f"{line}: the child that fetches them ended with {done.returncode}: {last[:200]}",
+            fix=fix
+            if known
+            else f"run 'python -m tl_dist.backbones.weights {model.weights} {model.backbone}'.",
             code=ExitCode(done.returncode) if known else ExitCode.INTERNAL,
         )
-    match = re.search(r"^(/.+) has sha256 ([0-9a-f]{64})$", done.stdout, re.MULTILINE)
-    line = f"weights '{model.weights}' for {model.backbone}"
-    if match is None:
-        return line
-    return f"{line}: {Path(match[1]).stat().st_size / 1e6:,.1f} MB, sha256 {match[2][:12]}"
+    path, sha256 = done.stdout.splitlines()[-2:]
+    return f"{line}: {Path(path).stat().st_size / 1e6:,.1f} MB, sha256 {sha256[:12]}"
 
 
 def data_package(cfg: Config) -> str | None:

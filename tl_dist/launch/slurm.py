@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from tl_dist.launch.slurm_job import SlurmJob
-from tl_dist.launch.srun import drive, srun_command
+from tl_dist.launch.srun import drive
+from tl_dist.launch.srun_step import srun_command
 from tl_dist.parallel.slots import slots_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest

@@ -1,8 +1,8 @@
 """Inside a Slurm job: one `srun` for all workers, with our own rendezvous, watched until its end.
 
 This runs on the job's first node, started by the batch script (`tl-dist srun RUN_DIR`). Slurm owns every
-worker: no ssh, no MPI. A peer that is dead, frozen or cut off is noticed by Gloo; one whose main thread hangs, by
-its heartbeat.
+worker: no ssh, no MPI. A peer that is dead, frozen or cut off is noticed by Gloo; one whose main thread hangs,
+by its heartbeat.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,29 +21,31 @@ from typing import Any
 from tl_dist import config
 from tl_dist.config import Config, SafetyConfig
 from tl_dist.launch.attempt import End, explained
-from tl_dist.launch.command import SUPERVISED, worker_argv, worker_environment
+from tl_dist.launch.command import SUPERVISED, worker_environment
 from tl_dist.launch.group import GRACE_S, Exit
 from tl_dist.launch.rendezvous import Rendezvous
 from tl_dist.launch.slurm_job import SlurmJob, rendezvous_address
-from tl_dist.launch.srun_end import TasksEnded, attempt_code, first_cause, tasks_ended
+from tl_dist.launch.srun_end import attempt_code, first_cause
+from tl_dist.launch.srun_step import Step, say, srun_command
 from tl_dist.launch.supervise import signals_counted
 from tl_dist.parallel.slots import integer, plan_text
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode
 from tl_dist.run import Beat, RunDir, steps_in, write_atomically
 
 MPI_VARIABLE = "TL_DIST_MPI"
 
 _POLL_S = 0.1
 _BEATS_S = 2.0
-_STACKS_S = 3.0
 _NUM_LAST_LINES = 20
+_LINE_WIDTH = 300
 
 
 def drive(run_dir: Path, env: Mapping[str, str]) -> ExitCode:
     """Run all workers of one attempt, from the batch script; return what the attempt came to.
 
-    DONE only when every worker ended with 0 and the run has its DONE marker. A signal asks the run to stop, by
-    its stop file, and does nothing else: the workers commit and end by themselves. Call it from the main thread.
+    DONE only when every worker ended with 0 and the run has its DONE marker. A signal asks the run to stop,
+    by its stop file, and does nothing else: the workers commit and end by themselves. Call it from the main
+    thread.
     """
     run = RunDir.open(run_dir)
     cfg = config.load(run.config_file)
@@ -61,40 +61,15 @@ def drive(run_dir: Path, env: Mapping[str, str]) -> ExitCode:
             rendezvous = stack.enter_context(Rendezvous(job.plan, rendezvous_address(job, env)))
             task_env |= rendezvous.job_environment()
             meeting = f"rendezvous at {rendezvous.endpoint}"
-        _say(f"{job.num_tasks} workers on {plan_text(job.plan)}, {meeting}")
+        say(f"{job.num_tasks} workers on {plan_text(job.plan)}, {meeting}")
         signals = stack.enter_context(signals_counted())
         record = _Record(run, job, argv)
-        step = _Step(job, argv, task_env)
+        step = Step(job, argv, task_env)
         hung = _watch(run, cfg, step, stop_asked=lambda: signals.stop)
     end = _end(run, step, record, hung)
     _report(run, end)
     record.close(end)
     return ExitCode(end.code)
-
-
-def srun_command(
-    run_dir: Path,
-    *,
-    num_tasks: int,
-    cpus_per_task: int | None = None,
-    mpi: str = "none",
-    python: str = sys.executable,
-) -> list[str]:
-    """The one srun of a run. A worker's noise goes to its own log, progress and refusals to the job's."""
-    return [
-        "srun",
-        f"--mpi={mpi}",
-        f"--ntasks={num_tasks}",
-        "--distribution=block",  # as the plan numbers them
-        # Not left to the environment: srun does not read the job's number in several versions of Slurm.
-        *([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []),
-        # Who ends whom, and when, is the driver's to say. Slurm takes a worker that has stopped on request for
-        # a failure as well, and would kill rank 0 while it still writes the commit.
-        "--kill-on-bad-exit=0",
-        "--wait=0",
-        "--input=none",
-        *worker_argv(run_dir, python=python),
-    ]
 
 
 class Silence:
@@ -120,69 +95,6 @@ class Silence:
             if silent_s > (self._safety.hang_s if trains else self._safety.first_step_s):
                 found.append((silent_s, rank, f"made no progress for {silent_s:.0f} s {doing}"))
         return {rank: how for _, rank, how in sorted(found, reverse=True)}
-
-
-class _Step:
-    """A running srun. Its own messages pass through; those on lost tasks are kept, in order of time."""
-
-    def __init__(self, job: SlurmJob, argv: list[str], env: Mapping[str, str]) -> None:
-        self.num_tasks = job.num_tasks
-        self.ended: list[TasksEnded] = []
-        self.num_unasked: int | None = None
-        """how many of `ended` there were when we asked the others to end; None when we never did"""
-        self._name = f"{job.job_id}.0"  # the driver starts one step in each attempt
-        try:
-            self._process = subprocess.Popen(
-                argv,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
-        except FileNotFoundError:
-            raise Refusal(
-                "srun is not on this node.", fix="install Slurm there.", code=ExitCode.USAGE
-            ) from None
-        self._reader = threading.Thread(target=self._read, name="srun-stderr", daemon=True)
-        self._reader.start()
-
-    @property
-    def returncode(self) -> int:
-        """Known once `wait` said that it has ended."""
-        return self._process.returncode
-
-    @property
-    def failed(self) -> bool:
-        """Whether a worker has ended in another way than done or stopped on request."""
-        return any(end.code != ExitCode.REQUEUE for end in self.ended)
-
-    def wait(self, seconds: float) -> bool:
-        """Whether srun has ended, and all that it said was read, after at most so long."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        self._reader.join()
-        return True
-
-    def end(self) -> None:
-        """End all tasks: ABRT first, which leaves every thread's stack in the logs, then KILL."""
-        self.num_unasked = len(self.ended)
-        for signal_name in ("ABRT", "KILL"):
-            subprocess.run(["scancel", f"--signal={signal_name}", self._name], check=False)
-            if self.wait(_STACKS_S):
-                return
-        while not self.wait(60.0):
-            _say(f"waiting for Slurm to end step {self._name}")
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            sys.stderr.write(line)
-            sys.stderr.flush()
-            if (end := tasks_ended(line)) is not None:
-                self.ended.append(end)
 
 
 class _Record:
@@ -224,7 +136,7 @@ class _Record:
         write_atomically(self._path, json.dumps(self._facts, indent=1).encode())
 
 
-def _watch(run: RunDir, cfg: Config, step: _Step, *, stop_asked: Callable[[], bool]) -> dict[int, str]:
+def _watch(run: RunDir, cfg: Config, step: Step, *, stop_asked: Callable[[], bool]) -> dict[int, str]:
     """Stay until srun has ended; returns the ranks that hung and were ended with their peers, if any.
 
     A failed worker leaves the others a few seconds to notice and to end by themselves. One that has stopped
@@ -240,7 +152,7 @@ def _watch(run: RunDir, cfg: Config, step: _Step, *, stop_asked: Callable[[], bo
             run.request_stop()
         if not stopping and run.stop_requested():
             stopping = True
-            _say("stopping after this step, saving")
+            say("stopping after this step, saving")
         if step.failed:
             failed_at = failed_at or now
             if now - failed_at > GRACE_S:
@@ -256,7 +168,7 @@ def _watch(run: RunDir, cfg: Config, step: _Step, *, stop_asked: Callable[[], bo
     return {}
 
 
-def _end(run: RunDir, step: _Step, record: _Record, hung: Mapping[int, str]) -> End:
+def _end(run: RunDir, step: Step, record: _Record, hung: Mapping[int, str]) -> End:
     """What the attempt came to and, where it failed, the rank and the reason."""
     if hung:
         rank, how = next(iter(hung.items()))
@@ -283,11 +195,11 @@ def _end(run: RunDir, step: _Step, record: _Record, hung: Mapping[int, str]) -> 
 def _report(run: RunDir, end: End) -> None:
     """Say it in the job's log, after the end of the worker's log that shows it."""
     if end.rank is not None and end.lines:
-        _say(f"the end of {run.rank_log(end.rank)}:")
-        sys.stderr.write("".join(f"    {line}\n" for line in end.lines))
+        say(f"the end of {run.rank_log(end.rank)}:")
+        sys.stderr.write("".join(f"    {line[:_LINE_WIDTH]}\n" for line in end.lines))
     who = "" if end.rank is None else f"rank {end.rank}: "
     fix = f". Fix: {end.fix}" if end.fix else ""
-    _say(f"{who}{end.cause}{fix} (exit code {int(end.code)})")
+    say(f"{who}{end.cause}{fix} (exit code {int(end.code)})")
 
 
 def _task_environment(cfg: Config, job: SlurmJob, env: Mapping[str, str]) -> dict[str, str]:
@@ -308,8 +220,3 @@ def _size(path: Path) -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"tl-dist: {text}\n")
-    sys.stderr.flush()

@@ -79,7 +79,8 @@ def headline(cfg: Config, run: RunDir) -> str:
     """What will run, in one line."""
     step = newest_commit(run)
     start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
-    workers = f"{cfg.workers} workers" if (cfg.workers or 1) > 1 else "1 worker"
+    count = num_workers(cfg, visible_gpus(os.environ))
+    workers = f"{count} workers" if count > 1 else "1 worker"
     strategy = cfg.strategy if cfg.strategy == "single" else f"{cfg.strategy}, {workers}"
     return (
         f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"

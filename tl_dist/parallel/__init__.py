@@ -33,7 +33,10 @@ class DataParallel(Protocol):
         ...
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        """Inside `fn`: the sum over every replica of the run, equal everywhere."""
+        """Inside `fn`: the sum over every replica of the run, equal everywhere, in float32.
+
+        A gradient may come as bfloat16, where nothing is lost by it: then half the bytes can travel.
+        """
         ...
 
     def replica(self) -> Any:
@@ -48,11 +51,12 @@ class DataParallel(Protocol):
         """Every rank's bytes, in rank order, on every rank. Blocks. Never unpickles anything."""
         ...
 
-    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
-        """Make `variables` equal to rank 0's on every replica, then return `drive()`.
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        """Outside `fn`: give `variables` the values of rank 0, on every replica. Blocks."""
+        ...
 
-        Turns a lost peer, whatever the framework calls it, into a `Refusal` with `ExitCode.PEER_LOST`.
-        """
+    def supervise(self, drive: Callable[[], T]) -> T:
+        """`drive()`; a lost peer, whatever the framework calls it, becomes a `Refusal` with `ExitCode.PEER_LOST`."""
         ...
 
 

@@ -7,6 +7,7 @@ first, so that the reduction runs while the backward pass still computes the ear
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,7 @@ from tl_dist.refusal import ExitCode, Refusal
 T = TypeVar("T")
 
 BUCKET_BYTES = 8 * 2**20
+MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
 
 # Read by Horovod when it starts; a launcher's own setting wins.
 SETTINGS = {
@@ -48,6 +50,7 @@ class Horovod:
         self.rank: int = self._hvd.rank()
         self.world_size: int = self._hvd.size()
         self.num_replicas = self.world_size
+        self.reduced_bytes = 0  # of gradients, by each step on this worker
         expected = slots.expected_world_size(os.environ)
         if expected is not None and expected != self.world_size:
             raise Refusal(
@@ -67,15 +70,37 @@ class Horovod:
         return fn(batch, step)
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        self.reduced_bytes = 0
         if self.world_size == 1:
-            return list(grads)
+            return [tf.cast(g, tf.float32) for g in grads]
+        if self.world_size > MAX_GATHERED:
+            grads = [tf.cast(g, tf.float32) for g in grads]
         reduced: dict[int, Any] = {}
-        for number, bucket in enumerate(buckets([g.shape.num_elements() * g.dtype.size for g in grads])):
-            sums = self._hvd.grouped_allreduce(
-                [grads[k] for k in bucket], op=self._hvd.Sum, name=f"gradients_{number}"
-            )
-            reduced.update(zip(bucket, sums, strict=True))
+        for dtype, reduce in ((tf.float32, self._all_reduce), (tf.bfloat16, self._gather_and_sum)):
+            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
+            for number, bucket in enumerate(buckets([num_bytes(grads[k]) for k in chosen])):
+                members = [chosen[k] for k in bucket]
+                sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
+                self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
+                reduced.update(zip(members, sums, strict=True))
         return [reduced[k] for k in range(len(grads))]
+
+    def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
+
+    def _gather_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        """The sum of bfloat16 tensors, added up in float32 in the order of the ranks: the same bits on all of them.
+
+        Horovod reduces no bfloat16, but it moves any bits. Each worker sends its part once to every other: for up
+        to three workers that is less than the ring of float32 sums, which every worker passes on twice.
+        """
+        flat = tf.concat([tf.reshape(t, [1, -1]) for t in tensors], axis=1)
+        everyone = self._hvd.allgather(tf.bitcast(flat, tf.uint16), name=name)
+        everyone.set_shape([self.world_size, flat.shape[1]])
+        parts = [tf.cast(part, tf.float32) for part in tf.unstack(tf.bitcast(everyone, tf.bfloat16))]
+        total = functools.reduce(tf.add, parts)
+        sizes = [t.shape.num_elements() for t in tensors]
+        return [tf.reshape(s, t.shape) for s, t in zip(tf.split(total, sizes), tensors, strict=True)]
 
     def replica(self) -> Any:
         return self.rank
@@ -98,10 +123,12 @@ class Horovod:
         ends = np.cumsum(sizes)
         return [everything[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        for k, variable in enumerate(variables):
+            variable.assign(self._hvd.broadcast(variable.read_value(), root_rank=0, name=f"variable_{k}"))
+
+    def supervise(self, drive: Callable[[], T]) -> T:
         try:
-            for k, variable in enumerate(variables):
-                variable.assign(self._hvd.broadcast(variable.read_value(), root_rank=0, name=f"variable_{k}"))
             return drive()
         except (tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
             if "orovod" not in str(error) and "gloo" not in str(error).lower():
@@ -125,6 +152,11 @@ def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES) -> list[list[int]]:
         groups[-1].append(k)
         filled += sizes[k]
     return groups
+
+
+def num_bytes(tensor: Any) -> int:
+    """Size of a tensor of known shape."""
+    return int(tensor.shape.num_elements()) * int(tensor.dtype.size)
 
 
 def _import_horovod() -> Any:

@@ -64,7 +64,8 @@ class Mirrored:
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
         context = tf.distribute.get_replica_context()
-        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads)))
+        grads = [tf.cast(g, tf.float32) for g in grads]
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, grads))
 
     def replica(self) -> Any:
         return tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -75,7 +76,8 @@ class Mirrored:
     def gather(self, text: bytes) -> list[bytes]:
         return [text]
 
-    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
-        # A mirrored variable is assigned on all replicas at once: there is nothing to make equal.
-        del variables
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        pass  # a mirrored variable is assigned on all replicas at once
+
+    def supervise(self, drive: Callable[[], T]) -> T:
         return drive()

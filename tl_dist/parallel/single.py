@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
+import tensorflow as tf
 
 from tl_dist.config import Config
 
@@ -33,7 +34,7 @@ class SingleDevice:
         return fn(batch, step)
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        return list(grads)
+        return [tf.cast(g, tf.float32) for g in grads]
 
     def replica(self) -> Any:
         return 0
@@ -44,6 +45,8 @@ class SingleDevice:
     def gather(self, text: bytes) -> list[bytes]:
         return [text]
 
-    def supervise(self, drive: Callable[[], T], variables: Sequence[Any]) -> T:
-        del variables
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        pass  # there is one copy
+
+    def supervise(self, drive: Callable[[], T]) -> T:
         return drive()

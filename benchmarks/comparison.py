@@ -1,0 +1,104 @@
+"""What a benchmark is: two sides measured in turn, a ratio, and the bar that it must meet."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+BENCHMARKS = ("cli_start", "step_overhead", "checkpoint_stall", "vs_keras_fit", "horovod_workers")
+"""Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Medians of two sides in one unit; `ratio` is ours over the rival's."""
+
+    name: str
+    unit: str
+    ours: float
+    rival_name: str
+    rival: float
+    bar: float
+    at_most: bool = False
+    """the ratio must be at most the bar, rather than at least"""
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.rival
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio <= self.bar if self.at_most else self.ratio >= self.bar
+
+    def __str__(self) -> str:
+        bar = f"{'<=' if self.at_most else '>='} {self.bar:g}"
+        verdict = "holds" if self.holds else "falls short"
+        line = (
+            f"{self.name:<32} tl_dist {self.ours:.4g} {self.unit} | {self.rival_name} {self.rival:.4g} {self.unit} "
+            f"| ratio {self.ratio:.3f} | bar {bar} | {verdict}"
+        )
+        return f"{line}\n{'':<32} {self.note}" if self.note else line
+
+
+def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each side; every round measures each once, the order reversed from round to round."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(rounds):
+        names = list(sides) if k % 2 == 0 else list(sides)[::-1]
+        for name in names:
+            found[name].append(sides[name]())
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the named benchmarks, or all; 0 when every bar holds."""
+    unknown = set(names) - set(BENCHMARKS)
+    if unknown:
+        print(
+            f"unknown benchmark {', '.join(sorted(unknown))}. Fix: use {', '.join(BENCHMARKS)}.",
+            file=sys.stderr,
+        )
+        return 64
+    print(machine(), flush=True)
+    results: list[Comparison] = []
+    for name in names or BENCHMARKS:
+        comparisons: Iterator[Comparison] = importlib.import_module(f"benchmarks.{name}").comparisons()
+        for comparison in comparisons:
+            print(comparison, flush=True)
+            results.append(comparison)
+    short = [result.name for result in results if not result.holds]
+    print(
+        f"{len(results) - len(short)} of {len(results)} hold"
+        + (f"; short: {', '.join(short)}" if short else "")
+    )
+    return 1 if short else 0
+
+
+def machine() -> str:
+    """Processor, cores and versions, in one line."""
+    import os
+
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":")[1].strip() for line in info.splitlines() if "model name" in line), "?")
+    bfloat16 = "with bfloat16" if "avx512_bf16" in info or "amx_bf16" in info else "without bfloat16"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("keras", "horovod", "numpy"))
+    return (
+        f"{model} {bfloat16}, {len(os.sched_getaffinity(0))} cores | Python {platform.python_version()}, "
+        f"TensorFlow {_tensorflow_version()}, {packages}"
+    )
+
+
+def _tensorflow_version() -> str:
+    for name in ("tensorflow-cpu", "tensorflow"):
+        try:
+            return version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "?"

@@ -1,0 +1,105 @@
+"""Two Horovod workers with one thread each against one worker with two threads: the same global batch of 64.
+
+VGG16 at 32 px. The ratio is what distribution costs when the hardware stays the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.comparison import Comparison, in_turn
+
+ROOT = Path(__file__).parent.parent
+HOROVODRUN = str(Path(sys.executable).parent / "horovodrun")
+CASES = {  # name: (train_from, precision, bar)
+    "head, mixed_bfloat16": ("head", "mixed_bfloat16", 0.95),
+    "all, mixed_bfloat16": ("all", "mixed_bfloat16", 0.85),
+    "all, float32": ("all", "float32", 0.85),
+}
+ROUNDS = 3
+
+
+def comparisons() -> Iterator[Comparison]:
+    from tl_dist.precision import cpu_has_bfloat16
+
+    for name, (train_from, precision, bar) in CASES.items():
+        if precision == "mixed_bfloat16" and not cpu_has_bfloat16():
+            continue
+        details: dict[int, dict[str, float]] = {}
+        sides = {str(n): launched(n, train_from, precision, details) for n in (1, 2)}
+        found = in_turn(sides, ROUNDS)
+        note = (
+            f"reduced each step: {details[2]['reduced_bytes'] / 1e6:.1f} MB per worker; "
+            f"not hidden: {details[2]['reduction_share']:.1%} of the step"
+        )
+        yield Comparison(
+            f"horovod_workers[{name}]", "images/s", found["2"], "1 worker", found["1"], bar=bar, note=note
+        )  # fmt: skip
+
+
+def launched(
+    workers: int, train_from: str, precision: str, details: dict[int, dict[str, float]]
+) -> Callable[[], float]:
+    threads = str(2 // workers)
+    strategy = "horovod" if workers > 1 else "single"
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as directory:
+            output = Path(directory) / "figures.json"
+            argv = [HOROVODRUN, "-np", str(workers), "--gloo"] if workers > 1 else []
+            argv += [sys.executable, "-m", "benchmarks.horovod_workers"]
+            argv += [strategy, train_from, precision, threads, str(output)]
+            env = dict(os.environ, OMP_NUM_THREADS=threads, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(ROOT))
+            done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(done.stdout + done.stderr)
+            details[workers] = json.loads(output.read_text())
+        return details[workers]["images_per_s"]
+
+    return measure
+
+
+def worker(strategy: str, train_from: str, precision: str, threads: str, output: str) -> None:
+    """One worker: the median rate over several stretches of steps."""
+    import statistics
+
+    from benchmarks.trainer import Trainer, advance, config, use_threads
+    from tl_dist import registry
+
+    use_threads(int(threads))
+    cfg = config(strategy, batch=64, train_from=train_from)
+    parallel = registry.lookup(registry.STRATEGIES, strategy)(cfg)
+    trainer = Trainer(cfg, parallel, precision, threads=int(threads))
+    steps = 30 if train_from == "head" else 10
+
+    def drive() -> None:
+        reports = trainer.reports(steps)
+        advance(reports, steps + 1)
+        rates, shares = [], []
+        for _ in range(5):
+            start = time.perf_counter()
+            pulled = advance(reports, steps)
+            seconds = time.perf_counter() - start
+            rates.append(sum(report.num_examples for report in pulled) / seconds)
+            shares.append(sum(report.reduction_s for report in pulled) / seconds)
+        if parallel.rank == 0:
+            figures = {
+                "images_per_s": statistics.median(rates),
+                "reduction_share": statistics.median(shares),
+                "reduced_bytes": float(parallel.reduced_bytes),
+            }
+            Path(output).write_text(json.dumps(figures))
+
+    parallel.broadcast(list(trainer.state.variables.values()))
+    parallel.supervise(drive)
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])

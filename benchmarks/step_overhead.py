@@ -1,0 +1,96 @@
+"""tl_dist's loop, with its reports and metrics, against a bare compiled loop of the same network, data and rule."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.comparison import Comparison, in_turn
+
+CASES = {
+    "tiny": ("tiny", 64, 32, 200),
+    "vgg16": ("vgg16", 32, 32, 10),
+}  # backbone, batch, pixels, steps a round
+
+
+def comparisons() -> Iterator[Comparison]:
+    for name, (backbone, batch, size, steps) in CASES.items():
+        sides = {"tl_dist": ours(backbone, batch, size, steps), "bare": bare(backbone, batch, size, steps)}
+        for side in sides.values():
+            side()  # compile
+        found = in_turn(sides, rounds=9)
+        yield Comparison(
+            f"step_overhead[{name}]",
+            "ms/step",
+            found["tl_dist"],
+            "bare loop",
+            found["bare"],
+            bar=1.02,
+            at_most=True,
+        )
+
+
+def ours(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float]:
+    from benchmarks.trainer import Trainer, advance, config
+    from tl_dist.metrics import Metrics
+    from tl_dist.parallel.single import SingleDevice
+    from tl_dist.run import RunDir
+
+    cfg = config(backbone=backbone, batch=batch, image_size=size)
+    reports = Trainer(cfg, SingleDevice(cfg), "float32").reports(10)
+    run = RunDir(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
+    metrics = Metrics(
+        run, from_step=0, total_steps=10**9, steps_per_epoch=16, epochs=1.0, num_workers=1,
+        class_names=[str(k) for k in range(10)], tensorboard=True,
+    )  # fmt: skip
+
+    def measure() -> float:
+        start = time.perf_counter()
+        pulled = advance(reports, steps)
+        for report in pulled:
+            metrics.train(report)
+        return (time.perf_counter() - start) * 1000 / sum(report.steps for report in pulled)
+
+    return measure
+
+
+def bare(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float]:
+    """What one writes by hand: Keras's optimizer, a gradient tape, and a loop over steps inside one tf.function."""
+    import keras
+    import tensorflow as tf
+
+    from benchmarks.trainer import config, synthetic_images
+    from tl_dist import registry
+    from tl_dist.backbones import preprocess
+
+    cfg = config(backbone=backbone, batch=batch, image_size=size)
+    images, labels = synthetic_images(cfg)
+    record = registry.lookup(registry.BACKBONES, backbone)
+    network = record.build((size, size, 3))
+    net = keras.Sequential([network, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)])
+    net.build((None, size, size, 3))
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
+    optimizer.build(net.trainable_variables)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(labels)).repeat()
+    iterator = iter(data.batch(batch, drop_remainder=True).prefetch(2))
+
+    @tf.function
+    def run_steps(batches: Any, n: Any) -> Any:
+        total = tf.constant(0.0)
+        for _ in tf.range(n):
+            x, y = next(batches)
+            with tf.GradientTape() as tape:
+                logits = net(preprocess(record.preprocessing, x))
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+            optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+            total += loss
+        return total
+
+    def measure() -> float:
+        start = time.perf_counter()
+        float(run_steps(iterator, tf.constant(steps)))
+        return (time.perf_counter() - start) * 1000 / steps
+
+    return measure

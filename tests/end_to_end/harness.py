@@ -1,0 +1,108 @@
+"""The command line as a person uses it, on a run of a few seconds that takes long enough to be interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_dist.run import RunDir, steps_in
+
+BIN = Path(sys.executable).parent
+TL_DIST = str(BIN / "tl-dist")
+NUM_STEPS = 400
+
+CONFIG = f"""\
+strategy: horovod
+workers: 2
+global_batch: 15
+steps: {NUM_STEPS}
+precision: float32
+data:
+  name: digits
+  image_size: 32
+  augment: [pad_crop]
+model:
+  backbone: tiny
+  weights: random
+  train_from: all
+  dropout: 0.1
+optimizer:
+  name: sgd
+  learning_rate: 0.01
+report:
+  every_steps: 1
+  tensorboard: false
+checkpoint:
+  every_steps: 40
+runtime:
+  threads: 1
+"""
+
+
+class Workspace:
+    """A directory with one config; runs are made below it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "trial.yaml").write_text(CONFIG)
+
+    def argv(self, name: str, *more: str, launcher: Sequence[str] = ()) -> list[str]:
+        return [*launcher, TL_DIST, "train", "trial.yaml", f"name={name}", *more]
+
+    def start(self, argv: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+        env = dict(os.environ, **environment)
+        return subprocess.Popen(
+            argv, cwd=self.directory, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def train(self, name: str, *more: str, expect: int = 0, launcher: Sequence[str] = ()) -> str:
+        """Run to the end of the command; what it printed."""
+        process = self.start(self.argv(name, *more, launcher=launcher))
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == expect, said
+        return said
+
+    def run(self, name: str) -> RunDir:
+        return RunDir(self.directory / "runs" / name)
+
+
+def records(run: RunDir, event: str) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl of one kind."""
+    if not run.metrics_file.exists():
+        return []
+    lines = run.metrics_file.read_text().rpartition("\n")[0].splitlines()
+    return [record for record in map(json.loads, lines) if record["event"] == event]
+
+
+def step_of(run: RunDir) -> int:
+    """Steps reported so far."""
+    return max((record["step"] for record in records(run, "train")), default=0)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
+        time.sleep(0.02)
+
+
+def newest(run: RunDir) -> Path:
+    """The state of the newest commit."""
+    return steps_in(run.checkpoints)[0][1] / "state.safetensors"
+
+
+def bits(run: RunDir) -> str:
+    """sha256 of the whole newest state: weights, optimizer slots, counters."""
+    return hashlib.sha256(newest(run).read_bytes()).hexdigest()
+
+
+def losses(run: RunDir) -> dict[int, float]:
+    """The loss of every step."""
+    return {record["step"]: record["loss"] for record in records(run, "train")}

@@ -1,0 +1,49 @@
+"""The same command under horovodrun and mpirun; a process that a launcher has started is a worker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.harness import BIN, Workspace, losses, records
+from tests.parallel.launch import MPIRUN
+
+SHORT = ("steps=20", "checkpoint.every_steps=10")
+LAUNCHERS = {
+    "horovodrun": [str(BIN / "horovodrun"), "-np", "2", "--gloo"],
+    "mpirun": [*MPIRUN, "-np", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("launchers"))
+    made.train("reference", *SHORT, "--strategy=single", "workers=1")
+    return made
+
+
+@pytest.mark.parametrize("name", list(LAUNCHERS))
+def test_a_launchers_workers_train_the_run_of_a_single_worker(workspace: Workspace, name: str) -> None:
+    said = workspace.train(name, *SHORT, launcher=LAUNCHERS[name])
+    run = workspace.run(name)
+    assert "test accuracy" in said
+    assert run.done is not None
+    assert {record["workers"] for record in records(run, "train")} == {2}
+    found, expected = losses(run), losses(workspace.run("reference"))
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+    assert run.rank_log(1).exists()
+
+
+def test_eval_gives_the_figures_of_the_run(workspace: Workspace) -> None:
+    run = workspace.run("reference")
+    argv = [str(BIN / "tl-dist"), "eval", str(run.path), "--split", "test"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
+    figures = (run.done or {})["figures"]["test"]
+    assert f"{figures['num_correct']} of {figures['num_examples']}" in done.stdout
+    record = json.loads(Path(run.path / "evaluations" / "test.json").read_text())
+    assert record["num_correct"] == figures["num_correct"]

@@ -1,0 +1,326 @@
+"""Run the frozen prefix once, over all workers; its outputs are just another source of examples.
+
+A feature set is a directory `features/KEY` beside the runs: one .npy file of rows for each worker that computed it,
+and a manifest with the digest of each. KEY is a digest of everything that determines the rows: frozen weights, cut,
+preprocessing, image size, number format, data and views. It is committed by one rename, so it is complete or absent,
+and any run with the same key reads it and no image.
+
+An augmentation with few outcomes (flips, right angles) is kept as that many views of each example, and the view that
+a position draws is the one that the pipeline would have drawn: training sees the same features as without the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.data.augment import VIEWS, resize, seed_of
+from tl_dist.data.pipeline import Read
+from tl_dist.datasets import Source, host_tensor
+from tl_dist.durable import fsync_directory, write_atomically, write_file
+from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.refusal import ExitCode, Refusal
+
+SCHEMA = 1  # raise it when the same key must be computed anew
+IN_MEMORY_BYTES = (
+    2 << 30
+)  # a larger set is read from its files, through the page cache that all workers share
+ROWS_AT_ONCE = 32
+REPORT_S = 2.0
+
+Say = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The rows of one split on disk: row `example * num_views + view`."""
+
+    directory: Path
+    num_views: int
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
+        return dict(json.loads((self.directory / "manifest.json").read_text()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._manifest["shape"])
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        return [np.load(self.directory / s["file"], mmap_mode="r") for s in self._manifest["shards"]]
+
+    @cached_property
+    def _read_rows(self) -> Callable[[Any], Any]:
+        """(row) -> stored values, traced by tf.data."""
+        shards = self._shards
+        if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
+            everything = host_tensor(np.concatenate(shards))
+            return lambda row: tf.gather(everything, row)
+        starts = np.cumsum([0, *(len(shard) for shard in shards)])
+
+        def read(row: np.ndarray) -> np.ndarray:
+            shard = int(np.searchsorted(starts, row, side="right")) - 1
+            return np.array(shards[shard][row - starts[shard]])
+
+        stored = tf.as_dtype(shards[0].dtype)
+        return lambda row: tf.numpy_function(read, [row], stored, stateful=False)
+
+    def row(self, example: Any, view: Any) -> Any:
+        """The features of one view of an example, in the type that they were computed in."""
+        values = self._read_rows(example * self.num_views + tf.cast(view, tf.int64))
+        if self._manifest["dtype"] == "bfloat16":
+            values = tf.bitcast(values, tf.bfloat16)  # NumPy files know no bfloat16: its bits are kept
+        return tf.ensure_shape(values, self.shape)
+
+    def damaged(self, rank: int, world_size: int) -> list[str]:
+        """Names of the shards that are missing or changed, of this worker's share of them."""
+        bad = []
+        for shard in self._manifest["shards"][rank::world_size]:
+            path = self.directory / shard["file"]
+            if not path.is_file() or _sha256(path) != shard["sha256"]:
+                bad.append(shard["file"])
+        return bad
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The frozen part of a model, and what determines its outputs."""
+
+    compute: Callable[[Any], Any]
+    """uint8 images [rows, size, size, 3] -> features [rows, ...], inside a graph"""
+    image_size: int
+    facts: Mapping[str, Any]
+    """frozen weights, backbone, cut, precision: whatever else determines the outputs"""
+
+
+def views_of(augmentations: Sequence[str]) -> int:
+    """How many views of an example these augmentations can make."""
+    return prod(VIEWS[name].num for name in augmentations)
+
+
+def drawn_view(augmentations: Sequence[str], seed: int, position: Any) -> Any:
+    """The view that a position draws, int32; the draws are those of the pipeline."""
+    view = tf.constant(0, tf.int32)
+    for name in augmentations:
+        view = view * VIEWS[name].num + VIEWS[name].draw(seed_of(seed, position, name))
+    return view
+
+
+def apply_view(image: Any, augmentations: Sequence[str], view: Any) -> Any:
+    """The image as augmented when `drawn_view` gives `view`."""
+    below = views_of(augmentations)
+    for name in augmentations:
+        below //= VIEWS[name].num
+        image = VIEWS[name].apply(image, (view // below) % VIEWS[name].num)
+    return image
+
+
+def reader(features: FeatureSet, source: Source, augmentations: Sequence[str], seed: int) -> Read:
+    """Cached training examples: the features of the view that the position draws."""
+    labels = host_tensor(np.asarray(source.labels, np.int32))
+
+    def read(index: Any, position: Any) -> tuple[Any, Any]:
+        view = drawn_view(augmentations, seed, position) if augmentations else tf.constant(0)
+        return features.row(index, view), tf.gather(labels, index)
+
+    return read
+
+
+def cached(
+    source: Source,
+    prefix: Prefix,
+    augmentations: Sequence[str],
+    *,
+    root: Path,
+    split: str,
+    parallel: DataParallel,
+    stop_requested: Callable[[], bool],
+    say: Say,
+) -> FeatureSet | None:
+    """The features of every view of every example; computed by all workers where they are not there yet.
+
+    `say` gets a record now and then, on rank 0. None when asked to stop before the end; nothing is left then.
+    """
+    num_views = views_of(augmentations)
+    key = _key(source, prefix, augmentations)
+    directory = root / key
+    found = FeatureSet(directory, num_views)
+    if _agreed(parallel, directory.is_dir()):
+        bad = found.damaged(parallel.rank, parallel.world_size)
+        if parallel.total({"bad": len(bad)})["bad"] == 0:
+            return found
+        if bad:
+            say({"event": "note", "text": f"features {directory}: {', '.join(bad)} damaged; computed again"})
+        _wait(parallel)
+        if parallel.rank == 0:
+            shutil.rmtree(directory, ignore_errors=True)
+    temporary = root / f".tmp-{key}-{_same_text(parallel, uuid4().hex[:12])}"
+    if parallel.rank == 0:
+        temporary.mkdir(parents=True)
+    _wait(parallel)
+    share = rows_of(parallel.rank, parallel.world_size, source.num_examples)
+    tell = say if parallel.rank == 0 else lambda record: None
+    shard = _extract(source, prefix, augmentations, share, temporary, split, parallel, stop_requested, tell)
+    if shard is None:
+        if parallel.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return None
+    shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
+    if parallel.rank == 0:
+        _commit(temporary, directory, [s for s in shards if s["rows"]], prefix)
+    _wait(parallel)
+    return FeatureSet(directory, num_views)
+
+
+def _extract(
+    source: Source,
+    prefix: Prefix,
+    augmentations: Sequence[str],
+    share: range,
+    directory: Path,
+    split: str,
+    parallel: DataParallel,
+    stop_requested: Callable[[], bool],
+    say: Say,
+) -> dict[str, Any] | None:
+    """Compute this worker's examples into one file; what the manifest says of it, or None when asked to stop."""
+    num_views = views_of(augmentations)
+    batches = _images(source, prefix.image_size, augmentations, share)
+    compute = tf.function(prefix.compute, reduce_retracing=True)
+    pieces: list[np.ndarray] = []
+    # Every worker makes the same number of rounds, whatever its share: the stop is agreed on in each.
+    iterator = iter(batches)
+    largest = -(-source.num_examples // parallel.world_size) * num_views
+    done, began = 0, time.monotonic()
+    told = began
+    for _ in range(-(-largest // ROWS_AT_ONCE)):
+        images = next(iterator, None)
+        if images is not None:
+            pieces.append(compute(images).numpy())
+            done += len(pieces[-1])
+        totals = parallel.total({"done": done, "stop": float(stop_requested())})
+        if totals["stop"] > 0:
+            return None
+        now = time.monotonic()
+        total = source.num_examples * num_views
+        if now - told >= REPORT_S or totals["done"] == total:
+            told = now
+            rate = float(totals["done"]) / (now - began)
+            say(
+                {
+                    "event": "extraction",
+                    "split": split,
+                    "done": int(totals["done"]),
+                    "total": total,
+                    "examples_per_s": rate,
+                    "eta_s": (total - float(totals["done"])) / rate,
+                }
+            )
+    return _write_shard(directory / f"shard-{parallel.rank:04d}.npy", pieces)
+
+
+def _images(source: Source, image_size: int, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
+    """Every view of every example of a share, in the order of the rows; uint8 [rows, size, size, 3]."""
+    num_views = views_of(augmentations)
+
+    def views(index: Any) -> Any:
+        image = resize(source.read(index)[0], image_size)
+        image = tf.ensure_shape(image, [image_size, image_size, 3])
+        which = tf.range(num_views)
+        return tf.map_fn(
+            lambda view: apply_view(image, augmentations, view), which, fn_output_signature=tf.uint8
+        )
+
+    examples = tf.data.Dataset.range(share.start, share.stop).map(
+        views, num_parallel_calls=2, deterministic=True
+    )
+    return examples.unbatch().batch(ROWS_AT_ONCE).prefetch(2)
+
+
+def _write_shard(path: Path, pieces: Sequence[np.ndarray]) -> dict[str, Any]:
+    if not pieces:
+        return {"rows": 0}
+    rows = np.concatenate(pieces)
+    dtype = rows.dtype.name
+    if rows.dtype == ml_dtypes.bfloat16:
+        rows = rows.view(np.uint16)
+    header = np.lib.format.header_data_from_array_1_0(rows)
+    written = write_file(path, _npy(header, rows))
+    return {
+        "file": path.name, "rows": len(rows), "sha256": written.sha256, "dtype": dtype, "shape": rows.shape[1:],
+    }  # fmt: skip
+
+
+def _npy(header: Mapping[str, Any], rows: np.ndarray) -> Iterator[Any]:
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(start, dict(header))
+    yield start.getvalue()
+    yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def _commit(temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]], prefix: Prefix) -> None:
+    manifest = {
+        "dtype": shards[0]["dtype"],
+        "shape": list(shards[0]["shape"]),
+        "shards": [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in shards],
+        "facts": dict(prefix.facts),
+    }
+    try:
+        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        fsync_directory(temporary)
+        os.rename(temporary, directory)
+        fsync_directory(directory.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if directory.is_dir():  # another run has just committed the same features
+            return
+        raise Refusal(
+            f"features cannot be kept in {directory.parent} ({error.strerror}).",
+            fix="free space there, or set runtime.prefix_cache=off.",
+            code=ExitCode.STORAGE,
+        ) from error
+
+
+def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
+    facts = {
+        "schema": SCHEMA,
+        "data": source.fingerprint,
+        "image_size": prefix.image_size,
+        "views": list(augmentations),
+        **prefix.facts,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _agreed(parallel: DataParallel, here: bool) -> bool:
+    """Whether all workers see it: on a network filesystem one may see a new directory later than another."""
+    return bool(parallel.total({"here": float(here)})["here"] == parallel.world_size)
+
+
+def _wait(parallel: DataParallel) -> None:
+    parallel.total({"here": 1.0})
+
+
+def _same_text(parallel: DataParallel, text: str) -> str:
+    return parallel.gather(text.encode())[0].decode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
