@@ -93,7 +93,7 @@ def worker(strategy: str, train_from: str, precision: str, threads: str, output:
             figures = {
                 "images_per_s": statistics.median(rates),
                 "reduction_share": statistics.median(shares),
-                "reduced_bytes": float(parallel.reduced_bytes),
+                "reduced_bytes": float(getattr(parallel, "reduced_bytes", 0)),
             }
             Path(output).write_text(json.dumps(figures))
 

@@ -188,8 +188,9 @@ class RunDir:
     def _continue(self, config: Config, resolved: bytes) -> None:
         old = schema.load(self.config_file)
         changes = differences(schema.trajectory(old), schema.trajectory(config), schema.TRAJECTORY)
-        # A run that never began, such as one refused for its first config, has no trajectory yet.
-        if changes and (self.identity_file.exists() or steps_in(self.checkpoints)):
+        # An attempt that ended before it began, refused for its first config, has bound the run to nothing.
+        began = self.identity_file.exists() or steps_in(self.checkpoints) or not children(self.attempts)
+        if changes and began:
             raise Refusal(
                 f"{self.path} was started with other values: {'; '.join(changes)}.",
                 fix="use another name=NAME, or go back to the old values.",

@@ -91,7 +91,8 @@ def _evaluate(run: RunDir, split: str) -> int:
 def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
     if "SLURM_JOB_ID" not in env:
         return None
-    return SlurmJob(env["SLURM_JOB_ID"], slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0)
+    restarts = slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
+    return SlurmJob(env["SLURM_JOB_ID"], restarts)
 
 
 def rank_before_start(env: Mapping[str, str]) -> int:

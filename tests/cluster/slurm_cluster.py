@@ -162,25 +162,14 @@ class SlurmCluster:
 
     def stop(self) -> None:
         """End all jobs, then all daemons, then what a job left behind. What is gone already is no error."""
-        if any(name == "slurmctld" and process.poll() is None for name, process in self._daemons):
+        try:
             # Jobs first: the slurmstepd of a running job outlives its slurmd.
-            self._try("scancel", "--full", "--me")
-            deadline = time.monotonic() + 10
-            while self._try("squeue", "--noheader").strip() and time.monotonic() < deadline:
-                time.sleep(0.1)
-        for _, process in reversed(self._daemons):
-            if process.poll() is None:
-                process.terminate()
-        for _, process in reversed(self._daemons):
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._daemons.clear()
-        for pid in self._strays():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            self._end_jobs()
+        finally:
+            self._end_daemons()
+            for pid in self._strays():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def run(
         self,
@@ -258,6 +247,26 @@ class SlurmCluster:
             tail = path.read_text(errors="replace").splitlines()[-lines:]
             parts.append("\n".join([f"--- {path.name}", *tail]))
         return "\n".join(parts)
+
+    def _end_jobs(self, *, timeout_s: float = 10.0) -> None:
+        if not any(name == "slurmctld" and process.poll() is None for name, process in self._daemons):
+            return
+        self._try("scancel", "--full", "--me")
+        deadline = time.monotonic() + timeout_s
+        while self._try("squeue", "--noheader").strip() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _end_daemons(self, *, timeout_s: float = 10.0) -> None:
+        for _, process in reversed(self._daemons):
+            if process.poll() is None:
+                process.terminate()
+        for _, process in reversed(self._daemons):
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._daemons.clear()
 
     def _write_files(self) -> None:
         for name in ("etc", "run", "log", "state", "munge"):

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import struct
 import subprocess
@@ -172,7 +171,6 @@ def savers():
     savers.close()
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_killed_or_failed_at_every_system_call_of_one_save(tmp_path, savers):
     """The same without named places: between any two calls, what the disk holds is a loadable state."""
     first = make_run(tmp_path / "first")

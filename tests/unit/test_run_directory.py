@@ -453,3 +453,14 @@ def test_a_directory_fsync_that_the_filesystem_does_not_know_is_no_error(tmp_pat
 
     monkeypatch.setattr(os, "fsync", unknown)
     durable.fsync_directory(tmp_path)
+
+
+def test_a_first_attempt_that_never_began_binds_the_run_to_nothing(tmp_path):
+    """Whoever mistypes a rate, is refused, and mends it, types the same name again."""
+    run = create(tmp_path, optimizer={"learning_rate": 0.1})
+    (run.attempts / "0001.json").write_text("{}")
+    create(tmp_path, optimizer={"learning_rate": 0.2})
+    assert config.load(run.config_file).optimizer.learning_rate == 0.2
+    run.freeze_identity({"seed": 0})
+    with pytest.raises(Refusal, match=r"0\.2 -> 0\.3"):
+        create(tmp_path, optimizer={"learning_rate": 0.3})

@@ -1,0 +1,58 @@
+"""The split of the step time says where the time went: a slow input shows as waiting for data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.memory_source import MemorySource
+from tests.unit.test_model import OPTIMIZER, PARALLEL, build
+from tl_dist import optim, step
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import plain, train_batches
+
+
+def sums(delay_s: float, *, timed: bool = True, steps: int = 10) -> dict[str, float]:
+    """The sums of a chunk whose batches come `delay_s` apart."""
+    source = MemorySource(12, size=16)
+
+    def late(batch: Any) -> Any:
+        def wait() -> np.int32:
+            time.sleep(delay_s)
+            return np.int32(0)
+
+        waited = tf.numpy_function(wait, [], tf.int32)
+        return batch._replace(labels=batch.labels + tf.ensure_shape(waited, []))
+
+    net = build(image_size=16)
+    read = plain(source, 16)
+    batches = train_batches(read, Order(0, 12, 4), rows=range(4), from_step=0, to_step=2 * steps).map(late)
+    run = step.train_chunk(
+        net,
+        optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False),
+        step.Objective(3, 4),
+        PARALLEL,
+        lambda s: tf.constant(0.1),
+        timed=timed,
+    )
+    iterator = iter(batches)
+    run(iterator, tf.constant(0, tf.int64), tf.constant(steps, tf.int64))  # compile
+    found = run(iterator, tf.constant(steps, tf.int64), tf.constant(steps, tf.int64))
+    return {key: float(value) for key, value in found.items()}
+
+
+def test_a_slow_input_is_waiting_for_data() -> None:
+    fast, slow = sums(0.0), sums(0.05)
+    assert slow["data_wait_s"] > 10 * 0.05 * 0.7
+    assert slow["data_wait_s"] > 3 * fast["data_wait_s"]
+    assert slow["reduction_s"] < 0.1 * slow["data_wait_s"]
+
+
+def test_untimed_chunks_read_no_clock() -> None:
+    found = sums(0.0, timed=False)
+    assert found["data_wait_s"] == found["reduction_s"] == 0.0
+    assert found["loss"] == pytest.approx(sums(0.0)["loss"])
