@@ -33,6 +33,7 @@ from tl_dist.data.augment import VIEWS, resize, seed_of
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.durable import fsync_directory, write_atomically, write_file
+from tl_dist.failpoint import failpoint
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -91,7 +92,11 @@ class FeatureSet:
     def damaged(self, rank: int, world_size: int) -> list[str]:
         """Names of the shards that are missing or changed, of this worker's share of them."""
         bad = []
-        for shard in self._manifest["shards"][rank::world_size]:
+        try:
+            shards = self._manifest["shards"][rank::world_size]
+        except (OSError, ValueError, KeyError):
+            return ["manifest.json"]
+        for shard in shards:
             path = self.directory / shard["file"]
             if not path.is_file() or _sha256(path) != shard["sha256"]:
                 bad.append(shard["file"])
@@ -282,8 +287,10 @@ def _commit(temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]
         "facts": dict(prefix.facts),
     }
     try:
+        failpoint("features.extracted", temporary)
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
         fsync_directory(temporary)
+        failpoint("features.before_rename", temporary)
         os.rename(temporary, directory)
         fsync_directory(directory.parent)
     except OSError as error:

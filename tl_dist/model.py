@@ -7,7 +7,7 @@ result does not depend on how a batch is shared among workers. Dropout is a mask
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -38,7 +38,7 @@ class Classifier:
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
         self._logits = _last_layer(config.hidden or features, num_classes)
         self._first = first = first_trainable_layer(backbone, network, config.train_from)
-        self._prefix: Any = None  # a network of its own once `cut`
+        self._prefix, self._suffix = self._divided(first)
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
@@ -56,11 +56,16 @@ class Classifier:
                 self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
 
     def __call__(self, images: Any, masks: Any) -> Any:
-        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes].
+        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes]."""
+        return self.suffix(self.prefix(images), masks)
 
-        After `cut`, what `prefix` made of the images takes their place.
-        """
-        features = self._suffix(images) if self._prefix else self.features(images)
+    def prefix(self, images: Any) -> Any:
+        """The outputs of the frozen part, [rows, ...]; the images themselves where it cannot be told from the rest."""
+        return self._prefix(images) if self._prefix else images
+
+    def suffix(self, outputs: Any, masks: Any) -> Any:
+        """Logits from what `prefix` gives: the part that is trained."""
+        features = self._suffix(outputs)
         if self._config.normalize:
             features = normalize(features)
         if self._hidden:
@@ -70,35 +75,45 @@ class Classifier:
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)
 
-    def features(self, images: Any) -> Any:
-        """uint8 images -> the pooled features that go into the head, [rows, n]."""
-        features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
-        return pool(features, self._config.pooling)
+    @property
+    def has_prefix(self) -> bool:
+        """Whether `prefix` computes anything."""
+        return self._prefix is not None
 
-    def cut(self) -> None:
-        """Divide the network where training begins: from now on a call takes the outputs of `prefix`.
+    def take_prefix(self) -> Callable[[Any], Any]:
+        """The prefix as a function of its own; from now on the model takes the outputs of it in place of images.
 
-        Refuses where more than one tensor passes the cut.
+        Refuses where the frozen part cannot be told from the rest.
         """
-        if self._first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
-            self._prefix, self._suffix = self.features, lambda features: features
-            return
-        try:
-            between = seam(self.network, self._first)
-        except ValueError as error:
+        prefix, self._prefix = self._prefix, None
+        if prefix is None:
             raise Refusal(
-                f"model.train_from '{self._config.train_from}' cannot be cached: {error}.",
-                fix=f"train from a stage ({', '.join(self._backbone.stages)}), or set model.prefix_cache=off.",
+                f"model.train_from '{self._config.train_from}' leaves no frozen part that ends in one tensor.",
+                fix=f"train from a stage ({', '.join(self._backbone.stages)}), or set runtime.prefix_cache=off.",
                 code=ExitCode.USAGE,
-            ) from None
-        prefix = keras.Model(self.network.inputs, between)
-        suffix = keras.Model(between, self.network.output)
-        self._prefix = lambda images: prefix(preprocess(self._backbone.preprocessing, images), training=False)
-        self._suffix = lambda outputs: pool(suffix(outputs, training=False), self._config.pooling)
+            )
+        return prefix
 
-    def prefix(self, images: Any) -> Any:
-        """The frozen part's outputs, [rows, ...] in the type that the network computes in; only after `cut`."""
-        return self._prefix(images)
+    def _divided(self, first: int) -> tuple[Any, Any]:
+        """(images -> outputs of the layers before `first`, these outputs -> pooled features)."""
+
+        def whole(images: Any) -> Any:
+            features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
+            return pool(features, self._config.pooling)
+
+        if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
+            return whole, lambda features: features
+        try:
+            between = seam(self.network, first) if first else None
+        except ValueError:  # inside a residual block
+            between = None
+        if between is None:
+            return None, whole
+        below, above = keras.Model(self.network.inputs, between), keras.Model(between, self.network.output)
+        return (
+            lambda images: below(preprocess(self._backbone.preprocessing, images), training=False),
+            lambda outputs: pool(above(outputs, training=False), self._config.pooling),
+        )
 
     @property
     def cut_at(self) -> str:

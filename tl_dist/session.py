@@ -73,14 +73,13 @@ class Session:
         False when asked to stop before the end.
         """
         cfg = self.cfg
-        self.model.cut()
         facts = {
             "backbone": cfg.model.backbone,
             "cut": self.model.cut_at,
             "frozen_sha256": self.model.frozen_digest(),
             "precision": self.precision,
         }
-        prefix = features.Prefix(self.model.prefix, self.image_size, facts)
+        prefix = features.Prefix(self.model.take_prefix(), self.image_size, facts)
         for name, source in self.splits.items():
             views = cfg.data.augment if name == "train" else ()
             found = features.cached(

@@ -66,7 +66,7 @@ def train_chunk(
     def forward_backward(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any]]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            logits = model(batch.images, batch.masks)
+            logits = model.suffix(batch.images, batch.masks)
             loss_sum = tf.reduce_sum(objective.losses(logits, batch))
             scaled = loss_sum * (scale / objective.global_batch)
         grads = tape.gradient(scaled, trainable)
@@ -89,10 +89,9 @@ def train_chunk(
             grads = [a + b for a, b in zip(grads, more_grads, strict=True)]
         return loss_sum, correct, grads
 
-    def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
-        loss_sum, correct, grads = (accumulated if accumulate > 1 else forward_backward)(
-            batch, optimizer.scale()
-        )
+    compute = accumulated if accumulate > 1 else forward_backward
+
+    def update(batch: Batch, step: Any, loss_sum: Any, correct: Any, grads: list[Any]) -> dict[str, Any]:
         with tf.control_dependencies(grads):
             computed = clock()
         grads = parallel.reduce_gradients(grads)
@@ -111,21 +110,54 @@ def train_chunk(
             "reduction_s": tf.cast(reduced - computed, tf.float32) / parallel.num_replicas,
         }
 
-    @tf.function
+    def through_prefix(batch: Batch) -> Batch:
+        return batch._replace(images=model.prefix(batch.images))
+
+    def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
+        batch = through_prefix(batch)
+        return update(batch, step, *compute(batch, optimizer.scale()))
+
+    def fetch(batches: Any) -> tuple[Batch, Any]:
+        """The next batch, and the seconds until it was there."""
+        before = clock()
+        # Nothing but these dependencies orders a clock: it is read when its inputs are there.
+        with tf.control_dependencies([before]):
+            batch = next(batches)
+        with tf.control_dependencies(tf.nest.flatten(batch)):
+            return batch, tf.cast(clock() - before, tf.float32)
+
+    def summed(sums: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+        return {key: one[key] if key in LATEST else sums[key] + one[key] for key in SUMS}
+
     def run_steps(batches: Any, step: Any, n: Any) -> dict[str, Any]:
         sums = {key: tf.constant(0.0) for key in SUMS}
         for k in tf.range(n):
-            before = clock()
-            # Nothing but these dependencies orders a clock: it is read when its inputs are there.
-            with tf.control_dependencies([before]):
-                batch = next(batches)
-            with tf.control_dependencies(tf.nest.flatten(batch)):
-                waited = tf.cast(clock() - before, tf.float32)
-            one = {**parallel.run(replica_step, batch, step + k), "data_wait_s": waited}
-            sums = {key: one[key] if key in LATEST else sums[key] + one[key] for key in SUMS}
+            batch, waited = fetch(batches)
+            sums = summed(sums, {**parallel.run(replica_step, batch, step + k), "data_wait_s": waited})
         return sums
 
-    return run_steps
+    def run_steps_ahead(batches: Any, step: Any, n: Any) -> dict[str, Any]:
+        """The same, with the frozen part one batch ahead: it fills the time in which the gradients travel."""
+
+        def fetch_ahead() -> tuple[Batch, Any]:
+            batch, waited = fetch(batches)
+            return through_prefix(batch), waited
+
+        sums = {key: tf.constant(0.0) for key in SUMS}
+        batch, waited = fetch_ahead()
+        for k in tf.range(n):
+            work = compute(batch, optimizer.scale())
+            with tf.control_dependencies(
+                work[2]
+            ):  # not earlier: then it would only compete with the backward pass
+                more = tf.identity(k + 1 < n)
+            upcoming, wait = tf.cond(more, fetch_ahead, lambda: (batch, tf.constant(0.0)))  # noqa: B023
+            sums = summed(sums, {**update(batch, step + k, *work), "data_wait_s": waited})
+            batch, waited = upcoming, wait
+        return sums
+
+    one_replica_each = parallel.num_replicas == parallel.world_size > 1
+    return tf.function(run_steps_ahead if one_replica_each and model.has_prefix else run_steps)
 
 
 def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:

@@ -116,7 +116,7 @@ class Attempt:
             every[self._commit] = cfg.checkpoint.every_steps
         self._show_images()
         for report in self._reports([cfg.report.every_steps, *every.values()]):
-            session.run.beat(session.parallel.rank, "training", report.step)
+            session.run.beat(session.parallel.rank, "reporting", report.step)
             failpoint("train.chunk_done")
             self._recorder.report(report)
             self._count_skipped(report)
@@ -125,6 +125,7 @@ class Attempt:
             for event, period in every.items():
                 if loop.is_due(report.step, period) and not event():
                     return False
+            session.run.beat(session.parallel.rank, "stepping", report.step)
         # The weights are final: keep them before spending time on figures.
         self._commit()
         return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
@@ -151,7 +152,7 @@ class Attempt:
             session.parallel,
             cadence=loop.Cadence(periods, session.total_steps),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
-            stop_requested=partial(_stop_requested, session, "training"),
+            stop_requested=partial(_stop_requested, session, "stepping"),
         )
 
     def _same_weights(self) -> bool:

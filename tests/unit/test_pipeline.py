@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tl_dist.data.augment import OPERATIONS
@@ -92,3 +93,25 @@ def test_dihedral_reaches_all_eight_symmetries() -> None:
         for k in range(4)
     }
     assert {image.tobytes() for image in images} == expected
+
+
+@pytest.mark.parametrize("share_of_an_epoch", [0.01, 0.5, 0.99])
+def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> None:
+    """The first batch costs the same number of reads anywhere in an epoch: there is no replay."""
+    order = Order(seed=5, num_examples=100_000, global_batch=10)
+    asked: list[int] = []
+
+    def read(index: Any, position: Any) -> tuple[Any, Any]:
+        def count(index: np.ndarray, position: np.ndarray) -> np.int32:
+            asked.append(int(position))
+            return np.int32(index % 3)
+
+        label = tf.ensure_shape(tf.numpy_function(count, [index, position], tf.int32), [])
+        return tf.zeros([8, 8, 3], tf.uint8), label
+
+    step = int(share_of_an_epoch * 10_000)
+    made = train_batches(read, order, rows=range(10), from_step=step, to_step=10_000_000)
+    batch = next(iter(made))
+    assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
+    assert min(asked) == step * 10
+    assert len(asked) <= 10 * 10  # this batch, and what is read ahead

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tl_dist.config import Config
+from tl_dist.heartbeat import Beat
 from tl_dist.launch.command import Command
 from tl_dist.launch.group import Exit, Group
 from tl_dist.progress import Progress, Records
@@ -68,6 +69,9 @@ class Signals:
         self.interrupts += number == signal.SIGINT
 
 
+_NOTHING = Beat(0.0, phase="", step=-1, host="", pid=0)
+
+
 class Attempt:
     """One start of all workers, from their commands to the reason of their end."""
 
@@ -84,7 +88,7 @@ class Attempt:
         self._from_step = max(newest_commit(run), 0)
         self._next_look = 0.0
         self._looked_at_beats = 0.0
-        self._heard: dict[int, tuple[float, str, int]] = {}  # rank: when it made progress, phase, step
+        self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
         self._began = time.monotonic()
 
     def watch(self, launch: Launch) -> End:
@@ -173,7 +177,7 @@ class Attempt:
         return End(ExitCode.PEER_LOST, rank, how, lines=group.last_lines(rank))
 
     def _hung(self, group: Group) -> dict[int, str]:
-        """Workers without progress for too long, the longest silent first, and what they were doing."""
+        """Workers without progress for too long, the one that holds up the others first, and what they did."""
         safety = self._cfg.safety
         now = time.monotonic()
         since_s = now - self._looked_at_beats
@@ -182,22 +186,19 @@ class Attempt:
         if self._looked_at_beats and since_s > _ASLEEP_S:
             # This process was stopped, or the whole machine: that says nothing about the workers.
             self._began += since_s
-            self._heard = {
-                rank: (at + since_s, doing, step) for rank, (at, doing, step) in self._heard.items()
-            }
+            self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
         self._looked_at_beats = now
-        for rank, beat in self._run.read_beats().items():
-            if beat.pid == group.pids.get(rank):
-                self._heard[rank] = (now - beat.age_s, f"while {beat.phase}, at step {beat.step}", beat.step)
+        for rank, said in self._run.read_beats().items():
+            if said.pid == group.pids.get(rank):
+                self._heard[rank] = (now - said.age_s, said)
         found = []
         for rank in group.alive:
-            at, doing, step = self._heard.get(rank, (self._began, "before its first sign", -1))
-            limit_s = safety.hang_s if step > self._from_step else safety.first_step_s
-            if now - at > limit_s:
-                found.append(
-                    (now - at, rank, f"made no progress for {now - at:.0f} s {doing}, and was killed")
-                )
-        return {rank: how for _, rank, how in sorted(found, reverse=True)}
+            at, beat = self._heard.get(rank, (self._began, _NOTHING))
+            doing = f"while {beat.phase}, at step {beat.step}" if beat.phase else "before its first sign"
+            if now - at > (safety.hang_s if beat.step > self._from_step else safety.first_step_s):
+                how = f"made no progress for {now - at:.0f} s {doing}, and was killed"
+                found.append((beat.number, at, rank, how))
+        return {rank: how for _, _, rank, how in sorted(found)}
 
     def _heed_signals(self) -> None:
         if self._signals.stop and not self._run.stop_requested():

@@ -82,19 +82,20 @@ class Silence:
         self._began = now
 
     def hung(self, beats: Mapping[int, Beat], *, now: float) -> dict[int, str]:
-        """The silent ranks, the longest silent first, with what they were doing.
+        """The silent ranks, the one that holds up the others first, with what they were doing.
 
         Before its first step of this attempt a worker has more time: it imports, builds and compiles.
         """
-        found: list[tuple[float, int, str]] = []
+        found: list[tuple[int, float, int, str]] = []
         for rank in range(self._num_workers):
             beat = beats.get(rank)
             silent_s = beat.age_s if beat else now - self._began
             doing = f"while {beat.phase}, at step {beat.step}" if beat else "before its first sign"
             trains = beat is not None and beat.step > self._from_step
             if silent_s > (self._safety.hang_s if trains else self._safety.first_step_s):
-                found.append((silent_s, rank, f"made no progress for {silent_s:.0f} s {doing}"))
-        return {rank: how for _, rank, how in sorted(found, reverse=True)}
+                how = f"made no progress for {silent_s:.0f} s {doing}"
+                found.append((beat.number if beat else 0, -silent_s, rank, how))
+        return {rank: how for _, _, rank, how in sorted(found)}
 
 
 class _Record:

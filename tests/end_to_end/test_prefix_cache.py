@@ -1,0 +1,50 @@
+"""Caching the frozen part changes the time of a run, not its curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.harness import Workspace, losses, records
+
+FROZEN = (
+    "data.name=synthetic",
+    "data.num_examples=64",
+    "data.augment=[dihedral]",
+    "data.validation_fraction=0.25",
+    "model.train_from=block3",
+    "optimizer.learning_rate=0.05",
+    "steps=24",
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("prefix-cache"))
+    made.train("uncached", *FROZEN, "--strategy=single", "workers=1")
+    return made
+
+
+def features(workspace: Workspace) -> dict[str, float]:
+    """When each feature set was made."""
+    folder: Path = workspace.directory / "runs" / "features"
+    return {path.name: path.stat().st_mtime for path in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.mark.parametrize("way", [("--strategy=horovod", "-n2"), ("--strategy=mirrored", "-n2")])
+def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way: tuple[str, ...]) -> None:
+    before = features(workspace)
+    name = f"cached-{way[0].partition('=')[2]}"
+    said = workspace.train(name, *FROZEN, *way, "runtime.prefix_cache=on")
+    run = workspace.run(name)
+    found, expected = losses(run), losses(workspace.run("uncached"))
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+    assert features(workspace).keys() >= before.keys()
+    if before:  # the second run, on another strategy, found everything computed
+        assert features(workspace) == before
+        assert not records(run, "extraction")
+    else:
+        assert "features of train 384/384" in said  # 48 images in 8 views

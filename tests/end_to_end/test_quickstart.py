@@ -1,0 +1,32 @@
+"""The main job: two Horovod workers fine-tune the pretrained VGG16 on real images, better than the published SVM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.harness import TL_DIST, records
+from tl_dist.run import RunDir
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_main_job_beats_the_published_svm_on_656_images(tmp_path: Path) -> None:
+    argv = [TL_DIST, "train", str(CONFIG)]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunDir(tmp_path / "runs" / "quickstart")
+    test = (run.done or {})["figures"]["test"]
+    assert test["num_examples"] == 656
+    assert test["num_correct"] / 656 >= 0.83
+    assert f"{test['num_correct']} of 656" in done.stdout
+    assert "tensorboard --logdir" in done.stdout
+    assert {record["workers"] for record in records(run, "train")} == {2}
+    split = json.loads((run.path / "split.json").read_text())["splits"]
+    assert len(split["test"]["ids"]) == 656
+    assert not set(split["test"]["ids"]) & set(split["train"]["ids"])

@@ -1,0 +1,149 @@
+"""The frozen part is computed once: the same examples as without the cache, complete or absent, for one key only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.memory_source import MemorySource
+from tests.unit.test_model import PARALLEL
+from tl_dist import features
+from tl_dist.data.augment import augment
+from tl_dist.failpoint import failpoint
+
+SOURCE = MemorySource(11, size=8)
+
+
+def compute(images: Any) -> Any:
+    """Something that tells images apart, and left from right: the pixels themselves, in bfloat16."""
+    return tf.cast(images[:, :4, :, 0], tf.bfloat16)
+
+
+PREFIX = features.Prefix(compute, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"})
+
+
+class Calls:
+    """Counts the batches that were computed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, images: Any) -> Any:
+        def count(rows: np.ndarray) -> np.ndarray:
+            self.count += 1
+            return rows
+
+        counted = tf.numpy_function(count, [images], tf.uint8)
+        return compute(tf.ensure_shape(counted, images.shape))
+
+
+def make(root: Path, views: tuple[str, ...] = (), prefix: features.Prefix = PREFIX, **changes: Any) -> Any:
+    said: list[Any] = []
+    settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
+    source = settings.pop("source", SOURCE)
+    found = features.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
+    return found, said
+
+
+@pytest.mark.parametrize("views", [(), ("flip",), ("dihedral",), ("flip", "dihedral")])
+def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, views: tuple[str, ...]) -> None:
+    found, _ = make(tmp_path, views)
+    read = features.reader(found, SOURCE, views, seed=3)
+    for position in range(40):
+        index = position % SOURCE.num_examples
+        got, label = read(tf.constant(index, tf.int64), tf.constant(position, tf.int64))
+        image = augment(tf.constant(SOURCE.images[index]), views, 3, tf.constant(position, tf.int64), 8)
+        np.testing.assert_array_equal(got, compute(image[None])[0])
+        assert label == SOURCE.labels[index]
+
+
+def test_files_larger_than_memory_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = make(tmp_path, ("flip",))
+    expected = [found.row(tf.constant(k, tf.int64), tf.constant(1)).numpy() for k in range(11)]
+    monkeypatch.setattr(features, "IN_MEMORY_BYTES", 0)
+    mapped = features.FeatureSet(found.directory, 2)
+    rows = [mapped.row(tf.constant(k, tf.int64), tf.constant(1)).numpy() for k in range(11)]
+    np.testing.assert_array_equal(np.array(rows), np.array(expected))
+
+
+def test_a_second_run_computes_nothing(tmp_path: Path) -> None:
+    first, again = Calls(), Calls()
+    make(tmp_path, prefix=replace(PREFIX, compute=first))
+    make(tmp_path, prefix=replace(PREFIX, compute=again))
+    assert (first.count, again.count) == (1, 0)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "weights": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "frozen_sha256": "other"})},
+    "layer": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "cut": "block4_conv1"})},
+    "precision": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "precision": "mixed_bfloat16"})},
+    "image size": {"prefix": replace(PREFIX, image_size=16)},
+    "views": {"views": ("flip",)},
+    "data": {"source": MemorySource(12, size=8)},
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_whatever_determines_the_features_gives_another_key(tmp_path: Path, change: str) -> None:
+    first, _ = make(tmp_path)
+    other, _ = make(tmp_path, **CHANGES[change])
+    assert first.directory != other.directory
+
+
+def test_another_schema_of_the_code_gives_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = make(tmp_path)
+    monkeypatch.setattr(features, "SCHEMA", features.SCHEMA + 1)
+    assert make(tmp_path)[0].directory != first.directory
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
+def test_a_damaged_set_is_named_and_computed_again(tmp_path: Path, damage: str) -> None:
+    found, _ = make(tmp_path)
+    shard = found.directory / "shard-0000.npy"
+    whole = shard.read_bytes()
+    if damage == "changed":
+        shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (found.directory / "manifest.json").write_text("{")
+    calls = Calls()
+    _, said = make(tmp_path, prefix=replace(PREFIX, compute=calls))
+    name = "manifest.json" if damage == "manifest" else shard.name
+    assert any(name in record.get("text", "") for record in said)
+    assert calls.count == 1
+    assert shard.read_bytes() == whole
+
+
+def test_a_stop_leaves_nothing(tmp_path: Path) -> None:
+    found, _ = make(tmp_path, stop_requested=lambda: True)
+    assert found is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["features.extracted", "features.before_rename"])
+def test_a_set_that_was_not_finished_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class Died(Exception):
+        pass
+
+    def die(name: str, path: Path | None = None) -> None:
+        if name == place:
+            raise Died
+
+    monkeypatch.setattr(features, "failpoint", die)
+    with pytest.raises(Died):
+        make(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".tmp-")]
+    monkeypatch.setattr(features, "failpoint", failpoint)
+    found, _ = make(tmp_path)
+    assert json.loads((found.directory / "manifest.json").read_text())["shards"][0]["rows"] == 11
