@@ -136,7 +136,7 @@ class Progress:
         now = self._clock()
         if self._live is not None:
             self._line = line(self._console.width)
-            self._live.update(self._text(self._line), refresh=True)
+            self._try(partial(self._live.update, self._text(self._line), refresh=True))
         elif last or now - self._last_line_at >= self._every_s:
             self._last_line_at = now
             self._print(line(None))

@@ -91,8 +91,11 @@ def train_chunk(
 
     compute = accumulated if accumulate > 1 else forward_backward
 
-    def update(batch: Batch, step: Any, loss_sum: Any, correct: Any, grads: list[Any]) -> dict[str, Any]:
-        with tf.control_dependencies(grads):
+    def update(
+        batch: Batch, step: Any, loss_sum: Any, correct: Any, grads: list[Any], meanwhile: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """Reduce and apply; what is computed `meanwhile` hides the reduction."""
+        with tf.control_dependencies([*grads, *meanwhile]):
             computed = clock()
         grads = parallel.reduce_gradients(grads)
         with tf.control_dependencies(grads):
@@ -107,7 +110,7 @@ def train_chunk(
             "skipped": skipped * first,
             "norm": tf.where(first > 0, norm, 0.0),
             "loss_scale": optimizer.scale() * first,
-            "reduction_s": tf.cast(reduced - computed, tf.float32) / parallel.num_replicas,
+            "reduction_s": tf.cast(tf.maximum(reduced - computed, 0.0), tf.float32) / parallel.num_replicas,
         }
 
     def through_prefix(batch: Batch) -> Batch:
@@ -117,14 +120,19 @@ def train_chunk(
         batch = through_prefix(batch)
         return update(batch, step, *compute(batch, optimizer.scale()))
 
-    def fetch(batches: Any) -> tuple[Batch, Any]:
-        """The next batch, and the seconds until it was there."""
-        before = clock()
-        # Nothing but these dependencies orders a clock: it is read when its inputs are there.
+    def fetch(batches: Any, after: Sequence[Any]) -> tuple[Batch, Any]:
+        """The next batch, and the seconds until it was there once `after` was."""
+        # Nothing but these dependencies orders a clock: iterations of a loop may overlap.
+        with tf.control_dependencies(after):
+            before = clock()
         with tf.control_dependencies([before]):
             batch = next(batches)
         with tf.control_dependencies(tf.nest.flatten(batch)):
-            return batch, tf.cast(clock() - before, tf.float32)
+            there = clock()
+        # On few threads the clock would otherwise be read when the computation leaves one free.
+        with tf.control_dependencies([there]):
+            batch = tf.nest.map_structure(tf.identity, batch)
+        return batch, tf.cast(there - before, tf.float32)
 
     def summed(sums: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
         return {key: one[key] if key in LATEST else sums[key] + one[key] for key in SUMS}
@@ -132,7 +140,7 @@ def train_chunk(
     def run_steps(batches: Any, step: Any, n: Any) -> dict[str, Any]:
         sums = {key: tf.constant(0.0) for key in SUMS}
         for k in tf.range(n):
-            batch, waited = fetch(batches)
+            batch, waited = fetch(batches, list(sums.values()))
             sums = summed(sums, {**parallel.run(replica_step, batch, step + k), "data_wait_s": waited})
         return sums
 
@@ -140,7 +148,7 @@ def train_chunk(
         """The same, with the frozen part one batch ahead: it fills the time in which the gradients travel."""
 
         def fetch_ahead() -> tuple[Batch, Any]:
-            batch, waited = fetch(batches)
+            batch, waited = fetch(batches, [])
             return through_prefix(batch), waited
 
         sums = {key: tf.constant(0.0) for key in SUMS}
@@ -152,7 +160,8 @@ def train_chunk(
             ):  # not earlier: then it would only compete with the backward pass
                 more = tf.identity(k + 1 < n)
             upcoming, wait = tf.cond(more, fetch_ahead, lambda: (batch, tf.constant(0.0)))  # noqa: B023
-            sums = summed(sums, {**update(batch, step + k, *work), "data_wait_s": waited})
+            one = update(batch, step + k, *work, meanwhile=[upcoming.images])
+            sums = summed(sums, {**one, "data_wait_s": waited})
             batch, waited = upcoming, wait
         return sums
 

@@ -307,6 +307,7 @@ def test_another_trajectory_under_the_same_name_is_refused(
 ) -> None:
     pretend(monkeypatch, TRAIN_AND_END)
     said(capsys, "train", "fake.yaml")
+    RunDir("runs/fake").freeze_identity({"seed": 0})  # as a worker does before its first step
     code, _, err = said(capsys, "train", "fake.yaml", "optimizer.learning_rate=0.2")
     assert code == ExitCode.UNSAFE
     assert "optimizer.learning_rate: 0.1 -> 0.2" in err
