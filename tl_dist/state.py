@@ -41,7 +41,8 @@ class TrainState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """A host copy of every variable; later updates do not reach it."""
-        return {path: np.array(v.numpy()) for path, v in self.variables.items()}
+        # Tensor.numpy() copies already; a scalar comes as a NumPy scalar.
+        return {path: np.asarray(v.numpy()) for path, v in self.variables.items()}
 
     def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set every variable; refuses nothing: `checkpoint.restore` has compared the sets before."""
