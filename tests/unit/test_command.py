@@ -70,7 +70,7 @@ def rendered(strategy: str) -> str:
 
     commands = local_commands(
         config_of(strategy),
-        Path("/work/runs/x"),
+        Path("/scratch/runs/x"),
         INHERITED,
         processes=processes,
         place=place if strategy == "horovod" else None,

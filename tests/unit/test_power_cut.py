@@ -42,8 +42,8 @@ def disk(tmp_path):
     place_of_copy.mkdir()
     with image.open("wb") as file:
         file.truncate(24 << 20)
-    if os.geteuid() != 0 or not shutil.which("mkfs.ext4"):
-        pytest.skip("needs root and mkfs.ext4")
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
     if not mounted(image, place):
         pytest.skip("loop devices cannot be mounted here")
