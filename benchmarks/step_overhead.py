@@ -39,7 +39,7 @@ def ours(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float
     from tl_dist.run import RunDir
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
-    reports = Trainer(cfg, SingleDevice(cfg), "float32").reports(10)
+    reports = Trainer(cfg, SingleDevice(cfg), "float32").reports(cfg.report.every_steps)
     run = RunDir(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     metrics = Metrics(
         run, from_step=0, total_steps=10**9, steps_per_epoch=16, epochs=1.0, num_workers=1,

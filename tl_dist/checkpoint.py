@@ -82,9 +82,9 @@ class Checkpointer:
     ) -> float:
         """Commit `arrays`, a private host copy, in the background; returns the seconds that the caller lost.
 
-        Waits for the save before it, if that is still running, and with `wait` for its own end; whether it
-        then succeeded is in `last_commit`, why not comes from `poll`. Raises ValueError for what cannot be
-        written.
+        Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
+        it, if that is still running, and with `wait` for its own end; whether it then succeeded is in `last_commit`,
+        why not comes from `poll`. Raises ValueError for what cannot be written.
         """
         start = time.monotonic()
         failpoint("checkpoint.snapshot")
@@ -124,7 +124,7 @@ class Checkpointer:
                 messages.append(self._messages.popleft())
         return messages
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait for the save in flight."""
         self._join()
 
@@ -132,7 +132,7 @@ class Checkpointer:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self.wait()
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -20,6 +20,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -28,6 +29,32 @@ class Section(BaseModel):
     """Part of a config: immutable, and no unknown key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class AugmentConfig(Section):
+    """How strong the augmentations of `data.augment` are."""
+
+    crop_area: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
+    """random_resized_crop: least and largest part of the area"""
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """colour_jitter: brightness, contrast and saturation are multiplied by 1 +- this"""
+    jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """colour_jitter: part of a full turn of the hue"""
+    rand_augment_num: PositiveInt = 2
+    """rand_augment: operations for each image"""
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """rand_augment: strength, of 30"""
+    erase_probability: PositiveFraction = 0.25
+    """random_erasing"""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """alpha of the Beta distribution by which two images and their labels are mixed (arXiv 1710.09412); 0: never"""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """alpha for pasting a part of another image (arXiv 1905.04899); with mixup, each has half of the pairs"""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples are mixtures of two."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 class DataConfig(Section):
@@ -46,8 +73,15 @@ class DataConfig(Section):
     split_seed: int = 0
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
-    augment: tuple[Literal["flip", "dihedral", "pad_crop", "random_resized_crop", "brightness"], ...] = ()
+    augment: tuple[
+        Literal[
+            "random_resized_crop", "pad_crop", "flip", "dihedral", "brightness", "colour_jitter", "rand_augment",
+            "random_erasing",
+        ],
+        ...,
+    ] = ()  # fmt: skip
     """applied in this order, seeded by (seed, position)"""
+    augmentation: AugmentConfig = AugmentConfig()
     num_examples: PositiveInt = 1024
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -131,7 +165,8 @@ class CheckpointConfig(Section):
 
 
 class ReportConfig(Section):
-    every_steps: PositiveInt = 10
+    every_steps: PositiveInt = 50
+    """or every two seconds, where that is sooner"""
     every_s: Annotated[float, Field(gt=0)] = 10.0
     """a plain line this often when the output is not a terminal"""
     tensorboard: bool = True

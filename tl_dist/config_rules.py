@@ -86,6 +86,18 @@ def _data(cfg: Config) -> Iterator[Broken]:
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
+    if "random_resized_crop" in data.augment[1:]:
+        yield Broken(
+            ("data", "augment"),
+            "random_resized_crop comes after another augmentation, but only the crop is decoded.",
+            "write it first.",
+        )
+    if data.augmentation.crop_area[0] > data.augmentation.crop_area[1]:
+        yield Broken(
+            ("data", "augmentation", "crop_area"),
+            f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
+            "write the smaller part first.",
+        )
 
 
 def _backbone(cfg: Config) -> Iterator[Broken]:
@@ -164,6 +176,12 @@ def _prefix_cache(cfg: Config) -> Iterator[Broken]:
         return
     if cfg.model.train_from == "all":
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
+    if cfg.data.augmentation.mixes:
+        yield Broken(
+            path,
+            "mixup and cutmix make images that cannot be cached.",
+            "write 'prefix_cache: off', or remove them.",
+        )
     endless = [name for name in cfg.data.augment if name not in FEW_VIEWS]
     if endless:
         yield Broken(

@@ -29,7 +29,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.data.augment import VIEWS, resize, seed_of
+from tl_dist.data.augment import VIEWS, drawn_view, resize
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.durable import fsync_directory, write_atomically, write_file
@@ -37,7 +37,7 @@ from tl_dist.failpoint import failpoint
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 1  # raise it when the same key must be computed anew
+SCHEMA = 2  # raise it when the same key must be computed anew
 IN_MEMORY_BYTES = (
     2 << 30
 )  # a larger set is read from its files, through the page cache that all workers share
@@ -68,26 +68,26 @@ class FeatureSet:
 
     @cached_property
     def _read_rows(self) -> Callable[[Any], Any]:
-        """(row) -> stored values, traced by tf.data."""
+        """(rows) -> stored values, traced by tf.data."""
         shards = self._shards
         if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
             everything = host_tensor(np.concatenate(shards))
-            return lambda row: tf.gather(everything, row)
+            return lambda rows: tf.gather(everything, rows)
         starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
-        def read(row: np.ndarray) -> np.ndarray:
-            shard = int(np.searchsorted(starts, row, side="right")) - 1
-            return np.array(shards[shard][row - starts[shard]])
+        def read(rows: np.ndarray) -> np.ndarray:
+            holders = np.searchsorted(starts, rows, side="right") - 1
+            return np.stack([shards[k][row - starts[k]] for k, row in zip(holders, rows, strict=True)])
 
         stored = tf.as_dtype(shards[0].dtype)
-        return lambda row: tf.numpy_function(read, [row], stored, stateful=False)
+        return lambda rows: tf.numpy_function(read, [rows], stored, stateful=False)
 
-    def row(self, example: Any, view: Any) -> Any:
-        """The features of one view of an example, in the type that they were computed in."""
-        values = self._read_rows(example * self.num_views + tf.cast(view, tf.int64))
+    def rows(self, examples: Any, views: Any) -> Any:
+        """[rows, ...]: the features of one view of each example, in the type that they were computed in."""
+        values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
         if self._manifest["dtype"] == "bfloat16":
             values = tf.bitcast(values, tf.bfloat16)  # NumPy files know no bfloat16: its bits are kept
-        return tf.ensure_shape(values, self.shape)
+        return tf.ensure_shape(values, [examples.shape[0], *self.shape])
 
     def damaged(self, rank: int, world_size: int) -> list[str]:
         """Names of the shards that are missing or changed, of this worker's share of them."""
@@ -119,32 +119,31 @@ def views_of(augmentations: Sequence[str]) -> int:
     return prod(VIEWS[name].num for name in augmentations)
 
 
-def drawn_view(augmentations: Sequence[str], seed: int, position: Any) -> Any:
-    """The view that a position draws, int32; the draws are those of the pipeline."""
-    view = tf.constant(0, tf.int32)
+def drawn_views(augmentations: Sequence[str], seed: int, positions: Any) -> Any:
+    """The view that each position draws, int32 [rows]; the draws are those of the pipeline."""
+    view = tf.zeros(tf.shape(positions), tf.int32)
     for name in augmentations:
-        view = view * VIEWS[name].num + VIEWS[name].draw(seed_of(seed, position, name))
+        view = view * VIEWS[name].num + drawn_view(seed, positions, name)
     return view
 
 
-def apply_view(image: Any, augmentations: Sequence[str], view: Any) -> Any:
-    """The image as augmented when `drawn_view` gives `view`."""
+def apply_views(images: Any, augmentations: Sequence[str], view: Any) -> Any:
+    """Each image as augmented when `drawn_views` gives `view`, int32 [rows]."""
     below = views_of(augmentations)
     for name in augmentations:
         below //= VIEWS[name].num
-        image = VIEWS[name].apply(image, (view // below) % VIEWS[name].num)
-    return image
+        images = VIEWS[name].apply(images, (view // below) % VIEWS[name].num)
+    return images
 
 
 def reader(features: FeatureSet, source: Source, augmentations: Sequence[str], seed: int) -> Read:
     """Cached training examples: the features of the view that the position draws."""
     labels = host_tensor(np.asarray(source.labels, np.int32))
 
-    def read(index: Any, position: Any) -> tuple[Any, Any]:
-        view = drawn_view(augmentations, seed, position) if augmentations else tf.constant(0)
-        return features.row(index, view), tf.gather(labels, index)
+    def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
+        return features.rows(indices, drawn_views(augmentations, seed, positions)), tf.gather(labels, indices)
 
-    return read
+    return Read(rows=rows)
 
 
 def cached(
@@ -247,10 +246,8 @@ def _images(source: Source, image_size: int, augmentations: Sequence[str], share
     def views(index: Any) -> Any:
         image = resize(source.read(index)[0], image_size)
         image = tf.ensure_shape(image, [image_size, image_size, 3])
-        which = tf.range(num_views)
-        return tf.map_fn(
-            lambda view: apply_view(image, augmentations, view), which, fn_output_signature=tf.uint8
-        )
+        copies = tf.tile(image[None], [num_views, 1, 1, 1])
+        return apply_views(copies, augmentations, tf.range(num_views))
 
     examples = tf.data.Dataset.range(share.start, share.stop).map(
         views, num_parallel_calls=2, deterministic=True

@@ -123,11 +123,12 @@ class RankZero:
         if self._saved_step != self._state.step:
             start = time.monotonic()
             meta = {**self._meta, "history": self._state.history}
+            self._checkpointer.wait()  # the snapshot is written over the one before
             self._checkpointer.save(self._state.step, self._state.arrays(), meta)
             self.blocked_s += time.monotonic() - start
             self._saved_step, self._last_save = self._state.step, time.monotonic()
         if wait:
-            self._checkpointer.close()
+            self._checkpointer.wait()
             self._settle()
 
     def done(self) -> None:

@@ -65,7 +65,10 @@ class Session:
     @property
     def read_images(self) -> pipeline.Read:
         """Training images, augmented."""
-        return pipeline.augmented(self.splits["train"], self.cfg.data.augment, self.cfg.seed, self.image_size)
+        data = self.cfg.data
+        return pipeline.augmented(
+            self.splits["train"], data.augment, self.cfg.seed, self.image_size, data.augmentation
+        )
 
     def cache_prefix(self, stop_requested: Callable[[], bool], say: features.Say) -> bool:
         """Compute the frozen part once, or find it computed; from here on the model takes its outputs.

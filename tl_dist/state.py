@@ -17,6 +17,8 @@ class Batch(NamedTuple):
     weights   float32 [rows]; 0 marks padding, which counts nowhere
     positions int64 [rows]; place in the infinite example stream (training) or index in the source (evaluation)
     masks     bool [rows, features]; True keeps a feature of the head's input; zero wide without dropout
+    others    int32 [rows]; the label of what was mixed in; `labels` again where nothing was
+    shares    float32 [rows]; how much of the example `labels` stands for, the rest being of `others`
     """
 
     images: Any
@@ -24,6 +26,8 @@ class Batch(NamedTuple):
     weights: Any
     positions: Any
     masks: Any
+    others: Any
+    shares: Any
 
 
 @dataclass
@@ -38,11 +42,23 @@ class TrainState:
     step: int = 0
     history: dict[str, Any] = field(default_factory=dict)
     """small JSON facts that must survive a restart, such as the best validation figure"""
+    _host: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """A host copy of every variable; later updates do not reach it."""
-        # Tensor.numpy() copies already; a scalar comes as a NumPy scalar.
-        return {path: np.asarray(v.numpy()) for path, v in self.variables.items()}
+        """A host copy of every variable; later updates do not reach it, but the next call writes over it.
+
+        The memory is taken once: to fault in fresh pages for each copy would take five times as long as to fill them.
+        """
+        import tensorflow as tf
+
+        if not self._host:
+            self._host = {
+                path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()
+            }
+        for path, variable in self.variables.items():
+            # The tensor's own memory, where it is on the host: Tensor.numpy() would copy it to fresh pages first.
+            np.copyto(self._host[path], np.asarray(memoryview(tf.convert_to_tensor(variable))))
+        return self._host
 
     def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Set every variable; refuses nothing: `checkpoint.restore` has compared the sets before."""

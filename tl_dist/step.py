@@ -26,19 +26,26 @@ class Objective:
     global_batch: int
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
+    mixed: bool = False
+    """whether examples are mixtures of two (mixup, cutmix)"""
 
     def losses(self, logits: Any, batch: Batch) -> Any:
-        """float32 [rows]: the loss of each example times its weight."""
+        """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses."""
+        own = self._losses(logits, batch.labels)
+        if self.mixed:
+            own = batch.shares * own + (1 - batch.shares) * self._losses(logits, batch.others)
+        return own * batch.weights
+
+    def _losses(self, logits: Any, labels: Any) -> Any:
         if self.label_smoothing:
             on, off = 1.0 - self.label_smoothing, self.label_smoothing / self.num_classes
-            targets = tf.one_hot(batch.labels, self.num_classes) * on + off
+            targets = tf.one_hot(labels, self.num_classes) * on + off
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         else:
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
-        weights = batch.weights
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         if self.class_weights is not None:
-            weights *= tf.gather(tf.constant(self.class_weights, tf.float32), batch.labels)
-        return losses * weights
+            losses *= tf.gather(tf.constant(self.class_weights, tf.float32), labels)
+        return losses
 
 
 def train_chunk(

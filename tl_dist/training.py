@@ -86,7 +86,11 @@ class Attempt:
             total_steps=session.total_steps,
         )
         objective = step.Objective(
-            train.num_classes, cfg.global_batch, cfg.loss.label_smoothing, session.class_weights()
+            train.num_classes,
+            cfg.global_batch,
+            cfg.loss.label_smoothing,
+            session.class_weights(),
+            mixed=cfg.data.augmentation.mixes,
         )
         self._run_steps = step.train_chunk(
             session.model,

@@ -31,6 +31,8 @@ OVERFLOW_POSITION = 6 * GLOBAL_BATCH + GLOBAL_BATCH - 1  # last row of step 6: o
 class Digits:
     """The first 53 of scikit-learn's digits, in memory."""
 
+    reads_many = True
+
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 

@@ -11,6 +11,8 @@ import tensorflow as tf
 class MemorySource:
     """`num_examples` random images of `size` pixels; label k belongs to image k modulo the number of classes."""
 
+    reads_many = True
+
     def __init__(self, num_examples: int, size: int = 8, num_classes: int = 3) -> None:
         self.num_examples, self.num_classes = num_examples, num_classes
         self.class_names = [f"class {k}" for k in range(num_classes)]

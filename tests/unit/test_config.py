@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tl_dist import config, config_problems, config_rules, registry
+from tl_dist.config import DataConfig
 from tl_dist.refusal import ExitCode, Refusal
 
 GOOD = """\
@@ -45,7 +47,7 @@ def refusal_of(text: str, *overrides: str) -> str:
     return str(refused.value)
 
 
-AUGMENTATIONS = "flip, dihedral, pad_crop, random_resized_crop, brightness"
+AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
 
 MISTAKES = {
     "a typo": (

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
 from tl_dist import features
+from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.failpoint import failpoint
 
@@ -55,21 +56,21 @@ def make(root: Path, views: tuple[str, ...] = (), prefix: features.Prefix = PREF
 def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, views: tuple[str, ...]) -> None:
     found, _ = make(tmp_path, views)
     read = features.reader(found, SOURCE, views, seed=3)
-    for position in range(40):
-        index = position % SOURCE.num_examples
-        got, label = read(tf.constant(index, tf.int64), tf.constant(position, tf.int64))
-        image = augment(tf.constant(SOURCE.images[index]), views, 3, tf.constant(position, tf.int64), 8)
-        np.testing.assert_array_equal(got, compute(image[None])[0])
-        assert label == SOURCE.labels[index]
+    positions = tf.range(40, dtype=tf.int64)
+    indices = positions % SOURCE.num_examples
+    got, labels = read.rows(indices, positions)
+    images = augment(tf.gather(SOURCE.images, indices), views, AugmentConfig(), 3, positions)
+    np.testing.assert_array_equal(got, compute(images))
+    np.testing.assert_array_equal(labels, SOURCE.labels[indices])
 
 
 def test_files_larger_than_memory_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = make(tmp_path, ("flip",))
-    expected = [found.row(tf.constant(k, tf.int64), tf.constant(1)).numpy() for k in range(11)]
+    expected = found.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
     monkeypatch.setattr(features, "IN_MEMORY_BYTES", 0)
     mapped = features.FeatureSet(found.directory, 2)
-    rows = [mapped.row(tf.constant(k, tf.int64), tf.constant(1)).numpy() for k in range(11)]
-    np.testing.assert_array_equal(np.array(rows), np.array(expected))
+    rows = mapped.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
+    np.testing.assert_array_equal(rows, expected)
 
 
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:

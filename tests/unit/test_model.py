@@ -157,7 +157,7 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
     targets = np.eye(3)[labels] * 0.9 + 0.1 / 3
     expected = -(targets * log_p).sum(1) * weights[labels]
     objective = step.Objective(3, 4, label_smoothing=0.1, class_weights=list(weights))
-    batch = step.Batch(None, tf.constant(labels, tf.int32), tf.ones(4), None, None)
+    batch = step.Batch(None, tf.constant(labels, tf.int32), tf.ones(4), None, None, None, None)
     np.testing.assert_allclose(objective.losses(tf.constant(logits), batch), expected, rtol=1e-5)
 
 

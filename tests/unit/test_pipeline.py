@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
+from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import OPERATIONS
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
+from tl_dist.data.pipeline import Read, augmented, evaluation_batches, plain, train_batches
 from tl_dist.parallel import rows_of
 
 SOURCE = MemorySource(23)
@@ -20,15 +21,42 @@ ORDER = Order(seed=5, num_examples=23, global_batch=7)
 
 def batches(rows: range = range(7), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
     settings: dict[str, Any] = {"mask_features": 5, "dropout": 0.5, "threads": 2, **changes}
-    read = augmented(SOURCE, settings.pop("augmentations", tuple(OPERATIONS)), ORDER.seed, 8)
+    names, mix = settings.pop("augmentations", tuple(OPERATIONS)), settings.pop("mix", AugmentConfig())
+    read = augmented(settings.pop("source", SOURCE), names, ORDER.seed, 8, mix)
     made = train_batches(read, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
     return list(made.as_numpy_iterator())
 
 
+class Files:
+    """A source of encoded images; the fourth of each five is a PNG, the others are JPEG."""
+
+    num_examples, num_classes = 23, 3
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
+        png, jpeg = tf.io.encode_png(image), tf.io.encode_jpeg(image, quality=100)
+        return tf.where(index % 5 == 3, png, jpeg), tf.gather(tf.constant(SOURCE.labels), index)
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        encoded, label = self.encoded(index)
+        return tf.io.decode_image(encoded, expand_animations=False), label
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "in memory": {},
+    "files": {"source": Files()},
+    "files, no crop": {"source": Files(), "augmentations": ("flip",)},
+    "mixup": {"mix": AugmentConfig(mixup=0.4)},
+    "cutmix": {"mix": AugmentConfig(cutmix=1.0)},
+    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": Files()},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_shares_put_together_are_the_batches_of_one_worker(world_size: int) -> None:
-    whole = batches()
-    shares = [batches(rows_of(rank, world_size, 7)) for rank in range(world_size)]
+def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way: str) -> None:
+    whole = batches(**WAYS[way])
+    shares = [batches(rows_of(rank, world_size, 7), **WAYS[way]) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         for field, value in zip(batch._fields, batch, strict=True):
             together = np.concatenate([getattr(share[step], field) for share in shares])
@@ -78,6 +106,8 @@ def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
     first, again = (batches(to_step=1, augmentations=(name,))[0].images for _ in range(2))
     np.testing.assert_array_equal(first, again)
     unchanged = batches(to_step=1, augmentations=())[0].images
+    if name == "random_erasing":
+        first = batches(to_step=1, augmentations=(name,), mix=AugmentConfig(erase_probability=1.0))[0].images
     assert first.shape == unchanged.shape
     assert (first != unchanged).any()
 
@@ -110,7 +140,7 @@ def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> No
         return tf.zeros([8, 8, 3], tf.uint8), label
 
     step = int(share_of_an_epoch * 10_000)
-    made = train_batches(read, order, rows=range(10), from_step=step, to_step=10_000_000)
+    made = train_batches(Read(each=read), order, rows=range(10), from_step=step, to_step=10_000_000)
     batch = next(iter(made))
     assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
     assert min(asked) == step * 10

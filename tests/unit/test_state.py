@@ -19,3 +19,11 @@ def test_later_updates_do_not_reach_a_snapshot() -> None:
     np.testing.assert_array_equal(snapshot["kernel"], np.ones([1000, 100]))
     assert snapshot["step"] == 3
     assert snapshot["step"].dtype == np.int64
+
+
+def test_the_next_snapshot_takes_no_new_memory() -> None:
+    state = TrainState({"kernel": tf.Variable(tf.zeros([100]))})
+    first = state.arrays()["kernel"]
+    state.variables["kernel"].assign(tf.ones([100]))
+    assert state.arrays()["kernel"] is first
+    np.testing.assert_array_equal(first, np.ones(100))

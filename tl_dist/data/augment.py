@@ -1,42 +1,49 @@
-"""Augmentation without state: each operation is a function of (image, seed), and the seed is (run seed, position).
+"""Augmentation without state: each operation is a function of (images, numbers drawn by position).
 
-The same position gives the same pixels on any worker count and after any restart. Each operation mixes its own salt
-into the seed, so that adding one does not change the draws of another.
+The same position gives the same pixels on any worker count and after any restart. Each operation draws under its own
+name, so that adding one does not change the draws of another. All work on a whole batch at once: 32-pixel images
+would otherwise cost more in dispatch than in pixels.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
+from tl_dist.config import AugmentConfig
+from tl_dist.data import draws
+from tl_dist.data.colour import clipped, jittered
+from tl_dist.data.rand_augment import rand_augmented
 
-def seed_of(run_seed: int, position: Any, salt: str) -> Any:
-    """The stateless seed, int64 [2], of one kind of draw at one position."""
-    return tf.stack(
-        [tf.constant((zlib.crc32(salt.encode()) << 31) ^ run_seed, tf.int64), tf.cast(position, tf.int64)]
-    )
+Draw = Callable[[int], Any]
+"""draw(num) -> float32 [rows, num] in [0, 1), the same for the same positions"""
 
 
 def resize(image: Any, size: int) -> Any:
     """uint8 [h, w, 3] -> uint8 [size, size, 3]; bilinear with antialiasing, no copy where the size fits already."""
-    if image.shape[0] == size and image.shape[1] == size:
+    if image.shape[-3] == size and image.shape[-2] == size:
         return image
-    resized = tf.image.resize(tf.cast(image, tf.float32), (size, size), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    return clipped(tf.image.resize(tf.cast(image, tf.float32), (size, size), antialias=True))
 
 
-def mirrored(image: Any, which: Any) -> Any:
-    """The image, or for `which` 1 its mirror image."""
-    return tf.cond(which > 0, lambda: tf.reverse(image, [1]), lambda: image)
+def mirrored(images: Any, which: Any) -> Any:
+    """[rows, h, w, 3]: the images, and where `which` [rows] is 1 their mirror images."""
+    return tf.where(_by_row(which > 0), tf.reverse(images, [2]), images)
 
 
-def symmetry(image: Any, which: Any) -> Any:
-    """One of the eight symmetries of the square, 0 being the image itself; the image must be square."""
-    return tf.image.rot90(mirrored(image, which // 4), which % 4)
+def symmetry(images: Any, which: Any) -> Any:
+    """[rows, s, s, 3]: for each row one of the eight symmetries of the square, 0 being the image itself.
+
+    `which` int32 [rows]: quarter turns to the left in the two low bits, after a mirroring in the third.
+    """
+    images = mirrored(images, which // 4)
+    quarter = tf.reverse(tf.transpose(images, [0, 2, 1, 3]), [1])
+    images = tf.where(_by_row(which % 2 > 0), quarter, images)
+    return tf.where(_by_row(which % 4 > 1), tf.reverse(images, [1, 2]), images)
 
 
 @dataclass(frozen=True)
@@ -46,69 +53,132 @@ class View:
     num: int
     apply: Callable[[Any, Any], Any]
 
-    def draw(self, seed: Any) -> Any:
-        """The outcome at a position, int32 in [0, num)."""
-        return tf.random.stateless_uniform([], seed, 0, self.num, tf.int32)
+    def draw(self, draw: Draw) -> Any:
+        """The outcome at each position, int32 [rows] in [0, num)."""
+        return tf.cast(draw(1)[:, 0] * self.num, tf.int32)
 
 
 VIEWS: Mapping[str, View] = {"flip": View(2, mirrored), "dihedral": View(8, symmetry)}
 
 
-def flip(image: Any, seed: Any, size: int) -> Any:
+def drawn_view(run_seed: int, positions: Any, name: str) -> Any:
+    """The outcome of the view operation `name` at each position, int32 [rows]."""
+    return VIEWS[name].draw(partial(draws.uniform, run_seed, positions, name))
+
+
+def flip(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Mirrored left to right, half of the time."""
-    del size
-    return mirrored(image, VIEWS["flip"].draw(seed))
+    del settings
+    return mirrored(images, VIEWS["flip"].draw(draw))
 
 
-def dihedral(image: Any, seed: Any, size: int) -> Any:
+def dihedral(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """One of the eight symmetries of the square, for images without an up."""
-    del size
-    return symmetry(image, VIEWS["dihedral"].draw(seed))
+    del settings
+    return symmetry(images, VIEWS["dihedral"].draw(draw))
 
 
-def pad_crop(image: Any, seed: Any, size: int) -> Any:
+def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """A crop of the same size out of the image padded by an eighth with zeros (4 pixels of 32, as for CIFAR)."""
+    del settings
+    size = images.shape[1]
     pad = max(1, size // 8)
-    padded = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-    corner = tf.random.stateless_uniform([2], seed, 0, 2 * pad + 1, tf.int32)
-    return tf.slice(padded, tf.concat([corner, [0]], 0), [size, size, 3])
+    padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+    corner = tf.cast(draw(2) * (2 * pad + 1), tf.int32)
+    along = tf.range(size)
+    rows = tf.gather(padded, corner[:, :1] + along, axis=1, batch_dims=1)
+    return tf.gather(rows, corner[:, 1:] + along, axis=2, batch_dims=1)
 
 
-def random_resized_crop(image: Any, seed: Any, size: int) -> Any:
-    """8 to 100 % of the area at an aspect of 3/4 to 4/3, resized to `size` (Szegedy et al., arXiv 1409.4842)."""
-    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        tf.zeros([1, 0, 4]),
-        seed,
-        min_object_covered=0.0,
-        area_range=(0.08, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return resize(tf.slice(image, begin, extent), size)
+def random_resized_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
+    """A part of the area at an aspect of 3/4 to 4/3, resized (Szegedy et al., arXiv 1409.4842).
+
+    For images that are in memory already; `pipeline` decodes only the crop of those that are files.
+    """
+    size = images.shape[1]
+    boxes = crop_boxes(draw(4 * ATTEMPTS), tf.constant([size, size]), settings.crop_area)
+    corners = tf.cast(boxes, tf.float32)
+    # crop_and_resize takes the centres of the outermost pixels, as fractions of the image.
+    ends = tf.concat([corners[:, :2], corners[:, :2] + corners[:, 2:] - 1], 1) / (size - 1)
+    return clipped(tf.image.crop_and_resize(images, ends, tf.range(tf.shape(images)[0]), [size, size]))
 
 
-def brightness(image: Any, seed: Any, size: int) -> Any:
+ATTEMPTS = 10
+
+
+def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
+    """int32 [rows, 4] (y, x, height, width) from float32 [rows, 4 * ATTEMPTS]; `extent` int32 [2] or [rows, 2].
+
+    The first of ten attempts that fits, else the largest centred square: the rule of torchvision's RandomResizedCrop.
+    """
+    drawn = tf.reshape(drawn, [-1, 4, ATTEMPTS])
+    extent = tf.broadcast_to(extent, [tf.shape(drawn)[0], 2])
+    height, width = tf.cast(extent[:, :1], tf.float32), tf.cast(extent[:, 1:], tf.float32)
+    pixels = height * width * (area[0] + (area[1] - area[0]) * drawn[:, 0])
+    ratio = tf.exp(tf.math.log(4 / 3) * (2 * drawn[:, 1] - 1))
+    tall, wide = tf.round(tf.sqrt(pixels / ratio)), tf.round(tf.sqrt(pixels * ratio))
+    fits = (tall <= height) & (wide <= width) & (tall >= 1) & (wide >= 1)
+    y, x = tf.floor(drawn[:, 2] * (height - tall + 1)), tf.floor(drawn[:, 3] * (width - wide + 1))
+    chosen = tf.argmax(fits, axis=1)
+    boxes = tf.gather(tf.stack([y, x, tall, wide], -1), chosen, axis=1, batch_dims=1)
+    side = tf.minimum(height, width)
+    centred = tf.concat([(height - side) // 2, (width - side) // 2, side, side], 1)
+    return tf.cast(tf.where(tf.reduce_any(fits, 1, keepdims=True), boxes, centred), tf.int32)
+
+
+def brightness(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     """Pixels times a factor of 0.8 to 1.2."""
-    del size
-    factor = tf.random.stateless_uniform([], seed, 0.8, 1.2)
-    return tf.cast(tf.clip_by_value(tf.round(tf.cast(image, tf.float32) * factor), 0, 255), tf.uint8)
+    del settings
+    return clipped(tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0])))
 
 
-OPERATIONS: Mapping[str, Callable[[Any, Any, int], Any]] = {
+def colour_jitter(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
+    """Brightness, contrast, saturation and hue, each by a random factor."""
+    return jittered(images, draw(4), settings.jitter, settings.jitter_hue)
+
+
+def rand_augment(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
+    """Some of fourteen operations at one strength (Cubuk et al., arXiv 1909.13719)."""
+    return rand_augmented(images, draw, settings.rand_augment_num, settings.rand_augment_magnitude)
+
+
+def random_erasing(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
+    """A rectangle of 2 to 33 % of the area filled with one random colour (Zhong et al., arXiv 1708.04896)."""
+    size = images.shape[1]
+    drawn = draw(8)
+    area = size * size * (0.02 + 0.31 * drawn[:, 1])
+    ratio = tf.exp(tf.math.log(3.3) * (2 * drawn[:, 2] - 1))
+    extent = tf.minimum(tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], 1))), float(size))
+    begin = tf.floor(drawn[:, 3:5] * (size - extent + 1))
+    along = tf.range(size, dtype=tf.float32)
+    inside = (along >= begin[:, :, None]) & (along < (begin + extent)[:, :, None])
+    hole = inside[:, 0, :, None] & inside[:, 1, None, :] & (drawn[:, :1, None] < settings.erase_probability)
+    colour = tf.cast(drawn[:, 5:] * 256, tf.uint8)
+    return tf.where(hole[..., None], colour[:, None, None, :], images)
+
+
+Operation = Callable[[Any, Draw, AugmentConfig], Any]
+OPERATIONS: Mapping[str, Operation] = {
+    "random_resized_crop": random_resized_crop,
+    "pad_crop": pad_crop,
     "flip": flip,
     "dihedral": dihedral,
-    "pad_crop": pad_crop,
-    "random_resized_crop": random_resized_crop,
     "brightness": brightness,
+    "colour_jitter": colour_jitter,
+    "rand_augment": rand_augment,
+    "random_erasing": random_erasing,
 }
 
 
-def augment(image: Any, names: Sequence[str], run_seed: int, position: Any, size: int) -> Any:
-    """uint8 [h, w, 3] of any size -> uint8 [size, size, 3], by the named operations in order."""
-    if "random_resized_crop" not in names:
-        image = resize(image, size)
+def augment(
+    images: Any, names: tuple[str, ...], settings: AugmentConfig, run_seed: int, positions: Any
+) -> Any:
+    """uint8 [rows, size, size, 3] -> the same shape, by the named operations in order."""
+    shape = images.shape
     for name in names:
-        image = OPERATIONS[name](image, seed_of(run_seed, position, name), size)
-    return tf.ensure_shape(image, [size, size, 3])
+        images = OPERATIONS[name](images, partial(draws.uniform, run_seed, positions, name), settings)
+    return tf.ensure_shape(images, shape)
+
+
+def _by_row(values: Any) -> Any:
+    return values[:, None, None, None]

@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
-from tl_dist.data.augment import augment, seed_of
+from tl_dist.config import AugmentConfig
+from tl_dist.data import draws
+from tl_dist.data.augment import augment, resize
+from tl_dist.data.crop import cropped
+from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
-from tl_dist.datasets import Source
+from tl_dist.datasets import Source, reads_many
 from tl_dist.state import Batch
 
-Read = Callable[[Any, Any], tuple[Any, Any]]
-"""(index in the source, position in the stream) -> (image or features of a fixed shape, label), traced by tf.data."""
+
+@dataclass(frozen=True)
+class Read:
+    """How examples become rows of a batch; all of it is traced by tf.data, and a function of index and position.
+
+    rows    (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]): all at once
+    each    (index, position) -> (image of a fixed shape, label): one by one, in parallel, where rows is None
+    finish  (images, positions) -> images: what is left to do on the batch
+    mixing  which rows are mixed with which
+    """
+
+    rows: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    each: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    finish: Callable[[Any, Any], Any] = lambda images, positions: images
+    mixing: Mixing | None = None
 
 
-def augmented(source: Source, augmentations: Sequence[str], seed: int, image_size: int) -> Read:
+def augmented(
+    source: Source,
+    augmentations: tuple[str, ...],
+    seed: int,
+    image_size: int,
+    settings: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
+) -> Read:
     """Training examples: uint8 [image_size, image_size, 3], augmented by position."""
+    mixing = Mixing(seed, settings.mixup, settings.cutmix) if settings.mixes else None
 
-    def read(index: Any, position: Any) -> tuple[Any, Any]:
+    def finish(images: Any, positions: Any) -> Any:
+        return augment(images, augmentations, settings, seed, positions)
+
+    if reads_many(source):
+
+        def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
+            images, labels = source.read(indices)
+            return resize(images, image_size), labels
+
+        return Read(rows=rows, finish=finish, mixing=mixing)
+
+    def each(index: Any, position: Any) -> tuple[Any, Any]:
         image, label = source.read(index)
-        return augment(image, augmentations, seed, position, image_size), label
+        return tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3]), label
 
-    return read
+    if augmentations[:1] != ("random_resized_crop",):
+        return Read(each=each, finish=finish, mixing=mixing)
+    mirror = augmentations[1:2] == ("flip",)
+    augmentations = augmentations[2 if mirror else 1 :]
+    crop = partial(cropped, source, image_size=image_size, area=settings.crop_area, seed=seed, mirror=mirror)
+    return Read(each=crop, finish=finish, mixing=mixing)
 
 
 def plain(source: Source, image_size: int) -> Read:
@@ -47,16 +89,36 @@ def train_batches(
     `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
     does not depend on `from_step`.
     """
-    num_rows = len(rows)
+    # Mixing needs both images of a pair: a share that begins or ends inside one reads one row more.
+    read_rows = rows if read.mixing is None else read.mixing.whole_pairs(rows, order.global_batch)
 
-    def example(k: Any) -> Batch:
-        position = order.positions(k // num_rows, rows.start + k % num_rows)
-        image, label = read(order.index(position), position)
-        draws = tf.random.stateless_uniform([mask_features], seed_of(order.seed, position, "dropout"))
-        return Batch(image, tf.cast(label, tf.int32), tf.constant(1.0), position, draws >= dropout)
+    def numbers(step: Any) -> tuple[Any, Any]:
+        first = order.positions(step, rows.start)
+        if read.mixing is not None:
+            first = read.mixing.first_of_pair(first)
+        positions = first + tf.range(len(read_rows), dtype=tf.int64)
+        return order.index(positions), positions
 
-    counter = tf.data.Dataset.range(from_step * num_rows, to_step * num_rows)
-    return _batched(counter, example, num_rows, threads)
+    def batch(images: Any, labels: Any, positions: Any) -> Batch:
+        images = read.finish(images, positions)
+        labels = tf.cast(labels, tf.int32)
+        others, shares = labels, tf.ones([len(read_rows)])
+        if read.mixing is not None:
+            images, others, shares = read.mixing.mixed(images, labels, positions)
+            # The first position of this share has the same place in the batch at every step.
+            begin = tf.cast((positions[0] - rows.start) % order.global_batch != 0, tf.int32)
+            images, labels, positions, others, shares = (
+                tf.ensure_shape(t[begin : begin + len(rows)], [len(rows), *t.shape[1:]])
+                for t in (images, labels, positions, others, shares)
+            )
+        if mask_features:
+            masks = draws.keep_masks(order.seed, positions, mask_features, dropout)
+        else:
+            masks = tf.zeros([len(rows), 0], tf.bool)
+        return Batch(images, labels, tf.ones([len(rows)]), positions, masks, others, shares)
+
+    steps = tf.data.Dataset.range(from_step, to_step)
+    return _read(steps, numbers, read, batch, len(read_rows), threads)
 
 
 def evaluation_batches(
@@ -64,25 +126,51 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Each of `num_examples` once over all workers, in order; the last batch is padded with weight 0."""
     num_batches = -(-num_examples // global_batch)
-    num_rows = len(rows)
 
-    def example(k: Any) -> Batch:
-        index = (k // num_rows) * global_batch + rows.start + k % num_rows
-        real = index < num_examples
-        index = tf.minimum(index, num_examples - 1)
-        image, label = read(index, index)
-        every = tf.ones([mask_features], tf.bool)
-        return Batch(image, tf.cast(label, tf.int32), tf.cast(real, tf.float32), index, every)
+    def numbers(k: Any) -> tuple[Any, Any]:
+        positions = k * global_batch + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        return tf.minimum(positions, num_examples - 1), positions
 
-    return _batched(tf.data.Dataset.range(num_batches * num_rows), example, num_rows, threads)
+    def batch(images: Any, labels: Any, positions: Any) -> Batch:
+        labels = tf.cast(labels, tf.int32)
+        weights = tf.cast(positions < num_examples, tf.float32)
+        masks = tf.ones([len(rows), mask_features], tf.bool)
+        positions = tf.minimum(positions, num_examples - 1)
+        return Batch(
+            read.finish(images, positions), labels, weights, positions, masks, labels, tf.ones([len(rows)])
+        )
+
+    return _read(tf.data.Dataset.range(num_batches), numbers, read, batch, len(rows), threads)
 
 
-def _batched(counter: tf.data.Dataset, example: Any, num_rows: int, threads: int) -> tf.data.Dataset:
+def _read(
+    steps: tf.data.Dataset,
+    numbers: Callable[[Any], tuple[Any, Any]],
+    read: Read,
+    batch: Callable[[Any, Any, Any], Batch],
+    num_rows: int,
+    threads: int,
+) -> tf.data.Dataset:
+    """Step -> (indices, positions) -> (images, labels, positions) -> Batch."""
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    mapped = counter.map(example, num_parallel_calls=threads)
-    return mapped.batch(num_rows, drop_remainder=True).prefetch(2).with_options(options)
+    if read.rows is not None:
+        at_once = read.rows
+
+        def whole(step: Any) -> Batch:
+            indices, positions = numbers(step)
+            return batch(*at_once(indices, positions), positions)
+
+        batches = steps.map(whole, num_parallel_calls=threads)
+    elif read.each is not None:
+        one = read.each
+        examples = steps.map(numbers).unbatch()
+        examples = examples.map(lambda index, position: (*one(index, position), position), threads)
+        batches = examples.batch(num_rows, drop_remainder=True).map(batch, num_parallel_calls=threads)
+    else:
+        raise ValueError("a Read has either rows or each")
+    return batches.prefetch(2).with_options(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -21,6 +21,10 @@ class Source(Protocol):
     `fingerprint` is a hex digest that changes when the examples, their order or their labels do.
     `ids[i]` names example i for people (a file, or file plus offset); it is unique within the dataset.
     `labels` is the int32 vector of all labels, known without decoding an image.
+
+    A source of images of one size in memory says `reads_many = True`: its `read` also takes int64 [rows], and gives
+    uint8 [rows, height, width, 3] and int32 [rows] at once. A source of encoded images also has `encoded(index)`,
+    giving the bytes of the image file, a scalar string, in place of its pixels.
     """
 
     @property
@@ -102,6 +106,23 @@ class Subset:
         import tensorflow as tf
 
         return self.source.read(tf.gather(self._rows, index))
+
+    @property
+    def reads_many(self) -> bool:
+        return reads_many(self.source)
+
+    @property
+    def encoded(self) -> Callable[[Any], tuple[Any, Any]]:
+        """Where the first source has it."""
+        import tensorflow as tf
+
+        inner = self.source.encoded  # type: ignore[attr-defined]  # AttributeError is how it says that it has none
+        return lambda index: inner(tf.gather(self._rows, index))
+
+
+def reads_many(source: Source) -> bool:
+    """Whether the source reads many examples at once."""
+    return getattr(source, "reads_many", False)
 
 
 def host_tensor(values: Any) -> Any:

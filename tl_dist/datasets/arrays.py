@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class ArraySource:
     labels: NDArray[np.int32]
     class_names: Sequence[str]
     ids: Sequence[str]
+    reads_many: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         sizes = {len(self.images), len(self.labels), len(self.ids)}

@@ -53,11 +53,16 @@ class FileSource:
     def _tensors(self) -> tuple[Any, Any]:
         return host_tensor([os.fsencode(self.root / name) for name in self.ids]), host_tensor(self.labels)
 
-    def read(self, index: Any) -> tuple[Any, Any]:
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        """The bytes of the file, a scalar string, and the label."""
         import tensorflow as tf
 
         paths, labels = self._tensors
-        return decode_rgb(tf.io.read_file(tf.gather(paths, index))), tf.gather(labels, index)
+        return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index)
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        encoded, label = self.encoded(index)
+        return decode_rgb(encoded), label
 
 
 def decode_rgb(encoded: Any) -> Any:
