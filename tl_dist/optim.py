@@ -143,6 +143,15 @@ class Optimizer:
             },
         }
 
+    def begin(self, stage: int) -> None:
+        """Outside a graph, before the first step of a stage that follows another.
+
+        The average of a variable that was not trained just before begins at its weights; all else goes on.
+        """
+        for path, average in self.averages.items():
+            if path not in self._stages[stage - 1]:
+                average.assign(tf.identity(self._trainable[path]))
+
     @contextmanager
     def averaged(self, stage: int = 0) -> Iterator[None]:
         """Outside a graph: within it the variables of the stage hold their averages, where they are kept."""

@@ -48,6 +48,7 @@ def train_chunk(
     parallel: DataParallel,
     rate: Callable[[Any], Any],
     *,
+    stage: int = 0,
     accumulate: int = 1,
     xla: bool = False,
     timed: bool = True,
@@ -100,7 +101,7 @@ def train_chunk(
         grads = parallel.reduce_gradients(grads)
         with tf.control_dependencies(grads):
             reduced = clock()
-        skipped, norm = optimizer.apply(grads, rate(step))
+        skipped, norm = optimizer.apply(grads, rate(step), stage)
         # `run` and `total` sum over replicas: what is equal on all of them is taken from the first.
         first = tf.cast(tf.equal(parallel.replica(), 0), tf.float32)
         return {

@@ -272,6 +272,33 @@ MISTAKES = {
         "x.yaml:11: l2_sp pulls toward pretrained weights, but the weights are 'random'. "
         "Fix: write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
     ),
+    "a duration beside the stages": (
+        GOOD + "stages: [{train_from: head, epochs: 1}]\n",
+        "x.yaml:2: the stages have their own durations, so epochs has no use. Fix: remove 'epochs'.",
+    ),
+    "a stage without duration": (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1}\n  - {train_from: all}\n",
+        "x.yaml:10: stage 2 needs exactly one of epochs and steps; neither is given. Fix: add 'epochs: 3' to it.",
+    ),
+    "a typo in a stage": (
+        changed("epochs: 10\n", "") + "stages:\n  - train_form: head\n    epochs: 1\n",
+        "x.yaml:9: stages.0.train_form is not a key of a config. Fix: write 'stages.0.train_from'.",
+    ),
+    "a negative rate in a stage": (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: all, steps: 1, learning_rate: -1}\n",
+        "x.yaml:9: stages.0.learning_rate is -1, but must be a number above 0 or null. Fix: give a number above 0.",
+    ),
+    "one part for all stages": (
+        changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  train_from: all")
+        + "stages: [{train_from: head, epochs: 1}]\n",
+        "x.yaml:6: model.train_from 'all' does nothing, since each stage has its own. "
+        "Fix: remove it, or the stages.",
+    ),
+    "random features below a head": (
+        changed("resnet50", "resnet50\n  reinitialize: conv5"),
+        "x.yaml:7: reinitialize 'conv5' with train_from 'head' would train on random features. "
+        "Fix: write 'train_from: conv5', or remove 'reinitialize'.",
+    ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",
         "x.yaml:9: loss.class_weights must hold one number above 0 for each class. "
@@ -403,6 +430,17 @@ FULL = [
     "model.weights=pypi:some-weights==1.0",
     "name=1e5",
 ]
+
+
+def test_stages_are_dumped_and_loaded_again_and_decide_the_weights() -> None:
+    text = (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1, schedule: {name: cosine}}\n"
+    )
+    cfg = load(text + "  - {train_from: all, steps: 3, learning_rate: 1e-4}\n")
+    assert cfg.parts == ("head", "all")
+    Path("again.yaml").write_text(config.dump(cfg))
+    assert config.load("again.yaml") == cfg
+    assert config.digest(cfg) != config.digest(load(text + "  - {train_from: all, steps: 3}\n"))
 
 
 @pytest.mark.parametrize("overrides", [[], FULL[:-1], [*FULL[:-1], "name='1e5'"], ["steps=7"]])

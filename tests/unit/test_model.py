@@ -80,6 +80,38 @@ def test_exactly_the_chosen_variables_move(train_from: str, trained: tuple[str, 
     assert moved(net, before) == set(net.trainable) == expected
 
 
+def test_reinitialized_layers_keep_the_random_start_of_the_seed_and_the_rest_is_loaded() -> None:
+    nets = [build(train_from="block2", reinitialize="block3") for _ in range(2)]
+    for net in nets:
+        start = {path: v.numpy() for path, v in {**net.trainable, **net.frozen}.items()}
+        with net.keeping_new():
+            for variable in net.network.weights:
+                variable.assign(np.full(variable.shape, 7.0))
+        new = {f"backbone/block3_conv1/{name}" for name in ("kernel", "bias")}
+        for path, variable in {**net.trainable, **net.frozen}.items():
+            if path.startswith("backbone"):
+                np.testing.assert_array_equal(variable, start[path] if path in new else 7.0, err_msg=path)
+        assert net.new == new
+    path = "backbone/block3_conv1/kernel"
+    np.testing.assert_array_equal(nets[0].trainable[path], nets[1].trainable[path])
+
+
+def test_reinitialized_layers_must_be_trained() -> None:
+    build(train_from="block2", reinitialize="block2").refuse_frozen_random()
+    with pytest.raises(Refusal, match=r"'block1' reaches below train_from 'block2': backbone/block1_conv1"):
+        build(train_from="block2", reinitialize="block1").refuse_frozen_random()
+    with pytest.raises(Refusal, match=r"model\.reinitialize is 'block9', which is no stage or layer"):
+        build(train_from="all", reinitialize="block9")
+
+
+def test_views_share_their_variables_and_the_widest_has_those_of_all() -> None:
+    net = build(train_from="block3")
+    views = [net.trained_from(part) for part in ("head", "all", "block2")]
+    assert [len(view.trainable) for view in views] == [2, 8, 6]
+    assert model.widest(views) is views[1] and len(net.trainable) == 4
+    assert all(view.trainable[path] is views[1].trainable[path] for view in views for path in view.trainable)
+
+
 def normalised_network(input_shape: tuple[int, int, int]) -> Any:
     inputs = keras.Input(input_shape)
     x = keras.layers.Conv2D(8, 3, name="conv")(inputs)
