@@ -66,6 +66,12 @@ class ModelConfig(Section):
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
     reinitialize: str | None = None
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
+    batch_norm: Literal["frozen", "inference", "train", "sync"] = "inference"
+    """of the trained part (the frozen part always keeps its statistics):
+    frozen     nothing of these layers is trained
+    inference  stored statistics normalize and never move; scale and offset are trained
+    train      each replica normalizes by its own rows, so the worker count matters; statistics move with all rows
+    sync       as train, by the statistics of the whole global batch on any number of workers"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""

@@ -124,13 +124,26 @@ def _model(cfg: Config) -> Iterator[Broken]:
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
             "write 'train_from: all' or 'weights: imagenet'.",
         )
+    idle = all(part == "head" for part in cfg.parts)
+    if model.batch_norm in ("train", "sync") and idle:
+        yield Broken(
+            ("model", "batch_norm"),
+            f"batch_norm '{model.batch_norm}' does nothing with train_from 'head', which trains no such layer.",
+            "remove it, or write 'train_from: all' or a stage.",
+        )
+    if model.batch_norm == "sync" and cfg.runtime.xla:
+        yield Broken(
+            ("runtime", "xla"),
+            "XLA cannot compile the sums over workers that batch_norm 'sync' needs.",
+            "write 'xla: false', or 'batch_norm: train' below 'model:'.",
+        )
     if cfg.stages and model.train_from != "head":
         yield Broken(
             ("model", "train_from"),
             f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
             "remove it, or the stages.",
         )
-    if model.reinitialize is not None and all(part == "head" for part in cfg.parts):
+    if model.reinitialize is not None and idle:
         yield Broken(
             ("model", "reinitialize"),
             f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",

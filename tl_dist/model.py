@@ -1,7 +1,8 @@
 """Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
 
 Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
-result does not depend on how a batch is shared among workers. Dropout is a mask that comes with the batch.
+result does not depend on how a batch is shared among workers, unless `model.batch_norm` asks for those of the batch in
+the trained part. Dropout is a mask that comes with the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_dist import batch_norm
 from tl_dist.backbones import Backbone, preprocess, seam
 from tl_dist.config import ModelConfig
 from tl_dist.refusal import ExitCode, Refusal
@@ -57,11 +59,22 @@ class Classifier:
         self.bfloat16_paths = set()
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
+        """moving statistics of batch norm that the training step moves; neither trainable nor frozen"""
+        self.momentum: dict[str, float] = {}
+        """of each of them"""
+        policy = self._config.batch_norm
         for position, layer in enumerate(self.network.layers):
             learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
+            normalizes = position >= first and batch_norm.is_batch_norm(layer)
+            if normalizes and policy == "frozen":
+                learned = set()
             for variable in layer.weights:
                 table = self.trainable if id(variable) in learned else self.frozen
                 path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                if normalizes and policy in ("train", "sync") and path.endswith(MOVING):
+                    table = self.statistics
+                    self.momentum[path] = layer.momentum
                 table[path] = variable.value
                 if table is self.trainable and reads_bfloat16(layer):
                     self.bfloat16_paths.add(path)
@@ -101,7 +114,7 @@ class Classifier:
     @contextmanager
     def keeping_new(self) -> Iterator[None]:
         """Within it pretrained weights are loaded; afterwards what is reinitialized has its random start again."""
-        variables = {**self.trainable, **self.frozen}
+        variables = {**self.moving, **self.frozen}
         start = {path: variables[path].numpy() for path in self.new}
         yield
         for path, value in start.items():
@@ -126,6 +139,27 @@ class Classifier:
             keep = tf.cast(masks, features.dtype)
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)
+
+    @property
+    def moving(self) -> dict[str, Any]:
+        """Every variable that training changes."""
+        return {**self.trainable, **self.statistics}
+
+    @contextmanager
+    def batch_statistics(self, total: batch_norm.Total) -> Iterator[batch_norm.Moments]:
+        """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
+        names = {path.split("/")[1] for path in self.statistics}
+        with batch_norm.collecting(names, total if self._config.batch_norm == "sync" else None) as moments:
+            yield moments
+
+    def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
+        """`rows * moment` for each of `statistics`, in its order."""
+        return [moments.of[path.split("/")[1]][path.endswith(MOVING[1])] for path in self.statistics]
+
+    def move_statistics(self, moments: Sequence[Any], skipped: Any) -> None:
+        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped."""
+        for (path, variable), moment in zip(self.statistics.items(), moments, strict=True):
+            batch_norm.move(variable, moment, momentum=self.momentum[path], skipped=skipped)
 
     @property
     def has_prefix(self) -> bool:
@@ -184,6 +218,7 @@ def build(
     """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights."""
     keras.utils.set_random_seed(seed)
     network = backbone.build((image_size, image_size, 3))
+    batch_norm.adopt(network)
     return Classifier(backbone, network, config, num_classes, seed)
 
 

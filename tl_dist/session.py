@@ -38,7 +38,7 @@ class Session:
         self.stages = stages.plan(self.cfg, self.order.steps)
         self.total_steps = self.stages[-1].end
         self._build_model(registry.lookup(registry.BACKBONES, self.cfg.model.backbone))
-        self.state = TrainState({**self.whole.trainable, **self.optimizer.variables})
+        self.state = TrainState({**self.whole.moving, **self.optimizer.variables})
         self.kept: list[object] = []
         """what must live until the process ends"""
         self.enter(self.stages[0])
@@ -148,7 +148,7 @@ class Session:
             "weights_sha256": self.weights_sha256,
             "frozen_sha256": self.whole.frozen_digest(),
             "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
-            "collectives": agreement.plan(self.whole.trainable),
+            "collectives": agreement.plan(self.whole.moving),
         }
         agreement.agree(self.parallel, {**facts, "versions": agreement.versions()})
         if self.parallel.rank == 0:

@@ -176,7 +176,7 @@ class Attempt:
     def _same_weights(self) -> bool:
         totals = self._session.parallel.total({"weights": self._checksums().numpy()})
         agreement.compare_weights(
-            totals["weights"], list(self._session.whole.trainable), self._session.state.step
+            totals["weights"], list(self._session.whole.moving), self._session.state.step
         )
         return True
 

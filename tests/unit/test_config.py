@@ -299,6 +299,16 @@ MISTAKES = {
         "x.yaml:7: reinitialize 'conv5' with train_from 'head' would train on random features. "
         "Fix: write 'train_from: conv5', or remove 'reinitialize'.",
     ),
+    "batch statistics of frozen layers": (
+        changed("resnet50", "resnet50\n  batch_norm: sync"),
+        "x.yaml:7: batch_norm 'sync' does nothing with train_from 'head', which trains no such layer. "
+        "Fix: remove it, or write 'train_from: all' or a stage.",
+    ),
+    "sums over workers under XLA": (
+        changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "runtime: {xla: true}\n",
+        "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'sync' needs. "
+        "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
+    ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",
         "x.yaml:9: loss.class_weights must hold one number above 0 for each class. "
