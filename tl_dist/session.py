@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tl_dist import agreement, checkpoint, config, features, model, optim, precision, registry, stages
+from tl_dist import agreement, audit, checkpoint, config, features, model, optim, precision, registry, stages
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.data import pipeline
@@ -76,6 +76,7 @@ class Session:
             if file is not None:
                 with self.whole.keeping_new():
                     weights.load(built.network, file)
+            self.statistics_at_start = audit.statistics(self.whole)
             self.optimizer = optim.Optimizer(
                 cfg.optimizer,
                 self.whole.trainable,

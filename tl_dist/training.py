@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tl_dist import agreement, loop, optim, step
+from tl_dist import agreement, audit, loop, optim, step
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
@@ -145,6 +145,7 @@ class Attempt:
         self._commit()
         if self._stage is not session.stages[-1]:
             return True
+        self._audit()
         return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
 
     def evaluate(self, split: str) -> bool:
@@ -179,6 +180,13 @@ class Attempt:
             totals["weights"], list(self._session.whole.moving), self._session.state.step
         )
         return True
+
+    def _audit(self) -> None:
+        session = self._session
+        policy = session.cfg.model.batch_norm
+        record = audit.batch_norm(session.whole, policy, session.statistics_at_start, session.parallel)
+        if record is not None:
+            self._recorder.tell({**record, "step": session.state.step})
 
     def _commit(self) -> bool:
         self._recorder.commit()
