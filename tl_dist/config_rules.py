@@ -124,6 +124,30 @@ def _model(cfg: Config) -> Iterator[Broken]:
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
             "write 'train_from: all' or 'weights: imagenet'.",
         )
+    yield from _batch_norm(cfg)
+    if cfg.stages and model.train_from != "head":
+        yield Broken(
+            ("model", "train_from"),
+            f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
+            "remove it, or the stages.",
+        )
+    if model.reinitialize is not None and all(part == "head" for part in cfg.parts):
+        yield Broken(
+            ("model", "reinitialize"),
+            f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",
+            f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'.",
+        )
+    weights = cfg.loss.class_weights
+    if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
+        yield Broken(
+            ("loss", "class_weights"),
+            "loss.class_weights must hold one number above 0 for each class.",
+            "write 'class_weights: balanced' or one weight for each class.",
+        )
+
+
+def _batch_norm(cfg: Config) -> Iterator[Broken]:
+    model = cfg.model
     idle = all(part == "head" for part in cfg.parts)
     if model.batch_norm in ("train", "sync") and idle:
         yield Broken(
@@ -137,24 +161,11 @@ def _model(cfg: Config) -> Iterator[Broken]:
             "XLA cannot compile the sums over workers that batch_norm 'sync' needs.",
             "write 'xla: false', or 'batch_norm: train' below 'model:'.",
         )
-    if cfg.stages and model.train_from != "head":
+    if model.batch_norm == "sync" and cfg.accumulate > 1:
         yield Broken(
-            ("model", "train_from"),
-            f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
-            "remove it, or the stages.",
-        )
-    if model.reinitialize is not None and idle:
-        yield Broken(
-            ("model", "reinitialize"),
-            f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",
-            f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'.",
-        )
-    weights = cfg.loss.class_weights
-    if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
-        yield Broken(
-            ("loss", "class_weights"),
-            "loss.class_weights must hold one number above 0 for each class.",
-            "write 'class_weights: balanced' or one weight for each class.",
+            ("accumulate",),
+            "with batch_norm 'sync' each micro-batch would have statistics of its own.",
+            "write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
         )
 
 

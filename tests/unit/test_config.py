@@ -309,6 +309,11 @@ MISTAKES = {
         "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'sync' needs. "
         "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
     ),
+    "micro-batches with statistics of their own": (
+        changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "accumulate: 2\n",
+        "x.yaml:11: with batch_norm 'sync' each micro-batch would have statistics of its own. "
+        "Fix: write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
+    ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",
         "x.yaml:9: loss.class_weights must hold one number above 0 for each class. "
