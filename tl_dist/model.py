@@ -1,22 +1,29 @@
 """Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
 
 Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
-result does not depend on how a batch is shared among workers. Dropout is a mask that comes with the batch.
+result does not depend on how a batch is shared among workers, unless `model.batch_norm` asks for those of the batch in
+the trained part. Dropout is a mask that comes with the batch.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tl_dist import batch_norm
 from tl_dist.backbones import Backbone, preprocess, seam
 from tl_dist.config import ModelConfig
 from tl_dist.refusal import ExitCode, Refusal
+
+MOVING = ("/moving_mean", "/moving_variance")
+"""ends of the paths of a batch-norm layer's statistics"""
 
 
 class Classifier:
@@ -32,28 +39,86 @@ class Classifier:
         self._backbone = backbone
         self.network = network
         self._config = config
+        self._train_from = config.train_from
         height, width, channels = network.output.shape[1:]
         features = {"flatten": height * width * channels, "both": 2 * channels}.get(config.pooling, channels)
         self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
         self._logits = _last_layer(config.hidden or features, num_classes)
-        self._first = first = first_trainable_layer(backbone, network, config.train_from)
-        self._prefix, self._suffix = self._divided(first)
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
+        self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
+        self.new = self._reinitialized()
+        """paths in the backbone that keep their random start when pretrained weights are loaded"""
+        self.depths: dict[str, int] = depths(network)
+        """of each variable of the backbone, below the head"""
+
+    def _start_training_at(self, first: int) -> None:
+        self._first = first
+        self._prefix, self._suffix = self._divided(first)
+        self.bfloat16_paths = set()
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
-        for position, layer in enumerate(network.layers):
+        self.statistics: dict[str, Any] = {}
+        """moving statistics of batch norm that the training step moves; neither trainable nor frozen"""
+        self.momentum: dict[str, float] = {}
+        """of each of them"""
+        policy = self._config.batch_norm
+        for position, layer in enumerate(self.network.layers):
             learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
+            normalizes = position >= first and batch_norm.is_batch_norm(layer)
+            if normalizes and policy == "frozen":
+                learned = set()
             for variable in layer.weights:
                 table = self.trainable if id(variable) in learned else self.frozen
                 path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                if normalizes and policy in ("train", "sync") and path.endswith(MOVING):
+                    table = self.statistics
+                    self.momentum[path] = layer.momentum
                 table[path] = variable.value
                 if table is self.trainable and reads_bfloat16(layer):
                     self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
                 self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
+
+    def trained_from(self, train_from: str) -> Classifier:
+        """The same layers and variables, trained from another place on: what one stage of a run sees."""
+        view = copy.copy(self)
+        view._start_training_at(first_trainable_layer(self._backbone, self.network, train_from))
+        view._train_from = train_from
+        return view
+
+    def refuse_frozen_random(self) -> None:
+        """Refuses where a layer that keeps its random start is never trained."""
+        stuck = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
+        if stuck:
+            raise Refusal(
+                f"model.reinitialize '{self._config.reinitialize}' reaches below train_from '{self._train_from}': "
+                f"{stuck[0]} would stay random.",
+                fix=f"reinitialize from '{self._train_from}' or later, or train from '{self._config.reinitialize}'.",
+                code=ExitCode.USAGE,
+            )
+
+    def _reinitialized(self) -> set[str]:
+        name = self._config.reinitialize
+        if name is None:
+            return set()
+        first = first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
+        return {
+            f"backbone/{layer.name}/{variable_path(layer, variable)}"
+            for layer in self.network.layers[first:]
+            for variable in layer.weights
+        }
+
+    @contextmanager
+    def keeping_new(self) -> Iterator[None]:
+        """Within it pretrained weights are loaded; afterwards what is reinitialized has its random start again."""
+        variables = {**self.moving, **self.frozen}
+        start = {path: variables[path].numpy() for path in self.new}
+        yield
+        for path, value in start.items():
+            variables[path].assign(value)
 
     def __call__(self, images: Any, masks: Any) -> Any:
         """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes]."""
@@ -76,6 +141,27 @@ class Classifier:
         return self._logits(features)
 
     @property
+    def moving(self) -> dict[str, Any]:
+        """Every variable that training changes."""
+        return {**self.trainable, **self.statistics}
+
+    @contextmanager
+    def batch_statistics(self, total: batch_norm.Total) -> Iterator[batch_norm.Moments]:
+        """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
+        names = {path.split("/")[1] for path in self.statistics}
+        with batch_norm.collecting(names, total if self._config.batch_norm == "sync" else None) as moments:
+            yield moments
+
+    def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
+        """`rows * moment` for each of `statistics`, in its order."""
+        return [moments.of[path.split("/")[1]][path.endswith(MOVING[1])] for path in self.statistics]
+
+    def move_statistics(self, moments: Sequence[Any], skipped: Any) -> None:
+        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped."""
+        for (path, variable), moment in zip(self.statistics.items(), moments, strict=True):
+            batch_norm.move(variable, moment, momentum=self.momentum[path], skipped=skipped)
+
+    @property
     def has_prefix(self) -> bool:
         """Whether `prefix` computes anything."""
         return self._prefix is not None
@@ -88,7 +174,7 @@ class Classifier:
         prefix, self._prefix = self._prefix, None
         if prefix is None:
             raise Refusal(
-                f"model.train_from '{self._config.train_from}' leaves no frozen part that ends in one tensor.",
+                f"train_from '{self._train_from}' leaves no frozen part that ends in one tensor.",
                 fix=f"train from a stage ({', '.join(self._backbone.stages)}), or set runtime.prefix_cache=off.",
                 code=ExitCode.USAGE,
             )
@@ -132,7 +218,13 @@ def build(
     """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights."""
     keras.utils.set_random_seed(seed)
     network = backbone.build((image_size, image_size, 3))
+    batch_norm.adopt(network)
     return Classifier(backbone, network, config, num_classes, seed)
+
+
+def widest(views: Iterable[Classifier]) -> Classifier:
+    """The view that trains the most: its variables are those of any of them."""
+    return max(views, key=lambda view: len(view.trainable))
 
 
 def pool(features: Any, kind: str) -> Any:
@@ -157,7 +249,9 @@ def normalize(features: Any) -> Any:
     return tf.cast((wide - mean) * tf.math.rsqrt(variance + 1e-6), features.dtype)
 
 
-def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> int:
+def first_trainable_layer(
+    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
+) -> int:
     """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
     names = [layer.name for layer in network.layers]
     if train_from == "head":
@@ -167,11 +261,25 @@ def first_trainable_layer(backbone: Backbone, network: Any, train_from: str) -> 
     first = backbone.stages.get(train_from, train_from)
     if first not in names:
         raise Refusal(
-            f"model.train_from is '{train_from}', which is no stage or layer of {backbone.name}.",
+            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
             fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
             code=ExitCode.USAGE,
         )
     return names.index(first)
+
+
+def depths(network: Any) -> dict[str, int]:
+    """How deep each variable lies below the head: 1 + the layers with a kernel that come after its own.
+
+    A normalization after a convolution is as deep as that is.
+    """
+    found: dict[str, int] = {}
+    kernels_above = 0
+    for layer in reversed(network.layers):
+        for variable in layer.weights:
+            found[f"backbone/{layer.name}/{variable_path(layer, variable)}"] = 1 + kernels_above
+        kernels_above += any(len(v.shape) > 1 for v in layer.weights)
+    return found
 
 
 def reads_bfloat16(layer: Any) -> bool:

@@ -9,8 +9,9 @@ updates its own copy, so no optimizer ever communicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -38,15 +39,61 @@ def learning_rate(config: OptimizerConfig, step: Any, *, steps_per_epoch: float,
     return config.learning_rate * factor
 
 
-class Optimizer:
-    """State and update of all trainable variables; create it inside the strategy's scope.
+class Rule(NamedTuple):
+    """How one variable departs from the common update."""
 
-    `variables` holds the slots, the number of applied updates and the loss scale by path, for checkpoints.
+    rate: float = 1.0
+    """factor on the learning rate"""
+    decay: float = 0.0
+    toward_start: bool = False
+    """decay toward the value that the variable had when the optimizer was made, in place of 0"""
+
+
+def rules(
+    config: OptimizerConfig,
+    trainable: Mapping[str, Any],
+    depths: Mapping[str, int] | None = None,
+    new: Collection[str] = (),
+) -> dict[str, Rule]:
+    """The rule of each variable. `depths` counts from the head (0) down; `new` are paths that were not pretrained.
+
+    Weight decay leaves out what has fewer than two axes. L2-SP takes every pretrained variable, as in its paper.
+    """
+    head_rate = (config.head_learning_rate or config.learning_rate) / config.learning_rate
+    new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
+    found = {}
+    for path, variable in trainable.items():
+        depth = (depths or {}).get(path, 0)
+        is_head = path.startswith("head/")
+        rate = head_rate if is_head else config.layer_decay**depth
+        is_new = is_head or path in new
+        if config.l2_sp and not is_new:
+            found[path] = Rule(rate, config.l2_sp, toward_start=True)
+        else:
+            decay = new_decay if is_new else config.weight_decay
+            found[path] = Rule(rate, decay if len(variable.shape) > 1 else 0.0)
+    return found
+
+
+class Optimizer:
+    """State and update of all trainable variables; create it inside the strategy's scope, once they have their start.
+
+    `rules` (default: those of the config for variables that are all equally deep) has one table for each stage of
+    the run: the variables that are trained in it. `variables` holds the slots, the averages, the number of applied
+    updates and the loss scale by path, for checkpoints; the start of the weights, which L2-SP needs, is not in it.
     """
 
-    def __init__(self, config: OptimizerConfig, trainable: Mapping[str, Any], *, scale_loss: bool) -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        trainable: Mapping[str, Any],
+        *,
+        scale_loss: bool,
+        stages: Sequence[Mapping[str, Rule]] | None = None,
+    ) -> None:
         self._config = config
         self._trainable = dict(trainable)
+        self._stages = [dict(s) for s in stages] if stages else [rules(config, trainable)]
         slots: tuple[str, ...] = ("m", "v")
         if config.name == "sgd":
             slots = ("momentum",) if config.momentum else ()
@@ -57,15 +104,36 @@ class Optimizer:
             }
             for slot in slots
         }
+        self.averages: dict[str, Any] = {}
+        """moving averages of the weights by path; empty without"""
+        if config.ema:
+            self.averages = {
+                path: tf.Variable(v.numpy(), trainable=False, name=f"ema_{k}")
+                for k, (path, v) in enumerate(self._trainable.items())
+            }
+            self._slots["ema"] = self.averages
+        self.start: dict[str, Any] = {
+            path: tf.Variable(v.numpy(), trainable=False, name=f"start_{k}")
+            for k, (path, v) in enumerate(self._trainable.items())
+            if any(path in stage and stage[path].toward_start for stage in self._stages)
+        }
+        """the weights that L2-SP pulls toward, by path: constants, which the digest of the weights' file pins"""
         self._scale_loss = scale_loss
-        # Steps skipped by overflow are no updates: Adam's bias correction counts these, not the steps.
-        self._updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
+        # Steps skipped by overflow are no updates: Adam's bias correction counts these, not the steps. Counted by
+        # stage, since a variable has had the updates of those stages alone in which it was trained.
+        self._updates = [
+            tf.Variable(0, dtype=tf.int64, trainable=False, name=f"updates_{k}")
+            for k in range(len(self._stages))
+        ]
         self._loss_scale = tf.Variable(
             INITIAL_LOSS_SCALE if scale_loss else 1.0, trainable=False, name="loss_scale"
         )
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
         self.variables: dict[str, Any] = {
-            "optimizer/updates": self._updates,
+            **{
+                "optimizer/updates" + (f"/{k}" if k else ""): variable
+                for k, variable in enumerate(self._updates)
+            },
             "optimizer/loss_scale": self._loss_scale,
             "optimizer/finite_in_a_row": self._finite_in_a_row,
             **{
@@ -75,39 +143,76 @@ class Optimizer:
             },
         }
 
+    def begin(self, stage: int) -> None:
+        """Outside a graph, before the first step of a stage that follows another.
+
+        The average of a variable that was not trained just before begins at its weights; all else goes on.
+        """
+        for path, average in self.averages.items():
+            if path not in self._stages[stage - 1]:
+                average.assign(tf.identity(self._trainable[path]))
+
+    @contextmanager
+    def averaged(self, stage: int = 0) -> Iterator[None]:
+        """Outside a graph: within it the variables of the stage hold their averages, where they are kept."""
+        paths = [path for path in self._stages[stage] if path in self.averages]
+        weights = {path: tf.identity(self._trainable[path]) for path in paths}
+        for path in paths:
+            self._trainable[path].assign(tf.identity(self.averages[path]))
+        try:
+            yield
+        finally:
+            for path, value in weights.items():
+                self._trainable[path].assign(value)
+
     def scale(self) -> Any:
         """The factor on the loss before the backward pass; 1 without loss scaling."""
         return _read(self._loss_scale)
 
-    def apply(self, grads: Sequence[Any], rate: Any) -> tuple[Any, Any]:
+    def apply(self, grads: Sequence[Any], rate: Any, stage: int = 0) -> tuple[Any, Any]:
         """Inside a replica: check, unscale, clip, decay, update. Returns (1.0 if the step was skipped, norm).
 
-        `grads` are the reduced gradients of the scaled loss, in the order of the trainable variables; all
-        replicas hold the same ones. A step whose global norm is not finite changes nothing but the loss scale.
+        `grads` are the reduced gradients of the scaled loss, in the order of the stage's variables; all replicas
+        hold the same ones. A step whose global norm is not finite changes nothing but the loss scale.
         """
         if self._scale_loss:
             inverse = 1.0 / self.scale()
             grads = [g * inverse for g in grads]
         norm = tf.linalg.global_norm(grads)
         finite = tf.math.is_finite(norm)
-        skipped = tf.cond(finite, lambda: self._update(grads, norm, rate), self._skip)
+        skipped = tf.cond(finite, lambda: self._update(grads, norm, rate, stage), self._skip)
         return skipped, norm
 
-    def _update(self, grads: Sequence[Any], norm: Any, rate: Any) -> Any:
+    def _update(self, grads: Sequence[Any], norm: Any, rate: Any, stage: int) -> Any:
         config = self._config
         if config.clip_norm:
             factor = config.clip_norm / tf.maximum(norm, config.clip_norm)
             grads = [g * factor for g in grads]
-        tf.raw_ops.AssignAddVariableOp(resource=self._updates.handle, value=tf.constant(1, tf.int64))
-        updates = tf.cast(_read(self._updates), tf.float32)
-        for (path, variable), grad in zip(self._trainable.items(), grads, strict=True):
-            if config.weight_decay and len(variable.shape) > 1:
-                decay = _read(variable) * (rate * config.weight_decay)
-                tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=decay)
-            self._update_one(path, variable, grad, rate, updates)
+        tf.raw_ops.AssignAddVariableOp(resource=self._updates[stage].handle, value=tf.constant(1, tf.int64))
+        counts = [_read(variable) for variable in self._updates]
+        updates: dict[tuple[int, ...], Any] = {}  # by the stages that have trained a variable
+        for (path, rule), grad in zip(self._stages[stage].items(), grads, strict=True):
+            variable = self._trainable[path]
+            within = tuple(k for k in range(stage + 1) if path in self._stages[k])
+            if within not in updates:
+                updates[within] = tf.cast(tf.add_n([counts[k] for k in within]), tf.float32)
+            own_rate = rate * rule.rate
+            if rule.decay:
+                away = _read(variable) - _read(self.start[path]) if rule.toward_start else _read(variable)
+                tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=away * (own_rate * rule.decay))
+            self._update_one(path, variable, grad, own_rate, updates[within])
+            if path in self.averages:
+                self._average(path, variable, updates[within] - 1.0)
         if self._scale_loss:
             self._grow()
         return tf.constant(0.0)
+
+    def _average(self, path: str, variable: Any, updates: Any) -> None:
+        """Move the average; after few `updates` it follows faster, so that the start soon counts little."""
+        decay = tf.minimum(self._config.ema, (1.0 + updates) / (10.0 + updates))
+        average = self.averages[path]
+        step = (_read(average) - _read(variable)) * (1.0 - decay)
+        tf.raw_ops.AssignSubVariableOp(resource=average.handle, value=step)
 
     def _update_one(self, path: str, variable: Any, grad: Any, rate: Any, updates: Any) -> None:
         config = self._config

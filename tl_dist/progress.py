@@ -72,6 +72,16 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     return table
 
 
+def batch_norm_line(record: Record) -> str:
+    """What became of the batch-norm layers: "batch norm (sync): 52 layers, 12 trained, statistics of 12 moved"."""
+    layers = record["layers"]
+    trained = sum(layer["trainable"] for layer in layers)
+    moved = sum(layer["statistics_moved"] for layer in layers)
+    line = f"batch norm ({record['policy']}): {len(layers)} layers, {trained} trained, statistics of {moved} moved"
+    spread = max(layer["spread"] for layer in layers)
+    return line + (f", workers apart by {spread:.1e}" if spread else "")
+
+
 def extraction_line(record: Record) -> str:
     """One line about an "extraction" record: how far the frozen part's outputs are."""
     line = f"features of {record['split']} {int(record['done']):,}/{int(record['total']):,}"
@@ -124,6 +134,8 @@ class Progress:
             self._moving(lambda width: extraction_line(record), record["done"] == record["total"])
         elif event == "evaluation":
             self.say(evaluation_line(record), style="bold")
+        elif event == "batch_norm":
+            self.say(batch_norm_line(record))
         elif event == "note":
             self.say(str(record.get("text", "")))
 

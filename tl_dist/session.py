@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tl_dist import agreement, checkpoint, config, features, model, optim, precision, registry
+from tl_dist import agreement, audit, checkpoint, config, features, model, optim, precision, registry, stages
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.data import pipeline
@@ -32,15 +32,29 @@ class Session:
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
         self.splits: Splits = registry.lookup(registry.DATASETS, self.cfg.data.name)(self.cfg.data)
         self.precision = precision.resolve(self.cfg.precision)
-        self._build_model(registry.lookup(registry.BACKBONES, self.cfg.model.backbone))
         train = self.splits["train"]
         self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
-        self.total_steps = self.cfg.steps or self.order.steps(self.cfg.epochs or 1.0)
-        self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
+        self.stages = stages.plan(self.cfg, self.order.steps)
+        self.total_steps = self.stages[-1].end
+        self._build_model(registry.lookup(registry.BACKBONES, self.cfg.model.backbone))
+        self.state = TrainState({**self.whole.moving, **self.optimizer.variables})
+        self.kept: list[object] = []
+        """what must live until the process ends"""
+        self.enter(self.stages[0])
+
+    def enter(self, stage: stages.Stage) -> None:
+        """Make `model` and the readers those of a stage: what is trained in it, on images."""
+        self.stage = stage
+        self.model = self.whole.trained_from(stage.train_from)
         self.read_train = self.read_images
         self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
         """how evaluation reads each split"""
+
+    @property
+    def parts_left(self) -> list[stages.Stage]:
+        """The stages that have steps to do; the last, for its evaluation, where none has."""
+        return [stage for stage in self.stages if stage.end > self.state.step] or [self.stages[-1]]
 
     def _build_model(self, backbone: Backbone) -> None:
         cfg = self.cfg
@@ -48,17 +62,29 @@ class Session:
         self.image_size = cfg.data.image_size or backbone.input_size
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
         with self.parallel.scope():
-            self.model = model.build(
+            built = model.build(
                 backbone,
                 cfg.model,
                 image_size=self.image_size,
                 num_classes=self.splits["train"].num_classes,
                 seed=cfg.seed,
             )
+            views = [built.trained_from(stage.train_from) for stage in self.stages]
+            self.whole = model.widest(views)
+            """the model that trains whatever any stage trains"""
+            self.whole.refuse_frozen_random()
             if file is not None:
-                weights.load(self.model.network, file)
+                with self.whole.keeping_new():
+                    weights.load(built.network, file)
+            self.statistics_at_start = audit.statistics(self.whole)
             self.optimizer = optim.Optimizer(
-                cfg.optimizer, self.model.trainable, scale_loss=self.precision == "mixed_float16"
+                cfg.optimizer,
+                self.whole.trainable,
+                scale_loss=self.precision == "mixed_float16",
+                stages=[
+                    optim.rules(stage.optimizer, view.trainable, built.depths, built.new)
+                    for stage, view in zip(self.stages, views, strict=True)
+                ],
             )
         self.weights_sha256 = file.sha256 if file else None
 
@@ -124,8 +150,9 @@ class Session:
             "data": {name: source.fingerprint for name, source in self.splits.items()},
             "class_names": list(self.splits["train"].class_names),
             "weights_sha256": self.weights_sha256,
-            "frozen_sha256": self.model.frozen_digest(),
-            "collectives": agreement.plan(self.model.trainable),
+            "frozen_sha256": self.whole.frozen_digest(),
+            "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
+            "collectives": agreement.plan(self.whole.moving),
         }
         agreement.agree(self.parallel, {**facts, "versions": agreement.versions()})
         if self.parallel.rank == 0:

@@ -55,6 +55,7 @@ def train_chunk(
     parallel: DataParallel,
     rate: Callable[[Any], Any],
     *,
+    stage: int = 0,
     accumulate: int = 1,
     xla: bool = False,
     timed: bool = True,
@@ -70,44 +71,56 @@ def train_chunk(
     # TensorFlow refuses to read a clock inside a graph in its deterministic mode.
     clock = tf.timestamp if timed else _no_clock
 
-    def forward_backward(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any]]:
+    def forward_backward(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any], list[Any]]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            logits = model.suffix(batch.images, batch.masks)
+            with model.batch_statistics(parallel.total_in_step) as moments:
+                logits = model.suffix(batch.images, batch.masks)
             loss_sum = tf.reduce_sum(objective.losses(logits, batch))
             scaled = loss_sum * (scale / objective.global_batch)
         grads = tape.gradient(scaled, trainable)
         # Where a layer computes in bfloat16 its gradient is bfloat16 that was widened: narrowing it loses nothing.
         grads = [tf.cast(g, tf.bfloat16) if narrow else g for g, narrow in zip(grads, exact, strict=True)]
-        return loss_sum, _num_correct(logits, batch), grads
+        return loss_sum, _num_correct(logits, batch), grads, model.moments_in_order(moments)
 
     if xla:
         forward_backward = tf.function(forward_backward, jit_compile=True)
 
-    def accumulated(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any]]:
+    def accumulated(batch: Batch, scale: Any) -> tuple[Any, Any, list[Any], list[Any]]:
         """The same sums from `accumulate` micro-batches, one after another, so that one at a time is in memory."""
         num_rows = int(batch.images.shape[0])
-        loss_sum, correct, grads = forward_backward(_rows(batch, rows_of(0, accumulate, num_rows)), scale)
+        loss_sum, correct, grads, moments = forward_backward(
+            _rows(batch, rows_of(0, accumulate, num_rows)), scale
+        )
         for k in range(1, min(accumulate, num_rows)):
             with tf.control_dependencies(grads):
                 part = tf.nest.map_structure(tf.identity, _rows(batch, rows_of(k, accumulate, num_rows)))
-            more_loss, more_correct, more_grads = forward_backward(part, scale)
+            more_loss, more_correct, more_grads, more_moments = forward_backward(part, scale)
             loss_sum, correct = loss_sum + more_loss, correct + more_correct
             grads = [a + b for a, b in zip(grads, more_grads, strict=True)]
-        return loss_sum, correct, grads
+            moments = [a + b for a, b in zip(moments, more_moments, strict=True)]
+        return loss_sum, correct, grads, moments
 
     compute = accumulated if accumulate > 1 else forward_backward
 
     def update(
-        batch: Batch, step: Any, loss_sum: Any, correct: Any, grads: list[Any], meanwhile: Sequence[Any] = ()
+        batch: Batch,
+        step: Any,
+        loss_sum: Any,
+        correct: Any,
+        grads: list[Any],
+        moments: list[Any],
+        meanwhile: Sequence[Any] = (),
     ) -> dict[str, Any]:
         """Reduce and apply; what is computed `meanwhile` hides the reduction."""
         with tf.control_dependencies([*grads, *meanwhile]):
             computed = clock()
-        grads = parallel.reduce_gradients(grads)
+        reduced_values = parallel.reduce_gradients([*grads, *moments])
+        grads, moments = reduced_values[: len(grads)], reduced_values[len(grads) :]
         with tf.control_dependencies(grads):
             reduced = clock()
-        skipped, norm = optimizer.apply(grads, rate(step))
+        skipped, norm = optimizer.apply(grads, rate(step), stage)
+        model.move_statistics([moment / objective.global_batch for moment in moments], skipped)
         # `run` and `total` sum over replicas: what is equal on all of them is taken from the first.
         first = tf.cast(tf.equal(parallel.replica(), 0), tf.float32)
         return {
@@ -177,11 +190,11 @@ def train_chunk(
 
 
 def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:
-    """`checksums()`: this process's part of a float64 matrix [replica, trainable variable], 0 where it has no row.
+    """`checksums()`: this process's part of a float64 matrix [replica, moving variable], 0 where it has no row.
 
     Each entry is the sum of a variable's bits as integers, modulo 2**40, so that the total over processes is exact.
     """
-    variables = list(model.trainable.values())
+    variables = list(model.moving.values())
 
     def replica_sums(batch: Any, step: Any) -> Any:
         del batch, step

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tl_dist import agreement, loop, optim, step
+from tl_dist import agreement, audit, loop, optim, step
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
@@ -19,6 +19,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
+from tl_dist.stages import Stage, at
 from tl_dist.state import Evaluation, Report
 
 Listen = Callable[[Mapping[str, Any]], None]
@@ -61,29 +62,42 @@ def _attempt(
     parallel.broadcast(list(state.variables.values()))
     state.step = int(parallel.total({"step": state.step if parallel.rank == 0 else 0})["step"])
     with _recorder(session, checkpointer, notes, listen) as recorder:
-        stop_requested = partial(_stop_requested, session, "extracting features")
-        finished = session.cfg.runtime.prefix_cache == "off" or session.cache_prefix(
-            stop_requested, recorder.tell
-        )
-        finished = finished and Attempt(session, recorder).run()
+        finished = all(_stage(session, stage, recorder) for stage in session.parts_left)
         recorder.commit(wait=True)
         if finished:
             recorder.done()
     return ExitCode.DONE if finished else ExitCode.REQUEUE
 
 
+def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
+    """Do what is left of a stage; whether its end was reached, rather than a stop."""
+    cfg, step_now = session.cfg, session.state.step
+    session.enter(stage)
+    if cfg.stages:
+        text = f"stage {stage.number + 1} of {len(session.stages)}: train_from '{stage.train_from}' to step {stage.end}"
+        recorder.tell({"event": "note", "text": text})
+    if stage.number and step_now == stage.first_step:
+        session.optimizer.begin(stage.number)
+    if cfg.runtime.prefix_cache == "on" and stage.train_from != "all":
+        stop_requested = partial(_stop_requested, session, "extracting features")
+        if not session.cache_prefix(stop_requested, recorder.tell):
+            return False
+    return Attempt(session, recorder).run()
+
+
 class Attempt:
-    """The compiled functions of one attempt, and the events around them."""
+    """The compiled functions of one stage in one attempt, and the events around them."""
 
     def __init__(self, session: Session, recorder: Recorder) -> None:
         self._session = session
         self._recorder = recorder
         cfg, parallel, train = session.cfg, session.parallel, session.splits["train"]
-        self._rate = partial(
-            optim.learning_rate,
-            cfg.optimizer,
+        self._stage = stage = session.stage
+        self._rate = lambda at: optim.learning_rate(
+            stage.optimizer,
+            at - stage.first_step,
             steps_per_epoch=session.steps_per_epoch,
-            total_steps=session.total_steps,
+            total_steps=stage.end - stage.first_step,
         )
         objective = step.Objective(
             train.num_classes,
@@ -98,11 +112,12 @@ class Attempt:
             objective,
             parallel,
             self._rate,
+            stage=stage.number,
             accumulate=cfg.accumulate,
             xla=cfg.runtime.xla,
             timed=not cfg.runtime.deterministic,
         )
-        self._checksums = step.weight_checksums(session.model, parallel)
+        self._checksums = step.weight_checksums(session.whole, parallel)
         self._evaluate_batch = step.evaluation_step(
             session.model, step.Objective(train.num_classes, cfg.global_batch), parallel
         )
@@ -110,7 +125,7 @@ class Attempt:
         self._evaluated_at: dict[str, int] = {}
 
     def run(self) -> bool:
-        """Train to the end and evaluate; whether the end was reached, rather than a stop."""
+        """Train to the end of the stage; evaluate after the last. Whether the end was reached, rather than a stop."""
         session, cfg = self._session, self._session.cfg
         evaluate_every = max(1, round(cfg.evaluation.every_epochs * session.steps_per_epoch))
         every: dict[Callable[[], bool], int] = {self._same_weights: cfg.safety.checksum_every_steps}
@@ -130,8 +145,11 @@ class Attempt:
                 if loop.is_due(report.step, period) and not event():
                     return False
             session.run.beat(session.parallel.rank, "stepping", report.step)
-        # The weights are final: keep them before spending time on figures.
+        # The weights of the stage are final: keep them before spending time on figures or on another prefix.
         self._commit()
+        if self._stage is not session.stages[-1]:
+            return True
+        self._audit()
         return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
 
     def evaluate(self, split: str) -> bool:
@@ -148,13 +166,14 @@ class Attempt:
         session = self._session
         rows = rows_of(session.parallel.rank, session.parallel.world_size, session.cfg.global_batch)
         # Kept until the process ends: destroying an iterator waits for its threads, and was seen to hang.
-        self._batches = session.parallel.feed(_train_batches(session, rows, session.read_train))
+        batches = session.parallel.feed(_train_batches(session, rows, session.read_train))
+        session.kept.append(batches)
         return loop.train(
             session.state,
-            self._batches,
+            batches,
             self._run_steps,
             session.parallel,
-            cadence=loop.Cadence(periods, session.total_steps),
+            cadence=loop.Cadence(periods, self._stage.end),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
             stop_requested=partial(_stop_requested, session, "stepping"),
         )
@@ -162,9 +181,16 @@ class Attempt:
     def _same_weights(self) -> bool:
         totals = self._session.parallel.total({"weights": self._checksums().numpy()})
         agreement.compare_weights(
-            totals["weights"], list(self._session.model.trainable), self._session.state.step
+            totals["weights"], list(self._session.whole.moving), self._session.state.step
         )
         return True
+
+    def _audit(self) -> None:
+        session = self._session
+        policy = session.cfg.model.batch_norm
+        record = audit.batch_norm(session.whole, policy, session.statistics_at_start, session.parallel)
+        if record is not None:
+            self._recorder.tell({**record, "step": session.state.step})
 
     def _commit(self) -> bool:
         self._recorder.commit()
@@ -195,7 +221,10 @@ class Attempt:
 def evaluate(
     session: Session, split: str, evaluate_batch: Callable[[Any], dict[str, Any]]
 ) -> Evaluation | None:
-    """Figures over every example of a split, over all workers; None when asked to stop before the end."""
+    """Figures over every example of a split, over all workers; None when asked to stop before the end.
+
+    They are those of the averaged weights where the run keeps an average.
+    """
     source, parallel = session.splits[split], session.parallel
     batch = session.cfg.evaluation.batch or session.cfg.global_batch
     batches = pipeline.evaluation_batches(
@@ -206,15 +235,16 @@ def evaluate(
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
-    return loop.evaluate(
-        split,
-        source.num_examples,
-        -(-source.num_examples // batch),
-        parallel.feed(batches),
-        evaluate_batch,
-        parallel,
-        stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
-    )
+    with session.optimizer.averaged(session.stage.number):
+        return loop.evaluate(
+            split,
+            source.num_examples,
+            -(-source.num_examples // batch),
+            parallel.feed(batches),
+            evaluate_batch,
+            parallel,
+            stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
+        )
 
 
 def evaluate_commit(session: Session, split: str) -> Evaluation:
@@ -231,6 +261,7 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
             fix="train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
+    session.enter(at(session.stages, session.state.step))
     source = session.splits[split]
     objective = step.Objective(source.num_classes, session.cfg.global_batch)
     result = evaluate(session, split, step.evaluation_step(session.model, objective, session.parallel))
@@ -245,7 +276,7 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         session.order,
         rows=rows,
         from_step=session.state.step,
-        to_step=session.total_steps,
+        to_step=session.stage.end,
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
         threads=session.threads,

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist import loop, model, optim, registry, step
+from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
@@ -50,6 +51,10 @@ class Digits:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "sync_batch_norm": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "model_settings": {"backbone": "normalised", "train_from": "all", "batch_norm": "sync"},
+    },
     "plain": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05)},
     "clipped": {
         "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05, clip_norm=0.3)
@@ -70,6 +75,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def normalised_network(input_shape: tuple[int, int, int]) -> Any:
+    x = inputs = keras.Input(input_shape)
+    for k in (1, 2):
+        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
+        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=0.9)(x)
+        x = keras.layers.ReLU(name=f"relu{k}")(x)
+    return keras.Model(inputs, x)
+
+
+NORMALISED = Backbone("normalised", normalised_network, 24, 8, "tf", {"one": "conv1", "two": "conv2"})
+
+
 def overflow_at_one_position(batch: Batch) -> Batch:
     """The batch with an infinite weight on one example: its loss and gradient overflow, on one replica alone."""
     return batch._replace(weights=tf.where(batch.positions == OVERFLOW_POSITION, np.inf, batch.weights))
@@ -82,17 +99,18 @@ def run_variant(
     accumulate: int = 1,
     precision: str = "float32",
     overflow: bool = False,
+    model_settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """20 steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation."""
     keras.config.set_dtype_policy(precision)
-    config = ModelConfig(backbone="tiny", weights="random", train_from="block2", hidden=16, dropout=0.25)
+    settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
+    config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
+    backbone = NORMALISED if config.backbone == "normalised" else registry.lookup(registry.BACKBONES, "tiny")
     source = Digits()
     with parallel.scope():
-        net = model.build(
-            registry.lookup(registry.BACKBONES, "tiny"), config, image_size=24, num_classes=10, seed=1
-        )
+        net = model.build(backbone, config, image_size=24, num_classes=10, seed=1)
         opt = optim.Optimizer(optimizer, net.trainable, scale_loss=precision == "mixed_float16")
-    state = TrainState({**net.trainable, **opt.variables})
+    state = TrainState({**net.moving, **opt.variables})
     order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=GLOBAL_BATCH)
     rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=NUM_STEPS)
     rows = rows_of(parallel.rank, parallel.world_size, GLOBAL_BATCH)
@@ -137,6 +155,7 @@ def run_variant(
             "loss_scale": [report.loss_scale for report in reports],
             "replicas_equal": bool((checksums == checksums[0]).all()),
             "weights_finite": all(bool(np.isfinite(w).all()) for w in weights.values()),
+            "statistics": {path: variable.numpy().tolist() for path, variable in net.statistics.items()},
             "num_examples": result.num_examples,
             "num_correct": result.num_correct,
             "evaluation_loss": result.mean_loss,

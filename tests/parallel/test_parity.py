@@ -17,7 +17,7 @@ OTHERS = [name for name in LAUNCHES if name != "single"]
 OVERFLOW_STEP = OVERFLOW_POSITION // GLOBAL_BATCH
 
 
-@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow"])
+@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "sync_batch_norm"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
     losses = figures(name)[variant]["losses"]
@@ -34,6 +34,16 @@ def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, va
     )
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_synchronized_batch_norm_moves_to_the_statistics_of_a_single_device(
+    figures: Figures, name: str
+) -> None:
+    expected = figures("single")["sync_batch_norm"]["statistics"]
+    assert len(expected) == 4
+    for path, values in figures(name)["sync_batch_norm"]["statistics"].items():
+        np.testing.assert_allclose(values, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
 def test_accumulation_changes_nothing_but_memory(figures: Figures) -> None:
     single = figures("single")
     np.testing.assert_allclose(single["accumulated"]["losses"], single["plain"]["losses"], rtol=1e-5)
@@ -44,7 +54,9 @@ def test_clipping_is_in_force(figures: Figures) -> None:
     assert not np.allclose(single["clipped"]["losses"], single["plain"]["losses"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "variant", ["plain", "clipped", "accumulated", "overflow", "float16", "bfloat16", "sync_batch_norm"]
+)
 @pytest.mark.parametrize("name", OTHERS)
 def test_all_replicas_end_with_the_same_bits(figures: Figures, name: str, variant: str) -> None:
     assert figures(name)[variant]["replicas_equal"]

@@ -78,7 +78,8 @@ MISTAKES = {
     "nothing like it": (
         GOOD + "  zzz: 1\n",
         "x.yaml:9: optimizer.zzz is not a key of a config. Fix: use one of name, learning_rate, momentum, nesterov, "
-        "beta_1, beta_2, epsilon, weight_decay, clip_norm, schedule.",
+        "beta_1, beta_2, epsilon, weight_decay, clip_norm, head_learning_rate, head_weight_decay, layer_decay, "
+        "l2_sp, ema, schedule.",
     ),
     "a word for a number": (
         changed("64", "many"),
@@ -258,6 +259,63 @@ MISTAKES = {
         GOOD + "  schedule: {final_fraction: 0.1}\n",
         "x.yaml:9: final_fraction does nothing with schedule 'constant'. Fix: write 'name: cosine' or remove it.",
     ),
+    "a decay over layers that are frozen": (
+        GOOD + "  layer_decay: 0.8\n",
+        "x.yaml:9: layer_decay does nothing with train_from 'head', which trains no layer below the head. "
+        "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
+    ),
+    "two decays that pull apart": (
+        GOOD + "  weight_decay: 1e-4\n  l2_sp: 0.01\n",
+        "x.yaml:10: l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0. "
+        "Fix: write 'head_weight_decay: 0.0001' in place of 'weight_decay', or remove l2_sp.",
+    ),
+    "a pull toward random weights": (
+        changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "  l2_sp: 0.01\n",
+        "x.yaml:11: l2_sp pulls toward pretrained weights, but the weights are 'random'. "
+        "Fix: write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+    ),
+    "a duration beside the stages": (
+        GOOD + "stages: [{train_from: head, epochs: 1}]\n",
+        "x.yaml:2: the stages have their own durations, so epochs has no use. Fix: remove 'epochs'.",
+    ),
+    "a stage without duration": (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1}\n  - {train_from: all}\n",
+        "x.yaml:10: stage 2 needs exactly one of epochs and steps; neither is given. Fix: add 'epochs: 3' to it.",
+    ),
+    "a typo in a stage": (
+        changed("epochs: 10\n", "") + "stages:\n  - train_form: head\n    epochs: 1\n",
+        "x.yaml:9: stages.0.train_form is not a key of a config. Fix: write 'stages.0.train_from'.",
+    ),
+    "a negative rate in a stage": (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: all, steps: 1, learning_rate: -1}\n",
+        "x.yaml:9: stages.0.learning_rate is -1, but must be a number above 0 or null. Fix: give a number above 0.",
+    ),
+    "one part for all stages": (
+        changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  train_from: all")
+        + "stages: [{train_from: head, epochs: 1}]\n",
+        "x.yaml:6: model.train_from 'all' does nothing, since each stage has its own. "
+        "Fix: remove it, or the stages.",
+    ),
+    "random features below a head": (
+        changed("resnet50", "resnet50\n  reinitialize: conv5"),
+        "x.yaml:7: reinitialize 'conv5' with train_from 'head' would train on random features. "
+        "Fix: write 'train_from: conv5', or remove 'reinitialize'.",
+    ),
+    "batch statistics of frozen layers": (
+        changed("resnet50", "resnet50\n  batch_norm: sync"),
+        "x.yaml:7: batch_norm 'sync' does nothing with train_from 'head', which trains no such layer. "
+        "Fix: remove it, or write 'train_from: all' or a stage.",
+    ),
+    "sums over workers under XLA": (
+        changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "runtime: {xla: true}\n",
+        "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'sync' needs. "
+        "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
+    ),
+    "micro-batches with statistics of their own": (
+        changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "accumulate: 2\n",
+        "x.yaml:11: with batch_norm 'sync' each micro-batch would have statistics of its own. "
+        "Fix: write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
+    ),
     "a class weight of zero": (
         GOOD + "loss: {class_weights: [1, 0]}\n",
         "x.yaml:9: loss.class_weights must hold one number above 0 for each class. "
@@ -389,6 +447,17 @@ FULL = [
     "model.weights=pypi:some-weights==1.0",
     "name=1e5",
 ]
+
+
+def test_stages_are_dumped_and_loaded_again_and_decide_the_weights() -> None:
+    text = (
+        changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1, schedule: {name: cosine}}\n"
+    )
+    cfg = load(text + "  - {train_from: all, steps: 3, learning_rate: 1e-4}\n")
+    assert cfg.parts == ("head", "all")
+    Path("again.yaml").write_text(config.dump(cfg))
+    assert config.load("again.yaml") == cfg
+    assert config.digest(cfg) != config.digest(load(text + "  - {train_from: all, steps: 3}\n"))
 
 
 @pytest.mark.parametrize("overrides", [[], FULL[:-1], [*FULL[:-1], "name='1e5'"], ["steps=7"]])

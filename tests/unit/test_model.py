@@ -80,21 +80,96 @@ def test_exactly_the_chosen_variables_move(train_from: str, trained: tuple[str, 
     assert moved(net, before) == set(net.trainable) == expected
 
 
+def test_reinitialized_layers_keep_the_random_start_of_the_seed_and_the_rest_is_loaded() -> None:
+    nets = [build(train_from="block2", reinitialize="block3") for _ in range(2)]
+    for net in nets:
+        start = {path: v.numpy() for path, v in {**net.trainable, **net.frozen}.items()}
+        with net.keeping_new():
+            for variable in net.network.weights:
+                variable.assign(np.full(variable.shape, 7.0))
+        new = {f"backbone/block3_conv1/{name}" for name in ("kernel", "bias")}
+        for path, variable in {**net.trainable, **net.frozen}.items():
+            if path.startswith("backbone"):
+                np.testing.assert_array_equal(variable, start[path] if path in new else 7.0, err_msg=path)
+        assert net.new == new
+    path = "backbone/block3_conv1/kernel"
+    np.testing.assert_array_equal(nets[0].trainable[path], nets[1].trainable[path])
+
+
+def test_reinitialized_layers_must_be_trained() -> None:
+    build(train_from="block2", reinitialize="block2").refuse_frozen_random()
+    with pytest.raises(Refusal, match=r"'block1' reaches below train_from 'block2': backbone/block1_conv1"):
+        build(train_from="block2", reinitialize="block1").refuse_frozen_random()
+    with pytest.raises(Refusal, match=r"model\.reinitialize is 'block9', which is no stage or layer"):
+        build(train_from="all", reinitialize="block9")
+
+
+def test_views_share_their_variables_and_the_widest_has_those_of_all() -> None:
+    net = build(train_from="block3")
+    views = [net.trained_from(part) for part in ("head", "all", "block2")]
+    assert [len(view.trainable) for view in views] == [2, 8, 6]
+    assert model.widest(views) is views[1] and len(net.trainable) == 4
+    assert all(view.trainable[path] is views[1].trainable[path] for view in views for path in view.trainable)
+
+
 def normalised_network(input_shape: tuple[int, int, int]) -> Any:
-    inputs = keras.Input(input_shape)
-    x = keras.layers.Conv2D(8, 3, name="conv")(inputs)
-    x = keras.layers.BatchNormalization(name="norm")(x)
-    return keras.Model(inputs, keras.layers.ReLU(name="relu")(x))
+    x = inputs = keras.Input(input_shape)
+    for k in (1, 2):
+        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
+        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=0.9)(x)
+        x = keras.layers.ReLU(name=f"relu{k}")(x)
+    return keras.Model(inputs, x)
 
 
-def test_batch_norm_statistics_never_move_even_in_trained_layers() -> None:
-    record = Backbone("normalised", normalised_network, 32, 8, "tf", {"conv": "conv"})
-    config = ModelConfig(backbone="normalised", train_from="all")
-    net = model.build(record, config, image_size=32, num_classes=3, seed=0)
-    before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
+NORMALISED = Backbone("normalised", normalised_network, 32, 8, "tf", {"one": "conv1", "two": "conv2"})
+
+
+def normalised(train_from: str, batch_norm: str) -> model.Classifier:
+    config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm)
+    return model.build(NORMALISED, config, image_size=32, num_classes=3, seed=0)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "inference", "train", "sync"])
+@pytest.mark.parametrize(("train_from", "blocks"), [("head", ()), ("two", (2,)), ("all", (1, 2))])
+def test_batch_norm_moves_what_its_policy_says_and_nothing_in_a_frozen_part(
+    policy: str, train_from: str, blocks: tuple[int, ...]
+) -> None:
+    net = normalised(train_from, policy)
+    before = {path: v.numpy().copy() for path, v in {**net.moving, **net.frozen}.items()}
     train(net)
-    assert set(net.frozen) == {"backbone/norm/moving_mean", "backbone/norm/moving_variance"}
-    assert moved(net, before) == set(net.trainable) >= {"backbone/norm/gamma", "backbone/norm/beta"}
+    expected = {"head/logits/kernel", "head/logits/bias"}
+    for k in blocks:
+        expected |= {f"backbone/conv{k}/{name}" for name in ("kernel", "bias")}
+        if policy != "frozen":
+            expected |= {f"backbone/norm{k}/{name}" for name in ("gamma", "beta")}
+        if policy in ("train", "sync"):
+            # The batch's own mean takes the bias of the convolution out again: no gradient reaches it.
+            expected -= {f"backbone/conv{k}/bias"}
+            expected |= {f"backbone/norm{k}/moving_{name}" for name in ("mean", "variance")}
+    now = {path: v.numpy() for path, v in {**net.moving, **net.frozen}.items()}
+    found = {path for path, value in now.items() if not np.array_equal(value, before[path])}
+    biases = {"backbone/conv1/bias", "backbone/conv2/bias"} if policy in ("train", "sync") else set()
+    assert found - biases == expected - biases
+    assert not {path for path in found if path in net.frozen}
+    assert set(net.statistics) == {path for path in expected if "moving" in path}
+
+
+@pytest.mark.parametrize("policy", ["train", "sync"])
+def test_batch_statistics_are_those_of_keras(policy: str) -> None:
+    net, reference = normalised("all", policy), normalised_network((32, 32, 3))
+    reference.set_weights(net.network.get_weights())
+    images = tf.constant(MemorySource(6, size=32).images)
+    with net.batch_statistics(lambda value, name: value) as moments:
+        features = net.network(tf.cast(images, tf.float32) / 127.5 - 1.0)
+    expected = reference(tf.cast(images, tf.float32) / 127.5 - 1.0, training=True)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    net.move_statistics([moment / 6 for moment in net.moments_in_order(moments)], tf.constant(0.0))
+    for mine, theirs in zip(net.network.weights, reference.weights, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6, err_msg=mine.path)
+    still = {path: v.numpy() for path, v in net.statistics.items()}
+    net.move_statistics([tf.fill(v.shape, np.nan) for v in net.statistics.values()], tf.constant(1.0))
+    for path, value in still.items():
+        np.testing.assert_array_equal(net.statistics[path], value)
 
 
 @pytest.mark.parametrize(

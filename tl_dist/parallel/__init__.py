@@ -39,6 +39,13 @@ class DataParallel(Protocol):
         """
         ...
 
+    def total_in_step(self, value: Any, name: str) -> Any:
+        """Inside `fn`: a float32 tensor summed over every replica of the run; its gradient is summed as well.
+
+        `name` tells sums that one step makes apart, and is the same on every replica.
+        """
+        ...
+
     def replica(self) -> Any:
         """Inside `fn`: the number of this replica among all of the run."""
         ...

@@ -104,6 +104,19 @@ class Horovod:
         sizes = [t.shape.num_elements() for t in tensors]
         return [tf.reshape(s, t.shape) for s, t in zip(tf.split(total, sizes), tensors, strict=True)]
 
+    def total_in_step(self, value: Any, name: str) -> Any:
+        if self.world_size == 1:
+            return value
+
+        @tf.custom_gradient
+        def total(local: Any) -> tuple[Any, Callable[[Any], Any]]:
+            def backward(upstream: Any) -> Any:
+                return self._all_reduce([upstream], f"{name}_gradient")[0]
+
+            return self._all_reduce([local], name)[0], backward
+
+        return total(value)
+
     def replica(self) -> Any:
         return self.rank
 

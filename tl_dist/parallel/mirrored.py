@@ -67,6 +67,11 @@ class Mirrored:
         grads = [tf.cast(g, tf.float32) for g in grads]
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, grads))
 
+    def total_in_step(self, value: Any, name: str) -> Any:
+        del name
+        # TensorFlow gives this sum its gradient: the sum of the gradients.
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
     def replica(self) -> Any:
         return tf.distribute.get_replica_context().replica_id_in_sync_group
 

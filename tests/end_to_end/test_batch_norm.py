@@ -1,0 +1,47 @@
+"""Batch statistics belong to the state of a run, agree on all workers, and the report says what became of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.end_to_end.harness import Workspace, bits, records
+
+SETTINGS = (
+    "steps=6",
+    "data.name=synthetic",
+    "data.num_examples=32",
+    "model.backbone=mobilenetv2",
+    "model.train_from=block15",
+    "model.batch_norm=train",
+    "checkpoint.every_steps=2",
+    "--strategy=horovod",
+    "-n2",
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("batch-norm"))
+    made.train("whole", *SETTINGS)
+    return made
+
+
+def test_the_report_names_each_layer_and_the_workers_agree(workspace: Workspace) -> None:
+    (record,) = records(workspace.run("whole"), "batch_norm")
+    layers = record["layers"]
+    trained = [layer for layer in layers if layer["trainable"]]
+    assert 0 < len(trained) < len(layers)
+    for layer in layers:
+        assert layer["mode"] == ("train" if layer["trainable"] else "inference"), layer
+        assert layer["statistics_moved"] == layer["trainable"], layer
+        assert layer["spread"] == 0.0, layer
+
+
+def test_killed_the_run_ends_with_the_same_statistics(workspace: Workspace) -> None:
+    process = workspace.start(
+        workspace.argv("killed", *SETTINGS), TL_FAILPOINT="train.chunk_done:5=kill", TL_ALLOW_FAILPOINTS="1"
+    )
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "resumed from step" in str(records(workspace.run("killed"), "note"))
+    assert bits(workspace.run("killed")) == bits(workspace.run("whole"))

@@ -1,0 +1,129 @@
+"""Rates and decays by layer, the pull toward the start and the average of the weights, against NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_dist import model, optim, registry
+from tl_dist.config import ModelConfig, OptimizerConfig
+
+KERNEL, BIAS, HEAD = "backbone/top/kernel", "backbone/top/bias", "head/logits/kernel"
+SHAPES = {KERNEL: (3, 4), BIAS: (4,), HEAD: (4, 2)}
+
+
+def variables() -> dict[str, Any]:
+    draws = np.random.default_rng(1)
+    return {path: tf.Variable(draws.normal(size=shape), dtype=tf.float32) for path, shape in SHAPES.items()}
+
+
+def gradients(steps: int) -> list[dict[str, np.ndarray]]:
+    draws = np.random.default_rng(2)
+    return [{p: draws.normal(size=s).astype(np.float32) for p, s in SHAPES.items()} for _ in range(steps)]
+
+
+def run(
+    steps: int, *, depths: dict[str, int] | None = None, new: tuple[str, ...] = (), **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any], optim.Optimizer]:
+    """(start, weights after `steps` updates at rate 0.1, optimizer)."""
+    config = OptimizerConfig(**({"name": "sgd", "momentum": 0.0, "learning_rate": 0.1} | settings))
+    ours = variables()
+    start = {path: v.numpy() for path, v in ours.items()}
+    optimizer = optim.Optimizer(
+        config, ours, scale_loss=False, stages=[optim.rules(config, ours, depths, new)]
+    )
+    apply = tf.function(lambda grads: optimizer.apply(grads, tf.constant(0.1)))
+    for grads in gradients(steps):
+        apply([tf.constant(grads[path]) for path in ours])
+    return start, {path: v.numpy() for path, v in ours.items()}, optimizer
+
+
+def test_the_head_has_its_own_rate_and_each_layer_a_fraction_of_the_one_above() -> None:
+    depths = {KERNEL: 2, BIAS: 2}
+    start, after, _ = run(3, depths=depths, head_learning_rate=0.4, layer_decay=0.5)
+    total = {path: sum(g[path] for g in gradients(3)) for path in SHAPES}
+    for path, rate in {KERNEL: 0.025, BIAS: 0.025, HEAD: 0.4}.items():
+        np.testing.assert_allclose(after[path], start[path] - rate * total[path], rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_has_its_own_decay_and_a_bias_has_none() -> None:
+    start, after, _ = run(4, weight_decay=0.5, head_weight_decay=0.1)
+    for path, decay in {KERNEL: 0.5, BIAS: 0.0, HEAD: 0.1}.items():
+        expected = start[path]
+        for grads in gradients(4):
+            expected = expected * (1 - 0.1 * decay) - 0.1 * grads[path]
+        np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_l2_sp_pulls_what_was_pretrained_to_its_start_and_the_rest_to_zero() -> None:
+    start, after, optimizer = run(5, l2_sp=0.6, head_weight_decay=0.2)
+    for path in SHAPES:
+        toward = np.zeros_like(start[path]) if path == HEAD else start[path]
+        expected = start[path]
+        for grads in gradients(5):
+            decay = 0.2 if path == HEAD else 0.6
+            expected = expected - 0.1 * decay * (expected - toward) - 0.1 * grads[path]
+        np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-6)
+    assert set(optimizer.start) == {KERNEL, BIAS}
+    assert not any("start" in path for path in optimizer.variables)  # no checkpoint holds it
+
+
+def test_a_layer_with_new_weights_is_not_pulled_to_its_random_start() -> None:
+    _, _, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
+    assert set(optimizer.start) == {BIAS}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_settings_without_effect_leave_every_bit(name: str) -> None:
+    _, plain, _ = run(6, name=name)
+    _, same, _ = run(
+        6, name=name, l2_sp=0.0, layer_decay=1.0, head_learning_rate=0.1, head_weight_decay=0.0,
+        depths={KERNEL: 3},
+    )  # fmt: skip
+    _, other, _ = run(6, name=name, l2_sp=1e-3)
+    for path in SHAPES:
+        np.testing.assert_array_equal(plain[path], same[path])
+    assert not np.array_equal(plain[KERNEL], other[KERNEL])
+
+
+def test_the_average_follows_fast_at_first_and_moves_in_no_skipped_step() -> None:
+    start, _, _ = run(0)
+    _, _, optimizer = run(12, ema=0.4)
+    weights, averages = dict(start), dict(start)
+    for t, grads in enumerate(gradients(12)):
+        decay = min(0.4, (1 + t) / (10 + t))
+        for path in SHAPES:
+            weights[path] = weights[path] - 0.1 * grads[path]
+            averages[path] = decay * averages[path] + (1 - decay) * weights[path]
+    for path, average in optimizer.averages.items():
+        np.testing.assert_allclose(average, averages[path], rtol=1e-5, atol=1e-6)
+        assert optimizer.variables[f"optimizer/ema/{path}"] is average
+    optimizer.apply([tf.fill(shape, np.nan) for shape in SHAPES.values()], tf.constant(0.1))
+    for path, average in optimizer.averages.items():
+        np.testing.assert_allclose(average, averages[path], rtol=1e-5, atol=1e-6)
+
+
+def test_within_averaged_the_variables_hold_the_averages_and_afterwards_every_bit_is_back() -> None:
+    ours = variables()
+    config = OptimizerConfig(learning_rate=0.1, ema=0.9)
+    optimizer = optim.Optimizer(config, ours, scale_loss=False)
+    optimizer.apply([tf.ones(shape) for shape in SHAPES.values()], tf.constant(0.1))
+    before = {path: v.numpy() for path, v in ours.items()}
+    with optimizer.averaged():
+        for path, variable in ours.items():
+            np.testing.assert_array_equal(variable, optimizer.averages[path])
+            assert not np.array_equal(variable, before[path])
+    for path, variable in ours.items():
+        np.testing.assert_array_equal(variable, before[path])
+
+
+def test_depth_counts_layers_with_a_kernel_from_the_top() -> None:
+    backbone = registry.lookup(registry.BACKBONES, "tiny")
+    config = ModelConfig(backbone="tiny", weights="random", train_from="all")
+    net = model.build(backbone, config, image_size=32, num_classes=3, seed=0)
+    assert net.depths == {
+        f"backbone/block{k}_conv1/{name}": 4 - k for k in (1, 2, 3) for name in ("kernel", "bias")
+    }

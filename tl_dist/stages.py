@@ -1,0 +1,48 @@
+"""A run as a sequence of stages: which part is trained, from which step to which, by which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tl_dist.config import Config, OptimizerConfig, StageConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `first_step` to `end` (exclusive) train everything from `train_from` on; a schedule begins anew in each."""
+
+    number: int
+    train_from: str
+    optimizer: OptimizerConfig
+    first_step: int
+    end: int
+
+
+def plan(cfg: Config, steps_of: Callable[[float], int]) -> list[Stage]:
+    """The stages of a run, one after another; `steps_of` gives the whole steps of a number of epochs."""
+    if not cfg.stages:
+        end = cfg.steps or steps_of(cfg.epochs or 1.0)
+        return [Stage(0, cfg.model.train_from, cfg.optimizer, 0, end)]
+    found: list[Stage] = []
+    for number, settings in enumerate(cfg.stages):
+        first = found[-1].end if found else 0
+        end = first + (settings.steps or steps_of(settings.epochs or 1.0))
+        found.append(Stage(number, settings.train_from, _optimizer(cfg.optimizer, settings), first, end))
+    return found
+
+
+def at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage of the last of `step` steps done; the first where none is."""
+    return next((stage for stage in stages if step <= stage.end), stages[-1])
+
+
+def _optimizer(common: OptimizerConfig, stage: StageConfig) -> OptimizerConfig:
+    changes: dict[str, object] = {}
+    if stage.learning_rate is not None:  # of the head too, unless the stage says otherwise
+        changes = {"learning_rate": stage.learning_rate, "head_learning_rate": None}
+    if stage.head_learning_rate is not None:
+        changes["head_learning_rate"] = stage.head_learning_rate
+    if stage.schedule is not None:
+        changes["schedule"] = stage.schedule
+    return common.model_copy(update=changes)
