@@ -48,6 +48,9 @@ class DataConfig(Section):
     """cifar100 only"""
     augment: tuple[Literal["flip", "dihedral", "pad_crop", "random_resized_crop", "brightness"], ...] = ()
     """applied in this order, seeded by (seed, position)"""
+    max_bad: Annotated[int, Field(ge=0)] | None = None
+    """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
+    0.01 % of all"""
     num_examples: PositiveInt = 1024
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -247,7 +250,8 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
-    del values["data"]["path"]
+    for key in ("path", "max_bad"):
+        del values["data"][key]
     return values
 
 

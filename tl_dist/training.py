@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tl_dist import agreement, loop, optim, step
@@ -36,7 +37,7 @@ def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | Non
         checkpointer = stack.enter_context(_checkpointer(session, job, stack)) if first else None
         session.run.beat(session.parallel.rank, "starting", 0)
         session.prove_agreement()
-        notes: list[str] = []
+        notes = [_quarantined(session)] if session.bad else []
         if checkpointer is not None:
             commit = session.restore(notes.append)
             checkpointer.last_commit = commit.step if commit else None
@@ -114,8 +115,18 @@ class Attempt:
             every[partial(self.evaluate, "validation")] = evaluate_every
         if cfg.checkpoint.every_steps:
             every[self._commit] = cfg.checkpoint.every_steps
+        with session.naming_bad_examples("train", partial(_upcoming, session)):
+            if not self._train(every):
+                return False
+        # The weights are final: keep them before spending time on figures.
+        self._commit()
+        return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
+
+    def _train(self, every: Mapping[Callable[[], bool], int]) -> bool:
+        """All steps, and what falls due between them; False when asked to stop."""
+        session = self._session
         self._show_images()
-        for report in self._reports([cfg.report.every_steps, *every.values()]):
+        for report in self._reports([session.cfg.report.every_steps, *every.values()]):
             session.run.beat(session.parallel.rank, "reporting", report.step)
             failpoint("train.chunk_done")
             self._recorder.report(report)
@@ -126,9 +137,7 @@ class Attempt:
                 if loop.is_due(report.step, period) and not event():
                     return False
             session.run.beat(session.parallel.rank, "stepping", report.step)
-        # The weights are final: keep them before spending time on figures.
-        self._commit()
-        return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
+        return True
 
     def evaluate(self, split: str) -> bool:
         """Figures of a whole split, written down once per step; False when asked to stop before the end."""
@@ -202,15 +211,16 @@ def evaluate(
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
-    return loop.evaluate(
-        split,
-        source.num_examples,
-        -(-source.num_examples // batch),
-        parallel.feed(batches),
-        evaluate_batch,
-        parallel,
-        stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
-    )
+    with session.naming_bad_examples(split, lambda: range(source.num_examples)):
+        return loop.evaluate(
+            split,
+            source.num_examples,
+            -(-source.num_examples // batch),
+            parallel.feed(batches),
+            evaluate_batch,
+            parallel,
+            stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
+        )
 
 
 def evaluate_commit(session: Session, split: str) -> Evaluation:
@@ -246,6 +256,14 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         dropout=session.cfg.model.dropout,
         threads=session.threads,
     )
+
+
+def _upcoming(session: Session) -> Iterator[int]:
+    """The examples of this worker from the last report on, in the order in which it reads them, for one epoch."""
+    parallel, order = session.parallel, session.order
+    rows = np.array(rows_of(parallel.rank, parallel.world_size, order.global_batch))
+    for at in range(session.state.step, session.state.step + order.steps(1.0)):
+        yield from order.index(order.positions(at, rows)).numpy().tolist()
 
 
 def _stop_requested(session: Session, phase: str) -> bool:
@@ -285,6 +303,13 @@ def _recorder(
         meta={"versions": agreement.versions(), "precision": session.precision},
         commit_every_s=cfg.checkpoint.every_s,
     )
+
+
+def _quarantined(session: Session) -> str:
+    first, num = session.bad[0], len(session.bad)
+    several = "s" if num > 1 else ""
+    file = session.run.quarantine_file.name
+    return f"{num} bad example{several} in {file}, first {first.id}: {first.reason}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
