@@ -44,6 +44,10 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.25
     """for datasets without an official test split"""
     split_seed: int = 0
+    split: str | None = None
+    """manifest that `tl-dist data split` wrote: divides the examples instead of the fractions"""
+    fold: PositiveInt | None = None
+    """of a manifest with folds, the one to test on, from 1"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
     augment: tuple[Literal["flip", "dihedral", "pad_crop", "random_resized_crop", "brightness"], ...] = ()
@@ -216,7 +220,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
 
     Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
-    `data.path` and `model.weights` are taken from the working directory and made absolute.
+    `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -232,6 +236,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if "name" not in data:
         data["name"] = path.name.removesuffix(path.suffix)
     _absolute(data, "data", "path", lambda text: True)
+    _absolute(data, "data", "split", lambda text: True)
     _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
@@ -250,7 +255,7 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
-    for key in ("path", "max_bad"):
+    for key in ("path", "split", "max_bad"):
         del values["data"][key]
     return values
 

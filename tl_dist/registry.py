@@ -26,6 +26,7 @@ DATASETS: Mapping[str, str] = {
 
 CURATION: Mapping[str, str] = {
     "inspect": "tl_dist.curation.inspection:inspect",
+    "split": "tl_dist.curation.split:split",
     "verify": "tl_dist.curation.verification:verify",
 }
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,6 +19,7 @@ from tl_dist.data import pipeline
 from tl_dist.data.order import Order
 from tl_dist.data.undecodable import READ_ERRORS, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
+from tl_dist.datasets.division import open_splits
 from tl_dist.durable import write_atomically
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
@@ -33,7 +35,7 @@ class Session:
         self.cfg: Config = config.load(run.config_file)
         self.threads = _start_tensorflow(self.cfg, local_workers)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
-        self.opened: Splits = registry.lookup(registry.DATASETS, self.cfg.data.name)(self.cfg.data)
+        self.opened, self._split_digest = open_splits(self.cfg.data)
         """the splits as the dataset has them; `splits` is what can be read of them"""
         self.bad, self.splits = self._screen()
         self.precision = precision.resolve(self.cfg.precision)
@@ -164,7 +166,7 @@ class Session:
 
     def prove_agreement(self) -> None:
         """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
-        facts = {
+        facts: dict[str, Any] = {
             "trajectory": config.trajectory(self.cfg),
             "precision": self.precision,
             "data": {name: source.fingerprint for name, source in self.opened.items()},
@@ -173,6 +175,8 @@ class Session:
             "frozen_sha256": self.model.frozen_digest(),
             "collectives": agreement.plan(self.model.trainable),
         }
+        if self._split_digest is not None:
+            facts["split"] = self._split_digest
         used = {name: source.fingerprint for name, source in self.splits.items()}
         agreement.agree(self.parallel, {**facts, "used": used, "versions": agreement.versions()})
         if self.parallel.rank == 0:

@@ -152,6 +152,7 @@ class Attempt:
     def _reports(self, periods: list[int]) -> Any:
         session = self._session
         rows = rows_of(session.parallel.rank, session.parallel.world_size, session.cfg.global_batch)
+        agreement.prove_rows(session.parallel, rows, session.cfg.global_batch)
         # Kept until the process ends: destroying an iterator waits for its threads, and was seen to hang.
         self._batches = session.parallel.feed(_train_batches(session, rows, session.read_train))
         return loop.train(

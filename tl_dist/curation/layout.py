@@ -10,8 +10,9 @@ from pathlib import Path
 from tl_dist import config
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
+from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.registry import DATASETS, lookup
+from tl_dist.registry import DATASETS
 
 _SHARD = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
 
@@ -61,4 +62,4 @@ def opened(path: Path) -> tuple[DataConfig, Splits]:
     """The data set of a config (.yaml), or the one that lies at `path`."""
     is_config = path.suffix in (".yaml", ".yml") and path.is_file()
     data = config.load(path).data if is_config else recognise(path)
-    return data, lookup(DATASETS, data.name)(data)
+    return data, open_splits(data)[0]

@@ -64,5 +64,31 @@ def verify(
     return ExitCode.DONE if found["ok"] else ExitCode.DATA
 
 
+@data_app.command()
+def split(
+    path: DataPath,
+    test: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
+    validation: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
+    folds: Annotated[int | None, typer.Option(min=2, help="folds for cross-validation, instead")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="regular expression on ids: what matches alike stays together")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),
+    as_json: AsJson = False,
+) -> int:
+    """Divide a data set by class (and group) into a manifest that `data.split` uses."""
+    from rich.console import Console
+
+    from tl_dist.launch import data_split
+
+    made = data_split.split(path, to, test=test, validation=validation, folds=folds, group=group, seed=seed)
+    if as_json:
+        _write(made)
+    else:
+        data_split.show(made, Console(highlight=False))
+    return ExitCode.DONE
+
+
 def _write(facts: object) -> None:
     sys.stdout.write(json.dumps(facts, indent=1) + "\n")
