@@ -20,7 +20,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
-from tl_dist.state import Evaluation, Report
+from tl_dist.state import Batch, Evaluation, Report
 
 Listen = Callable[[Mapping[str, Any]], None]
 
@@ -247,7 +247,7 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
 
 
 def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.data.Dataset:
-    return pipeline.train_batches(
+    batches = pipeline.train_batches(
         read,
         session.order,
         rows=rows,
@@ -257,6 +257,16 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         dropout=session.cfg.model.dropout,
         threads=session.threads,
     )
+    return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches
+
+
+def _through_failpoint(batch: Batch) -> Batch:
+    def reach() -> np.int32:
+        failpoint("data.batch")
+        return np.int32(0)
+
+    with tf.control_dependencies([tf.numpy_function(reach, [], tf.int32)]):
+        return Batch(*[tf.identity(field) for field in batch])
 
 
 def _upcoming(session: Session) -> Iterator[int]:

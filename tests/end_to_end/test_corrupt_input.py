@@ -89,3 +89,14 @@ def test_another_image_is_refused_between_attempts(workspace: Workspace) -> None
     workspace.run("trial").done_file.unlink()
     said = workspace.train("trial", *options(), "steps=20", expect=78)
     assert "data.train" in said
+
+
+def test_a_delay_in_the_data_of_one_rank_is_put_down_to_it(workspace: Workspace) -> None:
+    argv = workspace.argv("trial", *options("horovod"), "report.every_steps=10")
+    process = workspace.start(argv, TL_FAILPOINT="data.batch@1=sleep=0.1", TL_ALLOW_FAILPOINTS="1")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    shares = [record["data_wait_shares"] for record in records(workspace.run("trial"), "train")][1:]
+    assert len(shares) >= 3
+    for first, second in shares:
+        assert second > 0.6 and first < 0.2
