@@ -57,6 +57,23 @@ def agree(parallel: DataParallel, facts: Mapping[str, Any]) -> None:
                 )
 
 
+def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
+    """Refuses (70) unless each row of the global batch is read by exactly one worker; `rows` are this one's."""
+    readers = np.zeros(global_batch)
+    readers[rows.start : rows.stop] += 1
+    totals = parallel.total({"readers": readers, "rows": len(rows)})
+    wrong = np.flatnonzero(np.rint(totals["readers"]) != 1)
+    if wrong.size or round(float(totals["rows"])) != global_batch:
+        row = int(wrong[0]) if wrong.size else global_batch
+        raise Refusal(
+            f"row {row} of each batch of {global_batch} is read by {round(float(totals['readers'][row]))} workers"
+            if wrong.size
+            else f"workers read {round(float(totals['rows']))} rows of each batch of {global_batch}.",
+            fix="report this as a bug: the workers do not share the batch as they must.",
+            code=ExitCode.INTERNAL,
+        )
+
+
 def compare_weights(checksums: np.ndarray, names: Sequence[str], step: int) -> None:
     """Refuses (76, to restart from the last commit) when the weights of two replicas differ.
 

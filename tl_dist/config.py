@@ -71,6 +71,10 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.25
     """for datasets without an official test split"""
     split_seed: int = 0
+    split: str | None = None
+    """manifest that `tl-dist data split` wrote: divides the examples instead of the fractions"""
+    fold: PositiveInt | None = None
+    """of a manifest with folds, the one to test on, from 1"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
     augment: tuple[
@@ -82,6 +86,9 @@ class DataConfig(Section):
     ] = ()  # fmt: skip
     """applied in this order, seeded by (seed, position)"""
     augmentation: AugmentConfig = AugmentConfig()
+    max_bad: Annotated[int, Field(ge=0)] | None = None
+    """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
+    0.01 % of all"""
     num_examples: PositiveInt = 1024
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -318,7 +325,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
 
     Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
-    `data.path` and `model.weights` are taken from the working directory and made absolute.
+    `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -334,6 +341,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if "name" not in data:
         data["name"] = path.name.removesuffix(path.suffix)
     _absolute(data, "data", "path", lambda text: True)
+    _absolute(data, "data", "split", lambda text: True)
     _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
@@ -352,7 +360,8 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
-    del values["data"]["path"]
+    for key in ("path", "split", "max_bad"):
+        del values["data"][key]
     return values
 
 

@@ -83,6 +83,8 @@ def _data(cfg: Config) -> Iterator[Broken]:
             "leave nothing to train on.",
             "make their sum less than 1.",
         )
+    if data.fold is not None and data.split is None:
+        yield Broken(("data", "fold"), "data.fold needs data.split.", "add 'split: FILE' or remove 'fold'.")
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")

@@ -80,6 +80,10 @@ class Failpoint:
             if rule.applies(name, self._rank):
                 _act(rule, path)
 
+    def names(self, name: str) -> bool:
+        """Whether a rule is about this place: what costs time to make one can be left out."""
+        return any(rule.name == name for rule in self._rules)
+
     def _refuse(self, what: str, fix: str) -> None:
         self._refusal = Refusal(what, fix=fix, code=ExitCode.USAGE)
 

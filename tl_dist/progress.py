@@ -222,6 +222,9 @@ def parse_records(text: bytes) -> Iterator[dict[str, Any]]:
             yield record
 
 
+_RANKS_SHOWN = 4
+
+
 def _parts(record: Record) -> dict[str, str]:
     """The parts of a progress line by name, in order."""
     parts = {"place": f"step {_count(record, 'step')}/{_count(record, 'total_steps')}"}
@@ -240,7 +243,7 @@ def _parts(record: Record) -> dict[str, str]:
     if workers > 1:
         parts["workers"] = f"({workers} workers)"
     if "data_wait_share" in record:
-        shares = [f"data {100 * float(record['data_wait_share']):.0f} %"]
+        shares = [_data_wait(record)]
         if workers > 1 and "reduction_share" in record:
             shares.append(f"reduce {100 * float(record['reduction_share']):.0f} %")
         parts["shares"] = " ".join(shares)
@@ -251,6 +254,17 @@ def _parts(record: Record) -> dict[str, str]:
     if record.get("eta_s") is not None:
         parts["eta"] = f"ETA {_clock_time(float(record['eta_s']))}"
     return parts
+
+
+def _data_wait(record: Record) -> str:
+    """The share of the time that was spent waiting for data: of each rank, or of many the largest and its rank."""
+    largest = f"{100 * float(record['data_wait_share']):.0f}"
+    ranks = [100 * float(share) for share in record.get("data_wait_shares", ())]
+    if len(ranks) < 2:
+        return f"data {largest} %"
+    if len(ranks) > _RANKS_SHOWN:
+        return f"data {largest} % (rank {ranks.index(max(ranks))})"
+    return f"data {'/'.join(f'{share:.0f}' for share in ranks)} %"
 
 
 def _joined(parts: Mapping[str, str]) -> Iterator[str]:

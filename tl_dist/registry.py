@@ -1,4 +1,4 @@
-"""Three tables from a name in the config to the code behind it, as strings: nothing is imported until `lookup`."""
+"""Tables from a name in the config to the code behind it, as strings: nothing is imported until `lookup`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ DATASETS: Mapping[str, str] = {
     "elpv": "tl_dist.datasets.elpv:open_elpv",
     "image_folder": "tl_dist.datasets.image_folder:open_image_folder",
     "synthetic": "tl_dist.datasets.synthetic:open_synthetic",
+}
+
+CURATION: Mapping[str, str] = {
+    "inspect": "tl_dist.curation.inspection:inspect",
+    "split": "tl_dist.curation.split:split",
+    "verify": "tl_dist.curation.verification:verify",
 }
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {

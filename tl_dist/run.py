@@ -50,6 +50,7 @@ class RunDir:
         self.attempts = self.path / "attempts"
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.quarantine_file = self.path / "quarantine.jsonl"
         self.tensorboard = self.path / "tb"
         self.logs = self.path / "logs"
         self.heartbeats = self.path / "heartbeats"
@@ -171,7 +172,14 @@ class RunDir:
         return [self.path, *below]
 
     def _refuse_links(self) -> None:
-        for path in (self.config_file, self.identity_file, self.metrics_file, self.stop_file, self.done_file):
+        for path in (
+            self.config_file,
+            self.identity_file,
+            self.metrics_file,
+            self.quarantine_file,
+            self.stop_file,
+            self.done_file,
+        ):
             if path.is_symlink():
                 raise _unsafe(path, "is a symbolic link", "remove the link.")
 

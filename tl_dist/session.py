@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,9 +17,11 @@ from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.data import pipeline
 from tl_dist.data.order import Order
-from tl_dist.datasets import Splits, manifest
+from tl_dist.data.undecodable import READ_ERRORS, undecodable
+from tl_dist.datasets import Splits, manifest, quarantine
+from tl_dist.datasets.division import open_splits
 from tl_dist.durable import write_atomically
-from tl_dist.parallel import DataParallel
+from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.state import TrainState
@@ -30,7 +35,9 @@ class Session:
         self.cfg: Config = config.load(run.config_file)
         self.threads = _start_tensorflow(self.cfg, local_workers)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
-        self.splits: Splits = registry.lookup(registry.DATASETS, self.cfg.data.name)(self.cfg.data)
+        self.opened, self._split_digest = open_splits(self.cfg.data)
+        """the splits as the dataset has them; `splits` is what can be read of them"""
+        self.bad, self.splits = self._screen()
         self.precision = precision.resolve(self.cfg.precision)
         train = self.splits["train"]
         self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
@@ -55,6 +62,48 @@ class Session:
     def parts_left(self) -> list[stages.Stage]:
         """The stages that have steps to do; the last, for its evaluation, where none has."""
         return [stage for stage in self.stages if stage.end > self.state.step] or [self.stages[-1]]
+
+    def _screen(self) -> tuple[list[quarantine.Bad], Splits]:
+        """What cannot be read, by its header or since an earlier attempt failed on it, and the splits without it."""
+        (known, *_) = self.parallel.gather(json.dumps(quarantine.read(self.run.quarantine_file)).encode())
+        found = quarantine.screen(
+            self.opened,
+            cache=self.run.path.parent / "header_checks",
+            rank=self.parallel.rank,
+            world_size=self.parallel.world_size,
+            gather=self.parallel.gather,
+        )
+        bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], found)
+        if bad and self.parallel.rank == 0:
+            quarantine.write(self.run.quarantine_file, bad)
+        quarantine.refuse_beyond(quarantine.budget(self.cfg.data.max_bad, self.opened), bad)
+        return bad, quarantine.without(self.opened, bad)
+
+    @contextmanager
+    def naming_bad_examples(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
+        """A failure inside, of which an example of `split` is the cause, names it and puts it in quarantine.
+
+        `indices` gives the examples that were being read. The refusal is restartable: the next attempt goes on from
+        the last commit without them.
+        """
+        try:
+            yield
+        except READ_ERRORS:
+            source = self.splits[split]
+            found = undecodable(source, indices(), self.threads)
+            if not found:
+                raise
+            bad = [quarantine.bad_example(split, source, index, fault) for index, fault in found.items()]
+            known = quarantine.merged(quarantine.read(self.run.quarantine_file), bad)
+            quarantine.write(self.run.quarantine_file, known)
+            quarantine.refuse_beyond(quarantine.budget(self.cfg.data.max_bad, self.opened), known)
+            raise Refusal(
+                f"{bad[0].id} {bad[0].reason}"
+                + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
+                + f": put in {self.run.quarantine_file.name}.",
+                fix="the same command goes on from the last commit without it; restore the file for the next run.",
+                code=ExitCode.INTERNAL,
+            ) from None
 
     def _build_model(self, backbone: Backbone) -> None:
         cfg = self.cfg
@@ -111,16 +160,18 @@ class Session:
         prefix = features.Prefix(self.model.take_prefix(), self.image_size, facts)
         for name, source in self.splits.items():
             views = cfg.data.augment if name == "train" else ()
-            found = features.cached(
-                source,
-                prefix,
-                views,
-                root=self.run.path.parent / "features",
-                split=name,
-                parallel=self.parallel,
-                stop_requested=stop_requested,
-                say=say,
-            )
+            share = rows_of(self.parallel.rank, self.parallel.world_size, source.num_examples)
+            with self.naming_bad_examples(name, partial(iter, share)):
+                found = features.cached(
+                    source,
+                    prefix,
+                    views,
+                    root=self.run.path.parent / "features",
+                    split=name,
+                    parallel=self.parallel,
+                    stop_requested=stop_requested,
+                    say=say,
+                )
             if found is None:
                 return False
             if name == "train":
@@ -144,21 +195,24 @@ class Session:
 
     def prove_agreement(self) -> None:
         """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
-        facts = {
+        facts: dict[str, Any] = {
             "trajectory": config.trajectory(self.cfg),
             "precision": self.precision,
-            "data": {name: source.fingerprint for name, source in self.splits.items()},
+            "data": {name: source.fingerprint for name, source in self.opened.items()},
             "class_names": list(self.splits["train"].class_names),
             "weights_sha256": self.weights_sha256,
             "frozen_sha256": self.whole.frozen_digest(),
             "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
             "collectives": agreement.plan(self.whole.moving),
         }
-        agreement.agree(self.parallel, {**facts, "versions": agreement.versions()})
+        if self._split_digest is not None:
+            facts["split"] = self._split_digest
+        used = {name: source.fingerprint for name, source in self.splits.items()}
+        agreement.agree(self.parallel, {**facts, "used": used, "versions": agreement.versions()})
         if self.parallel.rank == 0:
             # Newer libraries may go on with a run; other data, weights or settings may not.
             self.run.freeze_identity(facts)
-            write_atomically(self.run.path / "split.json", json.dumps(manifest(self.splits)).encode())
+            write_atomically(self.run.path / "split.json", json.dumps(manifest(self.opened)).encode())
 
     def restore(self, log: Callable[[str], None]) -> checkpoint.Commit | None:
         """Set the state to the newest valid commit, where there is one. Rank 0 does it; the others follow.

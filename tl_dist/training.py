@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tl_dist import agreement, audit, loop, optim, step
@@ -20,7 +21,7 @@ from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
 from tl_dist.stages import Stage, at
-from tl_dist.state import Evaluation, Report
+from tl_dist.state import Batch, Evaluation, Report
 
 Listen = Callable[[Mapping[str, Any]], None]
 
@@ -37,7 +38,7 @@ def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | Non
         checkpointer = stack.enter_context(_checkpointer(session, job, stack)) if first else None
         session.run.beat(session.parallel.rank, "starting", 0)
         session.prove_agreement()
-        notes: list[str] = []
+        notes = [_quarantined(session)] if session.bad else []
         if checkpointer is not None:
             commit = session.restore(notes.append)
             checkpointer.last_commit = commit.step if commit else None
@@ -133,8 +134,21 @@ class Attempt:
             every[partial(self.evaluate, "validation")] = evaluate_every
         if cfg.checkpoint.every_steps:
             every[self._commit] = cfg.checkpoint.every_steps
+        with session.naming_bad_examples("train", partial(_upcoming, session)):
+            if not self._train(every):
+                return False
+        # The weights of the stage are final: keep them before spending time on figures or on another prefix.
+        self._commit()
+        if self._stage is not session.stages[-1]:
+            return True
+        self._audit()
+        return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
+
+    def _train(self, every: Mapping[Callable[[], bool], int]) -> bool:
+        """All steps, and what falls due between them; False when asked to stop."""
+        session = self._session
         self._show_images()
-        for report in self._reports([cfg.report.every_steps, *every.values()]):
+        for report in self._reports([session.cfg.report.every_steps, *every.values()]):
             session.run.beat(session.parallel.rank, "reporting", report.step)
             failpoint("train.chunk_done")
             self._recorder.report(report)
@@ -145,12 +159,7 @@ class Attempt:
                 if loop.is_due(report.step, period) and not event():
                     return False
             session.run.beat(session.parallel.rank, "stepping", report.step)
-        # The weights of the stage are final: keep them before spending time on figures or on another prefix.
-        self._commit()
-        if self._stage is not session.stages[-1]:
-            return True
-        self._audit()
-        return all(self.evaluate(split) for split in ("validation", "test") if split in session.splits)
+        return True
 
     def evaluate(self, split: str) -> bool:
         """Figures of a whole split, written down once per step; False when asked to stop before the end."""
@@ -165,6 +174,7 @@ class Attempt:
     def _reports(self, periods: list[int]) -> Any:
         session = self._session
         rows = rows_of(session.parallel.rank, session.parallel.world_size, session.cfg.global_batch)
+        agreement.prove_rows(session.parallel, rows, session.cfg.global_batch)
         # Kept until the process ends: destroying an iterator waits for its threads, and was seen to hang.
         batches = session.parallel.feed(_train_batches(session, rows, session.read_train))
         session.kept.append(batches)
@@ -235,7 +245,10 @@ def evaluate(
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
-    with session.optimizer.averaged(session.stage.number):
+    with (
+        session.naming_bad_examples(split, lambda: range(source.num_examples)),
+        session.optimizer.averaged(session.stage.number),
+    ):
         return loop.evaluate(
             split,
             source.num_examples,
@@ -271,7 +284,7 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
 
 
 def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.data.Dataset:
-    return pipeline.train_batches(
+    batches = pipeline.train_batches(
         read,
         session.order,
         rows=rows,
@@ -281,6 +294,24 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         dropout=session.cfg.model.dropout,
         threads=session.threads,
     )
+    return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches
+
+
+def _through_failpoint(batch: Batch) -> Batch:
+    def reach() -> np.int32:
+        failpoint("data.batch")
+        return np.int32(0)
+
+    with tf.control_dependencies([tf.numpy_function(reach, [], tf.int32)]):
+        return Batch(*[tf.identity(field) for field in batch])
+
+
+def _upcoming(session: Session) -> Iterator[int]:
+    """The examples of this worker from the last report on, in the order in which it reads them, for one epoch."""
+    parallel, order = session.parallel, session.order
+    rows = np.array(rows_of(parallel.rank, parallel.world_size, order.global_batch))
+    for step_number in range(session.state.step, session.state.step + order.steps(1.0)):
+        yield from order.index(order.positions(step_number, rows)).numpy().tolist()
 
 
 def _stop_requested(session: Session, phase: str) -> bool:
@@ -320,6 +351,13 @@ def _recorder(
         meta={"versions": agreement.versions(), "precision": session.precision},
         commit_every_s=cfg.checkpoint.every_s,
     )
+
+
+def _quarantined(session: Session) -> str:
+    first, num = session.bad[0], len(session.bad)
+    several = "s" if num > 1 else ""
+    file = session.run.quarantine_file.name
+    return f"{num} bad example{several} in {file}, first {first.id}: {first.reason}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

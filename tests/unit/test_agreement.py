@@ -59,3 +59,32 @@ def test_versions_name_the_code_itself() -> None:
     found = agreement.versions()
     assert len(found["code"]) == 16
     assert found["keras"].startswith("3.")
+
+
+class TwoRanks:
+    """A total over this rank and one that reads `others`."""
+
+    def __init__(self, others: range, global_batch: int) -> None:
+        self._readers = np.zeros(global_batch)
+        self._readers[others.start : others.stop] = 1
+        self._rows = len(others)
+
+    def total(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {"readers": values["readers"] + self._readers, "rows": np.float64(values["rows"] + self._rows)}
+
+
+def test_rows_that_are_shared_out_pass() -> None:
+    agreement.prove_rows(TwoRanks(range(4, 7), 7), range(4), 7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (range(3, 7), "row 3 of each batch of 7 is read by 2 workers"),
+        (range(5, 7), "row 4 of each batch of 7 is read by 0 workers"),
+        (range(4, 9), "workers read 9 rows of each batch of 7"),
+    ],
+)
+def test_rows_that_overlap_or_are_left_out_are_refused(others: range, said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        agreement.prove_rows(TwoRanks(others, 7), range(4), 7)  # type: ignore[arg-type]

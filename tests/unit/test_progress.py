@@ -54,6 +54,13 @@ def test_one_worker_has_no_reduction_and_trouble_is_shown() -> None:
     assert line.endswith("| 2,310 img/s | data 3 % | skipped 2 | scale 1024")
 
 
+def test_the_rank_that_waits_for_data_is_named() -> None:
+    few = progress_line(RECORD | {"data_wait_shares": [0.01, 0.03, 0.0]})
+    assert "| data 1/3/0 % reduce" in few
+    many = progress_line(RECORD | {"data_wait_shares": [0.01, 0.0, 0.03, 0.0, 0.02]})
+    assert "| data 3 % (rank 2) reduce" in many
+
+
 def test_the_last_epoch_is_not_counted_beyond_the_end() -> None:
     assert progress_line(RECORD | {"epoch": 10.0}).startswith("epoch 10/10 ")
     assert progress_line(RECORD | {"epoch": 0.4, "epochs": 0.5}).startswith("epoch 1/0.5 ")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import host_tensor
+from tl_dist.datasets.location import Location
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -48,6 +49,10 @@ class FileSource:
         for name, size, label in zip(self.ids, self.sizes, self.labels, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{label}\n".encode())
         return digest.hexdigest()
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image of an example lies."""
+        return Location(self.root / self.ids[index])
 
     @cached_property
     def _tensors(self) -> tuple[Any, Any]:

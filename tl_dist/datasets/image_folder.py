@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
-from tl_dist.datasets.files import FileSource, directory_of, size_of
+from tl_dist.datasets.files import FileSource, directory_of
 from tl_dist.datasets.split import divide
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -135,9 +135,17 @@ def _images(
         if entry.is_dir():
             yield from _images(folder / entry.name, name, left_out, above | {place})
         elif suffix in READABLE:
-            yield _Image(name, size_of(folder / entry.name))
+            yield _Image(name, _size(entry))
         else:
             left_out.setdefault(suffix, []).append(name)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file; 0 for one that cannot be looked at, which is then quarantined like an empty one."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def _suffix(name: str) -> str:

@@ -1,7 +1,7 @@
 """Bring a run to its end: attempt after attempt, each from the last commit, as long as that helps.
 
 Nothing is repaired inside a running job: the first failure ends all workers, and the next attempt is a fresh
-one. How often is bounded: so many restarts in a row without a newer commit, with growing pauses, and none at
+one. How often is bounded: so many restarts in a row that brought no progress, with growing pauses, and none at
 all after a refusal, which another attempt would only repeat.
 """
 
@@ -50,14 +50,14 @@ def supervise(
     restarts = 0
     with signals_counted() as signals:
         while True:
-            committed = newest_commit(run)
+            before = _progress_of(run)
             end = Attempt(run, cfg, progress, signals, needs_marker).watch(launch)
             if end.rank is None and end.code in ORDERLY:
                 return ExitCode(end.code)
             _report(run, end, progress)
             if not end.restartable:
                 raise _final(end, end.code, run)
-            restarts = 0 if newest_commit(run) > committed else restarts
+            restarts = 0 if _progress_of(run) != before else restarts
             if restarts >= cfg.safety.max_restarts:
                 raise _final(end, ExitCode.NO_REQUEUE if restarts else end.code, run, restarts)
             restarts += 1
@@ -72,6 +72,12 @@ def supervise(
                 time.sleep(min(_POLL_S, pause_s))
             if signals.stop or run.stop_requested():
                 return ExitCode.REQUEUE
+
+
+def _progress_of(run: RunDir) -> tuple[int, int]:
+    """What an attempt may have brought: a newer commit, or one more example that is known to be bad."""
+    known = run.quarantine_file
+    return newest_commit(run), known.stat().st_size if known.exists() else 0
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""Splits that are written down: stratified, grouped, and used by id or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.memory_source import MemorySource
+from tests.unit.official_layouts import digits_32px, write_cifar10_binary, write_image_folder
+from tl_dist.config import DataConfig
+from tl_dist.datasets import manifest, quarantine
+from tl_dist.datasets.division import division, open_splits, read_manifest
+from tl_dist.launch.cli import main
+from tl_dist.refusal import ExitCode, Refusal
+
+NAMES = [f"digit {k}" for k in range(10)]
+
+
+def divided(pool: Any, **options: Any) -> dict[str, Any]:
+    return division(
+        pool, **{"test": 0.0, "validation": 0.0, "folds": None, "group": None, "seed": 0, **options}
+    )
+
+
+def labels_of(ids: list[str]) -> list[int]:
+    return np.bincount([int(i) % 3 for i in ids], minlength=3).tolist()  # type: ignore[no-any-return]
+
+
+def test_fractions_are_of_all_examples_and_of_each_class() -> None:
+    made = divided(MemorySource(300), test=0.2, validation=0.1)
+    counts = {name: labels_of(ids) for name, ids in made["splits"].items()}
+    assert counts == {"train": [70, 70, 70], "test": [20, 20, 20], "validation": [10, 10, 10]}
+    assert sorted(int(i) for ids in made["splits"].values() for i in ids) == list(range(300))
+    assert made == divided(MemorySource(300), test=0.2, validation=0.1)
+    assert made["splits"] != divided(MemorySource(300), test=0.2, validation=0.1, seed=1)["splits"]
+
+
+def test_folds_are_disjoint_complete_and_stratified() -> None:
+    folds = divided(MemorySource(300), folds=5)["folds"]
+    assert [labels_of(fold) for fold in folds] == [[20, 20, 20]] * 5
+    assert len({i for fold in folds for i in fold}) == 300
+
+
+@pytest.mark.parametrize("options", [{"folds": 4}, {"test": 0.25, "validation": 0.2}])
+def test_groups_stay_together(options: dict[str, Any]) -> None:
+    source = MemorySource(300)
+    source.ids = [f"module{k // 10}/{k}.png" for k in range(300)]
+    made = divided(source, group=r"(module\d+)/", **options)
+    parts = made.get("folds") or list(made["splits"].values())
+    modules = [{name.split("/")[0] for name in part} for part in parts]
+    assert all(modules) and sum(map(len, modules)) == len(set().union(*modules)) == 30
+    assert sum(map(len, parts)) == 300
+    for group, said in (("patient", "is not found in module0/0"), ("(", "no regular expression")):
+        with pytest.raises(Refusal, match=said):
+            divided(source, group=group, **options)
+
+
+def test_more_folds_than_examples_of_a_class_are_refused() -> None:
+    with pytest.raises(Refusal, match="20 folds need as many examples of each class; there are 10"):
+        divided(MemorySource(30), folds=20)
+
+
+@pytest.fixture
+def split_file(tmp_path: Path) -> Path:
+    """Folder data with a test split of its own, and a manifest that pools and divides it anew."""
+    root = tmp_path / "data"
+    write_image_folder(root / "train", digits_32px(100), NAMES)
+    write_image_folder(root / "test", digits_32px(60, start=100), NAMES)
+    file = tmp_path / "split.json"
+    assert main(["data", "split", str(root), "--test", "0.25", "--to", str(file), "--json"]) == 0
+    return file
+
+
+def config(split_file: Path, **options: Any) -> DataConfig:
+    path = str(split_file.parent / "data")
+    return DataConfig(name="image_folder", path=path, split=str(split_file), **options)
+
+
+def test_a_data_set_is_divided_by_the_manifest(split_file: Path) -> None:
+    splits, digest = open_splits(config(split_file))
+    written = read_manifest(split_file)
+    assert digest == written["digest"]
+    assert {name: list(source.ids) for name, source in splits.items()} == written["splits"]
+    assert {name: source.num_examples for name, source in splits.items()} == {"train": 120, "test": 40}
+    both = {name.split("/")[0] for name in splits["train"].ids}
+    assert both == {"train", "test"}
+    for source in splits.values():  # pixels and labels come from the file that the id names
+        for k, (image, label) in enumerate(tf.data.Dataset.range(source.num_examples).map(source.read)):
+            folder, name, number = source.ids[k].split("/")
+            origin = digits_32px(1, start=int(number[:5]) + (100 if folder == "test" else 0))
+            np.testing.assert_array_equal(image, origin.images[0])
+            assert NAMES[int(label)] == name and source.labels[k] == label
+    assert manifest(splits)["digest"] == manifest(open_splits(config(split_file))[0])["digest"]
+
+
+def test_the_quarantine_knows_the_files_of_a_pool(split_file: Path, tmp_path: Path) -> None:
+    splits, _ = open_splits(config(split_file))
+    victim = next(name for name in splits["test"].ids if name.startswith("test/"))
+    (tmp_path / "data" / victim).write_bytes(b"")
+    splits, _ = open_splits(config(split_file))
+    assert [(bad.split, bad.id) for bad in quarantine.screen(splits, cache=tmp_path / "cache")] == [
+        ("test", victim)
+    ]
+
+
+def test_another_data_set_or_a_changed_manifest_is_refused(split_file: Path) -> None:
+    content = json.loads(split_file.read_text())
+    content["splits"]["train"].pop()
+    split_file.with_name("changed.json").write_text(json.dumps(content))
+    with pytest.raises(Refusal, match="was changed: its digest") as refused:
+        open_splits(config(split_file.with_name("changed.json")))
+    assert refused.value.code == ExitCode.UNSAFE
+    split_file.with_name("text.json").write_text("no JSON")
+    with pytest.raises(Refusal, match="is no manifest"):
+        open_splits(config(split_file.with_name("text.json")))
+    next((split_file.parent / "data" / "train" / "digit 3").iterdir()).unlink()
+    with pytest.raises(Refusal, match="1 of its ids are not in this one, and 0 of this one") as refused:
+        open_splits(config(split_file))
+    assert refused.value.code == ExitCode.UNSAFE
+
+
+def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: Any) -> None:
+    write_cifar10_binary(tmp_path, digits_32px(150), digits_32px(50, start=150))
+    file = tmp_path / "folds.json"
+    assert main(["data", "split", str(tmp_path), "--folds", "4", "--to", str(file)]) == 0
+    assert "fold 4" in capsys.readouterr().out
+    data = DataConfig(name="cifar10", path=str(tmp_path), split=str(file), fold=2)
+    splits, _ = open_splits(data)
+    assert list(splits["test"].ids) == read_manifest(file)["folds"][1]
+    assert set(splits["train"].ids).isdisjoint(splits["test"].ids) and splits["train"].num_examples == 150
+    held_out, _ = open_splits(data.model_copy(update={"validation_fraction": 0.2}))
+    assert held_out["validation"].num_examples == 30
+    for fold in (None, 5):
+        with pytest.raises(Refusal, match="holds 4 folds"):
+            open_splits(data.model_copy(update={"fold": fold}))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--test", "0.9", "--validation", "0.3"], ["--folds", "3", "--test", "0.1"]]
+)
+def test_fractions_that_make_no_sense_are_refused(arguments: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert main(["data", "split", str(tmp_path), *arguments]) == ExitCode.USAGE
+    assert "Fix: such as --test" in " ".join(capsys.readouterr().err.split())

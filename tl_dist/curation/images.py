@@ -1,0 +1,51 @@
+"""The images of a source through Pillow, for processes that have no TensorFlow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tl_dist.datasets import Source, Splits, Subset
+from tl_dist.datasets.headers import MAX_PIXELS
+from tl_dist.datasets.location import Location, locator
+
+Stored = Location | NDArray[np.uint8]
+"""An encoded image on disk, or pixels [height, width, 3]."""
+
+
+def stored(source: Source) -> Iterator[Stored]:
+    """Each example of a source, as it is kept; nothing for a source that makes its images up."""
+    locate = locator(source)
+    if locate is not None:
+        yield from map(locate, range(source.num_examples))
+        return
+    pixels: Any = getattr(source.source if isinstance(source, Subset) else source, "images", None)
+    if pixels is not None:
+        rows = source.indices if isinstance(source, Subset) else range(source.num_examples)
+        yield from (pixels[k] for k in rows)
+
+
+def everything(splits: Splits) -> list[tuple[str, str, Stored]]:
+    """(split, id, image) of all examples."""
+    return [
+        (split, name, image)
+        for split, source in splits.items()
+        for name, image in zip(source.ids, stored(source), strict=False)
+    ]
+
+
+def opened(image: Stored) -> Image.Image:
+    """The image with its header read and its pixels not; OSError or Image.DecompressionBombError if that fails."""
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    with image.path.open("rb") as file:
+        file.seek(image.offset)
+        found = Image.open(io.BytesIO(file.read(-1 if image.length is None else image.length)))
+    if found.width * found.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{found.width} x {found.height} pixels")
+    return found

@@ -1,0 +1,69 @@
+"""After a failure in the middle of training: which example was it?"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import tensorflow as tf
+
+from tl_dist.datasets import Source
+from tl_dist.datasets.headers import Fault
+from tl_dist.datasets.location import locator
+
+READ_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.DataLossError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.UnimplementedError,
+)
+"""What reading an example can end with; others are those of devices and of lost peers."""
+
+LOOK_ON_S = 5.0  # for more, once one is found: each failure costs a restart
+
+
+def undecodable(source: Source, indices: Iterable[int], threads: int) -> dict[int, Fault]:
+    """The examples among `indices` that `source.read` cannot read, and why; read as the pipeline reads them.
+
+    Looks until it has found one, and then for another LOOK_ON_S.
+    """
+    locate = locator(source)
+    found: dict[int, Fault] = {}
+    until: float | None = None
+    with ThreadPoolExecutor(threads) as pool:
+        for block in _blocks(indices, 16 * threads):
+            for index, reason in zip(block, pool.map(lambda k: _failure(source, k), block), strict=True):
+                if reason is not None:
+                    found[index] = Fault(locate(index).offset if locate else 0, reason)
+            if found and until is None:
+                until = time.monotonic() + LOOK_ON_S
+            if until is not None and time.monotonic() >= until:
+                break
+    return found
+
+
+def _blocks(indices: Iterable[int], size: int) -> Iterator[list[int]]:
+    left = iter(indices)
+    while block := list(islice(left, size)):
+        yield block
+
+
+def _failure(source: Source, index: int) -> str | None:
+    try:
+        with tf.device("CPU:0"):
+            image: Any = source.read(tf.constant(index, tf.int64))[0]
+            image.numpy()
+    except READ_ERRORS as error:
+        return f"cannot be decoded: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+    text = " ".join((error.message or type(error).__name__).split())
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", text)[:160].rstrip(".")

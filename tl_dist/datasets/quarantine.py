@@ -1,0 +1,214 @@
+"""Examples that cannot be decoded: found, named, substituted in training and left out of evaluation.
+
+Training sees the next good example of the split instead, so the order of all others stays as it was and every
+worker count sees the same pixels. What is found belongs to the run, in quarantine.jsonl: it only grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.datasets import Source, Splits, Subset
+from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.location import Location, locator
+from tl_dist.durable import read_file, write_atomically
+from tl_dist.refusal import ExitCode, Refusal
+
+SCHEMA = 1  # raise it when a check of headers changes
+_MAX_FILE_BYTES = 256 << 20
+_THREADS = 8  # a check waits for the disk more than it computes
+_SHOWN = 10
+
+Gather = Callable[[bytes], list[bytes]]
+"""Every rank's bytes, in rank order, on every rank."""
+
+
+class Bad(NamedTuple):
+    """An example that is not used: its split and id, the byte of its file where the fault lies, and the fault."""
+
+    split: str
+    id: str
+    offset: int
+    reason: str
+
+
+def screen(
+    splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather | None = None
+) -> list[Bad]:
+    """Every example whose header shows that it cannot be decoded, in the order of splits and examples.
+
+    Each rank looks at its contiguous share, and all ranks get the same list. It is kept in the directory
+    `cache`, by the fingerprints of the splits and the times of their files: a second call looks at times alone.
+    """
+    gather = gather or (lambda text: [text])
+    places = [
+        (split, source, locate) for split, source in splits.items() if (locate := locator(source)) is not None
+    ]
+    if not places:
+        return []
+    stamps = gather(str(_stamp(places, rank, world_size)).encode())
+    facts = {
+        "schema": SCHEMA,
+        "data": {split: source.fingerprint for split, source, _ in places},
+        "files": sum(int(stamp) for stamp in stamps) % 2**64,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    file = cache / f"{key}.jsonl"
+    # Rank 0 alone looks for the file: on a network filesystem others may see it later.
+    (text, *_) = gather(_read(file) if rank == 0 else b"")
+    if text:
+        return list(_parse(text))
+    mine = [bad for place in places for bad in _check(*place, rank, world_size)]
+    everyone = gather(_format(mine))
+    order = {split: k for k, (split, _, _) in enumerate(places)}
+    found = sorted((bad for text in everyone for bad in _parse(text)), key=lambda bad: order[bad.split])
+    if rank == 0:
+        with suppress(OSError):  # then the next start looks again
+            cache.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, b"\n" + _format(found))
+    return found
+
+
+def read(file: Path) -> list[Bad]:
+    """What a quarantine.jsonl names; nothing where there is none. Refuses (78) a file that is no such thing."""
+    try:
+        return list(_parse(_read(file)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refusal(
+            f"{file} is not what tl-dist wrote ({error}).",
+            fix="restore it, or delete it to have all files looked at again.",
+            code=ExitCode.UNSAFE,
+        ) from error
+
+
+def write(file: Path, found: Sequence[Bad]) -> None:
+    """Put `found` in place of what the file holds."""
+    write_atomically(file, _format(found))
+
+
+def merged(*lists: Sequence[Bad]) -> list[Bad]:
+    """One entry for each example, the first that names it."""
+    return list(
+        {(bad.split, bad.id): bad for entries in reversed(lists) for bad in reversed(entries)}.values()
+    )[::-1]
+
+
+def budget(max_bad: int | None, splits: Splits) -> int:
+    """How many bad examples a run puts up with: `max_bad`, by default the larger of 100 and 0.01 % of all."""
+    return max(100, sum(s.num_examples for s in splits.values()) // 10_000) if max_bad is None else max_bad
+
+
+def refuse_beyond(most: int, found: Sequence[Bad]) -> None:
+    """Refuses (65) more than `most` bad examples, naming the first."""
+    if len(found) > most:
+        shown = "; ".join(f"{bad.id} {bad.reason}" for bad in found[:_SHOWN])
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise Refusal(
+            f"{len(found)} examples cannot be decoded, more than data.max_bad = {most}: {shown}{more}.",
+            fix="restore or delete these files (all are in quarantine.jsonl), or raise data.max_bad.",
+            code=ExitCode.DATA,
+        )
+
+
+def without(splits: Splits, found: Sequence[Bad]) -> Splits:
+    """The splits as they are used: "train" of the same size with substitutes, the others without bad examples.
+
+    Refuses (65) a split, or a class of "train", in which no good example is left.
+    """
+    usable: dict[str, Source] = {}
+    for split, source in splits.items():
+        names = {bad.id for bad in found if bad.split == split}
+        good = np.array([name not in names for name in source.ids]) if names else np.ones(0, bool)
+        if good.all():
+            usable[split] = source
+            continue
+        kept = np.flatnonzero(good)
+        lost = set(source.labels) - set(source.labels[kept]) if split == "train" else set()
+        if lost or not kept.size:
+            what = f"class '{source.class_names[min(lost)]}'" if lost and kept.size else f"split '{split}'"
+            raise Refusal(
+                f"no example of {what} can be decoded: {found[0].id} {found[0].reason}.",
+                fix="restore the files that quarantine.jsonl names.",
+                code=ExitCode.DATA,
+            )
+        usable[split] = Subset(source, substitutes(good) if split == "train" else kept)
+    return usable
+
+
+def substitutes(good: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each index itself where it is good, else the next good index, around the end; int64 [N]."""
+    kept = np.flatnonzero(good)
+    following = np.searchsorted(kept, np.arange(len(good)))
+    return kept[following % len(kept)].astype(np.int64)
+
+
+_Place = tuple[str, Source, Callable[[int], Location]]
+
+
+def _share(source: Source, rank: int, world_size: int) -> range:
+    num = source.num_examples
+    return range(num * rank // world_size, num * (rank + 1) // world_size)
+
+
+def _stamp(places: Sequence[_Place], rank: int, world_size: int) -> int:
+    """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it."""
+    total = 0
+    for split, source, locate in places:
+        stamps: dict[Path, str] = {}
+        for index in _share(source, rank, world_size):
+            path, offset, _ = locate(index)
+            if path not in stamps:
+                stamps = {path: _time_of(path)}  # neighbours share a file, if anybody does
+            text = f"{split}\0{index}\0{offset}\0{stamps[path]}"
+            total += int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return total % 2**64
+
+
+def _time_of(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return str(error.errno)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _check(
+    split: str, source: Source, locate: Callable[[int], Location], rank: int, world_size: int
+) -> Iterator[Bad]:
+    share = _share(source, rank, world_size)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        faults = pool.map(lambda index: fault(locate(index)), share, chunksize=64)
+        for index, found in zip(share, faults, strict=True):
+            if found is not None:
+                yield bad_example(split, source, index, found)
+
+
+def bad_example(split: str, source: Source, index: int, found: Fault) -> Bad:
+    """The entry for one example."""
+    return Bad(split, source.ids[index], found.offset, found.reason)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return read_file(file, max_bytes=_MAX_FILE_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+def _parse(text: bytes) -> Iterator[Bad]:
+    for line in text.splitlines():
+        if line:
+            yield Bad(**json.loads(line))
+
+
+def _format(found: Sequence[Bad]) -> bytes:
+    return "".join(json.dumps(bad._asdict()) + "\n" for bad in found).encode()

@@ -1,0 +1,45 @@
+"""`tl-dist data verify`: decode everything, with a progress bar, and list what is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tl_dist.registry import CURATION, lookup
+
+_SHOWN = 20
+
+
+def verify(path: Path, *, workers: int | None, distance: int, console: Console) -> dict[str, Any]:
+    """What was found, as JSON; the bar is drawn on `console` while it is looked for."""
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        found: dict[str, Any] = lookup(CURATION, "verify")(
+            path,
+            workers=workers or len(os.sched_getaffinity(0)),
+            distance=distance,
+            advance=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Each bad file with its offset and reason, the duplicates, and one line that sums up."""
+    for bad in found["bad"]:
+        console.print(Text(f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", "red"))
+    for kind, groups in (("the same pixels", found["equal"]), ("nearly the same", found["near"])):
+        for group in groups[:_SHOWN]:
+            console.print(Text(f"{kind}: {', '.join(group)}", "yellow"))
+        if len(groups) > _SHOWN:
+            console.print(f"and {len(groups) - _SHOWN} more groups of {kind} (--json lists all)")
+    console.print(
+        f"{found['num_examples']:,} examples of {found['kind']}: {len(found['bad'])} bad, "
+        f"{len(found['equal'])} groups of equal images, {len(found['near'])} nearly equal pairs, "
+        f"{found['leaks']} across splits"
+    )
