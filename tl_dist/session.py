@@ -35,6 +35,7 @@ class Session:
         self._build_model(registry.lookup(registry.BACKBONES, self.cfg.model.backbone))
         train = self.splits["train"]
         self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
+        self.evaluation_batch = self.cfg.evaluation.batch or self.cfg.global_batch
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
         self.total_steps = self.cfg.steps or self.order.steps(self.cfg.epochs or 1.0)
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})

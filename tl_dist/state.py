@@ -78,6 +78,10 @@ class Evaluation:
     num_correct: int
     mean_loss: float
     confusion: Sequence[Sequence[int]]  # [true class][predicted class]
+    logits: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """float32 [examples, classes], in the order of the split; None where they would not fit into memory"""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """what `figures.figures` says of them, on rank 0"""
 
     @property
     def accuracy(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tl_dist import agreement, loop, optim, step
+from tl_dist import agreement, loop, optim, predictions, step
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
@@ -100,7 +100,10 @@ class Attempt:
         )
         self._checksums = step.weight_checksums(session.model, parallel)
         self._evaluate_batch = step.evaluation_step(
-            session.model, step.Objective(train.num_classes, cfg.global_batch), parallel
+            session.model,
+            step.Objective(train.num_classes, cfg.global_batch),
+            parallel,
+            global_batch=session.evaluation_batch,
         )
         self._skipped_in_a_row = 0
         self._evaluated_at: dict[str, int] = {}
@@ -193,7 +196,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Figures over every example of a split, over all workers; None when asked to stop before the end."""
     source, parallel = session.splits[split], session.parallel
-    batch = session.cfg.evaluation.batch or session.cfg.global_batch
+    batch = session.evaluation_batch
     batches = pipeline.evaluation_batches(
         session.read[split],
         source.num_examples,
@@ -202,7 +205,7 @@ def evaluate(
         mask_features=session.model.mask_features,
         threads=session.threads,
     )
-    return loop.evaluate(
+    result = loop.evaluate(
         split,
         source.num_examples,
         -(-source.num_examples // batch),
@@ -210,6 +213,16 @@ def evaluate(
         evaluate_batch,
         parallel,
         stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
+    )
+    if result is None or parallel.rank != 0:
+        return result
+    return predictions.with_figures(
+        result,
+        session.run.path,
+        step=session.state.step,
+        ids=source.ids,
+        labels=source.labels,
+        class_names=source.class_names,
     )
 
 
@@ -229,7 +242,10 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
         )
     source = session.splits[split]
     objective = step.Objective(source.num_classes, session.cfg.global_batch)
-    result = evaluate(session, split, step.evaluation_step(session.model, objective, session.parallel))
+    evaluate_batch = step.evaluation_step(
+        session.model, objective, session.parallel, global_batch=session.evaluation_batch
+    )
+    result = evaluate(session, split, evaluate_batch)
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

@@ -22,7 +22,7 @@ MAX_RESULT_BYTES = 64 << 20
 
 
 def evaluate(path: Path, split: str) -> Record:
-    """The evaluation of a split, as a record of `metrics.jsonl` has it. Changes nothing of the run."""
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions."""
     run = RunDir.open(path)
     cfg = config.load(run.config_file)
     owner = holder(run)
