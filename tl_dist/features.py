@@ -82,6 +82,13 @@ class FeatureSet:
         stored = tf.as_dtype(shards[0].dtype)
         return lambda row: tf.numpy_function(read, [row], stored, stateful=False)
 
+    def array(self) -> np.ndarray:
+        """float32 [examples, views, ...]: everything, in memory."""
+        rows = np.concatenate(self._shards)
+        if self._manifest["dtype"] == "bfloat16":
+            rows = rows.view(ml_dtypes.bfloat16)
+        return rows.reshape(-1, self.num_views, *self.shape).astype(np.float32)
+
     def row(self, example: Any, view: Any) -> Any:
         """The features of one view of an example, in the type that they were computed in."""
         values = self._read_rows(example * self.num_views + tf.cast(view, tf.int64))
@@ -136,13 +143,24 @@ def apply_view(image: Any, augmentations: Sequence[str], view: Any) -> Any:
     return image
 
 
-def reader(features: FeatureSet, source: Source, augmentations: Sequence[str], seed: int) -> Read:
-    """Cached training examples: the features of the view that the position draws."""
+def reader(
+    features: FeatureSet,
+    source: Source,
+    augmentations: Sequence[str],
+    seed: int,
+    rows: np.ndarray | None = None,
+) -> Read:
+    """Cached training examples: the features of the view that the position draws.
+
+    `rows` says which example of the set each example of the source is; default: the same one.
+    """
     labels = host_tensor(np.asarray(source.labels, np.int32))
+    examples = None if rows is None else host_tensor(np.asarray(rows, np.int64))
 
     def read(index: Any, position: Any) -> tuple[Any, Any]:
         view = drawn_view(augmentations, seed, position) if augmentations else tf.constant(0)
-        return features.row(index, view), tf.gather(labels, index)
+        example = index if examples is None else tf.gather(examples, index)
+        return features.row(example, view), tf.gather(labels, index)
 
     return read
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tl_dist import agreement, checkpoint, config, features, model, optim, precision, registry
@@ -36,12 +37,15 @@ class Session:
         train = self.splits["train"]
         self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
         self.evaluation_batch = self.cfg.evaluation.batch or self.cfg.global_batch
+        self.evaluation_batch = self.cfg.evaluation.batch or self.cfg.global_batch
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
         self.total_steps = self.cfg.steps or self.order.steps(self.cfg.epochs or 1.0)
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
         self.read_train = self.read_images
         self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
         """how evaluation reads each split"""
+        self.train_features: tuple[features.FeatureSet, np.ndarray | None]
+        """once cached: the set with the training examples, and which of its examples they are (None: all)"""
 
     def _build_model(self, backbone: Backbone) -> None:
         cfg = self.cfg
@@ -67,38 +71,6 @@ class Session:
     def read_images(self) -> pipeline.Read:
         """Training images, augmented."""
         return pipeline.augmented(self.splits["train"], self.cfg.data.augment, self.cfg.seed, self.image_size)
-
-    def cache_prefix(self, stop_requested: Callable[[], bool], say: features.Say) -> bool:
-        """Compute the frozen part once, or find it computed; from here on the model takes its outputs.
-
-        False when asked to stop before the end.
-        """
-        cfg = self.cfg
-        facts = {
-            "backbone": cfg.model.backbone,
-            "cut": self.model.cut_at,
-            "frozen_sha256": self.model.frozen_digest(),
-            "precision": self.precision,
-        }
-        prefix = features.Prefix(self.model.take_prefix(), self.image_size, facts)
-        for name, source in self.splits.items():
-            views = cfg.data.augment if name == "train" else ()
-            found = features.cached(
-                source,
-                prefix,
-                views,
-                root=self.run.path.parent / "features",
-                split=name,
-                parallel=self.parallel,
-                stop_requested=stop_requested,
-                say=say,
-            )
-            if found is None:
-                return False
-            if name == "train":
-                self.read_train = features.reader(found, source, views, cfg.seed)
-            self.read[name] = features.reader(found, source, (), cfg.seed)
-        return True
 
     def class_weights(self) -> list[float] | None:
         """The loss weight of each class, as the config asks."""

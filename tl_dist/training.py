@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tl_dist import agreement, loop, optim, predictions, step
+from tl_dist import agreement, loop, optim, predictions, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
@@ -62,14 +63,29 @@ def _attempt(
     state.step = int(parallel.total({"step": state.step if parallel.rank == 0 else 0})["step"])
     with _recorder(session, checkpointer, notes, listen) as recorder:
         stop_requested = partial(_stop_requested, session, "extracting features")
-        finished = session.cfg.runtime.prefix_cache == "off" or session.cache_prefix(
-            stop_requested, recorder.tell
+        computed = session.cfg.classifier.computed
+        finished = (session.cfg.runtime.prefix_cache == "off" and not computed) or transfer.cache_prefix(
+            session, stop_requested, recorder.tell
         )
+        if finished and computed and state.step == 0:
+            _fit_head(session, recorder)
         finished = finished and Attempt(session, recorder).run()
         recorder.commit(wait=True)
         if finished:
             recorder.done()
     return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
+def _fit_head(session: Session, recorder: Recorder) -> None:
+    """Compute the last layer on rank 0; all workers go on with the same."""
+    session.run.beat(session.parallel.rank, "fitting the classifier", 0)
+    began = time.monotonic()
+    fitted = transfer.fit_head(session)
+    if fitted is not None:
+        name = session.cfg.classifier.name
+        how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
+        text = f"{name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
+        recorder.tell({"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s"})
 
 
 class Attempt:

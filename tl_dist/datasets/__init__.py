@@ -104,6 +104,13 @@ class Subset:
         return self.source.read(tf.gather(self._rows, index))
 
 
+def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
+    """The source that a split was cut from, and which of its examples the split holds."""
+    if isinstance(source, Subset):
+        return source.source, source.indices
+    return source, np.arange(source.num_examples)
+
+
 def host_tensor(values: Any) -> Any:
     """`values` as an eager tensor in host memory, also when called while tf.data traces a function.
 
