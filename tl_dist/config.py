@@ -43,6 +43,10 @@ class DataConfig(Section):
     """part of the training images held out, stratified by class (and by type where the dataset has one)"""
     test_fraction: Fraction = 0.25
     """for datasets without an official test split"""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """divide the examples into this many stratified folds, in place of test_fraction; see fold"""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """the fold that is held out, from 0: as the test split, or as validation where the test split is official"""
     split_seed: int = 0
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""

@@ -83,6 +83,12 @@ def _data(cfg: Config) -> Iterator[Broken]:
             "leave nothing to train on.",
             "make their sum less than 1.",
         )
+    if (data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1):
+        yield Broken(
+            ("data", "fold"),
+            f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
+            "give both, with fold from 0 to folds - 1, or neither.",
+        )
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")

@@ -1,7 +1,7 @@
 """What a run said of each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and a look at the errors.
 
-The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names` and `step`; no
-pickled object is ever written or read.
+The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and
+`groups` (text); no pickled object is ever written or read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Predictions:
     probabilities: np.ndarray
     class_names: np.ndarray
     step: int
+    groups: np.ndarray
+    """the group of each example, empty where the dataset has none"""
 
 
 def file_of(run: Path, split: str) -> Path:
@@ -56,6 +58,7 @@ def load(path: Path) -> Predictions:
                 found["probabilities"],
                 found["class_names"],
                 int(found["step"]),
+                found["groups"],
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Refusal(
@@ -73,6 +76,7 @@ def with_figures(
     ids: Sequence[str],
     labels: np.ndarray,
     class_names: Sequence[str],
+    groups: Sequence[str] = (),
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
@@ -95,6 +99,7 @@ def with_figures(
         probabilities=probabilities.astype(np.float32),
         class_names=np.array(class_names),
         step=step,
+        groups=np.array(groups, np.str_),
     )
     return dataclasses.replace(result, figures=found)
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tl_dist import agreement, loop, optim, predictions, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
+from tl_dist.datasets import groups_of
 from tl_dist.failpoint import failpoint
 from tl_dist.lock import Lock, SlurmJob
 from tl_dist.metrics import Metrics
@@ -239,6 +240,7 @@ def evaluate(
         ids=source.ids,
         labels=source.labels,
         class_names=source.class_names,
+        groups=groups_of(source),
     )
 
 

@@ -32,13 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
     options = parser.parse_args(arguments)
     rank = rank_before_start(os.environ)
     shown = sys.stderr
     try:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
-        if not supervised and not options.evaluate:
+        if not supervised and not options.evaluate and not options.cross_validate:
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
         _stop_on_signals(run)
         failpoint.set_rank(rank)
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(slots.slurm_task_environment(os.environ))
         if options.evaluate:
             return _evaluate(run, options.evaluate)
+        if options.cross_validate:
+            return _cross_validate(run, *options.cross_validate)
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"
@@ -86,6 +89,28 @@ def _evaluate(run: RunDir, split: str) -> int:
     directory.mkdir(exist_ok=True)
     write_atomically(directory / f"{split}.json", json.dumps(record).encode())
     return ExitCode.DONE
+
+
+def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
+    from tl_dist.cross_validation import summary
+    from tl_dist.feature_folds import cross_validate
+    from tl_dist.session import Session
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        found = session.parallel.supervise(
+            lambda: cross_validate(
+                session,
+                folds,
+                seeds,
+                lambda: session.parallel.rank == 0 and run.stop_requested(),
+                lambda record: print(json.dumps(record), file=lines),
+            )
+        )
+    if found is not None:
+        found.save(run.path / "predictions" / "out_of_fold.npz")
+        run.mark_done({"cross_validation": summary(found)})
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:

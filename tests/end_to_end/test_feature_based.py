@@ -83,3 +83,38 @@ def test_an_evaluation_from_images_says_the_same(workspace: Workspace) -> None:
     assert process.returncode == 0, said
     assert "one split: 95 % interval" in said
     np.testing.assert_allclose(probabilities(workspace, "one", "test"), expected, atol=1e-4)
+
+
+def test_cross_validation_shares_the_features_and_predicts_every_example(workspace: Workspace) -> None:
+    before = sets(workspace).keys()
+    process = workspace.start(
+        [*workspace.argv("x")[:1], "cv", "trial.yaml", "--folds", "3", "--seeds", "2", "name=one"]
+    )
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "mean of 3 folds x 2 seeds of 96 examples | 95 % interval" in said
+    assert sets(workspace).keys() == before
+    with np.load(workspace.run("one-cv").path / "predictions" / "out_of_fold.npz") as found:
+        assert len(set(found["ids"])) == 96
+        np.testing.assert_allclose(found["probabilities"].sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_cross_validation_of_a_trained_head_runs_each_fold_once(workspace: Workspace) -> None:
+    argv = [
+        *workspace.argv("x")[:1],
+        "cv",
+        "trial.yaml",
+        "--folds",
+        "2",
+        "--seeds",
+        "1",
+        "name=head",
+        "data.augment=[]",
+    ]
+    argv += ["classifier.name=head", "optimizer.learning_rate=0.01", "steps=3"]
+    for again in (False, True):
+        process = workspace.start(argv)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "mean of 2 folds x 1 seeds of 96 examples" in said
+        assert said.count("this run is done") == (2 if again else 0)

@@ -95,6 +95,38 @@ def evaluate(
     return ExitCode.DONE
 
 
+@app.command("cv")
+def cross_validate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="divisions into folds")] = 5,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Cross-validate a config: mean, interval, figures by fold and group, out-of-fold predictions."""
+    from tl_dist.launch.folds import cross_validate as run_folds
+    from tl_dist.launch.train import Request
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    return run_folds(request, folds, seeds, _console())
+
+
+@app.command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+) -> int:
+    """Say whether two runs differ, by a paired test on the same examples."""
+    from tl_dist.launch.compare import compare as compare_runs
+    from tl_dist.launch.compare import show
+
+    show(compare_runs(first, second, split), (str(first), str(second)), _console())
+    return ExitCode.DONE
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in."""
