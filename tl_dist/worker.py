@@ -16,8 +16,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--extract", action="store_true")
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
     options = parser.parse_args(arguments)
     rank = rank_before_start(os.environ)
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
-        if not supervised and not options.evaluate and not options.cross_validate:
+        if not supervised and not (options.evaluate or options.extract or options.cross_validate):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
         _stop_on_signals(run)
         failpoint.set_rank(rank)
@@ -47,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(slots.slurm_task_environment(os.environ))
         if options.evaluate:
             return _evaluate(run, options.evaluate)
+        if options.extract:
+            return _extract(run)
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate)
         return _train(run, show_progress=rank == 0 and not supervised)
@@ -91,6 +95,26 @@ def _evaluate(run: RunDir, split: str) -> int:
     return ExitCode.DONE
 
 
+def _write_line(lines: TextIO, record: Mapping[str, Any]) -> None:
+    lines.write(json.dumps(record) + "\n")
+
+
+def _extract(run: RunDir) -> int:
+    from tl_dist.session import Session
+    from tl_dist.transfer import cache_prefix
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+
+    def stop_requested() -> bool:
+        return session.parallel.rank == 0 and run.stop_requested()
+
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        finished = session.parallel.supervise(
+            lambda: cache_prefix(session, stop_requested, partial(_write_line, lines))
+        )
+    return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
 def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
     from tl_dist.cross_validation import summary
     from tl_dist.feature_folds import cross_validate
@@ -104,7 +128,7 @@ def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
                 folds,
                 seeds,
                 lambda: session.parallel.rank == 0 and run.stop_requested(),
-                lambda record: print(json.dumps(record), file=lines),
+                partial(_write_line, lines),
             )
         )
     if found is not None:

@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
@@ -124,6 +126,43 @@ def compare(
     from tl_dist.launch.compare import show
 
     show(compare_runs(first, second, split), (str(first), str(second)), _console())
+    return ExitCode.DONE
+
+
+@features_app.command("extract")
+def features_extract(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Compute the features that a config needs, by all of its workers."""
+    from tl_dist.launch.feature_sets import extract
+    from tl_dist.launch.train import Request
+
+    return extract(Request(config, overrides or (), strategy, workers, runs), _console())
+
+
+@features_app.command("list")
+def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+    """List the feature sets beside the runs in a directory, the last used first."""
+    from tl_dist.launch.feature_sets import sets, show
+
+    show(sets(runs), _console())
+    return ExitCode.DONE
+
+
+@features_app.command("prune")
+def features_prune(
+    runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs"),
+    unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
+    keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
+) -> int:
+    """Remove feature sets that are unused or too large, and what interrupted extractions have left."""
+    from tl_dist.launch.feature_sets import prune, show_pruned
+
+    show_pruned(prune(runs, unused_days=unused_days, keep_mb=keep_mb), _console())
     return ExitCode.DONE
 
 
