@@ -7,11 +7,45 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import classifiers, features, model, transfer
+from tl_dist import classifiers, features, model, transfer, tuning
 from tl_dist.cross_validation import OutOfFold
 from tl_dist.datasets import groups_of, pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.session import Session
+
+
+def tune(
+    session: Session, folds: int, stop_requested: Callable[[], bool], say: features.Say
+) -> list[tuning.Tried] | None:
+    """Classifiers on the cached features, best first, judged within the training examples; None on other ranks.
+
+    By the validation split where there is one, else by `folds` folds of the training split.
+    """
+    cfg, splits = session.cfg, session.splits
+    layers = cfg.model.layers or tuple(session.model.stage_names)
+    channels = session.model.stage_channels
+    if not transfer.cache_prefix(session, stop_requested, say):
+        return None
+    if session.parallel.rank != 0:
+        return None
+    found, rows = session.train_features
+    rows = np.arange(splits["train"].num_examples) if rows is None else rows
+    fold = folds_of(strata_of(splits["train"]), folds, cfg.data.split_seed)
+    labels = np.asarray(splits["train"].labels)
+    if "validation" in splits:
+        pool, held_out = pool_of(splits["validation"])
+        if pool is pool_of(splits["train"])[0]:
+            fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
+            rows, labels = (
+                np.concatenate([rows, held_out]),
+                np.asarray(pool.labels)[np.concatenate([rows, held_out])],
+            )
+    values = found.array()[rows]
+    candidates = tuning.settings(layers, channels, cfg.model.pooling)
+    say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
+    return tuning.search(
+        candidates, values, labels, fold, splits["train"].num_classes, stop_requested=stop_requested
+    )
 
 
 def cross_validate(

@@ -33,6 +33,11 @@ class Classifier:
         self.network = network
         self._config = config
         self._outputs = stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
+        self.stage_names = [name for name in backbone.stages if name in config.layers] or [
+            [*backbone.stages][-1]
+        ]
+        """the stages whose outputs are pooled, from input to output, and the channels of each"""
+        self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
         features = sum(num_pooled(output.shape[1:], config.pooling) for output in self._outputs)
         self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
     parser.add_argument("--extract", action="store_true")
+    parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
     options = parser.parse_args(arguments)
     rank = rank_before_start(os.environ)
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
-        if not supervised and not (options.evaluate or options.extract or options.cross_validate):
+        if not supervised and not (
+            options.evaluate or options.extract or options.tune or options.cross_validate
+        ):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
         _stop_on_signals(run)
         failpoint.set_rank(rank)
@@ -51,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _evaluate(run, options.evaluate)
         if options.extract:
             return _extract(run)
+        if options.tune:
+            return _tune(run, options.tune)
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate)
         return _train(run, show_progress=rank == 0 and not supervised)
@@ -113,6 +118,33 @@ def _extract(run: RunDir) -> int:
             lambda: cache_prefix(session, stop_requested, partial(_write_line, lines))
         )
     return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
+def _tune(run: RunDir, folds: int) -> int:
+    from tl_dist.feature_folds import tune
+    from tl_dist.session import Session
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+
+    def stop_requested() -> bool:
+        return session.parallel.rank == 0 and run.stop_requested()
+
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        tried = session.parallel.supervise(
+            lambda: tune(session, folds, stop_requested, partial(_write_line, lines))
+        )
+    if tried:
+        found = [
+            {
+                **one.setting.overrides,
+                "folds": one.folds,
+                "accuracy": one.accuracy,
+                "log_loss": one.log_loss,
+            }
+            for one in tried
+        ]
+        write_atomically(run.path / "tuning.json", json.dumps(found, indent=1).encode())
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:

@@ -118,3 +118,17 @@ def test_cross_validation_of_a_trained_head_runs_each_fold_once(workspace: Works
         assert process.returncode == 0, said
         assert "mean of 2 folds x 1 seeds of 96 examples" in said
         assert said.count("this run is done") == (2 if again else 0)
+
+
+def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Workspace) -> None:
+    before = sets(workspace).keys()
+    program = workspace.argv("x")[0]
+    process = workspace.start([program, "tune", "trial.yaml", "name=one"])
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "best of 72" in said
+    assert sets(workspace).keys() == before
+    process = workspace.start([program, "train", "runs/one-tune/best.yaml"])
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert workspace.run("one-best").done is not None

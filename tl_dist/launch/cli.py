@@ -129,6 +129,22 @@ def compare(
     return ExitCode.DONE
 
 
+@app.command()
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="of the training split, without a validation split")] = 5,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Search for the best classifier on cached features, without the test split, and write it as YAML."""
+    from tl_dist.launch.train import Request
+    from tl_dist.launch.tune import tune as search
+
+    return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
+
+
 @features_app.command("extract")
 def features_extract(
     config: ConfigFile,

@@ -48,25 +48,9 @@ def sets(root: Path) -> list[FeatureSetOnDisk]:
 
 def extract(request: Request, console: Console) -> int:
     """Compute the features that a config needs, by all of its workers, so that every later run finds them."""
-    from tl_dist.launch.evaluate import run_task
-    from tl_dist.launch.local import local_launch
-    from tl_dist.launch.train import open_run, prepare_shown, require_horovod
-    from tl_dist.progress import Progress, Records
+    from tl_dist.launch.tasks import run_shown
 
-    cfg = request.load()
-    if cfg.strategy == "horovod":
-        require_horovod()
-    run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)
-    records = Records(run.metrics_file)
-    with Progress(console, every_s=cfg.report.every_s) as progress:
-
-        def watch() -> None:
-            for record in records.new():
-                progress.show(record)
-
-        launch = local_launch(cfg, run.path, task=("--extract",))
-        run_task(run, launch, what="extraction", heading="extract", watch=watch)
+    run_shown(request, request.load(), ("--extract",), "extraction", console)
     show(sets(request.runs), console)
     return ExitCode.DONE
 

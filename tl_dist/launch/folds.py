@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist import cross_validation, figures, predictions
-from tl_dist.launch.evaluate import run_task
-from tl_dist.launch.local import local_launch
 from tl_dist.launch.report import relative, show_line
-from tl_dist.launch.train import Request, open_run, prepare_shown, require_horovod, train
-from tl_dist.progress import Progress, Records
+from tl_dist.launch.tasks import run_shown
+from tl_dist.launch.train import Request, train
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 
@@ -44,21 +42,8 @@ OUT_OF_FOLD = "predictions/out_of_fold.npz"
 
 def _on_features(request: Request, name: str, folds: int, seeds: int, console: Console) -> dict[str, Any]:
     cfg = request.load(f"name={json.dumps(name)}")
-    if cfg.strategy == "horovod":
-        require_horovod()
-    run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)
-    run.done_file.unlink(missing_ok=True)
-    records = Records(run.metrics_file)
     task = ("--cross-validate", str(folds), str(seeds))
-    with Progress(console, every_s=cfg.report.every_s) as progress:
-
-        def watch() -> None:
-            for record in records.new():
-                progress.show(record)
-
-        launch = local_launch(cfg, run.path, task=task)
-        run_task(run, launch, what="cross-validation", heading=" ".join(task), watch=watch)
+    run = run_shown(request, cfg, task, "cross-validation", console)
     return dict((run.done or {})["cross_validation"])
 
 
