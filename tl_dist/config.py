@@ -70,11 +70,14 @@ class DataConfig(Section):
     """part of the training images held out, stratified by class (and by type where the dataset has one)"""
     test_fraction: Fraction = 0.25
     """for datasets without an official test split"""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """divide the examples into this many stratified folds, in place of test_fraction; see fold"""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """the fold that is held out, from 0: as the test split, or as validation where the test split is official; of
+    `folds`, or of a manifest with folds"""
     split_seed: int = 0
     split: str | None = None
     """manifest that `tl-dist data split` wrote: divides the examples instead of the fractions"""
-    fold: PositiveInt | None = None
-    """of a manifest with folds, the one to test on, from 1"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
     augment: tuple[
@@ -116,10 +119,28 @@ class ModelConfig(Section):
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""
+    layers: tuple[str, ...] = ()
+    """train_from head only: stages whose outputs are pooled, and joined into one vector; default: the last alone"""
     hidden: PositiveInt | None = None
     """width of a hidden relu layer in the head; none: a linear head"""
     dropout: Fraction = 0.0
     """on the input of the last layer; masks are drawn by (seed, position)"""
+
+
+class ClassifierConfig(Section):
+    """How the last layer comes about: by steps, as the rest, or computed from the features of a frozen backbone."""
+
+    name: Literal["head", "logistic", "nearest_mean"] = "head"
+    """head: trained by steps; logistic: multinomial logistic regression, exact; nearest_mean: nearest class mean"""
+    l2: Annotated[float, Field(ge=0)] = 0.03
+    """logistic only: the loss is mean cross-entropy + l2 / 2 * |coefficients|^2"""
+    scaling: Literal["standardize", "none"] = "standardize"
+    """of each feature over the training examples, before the fit"""
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is computed from features in one step, rather than trained."""
+        return self.name != "head"
 
 
 class LossConfig(Section):
@@ -259,6 +280,7 @@ class Config(Section):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     data: DataConfig
     model: ModelConfig
+    classifier: ClassifierConfig = ClassifierConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...] = ()
@@ -269,6 +291,16 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     safety: SafetyConfig = SafetyConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _computed_in_one_step(cls, data: Any) -> Any:
+        """A classifier that is computed needs neither an optimizer nor a duration: they are filled in."""
+        classifier = data.get("classifier") if isinstance(data, Mapping) else None
+        if not isinstance(classifier, Mapping) or classifier.get("name", "head") == "head":
+            return data
+        duration = {} if data.keys() & {"steps", "epochs"} else {"steps": 1}
+        return {"optimizer": {"learning_rate": 1.0}, **duration, **data}
 
     @model_validator(mode="after")
     def _rules(self) -> Config:
@@ -310,6 +342,7 @@ TRAJECTORY = (
     "precision",
     "data",
     "model",
+    "classifier",
     "loss",
     "optimizer",
     "stages",

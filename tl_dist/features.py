@@ -16,8 +16,10 @@ import io
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -82,6 +84,13 @@ class FeatureSet:
         stored = tf.as_dtype(shards[0].dtype)
         return lambda rows: tf.numpy_function(read, [rows], stored, stateful=False)
 
+    def array(self) -> np.ndarray:
+        """float32 [examples, views, ...]: everything, in memory."""
+        rows = np.concatenate(self._shards)
+        if self._manifest["dtype"] == "bfloat16":
+            rows = rows.view(ml_dtypes.bfloat16)
+        return rows.reshape(-1, self.num_views, *self.shape).astype(np.float32)
+
     def rows(self, examples: Any, views: Any) -> Any:
         """[rows, ...]: the features of one view of each example, in the type that they were computed in."""
         values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
@@ -136,12 +145,23 @@ def apply_views(images: Any, augmentations: Sequence[str], view: Any) -> Any:
     return images
 
 
-def reader(features: FeatureSet, source: Source, augmentations: Sequence[str], seed: int) -> Read:
-    """Cached training examples: the features of the view that the position draws."""
+def reader(
+    features: FeatureSet,
+    source: Source,
+    augmentations: Sequence[str],
+    seed: int,
+    held: np.ndarray | None = None,
+) -> Read:
+    """Cached training examples: the features of the view that the position draws.
+
+    `held` says which example of the set each example of the source is; default: the same one.
+    """
     labels = host_tensor(np.asarray(source.labels, np.int32))
+    examples = None if held is None else host_tensor(np.asarray(held, np.int64))
 
     def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
-        return features.rows(indices, drawn_views(augmentations, seed, positions)), tf.gather(labels, indices)
+        kept = indices if examples is None else tf.gather(examples, indices)
+        return features.rows(kept, drawn_views(augmentations, seed, positions)), tf.gather(labels, indices)
 
     return Read(rows=rows)
 
@@ -168,6 +188,9 @@ def cached(
     if _agreed(parallel, directory.is_dir()):
         bad = found.damaged(parallel.rank, parallel.world_size)
         if parallel.total({"bad": len(bad)})["bad"] == 0:
+            if parallel.rank == 0:
+                with suppress(OSError):
+                    os.utime(directory / "manifest.json")  # says when it was last used
             return found
         if bad:
             say({"event": "note", "text": f"features {directory}: {', '.join(bad)} damaged; computed again"})
@@ -177,6 +200,8 @@ def cached(
     temporary = root / f".tmp-{key}-{_same_text(parallel, uuid4().hex[:12])}"
     if parallel.rank == 0:
         temporary.mkdir(parents=True)
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
+        (temporary / "owner.json").write_text(json.dumps(owner))
     _wait(parallel)
     share = rows_of(parallel.rank, parallel.world_size, source.num_examples)
     tell = say if parallel.rank == 0 else lambda record: None
@@ -187,7 +212,8 @@ def cached(
         return None
     shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
     if parallel.rank == 0:
-        _commit(temporary, directory, [s for s in shards if s["rows"]], prefix)
+        facts = {**prefix.facts, "image_size": prefix.image_size, "views": list(augmentations)}
+        _commit(temporary, directory, [s for s in shards if s["rows"]], facts)
     _wait(parallel)
     return FeatureSet(directory, num_views)
 
@@ -276,16 +302,19 @@ def _npy(header: Mapping[str, Any], rows: np.ndarray) -> Iterator[Any]:
     yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
-def _commit(temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]], prefix: Prefix) -> None:
+def _commit(
+    temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> None:
     manifest = {
         "dtype": shards[0]["dtype"],
         "shape": list(shards[0]["shape"]),
         "shards": [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in shards],
-        "facts": dict(prefix.facts),
+        "facts": dict(facts),
     }
     try:
         failpoint("features.extracted", temporary)
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        (temporary / "owner.json").unlink()
         fsync_directory(temporary)
         failpoint("features.before_rename", temporary)
         os.rename(temporary, directory)

@@ -20,6 +20,7 @@ from tl_dist.state import Evaluation, Report, TrainState
 from tl_dist.step import example_hash
 
 MAX_CHUNK_S = 2.0  # a stop is noticed within about this time
+MAX_LOGITS = 1 << 26  # of a split that are gathered: every worker holds them all for a moment, as float64
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,14 @@ def evaluate(
     compared with that of all of them.
     """
     sums: dict[str, Any] = {}
+    logits: list[np.ndarray] = []
     interval, next_check, checked = 1, 1, time.monotonic()
     for done in range(1, num_batches + 1):
-        for key, value in evaluate_batch(batches).items():
+        found = evaluate_batch(batches)
+        rows = found.pop("logits").numpy()
+        if num_examples * rows.shape[1] <= MAX_LOGITS:
+            logits.append(rows)
+        for key, value in found.items():
             sums[key] = sums.get(key, 0.0) + value.numpy()
         # Workers look at the stop flag after the same batch, since the interval comes from a total.
         if done == next_check:
@@ -137,10 +143,13 @@ def evaluate(
             code=ExitCode.INTERNAL,
         )
     confusion = np.rint(totals["confusion"]).astype(int)
+    # Each row comes from one worker alone, and x + 0 is x: any number of workers gathers the same bits.
+    everyone = parallel.total({"logits": np.concatenate(logits)[:num_examples]})["logits"] if logits else None
     return Evaluation(
         split=split,
         num_examples=num_examples,
         num_correct=int(np.trace(confusion)),
         mean_loss=float(totals["loss"]) / num_examples,
         confusion=confusion.tolist(),
+        logits=None if everyone is None else everyone.astype(np.float32),
     )

@@ -157,6 +157,7 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
         "loss": result.mean_loss,
         "num_correct": result.num_correct,
         "num_examples": result.num_examples,
+        "figures": dict(result.figures),
         "confusion": result.confusion,
         "class_names": list(class_names),
     }

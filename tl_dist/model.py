@@ -40,8 +40,13 @@ class Classifier:
         self.network = network
         self._config = config
         self._train_from = config.train_from
-        height, width, channels = network.output.shape[1:]
-        features = {"flatten": height * width * channels, "both": 2 * channels}.get(config.pooling, channels)
+        self._outputs = stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
+        self.stage_names = [name for name in backbone.stages if name in config.layers] or [
+            [*backbone.stages][-1]
+        ]
+        """the stages whose outputs are pooled, from input to output, and the channels of each"""
+        self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
+        features = sum(num_pooled(output.shape[1:], config.pooling) for output in self._outputs)
         self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
         self._logits = _last_layer(config.hidden or features, num_classes)
@@ -183,9 +188,12 @@ class Classifier:
     def _divided(self, first: int) -> tuple[Any, Any]:
         """(images -> outputs of the layers before `first`, these outputs -> pooled features)."""
 
+        network = keras.Model(self.network.inputs, self._outputs) if self._config.layers else self.network
+
         def whole(images: Any) -> Any:
-            features = self.network(preprocess(self._backbone.preprocessing, images), training=False)
-            return pool(features, self._config.pooling)
+            found = network(preprocess(self._backbone.preprocessing, images), training=False)
+            maps = found if isinstance(found, list | tuple) else [found]
+            return tf.concat([pool(features, self._config.pooling) for features in maps], axis=-1)
 
         if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
             return whole, lambda features: features
@@ -205,7 +213,9 @@ class Classifier:
     def cut_at(self) -> str:
         """Name of the layer at which training begins: part of what determines the prefix."""
         layers = self.network.layers
-        return layers[self._first].name if self._first < len(layers) else f"{self._config.pooling} pooling"
+        if self._first < len(layers):
+            return layers[self._first].name
+        return f"{self._config.pooling} pooling" + "".join(f" {name}" for name in self._config.layers)
 
     def frozen_digest(self) -> str:
         """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""
@@ -236,6 +246,20 @@ def pool(features: Any, kind: str) -> Any:
         return average
     maximum = tf.reduce_max(features, axis=(1, 2))
     return maximum if kind == "maximum" else tf.concat([average, maximum], axis=-1)
+
+
+def num_pooled(shape: Sequence[int], kind: str) -> int:
+    """How many numbers `pool` makes of a feature map [h, w, c]."""
+    height, width, channels = shape
+    return {"flatten": height * width * channels, "both": 2 * channels}.get(kind, channels)
+
+
+def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
+    """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
+    names = [layer.name for layer in network.layers]
+    starts = [names.index(first) for first in backbone.stages.values()]
+    ends = dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
+    return [seam(network, ends[name]) for name in backbone.stages if name in stages]
 
 
 def normalize(features: Any) -> Any:

@@ -106,6 +106,7 @@ class RankZero:
             "loss": result.mean_loss,
             "num_correct": result.num_correct,
             "num_examples": result.num_examples,
+            **{key: value for key, value in result.figures.items() if key != "accuracy"},
         }
         # The best of a test split would be a selection by it.
         best = self._state.history.get("best_validation")

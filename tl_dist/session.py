@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tl_dist import agreement, audit, checkpoint, config, features, model, optim, precision, registry, stages
@@ -21,7 +21,7 @@ from tl_dist.data.undecodable import READ_ERRORS, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
 from tl_dist.datasets.division import open_splits
 from tl_dist.durable import write_atomically
-from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.state import TrainState
@@ -41,6 +41,7 @@ class Session:
         self.precision = precision.resolve(self.cfg.precision)
         train = self.splits["train"]
         self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
+        self.evaluation_batch = self.cfg.evaluation.batch or self.cfg.global_batch
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
         self.stages = stages.plan(self.cfg, self.order.steps)
         self.total_steps = self.stages[-1].end
@@ -57,6 +58,8 @@ class Session:
         self.read_train = self.read_images
         self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
         """how evaluation reads each split"""
+        self.train_features: tuple[features.FeatureSet, np.ndarray | None]
+        """once cached: the set with the training examples, and which of its examples they are (None: all)"""
 
     @property
     def parts_left(self) -> list[stages.Stage]:
@@ -144,40 +147,6 @@ class Session:
         return pipeline.augmented(
             self.splits["train"], data.augment, self.cfg.seed, self.image_size, data.augmentation
         )
-
-    def cache_prefix(self, stop_requested: Callable[[], bool], say: features.Say) -> bool:
-        """Compute the frozen part once, or find it computed; from here on the model takes its outputs.
-
-        False when asked to stop before the end.
-        """
-        cfg = self.cfg
-        facts = {
-            "backbone": cfg.model.backbone,
-            "cut": self.model.cut_at,
-            "frozen_sha256": self.model.frozen_digest(),
-            "precision": self.precision,
-        }
-        prefix = features.Prefix(self.model.take_prefix(), self.image_size, facts)
-        for name, source in self.splits.items():
-            views = cfg.data.augment if name == "train" else ()
-            share = rows_of(self.parallel.rank, self.parallel.world_size, source.num_examples)
-            with self.naming_bad_examples(name, partial(iter, share)):
-                found = features.cached(
-                    source,
-                    prefix,
-                    views,
-                    root=self.run.path.parent / "features",
-                    split=name,
-                    parallel=self.parallel,
-                    stop_requested=stop_requested,
-                    say=say,
-                )
-            if found is None:
-                return False
-            if name == "train":
-                self.read_train = features.reader(found, source, views, cfg.seed)
-            self.read[name] = features.reader(found, source, (), cfg.seed)
-        return True
 
     def class_weights(self) -> list[float] | None:
         """The loss weight of each class, as the config asks."""

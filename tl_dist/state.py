@@ -49,15 +49,13 @@ class TrainState:
 
         The memory is taken once: to fault in fresh pages for each copy would take five times as long as to fill them.
         """
-        import tensorflow as tf
-
         if not self._host:
             self._host = {
                 path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()
             }
         for path, variable in self.variables.items():
             # The tensor's own memory, where it is on the host: Tensor.numpy() would copy it to fresh pages first.
-            np.copyto(self._host[path], np.asarray(memoryview(tf.convert_to_tensor(variable))))
+            np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))
         return self._host
 
     def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -94,6 +92,10 @@ class Evaluation:
     num_correct: int
     mean_loss: float
     confusion: Sequence[Sequence[int]]  # [true class][predicted class]
+    logits: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """float32 [examples, classes], in the order of the split; None where they would not fit into memory"""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """what `figures.figures` says of them, on rank 0"""
 
     @property
     def accuracy(self) -> float:

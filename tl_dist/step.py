@@ -215,12 +215,13 @@ LATEST = ("norm", "loss_scale")  # of the last step, not summed
 
 
 def evaluation_step(
-    model: Classifier, objective: Objective, parallel: DataParallel
+    model: Classifier, objective: Objective, parallel: DataParallel, *, global_batch: int
 ) -> Callable[[Any], dict[str, Any]]:
     """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
 
     `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
-    index of each example, so that the total proves that each was seen once.
+    index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
+    those of this process's rows in their place in the global batch, and 0 elsewhere.
     """
 
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
@@ -239,6 +240,11 @@ def evaluation_step(
             ),
             "seen": tf.reduce_sum(
                 tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(counted, tf.float64)
+            ),
+            "logits": tf.scatter_nd(
+                (batch.positions % global_batch)[:, None],
+                tf.where(counted[:, None] > 0, logits, 0.0),
+                [global_batch, objective.num_classes],
             ),
         }
 

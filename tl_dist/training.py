@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, loop, optim, step
+from tl_dist import agreement, audit, loop, optim, predictions, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
+from tl_dist.datasets import groups_of
 from tl_dist.failpoint import failpoint
 from tl_dist.lock import Lock, SlurmJob
 from tl_dist.metrics import Metrics
@@ -79,11 +81,26 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
         recorder.tell({"event": "note", "text": text})
     if stage.number and step_now == stage.first_step:
         session.optimizer.begin(stage.number)
-    if cfg.runtime.prefix_cache == "on" and stage.train_from != "all":
+    computed = cfg.classifier.computed
+    if computed or (cfg.runtime.prefix_cache == "on" and stage.train_from != "all"):
         stop_requested = partial(_stop_requested, session, "extracting features")
-        if not session.cache_prefix(stop_requested, recorder.tell):
+        if not transfer.cache_prefix(session, stop_requested, recorder.tell):
             return False
+    if computed and step_now == 0:
+        _fit_head(session, recorder)
     return Attempt(session, recorder).run()
+
+
+def _fit_head(session: Session, recorder: Recorder) -> None:
+    """Compute the last layer on rank 0; all workers go on with the same."""
+    session.run.beat(session.parallel.rank, "fitting the classifier", 0)
+    began = time.monotonic()
+    fitted = transfer.fit_head(session)
+    if fitted is not None:
+        name = session.cfg.classifier.name
+        how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
+        text = f"{name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
+        recorder.tell({"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s"})
 
 
 class Attempt:
@@ -120,7 +137,10 @@ class Attempt:
         )
         self._checksums = step.weight_checksums(session.whole, parallel)
         self._evaluate_batch = step.evaluation_step(
-            session.model, step.Objective(train.num_classes, cfg.global_batch), parallel
+            session.model,
+            step.Objective(train.num_classes, cfg.global_batch),
+            parallel,
+            global_batch=session.evaluation_batch,
         )
         self._skipped_in_a_row = 0
         self._evaluated_at: dict[str, int] = {}
@@ -236,7 +256,7 @@ def evaluate(
     They are those of the averaged weights where the run keeps an average.
     """
     source, parallel = session.splits[split], session.parallel
-    batch = session.cfg.evaluation.batch or session.cfg.global_batch
+    batch = session.evaluation_batch
     batches = pipeline.evaluation_batches(
         session.read[split],
         source.num_examples,
@@ -249,7 +269,7 @@ def evaluate(
         session.naming_bad_examples(split, lambda: range(source.num_examples)),
         session.optimizer.averaged(session.stage.number),
     ):
-        return loop.evaluate(
+        result = loop.evaluate(
             split,
             source.num_examples,
             -(-source.num_examples // batch),
@@ -258,6 +278,17 @@ def evaluate(
             parallel,
             stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
         )
+    if result is None or parallel.rank != 0:
+        return result
+    return predictions.with_figures(
+        result,
+        session.run.path,
+        step=session.state.step,
+        ids=source.ids,
+        labels=source.labels,
+        class_names=source.class_names,
+        groups=groups_of(source),
+    )
 
 
 def evaluate_commit(session: Session, split: str) -> Evaluation:
@@ -277,7 +308,10 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
     session.enter(at(session.stages, session.state.step))
     source = session.splits[split]
     objective = step.Objective(source.num_classes, session.cfg.global_batch)
-    result = evaluate(session, split, step.evaluation_step(session.model, objective, session.parallel))
+    evaluate_batch = step.evaluation_step(
+        session.model, objective, session.parallel, global_batch=session.evaluation_batch
+    )
+    result = evaluate(session, split, evaluate_batch)
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

@@ -16,8 +16,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
@@ -32,13 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--extract", action="store_true")
+    parser.add_argument("--tune", metavar="FOLDS", type=int)
+    parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
     options = parser.parse_args(arguments)
     rank = rank_before_start(os.environ)
     shown = sys.stderr
     try:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
-        if not supervised and not options.evaluate:
+        if not supervised and not (
+            options.evaluate or options.extract or options.tune or options.cross_validate
+        ):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
         _stop_on_signals(run)
         failpoint.set_rank(rank)
@@ -46,6 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(slots.slurm_task_environment(os.environ))
         if options.evaluate:
             return _evaluate(run, options.evaluate)
+        if options.extract:
+            return _extract(run)
+        if options.tune:
+            return _tune(run, options.tune)
+        if options.cross_validate:
+            return _cross_validate(run, *options.cross_validate)
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"
@@ -86,6 +98,75 @@ def _evaluate(run: RunDir, split: str) -> int:
     directory.mkdir(exist_ok=True)
     write_atomically(directory / f"{split}.json", json.dumps(record).encode())
     return ExitCode.DONE
+
+
+def _write_line(lines: TextIO, record: Mapping[str, Any]) -> None:
+    lines.write(json.dumps(record) + "\n")
+
+
+def _extract(run: RunDir) -> int:
+    from tl_dist.session import Session
+    from tl_dist.transfer import cache_prefix
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+
+    def stop_requested() -> bool:
+        return session.parallel.rank == 0 and run.stop_requested()
+
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        finished = session.parallel.supervise(
+            lambda: cache_prefix(session, stop_requested, partial(_write_line, lines))
+        )
+    return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
+def _tune(run: RunDir, folds: int) -> int:
+    from tl_dist.feature_folds import tune
+    from tl_dist.session import Session
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+
+    def stop_requested() -> bool:
+        return session.parallel.rank == 0 and run.stop_requested()
+
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        tried = session.parallel.supervise(
+            lambda: tune(session, folds, stop_requested, partial(_write_line, lines))
+        )
+    if tried:
+        found = [
+            {
+                **one.setting.overrides,
+                "folds": one.folds,
+                "accuracy": one.accuracy,
+                "log_loss": one.log_loss,
+            }
+            for one in tried
+        ]
+        write_atomically(run.path / "tuning.json", json.dumps(found, indent=1).encode())
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
+
+
+def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
+    from tl_dist.cross_validation import summary
+    from tl_dist.feature_folds import cross_validate
+    from tl_dist.session import Session
+
+    session = Session(run, local_workers=slots.local_workers(os.environ))
+    with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
+        found = session.parallel.supervise(
+            lambda: cross_validate(
+                session,
+                folds,
+                seeds,
+                lambda: session.parallel.rank == 0 and run.stop_requested(),
+                partial(_write_line, lines),
+            )
+        )
+    if found is not None:
+        found.save(run.path / "predictions" / "out_of_fold.npz")
+        run.mark_done({"cross_validation": summary(found)})
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:

@@ -145,7 +145,8 @@ def run_variant(
         result = loop.evaluate(
             "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
             parallel.feed(held_out),
-            step.evaluation_step(net, objective, parallel), parallel, stop_requested=lambda: False,
+            step.evaluation_step(net, objective, parallel, global_batch=GLOBAL_BATCH),
+            parallel, stop_requested=lambda: False,
         )  # fmt: skip
         assert result is not None
         weights = {path: variable.numpy() for path, variable in net.trainable.items()}
@@ -160,6 +161,7 @@ def run_variant(
             "num_correct": result.num_correct,
             "evaluation_loss": result.mean_loss,
             "confusion": result.confusion,
+            "logits": np.asarray(result.logits).tolist(),
         }
 
     parallel.broadcast(list(state.variables.values()))

@@ -83,6 +83,7 @@ def test_evaluation_counts_every_example_once_with_equal_figures(figures: Figure
     assert found["num_examples"] == NUM_EXAMPLES == np.sum(found["confusion"])
     assert found["confusion"] == expected["confusion"]
     assert found["num_correct"] == expected["num_correct"]
+    np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
     assert found["evaluation_loss"] == pytest.approx(expected["evaluation_loss"], rel=1e-5)
 
 

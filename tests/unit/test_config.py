@@ -379,6 +379,38 @@ OVERRIDES = {
 }
 
 
+COMPUTED = """\
+data: {name: synthetic}
+model: {backbone: tiny, weights: random}
+classifier: {name: logistic}
+"""
+NOT_COMPUTED = {
+    "epochs=3": "epochs",
+    "steps=3": "steps",
+    "model.train_from=all": "model.train_from",
+    "model.hidden=8": "model.hidden",
+    "model.dropout=0.5": "model.dropout",
+    "data.augment=[brightness]": "data.augment",
+    "model.layers=[block9]": "model.layers",
+    "model.layers=[block1,block1]": "model.layers",
+}
+
+
+def test_a_computed_classifier_needs_no_optimizer_and_no_duration() -> None:
+    cfg = load(COMPUTED)
+    assert (cfg.steps, cfg.epochs, cfg.classifier.name) == (1, None, "logistic")
+    Path("again.yaml").write_text(config.dump(cfg))
+    assert config.load("again.yaml") == cfg
+
+
+@pytest.mark.parametrize("override", NOT_COMPUTED)
+def test_what_a_computed_classifier_cannot_use_is_refused(override: str) -> None:
+    key = NOT_COMPUTED[override]
+    message = refusal_of(COMPUTED, override)
+    assert key.rpartition(".")[2] in message and "Fix: " in message
+    assert message.startswith(f"override '{override}'")
+
+
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_a_mistake_in_an_override_is_one_line(override: str) -> None:
     assert refusal_of(GOOD, override) == OVERRIDES[override]

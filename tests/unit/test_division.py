@@ -128,14 +128,14 @@ def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: A
     write_cifar10_binary(tmp_path, digits_32px(150), digits_32px(50, start=150))
     file = tmp_path / "folds.json"
     assert main(["data", "split", str(tmp_path), "--folds", "4", "--to", str(file)]) == 0
-    assert "fold 4" in capsys.readouterr().out
-    data = DataConfig(name="cifar10", path=str(tmp_path), split=str(file), fold=2)
+    assert "fold 3" in capsys.readouterr().out
+    data = DataConfig(name="cifar10", path=str(tmp_path), split=str(file), fold=1)
     splits, _ = open_splits(data)
     assert list(splits["test"].ids) == read_manifest(file)["folds"][1]
     assert set(splits["train"].ids).isdisjoint(splits["test"].ids) and splits["train"].num_examples == 150
     held_out, _ = open_splits(data.model_copy(update={"validation_fraction": 0.2}))
     assert held_out["validation"].num_examples == 30
-    for fold in (None, 5):
+    for fold in (None, 4):
         with pytest.raises(Refusal, match="holds 4 folds"):
             open_splits(data.model_copy(update={"fold": fold}))
 

@@ -73,6 +73,7 @@ def evaluate(indices: list[int], num_examples: int) -> Any:
             "examples": tf.constant(1.0, tf.float64),
             "confusion": tf.constant([[1.0, 0.0], [0.0, 0.0]], tf.float64),
             "seen": tf.constant(float(example_hash(np.int64(index))), tf.float64),
+            "logits": tf.constant([[float(index), 1.0]]),
         }
 
     return loop.evaluate(
@@ -89,6 +90,13 @@ def evaluate(indices: list[int], num_examples: int) -> Any:
 def test_evaluation_counts_what_it_saw() -> None:
     result = evaluate([0, 1, 2], 3)
     assert (result.num_examples, result.num_correct, result.mean_loss) == (3, 3, 0.5)
+    np.testing.assert_array_equal(result.logits, [[0, 1], [1, 1], [2, 1]])
+
+
+def test_logits_that_would_fill_the_memory_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MAX_LOGITS", 5)
+    result = evaluate([0, 1, 2], 3)
+    assert result.logits is None and result.num_correct == 3
 
 
 @pytest.mark.parametrize("indices", [[0, 1], [0, 1, 2, 2], [0, 1, 1]])

@@ -125,6 +125,29 @@ def reads_many(source: Source) -> bool:
     return getattr(source, "reads_many", False)
 
 
+def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
+    """The source that a split was cut from, and which of its examples the split holds."""
+    if isinstance(source, Subset):
+        return source.source, source.indices
+    return source, np.arange(source.num_examples)
+
+
+def groups_of(source: Source) -> list[str]:
+    """The name of each example's group, where the dataset has groups (such as the type of a module); else empty."""
+    pool, indices = pool_of(source)
+    groups: Sequence[str] = getattr(pool, "groups", ())
+    return [groups[i] for i in indices] if groups else []
+
+
+def strata_of(source: Source) -> NDArray[np.int32]:
+    """A number for each example: its class and, where there is one, its group. What splits are stratified by."""
+    labels, groups = np.asarray(source.labels, np.int32), groups_of(source)
+    if not groups:
+        return labels
+    numbers = np.unique(groups, return_inverse=True)[1].astype(np.int32)
+    return numbers * np.int32(source.num_classes) + labels
+
+
 def host_tensor(values: Any) -> Any:
     """`values` as an eager tensor in host memory, also when called while tf.data traces a function.
 

@@ -158,14 +158,14 @@ def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits
 
 
 def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str, Sequence[str]]:
-    if data.fold is None or not 1 <= data.fold <= len(folds):
+    if data.fold is None or data.fold >= len(folds):
         raise Refusal(
             f"data.split {data.split} holds {len(folds)} folds, and data.fold is {data.fold}.",
-            fix=f"set data.fold to a number from 1 to {len(folds)}: the fold to test on.",
+            fix=f"set data.fold to a number from 0 to {len(folds) - 1}: the fold to test on.",
             code=ExitCode.USAGE,
         )
-    train = [name for k, fold in enumerate(folds, start=1) if k != data.fold for name in fold]
-    return {"train": train, "test": folds[data.fold - 1]}
+    train = [name for k, fold in enumerate(folds) if k != data.fold for name in fold]
+    return {"train": train, "test": folds[data.fold]}
 
 
 def _folds(

@@ -54,9 +54,9 @@ def open_elpv(data: DataConfig) -> Splits:
         labels=labels,
         class_names=("functional", "defective"),
         annotations=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
+        groups=[cell.type for cell in cells],
     )
-    types = np.array([_TYPES.index(cell.type) for cell in cells], np.int32)
-    return divide(source, data, strata=2 * types + labels)
+    return divide(source, data)
 
 
 def _read_labels(file: Path) -> list[_Cell]:

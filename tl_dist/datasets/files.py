@@ -34,6 +34,8 @@ class FileSource:
     labels: NDArray[np.int32]
     class_names: Sequence[str]
     annotations: str = ""
+    groups: Sequence[str] = ()
+    """the group of each image, where figures by group make sense"""
 
     @property
     def num_examples(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Subset
+from tl_dist.datasets import Source, Subset, strata_of
 from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
@@ -17,13 +17,20 @@ def divide(
 ) -> dict[str, Source]:
     """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
 
-    `strata` numbers the group of each example; default: its label. `test=False` where the test split is
-    official. A fraction of 0 makes no split. Refuses (65) a fraction that leaves a side too small.
+    `strata` numbers the group of each example; default: its group and label. `test=False` where the test split is
+    official. A fraction of 0 makes no split. With data.folds the fold data.fold is the test split, or the validation
+    split where the test split is official. Refuses (65) a fraction that leaves a side too small.
     """
-    groups = pool.labels if strata is None else strata
+    groups = strata_of(pool) if strata is None else strata
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = [("test", data.test_fraction)] if test else []
+    if data.folds is not None:
+        inside = folds_of(groups, data.folds, data.split_seed) == data.fold
+        kept, splits["test" if test else "validation"] = kept[~inside], Subset(pool, kept[inside])
+        wanted = []
+        if not test:
+            return {"train": Subset(pool, kept), **splits}
     for name, fraction in [*wanted, ("validation", data.validation_fraction)]:
         if fraction > 0:
             key = f"data.{name}_fraction"
@@ -31,6 +38,27 @@ def divide(
             splits[name] = Subset(pool, held_out)
     train = Subset(pool, kept) if splits else pool
     return {"train": train, **splits}
+
+
+def folds_of(strata: NDArray[np.int32], folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each example, 0 to `folds` - 1; each stratum is dealt out evenly (scikit-learn's StratifiedKFold).
+
+    Refuses (65) more folds than the smallest stratum has examples.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    smallest = int(np.unique(strata, return_counts=True)[1].min())
+    if smallest < folds:
+        raise Refusal(
+            f"{folds} folds: the smallest group and class has only {smallest} examples.",
+            fix=f"use at most {max(2, smallest)} folds, or add examples.",
+            code=ExitCode.DATA,
+        )
+    fold = np.zeros(len(strata), np.int64)
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
+    for k, (_, inside) in enumerate(dealt):
+        fold[inside] = k
+    return fold
 
 
 def hold_out(

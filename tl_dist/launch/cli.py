@@ -35,6 +35,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
+app.add_typer(features_app, name="features")
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
@@ -94,6 +96,91 @@ def evaluate(
     with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
         record = evaluate_run(run, split)
     show_evaluation(record, console)
+    return ExitCode.DONE
+
+
+@app.command("cv")
+def cross_validate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="divisions into folds")] = 5,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Cross-validate a config: mean, interval, figures by fold and group, out-of-fold predictions."""
+    from tl_dist.launch.folds import cross_validate as run_folds
+    from tl_dist.launch.train import Request
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    return run_folds(request, folds, seeds, _console())
+
+
+@app.command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+) -> int:
+    """Say whether two runs differ, by a paired test on the same examples."""
+    from tl_dist.launch.compare import compare as compare_runs
+    from tl_dist.launch.compare import show
+
+    show(compare_runs(first, second, split), (str(first), str(second)), _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="of the training split, without a validation split")] = 5,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Search for the best classifier on cached features, without the test split, and write it as YAML."""
+    from tl_dist.launch.train import Request
+    from tl_dist.launch.tune import tune as search
+
+    return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
+
+
+@features_app.command("extract")
+def features_extract(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Compute the features that a config needs, by all of its workers."""
+    from tl_dist.launch.feature_sets import extract
+    from tl_dist.launch.train import Request
+
+    return extract(Request(config, overrides or (), strategy, workers, runs), _console())
+
+
+@features_app.command("list")
+def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+    """List the feature sets beside the runs in a directory, the last used first."""
+    from tl_dist.launch.feature_sets import sets, show
+
+    show(sets(runs), _console())
+    return ExitCode.DONE
+
+
+@features_app.command("prune")
+def features_prune(
+    runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs"),
+    unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
+    keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
+) -> int:
+    """Remove feature sets that are unused or too large, and what interrupted extractions have left."""
+    from tl_dist.launch.feature_sets import prune, show_pruned
+
+    show_pruned(prune(runs, unused_days=unused_days, keep_mb=keep_mb), _console())
     return ExitCode.DONE
 
 

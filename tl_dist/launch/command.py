@@ -69,10 +69,12 @@ def num_processes(cfg: Config, gpus: int) -> int:
     return num_workers(cfg, gpus) if cfg.strategy == "horovod" else 1
 
 
-def worker_argv(run: Path, *, evaluate: str | None = None, python: str = sys.executable) -> tuple[str, ...]:
+def worker_argv(
+    run: Path, *, evaluate: str | None = None, task: Sequence[str] = (), python: str = sys.executable
+) -> tuple[str, ...]:
     """The command line of every worker, whoever starts it."""
     argv = (python, "-m", "tl_dist.worker", str(run))
-    return argv if evaluate is None else (*argv, "--evaluate", evaluate)
+    return (*argv, *task) if evaluate is None else (*argv, "--evaluate", evaluate)
 
 
 def worker_environment(
@@ -104,6 +106,7 @@ def local_commands(
     processes: int,
     place: Callable[[int], Mapping[str, str]] | None = None,
     evaluate: str | None = None,
+    task: Sequence[str] = (),
     cores: int | None = None,
     python: str = sys.executable,
 ) -> Sequence[Command]:
@@ -111,7 +114,7 @@ def local_commands(
 
     `place(rank)` gives the variables by which Horovod's workers find each other; other strategies have none.
     """
-    argv = worker_argv(run, evaluate=evaluate, python=python)
+    argv = worker_argv(run, evaluate=evaluate, task=task, python=python)
     cores = cores or len(os.sched_getaffinity(0))
     common = worker_environment(cfg, inherited, processes=processes, cores=cores)
     return [Command(k, argv, common | dict(place(k) if place else {})) for k in range(processes)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from tl_dist import config
 from tl_dist.durable import read_file
-from tl_dist.launch.attempt import ORDERLY, explained, first_failure
+from tl_dist.launch.attempt import ORDERLY, Launch, explained, first_failure
 from tl_dist.launch.group import Group
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.supervise import signals_counted
@@ -22,7 +23,7 @@ MAX_RESULT_BYTES = 64 << 20
 
 
 def evaluate(path: Path, split: str) -> Record:
-    """The evaluation of a split, as a record of `metrics.jsonl` has it. Changes nothing of the run."""
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions."""
     run = RunDir.open(path)
     cfg = config.load(run.config_file)
     owner = holder(run)
@@ -32,30 +33,41 @@ def evaluate(path: Path, split: str) -> Record:
             fix="wait for its end; while it trains, metrics.jsonl has its figures.",
             code=ExitCode.CANNOT_CREATE,
         )
-    run.clear_stop()
     result = run.path / "evaluations" / f"{split}.json"
     result.unlink(missing_ok=True)
+    run_task(run, local_launch(cfg, run.path, evaluate=split), what="evaluation", heading=split)
+    record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
+    return record
+
+
+def run_task(
+    run: RunDir, launch: Launch, *, what: str, heading: str, watch: Callable[[], None] = lambda: None
+) -> None:
+    """Have the workers do one thing, and wait for it; a failure or a stop is refused with its reason.
+
+    `watch` is called while they work. Their output is in logs/WHAT_rank_0000.out.
+    """
+    run.clear_stop()
     with (
         signals_counted() as signals,
-        local_launch(cfg, run.path, evaluate=split)() as commands,
-        Group(commands, lambda rank: run.logs / f"evaluate_rank_{rank:04d}.out", heading=split) as group,
+        launch() as commands,
+        Group(commands, lambda rank: run.logs / f"{what}_rank_{rank:04d}.out", heading=heading) as group,
     ):
         while not group.wait(0.1) and not signals.stop and _orderly(group):
-            pass
+            watch()
         group.end(grace_s=0 if signals.stop else None)
+        watch()
         run.clear_stop()
         if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
-            what = "the evaluation was stopped."
-            raise Refusal(what, fix="run the same command again.", code=ExitCode.REQUEUE)
+            stopped = f"the {what} was stopped."
+            raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
         if not _orderly(group):
             first = first_failure(group.exits)
             end = explained(first, group.last_lines(first.rank))
-            log = run.logs / f"evaluate_rank_{first.rank:04d}.out"
+            log = run.logs / f"{what}_rank_{first.rank:04d}.out"
             code = ExitCode(end.code) if end.code in list(ExitCode) else ExitCode.INTERNAL
-            what = f"rank {first.rank} on {socket.gethostname()}: {end.cause}."
-            raise Refusal(what, fix=end.fix or f"read {os.path.relpath(log)}.", code=code)
-    record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
-    return record
+            failed = f"rank {first.rank} on {socket.gethostname()}: {end.cause}."
+            raise Refusal(failed, fix=end.fix or f"read {os.path.relpath(log)}.", code=code)
 
 
 def _orderly(group: Group) -> bool:

@@ -14,8 +14,11 @@ from tl_dist.launch.rendezvous import Rendezvous
 from tl_dist.parallel.slots import GLOO_TIMEOUT_S, GLOO_TIMEOUT_VARIABLE
 
 
-def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None) -> Launch:
-    """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt."""
+def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: Sequence[str] = ()) -> Launch:
+    """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt.
+
+    `task` is added to each worker's command line: what it does other than train.
+    """
     processes = num_processes(cfg, visible_gpus(os.environ))
 
     @contextmanager
@@ -30,6 +33,7 @@ def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None) -> Laun
                 processes=processes,
                 place=None if meeting is None else lambda rank: place(meeting, rank),
                 evaluate=evaluate,
+                task=task,
             )
 
     return launch

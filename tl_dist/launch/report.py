@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_dist import figures
 from tl_dist.progress import Record, confusion_table, evaluation_line, parse_records
 from tl_dist.run import RunDir, RunSummary
 
@@ -30,8 +31,16 @@ def show_end(run: RunDir, console: Console) -> None:
 
 
 def show_evaluation(record: Record, console: Console) -> None:
-    """One evaluation: "x of N" and its confusion matrix."""
+    """One evaluation: "x of N", the other figures, how far one split can be trusted, and its confusion matrix."""
     show_line(console, evaluation_line(record), style="bold")
+    found = record.get("figures")
+    if found:
+        show_line(console, figures.summary_line(found))
+        low, high = found["interval"]
+        show_line(console, f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}", style="dim")
+    if found and "accuracy_at_threshold" in found:
+        chosen = f"{found['threshold']:.3f}, chosen on the validation split"
+        show_line(console, f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)

@@ -1,0 +1,82 @@
+"""Figures agree with their definitions; undefined ones are None; thresholds and intervals mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from tl_dist import figures
+
+
+def drawn(num: int = 200, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, num).astype(np.int32)
+    logits = rng.normal(size=(num, classes)) + 1.2 * np.eye(classes)[labels]
+    return labels, figures.softmax(logits)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_figures_are_those_of_scikit_learn(classes: int) -> None:
+    labels, p = drawn(classes=classes)
+    predicted = p.argmax(axis=1)
+    found = figures.figures(labels, p)
+    assert found["accuracy"] == metrics.accuracy_score(labels, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(labels, p))
+    score = p[:, 1] if classes == 2 else p
+    auc = metrics.roc_auc_score(labels, score, multi_class="ovr", average="weighted")
+    assert found["roc_auc"] == pytest.approx(auc)
+    assert found["interval"][0] < found["accuracy"] < found["interval"][1]
+
+
+def test_what_is_not_defined_is_none() -> None:
+    labels, p = drawn()
+    one_class = labels == 0
+    assert figures.figures(labels[one_class], p[one_class])["roc_auc"] is None
+    broken = figures.figures(labels, np.where(np.arange(3) == 1, np.nan, p))
+    assert broken["log_loss"] is None and broken["ece"] is None
+    assert "nan" not in figures.summary_line(broken)
+
+
+def test_the_wilson_interval_of_a_known_case() -> None:
+    assert figures.wilson(9, 10) == pytest.approx([0.5958, 0.9821], abs=1e-4)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
+    p = np.repeat([[0.8, 0.2]], 10, axis=0)
+    labels = np.array([0] * 6 + [1] * 4, np.int32)
+    assert figures.calibration_error(labels, p) == pytest.approx(0.2)
+    assert figures.calibration_error(np.zeros(10, np.int32), np.repeat([[1.0, 0.0]], 10, axis=0)) == 0
+
+
+def test_the_threshold_is_the_best_of_all() -> None:
+    labels, p = drawn(classes=2)
+    skewed = np.stack([1 - p[:, 1] ** 3, p[:, 1] ** 3], axis=1)
+    threshold = figures.best_threshold(labels, skewed)
+    best = max(figures.accuracy_at(labels, skewed, t) for t in np.linspace(0, 1.01, 2000))
+    assert figures.accuracy_at(labels, skewed, threshold) >= best
+    assert best > figures.figures(labels, skewed)["accuracy"]
+
+
+def test_folds_that_share_training_data_widen_the_interval() -> None:
+    values = [0.8, 0.82, 0.84, 0.86, 0.88]
+    low, high = figures.corrected_interval(values, 0.25)
+    plain_low, plain_high = figures.corrected_interval(values, 0.0)
+    assert (low + high) / 2 == pytest.approx(0.84)
+    assert (high - low) / (plain_high - plain_low) == pytest.approx(1.5)  # sqrt((1/5 + 1/4) / (1/5))
+    assert plain_high - 0.84 == pytest.approx(2.776 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
+
+
+def test_a_paired_test_sees_what_two_intervals_cannot() -> None:
+    labels = np.zeros(1000, np.int32)
+    right, wrong = np.array([0.9, 0.1]), np.array([0.1, 0.9])
+    first = np.array([right] * 850 + [wrong] * 150)
+    second = np.array([right] * 865 + [wrong] * 135)
+    found = figures.paired(labels, first, second)
+    assert (found["only_first"], found["only_second"]) == (0, 15)
+    assert found["p_value"] == pytest.approx(2 * 0.5**15)
+    assert found["interval"][0] > 0 and found["interval"][0] < found["difference"] < found["interval"][1]
+    assert figures.paired(labels, first, first)["p_value"] == 1.0

@@ -1,0 +1,62 @@
+"""What is kept of each example: exact, readable without pickle, and its threshold never chosen on the test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tl_dist import figures, predictions
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.state import Evaluation
+
+LABELS = np.array([0, 1, 1, 0, 1], np.int32)
+LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)
+"""one of three positives is found at 1/2, all of them at a lower threshold"""
+
+
+def evaluated(run: Path, split: str, step: int = 7, logits: np.ndarray | None = LOGITS) -> Evaluation:
+    result = Evaluation(split, 5, 3, 0.5, [[2, 0], [2, 1]], logits)
+    return predictions.with_figures(
+        result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"]
+    )
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
+    result = evaluated(tmp_path, "test")
+    found = predictions.load(predictions.file_of(tmp_path, "test"))
+    assert list(found.ids) == list("abcde") and list(found.class_names) == ["good", "bad"]
+    assert found.step == 7
+    np.testing.assert_array_equal(found.labels, LABELS)
+    np.testing.assert_allclose(found.probabilities, figures.softmax(LOGITS), rtol=1e-6)
+    assert result.figures["accuracy"] == 0.6
+    assert "threshold" not in result.figures
+
+
+def test_the_threshold_comes_from_the_validation_split_of_the_same_weights(tmp_path: Path) -> None:
+    chosen = evaluated(tmp_path, "validation").figures["threshold"]
+    assert chosen < 0.45
+    test = evaluated(tmp_path, "test").figures
+    assert (test["threshold"], test["accuracy_at_threshold"], test["accuracy"]) == (
+        pytest.approx(chosen),
+        1.0,
+        0.6,
+    )
+    assert "threshold" not in evaluated(tmp_path, "test", step=8).figures
+
+
+def test_without_logits_nothing_is_written(tmp_path: Path) -> None:
+    assert evaluated(tmp_path, "test", logits=None).figures == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "text"])
+def test_what_is_no_file_of_predictions_is_refused(tmp_path: Path, damage: str) -> None:
+    path = predictions.file_of(tmp_path, "test")
+    if damage != "missing":
+        evaluated(tmp_path, "test")
+        path.write_bytes(path.read_bytes()[:100] if damage == "torn" else b"ids,label\n")
+    with pytest.raises(Refusal, match="no predictions") as caught:
+        predictions.load(path)
+    assert caught.value.code == ExitCode.DATA

@@ -1,0 +1,53 @@
+"""Tuning finds the features that matter, spends little on the settings that do not, and holds out what it judges by."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_dist import tuning
+from tl_dist.datasets.split import folds_of
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Layers b (2 channels) and c (3 channels), average and maximum of each; only c's maximum knows the class."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200).astype(np.int32)
+    values = rng.normal(size=(200, 1, 10)).astype(np.float32)
+    values[:, 0, 7:10] += 1.5 * labels[:, None]
+    return values, labels
+
+
+CANDIDATES = tuning.settings(["b", "c"], [2, 3], "both")
+
+
+def test_settings_name_the_columns_of_their_features() -> None:
+    found = {
+        (tuple(s.overrides["model"]["layers"]), s.overrides["model"]["pooling"]): s.columns.tolist()
+        for s in CANDIDATES
+    }
+    assert found == {
+        (("b", "c"), "both"): list(range(10)),
+        (("b", "c"), "average"): [0, 1, 4, 5, 6],
+        (("b", "c"), "maximum"): [2, 3, 7, 8, 9],
+        (("c",), "both"): [4, 5, 6, 7, 8, 9],
+        (("c",), "average"): [4, 5, 6],
+        (("c",), "maximum"): [7, 8, 9],
+    }
+
+
+def test_the_best_setting_sees_what_matters_and_half_is_dropped_in_each_round() -> None:
+    values, labels = data()
+    tried = tuning.search(CANDIDATES, values, labels, folds_of(labels, 5, 0), 2)
+    assert len(tried) == len(CANDIDATES)
+    assert {7, 8, 9} <= set(tried[0].setting.columns.tolist())
+    assert tried[0].accuracy > 0.85
+    folds = [one.folds for one in tried]
+    assert folds[0] == 5 and sum(f >= 2 for f in folds) == len(folds) // 2 and sum(f == 5 for f in folds) == 4
+
+
+def test_examples_of_the_held_out_fold_do_not_teach() -> None:
+    """Labels that only the held-out fold reveals cannot be known: chance is the best there is."""
+    values, _ = data()
+    labels = np.random.default_rng(3).integers(0, 2, 200).astype(np.int32)
+    tried = tuning.search(CANDIDATES[:4], values, labels, folds_of(labels, 5, 0), 2)
+    assert max(one.accuracy for one in tried) < 0.65

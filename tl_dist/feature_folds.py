@@ -1,0 +1,106 @@
+"""Cross-validation of a classifier on cached features: one extraction, then every fold of every seed in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist import classifiers, features, model, transfer, tuning
+from tl_dist.cross_validation import OutOfFold
+from tl_dist.datasets import groups_of, pool_of, strata_of
+from tl_dist.datasets.split import folds_of
+from tl_dist.session import Session
+
+
+def tune(
+    session: Session, folds: int, stop_requested: Callable[[], bool], say: features.Say
+) -> list[tuning.Tried] | None:
+    """Classifiers on the cached features, best first, judged within the training examples; None on other ranks.
+
+    By the validation split where there is one, else by `folds` folds of the training split.
+    """
+    cfg, splits = session.cfg, session.splits
+    layers = cfg.model.layers or tuple(session.model.stage_names)
+    channels = session.model.stage_channels
+    if not transfer.cache_prefix(session, stop_requested, say):
+        return None
+    if session.parallel.rank != 0:
+        return None
+    found, rows = session.train_features
+    rows = np.arange(splits["train"].num_examples) if rows is None else rows
+    fold = folds_of(strata_of(splits["train"]), folds, cfg.data.split_seed)
+    labels = np.asarray(splits["train"].labels)
+    if "validation" in splits:
+        pool, held_out = pool_of(splits["validation"])
+        if pool is pool_of(splits["train"])[0]:
+            fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
+            rows, labels = (
+                np.concatenate([rows, held_out]),
+                np.asarray(pool.labels)[np.concatenate([rows, held_out])],
+            )
+    values = found.array()[rows]
+    candidates = tuning.settings(layers, channels, cfg.model.pooling)
+    say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
+    return tuning.search(
+        candidates, values, labels, fold, splits["train"].num_classes, stop_requested=stop_requested
+    )
+
+
+def cross_validate(
+    session: Session, folds: int, seeds: int, stop_requested: Callable[[], bool], say: features.Say
+) -> OutOfFold | None:
+    """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
+
+    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over its
+    views. None also when asked to stop before the end.
+    """
+    cfg, pool = session.cfg, pool_of(session.splits["train"])[0]
+    found = features.cached(
+        pool,
+        transfer.take_prefix(session),
+        cfg.data.augment,
+        root=session.run.path.parent / "features",
+        split="all examples",
+        parallel=session.parallel,
+        stop_requested=stop_requested,
+        say=say,
+    )
+    if found is None or session.parallel.rank != 0:
+        return None
+    values, labels, strata = found.array(), np.asarray(pool.labels), strata_of(pool)
+    if cfg.model.normalize:
+        values = model.normalize(tf.constant(values)).numpy()
+    fold = np.stack([folds_of(strata, folds, seed) for seed in range(seeds)])
+    probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
+    for seed, k in np.ndindex(seeds, folds):
+        if stop_requested():
+            return None
+        trained, held_out = values[fold[seed] != k], values[fold[seed] == k]
+        seen = labels[fold[seed] != k]
+        fitted = classifiers.fit(
+            cfg.classifier.name,
+            trained.reshape(-1, trained.shape[-1]),
+            np.repeat(seen, found.num_views),
+            pool.num_classes,
+            l2=cfg.classifier.l2,
+            scaling=cfg.classifier.scaling,
+            class_weights=session.class_weights(),
+        )
+        said = fitted.probabilities(held_out.reshape(-1, held_out.shape[-1]))
+        said = said.reshape(len(held_out), found.num_views, -1).mean(axis=1)
+        probabilities[seed, fold[seed] == k] = said
+        accuracy = float((said.argmax(axis=1) == labels[fold[seed] == k]).mean())
+        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}" + (
+            "" if fitted.converged else ", NOT converged"
+        )
+        say({"event": "note", "text": text})
+    return OutOfFold(
+        np.array(pool.ids),
+        labels,
+        np.array(groups_of(pool), np.str_),
+        np.array(pool.class_names),
+        fold,
+        probabilities,
+    )

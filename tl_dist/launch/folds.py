@@ -1,0 +1,99 @@
+"""`tl-dist cv`: every example is predicted by classifiers that have not seen it, for several divisions into folds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tl_dist import cross_validation, figures, predictions
+from tl_dist.launch.report import relative, show_line
+from tl_dist.launch.tasks import run_shown
+from tl_dist.launch.train import Request, train
+from tl_dist.refusal import ExitCode
+from tl_dist.run import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def cross_validate(request: Request, folds: int, seeds: int, console: Console) -> int:
+    """Run what is missing of the folds, and show the figures; the same command goes on after a stop.
+
+    A classifier that is computed from features takes one extraction and one process; any other config is trained once
+    for each fold, as a run of its own: NAME-cv-SEED-FOLD.
+    """
+    cfg = request.load()
+    name = f"{cfg.name}-cv"
+    if cfg.classifier.computed:
+        found = _on_features(request, name, folds, seeds, console)
+    else:
+        code = _by_training(request, name, folds, seeds, console)
+        if code != ExitCode.DONE:
+            return code
+        found = _merged(request, name, folds, seeds)
+    show(found, console)
+    show_line(console, f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
+    return ExitCode.DONE
+
+
+OUT_OF_FOLD = "predictions/out_of_fold.npz"
+
+
+def _on_features(request: Request, name: str, folds: int, seeds: int, console: Console) -> dict[str, Any]:
+    cfg = request.load(f"name={json.dumps(name)}")
+    task = ("--cross-validate", str(folds), str(seeds))
+    run = run_shown(request, cfg, task, "cross-validation", console)
+    return dict((run.done or {})["cross_validation"])
+
+
+def _by_training(request: Request, name: str, folds: int, seeds: int, console: Console) -> int:
+    for seed in range(seeds):
+        for fold in range(folds):
+            code = train(_of_fold(request, name, folds, seed, fold), console)
+            if code != ExitCode.DONE:
+                return code
+    return ExitCode.DONE
+
+
+def _of_fold(request: Request, name: str, folds: int, seed: int, fold: int) -> Request:
+    changes = {"name": json.dumps(f"{name}-{seed}-{fold}"), "seed": seed, "data.split_seed": seed}
+    changes |= {"data.folds": folds, "data.fold": fold}
+    return replace(request, overrides=[*request.overrides, *(f"{key}={v}" for key, v in changes.items())])
+
+
+def _merged(request: Request, name: str, folds: int, seeds: int) -> dict[str, Any]:
+    runs = [[request.runs / f"{name}-{seed}-{fold}" for fold in range(folds)] for seed in range(seeds)]
+    # The fold is the validation split where the test split is official; there is no other validation split then.
+    official = predictions.file_of(runs[0][0], "validation").exists()
+    split = "validation" if official else "test"
+    parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
+    found = cross_validation.merged(parts)
+    run = RunDir(request.runs / name)
+    run.path.mkdir(mode=0o700, exist_ok=True)
+    found.save(run.path / OUT_OF_FOLD)
+    result = cross_validation.summary(found)
+    run.mark_done({"cross_validation": result})
+    return result
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """The mean with its interval first, then what it is made of."""
+    from rich.table import Table
+
+    low, high = found["interval"]
+    show_line(
+        console,
+        f"accuracy {found['accuracy']:.4f} | mean of {found['folds']} folds x {found['seeds']} seeds "
+        f"of {found['num_examples']:,} examples | 95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
+        style="bold",
+    )
+    show_line(console, figures.summary_line(found["figures"]))
+    for name, group in found["groups"].items():
+        show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
+    table = Table("seed", *(f"fold {k}" for k in range(found["folds"])), "all")
+    for seed, (row, overall) in enumerate(
+        zip(found["fold_accuracies"], found["seed_accuracies"], strict=True)
+    ):
+        table.add_row(str(seed), *(f"{value:.4f}" for value in row), f"{overall:.4f}")
+    console.print(table)

@@ -1,0 +1,34 @@
+"""What workers do other than train, with the progress shown: extraction, cross-validation, tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tl_dist.config import Config
+from tl_dist.launch.evaluate import run_task
+from tl_dist.launch.local import local_launch
+from tl_dist.launch.train import Request, open_run, prepare_shown, require_horovod
+from tl_dist.progress import Progress, Records
+from tl_dist.run import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, console: Console) -> RunDir:
+    """Have the workers of `cfg` do `task` (options of the worker) to the end; its run directory."""
+    if cfg.strategy == "horovod":
+        require_horovod()
+    run = open_run(request.runs, cfg)
+    prepare_shown(cfg, console)
+    records = Records(run.metrics_file)
+    with Progress(console, every_s=cfg.report.every_s) as progress:
+
+        def watch() -> None:
+            for record in records.new():
+                progress.show(record)
+
+        launch = local_launch(cfg, run.path, task=task)
+        run_task(run, launch, what=what, heading=" ".join(task), watch=watch)
+    return run
