@@ -34,9 +34,9 @@ class DataConfig(Section):
     """Which images, how they are split and how they are augmented."""
 
     name: str
-    """dataset: cifar10, cifar100, digits, elpv, image_folder, synthetic"""
+    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfrecord"""
     path: str | None = None
-    """directory of the files; datasets that come from the package index need none"""
+    """directory of the files (csv: the table); datasets that come from the package index need none"""
     image_size: PositiveInt | None = None
     """images are resized to this square; default: the backbone's own input size"""
     validation_fraction: Fraction = 0.0
@@ -46,6 +46,8 @@ class DataConfig(Section):
     split_seed: int = 0
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
+    first_label: Literal[0, 1] | None = None
+    """tfrecord and imagenet: the number of the first class in the records; default: 0 if there is one, else 1"""
     augment: tuple[Literal["flip", "dihedral", "pad_crop", "random_resized_crop", "brightness"], ...] = ()
     """applied in this order, seeded by (seed, position)"""
     num_examples: PositiveInt = 1024

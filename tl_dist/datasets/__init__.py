@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,20 @@ class Source(Protocol):
     def labels(self) -> NDArray[np.int32]: ...
 
     def read(self, index: Any) -> tuple[Any, Any]: ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A `Source` whose examples are files or parts of files: PNG, JPEG, GIF, BMP or WebP, still encoded.
+
+    `encoded(index)` is traced inside tf.data as `read` is; it returns `(bytes, label)`, a scalar string and a
+    scalar int32. `read(index)` is `decode_rgb` of these bytes. `encoded_bytes(i)` gives the same bytes without
+    TensorFlow; it raises OSError when they cannot be had.
+    """
+
+    def encoded(self, index: Any) -> tuple[Any, Any]: ...
+
+    def encoded_bytes(self, index: int) -> bytes: ...
 
 
 Splits = Mapping[str, Source]
@@ -99,9 +113,28 @@ class Subset:
         return host_tensor(self.indices)
 
     def read(self, index: Any) -> tuple[Any, Any]:
+        return self.source.read(self._gathered(index))
+
+    def __getattr__(self, name: str) -> Any:
+        # What only some sources have: a subset of arrays in memory has no encoded images either.
+        if name == "encoded":
+            encoded = self.source.encoded  # type: ignore[attr-defined]
+            return lambda index: encoded(self._gathered(index))
+        if name == "encoded_bytes":
+            encoded_bytes = self.source.encoded_bytes  # type: ignore[attr-defined]
+            return lambda index: encoded_bytes(int(self.indices[index]))
+        if name == "weights":
+            weights = self.source.weights  # type: ignore[attr-defined]
+            return None if weights is None else weights[self.indices]
+        if name == "groups":
+            groups = self.source.groups  # type: ignore[attr-defined]
+            return None if groups is None else [groups[i] for i in self.indices]
+        raise AttributeError(name)
+
+    def _gathered(self, index: Any) -> Any:
         import tensorflow as tf
 
-        return self.source.read(tf.gather(self._rows, index))
+        return tf.gather(self._rows, index)
 
 
 def host_tensor(values: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,16 +20,23 @@ def divide(
     """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
 
     `strata` numbers the group of each example; default: its label. `test=False` where the test split is
-    official. A fraction of 0 makes no split. Refuses (65) a fraction that leaves a side too small.
+    official. A fraction of 0 makes no split. Where the source has `groups`, each stays in one split, and the sizes
+    are only about those asked for. Refuses (65) a fraction that leaves a side too small.
     """
-    groups = pool.labels if strata is None else strata
+    strata = pool.labels if strata is None else strata
+    groups = getattr(pool, "groups", None)
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = [("test", data.test_fraction)] if test else []
     for name, fraction in [*wanted, ("validation", data.validation_fraction)]:
         if fraction > 0:
             key = f"data.{name}_fraction"
-            kept, held_out = hold_out(kept, groups, fraction, seed=data.split_seed, key=key)
+            if groups is None:
+                kept, held_out = hold_out(kept, strata, fraction, seed=data.split_seed, key=key)
+            else:
+                kept, held_out = hold_out_groups(
+                    kept, strata, groups, fraction, seed=data.split_seed, key=key
+                )
             splits[name] = Subset(pool, held_out)
     train = Subset(pool, kept) if splits else pool
     return {"train": train, **splits}
@@ -57,3 +66,33 @@ def hold_out(
     if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
         raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
     return np.sort(kept), np.sort(held_out)
+
+
+def hold_out_groups(
+    indices: Indices,
+    strata: NDArray[np.int32],
+    groups: Sequence[str],
+    fraction: float,
+    *,
+    seed: int,
+    key: str,
+) -> tuple[Indices, Indices]:
+    """The same with whole groups: the first of 1/fraction folds of scikit-learn's StratifiedGroupKFold.
+
+    With few or very unequal groups the second part can be far from `fraction`.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    numbers = np.unique(np.array(groups)[indices], return_inverse=True)[1]
+    num_folds = max(2, round(1 / fraction))
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    try:
+        kept, held_out = next(folds.split(indices, strata[indices], numbers))
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        raise Refusal(
+            f"{key} = {fraction} of {numbers.max() + 1} groups cannot be held out: {why}.",
+            fix=f"set {key} so that both parts hold groups of every class, or use 0.",
+            code=ExitCode.DATA,
+        ) from error
+    return np.sort(indices[kept]), np.sort(indices[held_out])
