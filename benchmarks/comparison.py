@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-BENCHMARKS = ("cli_start", "step_overhead", "checkpoint_stall", "vs_keras_fit", "horovod_workers")
+BENCHMARKS = (
+    "cli_start",
+    "step_overhead",
+    "checkpoint_stall",
+    "vs_keras_fit",
+    "horovod_workers",
+    "input_packed",
+    "tfrecord_index",
+)
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 
 

@@ -244,6 +244,7 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         to_step=session.total_steps,
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
+        weights=getattr(session.splits["train"], "weights", None),
         threads=session.threads,
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist.data.augment import augment, seed_of
 from tl_dist.data.order import Order
-from tl_dist.datasets import Source
+from tl_dist.datasets import Source, host_tensor
 from tl_dist.state import Batch
 
 Read = Callable[[Any, Any], tuple[Any, Any]]
@@ -40,20 +42,24 @@ def train_batches(
     to_step: int,
     mask_features: int = 0,
     dropout: float = 0.0,
+    weights: NDArray[np.float32] | None = None,
     threads: int = 1,
 ) -> tf.data.Dataset:
     """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
 
     `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
-    does not depend on `from_step`.
+    does not depend on `from_step`. `weights` are those of the examples in the loss, above 0; default: 1 each.
     """
     num_rows = len(rows)
+    weight_of = None if weights is None else host_tensor(weights)
 
     def example(k: Any) -> Batch:
         position = order.positions(k // num_rows, rows.start + k % num_rows)
-        image, label = read(order.index(position), position)
+        index = order.index(position)
+        image, label = read(index, position)
+        weight = tf.constant(1.0) if weight_of is None else tf.gather(weight_of, index)
         draws = tf.random.stateless_uniform([mask_features], seed_of(order.seed, position, "dropout"))
-        return Batch(image, tf.cast(label, tf.int32), tf.constant(1.0), position, draws >= dropout)
+        return Batch(image, tf.cast(label, tf.int32), weight, position, draws >= dropout)
 
     counter = tf.data.Dataset.range(from_step * num_rows, to_step * num_rows)
     return _batched(counter, example, num_rows, threads)
