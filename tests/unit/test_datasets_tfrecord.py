@@ -188,6 +188,14 @@ def wait_for_files(files: Any, kept: list[Path]) -> None:
         time.sleep(0.05)
 
 
+def test_a_damaged_index_is_built_again(imagenet: Path, cache: Path) -> None:
+    first = open_dataset(imagenet)["train"].fingerprint
+    for content in (b"", b"PK", None):
+        for path in (cache / "tl_dist" / "tfrecord").glob("*.npz"):
+            path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+        assert open_dataset(imagenet)["train"].fingerprint == first
+
+
 def damage(path: Path, offset: int, content: bytes) -> None:
     data = bytearray(path.read_bytes())
     data[offset : offset + len(content)] = content

@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets.example_proto import parse
 from tl_dist.datasets.records import Bad
-from tl_dist.durable import write_atomically
+from tl_dist.durable import temporary_name, write_file
 from tl_dist.package_index import locked, try_locked
 
 SCHEMA = 1  # raise it when an index must be built anew
 _HEADER = struct.Struct("<QI")
-_CHUNK = 16 << 20
+_CHUNK = 1 << 20
 _MAX_RECORD = 1 << 31  # protocol buffers end there
 _HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
 
@@ -67,7 +68,16 @@ def index_shards(files: Sequence[Path], cache: Path) -> list[ShardIndex]:
         cache.mkdir(parents=True, exist_ok=True)
         with _helpers([files[k] for k in missing], cache):
             build_missing(files, kept)
-    return [_load(path) for path in kept]
+    return [_load_or_build(file, path) for file, path in zip(files, kept, strict=True)]
+
+
+def _load_or_build(file: Path, kept: Path) -> ShardIndex:
+    try:
+        return _load(kept)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        kept.unlink(missing_ok=True)
+        _build(file, kept)
+        return _load(kept)
 
 
 def build_missing(files: Sequence[Path], kept: Sequence[Path]) -> None:
@@ -89,7 +99,11 @@ def build_missing(files: Sequence[Path], kept: Sequence[Path]) -> None:
 
 def _build(file: Path, kept: Path) -> None:
     if not kept.exists():
-        write_atomically(kept, _dump(read_shard(file)))
+        temporary = temporary_name(kept)
+        # Not forced to the disk, which for many small files takes longer than to build them: one that a power
+        # cut leaves damaged is built again.
+        write_file(temporary, [_dump(read_shard(file))], sync=False)
+        os.rename(temporary, kept)
         with suppress(FileNotFoundError):
             kept.with_suffix(".lock").unlink()
 
@@ -233,7 +247,8 @@ def _dump(index: ShardIndex) -> bytes:
 
 
 def _load(path: Path) -> ShardIndex:
-    with np.load(path, allow_pickle=False) as file:
+    # From memory: NumPy leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         columns = [file[name] for name in ("offsets", "sizes", "labels", "checks", "starts")]
         filenames, synsets, bad = (_unpacked(file[name]) for name in ("filenames", "synsets", "bad"))
         lost = int(file["lost"])
