@@ -18,6 +18,8 @@ BENCHMARKS = (
     "vs_keras_fit",
     "horovod_workers",
     "elpv_features",
+    "input_packed",
+    "tfrecord_index",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

@@ -61,9 +61,9 @@ class DataConfig(Section):
     """Which images, how they are split and how they are augmented."""
 
     name: str
-    """dataset: cifar10, cifar100, digits, elpv, image_folder, synthetic"""
+    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfrecord"""
     path: str | None = None
-    """directory of the files; datasets that come from the package index need none"""
+    """directory of the files (csv: the table); datasets that come from the package index need none"""
     image_size: PositiveInt | None = None
     """images are resized to this square; default: the backbone's own input size"""
     validation_fraction: Fraction = 0.0
@@ -80,6 +80,8 @@ class DataConfig(Section):
     """manifest that `tl-dist data split` wrote: divides the examples instead of the fractions"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
+    first_label: Literal[0, 1] | None = None
+    """tfrecord and imagenet: the number of the first class in the records; default: 0 if there is one, else 1"""
     augment: tuple[
         Literal[
             "random_resized_crop", "pad_crop", "flip", "dihedral", "brightness", "colour_jitter", "rand_augment",

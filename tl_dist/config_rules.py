@@ -11,7 +11,7 @@ from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 if TYPE_CHECKING:
     from tl_dist.config import Config, ScheduleConfig
 
-NEED_PATH = ("cifar10", "cifar100", "image_folder")
+NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfrecord")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
 FEW_VIEWS = ("flip", "dihedral")
 """augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tl_dist import classifiers, features, model, transfer, tuning
 from tl_dist.cross_validation import OutOfFold
-from tl_dist.datasets import groups_of, pool_of, strata_of
+from tl_dist.datasets import pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.session import Session
 
@@ -30,7 +30,9 @@ def tune(
         return None
     found, rows = session.train_features
     rows = np.arange(splits["train"].num_examples) if rows is None else rows
-    fold = folds_of(strata_of(splits["train"]), folds, cfg.data.split_seed)
+    fold = folds_of(
+        strata_of(splits["train"]), folds, cfg.data.split_seed, getattr(splits["train"], "groups", None)
+    )
     labels = np.asarray(splits["train"].labels)
     if "validation" in splits:
         pool, held_out = pool_of(splits["validation"])
@@ -72,7 +74,7 @@ def cross_validate(
     values, labels, strata = found.array(), np.asarray(pool.labels), strata_of(pool)
     if cfg.model.normalize:
         values = model.normalize(tf.constant(values)).numpy()
-    fold = np.stack([folds_of(strata, folds, seed) for seed in range(seeds)])
+    fold = np.stack([folds_of(strata, folds, seed, getattr(pool, "groups", None)) for seed in range(seeds)])
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     for seed, k in np.ndindex(seeds, folds):
         if stop_requested():
@@ -99,7 +101,7 @@ def cross_validate(
     return OutOfFold(
         np.array(pool.ids),
         labels,
-        np.array(groups_of(pool), np.str_),
+        np.array(types_of(pool), np.str_),
         np.array(pool.class_names),
         fold,
         probabilities,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -31,3 +32,11 @@ class Refusal(Exception):
         self.fix = fix
         self.code = code
         super().__init__(f"{self.what} Fix: {fix}")
+
+    def __reduce__(self) -> tuple[Callable[..., Refusal], tuple[str, str, ExitCode]]:
+        # A process pool brings it from a child; an exception is otherwise made again from its text alone.
+        return _refusal, (self.what, self.fix, self.code)
+
+
+def _refusal(what: str, fix: str, code: ExitCode) -> Refusal:
+    return Refusal(what, fix=fix, code=code)

@@ -18,10 +18,14 @@ STRATEGIES: Mapping[str, str] = {
 DATASETS: Mapping[str, str] = {
     "cifar10": "tl_dist.datasets.cifar:open_cifar10",
     "cifar100": "tl_dist.datasets.cifar:open_cifar100",
+    "csv": "tl_dist.datasets.csv_file:open_csv",
     "digits": "tl_dist.datasets.digits:open_digits",
     "elpv": "tl_dist.datasets.elpv:open_elpv",
     "image_folder": "tl_dist.datasets.image_folder:open_image_folder",
+    "imagenet": "tl_dist.datasets.imagenet:open_imagenet",
+    "packed": "tl_dist.datasets.packed:open_packed",
     "synthetic": "tl_dist.datasets.synthetic:open_synthetic",
+    "tfrecord": "tl_dist.datasets.tfrecord:open_tfrecord",
 }
 
 CURATION: Mapping[str, str] = {

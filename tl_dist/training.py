@@ -14,7 +14,7 @@ import tensorflow as tf
 from tl_dist import agreement, audit, loop, optim, predictions, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
-from tl_dist.datasets import groups_of
+from tl_dist.datasets import types_of
 from tl_dist.failpoint import failpoint
 from tl_dist.lock import Lock, SlurmJob
 from tl_dist.metrics import Metrics
@@ -287,7 +287,7 @@ def evaluate(
         ids=source.ids,
         labels=source.labels,
         class_names=source.class_names,
-        groups=groups_of(source),
+        groups=types_of(source),
     )
 
 
@@ -326,6 +326,7 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         to_step=session.stage.end,
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
+        weights=getattr(session.splits["train"], "weights", None),
         threads=session.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

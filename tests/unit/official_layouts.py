@@ -202,3 +202,80 @@ def _records(images: NDArray[np.uint8], *labels: NDArray[np.int64]) -> NDArray[n
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
+
+
+def varint(value: int) -> bytes:
+    """A protocol buffer's integer; negative ones take ten bytes."""
+    value %= 1 << 64
+    content = bytearray()
+    while value >= 0x80:
+        content.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*content, value])
+
+
+def write_tfrecords(root: Path, split: str, records: Sequence[dict[str, Any]], num_shards: int) -> list[Path]:
+    """`split-00000-of-NNNNN` as build_imagenet_data.py writes them, by TensorFlow itself."""
+    import tensorflow as tf
+
+    root.mkdir(parents=True, exist_ok=True)
+    paths = [root / f"{split}-{k:05}-of-{num_shards:05}" for k in range(num_shards)]
+    for k, path in enumerate(paths):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records[k * len(records) // num_shards : (k + 1) * len(records) // num_shards]:
+                writer.write(example_of(record))
+    return paths
+
+
+def example_of(record: dict[str, Any]) -> bytes:
+    """A tf.train.Example: integers, floats, and text or bytes, one of each or a list."""
+    import tensorflow as tf
+
+    def feature(value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if values and isinstance(values[0], int):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+        if values and isinstance(values[0], float):
+            return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        encoded = [v.encode() if isinstance(v, str) else v for v in values]
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=encoded))
+
+    features = tf.train.Features(feature={key: feature(value) for key, value in record.items()})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def imagenet_record(
+    image: bytes, label: int, synset: str, name: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """The keys of the TensorFlow scripts' ImageNet, with two bounding boxes."""
+    box = {f"image/object/bbox/{side}": [0.1, 0.2] for side in ("xmin", "xmax", "ymin", "ymax")}
+    return {
+        "image/height": size[1],
+        "image/width": size[0],
+        "image/colorspace": "RGB",
+        "image/channels": 3,
+        "image/class/label": label,
+        "image/class/synset": synset,
+        "image/class/text": f"thing {synset}, object",
+        **box,
+        "image/object/bbox/label": [label, label],
+        "image/format": "JPEG",
+        "image/filename": name,
+        "image/encoded": image,
+    }
+
+
+def photographs(num: int, size: tuple[int, int] = (64, 48)) -> list[bytes]:
+    """Crops of two real photographs as JPEG of quality 90."""
+    import io
+
+    from sklearn.datasets import load_sample_image
+
+    whole = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    encoded = []
+    for k in range(num):
+        x, y = (37 * k) % (640 - size[0]), (23 * k) % (427 - size[1])
+        target = io.BytesIO()
+        whole[k % 2].crop((x, y, x + size[0], y + size[1])).save(target, "JPEG", quality=90)
+        encoded.append(target.getvalue())
+    return encoded

@@ -10,7 +10,7 @@ import pytest
 from tl_dist import cross_validation
 from tl_dist.config import DataConfig
 from tl_dist.cross_validation import OutOfFold
-from tl_dist.datasets import groups_of, strata_of
+from tl_dist.datasets import strata_of, types_of
 from tl_dist.datasets.digits import open_digits
 from tl_dist.datasets.split import folds_of
 from tl_dist.predictions import Predictions
@@ -39,7 +39,7 @@ def test_the_folds_of_a_config_cover_every_example_once() -> None:
     for part in parts:
         assert not set(part["train"].ids) & set(part["test"].ids)
         assert part["train"].num_examples + part["test"].num_examples == 1797
-    assert groups_of(parts[0]["test"]) == []
+    assert types_of(parts[0]["test"]) == []
     np.testing.assert_array_equal(strata_of(parts[0]["test"]), parts[0]["test"].labels)
 
 

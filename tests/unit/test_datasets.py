@@ -199,7 +199,9 @@ def test_synthetic_classes_can_be_told_apart() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "image_folder"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfrecord"]
+)
 def test_a_dataset_of_files_asks_for_its_directory(name: str) -> None:
     with pytest.raises(Refusal) as refused:
         splits_of(name)
@@ -207,7 +209,9 @@ def test_a_dataset_of_files_asks_for_its_directory(name: str) -> None:
     assert "data.path" in refused.value.fix
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "elpv", "image_folder"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "elpv", "image_folder", "imagenet", "packed", "tfrecord"]
+)
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
 def test_a_missing_file_is_named_with_a_fix(name: str, place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")

@@ -14,8 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tests.unit.official_layouts import digits_32px, write_image_folder
+from tests.unit.test_datasets import array_source
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, manifest
+from tl_dist.datasets import EncodedSource, Splits, Subset, manifest
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
@@ -62,6 +63,16 @@ PHOTOGRAPHS: dict[str, tuple[str, Any, dict[str, Any], float]] = {
         {"save_all": True, "append_images": [Image.new("P", (50, 37))]},
         0,
     ),
+    "webp": (".webp", lambda p: p, {"lossless": True}, 0),
+    "webp lossy": (".webp", lambda p: p, {"quality": 95}, 6),
+    "webp alpha": (".webp", lambda p: half_transparent(p), {"lossless": True, "exact": True}, 0),
+    "webp of two frames": (
+        ".webp",
+        lambda p: p,
+        {"lossless": True, "save_all": True, "append_images": [Image.new("RGB", (50, 37))]},
+        0,
+    ),
+    "jpeg named png": (".png", lambda p: p, {"format": "JPEG", "quality": 95, "subsampling": 0}, 3),
 }
 
 
@@ -86,12 +97,24 @@ def test_a_photograph_is_the_same_rgb_in_every_format(name: str, tmp_path: Path)
     assert source.ids == ("a/photo" + suffix, "b/photo" + suffix)
 
 
+def test_encoded_images_are_the_bytes_of_the_files(official: Path) -> None:
+    splits = folder(official, validation_fraction=0.0)
+    source = splits["train"]
+    subset = Subset(source, np.array([7, 3]))
+    assert isinstance(source, EncodedSource) and isinstance(subset, EncodedSource)
+    assert not isinstance(Subset(array_source(), np.array([0])), EncodedSource)
+    for k, (encoded, label) in enumerate(tf.data.Dataset.range(2).map(subset.encoded).as_numpy_iterator()):
+        assert encoded == (official / subset.ids[k]).read_bytes() == subset.encoded_bytes(k)
+        assert label == subset.labels[k]
+        np.testing.assert_array_equal(decode_rgb(tf.constant(encoded)), subset.read(tf.constant(k))[0])
+
+
 def test_a_damaged_image_is_an_error_of_the_graph_alone(tmp_path: Path) -> None:
     photograph().save(tmp_path / "photo.bmp")
     whole = (tmp_path / "photo.bmp").read_bytes()
-    for content in (b"", b"B", b"BM", b"<html>", whole[:60]):
+    for content in (b"", b"B", b"BM", b"<html>", whole[:60], b"RIFF....WEBPVP8 ...."):
         with pytest.raises(tf.errors.InvalidArgumentError):
-            decode_rgb(tf.constant(content))
+            next(iter(tf.data.Dataset.from_tensors(content).map(decode_rgb)))
 
 
 def test_official_splits_are_kept(official: Path) -> None:
@@ -186,8 +209,8 @@ def test_what_is_no_image_is_left_out_and_counted(official: Path, caplog: pytest
 
 def test_images_that_cannot_be_decoded_are_refused(official: Path) -> None:
     for k in range(3):
-        photograph().save(official / "train" / "digit 3" / f"new{k}.webp")
-    with pytest.raises(Refusal, match=r"3 \.webp \(train/digit 3/new0\.webp\)") as refused:
+        photograph().save(official / "train" / "digit 3" / f"new{k}.tiff")
+    with pytest.raises(Refusal, match=r"3 \.tiff \(train/digit 3/new0\.tiff\)") as refused:
         folder(official)
     assert refused.value.code == ExitCode.DATA
 

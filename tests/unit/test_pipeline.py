@@ -145,3 +145,13 @@ def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> No
     assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
     assert min(asked) == step * 10
     assert len(asked) <= 10 * 10  # this batch, and what is read ahead
+
+
+def test_weights_belong_to_their_examples() -> None:
+    weights = np.linspace(0.5, 2, 23).astype(np.float32)
+    whole = batches(weights=weights)
+    for batch in whole:
+        np.testing.assert_array_equal(batch.weights, weights[ORDER.index(batch.positions).numpy()])
+    second = batches(range(3, 7), weights=weights)
+    np.testing.assert_array_equal(second[4].weights, whole[4].weights[3:])
+    assert all((batch.weights == 1).all() for batch in batches())

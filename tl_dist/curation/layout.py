@@ -60,6 +60,16 @@ def recognise(path: Path) -> DataConfig:
 
 def opened(path: Path) -> tuple[DataConfig, Splits]:
     """The data set of a config (.yaml), or the one that lies at `path`."""
-    is_config = path.suffix in (".yaml", ".yml") and path.is_file()
-    data = config.load(path).data if is_config else recognise(path)
+    data = _described(path)
     return data, open_splits(data)[0]
+
+
+def opened_whole(path: Path) -> Splits:
+    """The same with nothing held out: only splits that the files themselves make are there."""
+    whole = {"validation_fraction": 0.0, "test_fraction": 0.0, "split": None, "folds": None, "fold": None}
+    return open_splits(_described(path).model_copy(update=whole))[0]
+
+
+def _described(path: Path) -> DataConfig:
+    is_config = path.suffix in (".yaml", ".yml") and path.is_file()
+    return config.load(path).data if is_config else recognise(path)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
@@ -15,7 +17,7 @@ from tl_dist.data.augment import augment, resize
 from tl_dist.data.crop import cropped
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
-from tl_dist.datasets import Source, reads_many
+from tl_dist.datasets import Source, host_tensor, reads_many
 from tl_dist.state import Batch
 
 
@@ -82,13 +84,15 @@ def train_batches(
     to_step: int,
     mask_features: int = 0,
     dropout: float = 0.0,
+    weights: NDArray[np.float32] | None = None,
     threads: int = 1,
 ) -> tf.data.Dataset:
     """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
 
     `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
-    does not depend on `from_step`.
+    does not depend on `from_step`. `weights` are those of the examples in the loss, above 0; default: 1 each.
     """
+    weight_of = None if weights is None else host_tensor(weights)
     # Mixing needs both images of a pair: a share that begins or ends inside one reads one row more.
     read_rows = rows if read.mixing is None else read.mixing.whole_pairs(rows, order.global_batch)
 
@@ -115,7 +119,9 @@ def train_batches(
             masks = draws.keep_masks(order.seed, positions, mask_features, dropout)
         else:
             masks = tf.zeros([len(rows), 0], tf.bool)
-        return Batch(images, labels, tf.ones([len(rows)]), positions, masks, others, shares)
+        ones = tf.ones([len(rows)])
+        worth = ones if weight_of is None else tf.gather(weight_of, order.index(positions))
+        return Batch(images, labels, worth, positions, masks, others, shares)
 
     steps = tf.data.Dataset.range(from_step, to_step)
     return _read(steps, numbers, read, batch, len(read_rows), threads)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,20 @@ class Source(Protocol):
     def labels(self) -> NDArray[np.int32]: ...
 
     def read(self, index: Any) -> tuple[Any, Any]: ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A `Source` whose examples are files or parts of files: PNG, JPEG, GIF, BMP or WebP, still encoded.
+
+    `encoded(index)` is traced inside tf.data as `read` is; it returns `(bytes, label)`, a scalar string and a
+    scalar int32. `read(index)` is `decode_rgb` of these bytes. `encoded_bytes(i)` gives the same bytes without
+    TensorFlow; it raises OSError when they cannot be had.
+    """
+
+    def encoded(self, index: Any) -> tuple[Any, Any]: ...
+
+    def encoded_bytes(self, index: int) -> bytes: ...
 
 
 Splits = Mapping[str, Source]
@@ -103,21 +117,32 @@ class Subset:
         return host_tensor(self.indices)
 
     def read(self, index: Any) -> tuple[Any, Any]:
+        return self.source.read(self._gathered(index))
+
+    def __getattr__(self, name: str) -> Any:
+        # What only some sources have: a subset of arrays in memory has no encoded images either.
+        if name == "encoded":
+            encoded = self.source.encoded  # type: ignore[attr-defined]
+            return lambda index: encoded(self._gathered(index))
+        if name == "encoded_bytes":
+            encoded_bytes = self.source.encoded_bytes  # type: ignore[attr-defined]
+            return lambda index: encoded_bytes(int(self.indices[index]))
+        if name == "weights":
+            weights = self.source.weights  # type: ignore[attr-defined]
+            return None if weights is None else weights[self.indices]
+        if name == "groups":
+            groups = self.source.groups  # type: ignore[attr-defined]
+            return None if groups is None else [groups[i] for i in self.indices]
+        raise AttributeError(name)
+
+    def _gathered(self, index: Any) -> Any:
         import tensorflow as tf
 
-        return self.source.read(tf.gather(self._rows, index))
+        return tf.gather(self._rows, index)
 
     @property
     def reads_many(self) -> bool:
         return reads_many(self.source)
-
-    @property
-    def encoded(self) -> Callable[[Any], tuple[Any, Any]]:
-        """Where the first source has it."""
-        import tensorflow as tf
-
-        inner = self.source.encoded  # type: ignore[attr-defined]  # AttributeError is how it says that it has none
-        return lambda index: inner(tf.gather(self._rows, index))
 
 
 def reads_many(source: Source) -> bool:
@@ -132,19 +157,19 @@ def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
     return source, np.arange(source.num_examples)
 
 
-def groups_of(source: Source) -> list[str]:
-    """The name of each example's group, where the dataset has groups (such as the type of a module); else empty."""
+def types_of(source: Source) -> list[str]:
+    """The name of each example's type, where the dataset has types (such as that of a solar module); else empty."""
     pool, indices = pool_of(source)
-    groups: Sequence[str] = getattr(pool, "groups", ())
-    return [groups[i] for i in indices] if groups else []
+    types: Sequence[str] = getattr(pool, "types", ())
+    return [types[i] for i in indices] if types else []
 
 
 def strata_of(source: Source) -> NDArray[np.int32]:
-    """A number for each example: its class and, where there is one, its group. What splits are stratified by."""
-    labels, groups = np.asarray(source.labels, np.int32), groups_of(source)
-    if not groups:
+    """A number for each example: its class and, where there is one, its type. What splits are stratified by."""
+    labels, types = np.asarray(source.labels, np.int32), types_of(source)
+    if not types:
         return labels
-    numbers = np.unique(groups, return_inverse=True)[1].astype(np.int32)
+    numbers = np.unique(types, return_inverse=True)[1].astype(np.int32)
     return numbers * np.int32(source.num_classes) + labels
 
 

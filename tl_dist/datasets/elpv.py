@@ -54,7 +54,7 @@ def open_elpv(data: DataConfig) -> Splits:
         labels=labels,
         class_names=("functional", "defective"),
         annotations=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
-        groups=[cell.type for cell in cells],
+        types=[cell.type for cell in cells],
     )
     return divide(source, data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """A `Source` of image files: `ids` are paths below `root`, `sizes` int64 [N] bytes, `labels` int32 [N].
+    """An `EncodedSource` of image files: `ids` are paths below `root`, `sizes` int64 [N] bytes, `labels` int32 [N].
 
     The fingerprint is over path, size and label of each file in order, the class names, and `annotations`:
     whatever else came with the images. It reads no image, and does not depend on where `root` is.
@@ -34,8 +35,12 @@ class FileSource:
     labels: NDArray[np.int32]
     class_names: Sequence[str]
     annotations: str = ""
-    groups: Sequence[str] = ()
-    """the group of each image, where figures by group make sense"""
+    types: Sequence[str] = ()
+    """the type of each image, where figures by type make sense"""
+    weights: NDArray[np.float32] | None = None
+    """of each example in the loss"""
+    groups: Sequence[str] | None = None
+    """examples of one group stay in one split"""
 
     @property
     def num_examples(self) -> int:
@@ -61,11 +66,13 @@ class FileSource:
         return host_tensor([os.fsencode(self.root / name) for name in self.ids]), host_tensor(self.labels)
 
     def encoded(self, index: Any) -> tuple[Any, Any]:
-        """The bytes of the file, a scalar string, and the label."""
         import tensorflow as tf
 
         paths, labels = self._tensors
         return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index)
+
+    def encoded_bytes(self, index: int) -> bytes:
+        return (self.root / self.ids[index]).read_bytes()
 
     def read(self, index: Any) -> tuple[Any, Any]:
         encoded, label = self.encoded(index)
@@ -73,7 +80,7 @@ class FileSource:
 
 
 def decode_rgb(encoded: Any) -> Any:
-    """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF or BMP, told apart by their content.
+    """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF, BMP or WebP, told apart by their content.
 
     Grey and paletted images become RGB, 16 bits become 8, a CMYK JPEG is converted without colour management.
     Alpha is dropped, not blended; of an animation the first frame is taken; the orientation in EXIF data is
@@ -81,10 +88,16 @@ def decode_rgb(encoded: Any) -> Any:
     """
     import tensorflow as tf
 
-    image = tf.cond(
-        tf.strings.substr(encoded, 0, 2) == b"BM",
-        lambda: _decode_bmp(encoded),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    def other() -> Any:
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    head = tf.strings.substr(encoded, 0, 12)
+    image = tf.case(
+        [
+            (tf.strings.substr(head, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
+            (tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP"), lambda: _decode_webp(encoded)),
+        ],
+        default=other,
     )
     return tf.ensure_shape(image, [None, None, 3])
 
@@ -105,6 +118,22 @@ def _decode_bmp(encoded: Any) -> Any:
         return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
 
     return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
+
+
+def _decode_webp(encoded: Any) -> Any:
+    """By Pillow: TensorFlow 2.21 knows WebP, but an animated one ends the process."""
+    import tensorflow as tf
+
+    def decode(content: bytes) -> NDArray[np.uint8]:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:
+            raise ValueError(f"damaged WebP: {error}") from error
+
+    return tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
 
 
 def directory_of(data: DataConfig, expected: str) -> Path:

@@ -16,8 +16,8 @@ from tl_dist.datasets.files import FileSource, directory_of
 from tl_dist.datasets.split import divide
 from tl_dist.refusal import ExitCode, Refusal
 
-READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif"})
-UNREADABLE = frozenset({".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
+READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp"})
+UNREADABLE = frozenset({".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
 """Images that cannot be decoded here. They are refused: to leave them out would change the data unnoticed."""
 
 _FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,16 +19,18 @@ def divide(
 ) -> dict[str, Source]:
     """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
 
-    `strata` numbers the group of each example; default: its group and label. `test=False` where the test split is
+    `strata` numbers the stratum of each example; default: its type and label. `test=False` where the test split is
     official. A fraction of 0 makes no split. With data.folds the fold data.fold is the test split, or the validation
-    split where the test split is official. Refuses (65) a fraction that leaves a side too small.
+    split where the test split is official. Where the source has `groups`, each stays in one split, and the sizes are
+    only about those asked for. Refuses (65) a fraction that leaves a side too small.
     """
-    groups = strata_of(pool) if strata is None else strata
+    strata = strata_of(pool) if strata is None else strata
+    groups = getattr(pool, "groups", None)
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = [("test", data.test_fraction)] if test else []
     if data.folds is not None:
-        inside = folds_of(groups, data.folds, data.split_seed) == data.fold
+        inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
         kept, splits["test" if test else "validation"] = kept[~inside], Subset(pool, kept[inside])
         wanted = []
         if not test:
@@ -34,28 +38,37 @@ def divide(
     for name, fraction in [*wanted, ("validation", data.validation_fraction)]:
         if fraction > 0:
             key = f"data.{name}_fraction"
-            kept, held_out = hold_out(kept, groups, fraction, seed=data.split_seed, key=key)
+            if groups is None:
+                kept, held_out = hold_out(kept, strata, fraction, seed=data.split_seed, key=key)
+            else:
+                kept, held_out = hold_out_groups(
+                    kept, strata, groups, fraction, seed=data.split_seed, key=key
+                )
             splits[name] = Subset(pool, held_out)
     train = Subset(pool, kept) if splits else pool
     return {"train": train, **splits}
 
 
-def folds_of(strata: NDArray[np.int32], folds: int, seed: int) -> NDArray[np.int64]:
+def folds_of(
+    strata: NDArray[np.int32], folds: int, seed: int, groups: Sequence[str] | None = None
+) -> NDArray[np.int64]:
     """The fold of each example, 0 to `folds` - 1; each stratum is dealt out evenly (scikit-learn's StratifiedKFold).
 
-    Refuses (65) more folds than the smallest stratum has examples.
+    With `groups` each of them is in one fold (StratifiedGroupKFold), as evenly as that allows. Refuses (65) more folds
+    than the smallest stratum has examples.
     """
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = int(np.unique(strata, return_counts=True)[1].min())
     if smallest < folds:
         raise Refusal(
-            f"{folds} folds: the smallest group and class has only {smallest} examples.",
+            f"{folds} folds: the smallest type and class has only {smallest} examples.",
             fix=f"use at most {max(2, smallest)} folds, or add examples.",
             code=ExitCode.DATA,
         )
     fold = np.zeros(len(strata), np.int64)
-    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
+    deal = StratifiedKFold if groups is None else StratifiedGroupKFold
+    dealt = deal(folds, shuffle=True, random_state=seed).split(strata, strata, groups)
     for k, (_, inside) in enumerate(dealt):
         fold[inside] = k
     return fold
@@ -85,3 +98,33 @@ def hold_out(
     if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
         raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
     return np.sort(kept), np.sort(held_out)
+
+
+def hold_out_groups(
+    indices: Indices,
+    strata: NDArray[np.int32],
+    groups: Sequence[str],
+    fraction: float,
+    *,
+    seed: int,
+    key: str,
+) -> tuple[Indices, Indices]:
+    """The same with whole groups: the first of 1/fraction folds of scikit-learn's StratifiedGroupKFold.
+
+    With few or very unequal groups the second part can be far from `fraction`.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    numbers = np.unique(np.array(groups)[indices], return_inverse=True)[1]
+    num_folds = max(2, round(1 / fraction))
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    try:
+        kept, held_out = next(folds.split(indices, strata[indices], numbers))
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        raise Refusal(
+            f"{key} = {fraction} of {numbers.max() + 1} groups cannot be held out: {why}.",
+            fix=f"set {key} so that both parts hold groups of every class, or use 0.",
+            code=ExitCode.DATA,
+        ) from error
+    return np.sort(indices[kept]), np.sort(indices[held_out])

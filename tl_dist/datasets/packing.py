@@ -1,0 +1,275 @@
+"""Packing any data set into the files of `packed`: by several processes, shard by shard, each kept once it is whole.
+
+The same command goes on where it was stopped; several at once, on one host or on many, share the shards out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from tl_dist.datasets import EncodedSource, Source, Splits, Subset
+from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.packed import FORMAT, MANIFEST
+from tl_dist.durable import Written, fsync_directory, reason, temporary_name, write_atomically, write_file
+from tl_dist.package_index import locked, try_locked
+from tl_dist.refusal import ExitCode, Refusal
+
+ROWS = 4096
+"""examples in a shard"""
+Progress = Callable[[int, int], None]
+"""(examples packed, of how many)"""
+
+
+class _Shard(NamedTuple):
+    name: str
+    split: str
+    rows: range
+
+
+def pack(
+    splits: Splits,
+    directory: Path,
+    *,
+    size: int | None = None,
+    quality: int = 95,
+    workers: int = 1,
+    rows: int = ROWS,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write the splits to `directory`, or what is missing of them there.
+
+    With `size`, an image whose shorter side is longer is scaled down to it (Pillow's Lanczos filter) and encoded as
+    JPEG of `quality`; all others keep the bytes that they have. Images in memory become PNG. Refuses (64) a
+    directory in which something else is or is being packed, (65) an image that cannot be read or scaled.
+    """
+    shards = [
+        _Shard(f"{split}-{k:05}-of-{-(-source.num_examples // rows):05}", split, range(first, last))
+        for split, source in splits.items()
+        for k, first in enumerate(range(0, source.num_examples, rows))
+        for last in (min(first + rows, source.num_examples),)
+    ]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _claim(directory, splits, {"size": size, "quality": quality if size else None, "rows": rows})
+        _run(
+            {s: _bare(source) for s, source in splits.items()},
+            directory,
+            shards,
+            size,
+            quality,
+            workers,
+            progress,
+        )
+        _commit(directory, splits, shards)
+    except OSError as error:
+        raise Refusal(
+            f"{directory} cannot be written: {reason(error)}.",
+            fix="free space there and run the same command again.",
+            code=ExitCode.STORAGE,
+        ) from error
+
+
+def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
+    """The first command says what is packed there; all others must say the same."""
+    facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
+    job = directory / "job.json"
+    if not job.exists():
+        strangers = [p.name for p in directory.iterdir() if not p.name.startswith(".tmp-")]
+        if strangers and not job.exists():
+            raise _occupied(directory, f"it holds {sorted(strangers)[0]}")
+        with suppress(FileExistsError):
+            write_atomically(job, json.dumps(facts).encode(), exclusive=True)
+    try:
+        found = json.loads(job.read_bytes())
+    except ValueError:
+        found = {}
+    if different := sorted(key for key in facts if facts[key] != found.get(key)):
+        raise _occupied(directory, f"another set is packed there: {', '.join(different)} differ")
+
+
+def _occupied(directory: Path, why: str) -> Refusal:
+    return Refusal(f"{directory} is not free: {why}.", fix="name an empty directory.", code=ExitCode.USAGE)
+
+
+def _run(
+    sources: dict[str, Source],
+    directory: Path,
+    shards: list[_Shard],
+    size: int | None,
+    quality: int,
+    workers: int,
+    progress: Progress,
+) -> None:
+    total = sum(len(shard.rows) for shard in shards)
+    done = 0
+    missing = []
+    for shard in shards:
+        if (directory / f"{shard.name}.json").exists():
+            done += len(shard.rows)
+        else:
+            missing.append(shard)
+    progress(done, total)
+    if workers == 1 or len(missing) < 2:
+        _start(sources, directory, size, quality)
+        for wait in (False, True):
+            for shard in missing:
+                if _pack_shard(shard, wait):
+                    done += len(shard.rows)
+                    progress(done, total)
+        return
+    # Not by fork: the caller may run threads.
+    context = multiprocessing.get_context("spawn")
+    arguments = (sources, directory, size, quality)
+    with ProcessPoolExecutor(min(workers, len(missing)), context, _start, arguments) as pool:
+        for wait in (False, True):
+            futures = {pool.submit(_pack_shard, shard, wait): shard for shard in missing}
+            for future in as_completed(futures):
+                if future.result():
+                    done += len(futures[future].rows)
+                    progress(min(done, total), total)
+
+
+_job: tuple[dict[str, Source], Path, int | None, int]
+
+
+def _start(*job: Any) -> None:
+    global _job
+    _job = job
+
+
+def _pack_shard(shard: _Shard, wait: bool) -> bool:
+    """Pack a shard unless it is there, or unless another process packs it and `wait` is false."""
+    sources, directory, size, quality = _job
+    commit, lock = directory / f"{shard.name}.json", directory / f".tmp-{shard.name}.lock"
+    if commit.exists():
+        return False
+    if wait:
+        with locked(lock):
+            if not commit.exists():
+                _write_shard(sources[shard.split], directory, shard, size, quality)
+    else:
+        with try_locked(lock) as mine:
+            if not mine:
+                return False
+            if not commit.exists():
+                _write_shard(sources[shard.split], directory, shard, size, quality)
+    return True
+
+
+def _write_shard(source: Source, directory: Path, shard: _Shard, size: int | None, quality: int) -> None:
+    sizes: list[int] = []
+    checks: list[int] = []
+
+    def images() -> Iterator[bytes]:
+        for k in shard.rows:
+            content = _image(source, k, size, quality)
+            sizes.append(len(content))
+            checks.append(google_crc32c.value(content))
+            yield content
+
+    for leftover in directory.glob(f".tmp-{shard.name}.*-*"):
+        leftover.unlink()
+    ids = "".join(f"{source.ids[k]}\0" for k in shard.rows).encode("utf-8", "surrogateescape")
+    written = {"images": _put(directory / f"{shard.name}.images", images())}
+    index = io.BytesIO()
+    ends = np.cumsum(np.array(sizes, np.int64))
+    np.savez(
+        index,
+        offsets=ends - sizes,
+        sizes=np.array(sizes, np.int64),
+        checks=np.array(checks, np.uint32),
+        labels=source.labels[shard.rows.start : shard.rows.stop].astype(np.int32),
+        ids=np.frombuffer(ids, np.uint8),
+    )
+    written["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
+    fsync_directory(directory)
+    facts = {name: {"size": w.size, "sha256": w.sha256} for name, w in written.items()}
+    content = {"name": shard.name, "num_examples": len(shard.rows), **facts}
+    write_atomically(directory / f"{shard.name}.json", json.dumps(content).encode())
+
+
+def _put(path: Path, pieces: Iterator[bytes]) -> Written:
+    temporary = temporary_name(path)
+    written = write_file(temporary, pieces)
+    temporary.chmod(0o644)  # a data set is there to be shared
+    os.rename(temporary, path)
+    return written
+
+
+def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
+    try:
+        content = source.encoded_bytes(k) if isinstance(source, EncodedSource) else _png(source, k)
+        return content if size is None else _scaled(content, size, quality)
+    except Exception as error:
+        raise Refusal(
+            f"{source.ids[k]} cannot be packed: {reason(error)}.",
+            fix="repair or delete the image, then run the same command again.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def _png(source: Source, k: int) -> bytes:
+    from PIL import Image
+
+    if isinstance(source, Subset):
+        return _png(source.source, int(source.indices[k]))
+    if not isinstance(source, ArraySource):
+        raise ValueError(f"a {type(source).__name__} has no images that are kept anywhere")
+    target = io.BytesIO()
+    Image.fromarray(source.images[k]).save(target, "PNG")
+    return target.getvalue()
+
+
+def _scaled(content: bytes, size: int, quality: int) -> bytes:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        scale = size / min(image.size)
+        if scale >= 1:
+            image.load()  # a damaged image is found now, not in training
+            return content
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image.draft("RGB", (2 * width, 2 * height))  # a JPEG is decoded at the scale that is needed
+        if image.mode.startswith("I"):
+            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            rgb = image.convert("RGB")
+        target = io.BytesIO()
+        rgb.resize((width, height), Image.Resampling.LANCZOS).save(target, "JPEG", quality=quality)
+    return target.getvalue()
+
+
+def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
+    """Name every shard with its digests; whoever packed the last of them, the content is the same."""
+    content = {
+        "format": FORMAT,
+        "class_names": list(splits["train"].class_names),
+        "splits": {
+            name: [json.loads((directory / f"{s.name}.json").read_bytes()) for s in shards if s.split == name]
+            for name in splits
+        },
+    }
+    write_atomically(directory / MANIFEST, json.dumps(content, indent=1).encode())
+    (directory / MANIFEST).chmod(0o644)
+    for lock in directory.glob(".tmp-*.lock"):
+        lock.unlink(missing_ok=True)
+
+
+def _bare(source: Any) -> Source:
+    """The source without what it has cached, which may be tensors: another process is to have it."""
+    if isinstance(source, Subset):
+        return dataclasses.replace(source, source=_bare(source.source))
+    copy: Source = dataclasses.replace(source)
+    return copy

@@ -1,0 +1,285 @@
+"""The index of TFRecord files: where each image lies, built once and kept in a cache that all workers share.
+
+The format is TensorFlow's (tensorflow/core/lib/io/record_writer.h): length as uint64, its masked CRC-32C, the data,
+their masked CRC-32C, all little-endian. Each file has an index of its own, under a key made of its path, size and
+time. Whoever needs an index that is not there builds it, under a lock of that file alone: workers that start at
+once, and helper processes that one of them starts on each host, share the files out among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.datasets.example_proto import parse
+from tl_dist.datasets.records import Bad
+from tl_dist.durable import temporary_name, write_file
+from tl_dist.package_index import locked, try_locked
+
+SCHEMA = 1  # raise it when an index must be built anew
+_HEADER = struct.Struct("<QI")
+_CHUNK = 1 << 20
+_MAX_RECORD = 1 << 31  # protocol buffers end there
+_HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
+
+
+class ShardIndex(NamedTuple):
+    """One file: arrays over its good records in order, and what is bad. `lost` estimates how many records are bad."""
+
+    offsets: NDArray[np.int64]  # of the encoded image in the file
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]  # as written
+    checks: NDArray[np.uint32]  # masked CRC-32C of the record
+    starts: NDArray[np.int64]  # of the record
+    filenames: list[str]
+    synsets: dict[int, tuple[str, str]]  # label -> (synset, text)
+    bad: list[Bad]
+    lost: int
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of the TFRecord format."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def index_shards(files: Sequence[Path], cache: Path) -> list[ShardIndex]:
+    """The index of each file, from `cache` or built now together with whoever else is building it.
+
+    Raises OSError for a file that cannot be read or a cache that cannot be written.
+    """
+    kept = [cache / f"{_key(file)}.npz" for file in files]
+    missing = [k for k, path in enumerate(kept) if not path.exists()]
+    if missing:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _helpers([files[k] for k in missing], cache):
+            build_missing(files, kept)
+    return [_load_or_build(file, path) for file, path in zip(files, kept, strict=True)]
+
+
+def _load_or_build(file: Path, kept: Path) -> ShardIndex:
+    try:
+        return _load(kept)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        kept.unlink(missing_ok=True)
+        _build(file, kept)
+        return _load(kept)
+
+
+def build_missing(files: Sequence[Path], kept: Sequence[Path]) -> None:
+    """Build what is not there: first what nobody else works at, then whatever is left."""
+    order = list(range(len(files)))
+    first = os.getpid() % len(order)  # workers begin at different files
+    for wait in (False, True):
+        for k in order[first:] + order[:first]:
+            if kept[k].exists():
+                continue
+            if wait:
+                with locked(kept[k].with_suffix(".lock")):
+                    _build(files[k], kept[k])
+            else:
+                with try_locked(kept[k].with_suffix(".lock")) as mine:
+                    if mine:
+                        _build(files[k], kept[k])
+
+
+def _build(file: Path, kept: Path) -> None:
+    if not kept.exists():
+        temporary = temporary_name(kept)
+        # Not forced to the disk, which for many small files takes longer than to build them: one that a power
+        # cut leaves damaged is built again.
+        write_file(temporary, [_dump(read_shard(file))], sync=False)
+        os.rename(temporary, kept)
+        with suppress(FileNotFoundError):
+            kept.with_suffix(".lock").unlink()
+
+
+@contextmanager
+def _helpers(files: Sequence[Path], cache: Path) -> Iterator[None]:
+    """Processes on the other cores of this host, started by one of its workers; they end when all is built."""
+    with try_locked(cache / f".helpers-{socket.gethostname()}.lock") as mine:
+        cores = len(os.sched_getaffinity(0))
+        size = sum(file.stat().st_size for file in files)
+        number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
+        command = [sys.executable, "-m", "tl_dist.datasets.shard_index", str(cache)]
+        names = "\0".join(map(str, files)).encode()
+        started = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[2])
+            for _ in range(number)
+        ]
+        try:
+            for helper in started:
+                assert helper.stdin is not None
+                with suppress(BrokenPipeError), helper.stdin:
+                    helper.stdin.write(names)
+            yield
+        finally:
+            for helper in started:
+                helper.kill()  # by now it has nothing left to build, or this process has failed
+                helper.wait()
+
+
+def read_shard(file: Path) -> ShardIndex:
+    """Read a file from end to end and check every record.
+
+    After a wrong length nothing behind it can be found: one bad entry stands for the rest of the file.
+    """
+    rows: list[tuple[int, int, int, int, int]] = []
+    filenames: list[str] = []
+    synsets: dict[int, tuple[str, str]] = {}
+    bad: list[Bad] = []
+    lost = 0
+    size = file.stat().st_size
+
+    def is_bad(start: int, reason: str) -> None:
+        bad.append(Bad(f"{file.name}:{start}", start, reason))
+
+    for start, data, check, problem in _records(file, size):
+        if data is None:
+            is_bad(start, problem)
+            lost += max(1, (size - start) * len(rows) // max(1, start))
+            continue
+        try:
+            if problem:
+                raise ValueError(problem)
+            example = parse(data)
+        except ValueError as error:
+            is_bad(start, str(error))
+            lost += 1
+            continue
+        rows.append((start + 12 + example.offset, example.size, example.label, check, start))
+        filenames.append(example.filename.decode("utf-8", "replace"))
+        if example.label not in synsets:
+            synsets[example.label] = (
+                example.synset.decode("utf-8", "replace"),
+                example.text.decode("utf-8", "replace"),
+            )
+    offsets, sizes, labels, checks, starts = np.array(rows, np.int64).reshape(-1, 5).T
+    return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, filenames, synsets, bad, lost)
+
+
+def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, str]]:
+    """(start, data, checksum, problem) of each record; data None where the file cannot be followed any further."""
+    unpack, crc32c = _HEADER.unpack_from, google_crc32c.value
+    start = 0
+    with file.open("rb", buffering=0) as raw:
+        buffer, at = b"", 0  # what was read ahead, and where in it the next record begins
+        while start < size:
+            if len(buffer) - at < 12:
+                buffer, at = buffer[at:] + _read(raw, _CHUNK), 0
+                if len(buffer) < 12:
+                    yield start, None, 0, f"the file is cut off: {len(buffer)} bytes of a record's header"
+                    return
+            length, length_check = unpack(buffer, at)
+            crc = crc32c(buffer[at : at + 8])
+            if (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF != length_check:
+                yield (
+                    start,
+                    None,
+                    0,
+                    f"the checksum of the length is wrong: the last {size - start} bytes are lost",
+                )
+                return
+            if length >= _MAX_RECORD or start + length + 16 > size:
+                yield (
+                    start,
+                    None,
+                    0,
+                    f"the length is {length}, and the file ends after {size - start} bytes more",
+                )
+                return
+            if len(buffer) - at < length + 16:
+                wanted = max(_CHUNK, length + 16)
+                buffer, at = buffer[at:] + _read(raw, wanted), 0
+                if len(buffer) < length + 16:
+                    yield start, None, 0, "the file became shorter while it was read"
+                    return
+            data = buffer[at + 12 : at + 12 + length]
+            check = int.from_bytes(buffer[at + 12 + length : at + 16 + length], "little")
+            crc = crc32c(data)
+            right = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
+            yield start, data, check, "" if right else "the checksum of the data is wrong"
+            at += length + 16
+            start += length + 16
+
+
+def _read(raw: Any, size: int) -> bytes:
+    """`size` bytes, or what is left."""
+    content = raw.read(size)
+    while len(content) < size and (more := raw.read(size - len(content))):
+        content += more
+    return bytes(content)
+
+
+def _key(file: Path) -> str:
+    status = file.stat()
+    facts = f"{SCHEMA}\0{file}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(os.fsencode(facts)).hexdigest()[:40]
+
+
+def _dump(index: ShardIndex) -> bytes:
+    target = io.BytesIO()
+    pairs = [(str(k), *v) for k, v in sorted(index.synsets.items())]
+    bad = [(b.id, str(b.offset), b.reason) for b in index.bad]
+    np.savez(
+        target,
+        **{name: getattr(index, name) for name in ("offsets", "sizes", "labels", "checks", "starts")},
+        filenames=_packed(index.filenames),
+        synsets=_packed([text for row in pairs for text in row]),
+        bad=_packed([text for row in bad for text in row]),
+        lost=np.int64(index.lost),
+    )
+    return target.getvalue()
+
+
+def _load(path: Path) -> ShardIndex:
+    # From memory: NumPy leaves a damaged file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        columns = [file[name] for name in ("offsets", "sizes", "labels", "checks", "starts")]
+        filenames, synsets, bad = (_unpacked(file[name]) for name in ("filenames", "synsets", "bad"))
+        lost = int(file["lost"])
+    offsets, sizes, labels, checks, starts = columns
+    return ShardIndex(
+        offsets,
+        sizes,
+        labels,
+        checks,
+        starts,
+        filenames,
+        {int(k): (synset, text) for k, synset, text in _threes(synsets)},
+        [Bad(name, int(offset), reason) for name, offset, reason in _threes(bad)],
+        lost,
+    )
+
+
+def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Texts as bytes, each ended by a zero: smaller and faster than an array of text, and no pickle."""
+    return np.frombuffer("".join(text.replace("\0", "") + "\0" for text in texts).encode(), np.uint8)
+
+
+def _unpacked(content: NDArray[np.uint8]) -> list[str]:
+    return content.tobytes().decode().split("\0")[:-1]
+
+
+def _threes(texts: list[str]) -> Iterator[tuple[str, str, str]]:
+    return zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+
+
+if __name__ == "__main__":
+    _cache = Path(sys.argv[1])
+    _files = [Path(os.fsdecode(name)) for name in sys.stdin.buffer.read().split(b"\0")]
+    build_missing(_files, [_cache / f"{_key(file)}.npz" for file in _files])
