@@ -18,6 +18,9 @@ BENCHMARKS = (
     "vs_keras_fit",
     "horovod_workers",
     "elpv_features",
+    "input_jpeg",
+    "input_large_photos",
+    "input_cifar",
     "input_packed",
     "tfrecord_index",
 )

@@ -22,10 +22,11 @@ def comparisons() -> Iterator[Comparison]:
     import tensorflow as tf
 
     from tl_dist.config import DataConfig
+    from tl_dist.curation.layout import opened_whole
     from tl_dist.data.order import Order
     from tl_dist.datasets.files import decode_rgb
     from tl_dist.datasets.packed import open_packed
-    from tl_dist.datasets.packing import open_anything, pack
+    from tl_dist.datasets.packing import pack
 
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     cores = len(os.sched_getaffinity(0))
@@ -33,7 +34,7 @@ def comparisons() -> Iterator[Comparison]:
         images = photographs(NUMBER)
         files = [str(path) for path in write_tfrecords(root / "tfrecord", images, 4)]
         write_folder(root / "folder", images)
-        loose = open_anything(root / "folder")
+        loose = opened_whole(root / "folder")
         pack(loose, root / "packed", rows=1024)
         packed = open_packed(DataConfig(name="packed", path=str(root / "packed"), test_fraction=0.0))
         order = Order(0, NUMBER, 1)

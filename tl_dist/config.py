@@ -91,6 +91,12 @@ class DataConfig(Section):
     ] = ()  # fmt: skip
     """applied in this order, seeded by (seed, position)"""
     augmentation: AugmentConfig = AugmentConfig()
+    shuffle: Literal["full", "blocks"] = "full"
+    """blocks: for storage that is slow at random, neighbours stay together; how well it mixes is said at the start"""
+    shuffle_block: PositiveInt = 1024
+    """blocks only: neighbours that are moved together"""
+    shuffle_window: PositiveInt = 16
+    """blocks only: so many blocks are mixed with each other"""
     max_bad: Annotated[int, Field(ge=0)] | None = None
     """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
     0.01 % of all"""

@@ -40,7 +40,11 @@ class Session:
         self.bad, self.splits = self._screen()
         self.precision = precision.resolve(self.cfg.precision)
         train = self.splits["train"]
-        self.order = Order(self.cfg.seed, train.num_examples, self.cfg.global_batch)
+        data = self.cfg.data
+        block = data.shuffle_block if data.shuffle == "blocks" else 0
+        self.order = Order(
+            self.cfg.seed, train.num_examples, self.cfg.global_batch, block, data.shuffle_window
+        )
         self.evaluation_batch = self.cfg.evaluation.batch or self.cfg.global_batch
         self.steps_per_epoch = train.num_examples / self.cfg.global_batch
         self.stages = stages.plan(self.cfg, self.order.steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 from tl_dist import agreement, audit, loop, optim, predictions, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
+from tl_dist.data.order import batch_deviation
 from tl_dist.datasets import types_of
 from tl_dist.failpoint import failpoint
 from tl_dist.lock import Lock, SlurmJob
@@ -41,10 +43,21 @@ def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | Non
         session.run.beat(session.parallel.rank, "starting", 0)
         session.prove_agreement()
         notes = [_quarantined(session)] if session.bad else []
+        if first and session.order.block:
+            notes.append(_how_mixed(session))
         if checkpointer is not None:
             commit = session.restore(notes.append)
             checkpointer.last_commit = commit.step if commit else None
         return session.parallel.supervise(partial(_attempt, session, checkpointer, notes, listen))
+
+
+def _how_mixed(session: Session) -> str:
+    order, labels = session.order, session.splits["train"].labels
+    ours, full = (batch_deviation(made, labels) for made in (order, replace(order, block=0)))
+    return (
+        f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate by "
+        f"{ours:.3f} from those of the set, {full:.3f} if fully shuffled"
+    )
 
 
 def _checkpointer(session: Session, job: SlurmJob | None, stack: ExitStack) -> Checkpointer:

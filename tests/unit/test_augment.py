@@ -18,6 +18,7 @@ from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.augment import ATTEMPTS, OPERATIONS, augment, crop_boxes
 from tl_dist.data.crop import cropped
+from tl_dist.data.crop import drawn as drawn_crops
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
@@ -124,8 +125,8 @@ def test_a_decoded_crop_is_the_crop_of_the_decoded_photograph(side: int) -> None
     for position in range(4):
         crops = [
             cropped(
-                One(as_jpeg), tf.constant(0), tf.constant(position, tf.int64),
-                image_size=56, area=(0.3, 1.0), seed=1, mirror=True,
+                One(as_jpeg), tf.constant(0), drawn_crops(1, tf.constant([position]), mirror=True)[0],
+                image_size=56, area=(0.3, 1.0),
             )[0].numpy().astype(int)
             for as_jpeg in (True, False)
         ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_dist.data.order import Order
+from tl_dist.data.order import Order, batch_deviation
 from tl_dist.parallel import rows_of
 
 
@@ -22,12 +22,14 @@ def seen(order: Order, rows: range, steps: range) -> np.ndarray:
     global_batch=st.integers(1, 40),
     world_size=st.integers(1, 7),
     seed=st.integers(0, 2**31 - 1),
+    block=st.integers(0, 50),
+    window=st.integers(1, 6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_epoch_is_a_permutation_whatever_the_partition(
-    num_examples: int, global_batch: int, world_size: int, seed: int
+    num_examples: int, global_batch: int, world_size: int, seed: int, block: int, window: int
 ) -> None:
-    order = Order(seed, num_examples, global_batch)
+    order = Order(seed, num_examples, global_batch, block, window)
     epochs = 2
     steps = -(-epochs * num_examples // global_batch)
     stream = np.empty((steps, global_batch), np.int64)
@@ -47,6 +49,34 @@ def test_epochs_and_seeds_give_different_orders() -> None:
     assert (first != second).mean() > 0.9
     assert (first != other).mean() > 0.9
     assert (first != np.arange(500)).mean() > 0.9
+
+
+def test_blocks_keep_a_window_of_reads_to_few_places() -> None:
+    """Each window of four blocks of 10 holds whole blocks, mixed; other epochs hold others."""
+    order = Order(seed=1, num_examples=1000, global_batch=40, block=10, window=4)
+    epochs = seen(order, range(40), range(50)).reshape(2, 25, 40)
+    for window in epochs.reshape(-1, 40):
+        assert len(set(window // 10)) == 4 and (np.diff(window) != 1).any()
+    assert {*(epochs[0, 0] // 10)} != {*(epochs[1, 0] // 10)}
+    assert len({tuple(sorted({*(window // 10)})) for window in epochs[0]}) == 25
+
+
+def test_the_rest_behind_whole_blocks_is_not_always_last() -> None:
+    order = Order(seed=1, num_examples=35, global_batch=35, block=10, window=1)
+    places = {int(np.flatnonzero(seen(order, range(35), range(k, k + 1)) >= 30).min()) for k in range(30)}
+    assert len(places) > 3
+
+
+def test_deviation_shows_how_well_blocks_mix() -> None:
+    """Sorted by class, as folders are: one block is one class, many blocks together are as good as all."""
+    labels = np.repeat(np.arange(10, dtype=np.int32), 1000)
+    poor, fair, good, full = (
+        batch_deviation(Order(0, 10_000, 50, block, window), labels)
+        for block, window in ((500, 1), (50, 4), (50, 100), (0, 1))
+    )
+    assert poor == pytest.approx(0.9, abs=0.01)  # of ten equal classes a batch holds one
+    assert 0.3 < fair < 0.7
+    assert good == pytest.approx(full, abs=0.02)
 
 
 def test_order_is_pinned() -> None:

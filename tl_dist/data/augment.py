@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import cv2
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
@@ -32,7 +35,17 @@ def resize(image: Any, size: int) -> Any:
 
 def mirrored(images: Any, which: Any) -> Any:
     """[rows, h, w, 3]: the images, and where `which` [rows] is 1 their mirror images."""
-    return tf.where(_by_row(which > 0), tf.reverse(images, [2]), images)
+    done = tf.numpy_function(_mirrored, [images, which > 0], images.dtype, stateful=False)
+    return tf.ensure_shape(done, images.shape)
+
+
+def _mirrored(images: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """OpenCV takes a tenth of the time of tf.reverse; all rows of pixels are one image to it."""
+    done = images.copy()
+    width, depth = images.shape[2:]
+    if chosen.any():
+        done[chosen] = cv2.flip(images[chosen].reshape(-1, width, depth), 1).reshape(-1, *images.shape[1:])
+    return done
 
 
 def symmetry(images: Any, which: Any) -> Any:
@@ -83,11 +96,20 @@ def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
     del settings
     size = images.shape[1]
     pad = max(1, size // 8)
-    padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    corner = tf.cast(draw(2) * (2 * pad + 1), tf.int32)
-    along = tf.range(size)
-    rows = tf.gather(padded, corner[:, :1] + along, axis=1, batch_dims=1)
-    return tf.gather(rows, corner[:, 1:] + along, axis=2, batch_dims=1)
+    corners = tf.cast(draw(2) * (2 * pad + 1), tf.int32)
+    moved = tf.numpy_function(_out_of_padded, [images, corners, pad], tf.uint8, stateful=False)
+    return tf.ensure_shape(moved, images.shape)
+
+
+def _out_of_padded(images: NDArray[np.uint8], corners: NDArray[np.int32], pad: int) -> NDArray[np.uint8]:
+    """Slices by NumPy take a tenth of the time of TensorFlow's gather, which copies three bytes at a time."""
+    rows, size = images.shape[:2]
+    padded = np.zeros((rows, size + 2 * pad, size + 2 * pad, 3), np.uint8)
+    padded[:, pad : pad + size, pad : pad + size] = images
+    moved = np.empty_like(images)
+    for k, (y, x) in enumerate(corners.tolist()):
+        moved[k] = padded[k, y : y + size, x : x + size]
+    return moved
 
 
 def random_resized_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:

@@ -3,7 +3,8 @@
 The infinite example stream is a concatenation of epochs, each a keyed permutation of the source. A global batch is
 `global_batch` consecutive positions of it, so a batch may straddle two epochs and every example is used exactly
 once per epoch: there is no remainder rule. The permutation is computed, never stored (`RandomIndexShuffle`, a
-cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism".
+cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism". For storage that is slow at
+random, blocks of neighbours are permuted, then rows within windows of blocks: as pure a function of the position.
 """
 
 from __future__ import annotations
@@ -12,14 +13,25 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST = 1 << 17  # positions that `batch_deviation` looks at
+
 
 @dataclass(frozen=True)
 class Order:
-    """The order of training examples; `num_examples` is the size of the source, `seed` the run's."""
+    """The order of training examples; `num_examples` is the size of the source, `seed` the run's.
+
+    With `block` not 0, blocks of so many neighbours are permuted, and then the rows within each `window` blocks that
+    follow one another: any worker reads from about `window` places of the storage at a time.
+    """
 
     seed: int
     num_examples: int
     global_batch: int
+    block: int = 0
+    window: int = 1
 
     def positions(self, step: Any, rows: Any) -> Any:
         """Place in the infinite stream of the given rows of the batch of `step`; int64, shape of `rows`."""
@@ -31,22 +43,43 @@ class Order:
 
         positions = tf.convert_to_tensor(positions, tf.int64)
         flat = tf.reshape(positions, [-1])
+        epochs, offsets = flat // self.num_examples, flat % self.num_examples
+        if not self.block:
+            found = self._shuffled(offsets, epochs, self.num_examples, 0)
+        else:
+            found = self._of_blocks(self._within_windows(offsets, epochs), epochs)
+        return tf.reshape(found, tf.shape(positions))
+
+    def _within_windows(self, offsets: Any, epochs: Any) -> Any:
+        import tensorflow as tf
+
+        size = min(self.block * self.window, self.num_examples)
+        begin = offsets - offsets % size
+        length = tf.minimum(size, self.num_examples - begin)
+        return begin + self._shuffled(offsets - begin, epochs, length, 3 + begin // size)
+
+    def _of_blocks(self, offsets: Any, epochs: Any) -> Any:
+        """The whole blocks are permuted; the rest, which is shorter, comes at a place of its own."""
+        import tensorflow as tf
+
+        number, rest = divmod(self.num_examples, self.block)
+        place = self._shuffled(tf.zeros_like(offsets), epochs, number + 1, 1) * self.block
+        before, after = offsets < place, offsets >= place + rest
+        among = tf.where(before, offsets, tf.where(after, offsets - rest, 0))
+        blocks = self._shuffled(among // self.block, epochs, max(number, 1), 2)
+        in_rest = number * self.block + offsets - place
+        return tf.where(before | after, blocks * self.block + among % self.block, in_rest)
+
+    def _shuffled(self, index: Any, epochs: Any, length: Any, purpose: Any) -> Any:
+        """A permutation of [0, length) for each epoch and purpose; int64 [n] each, or one number for all."""
+        import tensorflow as tf
+
+        def rows(value: Any) -> Any:
+            return tf.broadcast_to(tf.cast(value, tf.int64), tf.shape(index))
+
         # The public wrapper pads a batch of seeds of length 2 wrongly; the raw op takes [n, 3].
-        seeds = tf.stack(
-            [
-                tf.fill(tf.shape(flat), tf.constant(self.seed, tf.int64)),
-                flat // self.num_examples,
-                tf.zeros_like(flat),
-            ],
-            axis=1,
-        )
-        shuffled = tf.raw_ops.RandomIndexShuffle(
-            index=flat % self.num_examples,
-            seed=seeds,
-            max_index=tf.fill(tf.shape(flat), tf.constant(self.num_examples - 1, tf.int64)),
-            rounds=4,
-        )
-        return tf.reshape(shuffled, tf.shape(positions))
+        seeds = tf.stack([rows(self.seed), epochs, rows(purpose)], axis=1)
+        return tf.raw_ops.RandomIndexShuffle(index=index, seed=seeds, max_index=rows(length) - 1, rounds=4)
 
     def epoch(self, step: int) -> float:
         """Epochs done when `step` steps are done."""
@@ -55,3 +88,18 @@ class Order:
     def steps(self, epochs: float) -> int:
         """Whole steps that cover `epochs` (the last batch may reach into the next epoch)."""
         return max(1, math.ceil(epochs * self.num_examples / self.global_batch - 1e-9))
+
+
+def batch_deviation(order: Order, labels: NDArray[np.int32]) -> float:
+    """How far the class shares of a batch are from those of the set: total variation, in [0, 1], mean over batches.
+
+    Some of it is chance, so compare it with that of a full shuffle. Over the first epoch, or 131,072 examples of it.
+    """
+    num_classes = int(labels.max()) + 1
+    batch = min(order.global_batch, order.num_examples)
+    num_batches = max(1, min(order.num_examples, _MOST) // batch)
+    seen = labels[order.index(np.arange(num_batches * batch, dtype=np.int64)).numpy()]
+    numbers = np.repeat(np.arange(num_batches), batch) * num_classes + seen
+    shares = np.bincount(numbers, minlength=num_batches * num_classes).reshape(num_batches, -1) / batch
+    expected = np.bincount(labels, minlength=num_classes) / len(labels)
+    return float(np.abs(shares - expected).sum(axis=1).mean() / 2)

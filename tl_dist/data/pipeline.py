@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.augment import augment, resize
-from tl_dist.data.crop import cropped
+from tl_dist.data.crop import cropped, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.datasets import Source, host_tensor, reads_many
@@ -27,12 +27,14 @@ class Read:
 
     rows    (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]): all at once
     each    (index, position) -> (image of a fixed shape, label): one by one, in parallel, where rows is None
+    drawn   positions [rows] -> numbers [rows, n]: what `each` takes in place of the position
     finish  (images, positions) -> images: what is left to do on the batch
     mixing  which rows are mixed with which
     """
 
     rows: Callable[[Any, Any], tuple[Any, Any]] | None = None
     each: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    drawn: Callable[[Any], Any] | None = None
     finish: Callable[[Any, Any], Any] = lambda images, positions: images
     mixing: Mixing | None = None
 
@@ -66,8 +68,8 @@ def augmented(
         return Read(each=each, finish=finish, mixing=mixing)
     mirror = augmentations[1:2] == ("flip",)
     augmentations = augmentations[2 if mirror else 1 :]
-    crop = partial(cropped, source, image_size=image_size, area=settings.crop_area, seed=seed, mirror=mirror)
-    return Read(each=crop, finish=finish, mixing=mixing)
+    crop = partial(cropped, source, image_size=image_size, area=settings.crop_area)
+    return Read(each=crop, drawn=partial(drawn, seed, mirror=mirror), finish=finish, mixing=mixing)
 
 
 def plain(source: Source, image_size: int) -> Read:
@@ -174,8 +176,13 @@ def _read(
         batches = steps.map(whole, num_parallel_calls=threads)
     elif read.each is not None:
         one = read.each
-        examples = steps.map(numbers).unbatch()
-        examples = examples.map(lambda index, position: (*one(index, position), position), threads)
+
+        def with_drawn(step: Any) -> tuple[Any, Any, Any]:
+            indices, positions = numbers(step)
+            return indices, positions, positions if read.drawn is None else read.drawn(positions)
+
+        examples = steps.map(with_drawn).unbatch()
+        examples = examples.map(lambda index, position, key: (*one(index, key), position), threads)
         batches = examples.batch(num_rows, drop_remainder=True).map(batch, num_parallel_calls=threads)
     else:
         raise ValueError("a Read has either rows or each")

@@ -37,6 +37,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
+augment_app = typer.Typer(help="See what the augmentations of a config do.", no_args_is_help=True)
+app.add_typer(augment_app, name="augment")
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
@@ -181,6 +183,22 @@ def features_prune(
     from tl_dist.launch.feature_sets import prune, show_pruned
 
     show_pruned(prune(runs, unused_days=unused_days, keep_mb=keep_mb), _console())
+    return ExitCode.DONE
+
+
+@augment_app.command("preview")
+def augment_preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", metavar="PNG")] = Path("augment.png"),
+    rows: Annotated[int, typer.Option(min=1, max=64, help="images to show, one in each row")] = 4,
+) -> int:
+    """Show a few training images, each as it is and then augmented eight times."""
+    from tl_dist.launch.augment_preview import preview
+    from tl_dist.launch.report import show_line
+
+    preview(config, overrides or (), out, rows)
+    show_line(_console(), f"each row: an image, then the same augmented at eight positions: {out}")
     return ExitCode.DONE
 
 
