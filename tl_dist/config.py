@@ -218,6 +218,8 @@ class EvaluationConfig(Section):
     """on the validation split, where there is one"""
     batch: PositiveInt | None = None
     """global batch of evaluation; default: global_batch"""
+    views: tuple[Literal["flip", "dihedral"], ...] = ()
+    """held-out examples are judged by the mean of their probabilities over these views; default: the plain one"""
 
 
 class CheckpointConfig(Section):

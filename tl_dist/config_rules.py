@@ -97,6 +97,8 @@ def _data(cfg: Config) -> Iterator[Broken]:
             f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
             "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
         )
+    if len(set(cfg.evaluation.views)) < len(cfg.evaluation.views):
+        yield Broken(("evaluation", "views"), "evaluation.views has a view twice.", "keep one of them.")
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")

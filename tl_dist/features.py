@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -143,6 +143,33 @@ def apply_views(images: Any, augmentations: Sequence[str], view: Any) -> Any:
         below //= VIEWS[name].num
         images = VIEWS[name].apply(images, (view // below) % VIEWS[name].num)
     return images
+
+
+def in_views(read: Read, augmentations: Sequence[str]) -> Read:
+    """The same images in every view that these augmentations can make: [rows, views, ...]; as they are without any."""
+    num_views = views_of(augmentations)
+    if num_views == 1:
+        return read
+
+    def finish(images: Any, positions: Any) -> Any:
+        images = read.finish(images, positions)
+        all_rows = tf.ones_like(positions, tf.int32)
+        return tf.stack([apply_views(images, augmentations, view * all_rows) for view in range(num_views)], 1)
+
+    return replace(read, finish=finish)
+
+
+def reader_of_views(features: FeatureSet, source: Source, held: np.ndarray | None = None) -> Read:
+    """Cached examples for evaluation: the features of every view of each, [rows, views, ...]; `held` as in `reader`."""
+    labels = host_tensor(np.asarray(source.labels, np.int32))
+    examples = None if held is None else host_tensor(np.asarray(held, np.int64))
+
+    def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
+        kept = indices if examples is None else tf.gather(examples, indices)
+        views = [features.rows(kept, tf.zeros_like(kept) + view) for view in range(features.num_views)]
+        return tf.stack(views, axis=1), tf.gather(labels, indices)
+
+    return Read(rows=rows)
 
 
 def reader(

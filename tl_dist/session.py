@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,9 +30,9 @@ from tl_dist.state import TrainState
 class Session:
     """The nouns of one attempt, the same on every worker but for `parallel.rank`."""
 
-    def __init__(self, run: RunDir, *, local_workers: int) -> None:
+    def __init__(self, run: RunDir, *, local_workers: int, overrides: Sequence[str] = ()) -> None:
         self.run = run
-        self.cfg: Config = config.load(run.config_file)
+        self.cfg: Config = config.load(run.config_file, overrides)
         self.threads = _start_tensorflow(self.cfg, local_workers)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
         self.opened, self._split_digest = open_splits(self.cfg.data)
@@ -56,10 +56,18 @@ class Session:
         self.stage = stage
         self.model = self.whole.trained_from(stage.train_from)
         self.read_train = self.read_images
-        self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
+        self.read = {
+            name: features.in_views(pipeline.plain(source, self.image_size), self.cfg.evaluation.views)
+            for name, source in self.splits.items()
+        }
         """how evaluation reads each split"""
         self.train_features: tuple[features.FeatureSet, np.ndarray | None]
         """once cached: the set with the training examples, and which of its examples they are (None: all)"""
+
+    @property
+    def num_evaluation_views(self) -> int:
+        """Over how many views of an example evaluation takes the mean."""
+        return features.views_of(self.cfg.evaluation.views)
 
     @property
     def parts_left(self) -> list[stages.Stage]:

@@ -141,6 +141,7 @@ class Attempt:
             step.Objective(train.num_classes, cfg.global_batch),
             parallel,
             global_batch=session.evaluation_batch,
+            views=session.num_evaluation_views,
         )
         self._skipped_in_a_row = 0
         self._evaluated_at: dict[str, int] = {}
@@ -309,7 +310,11 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
     source = session.splits[split]
     objective = step.Objective(source.num_classes, session.cfg.global_batch)
     evaluate_batch = step.evaluation_step(
-        session.model, objective, session.parallel, global_batch=session.evaluation_batch
+        session.model,
+        objective,
+        session.parallel,
+        global_batch=session.evaluation_batch,
+        views=session.num_evaluation_views,
     )
     result = evaluate(session, split, evaluate_batch)
     if result is None:

@@ -39,7 +39,8 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
         say=say,
     )
     for names, source in _sets(session):
-        views = session.cfg.data.augment if "train" in names else ()
+        judged = session.cfg.evaluation.views
+        views = session.cfg.data.augment if "train" in names else judged
         share = rows_of(session.parallel.rank, session.parallel.world_size, source.num_examples)
         # A pool is read only where all of it can be read: only a split of its own can hold a bad example.
         with session.naming_bad_examples(names[0], partial(iter, share)):
@@ -52,7 +53,10 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
             if name == "train":
                 session.train_features = found, rows
                 session.read_train = features.reader(found, split, views, session.cfg.seed, rows)
-            session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
+            if judged and views == judged:
+                session.read[name] = features.reader_of_views(found, split, rows)
+            elif not judged:
+                session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
     return True
 
 
@@ -60,13 +64,16 @@ def _sets(session: Session) -> Iterator[tuple[list[str], Source]]:
     """Which splits are kept in one feature set, and the source of its rows.
 
     Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
-    only the training split needs more than the plain view: then the others would be computed in all views as well.
+    the training split needs other views than the rest, unless that is the plain one alone and many divisions are
+    likely: then the others would be computed in all views as well.
     """
+    augment, judged = session.cfg.data.augment, session.cfg.evaluation.views
+    shared = augment == judged or (session.cfg.classifier.computed and not judged)
     pools: dict[int, list[str]] = {}
     for name, source in session.splits.items():
         pools.setdefault(id(pool_of(source)[0]), []).append(name)
     for names in pools.values():
-        if not session.bad and (session.cfg.classifier.computed or not session.cfg.data.augment):
+        if not session.bad and shared:
             yield names, pool_of(session.splits[names[0]])[0]
         else:
             yield from (([name], session.splits[name]) for name in names)

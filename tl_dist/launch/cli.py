@@ -87,6 +87,9 @@ def worker(run: RunPath) -> int:
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    views: Annotated[
+        str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
+    ] = None,
 ) -> int:
     """Evaluate the newest checkpoint of a run."""
     from tl_dist.launch.evaluate import evaluate as evaluate_run
@@ -94,7 +97,7 @@ def evaluate(
 
     console = _console()
     with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
-        record = evaluate_run(run, split)
+        record = evaluate_run(run, split, views)
     show_evaluation(record, console)
     return ExitCode.DONE
 
