@@ -91,6 +91,8 @@ class DataConfig(Section):
     ] = ()  # fmt: skip
     """applied in this order, seeded by (seed, position)"""
     augmentation: AugmentConfig = AugmentConfig()
+    soft_labels: bool = False
+    """elpv only: train toward the experts' defect probability; evaluation keeps the hard label"""
     max_bad: Annotated[int, Field(ge=0)] | None = None
     """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
     0.01 % of all"""

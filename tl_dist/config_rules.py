@@ -78,6 +78,8 @@ def _data(cfg: Config) -> Iterator[Broken]:
         yield Broken(
             ("data", "labels"), "only cifar100 has coarse labels.", "remove 'labels' or use 'name: cifar100'."
         )
+    if data.soft_labels:
+        yield from _soft_labels(cfg)
     if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + data.test_fraction >= 1:
         yield Broken(
             ("data", "validation_fraction"),
@@ -114,6 +116,20 @@ def _data(cfg: Config) -> Iterator[Broken]:
             f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
             "write the smaller part first.",
         )
+
+
+def _soft_labels(cfg: Config) -> Iterator[Broken]:
+    path = ("data", "soft_labels")
+    if cfg.data.name != "elpv":
+        yield Broken(
+            path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
+        )
+    if cfg.classifier.computed:
+        what = f"classifier '{cfg.classifier.name}' is computed from hard labels."
+        yield Broken(path, what, "write 'name: head' below 'classifier:', or remove 'soft_labels'.")
+    if cfg.data.augmentation.mixes:
+        what = "a mixture of two soft labels cannot be told from one of two others."
+        yield Broken(path, what, "remove mixup and cutmix, or 'soft_labels'.")
 
 
 def _backbone(cfg: Config) -> Iterator[Broken]:

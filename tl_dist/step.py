@@ -28,7 +28,7 @@ class Objective:
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
     mixed: bool = False
-    """whether examples are mixtures of two (mixup, cutmix)"""
+    """whether labels are mixtures of two (mixup, cutmix, soft labels)"""
 
     def losses(self, logits: Any, batch: Batch) -> Any:
         """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses."""

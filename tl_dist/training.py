@@ -122,7 +122,7 @@ class Attempt:
             cfg.global_batch,
             cfg.loss.label_smoothing,
             session.class_weights(),
-            mixed=cfg.data.augmentation.mixes,
+            mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
         )
         self._run_steps = step.train_chunk(
             session.model,
@@ -332,6 +332,7 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
         weights=getattr(session.splits["train"], "weights", None),
+        soft=getattr(session.splits["train"], "soft", None),
         threads=session.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches
