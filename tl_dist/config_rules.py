@@ -32,7 +32,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     yield from unknown
     if not unknown:
         for rules in (
-            _workers, _data, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
+            _workers, _data, _source, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -132,6 +132,38 @@ def _soft_labels(cfg: Config) -> Iterator[Broken]:
         yield Broken(path, what, "remove mixup and cutmix, or 'soft_labels'.")
 
 
+def _source(cfg: Config) -> Iterator[Broken]:
+    source = cfg.source
+    if source is None:
+        return
+    if (source.run is None) == (source.data is None):
+        found = "neither is given" if source.run is None else "both are given"
+        what = f"a source is either a run or data to train on first; {found}."
+        yield Broken(
+            ("source",), what, "write 'source: {run: runs/NAME}', or data and a duration in its place."
+        )
+    elif source.data is None:
+        needless = [
+            key for key in ("epochs", "steps", "optimizer", "name") if getattr(source, key) is not None
+        ]
+        if needless:
+            what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
+            yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
+    elif (source.epochs is None) == (source.steps is None):
+        what = "the source task needs exactly one of epochs and steps."
+        yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
+    else:
+        for rule in broken(config_of_source(cfg)):
+            yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
+
+
+def config_of_source(cfg: Config) -> Config:
+    """The config of the task that is trained first."""
+    from tl_dist.config import of_source  # which imports this module
+
+    return of_source(cfg)
+
+
 def _backbone(cfg: Config) -> Iterator[Broken]:
     record = lookup(BACKBONES, cfg.model.backbone)  # a record; its module imports no framework
     size = cfg.data.image_size
@@ -141,7 +173,7 @@ def _backbone(cfg: Config) -> Iterator[Broken]:
             f"data.image_size is {size}, but {record.name} needs at least {record.min_size}.",
             f"write 'image_size: {record.min_size}' or more (small images are enlarged).",
         )
-    if cfg.model.weights == "imagenet" and record.pretrained is None:
+    if cfg.model.weights == "imagenet" and record.pretrained is None and cfg.source is None:
         yield Broken(
             ("model", "weights"),
             f"{record.name} has no ImageNet weights.",
@@ -162,7 +194,7 @@ def _model(cfg: Config) -> Iterator[Broken]:
         )
     # Random weights on random images measure speed, which is what the synthetic dataset is for.
     partly = [part for part in cfg.parts if part != "all"]
-    if model.weights == "random" and partly and cfg.data.name != "synthetic":
+    if model.weights == "random" and partly and cfg.data.name != "synthetic" and cfg.source is None:
         yield Broken(
             ("model", "weights"),
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
@@ -267,7 +299,8 @@ def _optimizer(cfg: Config) -> Iterator[Broken]:
             "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
         )
-    if optimizer.l2_sp and cfg.model.weights == "random" and cfg.data.name != "synthetic":
+    random = cfg.model.weights == "random" and cfg.source is None
+    if optimizer.l2_sp and random and cfg.data.name != "synthetic":
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",

@@ -12,7 +12,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, checkpoint, config, features, model, optim, precision, registry, stages
+from tl_dist import (
+    agreement,
+    audit,
+    checkpoint,
+    config,
+    features,
+    model,
+    optim,
+    precision,
+    registry,
+    source_task,
+    stages,
+)
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.data import pipeline
@@ -120,7 +132,11 @@ class Session:
         cfg = self.cfg
         keras.config.set_dtype_policy(self.precision)
         self.image_size = cfg.data.image_size or backbone.input_size
-        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        file = None
+        if cfg.source is None:
+            file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        self.source_sha256: str | None = None
+        """digest of the backbone that was carried over from another run"""
         with self.parallel.scope():
             built = model.build(
                 backbone,
@@ -136,6 +152,11 @@ class Session:
             if file is not None:
                 with self.whole.keeping_new():
                     weights.load(built.network, file)
+            if cfg.source is not None:
+                every = {**self.whole.moving, **self.whole.frozen}
+                carried = {path: v for path, v in every.items() if path.startswith("backbone/")}
+                with self.whole.keeping_new():
+                    self.source_sha256 = source_task.carry(built.network, carried, cfg)
             self.statistics_at_start = audit.statistics(self.whole)
             self.optimizer = optim.Optimizer(
                 cfg.optimizer,
@@ -182,6 +203,8 @@ class Session:
             "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
             "collectives": agreement.plan(self.whole.moving),
         }
+        if self.source_sha256 is not None:
+            facts["source_sha256"] = self.source_sha256
         if self._split_digest is not None:
             facts["split"] = self._split_digest
         used = {name: source.fingerprint for name, source in self.splits.items()}
