@@ -279,8 +279,9 @@ class RuntimeConfig(Section):
     """CPU threads of each worker; default: the host's cores divided by its workers"""
     xla: bool = False
     """compile the forward and backward pass"""
-    prefix_cache: Literal["off", "on"] = "off"
-    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs"""
+    prefix_cache: Literal["off", "on", "auto"] = "off"
+    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
+    auto: where that saves time, by a measurement at the begin of each stage"""
     deterministic: bool = False
     """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
     speed and without the split of the step time"""

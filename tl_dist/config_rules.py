@@ -333,9 +333,14 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterato
         )
 
 
+def endless_augmentations(cfg: Config) -> list[str]:
+    """Those that make more images of one than could be cached."""
+    return [name for name in cfg.data.augment if name not in FEW_VIEWS]
+
+
 def _prefix_cache(cfg: Config) -> Iterator[Broken]:
     path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
-    if cfg.runtime.prefix_cache == "off" and not cfg.classifier.computed:
+    if cfg.runtime.prefix_cache != "on" and not cfg.classifier.computed:
         return
     if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
@@ -345,7 +350,7 @@ def _prefix_cache(cfg: Config) -> Iterator[Broken]:
             "mixup and cutmix make images that cannot be cached.",
             "write 'prefix_cache: off', or remove them.",
         )
-    endless = [name for name in cfg.data.augment if name not in FEW_VIEWS]
+    endless = endless_augmentations(cfg)
     if endless:
         yield Broken(
             path,

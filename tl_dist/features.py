@@ -357,6 +357,11 @@ def _commit(
         ) from error
 
 
+def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:
+    """Whether the features are there already, as far as one can tell without reading them."""
+    return (root / _key(source, prefix, augmentations)).is_dir()
+
+
 def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
     facts = {
         "schema": SCHEMA,

@@ -42,9 +42,7 @@ def auto(written: Mapping[str, Any], num_examples: int, image_area: float, input
     total = written.get("steps") or written.get("epochs", 0) * per_epoch or milestones[-1]
     found["data"] = {"image_size": 128 if small else min(480, input_size)}
     side = 128 / 160 if small else 480 / 512
-    cached = (
-        section(written, "runtime").get("prefix_cache", "off") != "off" or model.get("train_from") == "head"
-    )
+    cached = section(written, "runtime").get("prefix_cache") == "on" or model.get("train_from") == "head"
     found["data"]["augment"] = ["flip"] if cached else ["random_resized_crop", "flip"]
     augmentation = {"mixup": 0.0 if num_examples < 20_000 or cached else 0.1}
     found["data"]["augmentation"] = {"crop_area": [round(side * side, 4), 1.0], **augmentation}

@@ -82,7 +82,10 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
     if stage.number and step_now == stage.first_step:
         session.optimizer.begin(stage.number)
     computed = cfg.classifier.computed
-    if computed or (cfg.runtime.prefix_cache == "on" and stage.train_from != "all"):
+    wanted = cfg.runtime.prefix_cache == "on" and stage.train_from != "all"
+    if cfg.runtime.prefix_cache == "auto" and not computed:
+        wanted = transfer.prefix_cache_pays(session, recorder.tell)
+    if computed or wanted:
         stop_requested = partial(_stop_requested, session, "extracting features")
         if not transfer.cache_prefix(session, stop_requested, recorder.tell):
             return False

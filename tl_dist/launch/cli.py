@@ -190,9 +190,10 @@ def features_prune(
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in."""
-    from tl_dist.config import dump, load
+    from tl_dist.config import dump
+    from tl_dist.launch.train import Request
 
-    print(dump(load(config, overrides or ())), end="")
+    print(dump(Request(config, overrides or ()).load()), end="")
     return ExitCode.DONE
 
 
