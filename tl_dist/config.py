@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,6 +98,8 @@ class DataConfig(Section):
     """blocks only: neighbours that are moved together"""
     shuffle_window: PositiveInt = 16
     """blocks only: so many blocks are mixed with each other"""
+    soft_labels: bool = False
+    """elpv only: train toward the experts' defect probability; evaluation keeps the hard label"""
     max_bad: Annotated[int, Field(ge=0)] | None = None
     """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
     0.01 % of all"""
@@ -219,11 +222,31 @@ class StageConfig(Section):
     """its durations are counted from the begin of the stage"""
 
 
+class SourceConfig(Section):
+    """Where the backbone's weights come from, in place of model.weights: any earlier run, or a task trained first."""
+
+    run: str | None = None
+    """directory of a run with the same backbone: its newest commit, averaged weights where it kept them"""
+    data: DataConfig | None = None
+    """in place of run: this task is trained first, from model.weights, as a run of its own"""
+    name: Annotated[str, Field(pattern=RUN_NAME)] | None = None
+    """of that run; default: NAME-source"""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """with data: exactly one of epochs and steps"""
+    train_from: str = "all"
+    """with data: as model.train_from"""
+    optimizer: OptimizerConfig | None = None
+    """with data; default: the optimizer of this config"""
+
+
 class EvaluationConfig(Section):
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """on the validation split, where there is one"""
     batch: PositiveInt | None = None
     """global batch of evaluation; default: global_batch"""
+    views: tuple[Literal["flip", "dihedral"], ...] = ()
+    """held-out examples are judged by the mean of their probabilities over these views; default: the plain one"""
 
 
 class CheckpointConfig(Section):
@@ -262,8 +285,9 @@ class RuntimeConfig(Section):
     """CPU threads of each worker; default: the host's cores divided by its workers"""
     xla: bool = False
     """compile the forward and backward pass"""
-    prefix_cache: Literal["off", "on"] = "off"
-    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs"""
+    prefix_cache: Literal["off", "on", "auto"] = "off"
+    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
+    auto: where that saves time, by a measurement at the begin of each stage"""
     deterministic: bool = False
     """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
     speed and without the split of the step time"""
@@ -282,6 +306,8 @@ class Config(Section):
     global_batch: PositiveInt = 32
     accumulate: PositiveInt = 1
     """micro-batches per step and replica: the same update with less memory"""
+    recipe: Literal["auto"] | None = None
+    """auto: what is not written is chosen by the number and size of the images (Big Transfer, arXiv 1912.11370)"""
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: PositiveInt | None = None
     """exactly one of epochs and steps"""
@@ -294,6 +320,8 @@ class Config(Section):
     stages: tuple[StageConfig, ...] = ()
     """parts of the run one after another, such as the head alone and then the whole (LP-FT, arXiv 2202.10054), in place
     of epochs, steps and model.train_from; what the optimizer knows of a variable goes on where it is trained further"""
+    source: SourceConfig | None = None
+    """the task that the backbone is carried over from"""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
@@ -354,6 +382,7 @@ TRAJECTORY = (
     "loss",
     "optimizer",
     "stages",
+    "source",
 )
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
@@ -362,11 +391,16 @@ attempts.
 """
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
+"""(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None) -> Config:
     """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
 
     Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
     `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
+    `choose` gives the values that `recipe: auto` fills in.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -383,7 +417,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         data["name"] = path.name.removesuffix(path.suffix)
     _absolute(data, "data", "path", lambda text: True)
     _absolute(data, "data", "split", lambda text: True)
+    _absolute(data, "source", "run", lambda text: True)
+    if isinstance(data.get("source"), dict):
+        data["source"] = dict(data["source"])
+        _absolute(data["source"], "data", "path", lambda text: True)
+        _absolute(data["source"], "data", "split", lambda text: True)
     _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
+    if data.get("recipe") == "auto" and choose is not None:
+        with suppress(ValidationError):  # of the data section: named below, with all else
+            found = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
+            data = filled(data, choose(found, data))
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
     except ValidationError as error:
@@ -391,6 +434,54 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for rule in config_rules.broken(cfg):
         raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
     return cfg
+
+
+def of_source(cfg: Config) -> Config:
+    """The config of the source task that `cfg` trains first; ValueError where there is none."""
+    source = cfg.source
+    if source is None or source.data is None:
+        raise ValueError("the config has no source task")
+    optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
+    model = {"train_from": source.train_from, "reinitialize": None, "layers": ()}
+    return cfg.model_copy(
+        update={
+            "name": source.name or f"{cfg.name}-source",
+            "data": source.data,
+            "epochs": source.epochs,
+            "steps": source.steps,
+            "model": cfg.model.model_copy(update=model),
+            "classifier": ClassifierConfig(),
+            "loss": LossConfig(),
+            "optimizer": optimizer,
+            "stages": (),
+            "source": None,
+            "recipe": None,
+            "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
+            "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
+        }
+    )
+
+
+def after_source(cfg: Config, run: Path) -> Config:
+    """`cfg` once its source task has been trained in `run`."""
+    return cfg.model_copy(update={"source": SourceConfig(run=str(run.absolute()))})
+
+
+def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of an unchecked config; empty where it is not there or none."""
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`written` with the `values` of those keys that it leaves out."""
+    result = dict(written)
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result[key] = filled(section(result, key), value)
+        else:
+            result.setdefault(key, value)
+    return result
 
 
 def dump(cfg: Config) -> str:
@@ -403,6 +494,8 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
+    if values["source"] is not None:
+        values["source"] = "run"  # whose weights those are is said by their digest, in the run's identity
     return values
 
 

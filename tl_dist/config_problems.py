@@ -80,6 +80,7 @@ def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
     section = field_model(model, tuple(parents)) or model
     known = SYNONYMS.get(key, key)
     homes = [home for home in _all_paths(model) if home[-1] == known and home[:-1] != tuple(parents)]
+    homes = [home for home in homes if home[1:] not in homes]  # the source task repeats whole sections
     guess = known if known in section.model_fields else None
     if guess is None and not homes:
         guess = nearest(key, list(section.model_fields))

@@ -32,7 +32,7 @@ def broken(cfg: Config) -> Iterator[Broken]:
     yield from unknown
     if not unknown:
         for rules in (
-            _workers, _data, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
+            _workers, _data, _source, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -78,6 +78,8 @@ def _data(cfg: Config) -> Iterator[Broken]:
         yield Broken(
             ("data", "labels"), "only cifar100 has coarse labels.", "remove 'labels' or use 'name: cifar100'."
         )
+    if data.soft_labels:
+        yield from _soft_labels(cfg)
     if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + data.test_fraction >= 1:
         yield Broken(
             ("data", "validation_fraction"),
@@ -97,6 +99,8 @@ def _data(cfg: Config) -> Iterator[Broken]:
             f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
             "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
         )
+    if len(set(cfg.evaluation.views)) < len(cfg.evaluation.views):
+        yield Broken(("evaluation", "views"), "evaluation.views has a view twice.", "keep one of them.")
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
@@ -114,6 +118,52 @@ def _data(cfg: Config) -> Iterator[Broken]:
         )
 
 
+def _soft_labels(cfg: Config) -> Iterator[Broken]:
+    path = ("data", "soft_labels")
+    if cfg.data.name != "elpv":
+        yield Broken(
+            path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
+        )
+    if cfg.classifier.computed:
+        what = f"classifier '{cfg.classifier.name}' is computed from hard labels."
+        yield Broken(path, what, "write 'name: head' below 'classifier:', or remove 'soft_labels'.")
+    if cfg.data.augmentation.mixes:
+        what = "a mixture of two soft labels cannot be told from one of two others."
+        yield Broken(path, what, "remove mixup and cutmix, or 'soft_labels'.")
+
+
+def _source(cfg: Config) -> Iterator[Broken]:
+    source = cfg.source
+    if source is None:
+        return
+    if (source.run is None) == (source.data is None):
+        found = "neither is given" if source.run is None else "both are given"
+        what = f"a source is either a run or data to train on first; {found}."
+        yield Broken(
+            ("source",), what, "write 'source: {run: runs/NAME}', or data and a duration in its place."
+        )
+    elif source.data is None:
+        needless = [
+            key for key in ("epochs", "steps", "optimizer", "name") if getattr(source, key) is not None
+        ]
+        if needless:
+            what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
+            yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
+    elif (source.epochs is None) == (source.steps is None):
+        what = "the source task needs exactly one of epochs and steps."
+        yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
+    else:
+        for rule in broken(config_of_source(cfg)):
+            yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
+
+
+def config_of_source(cfg: Config) -> Config:
+    """The config of the task that is trained first."""
+    from tl_dist.config import of_source  # which imports this module
+
+    return of_source(cfg)
+
+
 def _backbone(cfg: Config) -> Iterator[Broken]:
     record = lookup(BACKBONES, cfg.model.backbone)  # a record; its module imports no framework
     size = cfg.data.image_size
@@ -123,7 +173,7 @@ def _backbone(cfg: Config) -> Iterator[Broken]:
             f"data.image_size is {size}, but {record.name} needs at least {record.min_size}.",
             f"write 'image_size: {record.min_size}' or more (small images are enlarged).",
         )
-    if cfg.model.weights == "imagenet" and record.pretrained is None:
+    if cfg.model.weights == "imagenet" and record.pretrained is None and cfg.source is None:
         yield Broken(
             ("model", "weights"),
             f"{record.name} has no ImageNet weights.",
@@ -144,7 +194,7 @@ def _model(cfg: Config) -> Iterator[Broken]:
         )
     # Random weights on random images measure speed, which is what the synthetic dataset is for.
     partly = [part for part in cfg.parts if part != "all"]
-    if model.weights == "random" and partly and cfg.data.name != "synthetic":
+    if model.weights == "random" and partly and cfg.data.name != "synthetic" and cfg.source is None:
         yield Broken(
             ("model", "weights"),
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
@@ -249,7 +299,8 @@ def _optimizer(cfg: Config) -> Iterator[Broken]:
             "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
         )
-    if optimizer.l2_sp and cfg.model.weights == "random" and cfg.data.name != "synthetic":
+    random = cfg.model.weights == "random" and cfg.source is None
+    if optimizer.l2_sp and random and cfg.data.name != "synthetic":
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
@@ -282,9 +333,14 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterato
         )
 
 
+def endless_augmentations(cfg: Config) -> list[str]:
+    """Those that make more images of one than could be cached."""
+    return [name for name in cfg.data.augment if name not in FEW_VIEWS]
+
+
 def _prefix_cache(cfg: Config) -> Iterator[Broken]:
     path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
-    if cfg.runtime.prefix_cache == "off" and not cfg.classifier.computed:
+    if cfg.runtime.prefix_cache != "on" and not cfg.classifier.computed:
         return
     if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
@@ -294,7 +350,7 @@ def _prefix_cache(cfg: Config) -> Iterator[Broken]:
             "mixup and cutmix make images that cannot be cached.",
             "write 'prefix_cache: off', or remove them.",
         )
-    endless = [name for name in cfg.data.augment if name not in FEW_VIEWS]
+    endless = endless_augmentations(cfg)
     if endless:
         yield Broken(
             path,

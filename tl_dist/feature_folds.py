@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist import classifiers, features, model, transfer, tuning
 from tl_dist.cross_validation import OutOfFold
@@ -55,43 +56,57 @@ def cross_validate(
 ) -> OutOfFold | None:
     """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
 
-    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over its
-    views. None also when asked to stop before the end.
+    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
+    evaluation.views. None also when asked to stop before the end.
     """
     cfg, pool = session.cfg, pool_of(session.splits["train"])[0]
-    found = features.cached(
-        pool,
-        transfer.take_prefix(session),
-        cfg.data.augment,
-        root=session.run.path.parent / "features",
-        split="all examples",
-        parallel=session.parallel,
-        stop_requested=stop_requested,
-        say=say,
-    )
-    if found is None or session.parallel.rank != 0:
+    prefix = transfer.take_prefix(session)
+
+    def in_views(views: tuple[str, ...]) -> NDArray[np.float32] | None:
+        """[examples, views, features], on every worker."""
+        found = features.cached(
+            pool,
+            prefix,
+            views,
+            root=session.run.path.parent / "features",
+            split="all examples",
+            parallel=session.parallel,
+            stop_requested=stop_requested,
+            say=say,
+        )
+        values = None if found is None else found.array()
+        return model.normalize(tf.constant(values)).numpy() if cfg.model.normalize and found else values
+
+    values = in_views(cfg.data.augment)
+    if values is None:
         return None
-    values, labels, strata = found.array(), np.asarray(pool.labels), strata_of(pool)
-    if cfg.model.normalize:
-        values = model.normalize(tf.constant(values)).numpy()
+    judged = values[:, :1]  # the plain view
+    if cfg.evaluation.views:
+        others = values if cfg.evaluation.views == cfg.data.augment else in_views(cfg.evaluation.views)
+        if others is None:
+            return None
+        judged = others
+    if session.parallel.rank != 0:
+        return None
+    labels, strata = np.asarray(pool.labels), strata_of(pool)
     fold = np.stack([folds_of(strata, folds, seed, getattr(pool, "groups", None)) for seed in range(seeds)])
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     for seed, k in np.ndindex(seeds, folds):
         if stop_requested():
             return None
-        trained, held_out = values[fold[seed] != k], values[fold[seed] == k]
+        trained, held_out = values[fold[seed] != k], judged[fold[seed] == k]
         seen = labels[fold[seed] != k]
         fitted = classifiers.fit(
             cfg.classifier.name,
             trained.reshape(-1, trained.shape[-1]),
-            np.repeat(seen, found.num_views),
+            np.repeat(seen, values.shape[1]),
             pool.num_classes,
             l2=cfg.classifier.l2,
             scaling=cfg.classifier.scaling,
             class_weights=session.class_weights(),
         )
         said = fitted.probabilities(held_out.reshape(-1, held_out.shape[-1]))
-        said = said.reshape(len(held_out), found.num_views, -1).mean(axis=1)
+        said = said.reshape(len(held_out), judged.shape[1], -1).mean(axis=1)
         probabilities[seed, fold[seed] == k] = said
         accuracy = float((said.argmax(axis=1) == labels[fold[seed] == k]).mean())
         text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}" + (

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -43,6 +43,9 @@ SCHEMA = 2  # raise it when the same key must be computed anew
 IN_MEMORY_BYTES = (
     2 << 30
 )  # a larger set is read from its files, through the page cache that all workers share
+MANIFEST = "manifest.json"
+_LISTED = ("file", "rows", "sha256")
+"""what the manifest says of each shard"""
 ROWS_AT_ONCE = 32
 REPORT_S = 2.0
 
@@ -58,11 +61,16 @@ class FeatureSet:
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:
-        return dict(json.loads((self.directory / "manifest.json").read_text()))
+        return dict(json.loads((self.directory / MANIFEST).read_text()))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self._manifest["shape"])
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """What the manifest says of each: `file`, `rows` and `sha256`."""
+        return list(self._manifest["shards"])
 
     @cached_property
     def _shards(self) -> list[np.ndarray]:
@@ -104,7 +112,7 @@ class FeatureSet:
         try:
             shards = self._manifest["shards"][rank::world_size]
         except (OSError, ValueError, KeyError):
-            return ["manifest.json"]
+            return [MANIFEST]
         for shard in shards:
             path = self.directory / shard["file"]
             if not path.is_file() or _sha256(path) != shard["sha256"]:
@@ -143,6 +151,33 @@ def apply_views(images: Any, augmentations: Sequence[str], view: Any) -> Any:
         below //= VIEWS[name].num
         images = VIEWS[name].apply(images, (view // below) % VIEWS[name].num)
     return images
+
+
+def in_views(read: Read, augmentations: Sequence[str]) -> Read:
+    """The same images in every view that these augmentations can make: [rows, views, ...]; as they are without any."""
+    num_views = views_of(augmentations)
+    if num_views == 1:
+        return read
+
+    def finish(images: Any, positions: Any) -> Any:
+        images = read.finish(images, positions)
+        all_rows = tf.ones_like(positions, tf.int32)
+        return tf.stack([apply_views(images, augmentations, view * all_rows) for view in range(num_views)], 1)
+
+    return replace(read, finish=finish)
+
+
+def reader_of_views(features: FeatureSet, source: Source, held: np.ndarray | None = None) -> Read:
+    """Cached examples for evaluation: the features of every view of each, [rows, views, ...]; `held` as in `reader`."""
+    labels = host_tensor(np.asarray(source.labels, np.int32))
+    examples = None if held is None else host_tensor(np.asarray(held, np.int64))
+
+    def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
+        kept = indices if examples is None else tf.gather(examples, indices)
+        views = [features.rows(kept, tf.zeros_like(kept) + view) for view in range(features.num_views)]
+        return tf.stack(views, axis=1), tf.gather(labels, indices)
+
+    return Read(rows=rows)
 
 
 def reader(
@@ -186,14 +221,19 @@ def cached(
     directory = root / key
     found = FeatureSet(directory, num_views)
     if _agreed(parallel, directory.is_dir()):
-        bad = found.damaged(parallel.rank, parallel.world_size)
-        if parallel.total({"bad": len(bad)})["bad"] == 0:
+        own = json.dumps(found.damaged(parallel.rank, parallel.world_size)).encode()
+        bad = sorted({name for names in parallel.gather(own) for name in json.loads(names)})
+        if bad and parallel.rank == 0:
+            say({"event": "note", "text": f"features {directory}: {', '.join(bad)} damaged; computed again"})
+        if MANIFEST not in bad:
+            if bad and not _mend(
+                found, bad, source, prefix, augmentations, split, parallel, stop_requested, say
+            ):
+                return None
             if parallel.rank == 0:
                 with suppress(OSError):
-                    os.utime(directory / "manifest.json")  # says when it was last used
-            return found
-        if bad:
-            say({"event": "note", "text": f"features {directory}: {', '.join(bad)} damaged; computed again"})
+                    os.utime(directory / MANIFEST)  # says when it was last used
+            return FeatureSet(directory, num_views)
         _wait(parallel)
         if parallel.rank == 0:
             shutil.rmtree(directory, ignore_errors=True)
@@ -205,7 +245,8 @@ def cached(
     _wait(parallel)
     share = rows_of(parallel.rank, parallel.world_size, source.num_examples)
     tell = say if parallel.rank == 0 else lambda record: None
-    shard = _extract(source, prefix, augmentations, share, temporary, split, parallel, stop_requested, tell)
+    path = temporary / f"shard-{parallel.rank:04d}.npy"
+    shard = _extract(source, prefix, augmentations, share, path, split, parallel, stop_requested, tell)
     if shard is None:
         if parallel.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -223,20 +264,22 @@ def _extract(
     prefix: Prefix,
     augmentations: Sequence[str],
     share: range,
-    directory: Path,
+    path: Path,
     split: str,
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
     say: Say,
 ) -> dict[str, Any] | None:
     """Compute this worker's examples into one file; what the manifest says of it, or None when asked to stop."""
+    shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
     num_views = views_of(augmentations)
     batches = _images(source, prefix.image_size, augmentations, share)
     compute = tf.function(prefix.compute, reduce_retracing=True)
     pieces: list[np.ndarray] = []
     # Every worker makes the same number of rounds, whatever its share: the stop is agreed on in each.
     iterator = iter(batches)
-    largest = -(-source.num_examples // parallel.world_size) * num_views
+    largest = max(shares) * num_views
+    total = sum(shares) * num_views
     done, began = 0, time.monotonic()
     told = began
     for _ in range(-(-largest // ROWS_AT_ONCE)):
@@ -248,7 +291,6 @@ def _extract(
         if totals["stop"] > 0:
             return None
         now = time.monotonic()
-        total = source.num_examples * num_views
         if now - told >= REPORT_S or totals["done"] == total:
             told = now
             rate = float(totals["done"]) / (now - began)
@@ -262,7 +304,60 @@ def _extract(
                     "eta_s": (total - float(totals["done"])) / rate,
                 }
             )
-    return _write_shard(directory / f"shard-{parallel.rank:04d}.npy", pieces)
+    return _write_shard(path, pieces)
+
+
+def _mend(
+    found: FeatureSet,
+    bad: Sequence[str],
+    source: Source,
+    prefix: Prefix,
+    augmentations: Sequence[str],
+    split: str,
+    parallel: DataParallel,
+    stop_requested: Callable[[], bool],
+    say: Say,
+) -> bool:
+    """Compute the damaged shards again, one on each worker at a time; False when asked to stop.
+
+    A new shard has another name, and the set changes to it with the manifest: killed before, the set is as it was.
+    """
+    begins, begin = {}, 0
+    for shard in found.shards:
+        begins[shard["file"]] = begin
+        begin += shard["rows"]
+    rows = {shard["file"]: shard["rows"] for shard in found.shards}
+    tag = _same_text(parallel, uuid4().hex[:8])
+    tell = say if parallel.rank == 0 else lambda record: None
+    for first in range(0, len(bad), parallel.world_size):
+        some = bad[first : first + parallel.world_size]
+        mine, path, share = None, found.directory, range(0)
+        if parallel.rank < len(some):
+            mine = some[parallel.rank]
+            path = found.directory / f"{mine[:10]}-{tag}.npy"
+            ends = (begins[mine], begins[mine] + rows[mine])
+            share = range(*(end // found.num_views for end in ends))
+        new = _extract(source, prefix, augmentations, share, path, split, parallel, stop_requested, tell)
+        if new is None:
+            return False
+        replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
+        if parallel.rank == 0:
+            _replace(found, {old: shard for old, shard in replaced if old is not None})
+        _wait(parallel)
+    return True
+
+
+def _replace(found: FeatureSet, new: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put new shards in the place of old ones, by file name: all of them at once."""
+    manifest = json.loads((found.directory / MANIFEST).read_text())
+    manifest["shards"] = [
+        {key: new[old["file"]][key] for key in _LISTED} if old["file"] in new else old
+        for old in manifest["shards"]
+    ]
+    failpoint("features.mended", found.directory)
+    write_atomically(found.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+    for name in new:
+        (found.directory / name).unlink(missing_ok=True)
 
 
 def _images(source: Source, image_size: int, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
@@ -308,12 +403,12 @@ def _commit(
     manifest = {
         "dtype": shards[0]["dtype"],
         "shape": list(shards[0]["shape"]),
-        "shards": [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in shards],
+        "shards": [{key: shard[key] for key in _LISTED} for shard in shards],
         "facts": dict(facts),
     }
     try:
         failpoint("features.extracted", temporary)
-        write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         (temporary / "owner.json").unlink()
         fsync_directory(temporary)
         failpoint("features.before_rename", temporary)
@@ -328,6 +423,11 @@ def _commit(
             fix="free space there, or set runtime.prefix_cache=off.",
             code=ExitCode.STORAGE,
         ) from error
+
+
+def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:
+    """Whether the features are there already, as far as one can tell without reading them."""
+    return (root / _key(source, prefix, augmentations)).is_dir()
 
 
 def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:

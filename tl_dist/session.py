@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, checkpoint, config, features, model, optim, precision, registry, stages
+from tl_dist import (
+    agreement,
+    audit,
+    checkpoint,
+    config,
+    features,
+    model,
+    optim,
+    precision,
+    registry,
+    source_task,
+    stages,
+)
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.data import pipeline
@@ -30,9 +42,9 @@ from tl_dist.state import TrainState
 class Session:
     """The nouns of one attempt, the same on every worker but for `parallel.rank`."""
 
-    def __init__(self, run: RunDir, *, local_workers: int) -> None:
+    def __init__(self, run: RunDir, *, local_workers: int, overrides: Sequence[str] = ()) -> None:
         self.run = run
-        self.cfg: Config = config.load(run.config_file)
+        self.cfg: Config = config.load(run.config_file, overrides)
         self.threads = _start_tensorflow(self.cfg, local_workers)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
         self.opened, self._split_digest = open_splits(self.cfg.data)
@@ -60,10 +72,18 @@ class Session:
         self.stage = stage
         self.model = self.whole.trained_from(stage.train_from)
         self.read_train = self.read_images
-        self.read = {name: pipeline.plain(source, self.image_size) for name, source in self.splits.items()}
+        self.read = {
+            name: features.in_views(pipeline.plain(source, self.image_size), self.cfg.evaluation.views)
+            for name, source in self.splits.items()
+        }
         """how evaluation reads each split"""
         self.train_features: tuple[features.FeatureSet, np.ndarray | None]
         """once cached: the set with the training examples, and which of its examples they are (None: all)"""
+
+    @property
+    def num_evaluation_views(self) -> int:
+        """Over how many views of an example evaluation takes the mean."""
+        return features.views_of(self.cfg.evaluation.views)
 
     @property
     def parts_left(self) -> list[stages.Stage]:
@@ -117,7 +137,11 @@ class Session:
         cfg = self.cfg
         keras.config.set_dtype_policy(self.precision)
         self.image_size = cfg.data.image_size or backbone.input_size
-        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        file = None
+        if cfg.source is None:
+            file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        self.source_sha256: str | None = None
+        """digest of the backbone that was carried over from another run"""
         with self.parallel.scope():
             built = model.build(
                 backbone,
@@ -133,6 +157,11 @@ class Session:
             if file is not None:
                 with self.whole.keeping_new():
                     weights.load(built.network, file)
+            if cfg.source is not None:
+                every = {**self.whole.moving, **self.whole.frozen}
+                carried = {path: v for path, v in every.items() if path.startswith("backbone/")}
+                with self.whole.keeping_new():
+                    self.source_sha256 = source_task.carry(built.network, carried, cfg)
             self.statistics_at_start = audit.statistics(self.whole)
             self.optimizer = optim.Optimizer(
                 cfg.optimizer,
@@ -179,6 +208,8 @@ class Session:
             "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
             "collectives": agreement.plan(self.whole.moving),
         }
+        if self.source_sha256 is not None:
+            facts["source_sha256"] = self.source_sha256
         if self._split_digest is not None:
             facts["split"] = self._split_digest
         used = {name: source.fingerprint for name, source in self.splits.items()}

@@ -6,6 +6,7 @@ everything that looks at the gradient (finite check, unscale, clip, decay, updat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Objective:
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
     mixed: bool = False
-    """whether examples are mixtures of two (mixup, cutmix)"""
+    """whether labels are mixtures of two (mixup, cutmix, soft labels)"""
 
     def losses(self, logits: Any, batch: Batch) -> Any:
         """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses."""
@@ -215,18 +216,32 @@ LATEST = ("norm", "loss_scale")  # of the last step, not summed
 
 
 def evaluation_step(
-    model: Classifier, objective: Objective, parallel: DataParallel, *, global_batch: int
+    model: Classifier, objective: Objective, parallel: DataParallel, *, global_batch: int, views: int = 1
 ) -> Callable[[Any], dict[str, Any]]:
     """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
 
     `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
     index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
     those of this process's rows in their place in the global batch, and 0 elsewhere.
+
+    With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities.
     """
+
+    def judged(batch: Batch) -> Any:
+        if views == 1:
+            return model(batch.images, batch.masks)
+        # One view at a time is in memory.
+        each = tf.map_fn(
+            lambda view: tf.nn.log_softmax(model(tf.gather(batch.images, view, axis=1), batch.masks)),
+            tf.range(views),
+            fn_output_signature=tf.TensorSpec([batch.images.shape[0], objective.num_classes], tf.float32),
+            parallel_iterations=1,
+        )
+        return tf.reduce_logsumexp(each, axis=0) - math.log(views)
 
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         del step
-        logits = model(batch.images, batch.masks)
+        logits = judged(batch)
         counted = _counted(batch)
         return {
             "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),

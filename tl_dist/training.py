@@ -95,7 +95,10 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
     if stage.number and step_now == stage.first_step:
         session.optimizer.begin(stage.number)
     computed = cfg.classifier.computed
-    if computed or (cfg.runtime.prefix_cache == "on" and stage.train_from != "all"):
+    wanted = cfg.runtime.prefix_cache == "on" and stage.train_from != "all"
+    if cfg.runtime.prefix_cache == "auto" and not computed:
+        wanted = transfer.prefix_cache_pays(session, recorder.tell)
+    if computed or wanted:
         stop_requested = partial(_stop_requested, session, "extracting features")
         if not transfer.cache_prefix(session, stop_requested, recorder.tell):
             return False
@@ -135,7 +138,7 @@ class Attempt:
             cfg.global_batch,
             cfg.loss.label_smoothing,
             session.class_weights(),
-            mixed=cfg.data.augmentation.mixes,
+            mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
         )
         self._run_steps = step.train_chunk(
             session.model,
@@ -154,6 +157,7 @@ class Attempt:
             step.Objective(train.num_classes, cfg.global_batch),
             parallel,
             global_batch=session.evaluation_batch,
+            views=session.num_evaluation_views,
         )
         self._skipped_in_a_row = 0
         self._evaluated_at: dict[str, int] = {}
@@ -322,7 +326,11 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
     source = session.splits[split]
     objective = step.Objective(source.num_classes, session.cfg.global_batch)
     evaluate_batch = step.evaluation_step(
-        session.model, objective, session.parallel, global_batch=session.evaluation_batch
+        session.model,
+        objective,
+        session.parallel,
+        global_batch=session.evaluation_batch,
+        views=session.num_evaluation_views,
     )
     result = evaluate(session, split, evaluate_batch)
     if result is None:
@@ -340,6 +348,7 @@ def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.dat
         mask_features=session.model.mask_features,
         dropout=session.cfg.model.dropout,
         weights=getattr(session.splits["train"], "weights", None),
+        soft=getattr(session.splits["train"], "soft", None),
         threads=session.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

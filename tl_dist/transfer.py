@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import classifiers, features, model
+from tl_dist import cache_cost, classifiers, config_rules, features, model
 from tl_dist.datasets import Source, pool_of
+from tl_dist.durable import write_file
 from tl_dist.parallel import rows_of
 from tl_dist.session import Session
+
+MEASURED_BATCHES = 3
+MEASURED_BYTES = 8 << 20
 
 
 def take_prefix(session: Session) -> features.Prefix:
     """The frozen part and what determines its outputs; from here on the model takes these in place of images."""
+    return _prefix(session, session.model.take_prefix())
+
+
+def _prefix(session: Session, compute: Callable[[Any], Any]) -> features.Prefix:
     facts = {
         "backbone": session.cfg.model.backbone,
         "cut": session.model.cut_at,
         "frozen_sha256": session.model.frozen_digest(),
         "precision": session.precision,
     }
-    return features.Prefix(session.model.take_prefix(), session.image_size, facts)
+    return features.Prefix(compute, session.image_size, facts)
 
 
 def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: features.Say) -> bool:
@@ -39,7 +52,8 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
         say=say,
     )
     for names, source in _sets(session):
-        views = session.cfg.data.augment if "train" in names else ()
+        judged = session.cfg.evaluation.views
+        views = _views(session, names)
         share = rows_of(session.parallel.rank, session.parallel.world_size, source.num_examples)
         # A pool is read only where all of it can be read: only a split of its own can hold a bad example.
         with session.naming_bad_examples(names[0], partial(iter, share)):
@@ -52,7 +66,10 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
             if name == "train":
                 session.train_features = found, rows
                 session.read_train = features.reader(found, split, views, session.cfg.seed, rows)
-            session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
+            if judged and views == judged:
+                session.read[name] = features.reader_of_views(found, split, rows)
+            elif not judged:
+                session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
     return True
 
 
@@ -60,16 +77,97 @@ def _sets(session: Session) -> Iterator[tuple[list[str], Source]]:
     """Which splits are kept in one feature set, and the source of its rows.
 
     Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
-    only the training split needs more than the plain view: then the others would be computed in all views as well.
+    the training split needs other views than the rest, unless that is the plain one alone and many divisions are
+    likely: then the others would be computed in all views as well.
     """
+    augment, judged = session.cfg.data.augment, session.cfg.evaluation.views
+    shared = augment == judged or (session.cfg.classifier.computed and not judged)
     pools: dict[int, list[str]] = {}
     for name, source in session.splits.items():
         pools.setdefault(id(pool_of(source)[0]), []).append(name)
     for names in pools.values():
-        if not session.bad and (session.cfg.classifier.computed or not session.cfg.data.augment):
+        if not session.bad and shared:
             yield names, pool_of(session.splits[names[0]])[0]
         else:
             yield from (([name], session.splits[name]) for name in names)
+
+
+def _views(session: Session, names: list[str]) -> tuple[str, ...]:
+    """In which views the examples of these splits are kept."""
+    return session.cfg.data.augment if "train" in names else session.cfg.evaluation.views
+
+
+def prefix_cache_pays(session: Session, say: features.Say) -> bool:
+    """Whether caching the frozen part of this stage saves time, by a measurement; `say` is told why, on rank 0."""
+    cfg, parallel = session.cfg, session.parallel
+    cannot = [*config_rules.endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
+    if session.stage.train_from == "all" or not session.model.has_prefix or cannot:
+        why = f"{cannot[0]} makes images that cannot be cached" if cannot else "no frozen part"
+        choice = cache_cost.Choice(False, f"prefix cache: off: {why}")
+    else:
+        choice = cache_cost.choose(_measured(session), passes=_passes(session), missing=_missing(session))
+    if parallel.rank == 0:
+        say({"event": "note", "text": choice.text})
+    return choice.on
+
+
+def _passes(session: Session) -> float:
+    """Images that go through the frozen part in what is left of the stage, evaluation included."""
+    cfg, stage = session.cfg, session.stage
+    steps = stage.end - max(session.state.step, stage.first_step)
+    evaluations = steps / max(1, round(cfg.evaluation.every_epochs * session.steps_per_epoch))
+    held_out = {name: source.num_examples for name, source in session.splits.items() if name != "train"}
+    judged = evaluations * held_out.get("validation", 0)
+    if stage is session.stages[-1]:
+        judged += sum(held_out.values())
+    return steps * cfg.global_batch + judged * session.num_evaluation_views
+
+
+def _missing(session: Session) -> int:
+    """Images, in all their views, whose features are not kept yet; the same on all workers."""
+    prefix, root = _prefix(session, session.model.prefix), session.run.path.parent / "features"
+    missing = 0
+    for names, source in _sets(session):
+        views = _views(session, names)
+        kept = features.is_kept(source, prefix, views, root)
+        if session.parallel.total({"kept": float(kept)})["kept"] < session.parallel.world_size:
+            missing += source.num_examples * features.views_of(views)
+    return missing
+
+
+def _measured(session: Session) -> cache_cost.Measured:
+    """A few batches through the frozen part, and a few megabytes to where features are kept; equal on all workers."""
+    parallel, size = session.parallel, session.image_size
+    compute = tf.function(session.model.prefix)
+    images = tf.zeros([features.ROWS_AT_ONCE, size, size, 3], tf.uint8)
+    output = compute(images)
+    began = time.monotonic()
+    for _ in range(MEASURED_BATCHES):
+        output = compute(images)
+        output.numpy()
+    image_s = (time.monotonic() - began) / MEASURED_BATCHES / features.ROWS_AT_ONCE
+    disk = np.zeros(2)
+    if parallel.rank == 0:
+        root = session.run.path.parent / "features"
+        root.mkdir(exist_ok=True)
+        disk[:] = _disk_speed(root), shutil.disk_usage(root).free
+    totals = parallel.total({"image_s": image_s, "disk": disk})
+    speed, free = (float(value) for value in totals["disk"])
+    row_bytes = int(np.prod(output.shape[1:])) * output.dtype.size
+    return cache_cost.Measured(float(totals["image_s"]) / parallel.world_size**2, row_bytes, speed, int(free))
+
+
+def _disk_speed(directory: Path) -> float:
+    """Bytes per second of one file that is written and made durable."""
+    file = directory / f".tmp-speed-{uuid4().hex[:12]}"
+    began = time.monotonic()
+    try:
+        write_file(file, [bytes(MEASURED_BYTES)])
+        return MEASURED_BYTES / (time.monotonic() - began)
+    except OSError:
+        return 1.0  # cannot be written: nothing will pay
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def fit_head(session: Session) -> classifiers.Linear | None:

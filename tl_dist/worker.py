@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Under srun the launcher's variables become Horovod's, before anything looks at them.
         os.environ.update(slots.slurm_task_environment(os.environ))
         if options.evaluate:
-            return _evaluate(run, options.evaluate)
+            return _evaluate(run, options.evaluate, options.override)
         if options.extract:
             return _extract(run)
         if options.tune:
@@ -86,12 +87,12 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
         return training.train(session, job=_slurm_job(os.environ), listen=listen)
 
 
-def _evaluate(run: RunDir, split: str) -> int:
+def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
     from tl_dist import training
     from tl_dist.metrics import evaluation_record
     from tl_dist.session import Session
 
-    session = Session(run, local_workers=slots.local_workers(os.environ))
+    session = Session(run, local_workers=slots.local_workers(os.environ), overrides=overrides)
     result = training.evaluate_commit(session, split)
     record = evaluation_record(session.state.step, result, session.splits[split].class_names)
     directory = run.path / "evaluations"

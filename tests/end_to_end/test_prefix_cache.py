@@ -48,3 +48,11 @@ def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way:
         assert not records(run, "extraction")
     else:
         assert "features of train 384/384" in said  # 48 images in 8 views
+
+
+def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> None:
+    said = workspace.train("auto", *FROZEN, "--strategy=single", "workers=1", "runtime.prefix_cache=auto")
+    assert said.count("prefix cache: on: saves about") + said.count("prefix cache: off: would take") == 1
+    found, expected = losses(workspace.run("auto")), losses(workspace.run("uncached"))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+    assert not list((workspace.directory / "runs" / "features").glob(".tmp-*"))

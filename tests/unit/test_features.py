@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -121,7 +122,67 @@ def test_a_damaged_set_is_named_and_computed_again(tmp_path: Path, damage: str) 
     name = "manifest.json" if damage == "manifest" else shard.name
     assert any(name in record.get("text", "") for record in said)
     assert calls.count == 1
-    assert shard.read_bytes() == whole
+    again, _ = make(tmp_path)
+    assert (again.directory / again.shards[0]["file"]).read_bytes() == whole
+
+
+def in_two_shards(found: features.FeatureSet, first: int) -> features.FeatureSet:
+    """The same set as two workers would have left it, the first with so many rows."""
+    rows = np.load(found.directory / "shard-0000.npy")
+    shards = []
+    for k, part in enumerate((rows[:first], rows[first:])):
+        file = found.directory / f"shard-{k:04d}.npy"
+        np.save(file, part)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        shards.append({"file": file.name, "rows": len(part), "sha256": digest})
+    manifest = json.loads((found.directory / features.MANIFEST).read_text())
+    (found.directory / features.MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
+    return features.FeatureSet(found.directory, found.num_views)
+
+
+def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
+    found = in_two_shards(make(tmp_path, ("flip",))[0], 12)
+    expected = found.array()
+    whole, damaged = (found.directory / shard["file"] for shard in found.shards)
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    before = whole.stat()
+    computed: list[int] = []
+
+    def counted(images: Any) -> Any:
+        def count(rows: np.ndarray) -> np.ndarray:
+            computed.append(len(rows))
+            return rows
+
+        return compute(tf.ensure_shape(tf.numpy_function(count, [images], tf.uint8), images.shape))
+
+    again, said = make(tmp_path, ("flip",), replace(PREFIX, compute=counted))
+    assert computed == [10]  # 5 examples in 2 views
+    texts = [record["text"] for record in said if record["event"] == "note"]
+    assert len(texts) == 1 and damaged.name in texts[0] and whole.name not in texts[0]
+    np.testing.assert_array_equal(again.array(), expected)
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not damaged.exists() and not again.damaged(0, 1)
+
+
+def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = in_two_shards(make(tmp_path)[0], 6)
+    expected = found.array()
+    (found.directory / "shard-0001.npy").unlink()
+    manifest = (found.directory / features.MANIFEST).read_bytes()
+
+    def die(name: str, path: Path | None = None) -> None:
+        if name == "features.mended":
+            raise InterruptedError
+
+    monkeypatch.setattr(features, "failpoint", die)
+    with pytest.raises(InterruptedError):
+        make(tmp_path)
+    assert make(tmp_path, stop_requested=lambda: True)[0] is None
+    assert (found.directory / features.MANIFEST).read_bytes() == manifest
+    monkeypatch.setattr(features, "failpoint", failpoint)
+    np.testing.assert_array_equal(make(tmp_path)[0].array(), expected)
 
 
 def test_a_stop_leaves_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import OPERATIONS
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read, augmented, evaluation_batches, plain, train_batches
+from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
+from tl_dist.step import Objective
 
 SOURCE = MemorySource(23)
 ORDER = Order(seed=5, num_examples=23, global_batch=7)
@@ -155,3 +157,26 @@ def test_weights_belong_to_their_examples() -> None:
     second = batches(range(3, 7), weights=weights)
     np.testing.assert_array_equal(second[4].weights, whole[4].weights[3:])
     assert all((batch.weights == 1).all() for batch in batches())
+
+
+def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> None:
+    source = MemorySource(12, size=8)
+    others = ((source.labels + 1) % 3).astype(np.int32)
+    shares = np.linspace(0.5, 1, 12, dtype=np.float32)
+    order = Order(3, 12, 4)
+    made = train_batches(
+        plain(source, 8), order, rows=range(4), from_step=0, to_step=6, soft=SoftLabels(others, shares)
+    )
+    for batch in made:
+        index = order.index(batch.positions).numpy()
+        np.testing.assert_array_equal(batch.labels, source.labels[index])
+        np.testing.assert_array_equal(batch.others, others[index])
+        np.testing.assert_array_equal(batch.shares, shares[index])
+        logits = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), tf.float32)
+        logs = tf.nn.log_softmax(logits).numpy()
+        rows = np.arange(4)
+        expected = -(
+            shares[index] * logs[rows, batch.labels] + (1 - shares[index]) * logs[rows, batch.others]
+        )
+        losses = Objective(3, 4, mixed=True).losses(logits, batch)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)

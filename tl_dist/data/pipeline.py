@@ -17,7 +17,7 @@ from tl_dist.data.augment import augment, resize
 from tl_dist.data.crop import cropped, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
-from tl_dist.datasets import Source, host_tensor, reads_many
+from tl_dist.datasets import SoftLabels, Source, host_tensor, reads_many
 from tl_dist.state import Batch
 
 
@@ -87,14 +87,17 @@ def train_batches(
     mask_features: int = 0,
     dropout: float = 0.0,
     weights: NDArray[np.float32] | None = None,
+    soft: SoftLabels | None = None,
     threads: int = 1,
 ) -> tf.data.Dataset:
     """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
 
     `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
     does not depend on `from_step`. `weights` are those of the examples in the loss, above 0; default: 1 each.
+    `soft` labels of the examples cannot be mixed once more.
     """
     weight_of = None if weights is None else host_tensor(weights)
+    soft_of = None if soft is None else SoftLabels(*(host_tensor(values) for values in soft))
     # Mixing needs both images of a pair: a share that begins or ends inside one reads one row more.
     read_rows = rows if read.mixing is None else read.mixing.whole_pairs(rows, order.global_batch)
 
@@ -109,6 +112,8 @@ def train_batches(
         images = read.finish(images, positions)
         labels = tf.cast(labels, tf.int32)
         others, shares = labels, tf.ones([len(read_rows)])
+        if soft_of is not None:
+            others, shares = (tf.gather(values, order.index(positions)) for values in soft_of)
         if read.mixing is not None:
             images, others, shares = read.mixing.mixed(images, labels, positions)
             # The first position of this share has the same place in the batch at every step.

@@ -7,10 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class SoftLabels(NamedTuple):
+    """Labels that are a mixture of two: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
+
+    others: NDArray[np.int32]
+    shares: NDArray[np.float32]
 
 
 class Source(Protocol):
@@ -130,6 +137,9 @@ class Subset:
         if name == "weights":
             weights = self.source.weights  # type: ignore[attr-defined]
             return None if weights is None else weights[self.indices]
+        if name == "soft":
+            soft = self.source.soft  # type: ignore[attr-defined]
+            return None if soft is None else SoftLabels(*(values[self.indices] for values in soft))
         if name == "groups":
             groups = self.source.groups  # type: ignore[attr-defined]
             return None if groups is None else [groups[i] for i in self.indices]

@@ -6,13 +6,14 @@ Deitsch et al. 2019 (arXiv 1807.02894), https://github.com/zae-bayern/elpv-datas
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
+from tl_dist.datasets import SoftLabels, Splits
 from tl_dist.datasets.files import FileSource, directory_of, size_of
 from tl_dist.datasets.split import divide
 from tl_dist.package_index import fetch
@@ -55,8 +56,15 @@ def open_elpv(data: DataConfig) -> Splits:
         class_names=("functional", "defective"),
         annotations=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
         types=[cell.type for cell in cells],
+        soft=_soft_labels(cells) if data.soft_labels else None,
     )
     return divide(source, data)
+
+
+def _soft_labels(cells: Sequence[_Cell]) -> SoftLabels:
+    """The probability of the likelier class, which is the label; the rest is of the other one."""
+    defective = np.array([cell.probability for cell in cells], np.float32)
+    return SoftLabels((defective <= 0.5).astype(np.int32), np.maximum(defective, 1 - defective))
 
 
 def _read_labels(file: Path) -> list[_Cell]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import host_tensor
+from tl_dist.datasets import SoftLabels, host_tensor
 from tl_dist.datasets.location import Location
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -41,6 +41,8 @@ class FileSource:
     """of each example in the loss"""
     groups: Sequence[str] | None = None
     """examples of one group stay in one split"""
+    soft: SoftLabels | None = None
+    """what to train toward in place of `labels`"""
 
     @property
     def num_examples(self) -> int:

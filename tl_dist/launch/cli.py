@@ -89,6 +89,9 @@ def worker(run: RunPath) -> int:
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    views: Annotated[
+        str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
+    ] = None,
 ) -> int:
     """Evaluate the newest checkpoint of a run."""
     from tl_dist.launch.evaluate import evaluate as evaluate_run
@@ -96,7 +99,7 @@ def evaluate(
 
     console = _console()
     with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
-        record = evaluate_run(run, split)
+        record = evaluate_run(run, split, views)
     show_evaluation(record, console)
     return ExitCode.DONE
 
@@ -205,9 +208,10 @@ def augment_preview(
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in."""
-    from tl_dist.config import dump, load
+    from tl_dist.config import dump
+    from tl_dist.launch.train import Request
 
-    print(dump(load(config, overrides or ())), end="")
+    print(dump(Request(config, overrides or ()).load()), end="")
     return ExitCode.DONE
 
 

@@ -74,7 +74,7 @@ def worker_argv(
 ) -> tuple[str, ...]:
     """The command line of every worker, whoever starts it."""
     argv = (python, "-m", "tl_dist.worker", str(run))
-    return (*argv, *task) if evaluate is None else (*argv, "--evaluate", evaluate)
+    return (*argv, *task) if evaluate is None else (*argv, "--evaluate", evaluate, *task)
 
 
 def worker_environment(

@@ -22,10 +22,14 @@ from tl_dist.run import RunDir
 MAX_RESULT_BYTES = 64 << 20
 
 
-def evaluate(path: Path, split: str) -> Record:
-    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions."""
+def evaluate(path: Path, split: str, views: str | None = None) -> Record:
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
+
+    `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views.
+    """
     run = RunDir.open(path)
-    cfg = config.load(run.config_file)
+    overrides = [] if views is None else [f"evaluation.views=[{views}]"]
+    cfg = config.load(run.config_file, overrides)
     owner = holder(run)
     if owner is not None:  # its workers would see our heartbeats, and we their stop file
         raise Refusal(
@@ -35,7 +39,8 @@ def evaluate(path: Path, split: str) -> Record:
         )
     result = run.path / "evaluations" / f"{split}.json"
     result.unlink(missing_ok=True)
-    run_task(run, local_launch(cfg, run.path, evaluate=split), what="evaluation", heading=split)
+    task = [word for override in overrides for word in ("--override", override)]
+    run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
     record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
     return record
 

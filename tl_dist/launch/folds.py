@@ -59,6 +59,9 @@ def _by_training(request: Request, name: str, folds: int, seeds: int, console: C
 def _of_fold(request: Request, name: str, folds: int, seed: int, fold: int) -> Request:
     changes = {"name": json.dumps(f"{name}-{seed}-{fold}"), "seed": seed, "data.split_seed": seed}
     changes |= {"data.folds": folds, "data.fold": fold}
+    source = request.load().source
+    if source is not None and source.data is not None:  # one for all folds of a seed
+        changes["source.name"] = json.dumps(f"{name}-{seed}-source")
     return replace(request, overrides=[*request.overrides, *(f"{key}={v}" for key, v in changes.items())])
 
 

@@ -34,7 +34,7 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
 
     `busy` is told what is about to take a while, `say` what there is.
     """
-    if cfg.model.weights != "random":
+    if cfg.model.weights != "random" and cfg.source is None:
         busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
         say(fetch_weights(cfg))
     package = data_package(cfg)

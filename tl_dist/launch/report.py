@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,16 @@ def show_end(run: RunDir, console: Console) -> None:
     show_line(console, f"run directory: {relative(run.path)}")
     if any(run.tensorboard.glob("*tfevents*")):
         show_line(console, f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
+
+
+def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
+    """The last loss of each run: in training, and on the split that it held out."""
+    for name, run in runs.items():
+        last = {
+            r.get("split", "train"): r for r in _records(run) if r.get("event") in ("train", "evaluation")
+        }
+        losses = ", ".join(f"{split} {record['loss']:.4f}" for split, record in last.items())
+        show_line(console, f"{name} {relative(run.path)}: loss {losses}")
 
 
 def show_evaluation(record: Record, console: Console) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_dist import config
+from tl_dist import config, source_run
 from tl_dist.config import Config
+from tl_dist.launch import recipe
 from tl_dist.launch.attempt import newest_commit
 from tl_dist.launch.command import num_workers, visible_gpus
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.prepare import prepare
-from tl_dist.launch.report import relative, show_end, show_line
+from tl_dist.launch.report import relative, show_end, show_line, show_losses
 from tl_dist.launch.supervise import supervise
 from tl_dist.progress import Progress
 from tl_dist.refusal import ExitCode, Refusal
@@ -40,7 +41,7 @@ class Request:
         """The config with everything that the command line says, and `extra`, put over it."""
         short = [f"strategy={self.strategy}"] if self.strategy else []
         short += [f"workers={self.workers}"] if self.workers else []
-        return config.load(self.config, [*self.overrides, *short, *extra])
+        return config.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
 
 
 def train(request: Request, console: Console) -> int:
@@ -50,8 +51,27 @@ def train(request: Request, console: Console) -> int:
         require_horovod()
         if cfg.workers is None:
             cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
-    run = open_run(request.runs, cfg)
+    if cfg.source is not None and cfg.source.data is not None:
+        first = config.of_source(cfg)
+        run = RunDir(request.runs / first.name)
+        code = _train(first, request.runs, console) if run.done is None else _unchanged(first, request.runs)
+        if code != ExitCode.DONE:
+            return code
+        cfg = config.after_source(cfg, run.path)
+    return _train(cfg, request.runs, console)
+
+
+def _unchanged(cfg: Config, runs: Path) -> int:
+    """Refuses a finished run that was made by another config."""
+    RunDir.create(runs, cfg, resolved=config.dump(cfg))
+    return ExitCode.DONE
+
+
+def _train(cfg: Config, runs: Path, console: Console) -> int:
+    run = open_run(runs, cfg)
     show_line(console, headline(cfg, run), style="bold")
+    if cfg.recipe:
+        show_line(console, recipe.line(cfg))
     if run.done is not None:
         show_line(console, "this run is done; another name=NAME starts a new one")
         show_end(run, console)
@@ -61,6 +81,8 @@ def train(request: Request, console: Console) -> int:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
     if code == ExitCode.DONE:
         show_end(run, console)
+        if cfg.source is not None and cfg.source.run is not None:
+            show_losses({"source": RunDir(cfg.source.run), "target": run}, console)
     else:
         step = max(newest_commit(run), 0)
         show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
@@ -69,6 +91,8 @@ def train(request: Request, console: Console) -> int:
 
 def open_run(root: Path, cfg: Config) -> RunDir:
     """The run directory of a config, made or found, private to this user, on storage that works."""
+    if cfg.source is not None:
+        source_run.opened(cfg)
     os.umask(0o077)
     run = RunDir.create(root, cfg, resolved=config.dump(cfg))
     run.probe_storage()

@@ -1,0 +1,84 @@
+"""`prefix_cache: auto`: on where it saves time by what was measured, off where it cannot or would not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.memory_source import MemorySource
+from tests.unit.test_model import PARALLEL
+from tl_dist import transfer
+from tl_dist.cache_cost import Measured, choose
+from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+from tl_dist.data.order import Order
+from tl_dist.stages import plan
+
+VGG_ON_TWO_CORES = Measured(0.04, 50_000, 200e6, 10**10)
+
+
+def test_many_epochs_pay_and_a_fraction_does_not() -> None:
+    many = choose(VGG_ON_TWO_CORES, passes=8 * 2000, missing=2000)
+    assert many.on
+    assert many.text == "prefix cache: on: saves about 9.3 min of 10.7 min; 100.0 MB to write"
+    assert not choose(VGG_ON_TWO_CORES, passes=500, missing=2000).on
+    assert choose(VGG_ON_TWO_CORES, passes=500, missing=0).on
+
+
+def test_a_slow_or_full_disk_turns_it_off() -> None:
+    assert not choose(replace(VGG_ON_TWO_CORES, disk_bytes_per_s=1e5), passes=16000, missing=2000).on
+    full = choose(replace(VGG_ON_TWO_CORES, free_bytes=10**7), passes=16000, missing=2000)
+    assert not full.on and "100.0 MB do not fit into 10.0 MB" in full.text
+
+
+def session(epochs: float, **data: Any) -> Any:
+    """What the choice looks at, of a session that trains `epochs` from block3 on."""
+    cfg = Config(
+        name="x",
+        epochs=epochs,
+        global_batch=10,
+        data=DataConfig(name="digits", **data),
+        model=ModelConfig(backbone="tiny", train_from="block3"),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+        evaluation=EvaluationConfig(views=("flip",)),
+    )
+    stages = plan(cfg, Order(0, 100, 10).steps)
+    return SimpleNamespace(
+        cfg=cfg,
+        parallel=PARALLEL,
+        stages=stages,
+        stage=stages[0],
+        state=SimpleNamespace(step=0),
+        steps_per_epoch=10.0,
+        num_evaluation_views=2,
+        splits={name: MemorySource(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))},
+        model=SimpleNamespace(has_prefix=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "data", "on", "why"),
+    [
+        (20, {}, True, "saves about"),
+        (0.3, {}, False, "would take"),
+        (20, {"augment": ("pad_crop",)}, False, "pad_crop makes images that cannot be cached"),
+    ],
+)
+def test_the_choice_counts_training_and_evaluation(
+    monkeypatch: pytest.MonkeyPatch, epochs: float, data: dict[str, Any], on: bool, why: str
+) -> None:
+    monkeypatch.setattr(transfer, "_measured", lambda session: VGG_ON_TWO_CORES)
+    monkeypatch.setattr(transfer, "_missing", lambda session: 400)
+    said: list[Any] = []
+    assert transfer.prefix_cache_pays(session(epochs, **data), said.append) == on
+    assert len(said) == 1 and why in said[0]["text"]
+
+
+def test_passes_are_those_of_what_is_left() -> None:
+    whole = session(2)
+    evaluations = 2 * 20 + 20 + 30
+    assert transfer._passes(whole) == 200 + 2 * evaluations
+    whole.state.step = 10
+    assert transfer._passes(whole) == 100 + 2 * (20 + 20 + 30)

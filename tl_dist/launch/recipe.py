@@ -1,0 +1,50 @@
+"""`recipe: auto`: the data set is looked at once, on the login node, and the resolved config holds what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from statistics import median
+from typing import Any
+
+from tl_dist import config, recipes
+from tl_dist.config import Config, DataConfig
+from tl_dist.registry import BACKBONES, lookup
+
+_LOOKED_AT = 64
+_DIVISION, _HEADERS = (
+    "tl_dist.datasets.division",
+    "tl_dist.datasets.headers",
+)  # rooms that this side never imports
+
+
+def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    """What `recipes.auto` says of a data set for the keys that a config leaves out."""
+    train = import_module(_DIVISION).open_splits(data)[0]["train"]
+    backbone = lookup(BACKBONES, str(config.section(written, "model").get("backbone")))
+    return recipes.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
+
+
+def line(cfg: Config) -> str:
+    """What a config trained by a recipe says, on one line."""
+    optimizer, data = cfg.optimizer, cfg.data
+    length = f"{cfg.steps:,} steps" if cfg.steps else f"{cfg.epochs or 0:g} epochs"
+    schedule = optimizer.schedule
+    drops = f", a tenth after {', '.join(f'{e:g}' for e in schedule.drop_at_epochs)} epochs"
+    return (
+        f"recipe auto: {length} of {cfg.global_batch} images of {data.image_size} px, "
+        f"train_from {cfg.model.train_from}, "
+        f"{optimizer.name} at {optimizer.learning_rate:.3g}{drops if schedule.drop_at_epochs else ''}, "
+        f"augment {' '.join(data.augment) or 'none'}, mixup {data.augmentation.mixup:g}"
+    )
+
+
+def _typical_area(train: Any) -> float:
+    """Pixels of the median of the first images."""
+    dimensions = import_module(_HEADERS).dimensions
+    if hasattr(train, "encoded_bytes"):
+        heads = (train.encoded_bytes(k) for k in range(min(_LOOKED_AT, train.num_examples)))
+        return float(median(width * height for _, width, height in map(dimensions, heads)))
+    source = import_module("tl_dist.datasets").pool_of(train)[0]
+    height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2
+    return float(height * width)
