@@ -20,6 +20,11 @@ BENCHMARKS = (
     "elpv_features",
     "input_packed",
     "tfrecord_index",
+    "head_training",
+    "second_classifier",
+    "prefix_cache",
+    "extraction_workers",
+    "preprocessing",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 
