@@ -71,6 +71,7 @@ def cross_validate(
     )
     if found is None or session.parallel.rank != 0:
         return None
+    transfer.refer(session, found)
     values, labels, strata = found.array(), np.asarray(pool.labels), strata_of(pool)
     if cfg.model.normalize:
         values = model.normalize(tf.constant(values)).numpy()
