@@ -76,6 +76,7 @@ class Session:
             world_size=self.parallel.world_size,
             gather=self.parallel.gather,
         )
+        found = [*quarantine.left_out(self.opened), *found]
         bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], found)
         if bad and self.parallel.rank == 0:
             quarantine.write(self.run.quarantine_file, bad)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,8 +19,9 @@ from tests.unit.damaged_images import damage
 from tests.unit.official_layouts import digits_32px, write_image_folder
 from tl_dist.curation import duplicates
 from tl_dist.curation.inspection import inspect
-from tl_dist.curation.layout import opened, recognise
+from tl_dist.curation.layout import opened, opened_whole, recognise
 from tl_dist.curation.verification import verify
+from tl_dist.datasets.packing import pack
 from tl_dist.launch.cli import main
 from tl_dist.launch.data_inspect import blocks
 from tl_dist.refusal import ExitCode, Refusal
@@ -188,3 +190,30 @@ def test_no_framework_is_imported(splits: Path) -> None:
     code = f"import sys; from tl_dist.launch.cli import main; main(['data', 'verify', {str(splits)!r}]); "
     code += "sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path) -> None:
+    """Also where the image would still decode: packed sets and records are not passed over."""
+    write_image_folder(tmp_path / "src", digits_32px(40), NAMES)
+    pack(opened_whole(tmp_path / "src"), tmp_path / "packed")
+    found = verify(tmp_path / "packed", workers=1, distance=-1, advance=lambda done, total: None)
+    assert (found["num_examples"], found["bad"], found["ok"]) == (40, [], True)
+    (data,) = (tmp_path / "packed").glob("*.images")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(bytes(content))
+    found = verify(tmp_path / "packed", workers=1, distance=-1, advance=lambda done, total: None)
+    assert len(found["bad"]) == 1 and not found["ok"]
+
+
+def test_records_that_were_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = [cv2.imencode(".png", image)[1].tobytes() for image in digits_32px(40).images]
+    records = [{"image": png, "label": k % 2} for k, png in enumerate(images)]
+    (file,) = layouts.write_tfrecords(tmp_path / "tf", "train", records, 1)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # the checksum of the last record
+    file.write_bytes(bytes(content))
+    found = verify(tmp_path / "tf", workers=1, distance=-1, advance=lambda done, total: None)
+    assert found["num_examples"] == 39 and not found["ok"]
+    assert len(found["bad"]) == 1 and "checksum" in found["bad"][0]["reason"]

@@ -128,7 +128,8 @@ def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: A
     write_cifar10_binary(tmp_path, digits_32px(150), digits_32px(50, start=150))
     file = tmp_path / "folds.json"
     assert main(["data", "split", str(tmp_path), "--folds", "4", "--to", str(file)]) == 0
-    assert "fold 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "fold 0" in out and "fold 3" in out and "fold 4" not in out
     data = DataConfig(name="cifar10", path=str(tmp_path), split=str(file), fold=1)
     splits, _ = open_splits(data)
     assert list(splits["test"].ids) == read_manifest(file)["folds"][1]

@@ -94,7 +94,7 @@ def test_a_header_tells_what_is_wrong_and_where(kind: str, tmp_path: Path) -> No
     cut_off = "cut off" in found.reason
     assert found.offset == (file.stat().st_size if cut_off else 0)
     with pytest.raises(tf.errors.OpError):
-        decode_rgb(tf.constant(content()))
+        tf.function(decode_rgb)(tf.constant(content()))
     inside = tmp_path / "shard"
     inside.write_bytes(b"before" + content() + photograph("JPEG"))
     assert fault(Location(inside, 6, len(content()))) == (6 + found.offset, found.reason)

@@ -10,8 +10,8 @@ import pytest
 
 from tl_dist import config
 from tl_dist.launch import slurm
+from tl_dist.launch.silence import Silence
 from tl_dist.launch.slurm_job import SlurmJob, expand_hostlist, rendezvous_address, tasks_per_node
-from tl_dist.launch.srun import Silence
 from tl_dist.launch.srun_end import TasksEnded, attempt_code, first_cause, tasks_ended
 from tl_dist.launch.srun_step import srun_command
 from tl_dist.parallel.slots import (
@@ -437,7 +437,7 @@ def test_silent_workers_are_found(steps_and_ages, now, hung):
         for rank, known in enumerate(steps_and_ages)
         if known
     }
-    found = Silence(SAFETY, num_workers=2, from_step=5, now=0.0).hung(beats, now=now)
+    found = Silence(SAFETY, from_step=5, now=0.0).hung(range(2), beats, now=now)
     assert list(found) == hung
     assert all("made no progress for " in how for how in found.values())
 

@@ -22,7 +22,7 @@ def split(path: Path, to: Path, **options: Any) -> dict[str, Any]:
     pool = pooled(splits)
     manifest = division(pool, **options)
     write_atomically(to, json.dumps(manifest).encode())
-    parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"], start=1)}
+    parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"])}
     label = dict(zip(pool.ids, pool.labels, strict=True))
     return {
         "file": str(to),

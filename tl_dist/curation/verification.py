@@ -16,6 +16,8 @@ from PIL import Image
 from tl_dist.curation import duplicates, images
 from tl_dist.curation.layout import opened
 from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.location import Location
+from tl_dist.datasets.quarantine import left_out
 
 Advance = Callable[[int, int], None]
 """Told (done, total) as it goes on."""
@@ -39,7 +41,7 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
     data, splits = opened(path)
     every = images.everything(splits)
     checked = _check_all([image for _, _, image in every], workers, advance)
-    bad = [
+    bad = [bad._asdict() for bad in left_out(splits)] + [
         {"split": split, "id": name, "offset": found.fault.offset, "reason": found.fault.reason}
         for (split, name, _), found in zip(every, checked, strict=True)
         if found.fault is not None
@@ -89,7 +91,7 @@ def _check_one(image: images.Stored) -> _Checked:
 
     offset = 0 if isinstance(image, np.ndarray) else image.offset
     if not isinstance(image, np.ndarray):
-        found = fault(image)
+        found = fault(image) or _changed(image)
         if found is not None:
             return _Checked(found)
     try:
@@ -98,3 +100,17 @@ def _check_one(image: images.Stored) -> _Checked:
         return _Checked(Fault(offset, f"cannot be decoded: {error}"))
     digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
     return _Checked(None, digest, int(str(imagehash.phash(pixels)), 16))
+
+
+def _changed(image: Location) -> Fault | None:
+    """Whether the bytes are not those that were stored, where a checksum tells."""
+    if image.crc32c is None:
+        return None
+    import google_crc32c
+
+    with image.path.open("rb") as file:
+        file.seek(image.offset)
+        content = file.read(-1 if image.length is None else image.length)
+    return (
+        None if google_crc32c.value(content) == image.crc32c else Fault(image.offset, "has a wrong checksum")
+    )

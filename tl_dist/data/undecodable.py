@@ -59,11 +59,11 @@ def _failure(source: Source, index: int) -> str | None:
         with tf.device("CPU:0"):
             image: Any = source.read(tf.constant(index, tf.int64))[0]
             image.numpy()
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, ValueError) as error:  # what Python code raises is a ValueError outside of a graph
         return f"cannot be decoded: {_first_line(error)}"
     return None
 
 
-def _first_line(error: tf.errors.OpError) -> str:
-    text = " ".join((error.message or type(error).__name__).split())
+def _first_line(error: Exception) -> str:
+    text = " ".join((getattr(error, "message", str(error)) or type(error).__name__).split())
     return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", text)[:160].rstrip(".")

@@ -124,9 +124,10 @@ def _decode_webp(encoded: Any) -> Any:
     """By Pillow: TensorFlow 2.21 knows WebP, but an animated one ends the process."""
     import tensorflow as tf
 
-    def decode(content: bytes) -> NDArray[np.uint8]:
+    def decode(content: Any) -> NDArray[np.uint8]:
         from PIL import Image
 
+        content = content if isinstance(content, bytes) else content.item()  # an array when called eagerly
         try:
             with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
                 return np.asarray(image.convert("RGB"))

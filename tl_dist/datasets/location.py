@@ -15,6 +15,8 @@ class Location(NamedTuple):
     path: Path
     offset: int = 0
     length: int | None = None
+    crc32c: int | None = None
+    """checksum of these bytes, where one is kept"""
 
 
 def locator(source: Source) -> Callable[[int], Location] | None:

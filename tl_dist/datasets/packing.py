@@ -208,13 +208,19 @@ def _put(path: Path, pieces: Iterator[bytes]) -> Written:
     return written
 
 
+def _why(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    return "is no image that can be decoded" if isinstance(error, UnidentifiedImageError) else reason(error)
+
+
 def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
     try:
         content = source.encoded_bytes(k) if isinstance(source, EncodedSource) else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
         raise Refusal(
-            f"{source.ids[k]} cannot be packed: {reason(error)}.",
+            f"{source.ids[k]} cannot be packed: {_why(error)}.",
             fix="repair or delete the image, then run the same command again.",
             code=ExitCode.DATA,
         ) from error

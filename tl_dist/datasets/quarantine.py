@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, Splits, Subset
+from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location, locator
 from tl_dist.durable import read_file, write_atomically
@@ -76,6 +76,15 @@ def screen(
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(file, b"\n" + _format(found))
     return found
+
+
+def left_out(splits: Splits) -> list[Bad]:
+    """Records that their format left out when it was opened: they are in no split, and only named."""
+    found: list[Bad] = []
+    for split, source in splits.items():
+        records = getattr(pool_of(source)[0], "bad", ())
+        found += [Bad(split, bad.id, bad.offset, bad.reason) for bad in records]
+    return list({bad.id: bad for bad in reversed(found)}.values())[::-1]
 
 
 def read(file: Path) -> list[Bad]:
@@ -165,7 +174,7 @@ def _stamp(places: Sequence[_Place], rank: int, world_size: int) -> int:
     for split, source, locate in places:
         stamps: dict[Path, str] = {}
         for index in _share(source, rank, world_size):
-            path, offset, _ = locate(index)
+            path, offset, *_ = locate(index)
             if path not in stamps:
                 stamps = {path: _time_of(path)}  # neighbours share a file, if anybody does
             text = f"{split}\0{index}\0{offset}\0{stamps[path]}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import host_tensor
 from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.location import Location
 
 
 class Bad(NamedTuple):
@@ -64,6 +65,12 @@ class RecordSource:
             digest.update(column.astype(kind).tobytes())
         digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image of an example lies."""
+        path = self.root / self.files[self.shards[index]]
+        checksum = int(self.checks[index]) if self.check_images else None
+        return Location(path, int(self.offsets[index]), int(self.sizes[index]), checksum)
 
     @cached_property
     def _range(self) -> Callable[[int], bytes]:

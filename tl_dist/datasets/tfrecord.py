@@ -38,7 +38,7 @@ def open_tfrecord(data: DataConfig) -> Splits:
     (tensorflow_datasets). Files named train, validation, val or test, as in `train-00000-of-01024`, are these
     splits; without such names all files are one pool, divided by the fractions. Labels count from 0, or from 1
     when no record has a 0 (`data.first_label` says which). Class names are those of a file labels.txt, or the
-    synsets in the records. Refuses (65) missing shards, and more bad records than the larger of 100 and 0.01 %.
+    synsets in the records. Refuses (65) missing shards, and more bad records than data.max_bad.
     """
     root = directory_of(data, "TFRecord files, such as train-00000-of-01024")
     files = find_shards(root)
@@ -101,7 +101,7 @@ def open_shards(
     for split, group in files.items():
         indexes[split] = [next(built) for _ in group]
     classes = _Classes([index for group in indexes.values() for index in group], data.first_label, names)
-    sources = {s: _source(root, files[s], group, classes) for s, group in indexes.items()}
+    sources = {s: _source(root, files[s], group, classes, data.max_bad) for s, group in indexes.items()}
     if "" in sources:
         return divide(sources[""], data)
     return {**sources, **divide(sources["train"], data, test=False)}
@@ -135,7 +135,11 @@ def _name(synset_and_text: tuple[str, str] | None, k: int) -> str:
 
 
 def _source(
-    root: Path, files: Sequence[str], indexes: Sequence[ShardIndex], classes: _Classes
+    root: Path,
+    files: Sequence[str],
+    indexes: Sequence[ShardIndex],
+    classes: _Classes,
+    max_bad: int | None,
 ) -> RecordSource:
     bad: list[Bad] = [entry for index in indexes for entry in index.bad]
     lost = sum(index.lost for index in indexes)
@@ -154,13 +158,14 @@ def _source(
         )
 
     total = sum(int(good.sum()) for good in kept)
-    if lost > max(100, (total + lost) // 10_000) or total == 0:
+    most = max(100, (total + lost) // 10_000) if max_bad is None else max_bad
+    if lost > most or total == 0:
         shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
         raise _wrong(
             f"{root}: about {lost} of {total + lost} records are bad: {shown}"
             if lost
             else f"{root} holds no record",
-            "restore these files",
+            "restore these files, or raise data.max_bad" if total else "restore these files",
         )
     starts = [index.starts[good].tolist() for index, good in zip(indexes, kept, strict=True)]
     return RecordSource(

@@ -17,6 +17,7 @@ from tl_dist.config import Config
 from tl_dist.heartbeat import Beat
 from tl_dist.launch.command import Command
 from tl_dist.launch.group import Exit, Group
+from tl_dist.launch.silence import Silence
 from tl_dist.progress import Progress, Records
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in, write_atomically
@@ -69,9 +70,6 @@ class Signals:
         self.interrupts += number == signal.SIGINT
 
 
-_NOTHING = Beat(0.0, phase="", step=-1, host="", pid=0)
-
-
 class Attempt:
     """One start of all workers, from their commands to the reason of their end."""
 
@@ -89,7 +87,7 @@ class Attempt:
         self._next_look = 0.0
         self._looked_at_beats = 0.0
         self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
-        self._began = time.monotonic()
+        self._silence = Silence(cfg.safety, from_step=self._from_step, now=time.monotonic())
 
     def watch(self, launch: Launch) -> End:
         """Start the workers and stay until the last one has ended."""
@@ -178,27 +176,21 @@ class Attempt:
 
     def _hung(self, group: Group) -> dict[int, str]:
         """Workers without progress for too long, the one that holds up the others first, and what they did."""
-        safety = self._cfg.safety
         now = time.monotonic()
         since_s = now - self._looked_at_beats
-        if since_s < min(_BEATS_S, safety.heartbeat_s):
+        if since_s < min(_BEATS_S, self._cfg.safety.heartbeat_s):
             return {}
         if self._looked_at_beats and since_s > _ASLEEP_S:
             # This process was stopped, or the whole machine: that says nothing about the workers.
-            self._began += since_s
+            self._silence.slept(since_s)
             self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
         self._looked_at_beats = now
         for rank, said in self._run.read_beats().items():
             if said.pid == group.pids.get(rank):
                 self._heard[rank] = (now - said.age_s, said)
-        found = []
-        for rank in group.alive:
-            at, beat = self._heard.get(rank, (self._began, _NOTHING))
-            doing = f"while {beat.phase}, at step {beat.step}" if beat.phase else "before its first sign"
-            if now - at > (safety.hang_s if beat.step > self._from_step else safety.first_step_s):
-                how = f"made no progress for {now - at:.0f} s {doing}, and was killed"
-                found.append((beat.number, at, rank, how))
-        return {rank: how for _, _, rank, how in sorted(found)}
+        beats = {rank: beat._replace(age_s=now - at) for rank, (at, beat) in self._heard.items()}
+        hung = self._silence.hung(group.alive, beats, now=now)
+        return {rank: f"{how}, and was killed" for rank, how in hung.items()}
 
     def _heed_signals(self) -> None:
         if self._signals.stop and not self._run.stop_requested():

@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist import config
-from tl_dist.config import Config, SafetyConfig
+from tl_dist.config import Config
 from tl_dist.launch.attempt import End, explained
 from tl_dist.launch.command import SUPERVISED, worker_environment
 from tl_dist.launch.group import GRACE_S, Exit
 from tl_dist.launch.rendezvous import Rendezvous
+from tl_dist.launch.silence import Silence
 from tl_dist.launch.slurm_job import SlurmJob, rendezvous_address
 from tl_dist.launch.srun_end import attempt_code, first_cause
 from tl_dist.launch.srun_step import Step, say, srun_command
 from tl_dist.launch.supervise import signals_counted
 from tl_dist.parallel.slots import integer, plan_text
 from tl_dist.refusal import ExitCode
-from tl_dist.run import Beat, RunDir, steps_in, write_atomically
+from tl_dist.run import RunDir, steps_in, write_atomically
 
 MPI_VARIABLE = "TL_DIST_MPI"
 
@@ -70,32 +71,6 @@ def drive(run_dir: Path, env: Mapping[str, str]) -> ExitCode:
     _report(run, end)
     record.close(end)
     return ExitCode(end.code)
-
-
-class Silence:
-    """Tells which ranks have made no progress for too long, from what they last said."""
-
-    def __init__(self, safety: SafetyConfig, num_workers: int, *, from_step: int, now: float) -> None:
-        self._safety = safety
-        self._num_workers = num_workers
-        self._from_step = from_step
-        self._began = now
-
-    def hung(self, beats: Mapping[int, Beat], *, now: float) -> dict[int, str]:
-        """The silent ranks, the one that holds up the others first, with what they were doing.
-
-        Before its first step of this attempt a worker has more time: it imports, builds and compiles.
-        """
-        found: list[tuple[int, float, int, str]] = []
-        for rank in range(self._num_workers):
-            beat = beats.get(rank)
-            silent_s = beat.age_s if beat else now - self._began
-            doing = f"while {beat.phase}, at step {beat.step}" if beat else "before its first sign"
-            trains = beat is not None and beat.step > self._from_step
-            if silent_s > (self._safety.hang_s if trains else self._safety.first_step_s):
-                how = f"made no progress for {silent_s:.0f} s {doing}"
-                found.append((beat.number if beat else 0, -silent_s, rank, how))
-        return {rank: how for _, _, rank, how in sorted(found)}
 
 
 class _Record:
@@ -143,7 +118,7 @@ def _watch(run: RunDir, cfg: Config, step: Step, *, stop_asked: Callable[[], boo
     A failed worker leaves the others a few seconds to notice and to end by themselves. One that has stopped
     on request leaves them all the time they need.
     """
-    silence = Silence(cfg.safety, step.num_tasks, from_step=_newest_step(run), now=time.monotonic())
+    silence = Silence(cfg.safety, from_step=_newest_step(run), now=time.monotonic())
     look_again = 0.0
     failed_at: float | None = None
     stopping = False
@@ -162,7 +137,7 @@ def _watch(run: RunDir, cfg: Config, step: Step, *, stop_asked: Callable[[], boo
         if now >= look_again:
             look_again = now + _BEATS_S
             gone = {rank for end in step.ended for rank in end.tasks}
-            hung = silence.hung(run.read_beats(), now=now)
+            hung = silence.hung(range(step.num_tasks), run.read_beats(), now=now)
             if hung.keys() - gone:
                 step.end()
                 return {rank: how for rank, how in hung.items() if rank not in gone}

@@ -1,0 +1,37 @@
+"""Which workers have made no progress for too long, from what they last said of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tl_dist.config import SafetyConfig
+from tl_dist.heartbeat import Beat
+
+
+class Silence:
+    """Judges the workers of one attempt, which began at `now` from step `from_step`."""
+
+    def __init__(self, safety: SafetyConfig, *, from_step: int, now: float) -> None:
+        self._safety = safety
+        self._from_step = from_step
+        self._began = now
+
+    def slept(self, s: float) -> None:
+        """The watcher itself did not run for that long: it counts for nobody."""
+        self._began += s
+
+    def hung(self, ranks: Iterable[int], beats: Mapping[int, Beat], *, now: float) -> dict[int, str]:
+        """The silent ones of `ranks`, the one that holds up the others first, with what they were doing.
+
+        Before its first step of this attempt a worker has more time: it imports, builds and compiles.
+        """
+        found: list[tuple[int, float, int, str]] = []
+        for rank in ranks:
+            beat = beats.get(rank)
+            silent_s = beat.age_s if beat else now - self._began
+            doing = f"while {beat.phase}, at step {beat.step}" if beat else "before its first sign"
+            trains = beat is not None and beat.step > self._from_step
+            if silent_s > (self._safety.hang_s if trains else self._safety.first_step_s):
+                how = f"made no progress for {silent_s:.0f} s {doing}"
+                found.append((beat.number if beat else 0, -silent_s, rank, how))
+        return {rank: how for _, _, rank, how in sorted(found)}
