@@ -96,7 +96,9 @@ def test_a_delay_in_the_data_of_one_rank_is_put_down_to_it(workspace: Workspace)
     process = workspace.start(argv, TL_FAILPOINT="data.batch@1=sleep=0.1", TL_ALLOW_FAILPOINTS="1")
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    shares = [record["data_wait_shares"] for record in records(workspace.run("trial"), "train")][1:]
+    reports = records(workspace.run("trial"), "train")
+    # The first batches are read ahead while the step is compiled.
+    shares = [report["data_wait_shares"] for report in reports if report["step"] >= 10]
     assert len(shares) >= 3
     for first, second in shares:
         assert second > 0.6 and first < 0.2

@@ -85,10 +85,17 @@ def test_nothing_that_launches_imports_a_framework() -> None:
         "import importlib, pkgutil, sys, tl_dist.launch as package\n"
         "for module in pkgutil.iter_modules(package.__path__, 'tl_dist.launch.'):\n"
         "    importlib.import_module(module.name)\n"
-        "print(sorted({'tensorflow', 'keras', 'horovod', 'numpy'} & sys.modules.keys()))"
+        "print(sorted({'tensorflow', 'keras', 'horovod'} & sys.modules.keys()))"
     )
     done = run_python(code)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_command_line_itself_imports_nothing_heavy() -> None:
+    done = run_python(
+        "import sys, tl_dist.launch.cli; print({'numpy', 'sklearn', 'PIL'} & sys.modules.keys())"
+    )
+    assert done.stdout == "set()\n", done.stderr
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------
