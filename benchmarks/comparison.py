@@ -23,6 +23,11 @@ BENCHMARKS = (
     "input_cifar",
     "input_packed",
     "tfrecord_index",
+    "head_training",
+    "second_classifier",
+    "prefix_cache",
+    "extraction_workers",
+    "preprocessing",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

@@ -74,8 +74,11 @@ def cross_validate(
             stop_requested=stop_requested,
             say=say,
         )
-        values = None if found is None else found.array()
-        return model.normalize(tf.constant(values)).numpy() if cfg.model.normalize and found else values
+        if found is None:
+            return None
+        transfer.refer(session, found)
+        values = found.array()
+        return model.normalize(tf.constant(values)).numpy() if cfg.model.normalize else values
 
     values = in_views(cfg.data.augment)
     if values is None:

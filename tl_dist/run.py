@@ -51,6 +51,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.metrics_file = self.path / "metrics.jsonl"
         self.quarantine_file = self.path / "quarantine.jsonl"
+        self.features_file = self.path / "features.txt"
         self.tensorboard = self.path / "tb"
         self.logs = self.path / "logs"
         self.heartbeats = self.path / "heartbeats"
@@ -127,6 +128,19 @@ class RunDir:
     @property
     def done(self) -> dict[str, Any] | None:
         return _read_json(self.done_file)
+
+    def refer_to_features(self, key: str) -> None:
+        """Note that this run reads a feature set, so that pruning can tell what nobody refers to."""
+        known = self.features_referred_to()
+        if key not in known:
+            write_atomically(self.features_file, "".join(f"{k}\n" for k in [*known, key]).encode())
+
+    def features_referred_to(self) -> list[str]:
+        """The keys of the feature sets that this run has read, in the order of first use."""
+        try:
+            return read_file(self.features_file, max_bytes=MAX_JSON_BYTES).decode().split()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read_identity(self) -> dict[str, Any] | None:
         return _read_json(self.identity_file)

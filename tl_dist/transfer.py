@@ -60,6 +60,7 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
             found = find(source, augmentations=views, split=" and ".join(names))
         if found is None:
             return False
+        refer(session, found)
         for name in names:
             split = session.splits[name]
             rows = None if source is split else pool_of(split)[1]
@@ -71,6 +72,12 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
             elif not judged:
                 session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
     return True
+
+
+def refer(session: Session, found: features.FeatureSet) -> None:
+    """Note in the run directory that the run reads this set."""
+    if session.parallel.rank == 0:
+        session.run.refer_to_features(found.directory.name)
 
 
 def _sets(session: Session) -> Iterator[tuple[list[str], Source]]:

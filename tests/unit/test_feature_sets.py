@@ -15,6 +15,7 @@ import pytest
 from tests.unit.test_features import make
 from tl_dist.launch import feature_sets
 from tl_dist.launch.cli import main
+from tl_dist.run import RunDir
 
 
 def three(root: Path) -> list[Path]:
@@ -52,10 +53,26 @@ def test_pruning_takes_the_longest_unused(tmp_path: Path, capsys: pytest.Capture
     assert main(["features", "prune", str(tmp_path), "--unused-days", "25"]) == 0
     assert [path.exists() for path in made] == [True, True, False]
     small = sum(file.stat().st_size for file in made[0].iterdir()) / 1e6
-    feature_sets.prune(tmp_path, unused_days=None, keep_mb=small)
+    feature_sets.prune(tmp_path, keep_mb=small)
     assert [path.exists() for path in made] == [True, False, False]
     assert main(["features", "prune", str(tmp_path)]) == 64
     assert "--unused-days" in capsys.readouterr().err
+
+
+def test_pruning_by_reference_keeps_what_a_run_has_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = three(tmp_path)
+    for name, sets in {"a": made[:2], "b": made[1:2]}.items():
+        (tmp_path / name).mkdir()
+        for one in (*sets, *sets):
+            RunDir(tmp_path / name).refer_to_features(one.name)
+    assert RunDir(tmp_path / "a").features_referred_to() == [one.name for one in made[:2]]
+    (tmp_path / "a note").write_text("not a run")
+    assert main(["features", "prune", str(tmp_path), "--unreferenced"]) == 0
+    assert [path.exists() for path in made] == [True, True, False]
+    (tmp_path / "a" / "features.txt").unlink()
+    assert feature_sets.prune(tmp_path, unreferenced=True) == [made[0]]
 
 
 def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
@@ -65,6 +82,6 @@ def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
         path = tmp_path / "features" / f".tmp-{name}"
         path.mkdir(parents=True)
         (path / "owner.json").write_text(json.dumps({"host": socket.gethostname(), "pid": pid}))
-    gone = feature_sets.prune(tmp_path, unused_days=1, keep_mb=None)
+    gone = feature_sets.prune(tmp_path, unused_days=1)
     assert [path.name for path in gone] == [".tmp-dead"]
     assert [path.name for path in (tmp_path / "features").iterdir()] == [".tmp-alive"]

@@ -181,11 +181,15 @@ def features_prune(
     runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs"),
     unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
     keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
+    unreferenced: Annotated[
+        bool, typer.Option("--unreferenced", help="remove what no run here reads")
+    ] = False,
 ) -> int:
-    """Remove feature sets that are unused or too large, and what interrupted extractions have left."""
+    """Remove feature sets that nobody needs, and what interrupted extractions have left."""
     from tl_dist.launch.feature_sets import prune, show_pruned
 
-    show_pruned(prune(runs, unused_days=unused_days, keep_mb=keep_mb), _console())
+    gone = prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced)
+    show_pruned(gone, _console())
     return ExitCode.DONE
 
 

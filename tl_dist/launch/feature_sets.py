@@ -16,6 +16,7 @@ import psutil
 from tl_dist.durable import children, read_file
 from tl_dist.launch.report import ago, show_line
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,23 +79,31 @@ def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
     console.print(table)
 
 
-def prune(root: Path, *, unused_days: float | None, keep_mb: float | None) -> list[Path]:
+def prune(
+    root: Path, *, unused_days: float | None = None, keep_mb: float | None = None, unreferenced: bool = False
+) -> list[Path]:
     """Remove sets that no run has used for so long, then the longest unused until the rest fits; and leftovers.
 
-    What was removed. A set that a run is reading goes on to be readable by it; the next run computes it again.
+    `unreferenced`: and those that none of the runs in `root` has read, as when its run was deleted. What was removed.
+    A set that a run is reading goes on to be readable by it; the next run computes it again.
     """
-    if unused_days is None and keep_mb is None:
+    if unused_days is None and keep_mb is None and not unreferenced:
         raise Refusal(
             "nothing says which feature sets may go.",
-            fix="give --unused-days DAYS, --keep-mb MEGABYTES, or both.",
+            fix="give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them.",
             code=ExitCode.USAGE,
         )
     gone = [path for path in children(root / "features") if _abandoned(path)]
+    referred = {key for path in children(root) for key in RunDir(path).features_referred_to()}
     kept = 0.0
     for one in sets(root):
         kept += one.num_bytes / 1e6
         too_old = unused_days is not None and one.unused_s > unused_days * 86400
-        if too_old or (keep_mb is not None and kept > keep_mb):
+        if (
+            too_old
+            or (unreferenced and one.path.name not in referred)
+            or (keep_mb is not None and kept > keep_mb)
+        ):
             kept -= one.num_bytes / 1e6
             gone.append(one.path)
     for path in gone:

@@ -1,0 +1,65 @@
+"""`recipe: auto`: Big Transfer's rule for what a config leaves out; what it says wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tl_dist import config, recipes
+from tl_dist.config import Config
+from tl_dist.launch import recipe
+
+LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
+
+
+def load(folder: Path, text: str, *overrides: str) -> Config:
+    file = folder / "x.yaml"
+    file.write_text(text)
+    return config.load(file, overrides, choose=recipe.values_for)
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "steps", "mixup"),
+    [(19_999, 500, 0.0), (20_000, 10_000, 0.1), (499_999, 10_000, 0.1), (500_000, 20_000, 0.1)],
+)
+def test_length_and_mixup_follow_the_number_of_examples(num_examples: int, steps: int, mixup: float) -> None:
+    found = recipes.auto({"global_batch": 512}, num_examples, 300 * 300, 224)
+    assert found["steps"] == steps
+    assert found["data"]["augmentation"]["mixup"] == mixup
+    assert found["optimizer"]["learning_rate"] == 0.003
+    drops = [epochs * num_examples / 512 for epochs in found["optimizer"]["schedule"]["drop_at_epochs"]]
+    part = (0.4, 0.6, 0.8) if steps == 500 else (0.3, 0.6, 0.9)
+    assert drops == pytest.approx([steps * p for p in part], rel=1e-2)
+
+
+@pytest.mark.parametrize(("side", "size", "crop"), [(95, 128, 0.64), (96, 224, 0.8789), (500, 224, 0.8789)])
+def test_the_size_follows_that_of_the_images(side: int, size: int, crop: float) -> None:
+    found = recipes.auto({}, 1000, side * side, 224)["data"]
+    assert (found["image_size"], found["augmentation"]["crop_area"][0]) == (size, crop)
+
+
+def test_a_least_config_becomes_a_whole_one_that_loads_again(tmp_path: Path) -> None:
+    cfg = load(tmp_path, LEAST)
+    assert (cfg.steps, cfg.data.image_size, cfg.global_batch, cfg.model.train_from) == (500, 128, 128, "all")
+    assert cfg.optimizer.learning_rate == 0.003 * 128 / 512
+    assert recipe.line(cfg).startswith("recipe auto: 500 steps of 128 images of 128 px")
+    (tmp_path / "resolved.yaml").write_text(config.dump(cfg))
+    assert config.load(tmp_path / "resolved.yaml") == cfg
+
+
+WRITTEN: dict[str, Any] = {
+    "epochs=3": lambda cfg: (cfg.epochs, cfg.steps) == (3, None),
+    "optimizer.learning_rate=0.5": lambda cfg: cfg.optimizer.learning_rate == 0.5,
+    "data.image_size=64": lambda cfg: cfg.data.image_size == 64,
+    "data.augment=[]": lambda cfg: cfg.data.augment == (),
+    "global_batch=64": lambda cfg: cfg.optimizer.learning_rate == 0.003 * 64 / 512,
+    "model.train_from=head": lambda cfg: cfg.data.augment == ("flip",),
+    "optimizer.schedule.name=constant": lambda cfg: cfg.optimizer.schedule == config.ScheduleConfig(),
+}
+
+
+@pytest.mark.parametrize("override", list(WRITTEN))
+def test_what_is_written_wins(tmp_path: Path, override: str) -> None:
+    assert WRITTEN[override](load(tmp_path, LEAST, override))
