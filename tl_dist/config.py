@@ -288,6 +288,8 @@ class RuntimeConfig(Section):
     prefix_cache: Literal["off", "on", "auto"] = "off"
     """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
     auto: where that saves time, by a measurement at the begin of each stage"""
+    decoded_images: Literal["off", "memory", "disk"] = "off"
+    """decode and resize every image once: into the memory of each worker, or into decoded/ beside the runs"""
     deterministic: bool = False
     """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
     speed and without the split of the step time"""

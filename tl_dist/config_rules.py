@@ -104,6 +104,12 @@ def _data(cfg: Config) -> Iterator[Broken]:
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
+    if cfg.runtime.decoded_images != "off" and "random_resized_crop" in data.augment:
+        yield Broken(
+            ("runtime", "decoded_images"),
+            "random_resized_crop cuts from the whole photograph, which is not what is kept.",
+            "write 'decoded_images: off', or use pad_crop.",
+        )
     if "random_resized_crop" in data.augment[1:]:
         yield Broken(
             ("data", "augment"),

@@ -27,7 +27,7 @@ from tl_dist import (
 )
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
-from tl_dist.data import pipeline
+from tl_dist.data import decoded, pipeline
 from tl_dist.data.order import Order
 from tl_dist.data.undecodable import READ_ERRORS, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
@@ -62,6 +62,7 @@ class Session:
         self.stages = stages.plan(self.cfg, self.order.steps)
         self.total_steps = self.stages[-1].end
         self._build_model(registry.lookup(registry.BACKBONES, self.cfg.model.backbone))
+        self.splits = self._decoded()
         self.state = TrainState({**self.whole.moving, **self.optimizer.variables})
         self.kept: list[object] = []
         """what must live until the process ends"""
@@ -133,6 +134,23 @@ class Session:
                 code=ExitCode.INTERNAL,
             ) from None
 
+    def _decoded(self) -> Splits:
+        """The splits with their images decoded once, where the config asks for it."""
+        where = self.cfg.runtime.decoded_images
+        if where == "off":
+            return self.splits
+        with self.naming_bad_examples("train", lambda: range(self.splits["train"].num_examples)):
+            if where == "memory":
+                return decoded.in_memory(self.splits, self.image_size, self.threads)
+            return decoded.on_disk(
+                self.splits,
+                self.image_size,
+                self.threads,
+                directory=self.run.path.parent / "decoded",
+                first=self.parallel.rank == 0,
+                wait=lambda: self.parallel.total({"here": 1.0}),
+            )
+
     def _build_model(self, backbone: Backbone) -> None:
         cfg = self.cfg
         keras.config.set_dtype_policy(self.precision)
@@ -182,6 +200,12 @@ class Session:
             self.splits["train"], data.augment, self.cfg.seed, self.image_size, data.augmentation
         )
 
+    def _batch_statistics(self) -> dict[str, Any]:
+        """What a replica's own batch statistics depend on: the one setting by which the worker count is visible."""
+        if self.cfg.model.batch_norm != "train":
+            return {}
+        return {"batch_statistics_of": [self.parallel.num_replicas, self.cfg.accumulate]}
+
     def class_weights(self) -> list[float] | None:
         """The loss weight of each class, as the config asks."""
         wanted = self.cfg.loss.class_weights
@@ -207,6 +231,7 @@ class Session:
             "frozen_sha256": self.whole.frozen_digest(),
             "start_sha256": model.digest({path: v.numpy() for path, v in self.optimizer.start.items()}),
             "collectives": agreement.plan(self.whole.moving),
+            **self._batch_statistics(),
         }
         if self.source_sha256 is not None:
             facts["source_sha256"] = self.source_sha256

@@ -45,3 +45,16 @@ def test_killed_the_run_ends_with_the_same_statistics(workspace: Workspace) -> N
     assert process.returncode == 0, said
     assert "resumed from step" in str(records(workspace.run("killed"), "note"))
     assert bits(workspace.run("killed")) == bits(workspace.run("whole"))
+
+
+def test_statistics_of_other_rows_are_not_gone_on_with(workspace: Workspace) -> None:
+    """The one setting by which the worker count is visible: it is refused, not hidden."""
+    process = workspace.start(
+        workspace.argv("moved", *SETTINGS, "safety.max_restarts=0"),
+        TL_FAILPOINT="train.chunk_done:5=kill",
+        TL_ALLOW_FAILPOINTS="1",
+    )
+    process.communicate(timeout=240)
+    assert process.returncode != 0
+    said = workspace.train("moved", *SETTINGS[:-1], "-n1", "safety.max_restarts=0", expect=78)
+    assert "batch_statistics_of" in said and "Fix:" in said

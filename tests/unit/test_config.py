@@ -247,6 +247,16 @@ MISTAKES = {
         changed("digits", "digits\n  augment: [flip, flip]"),
         "x.yaml:5: data.augment has 'flip' twice. Fix: keep one of them.",
     ),
+    "a crop that comes too late": (
+        changed("digits", "digits\n  augment: [flip, random_resized_crop]"),
+        "x.yaml:5: random_resized_crop comes after another augmentation, but only the crop is decoded. "
+        "Fix: write it first.",
+    ),
+    "a crop out of what is kept small": (
+        changed("digits", "digits\n  augment: [random_resized_crop]") + "runtime: {decoded_images: memory}\n",
+        "x.yaml:10: random_resized_crop cuts from the whole photograph, which is not what is kept. "
+        "Fix: write 'decoded_images: off', or use pad_crop.",
+    ),
     "drops without their schedule": (
         GOOD + "  schedule: {name: cosine, drop_at_epochs: [3]}\n",
         "x.yaml:9: drop_at_epochs does nothing with schedule 'cosine'. Fix: write 'name: step'.",
