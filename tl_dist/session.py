@@ -108,6 +108,11 @@ class Session:
         quarantine.refuse_beyond(quarantine.budget(self.cfg.data.max_bad, self.opened), bad)
         return bad, quarantine.without(self.opened, bad)
 
+    def stop_requested(self, phase: str) -> bool:
+        """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
+        self.run.beat(self.parallel.rank, phase, self.state.step)
+        return self.parallel.rank == 0 and self.run.stop_requested()
+
     @contextmanager
     def naming_bad_examples(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
         """A failure inside, of which an example of `split` is the cause, names it and puts it in quarantine.

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, loop, optim, predictions, step, transfer
+from tl_dist import agreement, audit, evaluation, loop, optim, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.data.order import batch_deviation
-from tl_dist.datasets import types_of
 from tl_dist.failpoint import failpoint
 from tl_dist.lock import Lock, SlurmJob
 from tl_dist.metrics import Metrics
@@ -24,8 +23,8 @@ from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
-from tl_dist.stages import Stage, at
-from tl_dist.state import Batch, Evaluation, Report
+from tl_dist.stages import Stage
+from tl_dist.state import Batch, Report
 
 Listen = Callable[[Mapping[str, Any]], None]
 
@@ -99,7 +98,7 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
     if cfg.runtime.prefix_cache == "auto" and not computed:
         wanted = transfer.prefix_cache_pays(session, recorder.tell)
     if computed or wanted:
-        stop_requested = partial(_stop_requested, session, "extracting features")
+        stop_requested = partial(session.stop_requested, "extracting features")
         if not transfer.cache_prefix(session, stop_requested, recorder.tell):
             return False
     if computed and step_now == 0:
@@ -202,7 +201,7 @@ class Attempt:
         """Figures of a whole split, written down once per step; False when asked to stop before the end."""
         if self._evaluated_at.get(split) == self._session.state.step:
             return True
-        result = evaluate(self._session, split, self._evaluate_batch)
+        result = evaluation.evaluate(self._session, split, self._evaluate_batch)
         if result is not None:
             self._recorder.evaluated(result)
             self._evaluated_at[split] = self._session.state.step
@@ -222,7 +221,7 @@ class Attempt:
             session.parallel,
             cadence=loop.Cadence(periods, self._stage.end),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
-            stop_requested=partial(_stop_requested, session, "stepping"),
+            stop_requested=partial(session.stop_requested, "stepping"),
         )
 
     def _same_weights(self) -> bool:
@@ -265,79 +264,6 @@ class Attempt:
             self._recorder.images(batch.images.numpy(), batch.labels.numpy())
 
 
-def evaluate(
-    session: Session, split: str, evaluate_batch: Callable[[Any], dict[str, Any]]
-) -> Evaluation | None:
-    """Figures over every example of a split, over all workers; None when asked to stop before the end.
-
-    They are those of the averaged weights where the run keeps an average.
-    """
-    source, parallel = session.splits[split], session.parallel
-    batch = session.evaluation_batch
-    batches = pipeline.evaluation_batches(
-        session.read[split],
-        source.num_examples,
-        rows=rows_of(parallel.rank, parallel.world_size, batch),
-        global_batch=batch,
-        mask_features=session.model.mask_features,
-        threads=session.threads,
-    )
-    with (
-        session.naming_bad_examples(split, lambda: range(source.num_examples)),
-        session.optimizer.averaged(session.stage.number),
-    ):
-        result = loop.evaluate(
-            split,
-            source.num_examples,
-            -(-source.num_examples // batch),
-            parallel.feed(batches),
-            evaluate_batch,
-            parallel,
-            stop_requested=partial(_stop_requested, session, f"evaluating {split}"),
-        )
-    if result is None or parallel.rank != 0:
-        return result
-    return predictions.with_figures(
-        result,
-        session.run.path,
-        step=session.state.step,
-        ids=source.ids,
-        labels=source.labels,
-        class_names=source.class_names,
-        groups=types_of(source),
-    )
-
-
-def evaluate_commit(session: Session, split: str) -> Evaluation:
-    """Figures of the newest commit on a split. Trains and writes nothing."""
-    if split not in session.splits:
-        raise Refusal(
-            f"'{session.cfg.data.name}' has no split '{split}' under this config.",
-            fix=f"use one of {', '.join(session.splits)}.",
-            code=ExitCode.USAGE,
-        )
-    if session.restore(lambda text: None) is None:
-        raise Refusal(
-            f"{session.run.path} has no checkpoint to evaluate.",
-            fix="train it first: tl-dist train CONFIG.",
-            code=ExitCode.USAGE,
-        )
-    session.enter(at(session.stages, session.state.step))
-    source = session.splits[split]
-    objective = step.Objective(source.num_classes, session.cfg.global_batch)
-    evaluate_batch = step.evaluation_step(
-        session.model,
-        objective,
-        session.parallel,
-        global_batch=session.evaluation_batch,
-        views=session.num_evaluation_views,
-    )
-    result = evaluate(session, split, evaluate_batch)
-    if result is None:
-        raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
-    return result
-
-
 def _train_batches(session: Session, rows: range, read: pipeline.Read) -> tf.data.Dataset:
     batches = pipeline.train_batches(
         read,
@@ -369,12 +295,6 @@ def _upcoming(session: Session) -> Iterator[int]:
     rows = np.array(rows_of(parallel.rank, parallel.world_size, order.global_batch))
     for step_number in range(session.state.step, session.state.step + order.steps(1.0)):
         yield from order.index(order.positions(step_number, rows)).numpy().tolist()
-
-
-def _stop_requested(session: Session, phase: str) -> bool:
-    """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
-    session.run.beat(session.parallel.rank, phase, session.state.step)
-    return session.parallel.rank == 0 and session.run.stop_requested()
 
 
 def _recorder(

@@ -88,12 +88,12 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
 
 
 def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
-    from tl_dist import training
+    from tl_dist import evaluation
     from tl_dist.metrics import evaluation_record
     from tl_dist.session import Session
 
     session = Session(run, local_workers=slots.local_workers(os.environ), overrides=overrides)
-    result = training.evaluate_commit(session, split)
+    result = evaluation.evaluate_commit(session, split)
     record = evaluation_record(session.state.step, result, session.splits[split].class_names)
     directory = run.path / "evaluations"
     directory.mkdir(exist_ok=True)
