@@ -85,9 +85,10 @@ def hold_out(
     from sklearn.model_selection import train_test_split
 
     num_held_out = int(len(indices) * fraction + 0.5)
-    groups = strata[indices]
     try:
-        kept, held_out = train_test_split(indices, test_size=num_held_out, stratify=groups, random_state=seed)
+        kept, held_out = train_test_split(
+            indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
+        )
     except ValueError as error:
         why = str(error).rstrip(".")
         raise Refusal(
