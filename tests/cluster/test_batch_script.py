@@ -21,11 +21,13 @@ DRIVER = """\
 run_dir=${@: -1}
 attempt=${SLURM_RESTART_COUNT:-0}
 echo started >> "$run_dir/attempt_$attempt"
+# By the shell itself and before the wait: a preemption's TERM reaches any process of the job, `sed` among them.
+mapfile -t codes <"$run_dir/codes"
 if [ -e "$run_dir/wait_$attempt" ]; then
   trap : TERM
   until [ -e "$run_dir/stop" ]; do sleep 0.1; done
 fi
-code=$(sed -n "$((attempt + 1))p" "$run_dir/codes")
+code=${codes[attempt]}
 if [ "$code" = done ]; then touch "$run_dir/DONE"; exit 0; fi
 exit "$code"
 """
