@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tl_dist import config, registry
+from tl_dist import config_file, registry
 from tl_dist.config import Config
 from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets import Source
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the picture; a refusal is its line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        picture = preview(config.load(path, overrides), int(rows))
+        picture = preview(config_file.load(path, overrides), int(rows))
         write(Image.fromarray(picture), Path(out))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from tl_dist.config import Config, ScheduleConfig
+from tl_dist.config_source import of_source
 from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
-
-if TYPE_CHECKING:
-    from tl_dist.config import Config, ScheduleConfig
 
 NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfrecord")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
@@ -159,15 +158,8 @@ def _source(cfg: Config) -> Iterator[Broken]:
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
     else:
-        for rule in broken(config_of_source(cfg)):
+        for rule in broken(of_source(cfg)):
             yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
-
-
-def config_of_source(cfg: Config) -> Config:
-    """The config of the task that is trained first."""
-    from tl_dist.config import of_source  # which imports this module
-
-    return of_source(cfg)
 
 
 def _backbone(cfg: Config) -> Iterator[Broken]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tl_dist import config as schema
+from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.durable import (
     children,
@@ -208,8 +208,10 @@ class RunDir:
         return True
 
     def _continue(self, config: Config, resolved: bytes) -> None:
-        old = schema.load(self.config_file)
-        changes = differences(schema.trajectory(old), schema.trajectory(config), schema.TRAJECTORY)
+        old = config_file.load(self.config_file)
+        changes = differences(
+            config_file.trajectory(old), config_file.trajectory(config), config_file.TRAJECTORY
+        )
         # An attempt that ended before it began, refused for its first config, has bound the run to nothing.
         began = self.identity_file.exists() or steps_in(self.checkpoints) or not children(self.attempts)
         if changes and began:
@@ -252,7 +254,7 @@ def runs(root: str | Path) -> list[RunSummary]:
 def _summary(run: RunDir) -> RunSummary:
     config, attempt = None, None
     with suppress(Refusal):
-        config = schema.load(run.config_file)
+        config = config_file.load(run.config_file)
     with suppress(Refusal, ValueError):
         attempt = _read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
     if run.done_file.exists():

@@ -16,7 +16,7 @@ from tl_dist import (
     agreement,
     audit,
     checkpoint,
-    config,
+    config_file,
     features,
     model,
     optim,
@@ -44,7 +44,7 @@ class Session:
 
     def __init__(self, run: RunDir, *, local_workers: int, overrides: Sequence[str] = ()) -> None:
         self.run = run
-        self.cfg: Config = config.load(run.config_file, overrides)
+        self.cfg: Config = config_file.load(run.config_file, overrides)
         self.threads = _start_tensorflow(self.cfg, local_workers)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
         self.opened, self._split_digest = open_splits(self.cfg.data)
@@ -228,7 +228,7 @@ class Session:
     def prove_agreement(self) -> None:
         """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
         facts: dict[str, Any] = {
-            "trajectory": config.trajectory(self.cfg),
+            "trajectory": config_file.trajectory(self.cfg),
             "precision": self.precision,
             "data": {name: source.fingerprint for name, source in self.opened.items()},
             "class_names": list(self.splits["train"].class_names),

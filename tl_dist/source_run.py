@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, steps_in
@@ -17,7 +17,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
             code=ExitCode.USAGE,
         )
     run = RunDir.open(cfg.source.run)
-    found = config.load(run.config_file)
+    found = config_file.load(run.config_file)
     if found.model.backbone != cfg.model.backbone:
         raise Refusal(
             f"source.run {run.path} trained {found.model.backbone}, but model.backbone is {cfg.model.backbone}.",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.augment_preview import COLUMNS, preview
 from tl_dist.data.augment import augment
 from tl_dist.datasets.division import open_splits
@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_each_row_is_an_image_and_what_training_makes_of_it(file: Path) -> None:
-    cfg = config.load(file)
+    cfg = config_file.load(file)
     picture = preview(cfg, 2)
     assert picture.shape == (2 * 36 - 4, (COLUMNS + 1) * 36 - 4, 3)
     tiles = picture[36:, :].copy()
@@ -46,8 +46,8 @@ def test_each_row_is_an_image_and_what_training_makes_of_it(file: Path) -> None:
 
 
 def test_mixtures_are_shown(file: Path) -> None:
-    plain = preview(config.load(file), 1)
-    mixed = preview(config.load(file, ["data.augmentation.mixup=1.0"]), 1)
+    plain = preview(config_file.load(file), 1)
+    mixed = preview(config_file.load(file, ["data.augmentation.mixup=1.0"]), 1)
     assert (plain[:, :32] == mixed[:, :32]).all() and (plain[:, 36:] != mixed[:, 36:]).any()
 
 

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tl_dist import config
+from tl_dist import config_file
+from tl_dist.config import Config
 from tl_dist.launch import doctor, environment, join, prepare, train
 from tl_dist.launch.attempt import Launch
 from tl_dist.launch.cli import main
@@ -190,7 +191,7 @@ def test_config_show_prints_what_it_would_run(capsys: pytest.CaptureFixture[str]
     code, out, _ = said(capsys, "config", "show", "fake.yaml", "seed=7")
     Path("again.yaml").write_text(out)
     assert code == 0
-    assert config.load("again.yaml") == config.load("fake.yaml", ["seed=7"])
+    assert config_file.load("again.yaml") == config_file.load("fake.yaml", ["seed=7"])
 
 
 def test_config_schema_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +218,9 @@ def test_env_tells_much_and_no_secret(
 
 
 def test_runs_are_listed_with_their_state(capsys: pytest.CaptureFixture[str]) -> None:
-    RunDir.create("runs", config.load("fake.yaml"), resolved=config.dump(config.load("fake.yaml")))
+    RunDir.create(
+        "runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml"))
+    )
     code, out, _ = said(capsys, "runs")
     assert code == 0
     assert "fake" in out and "stopped" in out and "single" in out
@@ -268,7 +271,7 @@ STOP = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'stop').touch(); sys.e
 def pretend(monkeypatch: pytest.MonkeyPatch, worker: str) -> None:
     """Have `train` start this program for each worker."""
 
-    def local_launch(cfg: config.Config, run: Path) -> Launch:
+    def local_launch(cfg: Config, run: Path) -> Launch:
         @contextlib.contextmanager
         def launch() -> Iterator[Sequence[Command]]:
             yield [Command(0, (sys.executable, "-c", worker, str(run)), dict(os.environ))]
@@ -301,7 +304,9 @@ def test_a_stopped_run_exits_with_75_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, STOP)
-    run = RunDir.create("runs", config.load("fake.yaml"), resolved=config.dump(config.load("fake.yaml")))
+    run = RunDir.create(
+        "runs", config_file.load("fake.yaml"), resolved=config_file.dump(config_file.load("fake.yaml"))
+    )
     (run.checkpoints / "step-00000120").mkdir()
     code, out, _ = said(capsys, "train", "fake.yaml")
     assert code == ExitCode.REQUEUE
@@ -342,7 +347,7 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:
     def package(*overrides: str) -> str | None:
-        return prepare.data_package(config.load("fake.yaml", overrides))
+        return prepare.data_package(config_file.load("fake.yaml", overrides))
 
     assert package() is None
     assert (package("data.name=elpv") or "").startswith("elpv-dataset==")
@@ -389,14 +394,14 @@ def test_ranks_of_a_launcher_become_workers_of_one_run() -> None:
     thread.join(10)
     assert became.value.args == (Path("runs/fake"),)
     assert isinstance(outcome[0], Became)
-    cfg = config.load("runs/fake/config.yaml")
+    cfg = config_file.load("runs/fake/config.yaml")
     assert (cfg.strategy, cfg.workers) == ("horovod", 2)
 
 
 @pytest.mark.usefixtures("_with_horovod")
 def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
-    old = config.load("fake.yaml")  # of one worker
-    run = RunDir.create("runs", old, resolved=config.dump(old))
+    old = config_file.load("fake.yaml")  # of one worker
+    run = RunDir.create("runs", old, resolved=config_file.dump(old))
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
     with pytest.raises(Refusal, match="holds another config after 0 s") as refused:
         join.wait_for_run(run, cfg, seconds=0.2)
@@ -409,7 +414,7 @@ def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
 def test_an_old_stop_is_cleared_and_a_finished_run_is_not_started() -> None:
     (lone,) = ranks(1)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=1")
-    run = RunDir.create("runs", cfg, resolved=config.dump(cfg))
+    run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
     run.request_stop()
     with pytest.raises(Became):
         join.join(Request(Path("fake.yaml")), lone, become=become)

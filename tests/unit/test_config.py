@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
-from tl_dist import config, config_problems, config_rules, registry
-from tl_dist.config import DataConfig
+from tl_dist import config_file, config_problems, config_rules, registry
+from tl_dist.config import Config, DataConfig
 from tl_dist.refusal import ExitCode, Refusal
 
 GOOD = """\
@@ -30,9 +30,9 @@ def _in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def load(text: str = GOOD, *overrides: str) -> config.Config:
+def load(text: str = GOOD, *overrides: str) -> Config:
     Path("x.yaml").write_text(text)
-    return config.load("x.yaml", overrides)
+    return config_file.load("x.yaml", overrides)
 
 
 def changed(old: str, new: str) -> str:
@@ -413,8 +413,8 @@ NOT_COMPUTED = {
 def test_a_computed_classifier_needs_no_optimizer_and_no_duration() -> None:
     cfg = load(COMPUTED)
     assert (cfg.steps, cfg.epochs, cfg.classifier.name) == (1, None, "logistic")
-    Path("again.yaml").write_text(config.dump(cfg))
-    assert config.load("again.yaml") == cfg
+    Path("again.yaml").write_text(config_file.dump(cfg))
+    assert config_file.load("again.yaml") == cfg
 
 
 @pytest.mark.parametrize("override", NOT_COMPUTED)
@@ -438,14 +438,14 @@ def test_a_missing_file_and_a_directory_are_one_line() -> None:
         "configs": "configs is a directory, not a YAML file. Fix: use 'configs/digits.yaml'.",
     }.items():
         with pytest.raises(Refusal) as refused:
-            config.load(path)
+            config_file.load(path)
         assert str(refused.value) == message
 
 
 def test_a_file_whose_name_is_no_run_name_is_told_which_name_would_do() -> None:
     Path("my config.yaml").write_text(GOOD)
     with pytest.raises(Refusal) as refused:
-        config.load("my config.yaml")
+        config_file.load("my config.yaml")
     assert str(refused.value).endswith("Fix: write 'name: my-config'.")
 
 
@@ -501,18 +501,18 @@ def test_stages_are_dumped_and_loaded_again_and_decide_the_weights() -> None:
     )
     cfg = load(text + "  - {train_from: all, steps: 3, learning_rate: 1e-4}\n")
     assert cfg.parts == ("head", "all")
-    Path("again.yaml").write_text(config.dump(cfg))
-    assert config.load("again.yaml") == cfg
-    assert config.digest(cfg) != config.digest(load(text + "  - {train_from: all, steps: 3}\n"))
+    Path("again.yaml").write_text(config_file.dump(cfg))
+    assert config_file.load("again.yaml") == cfg
+    assert config_file.digest(cfg) != config_file.digest(load(text + "  - {train_from: all, steps: 3}\n"))
 
 
 @pytest.mark.parametrize("overrides", [[], FULL[:-1], [*FULL[:-1], "name='1e5'"], ["steps=7"]])
 def test_what_is_dumped_is_loaded_again(overrides: list[str]) -> None:
     cfg = load(GOOD, *overrides)
-    text = config.dump(cfg)
+    text = config_file.dump(cfg)
     Path("again.yaml").write_text(text)
-    assert config.load("again.yaml") == cfg
-    assert config.dump(config.load("again.yaml")) == text
+    assert config_file.load("again.yaml") == cfg
+    assert config_file.dump(config_file.load("again.yaml")) == text
 
 
 def test_only_what_decides_the_weights_is_in_the_trajectory() -> None:
@@ -526,22 +526,22 @@ def test_only_what_decides_the_weights_is_in_the_trajectory() -> None:
     ]
     for override in same:
         more = ["strategy=horovod"] if override == "workers=2" else []
-        assert config.digest(load(GOOD, override, *more)) == config.digest(load())
+        assert config_file.digest(load(GOOD, override, *more)) == config_file.digest(load())
     for override in ("seed=1", "global_batch=65", "epochs=11", "data.image_size=64", "optimizer.momentum=0"):
-        assert config.digest(load(GOOD, override)) != config.digest(load())
-    assert "path" not in config.trajectory(load())["data"]
+        assert config_file.digest(load(GOOD, override)) != config_file.digest(load())
+    assert "path" not in config_file.trajectory(load())["data"]
 
 
 def test_every_key_has_words_for_what_it_holds() -> None:
-    for path in config_problems.key_paths(config.Config):
-        field = config_problems.field_at(config.Config, path)
+    for path in config_problems.key_paths(Config):
+        field = config_problems.field_at(Config, path)
         assert field is not None
         words = config_problems.expects(field)
         assert "typing" not in words and "<" not in words, (path, words)
 
 
 def test_the_json_schema_has_the_documentation_and_asks_for_no_name() -> None:
-    schema = config.schema()
+    schema = config_file.schema()
     assert "name" not in schema["required"]
     assert "frozen backbone" in str(schema["$defs"]["ModelConfig"])
 
@@ -558,7 +558,7 @@ def test_every_name_in_the_registry_loads() -> None:
 def test_loading_imports_no_framework() -> None:
     Path("x.yaml").write_text(GOOD)
     code = (
-        "import sys; from tl_dist import config; config.load('x.yaml', ['model.backbone=convnexttiny'])\n"
+        "import sys; from tl_dist import config_file; config_file.load('x.yaml', ['model.backbone=convnexttiny'])\n"
         "sys.exit(bool({'tensorflow', 'keras', 'numpy', 'horovod', 'rich', 'typer'} & sys.modules.keys()))"
     )
     root = str(Path(__file__).parents[2])

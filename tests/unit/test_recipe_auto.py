@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tl_dist import config, recipes
-from tl_dist.config import Config
+from tl_dist import config_file, recipes
+from tl_dist.config import Config, ScheduleConfig
 from tl_dist.launch import recipe
 
 LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
@@ -17,7 +17,7 @@ LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
 def load(folder: Path, text: str, *overrides: str) -> Config:
     file = folder / "x.yaml"
     file.write_text(text)
-    return config.load(file, overrides, choose=recipe.values_for)
+    return config_file.load(file, overrides, choose=recipe.values_for)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_a_least_config_becomes_a_whole_one_that_loads_again(tmp_path: Path) -> 
     assert (cfg.steps, cfg.data.image_size, cfg.global_batch, cfg.model.train_from) == (500, 128, 128, "all")
     assert cfg.optimizer.learning_rate == 0.003 * 128 / 512
     assert recipe.line(cfg).startswith("recipe auto: 500 steps of 128 images of 128 px")
-    (tmp_path / "resolved.yaml").write_text(config.dump(cfg))
-    assert config.load(tmp_path / "resolved.yaml") == cfg
+    (tmp_path / "resolved.yaml").write_text(config_file.dump(cfg))
+    assert config_file.load(tmp_path / "resolved.yaml") == cfg
 
 
 WRITTEN: dict[str, Any] = {
@@ -56,7 +56,7 @@ WRITTEN: dict[str, Any] = {
     "data.augment=[]": lambda cfg: cfg.data.augment == (),
     "global_batch=64": lambda cfg: cfg.optimizer.learning_rate == 0.003 * 64 / 512,
     "model.train_from=head": lambda cfg: cfg.data.augment == ("flip",),
-    "optimizer.schedule.name=constant": lambda cfg: cfg.optimizer.schedule == config.ScheduleConfig(),
+    "optimizer.schedule.name=constant": lambda cfg: cfg.optimizer.schedule == ScheduleConfig(),
 }
 
 

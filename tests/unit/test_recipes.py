@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.launch.cli import app
 from tl_dist.launch.train import Request
 
@@ -41,7 +41,7 @@ def test_a_recipe_loads_as_its_command_says(recipe: Path) -> None:
     cfg = Request(Path(file), [text for text in rest if "=" in text]).load()
     assert cfg.name == recipe.stem
     assert cfg.classifier.computed == (verb == "cv")
-    assert config.load(file) is not None
+    assert config_file.load(file) is not None
 
 
 def test_every_command_of_its_header_is_one(recipe: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist import config, durable
+from tl_dist import config_file, durable
 from tl_dist.config import Config
 from tl_dist.lock import Lock
 from tl_dist.refusal import ExitCode, Refusal
@@ -31,7 +31,7 @@ def experiment(**changes) -> Config:
 
 def create(root, **changes) -> RunDir:
     cfg = experiment(**changes)
-    return RunDir.create(root, cfg, resolved=config.dump(cfg))
+    return RunDir.create(root, cfg, resolved=config_file.dump(cfg))
 
 
 def refused(code, call, *arguments, **options) -> str:
@@ -48,7 +48,7 @@ def refused(code, call, *arguments, **options) -> str:
 
 def test_a_new_run_holds_its_resolved_config_and_is_private(tmp_path):
     run = create(tmp_path / "runs")
-    assert config.load(run.config_file) == experiment()
+    assert config_file.load(run.config_file) == experiment()
     for path in [run.path, *run.path.iterdir()]:
         assert not path.stat().st_mode & 0o077, path
     assert run.rank_log(3) == run.path / "logs" / "rank_0003.out"
@@ -67,7 +67,7 @@ def test_the_same_command_again_finds_the_run(tmp_path):
 def test_keys_that_do_not_decide_the_weights_are_replaced(tmp_path):
     create(tmp_path)
     run = create(tmp_path, strategy="horovod", workers=4, data={"name": "elpv", "path": "/data/moved"})
-    loaded = config.load(run.config_file)
+    loaded = config_file.load(run.config_file)
     assert (loaded.strategy, loaded.workers, loaded.data.path) == ("horovod", 4, "/data/moved")
 
 
@@ -92,7 +92,7 @@ def test_the_config_of_a_run_in_use_is_not_replaced(tmp_path):
     with Lock.acquire(run):
         assert create(tmp_path).path == run.path  # nothing to replace
         assert f"pid {os.getpid()}" in refused(ExitCode.CANNOT_CREATE, create, tmp_path, strategy="mirrored")
-    assert config.load(run.config_file).strategy == "single"
+    assert config_file.load(run.config_file).strategy == "single"
 
 
 def test_of_two_first_starters_with_different_experiments_one_is_refused(tmp_path):
@@ -113,7 +113,7 @@ def test_of_two_first_starters_with_different_experiments_one_is_refused(tmp_pat
             thread.start()
         for thread in threads:
             thread.join()
-        winner = config.load(root / "elpv" / "config.yaml").optimizer.learning_rate
+        winner = config_file.load(root / "elpv" / "config.yaml").optimizer.learning_rate
         assert sorted(results) == [winner, 78, 78]
 
 
@@ -460,7 +460,7 @@ def test_a_first_attempt_that_never_began_binds_the_run_to_nothing(tmp_path):
     run = create(tmp_path, optimizer={"learning_rate": 0.1})
     (run.attempts / "0001.json").write_text("{}")
     create(tmp_path, optimizer={"learning_rate": 0.2})
-    assert config.load(run.config_file).optimizer.learning_rate == 0.2
+    assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
     run.freeze_identity({"seed": 0})
     with pytest.raises(Refusal, match=r"0\.2 -> 0\.3"):
         create(tmp_path, optimizer={"learning_rate": 0.3})

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tl_dist import config
+from tl_dist import config_file
+from tl_dist.config import Config
 from tl_dist.launch import group
 from tl_dist.launch.attempt import Launch, explained, first_failure
 from tl_dist.launch.command import Command
@@ -90,15 +91,15 @@ def scripted(run: RunDir, script: Script) -> Launch:
     return launch
 
 
-def new_run(root: Path, *overrides: str) -> tuple[RunDir, config.Config]:
+def new_run(root: Path, *overrides: str) -> tuple[RunDir, Config]:
     file = root / "fake.yaml"
     file.write_text(
         "epochs: 1\ndata: {name: synthetic}\nmodel: {backbone: tiny, weights: random}\n"
         "optimizer: {learning_rate: 0.1}\n"
         "safety: {heartbeat_s: 0.1, hang_s: 1, first_step_s: 30, max_restarts: 2}\n"
     )
-    cfg = config.load(file, overrides)
-    return RunDir.create(root / "runs", cfg, resolved=config.dump(cfg)), cfg
+    cfg = config_file.load(file, overrides)
+    return RunDir.create(root / "runs", cfg, resolved=config_file.dump(cfg)), cfg
 
 
 def end_of(tmp_path: Path, script: Script, *overrides: str) -> tuple[ExitCode | Refusal, RunDir, str]:
@@ -361,7 +362,7 @@ def main() -> int:
     with Progress(Console(width=200)) as progress:
         launch = scripted(run, json.loads(sys.argv[2]))
         return supervise(
-            run, config.load(run.config_file), launch, progress, longest_pause_s=float(sys.argv[3])
+            run, config_file.load(run.config_file), launch, progress, longest_pause_s=float(sys.argv[3])
         )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
@@ -72,4 +72,4 @@ def opened_whole(path: Path) -> Splits:
 
 def _described(path: Path) -> DataConfig:
     is_config = path.suffix in (".yaml", ".yml") and path.is_file()
-    return config.load(path).data if is_config else recognise(path)
+    return config_file.load(path).data if is_config else recognise(path)

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.refusal import ExitCode, Refusal
 
 
 def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
     """Write the PNG `out`; refuses what the config or the data refuse."""
-    cfg = config.load(path, overrides)
+    cfg = config_file.load(path, overrides)
     if not cfg.data.augment and not cfg.data.augmentation.mixes:
         raise Refusal(
             f"{path} augments nothing.",

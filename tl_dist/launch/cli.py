@@ -212,7 +212,7 @@ def augment_preview(
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in."""
-    from tl_dist.config import dump
+    from tl_dist.config_file import dump
     from tl_dist.launch.train import Request
 
     print(dump(Request(config, overrides or ()).load()), end="")
@@ -224,13 +224,14 @@ def config_schema(
     as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
 ) -> int:
     """List every key that a config may hold: its type, its default, what it does."""
-    from tl_dist import config
+    from tl_dist import config_file
+    from tl_dist.config import Config
     from tl_dist.launch.report import show_schema
 
     if as_json:
-        print(json.dumps(config.schema(), indent=1))
+        print(json.dumps(config_file.schema(), indent=1))
     else:
-        show_schema(config.Config, _console())
+        show_schema(Config, _console())
     return ExitCode.DONE
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.launch.attempt import explained, first_failure
 from tl_dist.launch.command import Command, local_commands
@@ -46,9 +46,9 @@ print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, va
 # Through the strategy that runs use, so that what is proven is what will run.
 _SUM = """
 import json, os, sys
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.registry import STRATEGIES, lookup
-parallel = lookup(STRATEGIES, "horovod")(config.load(sys.argv[1]))
+parallel = lookup(STRATEGIES, "horovod")(config_file.load(sys.argv[1]))
 total = parallel.total({"sum": float(parallel.rank + 1)})["sum"]
 print("FACTS " + json.dumps({"sum": float(total), "workers": parallel.world_size}), flush=True)
 os._exit(0)
@@ -114,7 +114,7 @@ def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
     with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
         file = Path(scratch, "doctor.yaml")
         file.write_text(_CONFIG)
-        cfg = config.load(file)
+        cfg = config_file.load(file)
 
         def log(rank: int) -> Path:
             return Path(scratch, f"rank_{rank}.out")

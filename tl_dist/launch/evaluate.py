@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.durable import read_file
 from tl_dist.launch.attempt import ORDERLY, Launch, explained, first_failure
 from tl_dist.launch.group import Group
@@ -29,7 +29,7 @@ def evaluate(path: Path, split: str, views: str | None = None) -> Record:
     """
     run = RunDir.open(path)
     overrides = [] if views is None else [f"evaluation.views=[{views}]"]
-    cfg = config.load(run.config_file, overrides)
+    cfg = config_file.load(run.config_file, overrides)
     owner = holder(run)
     if owner is not None:  # its workers would see our heartbeats, and we their stop file
         raise Refusal(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.prepare import prepare
@@ -78,11 +78,11 @@ def become_worker(run: Path) -> NoReturn:
 
 def _config_of(run: RunDir) -> Config | None:
     try:
-        return config.load(run.config_file)
+        return config_file.load(run.config_file)
     except Refusal:
         return None
 
 
 def _same_run(found: Config, cfg: Config) -> bool:
     same_layout = (found.strategy, found.workers) == (cfg.strategy, cfg.workers)
-    return same_layout and config.digest(found) == config.digest(cfg)
+    return same_layout and config_file.digest(found) == config_file.digest(cfg)

@@ -7,7 +7,7 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
-from tl_dist import config, recipes
+from tl_dist import config_file, recipes
 from tl_dist.config import Config, DataConfig
 from tl_dist.registry import BACKBONES, lookup
 
@@ -21,7 +21,7 @@ _DIVISION, _HEADERS = (
 def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     """What `recipes.auto` says of a data set for the keys that a config leaves out."""
     train = import_module(_DIVISION).open_splits(data)[0]["train"]
-    backbone = lookup(BACKBONES, str(config.section(written, "model").get("backbone")))
+    backbone = lookup(BACKBONES, str(config_file.section(written, "model").get("backbone")))
     return recipes.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
 
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tl_dist import config
+from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.launch.attempt import End, explained
 from tl_dist.launch.command import SUPERVISED, worker_environment
@@ -49,7 +49,7 @@ def drive(run_dir: Path, env: Mapping[str, str]) -> ExitCode:
     thread.
     """
     run = RunDir.open(run_dir)
-    cfg = config.load(run.config_file)
+    cfg = config_file.load(run.config_file)
     job = SlurmJob.from_env(env)
     mpi = env.get(MPI_VARIABLE) or "none"
     cpus = integer(env, "SLURM_CPUS_PER_TASK") if "SLURM_CPUS_PER_TASK" in env else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_dist import config, source_run
+from tl_dist import config_file, config_source, source_run
 from tl_dist.config import Config
 from tl_dist.launch import recipe
 from tl_dist.launch.attempt import newest_commit
@@ -41,7 +41,7 @@ class Request:
         """The config with everything that the command line says, and `extra`, put over it."""
         short = [f"strategy={self.strategy}"] if self.strategy else []
         short += [f"workers={self.workers}"] if self.workers else []
-        return config.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
+        return config_file.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
 
 
 def train(request: Request, console: Console) -> int:
@@ -52,18 +52,18 @@ def train(request: Request, console: Console) -> int:
         if cfg.workers is None:
             cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
     if cfg.source is not None and cfg.source.data is not None:
-        first = config.of_source(cfg)
+        first = config_source.of_source(cfg)
         run = RunDir(request.runs / first.name)
         code = _train(first, request.runs, console) if run.done is None else _unchanged(first, request.runs)
         if code != ExitCode.DONE:
             return code
-        cfg = config.after_source(cfg, run.path)
+        cfg = config_source.after_source(cfg, run.path)
     return _train(cfg, request.runs, console)
 
 
 def _unchanged(cfg: Config, runs: Path) -> int:
     """Refuses a finished run that was made by another config."""
-    RunDir.create(runs, cfg, resolved=config.dump(cfg))
+    RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
     return ExitCode.DONE
 
 
@@ -94,7 +94,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
     if cfg.source is not None:
         source_run.opened(cfg)
     os.umask(0o077)
-    run = RunDir.create(root, cfg, resolved=config.dump(cfg))
+    run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()
     return run
 

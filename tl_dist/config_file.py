@@ -1,0 +1,176 @@
+"""How a file and the command line become a config, and a config a file, a trajectory and a digest.
+
+The text of a YAML file, with its lines, is read by `yaml_text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tl_dist import config_problems, config_rules, yaml_text
+from tl_dist.config import Config, DataConfig
+from tl_dist.refusal import ExitCode, Refusal
+
+TRAJECTORY = (
+    "seed",
+    "global_batch",
+    "epochs",
+    "steps",
+    "precision",
+    "data",
+    "model",
+    "classifier",
+    "loss",
+    "optimizer",
+    "stages",
+    "source",
+)
+"""Keys that decide the weights: a run directory is continued only when these are unchanged.
+
+The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
+attempts.
+"""
+
+
+Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
+"""(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None) -> Config:
+    """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
+
+    Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
+    `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
+    `choose` gives the values that `recipe: auto` fills in.
+    """
+    path = Path(path)
+    document = yaml_text.read(path)
+    if document.data is None:
+        raise _usage(f"{path} is empty.", "start from one of the files in configs/.")
+    if not isinstance(document.data, dict):
+        kind = "list" if isinstance(document.data, list) else "single value"
+        raise _usage(f"{path}:1: the file is a {kind}, not keys with values.", "write 'key: value' lines.")
+    where = {"": str(path)} | {key: f"{path}:{line}" for key, line in document.lines.items() if key}
+    data = dict(document.data)
+    for text in overrides:
+        _override(data, where, text)
+    if "name" not in data:
+        data["name"] = path.name.removesuffix(path.suffix)
+    _absolute(data, "data", "path", lambda text: True)
+    _absolute(data, "data", "split", lambda text: True)
+    _absolute(data, "source", "run", lambda text: True)
+    if isinstance(data.get("source"), dict):
+        data["source"] = dict(data["source"])
+        _absolute(data["source"], "data", "path", lambda text: True)
+        _absolute(data["source"], "data", "split", lambda text: True)
+    _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
+    if data.get("recipe") == "auto" and choose is not None:
+        with suppress(ValidationError):  # of the data section: named below, with all else
+            found = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
+            data = filled(data, choose(found, data))
+    try:
+        cfg = Config.model_validate(_tuples(data), strict=True)
+    except ValidationError as error:
+        raise config_problems.refusal(error, Config, data, where) from None
+    for rule in config_rules.broken(cfg):
+        raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
+    return cfg
+
+
+def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of an unchecked config; empty where it is not there or none."""
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`written` with the `values` of those keys that it leaves out."""
+    result = dict(written)
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result[key] = filled(section(result, key), value)
+        else:
+            result.setdefault(key, value)
+    return result
+
+
+def dump(cfg: Config) -> str:
+    """The resolved config as YAML, every default written out; `load` of it gives `cfg` again."""
+    return yaml_text.dump(cfg.model_dump(mode="json"))
+
+
+def trajectory(cfg: Config) -> dict[str, Any]:
+    """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
+    values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
+    for key in ("path", "split", "max_bad"):
+        del values["data"][key]
+    if values["source"] is not None:
+        values["source"] = "run"  # whose weights those are is said by their digest, in the run's identity
+    return values
+
+
+def digest(cfg: Config) -> str:
+    """A name for `trajectory(cfg)`: sha256 of its canonical JSON."""
+    text = json.dumps(trajectory(cfg), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors."""
+    found = Config.model_json_schema()
+    found["required"].remove("name")  # `load` takes the file's
+    return found
+
+
+def _usage(what: str, fix: str) -> Refusal:
+    return Refusal(what, fix=fix, code=ExitCode.USAGE)
+
+
+def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
+    dotted, equals, value = text.partition("=")
+    origin = f"override '{text}'"
+    if not equals:
+        raise _usage(f"{origin} has no '='.", "write KEY=VALUE, such as optimizer.learning_rate=1e-3.")
+    path = tuple(dotted.split("."))
+    field = config_problems.field_at(Config, path)
+    if field is None:
+        what, fix = config_problems.unknown_key(Config, path)
+        raise _usage(f"{origin}: {what}", fix)
+    if config_problems.field_model(Config, path) is not None:
+        raise _usage(f"{origin}: {dotted} is a section.", f"set one of its keys, such as {dotted}.KEY=VALUE.")
+    if not value:
+        raise _usage(f"{origin} has no value.", f"write {dotted}=VALUE ({dotted}=null for none).")
+    section = data
+    for name in path[:-1]:
+        below = section.get(name)
+        if below is not None and not isinstance(below, dict):
+            return  # the file's own mistake, which validation names
+        section[name] = dict(below or {})
+        section = section[name]
+    section[path[-1]] = yaml_text.parse(value, origin).data
+    where[dotted] = origin
+    # One duration replaces the other: `steps=20` on the command line shortens a run that is given in epochs.
+    if dotted in ("epochs", "steps") and section[dotted] is not None:
+        other = "steps" if dotted == "epochs" else "epochs"
+        if not where.get(other, "").startswith("override"):
+            section.pop(other, None)
+
+
+def _absolute(data: dict[str, Any], section: str, key: str, applies: Callable[[str], bool]) -> None:
+    values = data.get(section)
+    if isinstance(values, dict) and isinstance(values.get(key), str) and values[key] and applies(values[key]):
+        data[section] = values | {key: str(Path(values[key]).expanduser().absolute())}
+
+
+def _tuples(value: Any) -> Any:
+    """The same data with lists as tuples, which is what strict validation wants for them."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,38 @@
+"""The config of a source task, which is trained first, and that of the run after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tl_dist.config import ClassifierConfig, Config, LossConfig, SourceConfig
+
+
+def of_source(cfg: Config) -> Config:
+    """The config of the source task that `cfg` trains first; ValueError where there is none."""
+    source = cfg.source
+    if source is None or source.data is None:
+        raise ValueError("the config has no source task")
+    optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
+    model = {"train_from": source.train_from, "reinitialize": None, "layers": ()}
+    return cfg.model_copy(
+        update={
+            "name": source.name or f"{cfg.name}-source",
+            "data": source.data,
+            "epochs": source.epochs,
+            "steps": source.steps,
+            "model": cfg.model.model_copy(update=model),
+            "classifier": ClassifierConfig(),
+            "loss": LossConfig(),
+            "optimizer": optimizer,
+            "stages": (),
+            "source": None,
+            "recipe": None,
+            "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
+            "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
+        }
+    )
+
+
+def after_source(cfg: Config, run: Path) -> Config:
+    """`cfg` once its source task has been trained in `run`."""
+    return cfg.model_copy(update={"source": SourceConfig(run=str(run.absolute()))})
