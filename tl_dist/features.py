@@ -1,9 +1,8 @@
 """Run the frozen prefix once, over all workers; its outputs are just another source of examples.
 
-A feature set is a directory `features/KEY` beside the runs: one .npy file of rows for each worker that computed it,
-and a manifest with the digest of each. KEY is a digest of everything that determines the rows: frozen weights, cut,
-preprocessing, image size, number format, data and views. It is committed by one rename, so it is complete or absent,
-and any run with the same key reads it and no image.
+They are kept as a feature set (see feature_set.py) whose name is a digest of everything that determines the rows:
+frozen weights, cut, preprocessing, image size, number format, data and views. Any run with the same key reads it and no
+image.
 
 An augmentation with few outcomes (flips, right angles) is kept as that many views of each example, and the view that
 a position draws is the one that the pipeline would have drawn: training sees the same features as without the cache.
@@ -12,112 +11,33 @@ a position draws is the one that the pipeline would have drawn: training sees th
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.augment import VIEWS, drawn_view, resize
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, host_tensor
-from tl_dist.durable import fsync_directory, write_atomically, write_file
-from tl_dist.failpoint import failpoint
+from tl_dist.feature_set import MANIFEST, FeatureSet, commit, replace_shards, write_shard
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 2  # raise it when the same key must be computed anew
-IN_MEMORY_BYTES = (
-    2 << 30
-)  # a larger set is read from its files, through the page cache that all workers share
-MANIFEST = "manifest.json"
-_LISTED = ("file", "rows", "sha256")
-"""what the manifest says of each shard"""
 ROWS_AT_ONCE = 32
 REPORT_S = 2.0
 
 Say = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """The rows of one split on disk: row `example * num_views + view`."""
-
-    directory: Path
-    num_views: int
-
-    @cached_property
-    def _manifest(self) -> dict[str, Any]:
-        return dict(json.loads((self.directory / MANIFEST).read_text()))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._manifest["shape"])
-
-    @property
-    def shards(self) -> list[dict[str, Any]]:
-        """What the manifest says of each: `file`, `rows` and `sha256`."""
-        return list(self._manifest["shards"])
-
-    @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [np.load(self.directory / s["file"], mmap_mode="r") for s in self._manifest["shards"]]
-
-    @cached_property
-    def _read_rows(self) -> Callable[[Any], Any]:
-        """(rows) -> stored values, traced by tf.data."""
-        shards = self._shards
-        if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
-            everything = host_tensor(np.concatenate(shards))
-            return lambda rows: tf.gather(everything, rows)
-        starts = np.cumsum([0, *(len(shard) for shard in shards)])
-
-        def read(rows: np.ndarray) -> np.ndarray:
-            holders = np.searchsorted(starts, rows, side="right") - 1
-            return np.stack([shards[k][row - starts[k]] for k, row in zip(holders, rows, strict=True)])
-
-        stored = tf.as_dtype(shards[0].dtype)
-        return lambda rows: tf.numpy_function(read, [rows], stored, stateful=False)
-
-    def array(self) -> np.ndarray:
-        """float32 [examples, views, ...]: everything, in memory."""
-        rows = np.concatenate(self._shards)
-        if self._manifest["dtype"] == "bfloat16":
-            rows = rows.view(ml_dtypes.bfloat16)
-        return rows.reshape(-1, self.num_views, *self.shape).astype(np.float32)
-
-    def rows(self, examples: Any, views: Any) -> Any:
-        """[rows, ...]: the features of one view of each example, in the type that they were computed in."""
-        values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
-        if self._manifest["dtype"] == "bfloat16":
-            values = tf.bitcast(values, tf.bfloat16)  # NumPy files know no bfloat16: its bits are kept
-        return tf.ensure_shape(values, [examples.shape[0], *self.shape])
-
-    def damaged(self, rank: int, world_size: int) -> list[str]:
-        """Names of the shards that are missing or changed, of this worker's share of them."""
-        bad = []
-        try:
-            shards = self._manifest["shards"][rank::world_size]
-        except (OSError, ValueError, KeyError):
-            return [MANIFEST]
-        for shard in shards:
-            path = self.directory / shard["file"]
-            if not path.is_file() or _sha256(path) != shard["sha256"]:
-                bad.append(shard["file"])
-        return bad
 
 
 @dataclass(frozen=True)
@@ -254,7 +174,7 @@ def cached(
     shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
     if parallel.rank == 0:
         facts = {**prefix.facts, "image_size": prefix.image_size, "views": list(augmentations)}
-        _commit(temporary, directory, [s for s in shards if s["rows"]], facts)
+        commit(temporary, directory, [s for s in shards if s["rows"]], facts)
     _wait(parallel)
     return FeatureSet(directory, num_views)
 
@@ -304,7 +224,7 @@ def _extract(
                     "eta_s": (total - float(totals["done"])) / rate,
                 }
             )
-    return _write_shard(path, pieces)
+    return write_shard(path, pieces)
 
 
 def _mend(
@@ -342,22 +262,9 @@ def _mend(
             return False
         replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
         if parallel.rank == 0:
-            _replace(found, {old: shard for old, shard in replaced if old is not None})
+            replace_shards(found, {old: shard for old, shard in replaced if old is not None})
         _wait(parallel)
     return True
-
-
-def _replace(found: FeatureSet, new: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put new shards in the place of old ones, by file name: all of them at once."""
-    manifest = json.loads((found.directory / MANIFEST).read_text())
-    manifest["shards"] = [
-        {key: new[old["file"]][key] for key in _LISTED} if old["file"] in new else old
-        for old in manifest["shards"]
-    ]
-    failpoint("features.mended", found.directory)
-    write_atomically(found.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for name in new:
-        (found.directory / name).unlink(missing_ok=True)
 
 
 def _images(source: Source, image_size: int, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
@@ -374,55 +281,6 @@ def _images(source: Source, image_size: int, augmentations: Sequence[str], share
         views, num_parallel_calls=2, deterministic=True
     )
     return examples.unbatch().batch(ROWS_AT_ONCE).prefetch(2)
-
-
-def _write_shard(path: Path, pieces: Sequence[np.ndarray]) -> dict[str, Any]:
-    if not pieces:
-        return {"rows": 0}
-    rows = np.concatenate(pieces)
-    dtype = rows.dtype.name
-    if rows.dtype == ml_dtypes.bfloat16:
-        rows = rows.view(np.uint16)
-    header = np.lib.format.header_data_from_array_1_0(rows)
-    written = write_file(path, _npy(header, rows))
-    return {
-        "file": path.name, "rows": len(rows), "sha256": written.sha256, "dtype": dtype, "shape": rows.shape[1:],
-    }  # fmt: skip
-
-
-def _npy(header: Mapping[str, Any], rows: np.ndarray) -> Iterator[Any]:
-    start = io.BytesIO()
-    np.lib.format.write_array_header_1_0(start, dict(header))
-    yield start.getvalue()
-    yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-
-
-def _commit(
-    temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
-) -> None:
-    manifest = {
-        "dtype": shards[0]["dtype"],
-        "shape": list(shards[0]["shape"]),
-        "shards": [{key: shard[key] for key in _LISTED} for shard in shards],
-        "facts": dict(facts),
-    }
-    try:
-        failpoint("features.extracted", temporary)
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        (temporary / "owner.json").unlink()
-        fsync_directory(temporary)
-        failpoint("features.before_rename", temporary)
-        os.rename(temporary, directory)
-        fsync_directory(directory.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if directory.is_dir():  # another run has just committed the same features
-            return
-        raise Refusal(
-            f"features cannot be kept in {directory.parent} ({error.strerror}).",
-            fix="free space there, or set runtime.prefix_cache=off.",
-            code=ExitCode.STORAGE,
-        ) from error
 
 
 def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:
@@ -452,8 +310,3 @@ def _wait(parallel: DataParallel) -> None:
 
 def _same_text(parallel: DataParallel, text: str) -> str:
     return parallel.gather(text.encode())[0].decode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,6 +33,7 @@ from tl_dist.data.undecodable import READ_ERRORS, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
 from tl_dist.datasets.division import open_splits
 from tl_dist.durable import write_atomically
+from tl_dist.feature_set import FeatureSet
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -78,7 +79,7 @@ class Session:
             for name, source in self.splits.items()
         }
         """how evaluation reads each split"""
-        self.train_features: tuple[features.FeatureSet, np.ndarray | None]
+        self.train_features: tuple[FeatureSet, np.ndarray | None]
         """once cached: the set with the training examples, and which of its examples they are (None: all)"""
 
     @property

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tl_dist import cache_cost, classifiers, config_rules, features, model
 from tl_dist.datasets import Source, pool_of
 from tl_dist.durable import write_file
+from tl_dist.feature_set import FeatureSet
 from tl_dist.parallel import rows_of
 from tl_dist.session import Session
 
@@ -74,7 +75,7 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
     return True
 
 
-def refer(session: Session, found: features.FeatureSet) -> None:
+def refer(session: Session, found: FeatureSet) -> None:
     """Note in the run directory that the run reads this set."""
     if session.parallel.rank == 0:
         session.run.refer_to_features(found.directory.name)

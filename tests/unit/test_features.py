@@ -14,10 +14,11 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
-from tl_dist import features
+from tl_dist import feature_set, features
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.failpoint import failpoint
+from tl_dist.feature_set import MANIFEST, FeatureSet
 
 SOURCE = MemorySource(11, size=8)
 
@@ -68,8 +69,8 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
 def test_files_larger_than_memory_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = make(tmp_path, ("flip",))
     expected = found.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
-    monkeypatch.setattr(features, "IN_MEMORY_BYTES", 0)
-    mapped = features.FeatureSet(found.directory, 2)
+    monkeypatch.setattr(feature_set, "IN_MEMORY_BYTES", 0)
+    mapped = FeatureSet(found.directory, 2)
     rows = mapped.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
     np.testing.assert_array_equal(rows, expected)
 
@@ -126,7 +127,7 @@ def test_a_damaged_set_is_named_and_computed_again(tmp_path: Path, damage: str) 
     assert (again.directory / again.shards[0]["file"]).read_bytes() == whole
 
 
-def in_two_shards(found: features.FeatureSet, first: int) -> features.FeatureSet:
+def in_two_shards(found: FeatureSet, first: int) -> FeatureSet:
     """The same set as two workers would have left it, the first with so many rows."""
     rows = np.load(found.directory / "shard-0000.npy")
     shards = []
@@ -135,9 +136,9 @@ def in_two_shards(found: features.FeatureSet, first: int) -> features.FeatureSet
         np.save(file, part)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shards.append({"file": file.name, "rows": len(part), "sha256": digest})
-    manifest = json.loads((found.directory / features.MANIFEST).read_text())
-    (found.directory / features.MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
-    return features.FeatureSet(found.directory, found.num_views)
+    manifest = json.loads((found.directory / MANIFEST).read_text())
+    (found.directory / MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
+    return FeatureSet(found.directory, found.num_views)
 
 
 def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
@@ -170,18 +171,18 @@ def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
     found = in_two_shards(make(tmp_path)[0], 6)
     expected = found.array()
     (found.directory / "shard-0001.npy").unlink()
-    manifest = (found.directory / features.MANIFEST).read_bytes()
+    manifest = (found.directory / MANIFEST).read_bytes()
 
     def die(name: str, path: Path | None = None) -> None:
         if name == "features.mended":
             raise InterruptedError
 
-    monkeypatch.setattr(features, "failpoint", die)
+    monkeypatch.setattr(feature_set, "failpoint", die)
     with pytest.raises(InterruptedError):
         make(tmp_path)
     assert make(tmp_path, stop_requested=lambda: True)[0] is None
-    assert (found.directory / features.MANIFEST).read_bytes() == manifest
-    monkeypatch.setattr(features, "failpoint", failpoint)
+    assert (found.directory / MANIFEST).read_bytes() == manifest
+    monkeypatch.setattr(feature_set, "failpoint", failpoint)
     np.testing.assert_array_equal(make(tmp_path)[0].array(), expected)
 
 
@@ -202,10 +203,10 @@ def test_a_set_that_was_not_finished_is_absent(
         if name == place:
             raise Died
 
-    monkeypatch.setattr(features, "failpoint", die)
+    monkeypatch.setattr(feature_set, "failpoint", die)
     with pytest.raises(Died):
         make(tmp_path)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".tmp-")]
-    monkeypatch.setattr(features, "failpoint", failpoint)
+    monkeypatch.setattr(feature_set, "failpoint", failpoint)
     found, _ = make(tmp_path)
     assert json.loads((found.directory / "manifest.json").read_text())["shards"][0]["rows"] == 11
