@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class FeatureSet:
         """[rows, ...]: the features of one view of each example, in the type that they were computed in."""
         values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
         if self._manifest["dtype"] == "bfloat16":
-            values = tf.bitcast(values, tf.bfloat16)  # NumPy files know no bfloat16: its bits are kept
+            values = tf.bitcast(values, tf.bfloat16)
         return tf.ensure_shape(values, [examples.shape[0], *self.shape])
 
     def damaged(self, rank: int, world_size: int) -> list[str]:
@@ -101,26 +102,38 @@ class FeatureSet:
         return bad
 
 
-def write_shard(path: Path, pieces: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Write rows into one file; what `commit` and `replace_shards` want to know of it."""
-    if not pieces:
+def write_shard(path: Path, pieces: Iterator[np.ndarray], num_rows: int) -> dict[str, Any]:
+    """Write `num_rows` rows into one file as they come; what `commit` and `replace_shards` want to know of it.
+
+    `pieces` is taken to its end; no file is made where there are no rows.
+    """
+    first = next(pieces, None)
+    if first is None:
         return {"rows": 0}
-    rows = np.concatenate(pieces)
-    dtype = rows.dtype.name
-    if rows.dtype == ml_dtypes.bfloat16:
-        rows = rows.view(np.uint16)
-    header = np.lib.format.header_data_from_array_1_0(rows)
-    written = write_file(path, _npy(header, rows))
+    written = write_file(path, _npy(first, pieces, num_rows))
     return {
-        "file": path.name, "rows": len(rows), "sha256": written.sha256, "dtype": dtype, "shape": rows.shape[1:],
+        "file": path.name, "rows": num_rows, "sha256": written.sha256,
+        "dtype": first.dtype.name, "shape": first.shape[1:],
     }  # fmt: skip
 
 
-def _npy(header: Mapping[str, Any], rows: np.ndarray) -> Iterator[Any]:
+def _npy(first: np.ndarray, others: Iterator[np.ndarray], num_rows: int) -> Iterator[Any]:
+    """The content of a .npy file, never more than a piece of it in memory."""
     start = io.BytesIO()
-    np.lib.format.write_array_header_1_0(start, dict(header))
+    header = np.lib.format.header_data_from_array_1_0(_storable(first))
+    np.lib.format.write_array_header_1_0(start, {**header, "shape": (num_rows, *first.shape[1:])})
     yield start.getvalue()
-    yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+    found = 0
+    for piece in chain([first], others):
+        found += len(piece)
+        yield np.ascontiguousarray(_storable(piece)).reshape(-1).view(np.uint8).data
+    if found != num_rows:
+        raise RuntimeError(f"{found} rows of features where {num_rows} were to come")
+
+
+def _storable(rows: np.ndarray) -> np.ndarray:
+    """NumPy files know no bfloat16: its bits are kept."""
+    return rows.view(np.uint16) if rows.dtype == ml_dtypes.bfloat16 else rows
 
 
 def commit(
@@ -145,11 +158,16 @@ def commit(
         shutil.rmtree(temporary, ignore_errors=True)
         if directory.is_dir():  # another run has just committed the same features
             return
-        raise Refusal(
-            f"features cannot be kept in {directory.parent} ({error.strerror}).",
-            fix="free space there, or set runtime.prefix_cache=off.",
-            code=ExitCode.STORAGE,
-        ) from error
+        raise not_kept(directory.parent, error) from error
+
+
+def not_kept(root: Path, error: OSError) -> Refusal:
+    """What is said where features cannot be written."""
+    return Refusal(
+        f"features cannot be kept in {root} ({error.strerror}).",
+        fix="free space there, or set runtime.prefix_cache=off.",
+        code=ExitCode.STORAGE,
+    )
 
 
 def replace_shards(found: FeatureSet, new: Mapping[str, Mapping[str, Any]]) -> None:

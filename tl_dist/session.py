@@ -17,7 +17,7 @@ from tl_dist import (
     audit,
     checkpoint,
     config_file,
-    features,
+    feature_views,
     model,
     optim,
     precision,
@@ -75,7 +75,7 @@ class Session:
         self.model = self.whole.trained_from(stage.train_from)
         self.read_train = self.read_images
         self.read = {
-            name: features.in_views(pipeline.plain(source, self.image_size), self.cfg.evaluation.views)
+            name: feature_views.in_views(pipeline.plain(source, self.image_size), self.cfg.evaluation.views)
             for name, source in self.splits.items()
         }
         """how evaluation reads each split"""
@@ -85,7 +85,7 @@ class Session:
     @property
     def num_evaluation_views(self) -> int:
         """Over how many views of an example evaluation takes the mean."""
-        return features.views_of(self.cfg.evaluation.views)
+        return feature_views.views_of(self.cfg.evaluation.views)
 
     @property
     def parts_left(self) -> list[stages.Stage]:

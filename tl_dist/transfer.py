@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import cache_cost, classifiers, config_rules, features, model
+from tl_dist import cache_cost, classifiers, config_rules, feature_views, features, model
 from tl_dist.datasets import Source, pool_of
 from tl_dist.durable import write_file
 from tl_dist.feature_set import FeatureSet
@@ -67,11 +67,11 @@ def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: feat
             rows = None if source is split else pool_of(split)[1]
             if name == "train":
                 session.train_features = found, rows
-                session.read_train = features.reader(found, split, views, session.cfg.seed, rows)
+                session.read_train = feature_views.reader(found, split, views, session.cfg.seed, rows)
             if judged and views == judged:
-                session.read[name] = features.reader_of_views(found, split, rows)
+                session.read[name] = feature_views.reader_of_views(found, split, rows)
             elif not judged:
-                session.read[name] = features.reader(found, split, (), session.cfg.seed, rows)
+                session.read[name] = feature_views.reader(found, split, (), session.cfg.seed, rows)
     return True
 
 
@@ -139,7 +139,7 @@ def _missing(session: Session) -> int:
         views = _views(session, names)
         kept = features.is_kept(source, prefix, views, root)
         if session.parallel.total({"kept": float(kept)})["kept"] < session.parallel.world_size:
-            missing += source.num_examples * features.views_of(views)
+            missing += source.num_examples * feature_views.views_of(views)
     return missing
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL, build
-from tl_dist import features, loop, model, step
+from tl_dist import feature_views, features, loop, model, step
 from tl_dist.data.pipeline import Read, evaluation_batches, plain
 from tl_dist.parallel import rows_of
 from tl_dist.state import Evaluation
@@ -51,7 +51,7 @@ def expected(net: model.Classifier) -> np.ndarray:
 
 def test_figures_are_those_of_the_mean_probabilities() -> None:
     net = with_a_head()
-    found = evaluate(net, features.in_views(plain(SOURCE, 32), VIEWS), 16)
+    found = evaluate(net, feature_views.in_views(plain(SOURCE, 32), VIEWS), 16)
     mean = expected(net)
     assert found.logits is not None
     np.testing.assert_allclose(np.exp(found.logits), mean, rtol=2e-4, atol=1e-6)
@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_mean_probabilities() -> None:
 
 def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -> None:
     net = with_a_head(train_from="block3")
-    whole = evaluate(net, features.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
+    whole = evaluate(net, feature_views.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
     prefix = features.Prefix(net.take_prefix(), 32, {})
     kept = features.cached(
         SOURCE,
@@ -77,11 +77,11 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
         say=lambda record: None,
     )
     assert kept is not None
-    cached = evaluate(net, features.reader_of_views(kept, SOURCE), 8)
+    cached = evaluate(net, feature_views.reader_of_views(kept, SOURCE), 8)
     assert whole.logits is not None and cached.logits is not None
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
     rows = np.array([3, 1, 7])
-    read = features.reader_of_views(kept, SOURCE, rows).rows
+    read = feature_views.reader_of_views(kept, SOURCE, rows).rows
     assert read is not None
     some, _ = read(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
     np.testing.assert_array_equal(some, kept.array()[rows])

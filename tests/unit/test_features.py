@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
-from tl_dist import feature_set, features
+from tl_dist import feature_set, feature_views, features
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.failpoint import failpoint
 from tl_dist.feature_set import MANIFEST, FeatureSet
+from tl_dist.refusal import Refusal
 
 SOURCE = MemorySource(11, size=8)
 
@@ -57,7 +60,7 @@ def make(root: Path, views: tuple[str, ...] = (), prefix: features.Prefix = PREF
 @pytest.mark.parametrize("views", [(), ("flip",), ("dihedral",), ("flip", "dihedral")])
 def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, views: tuple[str, ...]) -> None:
     found, _ = make(tmp_path, views)
-    read = features.reader(found, SOURCE, views, seed=3)
+    read = feature_views.reader(found, SOURCE, views, seed=3)
     positions = tf.range(40, dtype=tf.int64)
     indices = positions % SOURCE.num_examples
     got, labels = read.rows(indices, positions)
@@ -190,6 +193,57 @@ def test_a_stop_leaves_nothing(tmp_path: Path) -> None:
     found, _ = make(tmp_path, stop_requested=lambda: True)
     assert found is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_is_noticed_at_the_next_agreement_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(features, "AGREE_S", 0.0)  # in every round
+    asked = iter([False, False, True])
+    assert make(tmp_path, stop_requested=lambda: next(asked))[0] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_agree_by_time_and_report_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(features, "AGREE_S", 3600.0)
+    _, said = make(tmp_path)
+    assert [record["done"] for record in said] == [
+        1,
+        11,
+    ]  # after the first round, which is the measure, and the last
+
+
+def test_rows_are_written_while_others_are_still_to_come(tmp_path: Path) -> None:
+    sizes = []
+
+    def pieces() -> Iterator[np.ndarray]:
+        for _ in range(3):
+            sizes.append(path.stat().st_size if path.exists() else 0)
+            yield np.zeros((2, 1000), np.float32)
+
+    path = tmp_path / "shard.npy"
+    feature_set.write_shard(path, pieces(), 6)
+    assert sizes[0] == 0 and sizes[2] > sizes[1] + 7999 - 128  # one piece, and the header before it
+    assert np.load(path).shape == (6, 1000)
+
+
+def test_a_shard_with_rows_missing_is_never_called_whole(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="2 rows of features where 3 were to come"):
+        feature_set.write_shard(tmp_path / "shard.npy", iter([np.zeros((2, 4), np.float32)]), 3)
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, pieces: Any) -> None:
+        list(pieces)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(feature_set, "write_file", full)
+    with pytest.raises(
+        Refusal, match=r"features cannot be kept in .* \(No space left on device\)\. Fix: free space"
+    ):
+        make(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["features.extracted", "features.before_rename"])
