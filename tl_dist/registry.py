@@ -25,6 +25,7 @@ DATASETS: Mapping[str, str] = {
     "imagenet": "tl_dist.datasets.imagenet:open_imagenet",
     "packed": "tl_dist.datasets.packed:open_packed",
     "synthetic": "tl_dist.datasets.synthetic:open_synthetic",
+    "tfds": "tl_dist.datasets.tfds:open_tfds",
     "tfrecord": "tl_dist.datasets.tfrecord:open_tfrecord",
 }
 

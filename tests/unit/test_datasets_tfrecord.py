@@ -14,7 +14,7 @@ from tests.unit.official_layouts import example_of, imagenet_record, photographs
 from tl_dist import registry
 from tl_dist.config import DataConfig
 from tl_dist.datasets import EncodedSource, Splits, shard_index
-from tl_dist.datasets.example_proto import parse
+from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import RecordSource
 from tl_dist.datasets.shard_index import index_shards, masked_crc32c, read_shard
 from tl_dist.refusal import ExitCode, Refusal
@@ -145,9 +145,9 @@ def test_the_index_is_built_once_and_anew_for_a_changed_file(
 ) -> None:
     built: list[str] = []
 
-    def counted(file: Path) -> Any:
+    def counted(file: Path, *keys: Any) -> Any:
         built.append(file.name)
-        return read_shard(file)
+        return read_shard(file, *keys)
 
     monkeypatch.setattr(shard_index, "read_shard", counted)
     first = open_dataset(imagenet)["train"].fingerprint
@@ -165,27 +165,30 @@ def test_the_index_is_built_once_and_anew_for_a_changed_file(
     }
 
 
+@pytest.mark.parametrize("keys", [KEYS, Keys(("image/encoded",), ("image/height",))])
 def test_helper_processes_build_the_same_index(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: Keys, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(imagenet.iterdir())
     monkeypatch.setattr(shard_index, "_HELPER_BYTES", 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
     # This process builds nothing: what there is, the helpers have built.
     monkeypatch.setattr(shard_index, "build_missing", wait_for_files)
-    helped = index_shards(files, tmp_path / "helped")
-    alone = [read_shard(file) for file in files]
+    helped = index_shards(files, tmp_path / "helped", keys)
+    alone = [read_shard(file, keys) for file in files]
+    assert (alone[0].labels == 48).all() == (keys != KEYS)  # the height of every photograph
     for a, b in zip(helped, alone, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_equal(x, y)
 
 
-def wait_for_files(files: Any, kept: list[Path]) -> None:
+def wait_for_files(files: Any, kept: list[Path], keys: Any) -> None:
     import time
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while not all(path.exists() for path in kept) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert all(path.exists() for path in kept), "the helpers did not build them"
 
 
 def test_a_damaged_index_is_built_again(imagenet: Path, cache: Path) -> None:

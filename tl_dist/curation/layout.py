@@ -11,6 +11,7 @@ from tl_dist import config_file
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.tfds import is_prepared
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import DATASETS
 
@@ -34,6 +35,7 @@ _LAYOUTS: list[tuple[str, Callable[[Path, set[str]], bool]]] = [
     ("cifar100", _has("train", "meta", "test")),
     ("elpv", _has("labels.csv", "images")),
     ("packed", _has("manifest.json")),
+    ("tfds", lambda path, found: path.is_dir() and is_prepared(path)),
     ("tfrecord", lambda path, found: any(_SHARD.fullmatch(name) for name in found)),
     ("image_folder", lambda path, found: any((path / name).is_dir() for name in found)),
 ]

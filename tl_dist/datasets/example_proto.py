@@ -6,14 +6,35 @@ which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
-IMAGE_KEYS = (b"image/encoded", b"image")
-LABEL_KEYS = (b"image/class/label", b"label")
 _SYNSET = b"image/class/synset"
 _TEXT = b"image/class/text"
 _FILENAMES = (b"image/filename", b"file_name")
-_WANTED = frozenset((*IMAGE_KEYS, *LABEL_KEYS, _SYNSET, _TEXT, *_FILENAMES))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Under which keys the image and the label are, the first that is there: default those of the usual writers."""
+
+    image: tuple[str, ...] = ("image/encoded", "image")
+    label: tuple[str, ...] = ("image/class/label", "label")
+
+    @cached_property
+    def as_bytes(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+        """Of the image and of the label, as they are written."""
+        return tuple(key.encode() for key in self.image), tuple(key.encode() for key in self.label)
+
+    @cached_property
+    def wanted(self) -> frozenset[bytes]:
+        """Every key that is looked at."""
+        image, label = self.as_bytes
+        return frozenset((*image, *label, _SYNSET, _TEXT, *_FILENAMES))
+
+
+KEYS = Keys()
 
 
 class Parsed(NamedTuple):
@@ -27,31 +48,32 @@ class Parsed(NamedTuple):
     filename: bytes
 
 
-def parse(data: bytes) -> Parsed:
+def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
     """The parts of an Example with an encoded image and one integer label; ValueError says what is missing."""
     try:
-        return _parse(data)
+        return _parse(data, keys)
     except IndexError:
         raise ValueError("it is cut off inside") from None
 
 
-def _parse(data: bytes) -> Parsed:
-    found = _features(data)
-    image = next((found[key] for key in IMAGE_KEYS if key in found), None)
-    label = next((found[key] for key in LABEL_KEYS if key in found), None)
+def _parse(data: bytes, keys: Keys) -> Parsed:
+    found = _features(data, keys.wanted)
+    image_keys, label_keys = keys.as_bytes
+    image = next((found[key] for key in image_keys if key in found), None)
+    label = next((found[key] for key in label_keys if key in found), None)
     if image is None:
-        raise ValueError("it has no image/encoded")
+        raise ValueError(f"it has no {keys.image[0]}")
     if label is None:
-        raise ValueError("it has no image/class/label")
+        raise ValueError(f"it has no {keys.label[0]}")
     begin, end = _bytes(data, *image)
     if begin == end:
-        raise ValueError("its image/encoded is empty")
+        raise ValueError(f"its {keys.image[0]} is empty")
     synset, text = (_text(data, found.get(key)) for key in (_SYNSET, _TEXT))
     filename = next((_text(data, found[key]) for key in _FILENAMES if key in found), b"")
     return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
 
 
-def _features(data: bytes) -> dict[bytes, tuple[int, int]]:
+def _features(data: bytes, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
     """Begin and end of each wanted Feature."""
     position, end = _field(data, 0, len(data), 0x0A)
     found: dict[bytes, tuple[int, int]] = {}
@@ -59,7 +81,7 @@ def _features(data: bytes) -> dict[bytes, tuple[int, int]]:
         position, stop = _field(data, position, end, 0x0A)
         begin, key_end = _field(data, position, stop, 0x0A)
         key = data[begin:key_end]
-        if key in _WANTED:
+        if key in wanted:
             found[key] = _field(data, key_end, stop, 0x12) if key_end < stop else (stop, stop)
         position = stop
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import socket
 import struct
@@ -25,7 +26,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets.example_proto import parse
+from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import Bad
 from tl_dist.durable import temporary_name, write_file
 from tl_dist.package_index import locked, try_locked
@@ -57,30 +58,30 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def index_shards(files: Sequence[Path], cache: Path) -> list[ShardIndex]:
+def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[ShardIndex]:
     """The index of each file, from `cache` or built now together with whoever else is building it.
 
     Raises OSError for a file that cannot be read or a cache that cannot be written.
     """
-    kept = [cache / f"{_key(file)}.npz" for file in files]
+    kept = [cache / f"{_key(file, keys)}.npz" for file in files]
     missing = [k for k, path in enumerate(kept) if not path.exists()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        with _helpers([files[k] for k in missing], cache):
-            build_missing(files, kept)
-    return [_load_or_build(file, path) for file, path in zip(files, kept, strict=True)]
+        with _helpers([files[k] for k in missing], cache, keys):
+            build_missing(files, kept, keys)
+    return [_load_or_build(file, path, keys) for file, path in zip(files, kept, strict=True)]
 
 
-def _load_or_build(file: Path, kept: Path) -> ShardIndex:
+def _load_or_build(file: Path, kept: Path, keys: Keys) -> ShardIndex:
     try:
         return _load(kept)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         kept.unlink(missing_ok=True)
-        _build(file, kept)
+        _build(file, kept, keys)
         return _load(kept)
 
 
-def build_missing(files: Sequence[Path], kept: Sequence[Path]) -> None:
+def build_missing(files: Sequence[Path], kept: Sequence[Path], keys: Keys) -> None:
     """Build what is not there: first what nobody else works at, then whatever is left."""
     order = list(range(len(files)))
     first = os.getpid() % len(order)  # workers begin at different files
@@ -90,33 +91,33 @@ def build_missing(files: Sequence[Path], kept: Sequence[Path]) -> None:
                 continue
             if wait:
                 with locked(kept[k].with_suffix(".lock")):
-                    _build(files[k], kept[k])
+                    _build(files[k], kept[k], keys)
             else:
                 with try_locked(kept[k].with_suffix(".lock")) as mine:
                     if mine:
-                        _build(files[k], kept[k])
+                        _build(files[k], kept[k], keys)
 
 
-def _build(file: Path, kept: Path) -> None:
+def _build(file: Path, kept: Path, keys: Keys) -> None:
     if not kept.exists():
         temporary = temporary_name(kept)
         # Not forced to the disk, which for many small files takes longer than to build them: one that a power
         # cut leaves damaged is built again.
-        write_file(temporary, [_dump(read_shard(file))], sync=False)
+        write_file(temporary, [_dump(read_shard(file, keys))], sync=False)
         os.rename(temporary, kept)
         with suppress(FileNotFoundError):
             kept.with_suffix(".lock").unlink()
 
 
 @contextmanager
-def _helpers(files: Sequence[Path], cache: Path) -> Iterator[None]:
+def _helpers(files: Sequence[Path], cache: Path, keys: Keys) -> Iterator[None]:
     """Processes on the other cores of this host, started by one of its workers; they end when all is built."""
     with try_locked(cache / f".helpers-{socket.gethostname()}.lock") as mine:
         cores = len(os.sched_getaffinity(0))
         size = sum(file.stat().st_size for file in files)
         number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
         command = [sys.executable, "-m", "tl_dist.datasets.shard_index", str(cache)]
-        names = "\0".join(map(str, files)).encode()
+        task = json.dumps([keys.image, keys.label]).encode() + b"\n" + b"\0".join(map(os.fsencode, files))
         started = [
             subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[2])
             for _ in range(number)
@@ -125,7 +126,7 @@ def _helpers(files: Sequence[Path], cache: Path) -> Iterator[None]:
             for helper in started:
                 assert helper.stdin is not None
                 with suppress(BrokenPipeError), helper.stdin:
-                    helper.stdin.write(names)
+                    helper.stdin.write(task)
             yield
         finally:
             for helper in started:
@@ -133,7 +134,7 @@ def _helpers(files: Sequence[Path], cache: Path) -> Iterator[None]:
                 helper.wait()
 
 
-def read_shard(file: Path) -> ShardIndex:
+def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     """Read a file from end to end and check every record.
 
     After a wrong length nothing behind it can be found: one bad entry stands for the rest of the file.
@@ -156,7 +157,7 @@ def read_shard(file: Path) -> ShardIndex:
         try:
             if problem:
                 raise ValueError(problem)
-            example = parse(data)
+            example = parse(data, keys)
         except ValueError as error:
             is_bad(start, str(error))
             lost += 1
@@ -225,9 +226,10 @@ def _read(raw: Any, size: int) -> bytes:
     return bytes(content)
 
 
-def _key(file: Path) -> str:
+def _key(file: Path, keys: Keys) -> str:
     status = file.stat()
     facts = f"{SCHEMA}\0{file}\0{status.st_size}\0{status.st_mtime_ns}"
+    facts += "" if keys == KEYS else f"\0{keys}"
     return hashlib.sha256(os.fsencode(facts)).hexdigest()[:40]
 
 
@@ -281,5 +283,7 @@ def _threes(texts: list[str]) -> Iterator[tuple[str, str, str]]:
 
 if __name__ == "__main__":
     _cache = Path(sys.argv[1])
-    _files = [Path(os.fsdecode(name)) for name in sys.stdin.buffer.read().split(b"\0")]
-    build_missing(_files, [_cache / f"{_key(file)}.npz" for file in _files])
+    _task, _, _names = sys.stdin.buffer.read().partition(b"\n")
+    _keys = Keys(*map(tuple, json.loads(_task)))
+    _files = [Path(os.fsdecode(name)) for name in _names.split(b"\0")]
+    build_missing(_files, [_cache / f"{_key(file, _keys)}.npz" for file in _files], _keys)

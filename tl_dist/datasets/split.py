@@ -93,7 +93,7 @@ def hold_out(
         why = str(error).rstrip(".")
         raise Refusal(
             f"{key} = {fraction} of {len(indices)} examples cannot be held out: {why}.",
-            fix=f"set {key} so that both parts hold every group, add examples to the smallest, or use 0.",
+            fix=f"set {key} so that both parts hold every class, add examples to the smallest, or use 0.",
             code=ExitCode.DATA,
         ) from error
     if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
+from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import Bad, RecordSource
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
@@ -19,7 +21,7 @@ from tl_dist.package_index import user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
 MAX_CLASSES = 100_000  # a label beyond it is damage, not a class
-_SPLITS = {
+SPLITS = {
     "train": "train",
     "validation": "validation",
     "val": "validation",
@@ -29,6 +31,8 @@ _SPLITS = {
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
 _SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
 _NAMES = ("labels.txt", "label.labels.txt", "synsets.txt")
+
+_log = logging.getLogger(__name__)
 
 
 def open_tfrecord(data: DataConfig) -> Splits:
@@ -58,7 +62,7 @@ def find_shards(root: Path) -> dict[str, list[str]]:
         if shard:
             counts.setdefault((shard["stem"], int(shard["n"])), set()).add(int(shard["k"]))
         words = re.split(r"[-_.]", path.name.lower())
-        split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
+        split = next((SPLITS[word] for word in words if word in SPLITS), "")
         found.setdefault(split, []).append(path.name)
     for (stem, number), numbers in counts.items():
         if missing := sorted(set(range(number)) - numbers):
@@ -83,15 +87,25 @@ def class_names(root: Path) -> Sequence[str] | None:
 
 
 def open_shards(
-    root: Path, files: Mapping[str, Sequence[str]], data: DataConfig, names: Sequence[str] | None
+    root: Path,
+    files: Mapping[str, Sequence[str]],
+    data: DataConfig,
+    names: Sequence[str] | None,
+    *,
+    keys: Keys = KEYS,
+    numbers: Mapping[str, int] | None = None,
 ) -> Splits:
-    """The sources of TFRecord files by split; `names` are the classes, None when only the records know them."""
+    """The sources of TFRecord files by split; `names` are the classes, None when only the records know them.
+
+    A split other than train whose records all have the label -1 has no labels, and is left out. `numbers` says how
+    many records each file must hold, where that is known.
+    """
     indexes: dict[str, list[ShardIndex]] = {}
     everything = [root / name for group in files.values() for name in group]
     for path in everything:
         size_of(path)
     try:
-        built = iter(index_shards(everything, user_cache() / "tfrecord"))
+        built = iter(index_shards(everything, user_cache() / "tfrecord", keys))
     except OSError as error:
         raise Refusal(
             f"the TFRecord files in {root} cannot be indexed: {reason(error)}.",
@@ -100,11 +114,22 @@ def open_shards(
         ) from error
     for split, group in files.items():
         indexes[split] = [next(built) for _ in group]
+        for name, index in zip(group, indexes[split], strict=True):
+            found, wanted = len(index.labels), (numbers or {}).get(name)
+            if wanted is not None and found != wanted and not index.lost:
+                raise _wrong(f"{root / name} holds {found} records instead of {wanted}", "restore the file")
+    for split in [s for s, group in indexes.items() if s not in ("", "train") and not _labelled(group)]:
+        _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
+        del indexes[split]
     classes = _Classes([index for group in indexes.values() for index in group], data.first_label, names)
     sources = {s: _source(root, files[s], group, classes, data.max_bad) for s, group in indexes.items()}
     if "" in sources:
         return divide(sources[""], data)
     return {**sources, **divide(sources["train"], data, test=False)}
+
+
+def _labelled(indexes: Sequence[ShardIndex]) -> bool:
+    return any((index.labels != -1).any() for index in indexes)
 
 
 class _Classes:
