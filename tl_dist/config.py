@@ -55,7 +55,7 @@ class DataConfig(Section):
     """Which images, how they are split and how they are augmented."""
 
     name: str
-    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfrecord"""
+    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfds, tfrecord"""
     path: str | None = None
     """directory of the files (csv: the table); datasets that come from the package index need none"""
     image_size: PositiveInt | None = None

@@ -10,7 +10,7 @@ from tl_dist.config import Config, ScheduleConfig
 from tl_dist.config_source import of_source
 from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 
-NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfrecord")
+NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfds", "tfrecord")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
 FEW_VIEWS = ("flip", "dihedral")
 """augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""

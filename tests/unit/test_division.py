@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.official_layouts import digits_32px, write_cifar10_binary, write_image_folder
 from tl_dist.config import DataConfig
 from tl_dist.datasets import manifest, quarantine
-from tl_dist.datasets.division import division, open_splits, read_manifest
+from tl_dist.datasets.division import division, open_splits, pooled, read_manifest
 from tl_dist.launch.cli import main
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -58,6 +60,61 @@ def test_groups_stay_together(options: dict[str, Any]) -> None:
     for group, said in (("patient", "is not found in module0/0"), ("(", "no regular expression")):
         with pytest.raises(Refusal, match=said):
             divided(source, group=group, **options)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """40 digits of 10 patients, who are in the files' names nowhere, with weights and a split of their own."""
+    (tmp_path / "images").mkdir()
+    lines = ["path,label,Patient,weight,split,site"]
+    for k, image in enumerate(digits_32px(40).images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{k:02}.png")
+        lines.append(f"images/{k:02}.png,{k % 2},p{k // 4},{1 + k},{'test' if k >= 30 else 'train'},s{k}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "table.csv"
+
+
+def patients(ids: Sequence[str]) -> set[int]:
+    return {int(Path(name).stem) // 4 for name in ids}
+
+
+@pytest.mark.parametrize("options", [["--folds", "5"], ["--test", "0.2", "--validation", "0.2"]])
+def test_a_column_groups_the_rows_of_a_table(
+    options: list[str], table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "split.json"
+    command = ["data", "split", str(table), "--to", str(file), "--json", *options]
+    assert main([*command, "--group", "patient"]) == 0
+    content = read_manifest(file)
+    parts = content.get("folds") or list(content["splits"].values())
+    assert sum(len(patients(ids)) for ids in parts) == 10 == len(set().union(*map(patients, parts)))
+    assert sum(map(len, parts)) == 40
+    assert list(json.loads(capsys.readouterr().out)["groups"].values()) == [len(patients(p)) for p in parts]
+    folds = {"fold": 1, "validation_fraction": 0.25} if "folds" in content else {"validation_fraction": 0.0}
+    data = DataConfig(name="csv", path=str(table), split=str(file), **folds)
+    splits, _ = open_splits(data)
+    assert sum(len(patients(s.ids)) for s in splits.values()) == 10 and len(splits) == 3
+    for source in splits.values():  # what else the table says comes along
+        assert source.weights.tolist() == [1 + int(Path(i).stem) for i in source.ids]  # type: ignore[attr-defined]
+
+
+def test_the_group_column_of_a_table_is_the_default(table: Path) -> None:
+    table.write_text(table.read_text().replace("Patient", "group"))
+    splits, _ = open_splits(DataConfig(name="csv", path=str(table)))
+    folds = divided(pooled(splits), folds=5)["folds"]
+    assert sum(len(patients(ids)) for ids in folds) == 10
+
+
+def test_a_column_that_cannot_group_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "split", str(table), "--test", "0.2", "--to", str(table.with_name("split.json"))]
+    assert main([*command, "--group", "pateint"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "--group 'pateint' is no column of" in said
+    assert "Fix: name one of the columns path, label, patient, weight, split, site, or" in said
+    assert main([*command, "--group", r"/(\d\d)\.png"]) == 0  # a regular expression, as on any data set
+    table.write_text(table.read_text().replace(",p3,", ",,"))
+    assert main([*command, "--group", "patient"]) == ExitCode.DATA
+    assert "table.csv:14: the patient is empty." in capsys.readouterr().err
 
 
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +153,11 @@ class Subset:
     @property
     def reads_many(self) -> bool:
         return reads_many(self.source)
+
+
+def is_encoded(source: Source) -> TypeGuard[EncodedSource]:
+    """Whether the examples are encoded images. A subset answers as its source: isinstance asks the class alone."""
+    return hasattr(source, "encoded_bytes")
 
 
 def reads_many(source: Source) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits, Subset
 from tl_dist.datasets.files import FileSource, size_of
 from tl_dist.datasets.split import divide
+from tl_dist.datasets.table import opened, wrong
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = ("path", "label", "weight", "split", "group")
@@ -46,10 +46,10 @@ def open_csv(data: DataConfig) -> Splits:
     table = _table(data)
     rows = sorted(_read(table), key=lambda row: row.path)
     if not rows:
-        raise _wrong(table, None, "it lists no image")
+        raise wrong(table, None, "it lists no image")
     names = sorted({row.label for row in rows}, key=lambda text: (not _is_number(text), _number(text), text))
     if len(names) < 2:
-        raise _wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
+        raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}
     sizes = np.array([_size(table, row) for row in rows], np.int64)
     facts = repr([(row.weight, row.split, row.group) for row in rows]).encode()
@@ -63,6 +63,7 @@ def open_csv(data: DataConfig) -> Splits:
         annotations=hashlib.sha256(facts).hexdigest(),
         weights=weights if (weights != 1).any() else None,
         groups=tuple(row.group for row in rows) if any(row.group for row in rows) else None,
+        table=table,
     )
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():
@@ -73,7 +74,7 @@ def open_csv(data: DataConfig) -> Splits:
         if (splits == name).any()
     }
     if "train" not in official:
-        raise _wrong(table, None, "no row is of split 'train'")
+        raise wrong(table, None, "no row is of split 'train'")
     if "validation" in official and data.validation_fraction > 0:
         raise Refusal(
             f"{table} has rows of split validation, and data.validation_fraction is {data.validation_fraction}.",
@@ -94,7 +95,7 @@ def _table(data: DataConfig) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.csv"))
         if len(found) != 1:
-            raise _wrong(
+            raise wrong(
                 path, None, f"the directory holds {len(found)} CSV files", "set data.path to one of them"
             )
         path = found[0]
@@ -104,36 +105,31 @@ def _table(data: DataConfig) -> Path:
 
 def _read(table: Path) -> Iterator[_Row]:
     seen: dict[str, int] = {}
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            header = [name.strip().lower() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            for column in COLUMNS[:2]:
-                if column not in header:
-                    raise _wrong(table, 1, f"there is no column '{column}', only {', '.join(header)}")
-            for values in reader:
-                row = _row(table, reader.line_num, values)
-                if row.path in seen:
-                    raise _wrong(table, row.line, f"{row.path} is in line {seen[row.path]} already")
-                seen[row.path] = row.line
-                yield row
-        except csv.Error as error:
-            raise _wrong(table, reader.reader.line_num, str(error)) from error
+    with opened(table) as reader:
+        header = list(reader.fieldnames or ())
+        for column in COLUMNS[:2]:
+            if column not in header:
+                raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header)}")
+        for values in reader:
+            row = _row(table, reader.line_num, values)
+            if row.path in seen:
+                raise wrong(table, row.line, f"{row.path} is in line {seen[row.path]} already")
+            seen[row.path] = row.line
+            yield row
 
 
 def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
     text = {name: (values.get(name) or "").strip() for name in COLUMNS}
     if values.get(None):  # type: ignore[call-overload]
-        raise _wrong(table, line, "there are more values than columns")
+        raise wrong(table, line, "there are more values than columns")
     for column in COLUMNS[:2]:
         if not text[column]:
-            raise _wrong(table, line, f"the {column} is empty")
+            raise wrong(table, line, f"the {column} is empty")
     if text["split"] and text["split"].lower() not in _SPLITS:
-        raise _wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
+        raise wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
     weight = _number(text["weight"]) if text["weight"] else 1.0
     if not 0 < weight < float("inf"):
-        raise _wrong(table, line, f"'{text['weight']}' is no weight: a number above 0")
+        raise wrong(table, line, f"'{text['weight']}' is no weight: a number above 0")
     split = _SPLITS[text["split"].lower()] if text["split"] else ("train" if "split" in values else "")
     return _Row(line, text["path"], text["label"], weight, split, text["group"])
 
@@ -142,9 +138,9 @@ def _size(table: Path, row: _Row) -> int:
     try:
         size = (table.parent / row.path).stat().st_size
     except OSError as error:
-        raise _wrong(table, row.line, f"{row.path} cannot be read: {error.strerror}") from error
+        raise wrong(table, row.line, f"{row.path} cannot be read: {error.strerror}") from error
     if size == 0:
-        raise _wrong(table, row.line, f"{row.path} is empty")
+        raise wrong(table, row.line, f"{row.path} is empty")
     return size
 
 
@@ -157,8 +153,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("inf")
-
-
-def _wrong(table: Path, line: int | None, why: str, fix: str = "correct the file, or data.path") -> Refusal:
-    place = f"{table}:{line}" if line else str(table)
-    return Refusal(f"{place}: {why}.", fix=f"{fix}.", code=ExitCode.DATA)

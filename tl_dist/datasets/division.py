@@ -9,8 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, Subset, host_tensor
-from tl_dist.datasets.location import locator
+from tl_dist.datasets import Source, Splits, Subset, pool_of
+from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.split import divide, hold_out
+from tl_dist.datasets.table import columns_of, values_of
 from tl_dist.durable import read_file, reason
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import DATASETS, lookup
 
 SCHEMA = 1
 _MAX_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, eq=False)
-class Concatenated:
-    """Sources with the same classes, one after the other, as one `Source`."""
-
-    parts: Sequence[Source]
-
-    @property
-    def num_examples(self) -> int:
-        return sum(part.num_examples for part in self.parts)
-
-    @property
-    def num_classes(self) -> int:
-        return self.parts[0].num_classes
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        return self.parts[0].class_names
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(" ".join(part.fingerprint for part in self.parts).encode()).hexdigest()
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        return [name for part in self.parts for name in part.ids]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        return np.concatenate([part.labels for part in self.parts])
-
-    @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        return np.cumsum([0, *(part.num_examples for part in self.parts)])
-
-    @cached_property
-    def location(self) -> Any:
-        """Where an encoded example lies, by index; None unless every part knows."""
-        locators = [locator(part) for part in self.parts]
-
-        def locate(index: int) -> Any:
-            part = int(np.searchsorted(self._starts, index, side="right")) - 1
-            return locators[part](index - int(self._starts[part]))  # type: ignore[misc]
-
-        return None if None in locators else locate
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        import tensorflow as tf
-
-        starts = host_tensor(self._starts[:-1])
-        part = tf.reduce_sum(tf.cast(index >= starts, tf.int32)) - 1
-        offset = index - tf.gather(starts, part)
-        image, label = tf.switch_case(part, [lambda p=p: p.read(offset) for p in self.parts])
-        return tf.ensure_shape(image, [None, None, 3]), label
 
 
 def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
@@ -97,7 +41,12 @@ def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
 def pooled(splits: Splits) -> Source:
     """Every example of a dataset as one source, in the order of its splits."""
     sources = list(splits.values())
-    return sources[0] if len(sources) == 1 else Concatenated(sources)
+    if len(sources) == 1:
+        return sources[0]
+    pools, indices = zip(*map(pool_of, sources), strict=True)
+    if all(pool is pools[0] for pool in pools):
+        return Subset(pools[0], np.concatenate(indices))
+    return Concatenated(sources)
 
 
 def division(
@@ -105,11 +54,13 @@ def division(
 ) -> dict[str, Any]:
     """A manifest that divides `pool`, each part with the same share of each class.
 
-    `folds` parts of equal size, or the given fractions. With `group`, a regular expression that is sought in the ids,
-    examples with the same match (its first group, where it has one) stay together; fractions are then kept only as
-    far as groups allow. Refuses (65) what cannot be divided so.
+    `folds` parts of equal size, or the given fractions. `group` is a column of the table that the examples are listed
+    in, or a regular expression that is sought in the ids: examples with the same value, or the same match (its first
+    group, where it has one), stay together; fractions are then kept only as far as groups allow. Default: the groups
+    that the data set has. Refuses (65) what cannot be divided so.
     """
-    groups = None if group is None else _groups(pool.ids, group)
+    names = group_names(pool, group)
+    groups = None if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
     every = np.arange(pool.num_examples)
     content: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "group": group}
     if folds is not None:
@@ -153,8 +104,11 @@ def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits
             f"{len(missing)} of this one not in it (first {example})"
         )
     splits = {name: Subset(pool, np.array([place[i] for i in ids], np.int64)) for name, ids in parts.items()}
-    held_out = {} if "splits" in content else divide(splits["train"], data, test=False)
-    return {**splits, **held_out}
+    if "splits" in content:
+        return splits
+    train = splits["train"]
+    groups = group_names(train, content.get("group")) if data.validation_fraction > 0 else None
+    return {**splits, **divide(train, data, test=False, groups=groups)}
 
 
 def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str, Sequence[str]]:
@@ -179,24 +133,50 @@ def _folds(
     num_groups = smallest if groups is None else len(np.unique(groups[indices]))
     if min(smallest, num_groups) < num:
         what = f"{num} folds need as many {'examples of each class' if groups is None else 'groups'}"
-        raise _refused(f"{what}; there are {min(smallest, num_groups)}", code=ExitCode.DATA)
+        fix = "ask for fewer folds, or for a larger part."
+        raise Refusal(f"{what}; there are {min(smallest, num_groups)}.", fix=fix, code=ExitCode.DATA)
     made = kind(num, shuffle=True, random_state=seed).split(
         indices, labels, None if groups is None else groups[indices]
     )
     return [indices[np.sort(part)] for _, part in made]
 
 
-def _groups(ids: Sequence[str], group: str) -> NDArray[np.int64]:
+def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
+    """The group of each example by the `group` of `division`; None where nothing groups them."""
+    if group is None:
+        return getattr(pool, "groups", None)
+    return _in_column(pool, group) or _matches(pool, group)
+
+
+def _in_column(pool: Source, name: str) -> Sequence[str] | None:
+    """The values of a column of the table behind the examples, in their order; None where it has no such column."""
+    table: Path | None = getattr(pool_of(pool)[0], "table", None)
+    if table is None:
+        return None
+    columns = columns_of(table)
+    if name.strip().lower() in columns:
+        return values_of(table, name.strip().lower(), pool.ids)
+    if re.fullmatch(r"[\w .-]*\w", name):
+        fix = f"name one of the columns {', '.join(columns)}, or a regular expression on the paths."
+        raise Refusal(f"--group {name!r} is no column of {table}.", fix=fix, code=ExitCode.USAGE)
+    return None
+
+
+def _matches(pool: Source, group: str) -> Sequence[str]:
+    """What the regular expression finds in each id."""
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise _refused(f"--group {group!r} is no regular expression: {error}", code=ExitCode.USAGE) from error
-    found = [pattern.search(name) for name in ids]
-    for name, match in zip(ids, found, strict=True):
+        fix = "such as '^([^/]*)/', for the first folder of a path."
+        raise Refusal(
+            f"--group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE
+        ) from error
+    found = [pattern.search(name) for name in pool.ids]
+    for name, match in zip(pool.ids, found, strict=True):
         if match is None:
-            raise _refused(f"--group {group!r} is not found in {name}", code=ExitCode.USAGE)
-    names = [match[1] if pattern.groups else match[0] for match in found if match is not None]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+            fix = "give a regular expression that each id matches; of a CSV file, also one of its columns."
+            raise Refusal(f"--group {group!r} is not found in {name}.", fix=fix, code=ExitCode.USAGE)
+    return [match[1] if pattern.groups else match[0] for match in found if match is not None]
 
 
 def _ids(pool: Source, indices: NDArray[np.int64]) -> list[str]:

@@ -43,6 +43,8 @@ class FileSource:
     """examples of one group stay in one split"""
     soft: SoftLabels | None = None
     """what to train toward in place of `labels`"""
+    table: Path | None = None
+    """the CSV file that lists the images, and perhaps more about them"""
 
     @property
     def num_examples(self) -> int:

@@ -15,17 +15,22 @@ Indices = NDArray[np.int64]
 
 
 def divide(
-    pool: Source, data: DataConfig, *, strata: NDArray[np.int32] | None = None, test: bool = True
+    pool: Source,
+    data: DataConfig,
+    *,
+    strata: NDArray[np.int32] | None = None,
+    groups: Sequence[str] | None = None,
+    test: bool = True,
 ) -> dict[str, Source]:
     """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
 
     `strata` numbers the stratum of each example; default: its type and label. `test=False` where the test split is
     official. A fraction of 0 makes no split. With data.folds the fold data.fold is the test split, or the validation
-    split where the test split is official. Where the source has `groups`, each stays in one split, and the sizes are
-    only about those asked for. Refuses (65) a fraction that leaves a side too small.
+    split where the test split is official. With `groups`, by default those of the source, each of them stays in one
+    split, and the sizes are only about those asked for. Refuses (65) a fraction that leaves a side too small.
     """
     strata = strata_of(pool) if strata is None else strata
-    groups = getattr(pool, "groups", None)
+    groups = getattr(pool, "groups", None) if groups is None else groups
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = [("test", data.test_fraction)] if test else []

@@ -76,7 +76,10 @@ def split(
     validation: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
     folds: Annotated[int | None, typer.Option(min=2, help="folds for cross-validation, instead")] = None,
     group: Annotated[
-        str | None, typer.Option(help="regular expression on ids: what matches alike stays together")
+        str | None,
+        typer.Option(
+            help="column of a CSV file, or regular expression on ids: what has the same value stays together"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),

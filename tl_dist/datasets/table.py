@@ -1,0 +1,46 @@
+"""Tables in CSV files: their columns by name, and errors with the line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tl_dist.refusal import ExitCode, Refusal
+
+
+@contextmanager
+def opened(table: Path) -> Iterator[csv.DictReader[str]]:
+    """The rows by column name; refuses (65) what is no CSV, with its line."""
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            yield reader
+        except csv.Error as error:
+            raise wrong(table, reader.reader.line_num, str(error)) from error
+
+
+def columns_of(table: Path) -> list[str]:
+    """The names in the first line, as they are compared: in lower case."""
+    with opened(table) as reader:
+        return list(reader.fieldnames or ())
+
+
+def values_of(table: Path, column: str, paths: Sequence[str]) -> list[str]:
+    """The value of a column for each of these images; refuses (65) one without a value."""
+    with opened(table) as reader:
+        found = {
+            (row["path"] or "").strip(): ((row[column] or "").strip(), reader.line_num) for row in reader
+        }
+    for path in paths:
+        if not found[path][0]:
+            raise wrong(table, found[path][1], f"the {column} is empty")
+    return [found[path][0] for path in paths]
+
+
+def wrong(table: Path, line: int | None, why: str, fix: str = "correct the file, or data.path") -> Refusal:
+    """What is wrong with a table, and where."""
+    place = f"{table}:{line}" if line else str(table)
+    return Refusal(f"{place}: {why}.", fix=f"{fix}.", code=ExitCode.DATA)
