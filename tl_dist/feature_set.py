@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.datasets import host_tensor
-from tl_dist.durable import fsync_directory, write_atomically, write_file
+from tl_dist.durable import children, fsync_directory, server_time_ns, write_atomically, write_file
 from tl_dist.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -32,6 +33,7 @@ IN_MEMORY_BYTES = 2 << 30
 MANIFEST = "manifest.json"
 _LISTED = ("file", "rows", "sha256")
 """what the manifest says of each shard"""
+_ORPHAN_S = 3600
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,17 @@ class FeatureSet:
             if not path.is_file() or _sha256(path) != shard["sha256"]:
                 bad.append(shard["file"])
         return bad
+
+
+def sweep(directory: Path) -> None:
+    """Remove files that the manifest does not name and that are old: of a worker that was killed while it mended."""
+    named = {MANIFEST, *(shard["file"] for shard in json.loads((directory / MANIFEST).read_text())["shards"])}
+    with suppress(OSError):
+        now = server_time_ns(directory)
+        for path in children(directory):
+            # A new one may be of another run, which is about to name it.
+            if path.name not in named and now - path.stat().st_mtime_ns > _ORPHAN_S * 1e9:
+                path.unlink()
 
 
 def write_shard(path: Path, pieces: Iterator[np.ndarray], num_rows: int) -> dict[str, Any]:

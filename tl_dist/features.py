@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from tl_dist.data.augment import resize
 from tl_dist.datasets import Source
-from tl_dist.feature_set import MANIFEST, FeatureSet, commit, not_kept, replace_shards, write_shard
+from tl_dist.feature_set import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
 from tl_dist.feature_views import apply_views, views_of
 from tl_dist.parallel import DataParallel, rows_of
 
@@ -75,6 +75,7 @@ def cached(
             if bad and not extraction.mend(found, bad):
                 return None
             if parallel.rank == 0:
+                sweep(directory)
                 with suppress(OSError):
                     os.utime(directory / MANIFEST)  # says when it was last used
             return FeatureSet(directory, extraction.num_views)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from sklearn.datasets import load_sample_image
 from tests.unit.official_layouts import digits_32px, write_image_folder
 from tests.unit.test_datasets import array_source
 from tl_dist.config import DataConfig
-from tl_dist.datasets import EncodedSource, Splits, Subset, manifest
+from tl_dist.curation.layout import recognise
+from tl_dist.datasets import EncodedSource, Splits, Subset, manifest, quarantine
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
@@ -260,11 +263,117 @@ def test_a_layout_that_could_be_misread_is_refused(damage: Any, said: str, offic
     assert refused.value.fix.endswith(".")
 
 
+def own_photographs(root: Path) -> Path:
+    """As a camera and three systems leave them."""
+    for name in ("Kätzchen/2020", "Kätzchen/2021", "猫 と 犬"):
+        (root / name).mkdir(parents=True)
+        for k in range(3):
+            photograph().save(root / name / f"IMG_{k:04}.JPG")
+    return root
+
+
+def test_what_systems_leave_beside_photographs_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = manifest(folder(own_photographs(tmp_path), test_fraction=0.0))
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "猫 と 犬/Thumbs.db", "猫 と 犬/._IMG_0001.JPG"):
+        (tmp_path / name).write_bytes(b"no image")
+    for name in ("__MACOSX", "@eaDir", ".Trashes", "Kätzchen/@eaDir"):
+        (tmp_path / name).mkdir()
+        photograph().save(tmp_path / name / "IMG_0000.JPG")
+    assert manifest(folder(tmp_path, test_fraction=0.0)) == before
+    assert len(before["splits"]["train"]["ids"]) == 9 and not caplog.records
+
+
+def only_one(root: Path) -> None:
+    shutil.rmtree(root / "猫 と 犬")
+
+
+def one_flat(root: Path) -> None:
+    only_one(root)
+    shutil.rmtree(root / "Kätzchen" / "2020")
+
+
+def one_around(root: Path) -> None:
+    (root / "photos").mkdir()
+    for name in ("Kätzchen", "猫 と 犬"):
+        (root / name).rename(root / "photos" / name)
+
+
+def a_loop(root: Path) -> None:
+    shutil.rmtree(root / "Kätzchen" / "2020")
+    (root / "Kätzchen" / "2020").symlink_to("2020")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said", "fix"),
+    [
+        (one_flat, r"one class folder \(Kätzchen\): it takes two", "CLASS"),
+        (only_one, "holds the one folder Kätzchen, and that holds 2020, 2021", "set data.path to .*Kätzchen, if"),
+        (one_around, "one folder photos, and that holds Kätzchen, 猫 と 犬", "set data.path to .*photos, if"),
+        (lambda root: (root / "birds").symlink_to("/nowhere/birds"), "birds is a link that leads nowhere", "delete"),
+        (lambda root: (root / "Kätzchen" / "2022").symlink_to("/nowhere"), "2022 is a link that leads", "delete"),
+        (a_loop, "2020 is a link that leads nowhere", "delete"),
+        (lambda root: (root / "birds").mkdir(), "without an image: birds", "delete"),
+    ],
+)  # fmt: skip
+def test_folders_of_photographs_that_say_too_little_are_refused(
+    damage: Any, said: str, fix: str, tmp_path: Path
+) -> None:
+    damage(own_photographs(tmp_path))
+    with pytest.raises(Refusal, match=said) as refused:
+        folder(tmp_path)
+    assert refused.value.code == ExitCode.DATA and re.search(fix, refused.value.fix)
+
+
+def test_images_in_no_class_folder_are_refused(tmp_path: Path) -> None:
+    for k in range(3):
+        photograph().save(tmp_path / f"IMG_{k:04}.JPG")
+    assert recognise(tmp_path).name == "image_folder"
+    with pytest.raises(Refusal, match="holds no class folder but 3 images: it takes two") as refused:
+        folder(tmp_path)
+    assert "CSV" in refused.value.fix
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may list everything: the system's answer is made here."""
+    closed = own_photographs(tmp_path) / "Kätzchen" / "2021"
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(Refusal, match="2021 cannot be listed: Permission denied") as refused:
+        folder(tmp_path)
+    assert refused.value.code == ExitCode.DATA
+
+
+def test_two_images_can_be_trained_on_and_not_divided(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        photograph().save(tmp_path / name / "photo.png")
+    assert folder(tmp_path, test_fraction=0.0)["train"].num_examples == 2
+    with pytest.raises(
+        Refusal, match=r"0\.5 of 2 examples cannot be held out: the smallest class has only 1"
+    ):
+        folder(tmp_path, test_fraction=0.5)
+
+
+def test_a_link_to_an_image_that_is_gone_is_one_bad_example(tmp_path: Path) -> None:
+    (own_photographs(tmp_path) / "Kätzchen" / "gone.jpg").symlink_to("/nowhere/gone.jpg")
+    splits = folder(tmp_path, test_fraction=0.0)
+    assert splits["train"].num_examples == 10
+    assert [bad.id for bad in quarantine.screen(splits, cache=tmp_path / "cache")] == ["Kätzchen/gone.jpg"]
+
+
 def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         photograph().save(tmp_path / split / "photo.png")
-    with pytest.raises(Refusal, match="0 class folders"):
+    with pytest.raises(Refusal, match="holds no class folder but 1 images"):
         folder(tmp_path)
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.unit.official_layouts import digits_32px, photographs, write_cifar10_binary, write_image_folder
+from tests.unit.official_layouts import (
+    digits_32px,
+    photographs,
+    write_cifar10_binary,
+    write_elpv,
+    write_image_folder,
+)  # fmt: skip
 from tl_dist.config import DataConfig
 from tl_dist.curation.layout import opened_whole
-from tl_dist.datasets import Source, Splits, packing
+from tl_dist.datasets import Source, Splits, packing, strata_of, types_of
+from tl_dist.datasets.csv_file import open_csv
+from tl_dist.datasets.elpv import open_elpv
 from tl_dist.datasets.packed import open_packed
 from tl_dist.datasets.packing import pack
 from tl_dist.launch.cli import main
@@ -110,10 +123,10 @@ def test_a_stopped_command_goes_on_with_what_is_missing(
     written: list[str] = []
     write = packing._write_shard
 
-    def stops_at_the_third(source: Any, directory: Path, shard: Any, *rest: Any) -> None:
+    def stops_at_the_third(job: Any, shard: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        write(source, directory, shard, *rest)
+        write(job, shard)
         written.append(shard.name)
 
     with monkeypatch.context() as patch:
@@ -127,6 +140,107 @@ def test_a_stopped_command_goes_on_with_what_is_missing(
     pack(opened_whole(folder), tmp_path / "dst", rows=16, workers=2)
     assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "dst").glob("train-0000[01]*")}
     assert_same_examples(opened_whole(folder)["train"], packed(tmp_path / "dst")["train"])
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def start(source: Path, target: Path, part: int = 0, parts: int = 1, **env: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.unit.pack_part", str(source), str(target), str(part), str(parts)]
+    return subprocess.Popen(command, env={**os.environ, **env}, cwd=Path(__file__).parents[2])
+
+
+def test_two_commands_at_once_write_the_bytes_of_one(folder: Path, tmp_path: Path) -> None:
+    pack(opened_whole(folder), tmp_path / "alone", rows=16)
+    # Each waits a little at every image: neither can have packed all before the other began.
+    slow = {"TL_FAILPOINT": "pack.image=sleep=0.02", "TL_ALLOW_FAILPOINTS": "1"}
+    both = [start(folder, tmp_path / "both", part, 2, **slow) for part in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+
+
+def test_a_command_that_was_killed_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    pack(opened_whole(folder), tmp_path / "alone", rows=16)
+    for nth in (20, 40):  # in the second shard, and again two further
+        dies = {"TL_FAILPOINT": f"pack.image:{nth}=kill", "TL_ALLOW_FAILPOINTS": "1"}
+        assert start(folder, tmp_path / "dst", **dies).wait() == -signal.SIGKILL
+    found = contents(tmp_path / "dst")
+    assert "manifest.json" not in found and sum(name.startswith("train-") for name in found) == 9
+    assert sum(name.startswith(".tmp-train") and not name.endswith(".lock") for name in found) == 2
+    survivor = start(folder, tmp_path / "dst")
+    assert survivor.wait() == 0
+    assert contents(tmp_path / "dst") == contents(tmp_path / "alone")
+
+
+def test_a_shard_that_another_packs_is_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command begins at its own part, and does at the end what others have not."""
+    order: list[str] = []
+    write = packing._write_shard
+    monkeypatch.setattr(
+        packing, "_write_shard", lambda job, shard: order.append(shard.name) or write(job, shard)
+    )
+    seen: list[tuple[int, int]] = []
+    pack(opened_whole(folder), tmp_path / "dst", rows=16, part=(1, 2), progress=lambda *now: seen.append(now))
+    assert order[0].startswith("train-00005") and order[-1].startswith("train-00004") and len(order) == 10
+    assert seen[0] == (0, 140) and seen[-1] == (140, 140)
+
+
+def test_without_locks_a_shard_may_be_packed_by_two(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system where flock does nothing: another command ends while this one writes, and sweeps up."""
+    pack(opened_whole(folder), tmp_path / "alone", rows=16)
+    ended: list[str] = []
+
+    def another_ends(name: str, path: Path) -> None:
+        if not ended:
+            ended.append(name)
+            pack(opened_whole(folder), tmp_path / "dst", rows=16)
+
+    monkeypatch.setattr(packing, "failpoint", another_ends)
+    monkeypatch.setattr(packing, "try_locked", lambda path: nullcontext(True))
+    pack(opened_whole(folder), tmp_path / "dst", rows=16)
+    assert contents(tmp_path / "dst") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("split", ["", ",split"])
+def test_a_packed_table_divides_and_weighs_as_the_table(split: str, tmp_path: Path) -> None:
+    digits = digits_32px(60)
+    lines = [f"path,label,weight,group{split}"]
+    for k, image in enumerate(digits.images):
+        Image.fromarray(image).save(tmp_path / f"{k:02}.png")
+        part = ",test" if split and k >= 40 else ",train" if split else ""
+        lines.append(f"{k:02}.png,{k % 3},{0.5 + k % 4},patient {k // 4}{part}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    pack(opened_whole(tmp_path / "table.csv"), tmp_path / "dst", rows=16)
+    options = {"validation_fraction": 0.25, **({} if split else {"test_fraction": 0.2})}
+    table = open_csv(DataConfig(name="csv", path=str(tmp_path / "table.csv"), **options))
+    found = packed(tmp_path / "dst", **options)
+    assert {"train", "validation", "test"} == set(table) == set(found)
+    for name, source in table.items():
+        assert_same_examples(source, found[name])
+        for column in ("weights", "groups"):
+            values = list(getattr(found[name], column))
+            assert values == list(getattr(source, column)) and len(set(values)) > 1
+    (tmp_path / "table.csv").write_text("\n".join(lines).replace("patient 13", "patient 12") + "\n")
+    with pytest.raises(Refusal, match="annotations, sources differ"):
+        pack(opened_whole(tmp_path / "table.csv"), tmp_path / "dst", rows=16)
+
+
+def test_types_and_soft_labels_are_packed(tmp_path: Path) -> None:
+    root = write_elpv(tmp_path / "elpv", digits_32px(64))
+    elpv = open_elpv(DataConfig(name="elpv", path=str(root), soft_labels=True, test_fraction=0.0))
+    pack(elpv, tmp_path / "dst", rows=10)
+    pack(open_elpv(DataConfig(name="elpv", path=str(root), test_fraction=0.0)), tmp_path / "plain", rows=10)
+    found = packed(tmp_path / "dst", test_fraction=0.0)["train"]
+    assert types_of(found) == types_of(elpv["train"]) and set(types_of(found)) == {"mono", "poly"}
+    np.testing.assert_array_equal(found.soft, elpv["train"].soft)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(strata_of(found), strata_of(elpv["train"]))
+    plain = packed(tmp_path / "plain", test_fraction=0.0)["train"]
+    assert plain.soft is None and plain.fingerprint != found.fingerprint  # type: ignore[attr-defined]
 
 
 def test_another_set_in_the_same_directory_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -11,11 +11,16 @@ from tl_dist import config_file
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.image_folder import READABLE
 from tl_dist.datasets.tfds import is_prepared
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import DATASETS
 
 _SHARD = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in READABLE
 
 
 def _has(*names: str) -> Callable[[Path, set[str]], bool]:
@@ -37,7 +42,10 @@ _LAYOUTS: list[tuple[str, Callable[[Path, set[str]], bool]]] = [
     ("packed", _has("manifest.json")),
     ("tfds", lambda path, found: path.is_dir() and is_prepared(path)),
     ("tfrecord", lambda path, found: any(_SHARD.fullmatch(name) for name in found)),
-    ("image_folder", lambda path, found: any((path / name).is_dir() for name in found)),
+    (
+        "image_folder",
+        lambda path, found: any(os.path.isdir(path / name) or _is_image(name) for name in found),
+    ),
 ]
 
 
@@ -50,6 +58,9 @@ def recognise(path: Path) -> DataConfig:
     except OSError as error:
         what = f"{path} cannot be listed: {error.strerror}."
         raise Refusal(what, fix="permit it, or correct the path.", code=ExitCode.DATA) from error
+    if path.is_dir() and not found:
+        fix = "correct the path, or put the data there."
+        raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
     for name, fits in _LAYOUTS:
         if name in DATASETS and fits(path, found):
             return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)

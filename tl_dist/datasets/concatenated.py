@@ -75,7 +75,7 @@ class Concatenated:
 
     @cached_property
     def groups(self) -> Sequence[str] | None:
-        groups = [getattr(part, "groups", None) for part in self.parts]
+        groups: list[Any] = [getattr(part, "groups", None) for part in self.parts]
         return None if None in groups else [name for some in groups for name in some]
 
     @cached_property

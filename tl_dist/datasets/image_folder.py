@@ -20,6 +20,9 @@ READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", 
 UNREADABLE = frozenset({".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
 """Images that cannot be decoded here. They are refused: to leave them out would change the data unnoticed."""
 
+_CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
+"""What systems and archives leave beside people's files: as little to be read as hidden files are."""
+
 _FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _EXPECTED = "train/CLASS/IMAGE (and validation, test beside train), or with CLASS/IMAGE"
 
@@ -31,9 +34,9 @@ def open_image_folder(data: DataConfig) -> Splits:
 
     Classes are numbered in the order of their names; images may lie deeper in a class folder. With a `train`
     folder its neighbours are the splits: no test split is made where there is none, and validation_fraction
-    is taken from `train`. Without it the fractions decide. Hidden files are ignored; others that are no
-    images are left out and counted in the log. Refuses (65) image formats that cannot be decoded, a class
-    without images, and splits with different classes.
+    is taken from `train`. Without it the fractions decide. Hidden files and what systems leave (Thumbs.db) are
+    ignored; others that are no images are left out and counted in the log. Refuses (65) image formats that cannot
+    be decoded, a class without images, a link to a folder that is gone, and splits with different classes.
     """
     root = directory_of(data, _EXPECTED)
     folders = _folders(root)
@@ -78,13 +81,20 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in _visible(path) if entry.is_dir())
+    return sorted(entry.name for entry in _visible(path) if _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _visible(path: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _CLUTTER]
     except OSError as error:
         raise _wrong(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct data.path"
@@ -100,13 +110,12 @@ def _source(root: Path, folder: Path) -> FileSource:
     """The images of the class folders of `folder`, ordered by class and path."""
     classes = _folders(folder)
     if len(classes) < 2:
-        raise _wrong(
-            f"{folder} holds {len(classes)} class folders: it takes two", f"arrange it as {_EXPECTED}"
-        )
+        raise _too_few(folder, classes)
     prefix = "" if folder == root else f"{folder.name}/"
     left_out: dict[str, list[str]] = {}
     for entry in _visible(folder):
-        if not entry.is_dir():
+        if not _is_folder(entry):
+            _check_link(entry)
             left_out.setdefault(_suffix(entry.name), []).append(prefix + entry.name)
     images: list[_Image] = []
     labels: list[int] = []
@@ -132,12 +141,31 @@ def _images(
     for entry in _visible(folder):
         name = f"{prefix}/{entry.name}"
         suffix = _suffix(entry.name)
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _images(folder / entry.name, name, left_out, above | {place})
         elif suffix in READABLE:
             yield _Image(name, _size(entry))
         else:
+            _check_link(entry)
             left_out.setdefault(suffix, []).append(name)
+
+
+def _too_few(folder: Path, classes: list[str]) -> Refusal:
+    """Why this folder is no data set, from what people do with their own photographs."""
+    if classes and len(inside := _folders(folder / classes[0])) > 1:
+        what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
+        return _wrong(what, f"set data.path to {folder / classes[0]}, if those are the classes")
+    num = sum(_suffix(entry.name) in READABLE for entry in _visible(folder))
+    what = f"{folder} holds one class folder ({classes[0]})" if classes else f"{folder} holds no class folder"
+    what += f" and {num} images beside it" if num and classes else f" but {num} images" if num else ""
+    fix = "put the images into a folder for each class, or list them in a CSV file with path and label"
+    return _wrong(f"{what}: it takes two classes", fix if num else f"arrange it as {_EXPECTED}")
+
+
+def _check_link(entry: os.DirEntry[str]) -> None:
+    """Refuse a link that leads nowhere where it may have led to a folder of images."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise _wrong(f"{entry.path} is a link that leads nowhere", "restore what it led to, or delete it")
 
 
 def _size(entry: os.DirEntry[str]) -> int:

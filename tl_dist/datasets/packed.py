@@ -1,7 +1,8 @@
 """A data set in a few large files: images one after another, an index of offsets, and a digest of each file.
 
 A packed set is a directory. Each shard is NAME.images (the encoded images and nothing between them), NAME.npz (offsets,
-sizes, labels, CRC-32C of each image, ids) and NAME.json, which commits it; `manifest.json` commits the whole.
+sizes, labels, CRC-32C of each image, ids, and the weights, groups, types and soft labels that the source has) and
+NAME.json, which commits it; `manifest.json` commits the whole.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import RecordSource
 from tl_dist.datasets.split import divide
@@ -71,6 +73,7 @@ def _manifest(root: Path) -> Mapping[str, Any]:
 def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> RecordSource:
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("offsets", "sizes", "checks", "labels")}
     ids: list[str] = []
+    more: list[dict[str, NDArray[Any]]] = []
     for shard in shards:
         images, index = root / f"{shard['name']}.images", root / f"{shard['name']}.npz"
         if (size := size_of(images)) != shard["images"]["size"]:
@@ -81,7 +84,8 @@ def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequen
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             for name, values in columns.items():
                 values.append(arrays[name])
-            ids += arrays["ids"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+            ids += unpacked_text(arrays["ids"])
+            more.append({name: arrays[name] for name in NAMES if name in arrays})
     numbers = [len(values) for values in columns["labels"]]
     return RecordSource(
         root=root,
@@ -94,6 +98,7 @@ def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequen
         ids=ids,
         class_names=tuple(class_names),
         check_images=True,
+        annotations=Annotations.from_columns(more),
     )
 
 

@@ -1,6 +1,8 @@
 """Packing any data set into the files of `packed`: by several processes, shard by shard, each kept once it is whole.
 
-The same command goes on where it was stopped; several at once, on one host or on many, share the shards out.
+The same command goes on where it was stopped. Several at once, on one host or on many, share the shards out by locks
+that a holder's death frees, and each waits for all: whoever ends first then writes the manifest. Where a file system
+has no locks, shards are packed twice, to the same bytes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
-from tl_dist.datasets import EncodedSource, Source, Splits, Subset
+from tl_dist.datasets import Source, Splits, Subset, is_encoded
+from tl_dist.datasets.annotations import Annotations, packed_text
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.packed import FORMAT, MANIFEST
 from tl_dist.durable import Written, fsync_directory, reason, temporary_name, write_atomically, write_file
+from tl_dist.failpoint import failpoint
 from tl_dist.package_index import locked, try_locked
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -46,9 +50,12 @@ def pack(
     quality: int = 95,
     workers: int = 1,
     rows: int = ROWS,
+    part: tuple[int, int] = (0, 1),
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Write the splits to `directory`, or what is missing of them there.
+
+    `part` is (which, of how many) commands that were started together: each begins at another shard.
 
     With `size`, an image whose shorter side is longer is scaled down to it (Pillow's Lanczos filter) and encoded as
     JPEG of `quality`; all others keep the bytes that they have. Images in memory become PNG. Refuses (64) a
@@ -62,16 +69,13 @@ def pack(
     ]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _claim(directory, splits, {"size": size, "quality": quality if size else None, "rows": rows})
-        _run(
-            {s: _bare(source) for s, source in splits.items()},
-            directory,
-            shards,
-            size,
-            quality,
-            workers,
-            progress,
+        annotations = {name: Annotations.of(source) for name, source in splits.items()}
+        _claim(
+            directory, splits, annotations, {"size": size, "quality": quality if size else None, "rows": rows}
         )
+        job = _Job({s: _bare(source) for s, source in splits.items()}, annotations, directory, size, quality)
+        first = len(shards) * part[0] // part[1]
+        _run(job, shards[first:] + shards[:first], workers, progress)
         _commit(directory, splits, shards)
     except OSError as error:
         raise Refusal(
@@ -81,9 +85,13 @@ def pack(
         ) from error
 
 
-def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
+def _claim(
+    directory: Path, splits: Splits, annotations: dict[str, Annotations], options: dict[str, Any]
+) -> None:
     """The first command says what is packed there; all others must say the same."""
     facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
+    if digests := {name: found.digest for name, found in annotations.items() if found.digest}:
+        facts["annotations"] = digests
     job = directory / "job.json"
     if not job.exists():
         strangers = [p.name for p in directory.iterdir() if not p.name.startswith(".tmp-")]
@@ -103,96 +111,90 @@ def _occupied(directory: Path, why: str) -> Refusal:
     return Refusal(f"{directory} is not free: {why}.", fix="name an empty directory.", code=ExitCode.USAGE)
 
 
-def _run(
-    sources: dict[str, Source],
-    directory: Path,
-    shards: list[_Shard],
-    size: int | None,
-    quality: int,
-    workers: int,
-    progress: Progress,
-) -> None:
+class _Job(NamedTuple):
+    sources: dict[str, Source]
+    annotations: dict[str, Annotations]
+    directory: Path
+    size: int | None
+    quality: int
+
+
+def _run(job: _Job, shards: list[_Shard], workers: int, progress: Progress) -> None:
     total = sum(len(shard.rows) for shard in shards)
-    done = 0
-    missing = []
-    for shard in shards:
-        if (directory / f"{shard.name}.json").exists():
-            done += len(shard.rows)
-        else:
-            missing.append(shard)
-    progress(done, total)
+    missing = {s: None for s in shards if not (job.directory / f"{s.name}.json").exists()}
+
+    def is_there(shard: _Shard) -> None:
+        missing.pop(shard, None)
+        progress(total - sum(len(s.rows) for s in missing), total)
+
+    progress(total - sum(len(s.rows) for s in missing), total)
     if workers == 1 or len(missing) < 2:
-        _start(sources, directory, size, quality)
+        _start(job)
         for wait in (False, True):
-            for shard in missing:
+            for shard in list(missing):
                 if _pack_shard(shard, wait):
-                    done += len(shard.rows)
-                    progress(done, total)
+                    is_there(shard)
         return
     # Not by fork: the caller may run threads.
     context = multiprocessing.get_context("spawn")
-    arguments = (sources, directory, size, quality)
-    with ProcessPoolExecutor(min(workers, len(missing)), context, _start, arguments) as pool:
+    with ProcessPoolExecutor(min(workers, len(missing)), context, _start, (job,)) as pool:
         for wait in (False, True):
             futures = {pool.submit(_pack_shard, shard, wait): shard for shard in missing}
             for future in as_completed(futures):
                 if future.result():
-                    done += len(futures[future].rows)
-                    progress(min(done, total), total)
+                    is_there(futures[future])
 
 
-_job: tuple[dict[str, Source], Path, int | None, int]
+_job: _Job
 
 
-def _start(*job: Any) -> None:
+def _start(job: _Job) -> None:
     global _job
     _job = job
 
 
 def _pack_shard(shard: _Shard, wait: bool) -> bool:
-    """Pack a shard unless it is there, or unless another process packs it and `wait` is false."""
-    sources, directory, size, quality = _job
-    commit, lock = directory / f"{shard.name}.json", directory / f".tmp-{shard.name}.lock"
+    """Pack a shard unless it is there, or unless another process packs it and `wait` is false; whether it is there."""
+    commit, lock = _job.directory / f"{shard.name}.json", _job.directory / f".tmp-{shard.name}.lock"
     if commit.exists():
-        return False
-    if wait:
-        with locked(lock):
-            if not commit.exists():
-                _write_shard(sources[shard.split], directory, shard, size, quality)
-    else:
-        with try_locked(lock) as mine:
-            if not mine:
-                return False
-            if not commit.exists():
-                _write_shard(sources[shard.split], directory, shard, size, quality)
-    return True
+        return True
+    with locked(lock) if wait else try_locked(lock) as mine:
+        if mine is not False and not commit.exists():
+            try:
+                _write_shard(_job, shard)
+            except FileNotFoundError:
+                # Without locks others pack it too, and who ends first sweeps up: what matters is that it is there.
+                if not commit.exists():
+                    raise
+    return commit.exists()
 
 
-def _write_shard(source: Source, directory: Path, shard: _Shard, size: int | None, quality: int) -> None:
+def _write_shard(job: _Job, shard: _Shard) -> None:
+    source, directory = job.sources[shard.split], job.directory
     sizes: list[int] = []
     checks: list[int] = []
 
     def images() -> Iterator[bytes]:
         for k in shard.rows:
-            content = _image(source, k, size, quality)
+            content = _image(source, k, job.size, job.quality)
             sizes.append(len(content))
             checks.append(google_crc32c.value(content))
+            failpoint("pack.image", directory)
             yield content
 
-    for leftover in directory.glob(f".tmp-{shard.name}.*-*"):
-        leftover.unlink()
-    ids = "".join(f"{source.ids[k]}\0" for k in shard.rows).encode("utf-8", "surrogateescape")
     written = {"images": _put(directory / f"{shard.name}.images", images())}
     index = io.BytesIO()
     ends = np.cumsum(np.array(sizes, np.int64))
-    np.savez(
-        index,
-        offsets=ends - sizes,
-        sizes=np.array(sizes, np.int64),
-        checks=np.array(checks, np.uint32),
-        labels=source.labels[shard.rows.start : shard.rows.stop].astype(np.int32),
-        ids=np.frombuffer(ids, np.uint8),
-    )
+    rows = slice(shard.rows.start, shard.rows.stop)
+    columns = {
+        "offsets": ends - sizes,
+        "sizes": np.array(sizes, np.int64),
+        "checks": np.array(checks, np.uint32),
+        "labels": source.labels[rows].astype(np.int32),
+        "ids": packed_text(source.ids[k] for k in shard.rows),
+        **job.annotations[shard.split].columns(rows),
+    }
+    np.savez(index, allow_pickle=False, **columns)
     written["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
     fsync_directory(directory)
     facts = {name: {"size": w.size, "sha256": w.sha256} for name, w in written.items()}
@@ -216,7 +218,7 @@ def _why(error: Exception) -> str:
 
 def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
     try:
-        content = source.encoded_bytes(k) if isinstance(source, EncodedSource) else _png(source, k)
+        content = source.encoded_bytes(k) if is_encoded(source) else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
         raise Refusal(
@@ -259,18 +261,29 @@ def _scaled(content: bytes, size: int, quality: int) -> bytes:
 
 def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
     """Name every shard with its digests; whoever packed the last of them, the content is the same."""
-    content = {
-        "format": FORMAT,
-        "class_names": list(splits["train"].class_names),
-        "splits": {
-            name: [json.loads((directory / f"{s.name}.json").read_bytes()) for s in shards if s.split == name]
-            for name in splits
-        },
-    }
-    write_atomically(directory / MANIFEST, json.dumps(content, indent=1).encode())
-    (directory / MANIFEST).chmod(0o644)
-    for lock in directory.glob(".tmp-*.lock"):
-        lock.unlink(missing_ok=True)
+    lock, manifest = directory / ".tmp-manifest.lock", directory / MANIFEST
+    with locked(lock):
+        # Of commands that were killed; and locks, which nobody needs for shards that are there.
+        for leftover in directory.glob(".tmp-*"):
+            if leftover != lock and not leftover.name.startswith(".tmp-job.json"):
+                leftover.unlink(missing_ok=True)
+        content = {
+            "format": FORMAT,
+            "class_names": list(splits["train"].class_names),
+            "splits": {
+                name: [
+                    json.loads((directory / f"{s.name}.json").read_bytes()) for s in shards if s.split == name
+                ]
+                for name in splits
+            },
+        }
+        try:
+            write_atomically(manifest, json.dumps(content, indent=1).encode())
+        except FileNotFoundError:
+            if not manifest.exists():  # another one, where there are no locks
+                raise
+        manifest.chmod(0o644)
+    lock.unlink(missing_ok=True)
 
 
 def _bare(source: Any) -> Source:

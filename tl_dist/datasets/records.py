@@ -15,7 +15,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import host_tensor
+from tl_dist.datasets import SoftLabels, host_tensor
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.location import Location
 
@@ -35,7 +36,7 @@ class RecordSource:
     `files` are paths below `root`. `checks` uint32 [N] are checksums from which, with ids, sizes and labels, the
     fingerprint is made; where the files lie is not in it. With `check_images` they are the CRC-32C of each image,
     which is compared at each read: an image that was changed is an InvalidArgumentError when the graph runs.
-    `bad` are the records that were left out.
+    `bad` are the records that were left out. `annotations` are what else is known of each example.
     """
 
     root: Path
@@ -49,6 +50,23 @@ class RecordSource:
     class_names: Sequence[str]
     check_images: bool = False
     bad: Sequence[Bad] = field(default=())
+    annotations: Annotations = field(default_factory=Annotations)
+
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        return self.annotations.weights
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        return self.annotations.groups
+
+    @property
+    def types(self) -> Sequence[str]:
+        return self.annotations.types
+
+    @property
+    def soft(self) -> SoftLabels | None:
+        return self.annotations.soft
 
     @property
     def num_examples(self) -> int:
@@ -64,6 +82,7 @@ class RecordSource:
         for column, kind in ((self.sizes, "<i8"), (self.checks, "<u4"), (self.labels, "<i4")):
             digest.update(column.astype(kind).tobytes())
         digest.update("\0".join(self.ids).encode("utf-8", "surrogateescape"))
+        digest.update(self.annotations.digest.encode())
         return digest.hexdigest()
 
     def location(self, index: int) -> Location:

@@ -90,6 +90,19 @@ def hold_out(
     from sklearn.model_selection import train_test_split
 
     num_held_out = int(len(indices) * fraction + 0.5)
+    sizes = np.unique(strata[indices], return_counts=True)[1]
+    smaller = min(num_held_out, len(indices) - num_held_out)
+    if sizes.min(initial=2) < 2 or smaller < len(sizes):
+        why = (
+            "the smallest class has only 1"
+            if sizes.min(initial=2) < 2
+            else f"{smaller} for {len(sizes)} classes"
+        )
+        raise Refusal(
+            f"{key} = {fraction} of {len(indices)} examples cannot be held out: {why}.",
+            fix=f"set {key} so that both parts hold every class, add examples to the smallest, or use 0.",
+            code=ExitCode.DATA,
+        )
     try:
         kept, held_out = train_test_split(
             indices, test_size=num_held_out, stratify=strata[indices], random_state=seed

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tl_dist.parallel import slots
 from tl_dist.refusal import ExitCode
 
 _LAYOUT = "tl_dist.curation.layout"
@@ -114,11 +115,16 @@ def pack(
         int | None, typer.Option("--workers", "-n", min=1, help="processes; default: one for each core")
     ] = None,
 ) -> int:
-    """Pack a data set into a few large files. The same command goes on with one that was stopped."""
+    """Pack a data set into a few large files. The same command goes on with one that was stopped.
+
+    Start it several times, on one host or many (by srun, mpirun or horovodrun, or by hand), to share the work.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     packing = import_module(_PACKING)
+    rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
+    cores = max(1, len(os.sched_getaffinity(0)) // slots.local_workers(os.environ))
     splits = import_module(_LAYOUT).opened_whole(source)
     console = Console(highlight=False)
     columns = (
@@ -135,9 +141,12 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or cores,
+            part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if rank:  # of many alike the first one says it
+        return ExitCode.DONE
     total = sum(s.num_examples for s in splits.values())
     taken = sum(path.stat().st_size for path in target.glob("*.images"))
     console.print(

@@ -164,6 +164,13 @@ def expected_world_size(env: Mapping[str, str]) -> int | None:
     return integer(env, "PMI_SIZE") if "PMI_SIZE" in env else None
 
 
+def rank_in(env: Mapping[str, str]) -> int:
+    """This process's number among those that the launcher started; 0 outside of any. Order as above."""
+    names = ["HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"]
+    names += ["SLURM_PROCID"] if in_slurm_step(env) else ["PMI_RANK", "PMIX_RANK"]
+    return next((integer(env, name) for name in names if name in env), 0)
+
+
 def local_workers(env: Mapping[str, str]) -> int:
     """Workers of this run on this host: they share its cores. 1 outside of any launcher."""
     for name in ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
