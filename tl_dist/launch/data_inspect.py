@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl_dist.launch.report import show_line
 from tl_dist.registry import CURATION, lookup
 
 _BAR = 30
@@ -23,16 +24,15 @@ def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
 
 def show(facts: dict[str, Any], console: Console) -> None:
     """Tables with bars, and the picture where the terminal has the colours."""
-    console.print(
-        f"{facts['kind']} in {facts['path'] or 'the cache of packages'}, {len(facts['classes'])} classes"
-    )
+    place = facts["path"] or "the cache of packages"
+    show_line(console, f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
     for name, split in facts["splits"].items():
         console.print(Text(f"\n{name}: {_line(split)}"))
         _show_counts(split["counts"], console)
     if "sheet" in facts:
         if console.is_terminal and console.color_system in ("truecolor", "256"):
             console.print(blocks(Path(facts["sheet"]), console.width))
-        console.print(Text(f"\nsamples of train: {facts['sheet']}"))
+        show_line(console, f"\nsamples of train: {facts['sheet']}")
 
 
 def _line(split: dict[str, Any]) -> str:
@@ -60,6 +60,8 @@ def _counted(counts: dict[str, int]) -> str:
 
 def _show_counts(counts: dict[str, int], console: Console) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     largest = max([1, *counts.values()])
     for name, number in list(counts.items())[:_MAX_CLASSES]:
         table.add_row(Text(name), Text(f"{number:,}", justify="right"), "█" * round(_BAR * number / largest))

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from tl_dist.launch.report import column_groups, narrow_table, show_line
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import CURATION, lookup
 
-_MAX_CLASSES = 8
+_MAX_CLASSES = 20
 
 
 def split(
@@ -38,9 +37,20 @@ def split(
 
 def show(made: dict[str, Any], console: Console) -> None:
     """The size of each part and class, and what to put into a config."""
-    classes = made["classes"][:_MAX_CLASSES]
-    table = Table("", "examples", *(escape(name) for name in classes), box=None)
-    for name, counts in made["parts"].items():
-        table.add_row(name, f"{sum(counts):,}", *(f"{number:,}" for number in counts[: len(classes)]))
-    console.print(table)
-    console.print(Text(f"data.split={made['file']}  (digest {made['digest'][:12]})"))
+    parts, classes = made["parts"], made["classes"]
+    largest = max(sum(counts) for counts in parts.values())
+    width = max(len(f"{largest:,}"), *(len(name) for name in parts))
+    for some in column_groups(
+        list(parts), width, console, beside=min(30, max(map(len, ("class", *classes))))
+    ):
+        table = narrow_table("class", *some, folds=("class",))
+        table.add_row("all", *(f"{sum(parts[name]):,}" for name in some), end_section=True)
+        for k, name in enumerate(classes[:_MAX_CLASSES]):
+            table.add_row(Text(name), *(f"{parts[part][k]:,}" for part in some))
+        if made["groups"]:
+            table.add_section()
+            table.add_row("groups", *(f"{made['groups'][name]:,}" for name in some))
+        console.print(table)
+    if len(classes) > _MAX_CLASSES:
+        console.print(f"and {len(classes) - _MAX_CLASSES} more classes (--json lists all)")
+    show_line(console, f"data.split={made['file']}  (digest {made['digest'][:12]})")

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
+from tl_dist.launch.report import show_line
 from tl_dist.registry import CURATION, lookup
 
 _SHOWN = 20
@@ -32,14 +32,17 @@ def verify(path: Path, *, workers: int | None, distance: int, console: Console) 
 def show(found: dict[str, Any], console: Console) -> None:
     """Each bad file with its offset and reason, the duplicates, and one line that sums up."""
     for bad in found["bad"]:
-        console.print(Text(f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", "red"))
+        show_line(console, f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", style="red")
     for kind, groups in (("the same pixels", found["equal"]), ("nearly the same", found["near"])):
         for group in groups[:_SHOWN]:
-            console.print(Text(f"{kind}: {', '.join(group)}", "yellow"))
+            show_line(console, f"{kind}:", style="yellow")
+            for member in group:
+                show_line(console, f"  {member}")
         if len(groups) > _SHOWN:
             console.print(f"and {len(groups) - _SHOWN} more groups of {kind} (--json lists all)")
-    console.print(
+    show_line(
+        console,
         f"{found['num_examples']:,} examples of {found['kind']}: {len(found['bad'])} bad, "
         f"{len(found['equal'])} groups of equal images, {len(found['near'])} nearly equal pairs, "
-        f"{found['leaks']} across splits"
+        f"{found['leaks']} across splits",
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tl_dist.durable import children, read_file
-from tl_dist.launch.report import ago, show_line
+from tl_dist.launch.report import ago, narrow_table, show_line
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
@@ -58,20 +58,19 @@ def extract(request: Request, console: Console) -> int:
 
 def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
     """One line for each set."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("key", "backbone", "cut", "pixels", "views", "rows", "of", "MB", "last used")
+    table = narrow_table("key", "features", "rows", "of", "MB", "last used", folds=("features",))
     for one in found:
-        views = one.facts.get("views")
+        what = [str(one.facts[key]) for key in ("backbone", "cut") if key in one.facts]
+        if "image_size" in one.facts:
+            what.append(f"{one.facts['image_size']} pixels")
+        what += one.facts.get("views") or ()
         cells = [
             one.path.name[:12],
-            str(one.facts.get("backbone", "unreadable")),
-            str(one.facts.get("cut", "")),
-            str(one.facts.get("image_size", "?")),
-            "?" if views is None else ", ".join(views) or "one",
+            "\n".join(what) or "unreadable",
             f"{one.rows:,}",
-            f"{' x '.join(map(str, one.shape))} {one.dtype}",
+            f"{' x '.join(map(str, one.shape))}\n{one.dtype}".strip(),
             f"{one.num_bytes / 1e6:,.1f}",
             ago(one.unused_s),
         ]

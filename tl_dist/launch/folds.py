@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist import cross_validation, figures, predictions
-from tl_dist.launch.report import relative, show_line
+from tl_dist.launch.report import column_groups, narrow_table, relative, show_line
 from tl_dist.launch.tasks import run_shown
 from tl_dist.launch.train import Request, train
 from tl_dist.refusal import ExitCode
@@ -82,8 +82,6 @@ def _merged(request: Request, name: str, folds: int, seeds: int) -> dict[str, An
 
 def show(found: dict[str, Any], console: Console) -> None:
     """The mean with its interval first, then what it is made of."""
-    from rich.table import Table
-
     low, high = found["interval"]
     show_line(
         console,
@@ -94,9 +92,11 @@ def show(found: dict[str, Any], console: Console) -> None:
     show_line(console, figures.summary_line(found["figures"]))
     for name, group in found["groups"].items():
         show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
-    table = Table("seed", *(f"fold {k}" for k in range(found["folds"])), "all")
-    for seed, (row, overall) in enumerate(
-        zip(found["fold_accuracies"], found["seed_accuracies"], strict=True)
-    ):
-        table.add_row(str(seed), *(f"{value:.4f}" for value in row), f"{overall:.4f}")
-    console.print(table)
+    names = [f"fold\n{k}" for k in range(found["folds"])]
+    for some in column_groups(names, len("0.0000"), console, beside=len("seed 0.0000 ")):
+        table = narrow_table("seed", *some, "all")
+        first = names.index(some[0])
+        for seed, row in enumerate(found["fold_accuracies"]):
+            values = [*row[first : first + len(some)], found["seed_accuracies"][seed]]
+            table.add_row(str(seed), *(f"{value:.4f}" for value in values))
+        console.print(table)

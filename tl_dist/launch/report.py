@@ -15,8 +15,9 @@ from tl_dist.run import RunDir, RunSummary
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
+    from rich.table import Table
 
-_FIGURES = ("test_accuracy", "validation_accuracy", "loss")
+_FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
 
 
 def show_end(run: RunDir, console: Console) -> None:
@@ -56,21 +57,38 @@ def show_evaluation(record: Record, console: Console) -> None:
         console.print(confusion)
 
 
+def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
+    """A table that fits into 80 columns: those named in `folds` go over several lines, and nothing is cut off."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name not in folds)
+    return table
+
+
+def column_groups(names: Sequence[str], width: int, console: Console, *, beside: int) -> list[Sequence[str]]:
+    """The names of columns of this width, in as many tables as it takes; `beside` is the room for other columns."""
+    at_once = max(1, (console.width - beside - 2) // (width + 1))
+    return [names[first : first + at_once] for first in range(0, len(names), at_once)]
+
+
 def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """One line for each run, the most recent first."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("run", "state", "step", "strategy", "workers", "last sign", "figures")
+    table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
         colour = {"done": "green", "failed": "red", "running": "bold"}.get(run.state, "")
-        shown = ", ".join(f"{key} {run.figures[key]:.4g}" for key in _FIGURES if key in run.figures)
+        shown = "\n".join(
+            f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
+        )
         cells = [
             run.name,
             run.state,
             f"{run.step:,}",
-            run.strategy,
-            str(run.workers or ""),
+            f"{run.strategy} x {run.workers}" if run.workers else run.strategy,
             ago(run.age_s),
             shown,
         ]
