@@ -66,6 +66,15 @@ def test_a_packed_set_holds_the_bytes_of_its_source(workers: int, folder: Path, 
     assert not list((tmp_path / "dst").glob(".tmp-*"))
 
 
+def test_two_validation_splits_are_refused(folder: Path, tmp_path: Path) -> None:
+    pack(opened_whole(folder), tmp_path / "dst")
+    with pytest.raises(
+        Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2"
+    ) as refused:
+        packed(tmp_path / "dst", validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE
+
+
 def test_a_packed_set_can_be_packed_and_recognised(folder: Path, tmp_path: Path) -> None:
     pack(opened_whole(folder), tmp_path / "one", rows=16)
     pack(opened_whole(tmp_path / "one"), tmp_path / "two")

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import host_tensor
+from tl_dist.datasets import Counted, host_tensor
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.location import Location
 
@@ -29,7 +29,7 @@ class Bad(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RecordSource:
+class RecordSource(Counted):
     """An `EncodedSource` of byte ranges: example k is `sizes[k]` bytes from `offsets[k]` of `files[shards[k]]`.
 
     `files` are paths below `root`. `checks` uint32 [N] are checksums from which, with ids, sizes and labels, the
@@ -49,14 +49,6 @@ class RecordSource:
     class_names: Sequence[str]
     check_images: bool = False
     bad: Sequence[Bad] = field(default=())
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.ids)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
