@@ -264,7 +264,7 @@ def doctor() -> int:
 def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
     """List the runs in a directory."""
     from tl_dist.launch.report import show_runs
-    from tl_dist.run import runs
+    from tl_dist.run_table import runs
 
     if not root.is_dir():
         raise Refusal(
