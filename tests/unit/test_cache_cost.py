@@ -27,6 +27,19 @@ def test_many_epochs_pay_and_a_fraction_does_not() -> None:
     assert choose(VGG_ON_TWO_CORES, passes=500, missing=0).on
 
 
+def test_reading_the_rows_again_and_again_counts_and_an_even_bargain_is_none() -> None:
+    large_rows = Measured(0.001, 10**6, 1e8, 10**12)
+    assert not choose(large_rows, passes=1000, missing=10).on
+    assert choose(replace(large_rows, row_bytes=10**4), passes=1000, missing=10).on
+    assert not choose(Measured(1.0, 0, 1e8, 10**12), passes=5, missing=5).on
+
+
+def test_writing_the_rows_counts() -> None:
+    tenth = Measured(1.0, 10**6, 1e7, 10**12)  # a row takes a tenth of the time of its forward pass
+    assert choose(tenth, passes=20, missing=16).on
+    assert not choose(tenth, passes=20, missing=17).on
+
+
 def test_a_slow_or_full_disk_turns_it_off() -> None:
     assert not choose(replace(VGG_ON_TWO_CORES, disk_bytes_per_s=1e5), passes=16000, missing=2000).on
     full = choose(replace(VGG_ON_TWO_CORES, free_bytes=10**7), passes=16000, missing=2000)

@@ -46,6 +46,10 @@ def test_stages_follow_each_other_without_a_gap() -> None:
 def test_a_config_without_stages_is_one_stage() -> None:
     (only,) = stages.plan(config(epochs=3.0), steps_of)
     assert (only.train_from, only.first_step, only.end) == ("head", 0, 30)
+    partly = config(steps=7, model=ModelConfig(backbone="tiny", train_from="block3"))
+    (only,) = stages.plan(partly, steps_of)
+    assert (only.train_from, only.first_step, only.end) == ("block3", 0, 7)
+    assert only.optimizer == partly.optimizer
 
 
 def test_the_rate_of_a_stage_is_that_of_the_head_too_unless_it_gives_one() -> None:
