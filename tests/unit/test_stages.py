@@ -80,3 +80,33 @@ def test_an_average_begins_anew_where_its_variable_was_not_trained_just_before()
     weights = ours["backbone/top/kernel"].numpy()
     with optimizer.averaged(1):  # a part that is not trained is evaluated as it is
         np.testing.assert_array_equal(ours["backbone/top/kernel"], weights)
+
+
+def test_a_variable_goes_on_through_stages_and_counts_the_updates_that_it_has_had() -> None:
+    """Adam's correction of its first moments shows how many updates it believes in."""
+    settings = OptimizerConfig(name="adam", learning_rate=0.1)
+    draws = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
+
+    def trained(parts: list[list[str]]) -> dict[str, np.ndarray]:
+        ours = {path: tf.Variable(tf.ones([2, 2])) for path in ("backbone/top/kernel", "head/logits/kernel")}
+        both = optim.rules(settings, ours)
+        tables = [{path: both[path] for path in part} for part in parts]
+        optimizer = optim.Optimizer(settings, ours, scale_loss=False, stages=tables)
+        steps = len(draws) // len(parts)
+        for number, grads in enumerate(draws):
+            stage = number // steps
+            if stage and number % steps == 0:
+                optimizer.begin(stage)
+            optimizer.apply([tf.constant(grads) for _ in parts[stage]], tf.constant(0.1), stage)
+        return {path: variable.numpy() for path, variable in ours.items()}
+
+    top, head = "backbone/top/kernel", "head/logits/kernel"
+    whole, in_two, head_first = (
+        trained([[top, head]]),
+        trained([[top, head]] * 2),
+        trained([[head], [top, head]]),
+    )
+    np.testing.assert_array_equal(in_two[top], whole[top])
+    np.testing.assert_array_equal(head_first[head], whole[head])
+    draws = draws[2:]
+    np.testing.assert_array_equal(head_first[top], trained([[top, head]])[top])

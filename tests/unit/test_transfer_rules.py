@@ -78,8 +78,10 @@ def test_l2_sp_pulls_what_was_pretrained_to_its_start_and_the_rest_to_zero() -> 
 
 
 def test_a_layer_with_new_weights_is_not_pulled_to_its_random_start() -> None:
-    _, _, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
+    start, after, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
     assert set(optimizer.start) == {BIAS}
+    expected = start[KERNEL] * (1 - 0.1 * 0.2) - 0.1 * gradients(1)[0][KERNEL]  # it decays as the head does
+    np.testing.assert_allclose(after[KERNEL], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
