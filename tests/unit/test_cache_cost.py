@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
-from tl_dist import transfer
+from tl_dist import features, transfer
 from tl_dist.cache_cost import Measured, choose
-from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig, OptimizerConfig
+from tl_dist.config import (
+    AugmentConfig,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from tl_dist.data.order import Order
+from tl_dist.datasets import Subset
 from tl_dist.stages import plan
 
 VGG_ON_TWO_CORES = Measured(0.04, 50_000, 200e6, 10**10)
@@ -95,3 +106,52 @@ def test_passes_are_those_of_what_is_left() -> None:
     assert transfer._passes(whole) == 200 + 2 * evaluations
     whole.state.step = 10
     assert transfer._passes(whole) == 100 + 2 * (20 + 20 + 30)
+
+
+def test_the_choice_is_told_once_and_mixtures_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_measured", lambda session: VGG_ON_TWO_CORES)
+    monkeypatch.setattr(transfer, "_missing", lambda session: 400)
+    said: list[Any] = []
+    second = session(20)
+    second.parallel = SimpleNamespace(rank=1)
+    assert transfer.prefix_cache_pays(second, said.append) and not said
+    mixed = session(20, augmentation=AugmentConfig(mixup=0.2))
+    assert not transfer.prefix_cache_pays(mixed, said.append)
+    assert "mixing makes images that cannot be cached" in said[0]["text"]
+
+
+def test_what_is_missing_counts_every_view_and_not_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: set[int] = set()
+    monkeypatch.setattr(transfer, "_prefix", lambda session, compute: None)
+    monkeypatch.setattr(features, "is_kept", lambda source, *more: source.num_examples in kept)
+    made = session(2)
+    made.bad, made.run, made.model.prefix = [], SimpleNamespace(path=Path("runs/x")), None
+    assert transfer._missing(made) == 100 + 2 * 20 + 2 * 30  # training is plain, evaluation has two views
+    kept.add(30)
+    assert transfer._missing(made) == 100 + 2 * 20
+
+
+@pytest.mark.parametrize(
+    ("augment", "judged", "computed", "bad", "shared"),
+    [
+        ((), (), False, [], True),
+        (("flip",), ("flip",), False, [], True),
+        (("flip",), (), False, [], False),
+        (("flip",), (), True, [], True),
+        ((), ("flip",), True, [], False),
+        ((), (), False, ["x.png"], False),
+    ],
+)
+def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
+    augment: tuple[str, ...], judged: tuple[str, ...], computed: bool, bad: list[str], shared: bool
+) -> None:
+    made = session(2, augment=augment)
+    classifier = ClassifierConfig(name="logistic" if computed else "head")
+    evaluation = EvaluationConfig(views=judged)  # type: ignore[arg-type]
+    made.cfg = made.cfg.model_copy(update={"classifier": classifier, "evaluation": evaluation})
+    pool = MemorySource(50)
+    made.bad = bad
+    made.splits = {"train": Subset(pool, np.arange(30)), "test": Subset(pool, np.arange(30, 50))}
+    found = list(transfer._sets(made))
+    assert [names for names, _ in found] == ([["train", "test"]] if shared else [["train"], ["test"]])
+    assert [source.num_examples for _, source in found] == ([50] if shared else [30, 20])
