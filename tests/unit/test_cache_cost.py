@@ -155,3 +155,12 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     found = list(transfer._sets(made))
     assert [names for names, _ in found] == ([["train", "test"]] if shared else [["train"], ["test"]])
     assert [source.num_examples for _, source in found] == ([50] if shared else [30, 20])
+
+
+def test_passes_of_a_stage_are_its_own_and_the_last_evaluation_is_of_the_last_stage() -> None:
+    made = session(2)
+    evaluation = EvaluationConfig(views=("flip",), every_epochs=0.25)  # 2.5 steps: every second one
+    made.cfg = made.cfg.model_copy(update={"evaluation": evaluation})
+    made.stage = replace(made.stages[0], number=1, first_step=10, end=20)
+    made.stages = [made.stages[0], made.stage, replace(made.stage, number=2, first_step=20, end=30)]
+    assert transfer._passes(made) == 10 * 10 + 2 * 5 * 20

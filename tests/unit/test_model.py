@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
-from tl_dist import model, optim, registry, step
+from tl_dist import batch_norm, model, optim, registry, step
 from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
@@ -240,3 +240,10 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
     assert model.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 9, 4 / 3, 0.0])
+
+
+def test_batch_norm_over_another_axis_than_the_last_is_not_taken_for_one_that_can_be_trained() -> None:
+    inputs = keras.Input((4, 4, 3))
+    network = keras.Model(inputs, keras.layers.BatchNormalization(axis=1, name="rows")(inputs))
+    with pytest.raises(ValueError, match="rows normalizes axis 1, not the last"):
+        batch_norm.adopt(network)
