@@ -9,15 +9,14 @@ number deletes a lower one.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tl_dist.durable import (
     link_exclusively,
@@ -29,9 +28,9 @@ from tl_dist.durable import (
     write_file,
 )
 from tl_dist.failpoint import failpoint
+from tl_dist.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
 from tl_dist.refusal import ExitCode, Refusal
 
-HEARTBEAT_S = 5.0
 MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
 
 _OWNER_FILE = re.compile(r"owner-(\d{8})\.json")
@@ -43,40 +42,6 @@ class HasLock(Protocol):
 
     name: str
     lock_dir: Path
-
-
-@dataclass(frozen=True)
-class SlurmJob:
-    """The job that a worker belongs to; `restart_count` grows each time the scheduler requeues it."""
-
-    id: str
-    restart_count: int = 0
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process, described so that another one can tell whether it still exists."""
-
-    who: str
-    host: str
-    pid: int
-    started: int  # clock ticks after boot: a pid is used again, a pid with its start time is not
-    boot: str
-    namespaces: tuple[int, int]  # pid and time: in another one, pids and start times mean other processes
-    token: str
-    job: SlurmJob | None = None
-    heartbeat_s: float = HEARTBEAT_S
-    taken_at: float = 0.0  # for people; never compared
-    released: bool = False
-
-    def __str__(self) -> str:
-        job = f" of SLURM job {self.job.id}" if self.job else ""
-        return f"{self.who} with pid {self.pid} on {self.host}{job}"
-
-    def on_this_machine(self, me: Owner) -> bool:
-        """Whether `self.pid` and `self.started` can be checked from here."""
-        places = [(owner.host, owner.boot, owner.namespaces) for owner in (self, me)]
-        return bool(me.boot) and places[0] == places[1]
 
 
 @dataclass(frozen=True)
@@ -118,7 +83,7 @@ class Lock:
         An owner is replaced when its process is gone (looked up on this machine), when it belongs to an
         earlier start of the same SLURM job, or when it cannot be looked up and its heartbeat stands still.
         """
-        me = _this_process(who, job, heartbeat_s)
+        me = this_process(who, job, heartbeat_s)
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -145,7 +110,7 @@ class Lock:
         """Make owner file `number`, or None when somebody else has made it or a higher one."""
         path = _owner_file(directory, number)
         temporary = temporary_name(path)
-        write_file(temporary, [_encoded(me)], sync=False)  # a lock need not outlive a power cut
+        write_file(temporary, [encoded(me)], sync=False)  # a lock need not outlive a power cut
         fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
             link_exclusively(temporary, path)
@@ -205,7 +170,7 @@ class Lock:
         # file comes back below its successor's number, where it means nothing.
         path = _owner_file(self._directory, self._number)
         temporary = temporary_name(path)
-        write_file(temporary, [_encoded(self.owner, released=True)], sync=False)
+        write_file(temporary, [encoded(self.owner, released=True)], sync=False)
         os.rename(temporary, path)
 
     def _beat(self) -> None:
@@ -225,8 +190,8 @@ def holder(run: HasLock) -> Owner | None:
     seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
     if seen is None or seen.owner is None or seen.owner.released:
         return None
-    if seen.owner.on_this_machine(_this_process("", None, HEARTBEAT_S)):
-        return seen.owner if _runs(seen.owner) else None
+    if seen.owner.on_this_machine(this_process("", None, HEARTBEAT_S)):
+        return seen.owner if still_runs(seen.owner) else None
     return seen.owner if _age_s(run.lock_dir, seen) <= _patience_s(seen.owner) else None
 
 
@@ -235,7 +200,7 @@ def _why_free(directory: Path, seen: _Look | None, me: Owner) -> str | None:
     owner = seen.owner if seen else None
     if seen is None or (owner and owner.released):
         return "free"
-    if owner and owner.on_this_machine(me) and not _runs(owner):
+    if owner and owner.on_this_machine(me) and not still_runs(owner):
         return f"taken over from {owner}, which is gone"
     same_job = owner and owner.job and me.job and owner.job.id == me.job.id
     if owner and owner.job and me.job and same_job and owner.job.restart_count < me.job.restart_count:
@@ -276,7 +241,7 @@ def _look(directory: Path) -> _Look | None:
         except FileNotFoundError:
             continue  # replaced between listing and reading
         try:
-            return _Look(number, _decoded(os.read(fd, _MAX_BYTES)), os.fstat(fd).st_mtime_ns)
+            return _Look(number, decoded(os.read(fd, _MAX_BYTES)), os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
 
@@ -297,66 +262,3 @@ def _age_s(directory: Path, seen: _Look) -> float:
 def _patience_s(owner: Owner | None) -> float:
     heartbeat_s = owner.heartbeat_s if owner else HEARTBEAT_S
     return MISSED_HEARTBEATS * min(max(heartbeat_s, 0.1), 60.0)
-
-
-def _encoded(owner: Owner, **changes: Any) -> bytes:
-    return json.dumps(asdict(owner) | changes, indent=1).encode()
-
-
-def _decoded(data: bytes) -> Owner | None:
-    try:
-        fields = json.loads(data)
-        job = SlurmJob(**fields.pop("job")) if fields.get("job") else None
-        owner = Owner(**fields | {"namespaces": tuple(fields["namespaces"]), "job": job})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    numbers = (owner.pid, owner.started, owner.heartbeat_s, job.restart_count if job else 0)
-    return owner if all(isinstance(number, int | float) for number in numbers) else None
-
-
-def _this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:
-    boot, namespaces, started = "", (0, 0), 0
-    with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide
-        namespaces = (_namespace("pid"), _namespace("time"))
-        started = int(_stat(os.getpid())[19])
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Owner(
-        who=who,
-        host=os.uname().nodename,
-        pid=os.getpid(),
-        started=started,
-        boot=boot,
-        namespaces=namespaces,
-        token=os.urandom(16).hex(),
-        job=job,
-        heartbeat_s=heartbeat_s,
-        taken_at=time.time(),
-    )
-
-
-def _namespace(kind: str) -> int:
-    try:
-        return os.stat(f"/proc/self/ns/{kind}").st_ino
-    except FileNotFoundError:
-        return 0  # a kernel that has no such namespaces (time: before 5.6)
-
-
-def _runs(owner: Owner) -> bool:
-    """Whether a process of this machine still exists. One that was killed and not yet waited for does not."""
-    patience = time.monotonic() + 2.0
-    while True:
-        try:
-            fields = _stat(owner.pid)
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        state, num_threads, started = fields[0], int(fields[17]), int(fields[19])
-        if started != owner.started or (state in "ZX" and num_threads <= 1):
-            return False
-        if state not in "ZX" or time.monotonic() > patience:
-            return True
-        time.sleep(0.01)  # killed, but one of its threads may be in a system call yet, such as a rename
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (proc(5)): state, ..., number of threads, ..., start time."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

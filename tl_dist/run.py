@@ -6,10 +6,8 @@ import json
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,7 +28,7 @@ from tl_dist.lock import holder
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
 
-__all__ = ["Beat", "RunDir", "RunSummary", "differences", "fsync_directory", "runs", "step_name", "steps_in"]
+__all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]
 
 MAX_JSON_BYTES = 16 << 20
@@ -127,7 +125,7 @@ class RunDir:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        return _read_json(self.done_file)
+        return read_json(self.done_file)
 
     def refer_to_features(self, key: str) -> None:
         """Note that this run reads a feature set, so that pruning can tell what nobody refers to."""
@@ -143,7 +141,7 @@ class RunDir:
             return []
 
     def read_identity(self) -> dict[str, Any] | None:
-        return _read_json(self.identity_file)
+        return read_json(self.identity_file)
 
     def freeze_identity(self, identity: Mapping[str, Any]) -> None:
         """Record what the run was started with, or refuse when it was something else."""
@@ -232,70 +230,6 @@ class RunDir:
         write_atomically(self.config_file, resolved)
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """One line of the table of runs."""
-
-    name: str
-    state: str  # running, done, failed (its last attempt says so) or stopped
-    step: int
-    strategy: str
-    workers: int | None
-    age_s: float  # since something last happened
-    figures: Mapping[str, float]  # last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy
-
-
-def runs(root: str | Path) -> list[RunSummary]:
-    """Every run below `root`, the most recent first."""
-    found = [RunDir(path) for path in children(Path(root)) if (path / "config.yaml").is_file()]
-    return sorted((_summary(run) for run in found), key=lambda summary: summary.age_s)
-
-
-def _summary(run: RunDir) -> RunSummary:
-    config, attempt = None, None
-    with suppress(Refusal):
-        config = config_file.load(run.config_file)
-    with suppress(Refusal, ValueError):
-        attempt = _read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
-    if run.done_file.exists():
-        state = "done"
-    elif holder(run):
-        state = "running"
-    elif (attempt or {}).get("exit_code") in (None, ExitCode.DONE, ExitCode.REQUEUE):
-        state = "stopped"
-    else:
-        state = "failed"
-    step, figures = _metrics(run.metrics_file)
-    touched = [run.config_file, run.metrics_file, run.checkpoints, run.done_file, *children(run.lock_dir)]
-    newest_s = max((path.lstat().st_mtime for path in touched if os.path.lexists(path)), default=0.0)
-    return RunSummary(
-        name=run.name,
-        state=state,
-        step=max([step, *(number for number, _ in steps_in(run.checkpoints))]),
-        strategy=config.strategy if config else "?",
-        workers=config.workers if config else None,
-        age_s=max(0.0, time.time() - newest_s),
-        figures=figures,
-    )
-
-
-def _metrics(path: Path) -> tuple[int, dict[str, float]]:
-    """The last step that was reported, and the figures of a run for one line of a table."""
-    step, figures = 0, {}
-    with suppress(OSError), path.open("rb") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = json.loads(line)
-                step = record.get("step", step)
-                if record["event"] == "train":
-                    figures["loss"] = record["loss"]
-                elif record["event"] == "evaluation":
-                    name = f"{record['split']}_accuracy"
-                    figures[name] = record["accuracy"]
-                    figures[f"best_{name}"] = max(record["accuracy"], figures.get(f"best_{name}", 0.0))
-    return step, figures
-
-
 def step_name(step: int) -> str:
     """The name of the commit of a step, below checkpoints/."""
     return f"step-{step:08d}"
@@ -354,7 +288,8 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object in a file of the run; None where there is no file, refused (78) where it holds something else."""
     try:
         value = json.loads(read_file(path, max_bytes=MAX_JSON_BYTES))
     except FileNotFoundError:

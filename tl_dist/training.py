@@ -17,8 +17,9 @@ from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.data.order import batch_deviation
 from tl_dist.failpoint import failpoint
-from tl_dist.lock import Lock, SlurmJob
+from tl_dist.lock import Lock
 from tl_dist.metrics import Metrics
+from tl_dist.owner import SlurmJob
 from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal

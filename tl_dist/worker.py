@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
-from tl_dist.lock import SlurmJob
+from tl_dist.owner import SlurmJob
 from tl_dist.parallel import slots
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in
 
 BIN = Path(sys.executable).parent
@@ -46,12 +48,21 @@ runtime:
 """
 
 
+ONE_WORKER = ("--strategy=single", "workers=1")
+SMALL = """\
+precision: float32
+report: {tensorboard: false}
+runtime: {threads: 1}
+"""
+"""lines of a config that is not CONFIG"""
+
+
 class Workspace:
     """A directory with one config; runs are made below it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, config: str = CONFIG) -> None:
         self.directory = directory
-        (directory / "trial.yaml").write_text(CONFIG)
+        (directory / "trial.yaml").write_text(config)
 
     def argv(self, name: str, *more: str, launcher: Sequence[str] = ()) -> list[str]:
         return [*launcher, TL_DIST, "train", "trial.yaml", f"name={name}", *more]
@@ -68,6 +79,14 @@ class Workspace:
         said, _ = process.communicate(timeout=240)
         assert process.returncode == expect, said
         return said
+
+    def stop(self, name: str, step: int, number: signal.Signals) -> None:
+        """Start a run, and end it by a signal to its supervisor once it has reported the step."""
+        process = self.start(self.argv(name))
+        wait_for(lambda: step_of(self.run(name)) >= step, f"step {step}")
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == ExitCode.REQUEUE, said
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.directory / "runs" / name)

@@ -7,26 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import Workspace
+from tests.end_to_end.harness import SMALL, Workspace
 from tl_dist import predictions
 
-TRIAL = """\
+TRIAL = (
+    SMALL
+    + """\
 global_batch: 8
-precision: float32
 data: {name: synthetic, num_examples: 60, num_classes: 3, image_size: 16, augment: [flip]}
 model: {backbone: tiny, weights: random}
 optimizer: {learning_rate: 0.5}
 steps: 6
 evaluation: {views: [dihedral]}
-report: {tensorboard: false}
-runtime: {threads: 1}
 """
+)
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("views"))
-    (made.directory / "trial.yaml").write_text(TRIAL)
+    made = Workspace(tmp_path_factory.mktemp("views"), TRIAL)
     made.train("one")
     return made
 

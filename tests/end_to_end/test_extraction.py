@@ -23,9 +23,7 @@ runtime: {prefix_cache: "on", threads: 1}
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    made = Workspace(tmp_path)
-    (tmp_path / "trial.yaml").write_text(CONFIG)
-    return made
+    return Workspace(tmp_path, CONFIG)
 
 
 def features(workspace: Workspace, *arguments: str) -> str:

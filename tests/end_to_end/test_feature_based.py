@@ -7,23 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import Workspace, records
+from tests.end_to_end.harness import SMALL, Workspace, records
 from tl_dist import classifiers, predictions
 
-LOGISTIC = """\
-precision: float32
+LOGISTIC = (
+    SMALL
+    + """\
 data: {name: synthetic, num_examples: 96, num_classes: 3, image_size: 16, validation_fraction: 0.25, augment: [flip]}
 model: {backbone: tiny, weights: random, pooling: both, layers: [block1, block3]}
 classifier: {name: logistic, l2: 0.05}
-report: {tensorboard: false}
-runtime: {threads: 1}
 """
+)
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("feature-based"))
-    (made.directory / "trial.yaml").write_text(LOGISTIC)
+    made = Workspace(tmp_path_factory.mktemp("feature-based"), LOGISTIC)
     made.train("one")
     return made
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.end_to_end.harness import (
     NUM_STEPS,
+    ONE_WORKER,
     Workspace,
     bits,
     losses,
@@ -72,18 +73,14 @@ def alive(pid: int) -> bool:
 
 def test_a_stop_saves_at_a_step_boundary_and_loses_nothing(workspace: Workspace) -> None:
     run = workspace.run("stopped")
-    process = workspace.start(workspace.argv("stopped"))
-    wait_for(lambda: step_of(run) >= 50, "step 50")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.REQUEUE, said
+    workspace.stop("stopped", 50, signal.SIGINT)
     assert steps_in(run.checkpoints)[0][0] == step_of(run)
     workspace.train("stopped")
     assert bits(run) == bits(workspace.run("clean"))
 
 
 WAYS = {
-    "single": ("--strategy=single", "workers=1"),
+    "single": ONE_WORKER,
     "mirrored-2": ("--strategy=mirrored", "-n2"),
     "horovod-3": ("--strategy=horovod", "-n3"),
 }
@@ -92,13 +89,8 @@ WAYS = {
 @pytest.fixture(scope="module")
 def half_done(workspace: Workspace) -> Path:
     """A run of two Horovod workers that was asked to stop on the way."""
-    run = workspace.run("half-done")
-    process = workspace.start(workspace.argv("half-done"))
-    wait_for(lambda: step_of(run) >= 50, "step 50")
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.REQUEUE, said
-    return run.path
+    workspace.stop("half-done", 50, signal.SIGTERM)
+    return workspace.run("half-done").path
 
 
 @pytest.mark.parametrize("way", list(WAYS))

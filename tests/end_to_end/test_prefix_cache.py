@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import Workspace, losses, records
+from tests.end_to_end.harness import ONE_WORKER, Workspace, losses, records
 
 FROZEN = (
     "data.name=synthetic",
@@ -23,7 +23,7 @@ FROZEN = (
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("prefix-cache"))
-    made.train("uncached", *FROZEN, "--strategy=single", "workers=1")
+    made.train("uncached", *FROZEN, *ONE_WORKER)
     return made
 
 
@@ -51,7 +51,7 @@ def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way:
 
 
 def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> None:
-    said = workspace.train("auto", *FROZEN, "--strategy=single", "workers=1", "runtime.prefix_cache=auto")
+    said = workspace.train("auto", *FROZEN, *ONE_WORKER, "runtime.prefix_cache=auto")
     assert said.count("prefix cache: on: saves about") + said.count("prefix cache: off: would take") == 1
     found, expected = losses(workspace.run("auto")), losses(workspace.run("uncached"))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)

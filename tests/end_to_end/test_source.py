@@ -31,8 +31,7 @@ runtime: {threads: 1}
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("source"))
-    (made.directory / "trial.yaml").write_text(TRIAL)
+    made = Workspace(tmp_path_factory.mktemp("source"), TRIAL)
     said = made.train("whole")
     lines = [line for line in said.splitlines() if ": loss train " in line]
     assert [line.split()[0] for line in lines] == ["source", "target"], said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.end_to_end.harness import Workspace, bits, losses, records
+from tests.end_to_end.harness import ONE_WORKER, Workspace, bits, losses, records
 from tl_dist.run import steps_in
 
 # LP-FT with a stage between; every method of the optimizer at once.
@@ -32,7 +32,6 @@ STAGES = (
     "stages=[{train_from: head, steps: 6}, {train_from: block3, steps: 6, schedule: {name: cosine}}, "
     "{train_from: all, steps: 8, learning_rate: 0.001}]",
 )
-ONE = ("--strategy=single", "workers=1")
 ENDS = (6, 12, 20)
 TRAINED = (
     {"head/logits"},
@@ -44,7 +43,7 @@ TRAINED = (
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("stages"))
-    made.train("whole", *STAGES, *ONE)
+    made.train("whole", *STAGES, *ONE_WORKER)
     return made
 
 
@@ -87,7 +86,7 @@ def test_what_is_newly_trained_starts_at_zero_and_takes_the_step_of_a_first_upda
 
 def test_killed_in_two_stages_the_run_ends_with_the_same_bits(workspace: Workspace) -> None:
     process = workspace.start(
-        workspace.argv("killed", *STAGES, *ONE),
+        workspace.argv("killed", *STAGES, *ONE_WORKER),
         TL_FAILPOINT="train.chunk_done:9=kill",
         TL_ALLOW_FAILPOINTS="1",
     )
@@ -105,7 +104,7 @@ def test_killed_in_two_stages_the_run_ends_with_the_same_bits(workspace: Workspa
     [
         ("mirrored", ("--strategy=mirrored", "-n2")),
         ("horovod", ("--strategy=horovod", "-n2")),
-        ("cached", (*ONE, "runtime.prefix_cache=on")),
+        ("cached", (*ONE_WORKER, "runtime.prefix_cache=on")),
     ],
 )
 def test_two_workers_and_a_cached_prefix_have_one_loss_curve(

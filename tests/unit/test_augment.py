@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tl_dist.config import AugmentConfig
-from tl_dist.data import draws
+from tl_dist.data import crop, draws
 from tl_dist.data.augment import ATTEMPTS, OPERATIONS, augment, crop_boxes
 from tl_dist.data.crop import cropped
 from tl_dist.data.crop import drawn as drawn_crops
@@ -187,3 +187,20 @@ def test_all_operations_run_after_one_another_in_the_pipeline() -> None:
 if __name__ == "__main__":
     for golden_name in [*OPERATIONS, "mixup", "cutmix"]:
         cv2.imwrite(str(GOLDEN / f"augment_{golden_name}.png"), drawn(golden_name)[:, :, ::-1])
+
+
+def test_vertical_rand_operations_are_the_horizontal_ones_of_the_transposed_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    by_name = {operation.__name__: operation for operation in RAND_OPERATIONS}
+    for kind in ("shear", "translate"):
+        along = by_name[f"_{kind}_x"](tf.constant(image), 0.5, tf.constant(1.0)).numpy()
+        across = by_name[f"_{kind}_y"](tf.constant(image.transpose(1, 0, 2)), 0.5, tf.constant(1.0)).numpy()
+        np.testing.assert_array_equal(across, along.transpose(1, 0, 2))
+        assert not np.array_equal(along, image)
+
+
+def test_a_crop_that_is_made_much_smaller_is_averaged_rather_than_sampled() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    means = noise.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(crop._resized(noise, np.int32(16), np.False_), means, atol=2)
+    np.testing.assert_allclose(crop._resized(noise, np.int32(16), np.True_), means[:, ::-1], atol=2)

@@ -69,6 +69,22 @@ def test_a_class_without_examples_is_never_said(name: str) -> None:
 
 def test_a_constant_feature_changes_nothing() -> None:
     features, labels = drawn()
-    more = np.concatenate([features, np.full((len(features), 1), 7.0)], axis=1)
+    constant = np.full((len(features), 1), 0.7)
+    assert constant.std() > 0  # by rounding: a spread, but not one of the feature
+    more = np.concatenate([features, constant], axis=1)
     found, other = (classifiers.fit("logistic", x, labels, 3, l2=0.1) for x in (features, more))
     np.testing.assert_allclose(found.probabilities(features), other.probabilities(more), atol=1e-6)
+
+
+def test_without_a_penalty_the_loss_alone_is_at_its_minimum() -> None:
+    features, labels = drawn(num=600)
+    x = (features - features.mean(axis=0)) / features.std(axis=0)
+    found = classifiers.logistic(x, labels, 3, l2=0.0)
+    error = (found.probabilities(x) - np.eye(3)[labels]) / len(labels)
+    np.testing.assert_allclose(x.T @ error, 0, atol=1e-5)
+
+
+def test_a_fit_that_was_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = drawn()
+    monkeypatch.setattr(classifiers, "MAX_ITERATIONS", 2)
+    assert not classifiers.fit("logistic", features, labels, 3, l2=1e-3).converged

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_dist import cross_validation
+from tl_dist import cross_validation, figures
 from tl_dist.config import DataConfig
 from tl_dist.cross_validation import OutOfFold
 from tl_dist.datasets import strata_of, types_of
@@ -60,7 +60,24 @@ def test_predictions_of_the_folds_are_merged_by_id() -> None:
     assert list(merged.ids) == list("abcd")
     np.testing.assert_array_equal(merged.labels, [0, 1, 1, 0])
     np.testing.assert_array_equal(merged.fold, [[0, 1, 0, 1], [1, 0, 1, 0]])
+    assert list(merged.groups) == ["mono", "mono", "poly", "poly"]
     np.testing.assert_allclose(merged.probabilities[:, :, 1], [[0.1, 0.2, 0.9, 0.3], [0.1, 0.8, 0.6, 0.3]])
+
+
+def test_three_folds_are_trained_on_twice_what_they_are_tested_on() -> None:
+    parts = [part([f"{k}a", f"{k}b"], [0, 1], [0.1, 0.9 - 0.3 * k]) for k in range(3)]
+    result = cross_validation.summary(cross_validation.merged([parts]))
+    assert result["fold_accuracies"] == [[1.0, 1.0, 0.5]]
+    assert result["interval"] == figures.corrected_interval([1.0, 1.0, 0.5], 0.5)
+
+
+def test_a_figure_that_one_fold_does_not_define_has_no_mean() -> None:
+    of_one_class = part(["c", "d"], [1, 1], [0.9, 0.2])
+    result = cross_validation.summary(
+        cross_validation.merged([[part(["a", "b"], [0, 1], [0.1, 0.9]), of_one_class]])
+    )
+    assert result["figures"]["roc_auc"] is None
+    assert result["figures"]["balanced_accuracy"] == 0.75
 
 
 def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
@@ -68,7 +85,8 @@ def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
     assert result["fold_accuracies"] == [[1.0, 0.5], [1.0, 1.0]]
     assert result["seed_accuracies"] == [0.75, 1.0]
     assert result["accuracy"] == 0.875
-    assert result["interval"][0] < 0.875 < result["interval"][1]
+    # Of two folds each test part is as large as the training part.
+    assert result["interval"] == figures.corrected_interval([1.0, 0.5, 1.0, 1.0], 1.0)
     assert result["groups"] == {
         "mono": {"num_examples": 2, "accuracy": 0.75},
         "poly": {"num_examples": 2, "accuracy": 1.0},

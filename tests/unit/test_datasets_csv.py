@@ -64,6 +64,15 @@ def test_splits_weights_and_other_columns(images: Path) -> None:
     assert again["train"].weights is None  # type: ignore[attr-defined]
 
 
+def test_two_validation_splits_are_refused(images: Path) -> None:
+    lines = rows(lambda k: "val" if k % 4 else "train")
+    with pytest.raises(
+        Refusal, match=r"rows of split validation, and data\.validation_fraction is 0\.2"
+    ) as refused:
+        table(images, "path,label,split", lines, validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE
+
+
 def test_a_group_stays_in_one_split(images: Path) -> None:
     lines = [f"images/{k:02}.png,{k % 2},g{k // 4}" for k in range(40)]
     splits = table(images, "path,label,group", lines, test_fraction=0.2, validation_fraction=0.25)

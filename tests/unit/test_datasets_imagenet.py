@@ -126,3 +126,14 @@ def test_without_validation_images_a_part_of_train_is_held_out(tmp_path: Path) -
     write_train(tmp_path)
     splits = imagenet(tmp_path, validation_fraction=0.2)
     assert {name: s.num_examples for name, s in splits.items()} == {"train": 16, "validation": 4}
+
+
+def test_two_validation_splits_are_refused(tmp_path: Path) -> None:
+    write_train(tmp_path)
+    write_validation(tmp_path)
+    truth_synsets(tmp_path)
+    with pytest.raises(
+        Refusal, match=r"is a validation split, and data\.validation_fraction is 0\.2"
+    ) as refused:
+        imagenet(tmp_path, validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE

@@ -77,6 +77,39 @@ def test_a_packed_set_holds_the_bytes_of_its_source(workers: int, folder: Path, 
     assert seen[0] == (0, 140) and seen[-1] == (140, 140)
     assert len(list((tmp_path / "dst").glob("*.images"))) == 10
     assert not list((tmp_path / "dst").glob(".tmp-*"))
+    files = [path for path in (tmp_path / "dst").iterdir() if path.suffix in (".images", ".npz")]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}  # others may read them
+
+
+def test_a_shard_is_durable_before_it_is_said_to_be_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def recorded(name: str) -> None:
+        call = getattr(packing, name)
+
+        def record(path: Path, *rest: Any, **more: Any) -> Any:
+            done.append(path.name if path.suffix else name)
+            return call(path, *rest, **more)
+
+        monkeypatch.setattr(packing, name, record)
+
+    for name in ("_put", "fsync_directory", "write_atomically"):
+        recorded(name)
+    pack({"train": opened_whole(folder)["train"]}, tmp_path / "dst")
+    shard = "train-00000-of-00001"
+    expected = [f"{shard}.images", f"{shard}.npz", "fsync_directory", f"{shard}.json", "manifest.json"]
+    assert done == ["job.json", *expected]
+
+
+def test_two_validation_splits_are_refused(folder: Path, tmp_path: Path) -> None:
+    pack(opened_whole(folder), tmp_path / "dst")
+    with pytest.raises(
+        Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2"
+    ) as refused:
+        packed(tmp_path / "dst", validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE
 
 
 def test_a_packed_set_can_be_packed_and_recognised(folder: Path, tmp_path: Path) -> None:
@@ -102,12 +135,15 @@ def test_large_images_are_scaled_and_small_ones_kept(tmp_path: Path) -> None:
     large, small = photographs(1, (300, 200))[0], photographs(1, (100, 40))[0]
     (tmp_path / "src" / "a" / "large.jpg").write_bytes(large)
     (tmp_path / "src" / "a" / "small.jpg").write_bytes(small)
+    exact = photographs(1, (90, 64))[0]
+    (tmp_path / "src" / "a" / "exact.jpg").write_bytes(exact)
     Image.open(io.BytesIO(large)).convert("RGBA").save(tmp_path / "src" / "b" / "alpha.png")
     Image.open(io.BytesIO(large)).convert("CMYK").save(tmp_path / "src" / "b" / "cmyk.jpg")
     pack(opened_whole(tmp_path / "src"), tmp_path / "dst", size=64, quality=90)
     source = packed(tmp_path / "dst", test_fraction=0.0)["train"]
     contents = {name: source.encoded_bytes(k) for k, name in enumerate(source.ids)}  # type: ignore[attr-defined]
     assert contents.pop("a/small.jpg") == small
+    assert contents.pop("a/exact.jpg") == exact
     expected = np.asarray(Image.open(io.BytesIO(large)).resize((96, 64), Image.Resampling.LANCZOS)).astype(
         int
     )
@@ -137,7 +173,15 @@ def test_a_stopped_command_goes_on_with_what_is_missing(
         packed(tmp_path / "dst")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "dst").glob("train-0000[01]*")}
     assert len(kept) == 6
-    pack(opened_whole(folder), tmp_path / "dst", rows=16, workers=2)
+    seen: list[tuple[int, int]] = []
+    pack(
+        opened_whole(folder),
+        tmp_path / "dst",
+        rows=16,
+        workers=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[0] == (32, 140) and seen[-1] == (140, 140)
     assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "dst").glob("train-0000[01]*")}
     assert_same_examples(opened_whole(folder)["train"], packed(tmp_path / "dst")["train"])
 

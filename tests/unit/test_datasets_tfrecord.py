@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,19 @@ def source_with(imagenet: Path) -> RecordSource:
     return source
 
 
+def test_the_fingerprint_is_over_what_the_examples_are_and_not_where_they_lie(imagenet: Path) -> None:
+    source = source_with(imagenet)
+    for column in ("sizes", "checks", "labels"):
+        values = getattr(source, column).copy()
+        values[7] += 1
+        assert replace(source, **{column: values}).fingerprint != source.fingerprint, column
+    renamed = replace(source, ids=["another", *source.ids[1:]])
+    assert renamed.fingerprint != source.fingerprint
+    assert replace(source, class_names=source.class_names[::-1]).fingerprint != source.fingerprint
+    moved = replace(source, root=Path("/elsewhere"), files=source.files[::-1], offsets=source.offsets + 1)
+    assert moved.fingerprint == source.fingerprint
+
+
 def test_a_record_with_a_wrong_checksum_is_left_out_and_named(imagenet: Path) -> None:
     shard = imagenet / "train-00001-of-00003"
     start = starts_of(shard)[4]
@@ -257,6 +271,20 @@ def test_a_label_that_is_no_class_is_named(imagenet: Path) -> None:
     source = source_with(imagenet)
     assert source.num_examples == 38
     assert [bad.reason for bad in source.bad] == [f"label {k} is not in 1 to 4" for k in (-5, 10**9)]
+
+
+def test_damaged_records_and_what_is_lost_behind_a_wrong_length_are_counted(imagenet: Path) -> None:
+    shard = imagenet / "train-00001-of-00003"
+    starts = starts_of(shard)
+    for k in (2, 5):
+        damage(shard, starts[k] + 500, b"\0\1\2\3")
+    assert read_shard(shard).lost == 2
+    assert open_dataset(imagenet, max_bad=2)["train"].num_examples == 38
+    with pytest.raises(Refusal, match="2 of 40 records are bad"):
+        open_dataset(imagenet, max_bad=1)
+    damage(shard, starts[7], b"\1")
+    lost = read_shard(shard).lost - 2
+    assert abs(lost - (len(starts) - 7)) <= 2, lost  # an estimate, by the bytes of those before
 
 
 def test_too_many_bad_records_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from tests.unit.memory_source import MemorySource
 from tests.unit.official_layouts import digits_32px, write_cifar10_binary, write_image_folder
 from tl_dist.config import DataConfig
 from tl_dist.datasets import manifest, quarantine
+from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.division import division, open_splits, pooled, read_manifest
+from tl_dist.datasets.image_folder import open_image_folder
 from tl_dist.launch.cli import main
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -46,6 +49,8 @@ def test_folds_are_disjoint_complete_and_stratified() -> None:
     folds = divided(MemorySource(300), folds=5)["folds"]
     assert [labels_of(fold) for fold in folds] == [[20, 20, 20]] * 5
     assert len({i for fold in folds for i in fold}) == 300
+    assert folds == divided(MemorySource(300), folds=5)["folds"]
+    assert folds != divided(MemorySource(300), folds=5, seed=1)["folds"]
 
 
 @pytest.mark.parametrize("options", [{"folds": 4}, {"test": 0.25, "validation": 0.2}])
@@ -120,6 +125,10 @@ def test_a_column_that_cannot_group_is_refused(table: Path, capsys: pytest.Captu
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:
     with pytest.raises(Refusal, match="20 folds need as many examples of each class; there are 10"):
         divided(MemorySource(30), folds=20)
+    source = MemorySource(30)
+    source.ids = [f"module{k // 10}/{k}.png" for k in range(30)]
+    with pytest.raises(Refusal, match="5 folds need as many groups; there are 3"):
+        divided(source, folds=5, group=r"module\d+")
 
 
 @pytest.fixture
@@ -179,6 +188,33 @@ def test_another_data_set_or_a_changed_manifest_is_refused(split_file: Path) -> 
     with pytest.raises(Refusal, match="1 of its ids are not in this one, and 0 of this one") as refused:
         open_splits(config(split_file))
     assert refused.value.code == ExitCode.UNSAFE
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda names: names.append(names[0]), r"first an example twice"),
+        (lambda names: names.pop(), r"0 of its ids are not in this one, and 1 of this one not in it"),
+    ],
+)
+def test_a_manifest_that_does_not_name_every_example_once_is_refused(
+    change: Any, why: str, split_file: Path
+) -> None:
+    content = json.loads(split_file.read_text())
+    del content["digest"]
+    change(content["splits"]["train"])
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    split_file.write_text(json.dumps({"digest": digest, **content}))
+    with pytest.raises(Refusal, match=why):
+        open_splits(config(split_file))
+
+
+def test_a_pool_knows_the_file_of_every_example(split_file: Path) -> None:
+    pool = pooled(
+        open_image_folder(config(split_file).model_copy(update={"split": None, "test_fraction": 0.0}))
+    )
+    assert isinstance(pool, Concatenated) and pool.num_examples == 160
+    assert [str(pool.location(k).path)[-len(name) :] for k, name in enumerate(pool.ids)] == list(pool.ids)
 
 
 def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: Any) -> None:

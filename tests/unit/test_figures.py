@@ -35,9 +35,11 @@ def test_figures_are_those_of_scikit_learn(classes: int) -> None:
 def test_what_is_not_defined_is_none() -> None:
     labels, p = drawn()
     one_class = labels == 0
-    assert figures.figures(labels[one_class], p[one_class])["roc_auc"] is None
+    alone = figures.figures(labels[one_class], p[one_class])
+    assert alone["roc_auc"] is None
+    assert alone["balanced_accuracy"] == alone["accuracy"]  # what else was said is no class of these labels
     broken = figures.figures(labels, np.where(np.arange(3) == 1, np.nan, p))
-    assert broken["log_loss"] is None and broken["ece"] is None
+    assert broken["roc_auc"] is None and broken["log_loss"] is None and broken["ece"] is None
     assert "nan" not in figures.summary_line(broken)
 
 
@@ -50,6 +52,14 @@ def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     labels = np.array([0] * 6 + [1] * 4, np.int32)
     assert figures.calibration_error(labels, p) == pytest.approx(0.2)
     assert figures.calibration_error(np.zeros(10, np.int32), np.repeat([[1.0, 0.0]], 10, axis=0)) == 0
+    # A confidence on an edge belongs to the bin below: (0, 1/2] and (1/2, 1] here.
+    edge = np.array([[0.5, 0.5], [0.75, 0.25]])
+    assert figures.calibration_error(np.array([0, 1], np.int32), edge, 2) == pytest.approx((0.5 + 0.75) / 2)
+
+
+def test_a_true_class_of_probability_zero_costs_all_that_a_float_can_say() -> None:
+    p = np.array([[1.0, 0.0]])
+    assert figures.log_loss(np.array([1], np.int32), p) == pytest.approx(708.396, abs=1e-3)
 
 
 def test_the_threshold_is_the_best_of_all() -> None:
@@ -59,6 +69,12 @@ def test_the_threshold_is_the_best_of_all() -> None:
     best = max(figures.accuracy_at(labels, skewed, t) for t in np.linspace(0, 1.01, 2000))
     assert figures.accuracy_at(labels, skewed, threshold) >= best
     assert best > figures.figures(labels, skewed)["accuracy"]
+
+
+def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken() -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.9])  # 0.15, 0.5 and 0.6 are all right three times
+    p = np.stack([1 - scores, scores], axis=1)
+    assert figures.best_threshold(np.array([0, 1, 0, 1], np.int32), p) == 0.5
 
 
 def test_folds_that_share_training_data_widen_the_interval() -> None:

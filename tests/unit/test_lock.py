@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tl_dist import lock as locking
-from tl_dist.lock import Lock, SlurmJob, holder
+from tl_dist.lock import Lock, holder
+from tl_dist.owner import SlurmJob
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 

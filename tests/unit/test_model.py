@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
-from tl_dist import model, optim, registry, step
+from tl_dist import batch_norm, model, optim, registry, step
 from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
@@ -157,6 +157,8 @@ def test_batch_norm_moves_what_its_policy_says_and_nothing_in_a_frozen_part(
 @pytest.mark.parametrize("policy", ["train", "sync"])
 def test_batch_statistics_are_those_of_keras(policy: str) -> None:
     net, reference = normalised("all", policy), normalised_network((32, 32, 3))
+    for path, statistic in net.statistics.items():  # as after some training: neither 0 nor 1
+        statistic.assign_add(tf.fill(statistic.shape, 0.3 if path.endswith("mean") else 0.5))
     reference.set_weights(net.network.get_weights())
     images = tf.constant(MemorySource(6, size=32).images)
     with net.batch_statistics(lambda value, name: value) as moments:
@@ -238,3 +240,10 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
     assert model.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 9, 4 / 3, 0.0])
+
+
+def test_batch_norm_over_another_axis_than_the_last_is_not_taken_for_one_that_can_be_trained() -> None:
+    inputs = keras.Input((4, 4, 3))
+    network = keras.Model(inputs, keras.layers.BatchNormalization(axis=1, name="rows")(inputs))
+    with pytest.raises(ValueError, match="rows normalizes axis 1, not the last"):
+        batch_norm.adopt(network)

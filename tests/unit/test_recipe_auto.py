@@ -63,3 +63,35 @@ WRITTEN: dict[str, Any] = {
 @pytest.mark.parametrize("override", list(WRITTEN))
 def test_what_is_written_wins(tmp_path: Path, override: str) -> None:
     assert WRITTEN[override](load(tmp_path, LEAST, override))
+
+
+LARGE = 300 * 300
+
+
+def test_a_run_in_stages_keeps_its_parts_their_lengths_and_its_schedule() -> None:
+    found = recipes.auto({"stages": [{"train_from": "head", "steps": 3}]}, 1000, LARGE, 224)
+    assert "model" not in found and "steps" not in found and "schedule" not in found["optimizer"]
+
+
+def test_another_length_stretches_the_schedule() -> None:
+    schedule = recipes.auto({"epochs": 10}, 12_800, LARGE, 224)["optimizer"]["schedule"]
+    assert (schedule["warmup_epochs"], schedule["drop_at_epochs"]) == (2, [4, 6, 8])
+
+
+@pytest.mark.parametrize(
+    ("written", "augment", "mixup"),
+    [
+        ({}, ["random_resized_crop", "flip"], 0.1),
+        ({"model": {"train_from": "head"}}, ["flip"], 0.0),
+        ({"runtime": {"prefix_cache": "on"}}, ["flip"], 0.0),
+    ],
+)
+def test_what_is_cached_has_few_views(written: dict[str, Any], augment: list[str], mixup: float) -> None:
+    data = recipes.auto(written, 30_000, LARGE, 224)["data"]
+    assert (data["augment"], data["augmentation"]["mixup"]) == (augment, mixup)
+
+
+def test_the_rate_is_for_sgd_alone_and_images_have_480_pixels_at_most() -> None:
+    found = recipes.auto({"optimizer": {"name": "adam"}}, 1000, LARGE, 600)
+    assert found["optimizer"].keys() == {"schedule"}
+    assert found["data"]["image_size"] == 480

@@ -15,7 +15,8 @@ from tl_dist import config_file, durable
 from tl_dist.config import Config
 from tl_dist.lock import Lock
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.run import RunDir, differences, runs, step_name, steps_in, write_atomically
+from tl_dist.run import RunDir, differences, step_name, steps_in, write_atomically
+from tl_dist.run_table import runs
 
 
 def experiment(**changes) -> Config:

@@ -46,6 +46,10 @@ def test_stages_follow_each_other_without_a_gap() -> None:
 def test_a_config_without_stages_is_one_stage() -> None:
     (only,) = stages.plan(config(epochs=3.0), steps_of)
     assert (only.train_from, only.first_step, only.end) == ("head", 0, 30)
+    partly = config(steps=7, model=ModelConfig(backbone="tiny", train_from="block3"))
+    (only,) = stages.plan(partly, steps_of)
+    assert (only.train_from, only.first_step, only.end) == ("block3", 0, 7)
+    assert only.optimizer == partly.optimizer
 
 
 def test_the_rate_of_a_stage_is_that_of_the_head_too_unless_it_gives_one() -> None:
@@ -70,9 +74,40 @@ def test_an_average_begins_anew_where_its_variable_was_not_trained_just_before()
     optimizer.apply([tf.ones([2, 2])], tf.constant(0.1), 1)
     before = {path: average.numpy() for path, average in optimizer.averages.items()}
     assert not np.array_equal(before["backbone/top/kernel"], ours["backbone/top/kernel"])
+    weights = ours["backbone/top/kernel"].numpy()
+    with optimizer.averaged(1):  # a part that is not trained is evaluated as it is, whatever its old average
+        np.testing.assert_array_equal(ours["backbone/top/kernel"], weights)
+        np.testing.assert_array_equal(ours["head/logits/kernel"], before["head/logits/kernel"])
     optimizer.begin(2)
     np.testing.assert_array_equal(optimizer.averages["backbone/top/kernel"], ours["backbone/top/kernel"])
     np.testing.assert_array_equal(optimizer.averages["head/logits/kernel"], before["head/logits/kernel"])
-    weights = ours["backbone/top/kernel"].numpy()
-    with optimizer.averaged(1):  # a part that is not trained is evaluated as it is
-        np.testing.assert_array_equal(ours["backbone/top/kernel"], weights)
+
+
+def test_a_variable_goes_on_through_stages_and_counts_the_updates_that_it_has_had() -> None:
+    """Adam's correction of its first moments shows how many updates it believes in."""
+    settings = OptimizerConfig(name="adam", learning_rate=0.1)
+    draws = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
+
+    def trained(parts: list[list[str]]) -> dict[str, np.ndarray]:
+        ours = {path: tf.Variable(tf.ones([2, 2])) for path in ("backbone/top/kernel", "head/logits/kernel")}
+        both = optim.rules(settings, ours)
+        tables = [{path: both[path] for path in part} for part in parts]
+        optimizer = optim.Optimizer(settings, ours, scale_loss=False, stages=tables)
+        steps = len(draws) // len(parts)
+        for number, grads in enumerate(draws):
+            stage = number // steps
+            if stage and number % steps == 0:
+                optimizer.begin(stage)
+            optimizer.apply([tf.constant(grads) for _ in parts[stage]], tf.constant(0.1), stage)
+        return {path: variable.numpy() for path, variable in ours.items()}
+
+    top, head = "backbone/top/kernel", "head/logits/kernel"
+    whole, in_two, head_first = (
+        trained([[top, head]]),
+        trained([[top, head]] * 2),
+        trained([[head], [top, head]]),
+    )
+    np.testing.assert_array_equal(in_two[top], whole[top])
+    np.testing.assert_array_equal(head_first[head], whole[head])
+    draws = draws[2:]
+    np.testing.assert_array_equal(head_first[top], trained([[top, head]])[top])

@@ -26,14 +26,19 @@ def gradients(steps: int) -> list[dict[str, np.ndarray]]:
 
 
 def run(
-    steps: int, *, depths: dict[str, int] | None = None, new: tuple[str, ...] = (), **settings: Any
+    steps: int,
+    *,
+    depths: dict[str, int] | None = None,
+    new: tuple[str, ...] = (),
+    rules: dict[str, optim.Rule] | None = None,
+    **settings: Any,
 ) -> tuple[dict[str, Any], dict[str, Any], optim.Optimizer]:
-    """(start, weights after `steps` updates at rate 0.1, optimizer)."""
+    """(start, weights after `steps` updates at rate 0.1, optimizer); `rules` in place of those of the settings."""
     config = OptimizerConfig(**({"name": "sgd", "momentum": 0.0, "learning_rate": 0.1} | settings))
     ours = variables()
     start = {path: v.numpy() for path, v in ours.items()}
     optimizer = optim.Optimizer(
-        config, ours, scale_loss=False, stages=[optim.rules(config, ours, depths, new)]
+        config, ours, scale_loss=False, stages=[rules or optim.rules(config, ours, depths, new)]
     )
     apply = tf.function(lambda grads: optimizer.apply(grads, tf.constant(0.1)))
     for grads in gradients(steps):
@@ -49,9 +54,10 @@ def test_the_head_has_its_own_rate_and_each_layer_a_fraction_of_the_one_above() 
         np.testing.assert_allclose(after[path], start[path] - rate * total[path], rtol=1e-5, atol=1e-6)
 
 
-def test_the_head_has_its_own_decay_and_a_bias_has_none() -> None:
-    start, after, _ = run(4, weight_decay=0.5, head_weight_decay=0.1)
-    for path, decay in {KERNEL: 0.5, BIAS: 0.0, HEAD: 0.1}.items():
+@pytest.mark.parametrize(("given", "of_head"), [(0.1, 0.1), (0.0, 0.0), (None, 0.5)])
+def test_the_head_has_its_own_decay_and_a_bias_has_none(given: float | None, of_head: float) -> None:
+    start, after, _ = run(4, weight_decay=0.5, head_weight_decay=given)
+    for path, decay in {KERNEL: 0.5, BIAS: 0.0, HEAD: of_head}.items():
         expected = start[path]
         for grads in gradients(4):
             expected = expected * (1 - 0.1 * decay) - 0.1 * grads[path]
@@ -72,21 +78,29 @@ def test_l2_sp_pulls_what_was_pretrained_to_its_start_and_the_rest_to_zero() -> 
 
 
 def test_a_layer_with_new_weights_is_not_pulled_to_its_random_start() -> None:
-    _, _, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
+    start, after, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
     assert set(optimizer.start) == {BIAS}
+    expected = start[KERNEL] * (1 - 0.1 * 0.2) - 0.1 * gradients(1)[0][KERNEL]  # it decays as the head does
+    np.testing.assert_allclose(after[KERNEL], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_settings_without_effect_leave_every_bit(name: str) -> None:
-    _, plain, _ = run(6, name=name)
-    _, same, _ = run(
-        6, name=name, l2_sp=0.0, layer_decay=1.0, head_learning_rate=0.1, head_weight_decay=0.0,
-        depths={KERNEL: 3},
-    )  # fmt: skip
-    _, other, _ = run(6, name=name, l2_sp=1e-3)
+def test_settings_without_effect_leave_every_bit_as_an_optimizer_without_rules(name: str) -> None:
+    none = {
+        "l2_sp": 0.0, "layer_decay": 1.0, "head_learning_rate": 0.1, "head_weight_decay": 0.0,
+        "depths": {KERNEL: 3},
+    }  # fmt: skip
+    _, plain, _ = run(6, name=name, rules={path: optim.Rule() for path in SHAPES})
+    _, same, optimizer = run(6, name=name, **none)
     for path in SHAPES:
         np.testing.assert_array_equal(plain[path], same[path])
-    assert not np.array_equal(plain[KERNEL], other[KERNEL])
+    assert not optimizer.start and not optimizer.averages
+    for key, value, path in (
+        ("l2_sp", 1e-3, KERNEL), ("layer_decay", 0.9, KERNEL), ("head_learning_rate", 0.2, HEAD),
+        ("head_weight_decay", 1e-3, HEAD),
+    ):  # fmt: skip
+        _, other, _ = run(6, name=name, **{**none, key: value})
+        assert not np.array_equal(plain[path], other[path]), key
 
 
 def test_the_average_follows_fast_at_first_and_moves_in_no_skipped_step() -> None:

@@ -42,6 +42,7 @@ def test_the_best_setting_sees_what_matters_and_half_is_dropped_in_each_round() 
     assert {7, 8, 9} <= set(tried[0].setting.columns.tolist())
     assert tried[0].accuracy > 0.85
     folds = [one.folds for one in tried]
+    assert folds == sorted(folds, reverse=True)  # a figure of few folds is worth less
     assert folds[0] == 5 and sum(f >= 2 for f in folds) == len(folds) // 2 and sum(f == 5 for f in folds) == 4
 
 
@@ -51,3 +52,41 @@ def test_examples_of_the_held_out_fold_do_not_teach() -> None:
     labels = np.random.default_rng(3).integers(0, 2, 200).astype(np.int32)
     tried = tuning.search(CANDIDATES[:4], values, labels, folds_of(labels, 5, 0), 2)
     assert max(one.accuracy for one in tried) < 0.65
+
+
+def test_every_view_of_an_example_teaches_its_label_and_the_plain_one_is_judged() -> None:
+    values, labels = data()
+    noise = np.random.default_rng(5).normal(size=values.shape).astype(np.float32)
+    tried = tuning.search(
+        CANDIDATES[-2:], np.concatenate([2 * values, noise], axis=1), labels, folds_of(labels, 3, 0), 2
+    )
+    assert min(one.accuracy for one in tried) > 0.85
+
+
+def test_of_equally_right_settings_the_surer_one_is_better() -> None:
+    values, labels = data()
+    values[:, 0, 7:10] += 20 * labels[:, None]
+    logistic = [one for one in CANDIDATES if one.name == "logistic" and one.columns.tolist() == [7, 8, 9]]
+    tried = tuning.search(logistic, values, labels, folds_of(labels, 3, 0), 2)
+    judged = [one for one in tried if one.folds == 3]
+    assert len(judged) > 2 and {one.accuracy for one in judged} == {1.0}
+    assert [one.log_loss for one in judged] == sorted(one.log_loss for one in judged)
+    assert judged[0].setting.l2 == min(tuning.L2)
+
+
+def test_a_stop_ends_the_search_with_nothing() -> None:
+    values, labels = data()
+    asked = iter([False, False, True])
+    found = tuning.search(
+        CANDIDATES, values, labels, folds_of(labels, 3, 0), 2, stop_requested=lambda: next(asked)
+    )
+    assert found == []
+
+
+def test_the_scaling_of_a_setting_is_that_of_its_classifier() -> None:
+    values, labels = data()
+    values[:, 0, 0] *= 1e4  # noise that drowns the rest, unless it is scaled
+    means = [one for one in CANDIDATES if one.name == "nearest_mean" and len(one.columns) == 10]
+    tried = tuning.search(means, values, labels, folds_of(labels, 3, 0), 2)
+    accuracies = {one.setting.scaling: one.accuracy for one in tried}
+    assert accuracies["standardize"] > 0.85 and accuracies["none"] < 0.65

@@ -69,6 +69,21 @@ class EncodedSource(Source, Protocol):
     def encoded_bytes(self, index: int) -> bytes: ...
 
 
+class Counted:
+    """The sizes of a source that holds its `ids` and `class_names`."""
+
+    ids: Sequence[str]
+    class_names: Sequence[str]
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
 Splits = Mapping[str, Source]
 """The sources of one dataset by name: always "train", and "validation" or "test" where they exist."""
 

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import host_tensor
+from tl_dist.datasets import Counted, host_tensor
 
 
 @dataclass(frozen=True, eq=False)
-class ArraySource:
+class ArraySource(Counted):
     """A `Source` of images of one size: `images` uint8 [N, height, width, 3], `labels` int32 [N].
 
     The fingerprint is over every pixel and label and the class names, so it is the same for any file format.
@@ -32,14 +32,6 @@ class ArraySource:
         sizes = {len(self.images), len(self.labels), len(self.ids)}
         if len(sizes) != 1 or self.images.dtype != np.uint8 or self.images.shape[3:] != (3,):
             raise ValueError("images must be uint8 [N, height, width, 3], with N labels and N ids")
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.images)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -12,18 +12,11 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits, Subset
 from tl_dist.datasets.files import FileSource, size_of
-from tl_dist.datasets.split import divide
+from tl_dist.datasets.split import SPLIT_NAMES, divide, refuse_second_validation
 from tl_dist.datasets.table import opened, wrong
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = ("path", "label", "weight", "split", "group")
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
 
 
 class _Row(NamedTuple):
@@ -75,12 +68,8 @@ def open_csv(data: DataConfig) -> Splits:
     }
     if "train" not in official:
         raise wrong(table, None, "no row is of split 'train'")
-    if "validation" in official and data.validation_fraction > 0:
-        raise Refusal(
-            f"{table} has rows of split validation, and data.validation_fraction is {data.validation_fraction}.",
-            fix="set data.validation_fraction to 0.",
-            code=ExitCode.USAGE,
-        )
+    if "validation" in official:
+        refuse_second_validation(data, f"{table} has rows of split validation")
     return {**official, **divide(official["train"], data, test=False)}
 
 
@@ -125,12 +114,12 @@ def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
     for column in COLUMNS[:2]:
         if not text[column]:
             raise wrong(table, line, f"the {column} is empty")
-    if text["split"] and text["split"].lower() not in _SPLITS:
+    if text["split"] and text["split"].lower() not in SPLIT_NAMES:
         raise wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
     weight = _number(text["weight"]) if text["weight"] else 1.0
     if not 0 < weight < float("inf"):
         raise wrong(table, line, f"'{text['weight']}' is no weight: a number above 0")
-    split = _SPLITS[text["split"].lower()] if text["split"] else ("train" if "split" in values else "")
+    split = SPLIT_NAMES[text["split"].lower()] if text["split"] else ("train" if "split" in values else "")
     return _Row(line, text["path"], text["label"], weight, split, text["group"])
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import SoftLabels, host_tensor
+from tl_dist.datasets import Counted, SoftLabels, host_tensor
 from tl_dist.datasets.location import Location
 from tl_dist.refusal import ExitCode, Refusal
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource:
+class FileSource(Counted):
     """An `EncodedSource` of image files: `ids` are paths below `root`, `sizes` int64 [N] bytes, `labels` int32 [N].
 
     The fingerprint is over path, size and label of each file in order, the class names, and `annotations`:
@@ -45,14 +45,6 @@ class FileSource:
     """what to train toward in place of `labels`"""
     table: Path | None = None
     """the CSV file that lists the images, and perhaps more about them"""
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.ids)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:

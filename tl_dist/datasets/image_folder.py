@@ -13,7 +13,7 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.files import FileSource, directory_of
-from tl_dist.datasets.split import divide
+from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.refusal import ExitCode, Refusal
 
 READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp"})
@@ -51,12 +51,8 @@ def open_image_folder(data: DataConfig) -> Splits:
                 f"{root}: train and {name} have different classes ({_few(different)})",
                 "make the class folders of all splits agree",
             )
-    if "validation" in official and data.validation_fraction > 0:
-        raise Refusal(
-            f"{root} has a validation folder, and data.validation_fraction is {data.validation_fraction}.",
-            fix="set data.validation_fraction to 0, or remove the folder.",
-            code=ExitCode.USAGE,
-        )
+    if "validation" in official:
+        refuse_second_validation(data, f"{root} has a validation folder", "or remove the folder")
     return {**official, **divide(train, data, test=False)}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.files import FileSource, directory_of, size_of
-from tl_dist.datasets.split import divide
+from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.datasets.tfrecord import class_names, find_shards, open_shards
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -56,12 +56,7 @@ def open_imagenet(data: DataConfig) -> Splits:
     folder = next((name for name in ("val", "validation") if (base / name).is_dir()), None)
     if folder is None:
         return divide(train, data, test=False)
-    if data.validation_fraction > 0:
-        raise Refusal(
-            f"{base / folder} is a validation split, and data.validation_fraction is {data.validation_fraction}.",
-            fix="set data.validation_fraction to 0.",
-            code=ExitCode.USAGE,
-        )
+    refuse_second_validation(data, f"{base / folder} is a validation split")
     flat = sorted(p.name for p in (base / folder).iterdir() if p.suffix.lower() in _IMAGE)
     validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids)
     return {"train": train, "validation": validation}

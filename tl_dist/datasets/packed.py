@@ -22,7 +22,7 @@ from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import RecordSource
-from tl_dist.datasets.split import divide
+from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.durable import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -44,12 +44,8 @@ def open_packed(data: DataConfig) -> Splits:
     }
     if list(sources) == ["train"]:
         return divide(sources["train"], data)
-    if "validation" in sources and data.validation_fraction > 0:
-        raise Refusal(
-            f"{root} has a validation split, and data.validation_fraction is {data.validation_fraction}.",
-            fix="set data.validation_fraction to 0.",
-            code=ExitCode.USAGE,
-        )
+    if "validation" in sources:
+        refuse_second_validation(data, f"{root} has a validation split")
     return {**sources, **divide(sources["train"], data, test=False)}
 
 

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import SoftLabels, host_tensor
+from tl_dist.datasets import Counted, SoftLabels, host_tensor
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.location import Location
@@ -30,7 +30,7 @@ class Bad(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RecordSource:
+class RecordSource(Counted):
     """An `EncodedSource` of byte ranges: example k is `sizes[k]` bytes from `offsets[k]` of `files[shards[k]]`.
 
     `files` are paths below `root`. `checks` uint32 [N] are checksums from which, with ids, sizes and labels, the
@@ -67,14 +67,6 @@ class RecordSource:
     @property
     def soft(self) -> SoftLabels | None:
         return self.annotations.soft
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.ids)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -13,6 +13,15 @@ from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
 
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+"""what files and tables call the splits"""
+
 
 def divide(
     pool: Source,
@@ -108,12 +117,8 @@ def hold_out(
             indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
         )
     except ValueError as error:
-        why = str(error).rstrip(".")
-        raise Refusal(
-            f"{key} = {fraction} of {len(indices)} examples cannot be held out: {why}.",
-            fix=f"set {key} so that both parts hold every class, add examples to the smallest, or use 0.",
-            code=ExitCode.DATA,
-        ) from error
+        fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0."
+        raise _cannot(f"{key} = {fraction} of {len(indices)} examples", error, fix) from error
     if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
         raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
     return np.sort(kept), np.sort(held_out)
@@ -140,10 +145,20 @@ def hold_out_groups(
     try:
         kept, held_out = next(folds.split(indices, strata[indices], numbers))
     except ValueError as error:
-        why = str(error).rstrip(".")
-        raise Refusal(
-            f"{key} = {fraction} of {numbers.max() + 1} groups cannot be held out: {why}.",
-            fix=f"set {key} so that both parts hold groups of every class, or use 0.",
-            code=ExitCode.DATA,
-        ) from error
+        fix = f"set {key} so that both parts hold groups of every class, or use 0."
+        raise _cannot(f"{key} = {fraction} of {numbers.max() + 1} groups", error, fix) from error
     return np.sort(indices[kept]), np.sort(indices[held_out])
+
+
+def refuse_second_validation(data: DataConfig, first: str, instead: str = "") -> None:
+    """Refuses a validation fraction where the data set has a validation split, which `first` says in words."""
+    if data.validation_fraction > 0:
+        raise Refusal(
+            f"{first}, and data.validation_fraction is {data.validation_fraction}.",
+            fix="set data.validation_fraction to 0" + (f", {instead}." if instead else "."),
+            code=ExitCode.USAGE,
+        )
+
+
+def _cannot(part: str, error: ValueError, fix: str) -> Refusal:
+    return Refusal(f"{part} cannot be held out: {str(error).rstrip('.')}.", fix=fix, code=ExitCode.DATA)

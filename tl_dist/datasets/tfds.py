@@ -16,7 +16,8 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of
-from tl_dist.datasets.tfrecord import SPLITS, open_shards
+from tl_dist.datasets.split import SPLIT_NAMES
+from tl_dist.datasets.tfrecord import open_shards
 from tl_dist.durable import read_file, reason
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -106,12 +107,14 @@ def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
 def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
     """File names by our own split; "" for the one pool."""
     known = {
-        SPLITS[split.name]: list(split.numbers) for split in splits if split.name in SPLITS and split.numbers
+        SPLIT_NAMES[split.name]: list(split.numbers)
+        for split in splits
+        if split.name in SPLIT_NAMES and split.numbers
     }
     names = ", ".join(split.name for split in splits)
     if "train" not in known:
         raise _wrong(f"{root} has no split train, only {names or 'none'}", "choose another set")
-    if others := [split.name for split in splits if split.name not in SPLITS]:
+    if others := [split.name for split in splits if split.name not in SPLIT_NAMES]:
         _log.warning("%s: neither train, validation nor test, and left out: %s", root, ", ".join(others))
     return {"": known["train"]} if len(known) == 1 else known
 

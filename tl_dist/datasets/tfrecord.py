@@ -15,19 +15,12 @@ from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import Bad, RecordSource
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
-from tl_dist.datasets.split import divide
+from tl_dist.datasets.split import SPLIT_NAMES, divide
 from tl_dist.durable import reason
 from tl_dist.package_index import user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
 MAX_CLASSES = 100_000  # a label beyond it is damage, not a class
-SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
 _SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
 _NAMES = ("labels.txt", "label.labels.txt", "synsets.txt")
@@ -62,7 +55,7 @@ def find_shards(root: Path) -> dict[str, list[str]]:
         if shard:
             counts.setdefault((shard["stem"], int(shard["n"])), set()).add(int(shard["k"]))
         words = re.split(r"[-_.]", path.name.lower())
-        split = next((SPLITS[word] for word in words if word in SPLITS), "")
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
         found.setdefault(split, []).append(path.name)
     for (stem, number), numbers in counts.items():
         if missing := sorted(set(range(number)) - numbers):

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tl_dist.launch.arguments import ConfigFile, Overrides, Root, RunPath, Strategy, Workers
 from tl_dist.launch.data_app import data_app
+from tl_dist.launch.features_app import features_app
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
@@ -35,32 +37,17 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
 augment_app = typer.Typer(help="See what the augmentations of a config do.", no_args_is_help=True)
 app.add_typer(augment_app, name="augment")
-
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="values put over the file's, as optimizer.learning_rate=1e-3"
-    ),
-]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/NAME")]
-Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
 
 
 @app.command()
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-n", min=1, help="default: one for each visible GPU, else one")
-    ] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
     """Train to the end. The same command goes on with a run that was stopped or that failed."""
@@ -110,8 +97,8 @@ def cross_validate(
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2)] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="divisions into folds")] = 5,
-    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
     """Cross-validate a config: mean, interval, figures by fold and group, out-of-fold predictions."""
@@ -141,8 +128,8 @@ def tune(
     config: ConfigFile,
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2, help="of the training split, without a validation split")] = 5,
-    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
     """Search for the best classifier on cached features, without the test split, and write it as YAML."""
@@ -150,47 +137,6 @@ def tune(
     from tl_dist.launch.tune import tune as search
 
     return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
-
-
-@features_app.command("extract")
-def features_extract(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    strategy: Annotated[str | None, typer.Option(help="single, mirrored or horovod")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", "-n", min=1)] = None,
-    runs: Root = Path("runs"),
-) -> int:
-    """Compute the features that a config needs, by all of its workers."""
-    from tl_dist.launch.feature_sets import extract
-    from tl_dist.launch.train import Request
-
-    return extract(Request(config, overrides or (), strategy, workers, runs), _console())
-
-
-@features_app.command("list")
-def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
-    """List the feature sets beside the runs in a directory, the last used first."""
-    from tl_dist.launch.feature_sets import sets, show
-
-    show(sets(runs), _console())
-    return ExitCode.DONE
-
-
-@features_app.command("prune")
-def features_prune(
-    runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs"),
-    unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
-    keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
-    unreferenced: Annotated[
-        bool, typer.Option("--unreferenced", help="remove what no run here reads")
-    ] = False,
-) -> int:
-    """Remove feature sets that nobody needs, and what interrupted extractions have left."""
-    from tl_dist.launch.feature_sets import prune, show_pruned
-
-    gone = prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced)
-    show_pruned(gone, _console())
-    return ExitCode.DONE
 
 
 @augment_app.command("preview")
@@ -264,7 +210,7 @@ def doctor() -> int:
 def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
     """List the runs in a directory."""
     from tl_dist.launch.report import show_runs
-    from tl_dist.run import runs
+    from tl_dist.run_table import runs
 
     if not root.is_dir():
         raise Refusal(

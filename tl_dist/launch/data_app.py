@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl_dist.parallel import slots
 from tl_dist.refusal import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Facts = dict[str, Any]
 
 _LAYOUT = "tl_dist.curation.layout"
 _PACKING = "tl_dist.datasets.packing"  # by name, as datasets are: this side imports none of their rooms
@@ -35,15 +41,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
-    from rich.console import Console
-
     from tl_dist.launch import data_inspect
 
     facts = data_inspect.inspect(path, sheet)
-    if as_json:
-        _write(facts)
-    else:
-        data_inspect.show(facts, Console(highlight=False))
+    _show(facts, data_inspect.show, as_json)
     return ExitCode.DONE
 
 
@@ -63,10 +64,7 @@ def verify(
     from tl_dist.launch import data_verify
 
     found = data_verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
-    if as_json:
-        _write(found)
-    else:
-        data_verify.show(found, Console(highlight=False))
+    _show(found, data_verify.show, as_json)
     return ExitCode.DONE if found["ok"] else ExitCode.DATA
 
 
@@ -87,15 +85,10 @@ def split(
     as_json: AsJson = False,
 ) -> int:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
-    from rich.console import Console
-
     from tl_dist.launch import data_split
 
     made = data_split.split(path, to, test=test, validation=validation, folds=folds, group=group, seed=seed)
-    if as_json:
-        _write(made)
-    else:
-        data_split.show(made, Console(highlight=False))
+    _show(made, data_split.show, as_json)
     return ExitCode.DONE
 
 
@@ -156,5 +149,11 @@ def pack(
     return ExitCode.DONE
 
 
-def _write(facts: object) -> None:
-    sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
+    """One answer, for a program or for a person."""
+    from rich.console import Console
+
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+    else:
+        show(facts, Console(highlight=False))

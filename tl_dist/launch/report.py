@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist import figures
 from tl_dist.progress import Record, confusion_table, evaluation_line, parse_records
-from tl_dist.run import RunDir, RunSummary
+from tl_dist.run import RunDir
+from tl_dist.run_table import RunSummary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -1,0 +1,120 @@
+"""Folds on cached features: nobody is judged by a classifier that has seen it, and every view counts as it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.memory_source import MemorySource
+from tl_dist import classifiers, feature_folds, features, transfer, tuning
+from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig
+from tl_dist.cross_validation import OutOfFold
+from tl_dist.datasets import Subset, strata_of
+from tl_dist.datasets.split import folds_of
+
+NUM, WIDTH = 60, 80
+POOL = MemorySource(NUM)
+RNG = np.random.default_rng(3)
+VIEWS = {  # [examples, views, features]; more features than examples, so that a fit knows all that it has seen
+    (): RNG.normal(size=(NUM, 1, WIDTH)).astype(np.float32),
+    ("flip",): RNG.normal(size=(NUM, 2, WIDTH)).astype(np.float32),
+}
+
+
+def session(rank: int = 0, augment: tuple[str, ...] = ("flip",), judged: tuple[str, ...] = ()) -> Any:
+    cfg = Config(
+        name="x",
+        data=DataConfig(name="digits", augment=augment, split_seed=4),  # type: ignore[arg-type]
+        model=ModelConfig(backbone="tiny"),
+        classifier=ClassifierConfig(name="logistic", l2=0.05),
+        evaluation=EvaluationConfig(views=judged),  # type: ignore[arg-type]
+        optimizer={"learning_rate": 0.1},  # type: ignore[arg-type]
+        steps=1,
+    )
+    return SimpleNamespace(
+        cfg=cfg,
+        splits={"train": Subset(POOL, np.arange(40)), "test": Subset(POOL, np.arange(40, NUM))},
+        parallel=SimpleNamespace(rank=rank),
+        run=SimpleNamespace(path=Path("runs/x")),
+        model=SimpleNamespace(stage_names=["last"], stage_channels=[WIDTH]),
+        class_weights=lambda: None,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "take_prefix", lambda session: None)
+    monkeypatch.setattr(transfer, "refer", lambda session, found: None)
+    kept = lambda pool, prefix, views, **more: SimpleNamespace(array=lambda: VIEWS[views])  # noqa: E731
+    monkeypatch.setattr(features, "cached", kept)
+
+
+def cross_validated(**options: Any) -> OutOfFold:
+    found = feature_folds.cross_validate(session(**options), 3, 2, lambda: False, lambda record: None)
+    assert found is not None
+    return found
+
+
+def test_what_cannot_be_known_is_not_known() -> None:
+    found = cross_validated()
+    right = found.probabilities.argmax(axis=-1) == found.labels
+    assert right.mean() < 0.5  # a third by chance; whoever has seen the example is always right
+
+
+@pytest.mark.parametrize("judged", [(), ("flip",)])
+def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(judged: tuple[str, ...]) -> None:
+    found = cross_validated(judged=judged)
+    teaching, plain = VIEWS["flip",], VIEWS["flip",][:, :1]
+    for seed in range(2):
+        fold = folds_of(strata_of(POOL), 3, seed)
+        np.testing.assert_array_equal(found.fold[seed], fold)
+        for k in range(3):
+            rows = [(teaching[i, view], POOL.labels[i]) for i in np.flatnonzero(fold != k) for view in (0, 1)]
+            fitted = classifiers.fit(
+                "logistic",
+                np.stack([row for row, _ in rows]),
+                np.array([label for _, label in rows]),
+                3,
+                l2=0.05,
+            )
+            for i in np.flatnonzero(fold == k):
+                expected = fitted.probabilities((teaching if judged else plain)[i]).mean(axis=0)
+                np.testing.assert_allclose(found.probabilities[seed, i], expected, atol=1e-4)
+
+
+def test_a_stop_and_a_worker_that_is_not_the_first_give_nothing() -> None:
+    asked = iter([False, True])
+    assert feature_folds.cross_validate(session(), 3, 2, lambda: next(asked), lambda record: None) is None
+    assert feature_folds.cross_validate(session(rank=1), 3, 2, lambda: False, lambda record: None) is None
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, made: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values, labels, fold) that a search is given."""
+    seen: list[Any] = []
+    monkeypatch.setattr(transfer, "cache_prefix", lambda session, stop_requested, say: True)
+    monkeypatch.setattr(tuning, "search", lambda candidates, *given, **more: seen.extend(given))
+    made.train_features = SimpleNamespace(array=lambda: VIEWS["flip",]), made.splits["train"].indices
+    feature_folds.tune(made, 4, lambda: False, lambda record: None)
+    return seen[0], seen[1], seen[2]
+
+
+def test_a_search_divides_the_training_examples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = session()
+    values, labels, fold = searched(monkeypatch, made)
+    np.testing.assert_array_equal(values, VIEWS["flip",][:40])
+    np.testing.assert_array_equal(labels, POOL.labels[:40])
+    np.testing.assert_array_equal(fold, folds_of(strata_of(made.splits["train"]), 4, 4))
+
+
+def test_a_search_judges_by_the_validation_split_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = session()
+    made.splits |= {"train": Subset(POOL, np.arange(20, 50)), "validation": Subset(POOL, np.arange(10))}
+    values, labels, fold = searched(monkeypatch, made)
+    expected = [*range(20, 50), *range(10)]
+    np.testing.assert_array_equal(values, VIEWS["flip",][expected])
+    np.testing.assert_array_equal(labels, POOL.labels[expected])
+    assert fold.tolist() == [-1] * 30 + [0] * 10

@@ -1,0 +1,24 @@
+"""What several commands take: the same word, metavar and help in each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="values put over the file's, as optimizer.learning_rate=1e-3"
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/NAME")]
+Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
+Strategy = Annotated[str | None, typer.Option(help="single, mirrored or horovod")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-n", min=1, help="default: one for each visible GPU, else one")
+]

@@ -1,0 +1,113 @@
+"""A process, described so that another one can tell later whether it still exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_S = 5.0
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """The job that a worker belongs to; `restart_count` grows each time the scheduler requeues it."""
+
+    id: str
+    restart_count: int = 0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, described so that another one can tell whether it still exists."""
+
+    who: str
+    host: str
+    pid: int
+    started: int  # clock ticks after boot: a pid is used again, a pid with its start time is not
+    boot: str
+    namespaces: tuple[int, int]  # pid and time: in another one, pids and start times mean other processes
+    token: str
+    job: SlurmJob | None = None
+    heartbeat_s: float = HEARTBEAT_S
+    taken_at: float = 0.0  # for people; never compared
+    released: bool = False
+
+    def __str__(self) -> str:
+        job = f" of SLURM job {self.job.id}" if self.job else ""
+        return f"{self.who} with pid {self.pid} on {self.host}{job}"
+
+    def on_this_machine(self, me: Owner) -> bool:
+        """Whether `self.pid` and `self.started` can be checked from here."""
+        places = [(owner.host, owner.boot, owner.namespaces) for owner in (self, me)]
+        return bool(me.boot) and places[0] == places[1]
+
+
+def encoded(owner: Owner, **changes: Any) -> bytes:
+    """The content of an owner file."""
+    return json.dumps(asdict(owner) | changes, indent=1).encode()
+
+
+def decoded(data: bytes) -> Owner | None:
+    """The owner in a file's content; None where it holds none."""
+    try:
+        fields = json.loads(data)
+        job = SlurmJob(**fields.pop("job")) if fields.get("job") else None
+        owner = Owner(**fields | {"namespaces": tuple(fields["namespaces"]), "job": job})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    numbers = (owner.pid, owner.started, owner.heartbeat_s, job.restart_count if job else 0)
+    return owner if all(isinstance(number, int | float) for number in numbers) else None
+
+
+def this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:
+    """The process that asks."""
+    boot, namespaces, started = "", (0, 0), 0
+    with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide
+        namespaces = (_namespace("pid"), _namespace("time"))
+        started = int(_stat(os.getpid())[19])
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Owner(
+        who=who,
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        started=started,
+        boot=boot,
+        namespaces=namespaces,
+        token=os.urandom(16).hex(),
+        job=job,
+        heartbeat_s=heartbeat_s,
+        taken_at=time.time(),
+    )
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except FileNotFoundError:
+        return 0  # a kernel that has no such namespaces (time: before 5.6)
+
+
+def still_runs(owner: Owner) -> bool:
+    """Whether a process of this machine still exists. One that was killed and not yet waited for does not."""
+    patience = time.monotonic() + 2.0
+    while True:
+        try:
+            fields = _stat(owner.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        state, num_threads, started = fields[0], int(fields[17]), int(fields[19])
+        if started != owner.started or (state in "ZX" and num_threads <= 1):
+            return False
+        if state not in "ZX" or time.monotonic() > patience:
+            return True
+        time.sleep(0.01)  # killed, but one of its threads may be in a system call yet, such as a rename
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on (proc(5)): state, ..., number of threads, ..., start time."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
