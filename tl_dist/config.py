@@ -147,6 +147,14 @@ class ClassifierConfig(Section):
         return self.name != "head"
 
 
+class FeaturesConfig(Section):
+    """How cached outputs of the frozen part are kept."""
+
+    dtype: Literal["computed", "float32", "bfloat16", "float16"] = "computed"
+    """number format on disk and in memory; 16 bits halve a set of float32 and round it (to 8 bits of mantissa, or 11);
+    computed: as they are computed"""
+
+
 class LossConfig(Section):
     """Softmax cross-entropy, summed over examples and divided by the global batch."""
 
@@ -310,6 +318,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     classifier: ClassifierConfig = ClassifierConfig()
+    features: FeaturesConfig = FeaturesConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...] = ()

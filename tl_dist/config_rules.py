@@ -31,7 +31,8 @@ def broken(cfg: Config) -> Iterator[Broken]:
     yield from unknown
     if not unknown:
         for rules in (
-            _workers, _data, _source, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
+            _workers, _data, _source, _backbone, _model, _classifier, _features, _optimizer, _schedule, _prefix_cache,
+            _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -274,6 +275,15 @@ def _classifier(cfg: Config) -> Iterator[Broken]:
                 path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
             )
             return
+
+
+def _features(cfg: Config) -> Iterator[Broken]:
+    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cfg.runtime.prefix_cache != "on":
+        yield Broken(
+            ("features", "dtype"),
+            f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cfg.runtime.prefix_cache}'.",
+            "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
+        )
 
 
 def _names_a_weights_source(text: str) -> bool:

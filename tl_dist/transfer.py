@@ -36,7 +36,7 @@ def _prefix(session: Session, compute: Callable[[Any], Any]) -> features.Prefix:
         "frozen_sha256": session.model.frozen_digest(),
         "precision": session.precision,
     }
-    return features.Prefix(compute, session.image_size, facts)
+    return features.Prefix(compute, session.image_size, facts, session.cfg.features.dtype)
 
 
 def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: features.Say) -> bool:

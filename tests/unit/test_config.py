@@ -50,6 +50,11 @@ def refusal_of(text: str, *overrides: str) -> str:
 AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
 
 MISTAKES = {
+    "a number format of nothing": (
+        GOOD + "features: {dtype: bfloat16}\n",
+        "x.yaml:9: features.dtype rounds what is cached, but runtime.prefix_cache is 'off'. "
+        "Fix: write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
+    ),
     "a typo": (
         changed("learning_rate", "learning_rat"),
         "x.yaml:8: optimizer.learning_rat is not a key of a config. Fix: write 'optimizer.learning_rate'.",
