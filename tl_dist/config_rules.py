@@ -260,6 +260,7 @@ def _classifier(cfg: Config) -> Iterator[Broken]:
                 ("model", "layers"), f"model.layers: '{name}' is {why}.", f"use some of {', '.join(stages)}."
             )
             return
+    yield from _chosen(cfg)
     if not cfg.classifier.computed:
         return
     name = cfg.classifier.name
@@ -275,6 +276,22 @@ def _classifier(cfg: Config) -> Iterator[Broken]:
                 path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
             )
             return
+
+
+def _chosen(cfg: Config) -> Iterator[Broken]:
+    settings, model = cfg.classifier, cfg.model
+    if settings.l2 == ():
+        yield Broken(("classifier", "l2"), "classifier.l2 has nothing to choose from.", "write 'l2: auto'.")
+    key = "layers" if settings.layers == "auto" else "l2"
+    if settings.chosen and settings.name != "logistic":
+        what = f"classifier '{settings.name}' has no {key} that folds could choose."
+        yield Broken(("classifier", key), what, f"write 'name: logistic', or remove '{key}'.")
+    elif settings.layers == "auto" and (len(model.layers) < 2 or model.pooling == "flatten"):
+        yield Broken(
+            ("classifier", "layers"),
+            "classifier.layers: auto chooses among pooled layers, and model has no two.",
+            "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
+        )
 
 
 def _features(cfg: Config) -> Iterator[Broken]:

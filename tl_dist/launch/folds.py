@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         style="bold",
     )
     show_line(console, figures.summary_line(found["figures"]))
+    if "chosen" in found:
+        show_line(console, chosen_line(found["chosen"]))
     for name, group in found["groups"].items():
         show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
     table = Table("seed", *(f"fold {k}" for k in range(found["folds"])), "all")
@@ -100,3 +104,14 @@ def show(found: dict[str, Any], console: Console) -> None:
     ):
         table.add_row(str(seed), *(f"{value:.4f}" for value in row), f"{overall:.4f}")
     console.print(table)
+
+
+def chosen_line(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """What the classifiers took, the most frequent first: "chosen within the training folds: l2 0.1 (20), 0.03 (5)"."""
+    parts = []
+    for key in ("l2", "layers"):
+        counts = Counter(f"{one[key]:g}" if key == "l2" else one[key] for folds in chosen for one in folds)
+        several = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
+        if set(counts) != {"all"}:
+            parts.append(f"{key} {several}")
+    return f"chosen within the training folds: {' | '.join(parts)}"

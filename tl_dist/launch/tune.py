@@ -36,6 +36,9 @@ def tune(request: Request, folds: int, console: Console) -> int:
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
         values[section] |= found[0][section]
+    values["classifier"]["layers"] = "all"  # model.layers has those that were chosen
+    if values["classifier"]["name"] != "logistic":
+        del values["classifier"]["l2"]
     best = run.path / "best.yaml"
     write_atomically(best, yaml_text.dump(values).encode())
     show_line(console, f"best setting: tl-dist train {relative(best)}")
