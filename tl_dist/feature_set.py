@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class FeatureSet:
         """(rows) -> stored values, traced by tf.data."""
         shards = self._shards
         if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
-            everything = host_tensor(np.concatenate(shards))
+            listed = tuple((shard["file"], shard["sha256"]) for shard in self.shards)
+            everything = _everything(self.directory, listed)
             return lambda rows: tf.gather(everything, rows)
         starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
@@ -101,6 +102,12 @@ class FeatureSet:
             if not path.is_file() or _sha256(path) != shard["sha256"]:
                 bad.append(shard["file"])
         return bad
+
+
+@lru_cache(maxsize=4)
+def _everything(directory: Path, shards: tuple[tuple[str, str], ...]) -> Any:
+    """The rows of these shards (file, digest) as one tensor, once for all splits and runs of this process."""
+    return host_tensor(np.concatenate([np.load(directory / file, mmap_mode="r") for file, _ in shards]))
 
 
 def rounded(rows: np.ndarray, dtype: str) -> np.ndarray:

@@ -95,16 +95,22 @@ def _sets(session: Session) -> Iterator[tuple[list[str], Source]]:
 
     Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
     the training split needs other views than the rest, unless that is the plain one alone and many divisions are
-    likely: then the others would be computed in all views as well.
+    likely: then the others would be computed in all views as well. A fold is one of many divisions for certain: where
+    its views differ, the pool is kept once for training and once for the rest.
     """
     augment, judged = session.cfg.data.augment, session.cfg.evaluation.views
-    shared = augment == judged or (session.cfg.classifier.computed and not judged)
+    is_fold = session.cfg.data.folds is not None
+    shared = augment == judged or ((session.cfg.classifier.computed or is_fold) and not judged)
     pools: dict[int, list[str]] = {}
     for name, source in session.splits.items():
         pools.setdefault(id(pool_of(source)[0]), []).append(name)
     for names in pools.values():
         if not session.bad and shared:
             yield names, pool_of(session.splits[names[0]])[0]
+        elif not session.bad and is_fold:
+            for some in (["train"], [name for name in names if name != "train"]):
+                if set(some) <= set(names) and some:
+                    yield some, pool_of(session.splits[some[0]])[0]
         else:
             yield from (([name], session.splits[name]) for name in names)
 
