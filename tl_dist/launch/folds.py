@@ -77,7 +77,7 @@ def _by_training(request: Request, name: str, folds: int, seeds: int, console: C
 
 def _in_one_process(request: Request, name: str, left: Sequence[Config], console: Console) -> int:
     """Have one worker train these runs in turn, led by the run of the whole; a new worker where one gave up."""
-    cfg = left[0].model_copy(update={"name": name, "data": request.load().data})
+    cfg = request.load().model_copy(update={"name": name, "source": left[0].source})
     leader = open_run(request.runs, cfg)
     prepare_shown(cfg, console)
     runs = [RunDir(request.runs / one.name) for one in left]
