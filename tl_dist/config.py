@@ -136,8 +136,11 @@ class ClassifierConfig(Section):
 
     name: Literal["head", "logistic", "nearest_mean"] = "head"
     """head: trained by steps; logistic: multinomial logistic regression, exact; nearest_mean: nearest class mean"""
-    l2: Annotated[float, Field(ge=0)] = 0.03
-    """logistic only: the loss is mean cross-entropy + l2 / 2 * |coefficients|^2"""
+    l2: Annotated[float, Field(ge=0)] | Literal["auto"] | tuple[Annotated[float, Field(gt=0)], ...] = 0.03
+    """logistic only: the loss is mean cross-entropy + l2 / 2 * |coefficients|^2. Of several the best, by five folds of
+    the training examples alone; auto: of 3.16 to 0.001, two to a decade"""
+    layers: Literal["all", "auto"] = "all"
+    """logistic only: which of model.layers it sees; auto: the last, the last two or more, by the same folds"""
     scaling: Literal["standardize", "none"] = "standardize"
     """of each feature over the training examples, before the fit"""
 
@@ -145,6 +148,19 @@ class ClassifierConfig(Section):
     def computed(self) -> bool:
         """Whether it is computed from features in one step, rather than trained."""
         return self.name != "head"
+
+    @property
+    def chosen(self) -> bool:
+        """Whether something of it is chosen by folds within the training examples."""
+        return not isinstance(self.l2, int | float) or self.layers == "auto"
+
+
+class FeaturesConfig(Section):
+    """How cached outputs of the frozen part are kept."""
+
+    dtype: Literal["computed", "float32", "bfloat16", "float16"] = "computed"
+    """number format on disk and in memory; 16 bits halve a set of float32 and round it (to 8 bits of mantissa, or 11);
+    computed: as they are computed"""
 
 
 class LossConfig(Section):
@@ -310,6 +326,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     classifier: ClassifierConfig = ClassifierConfig()
+    features: FeaturesConfig = FeaturesConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...] = ()

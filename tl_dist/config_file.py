@@ -27,6 +27,7 @@ TRAJECTORY = (
     "data",
     "model",
     "classifier",
+    "features",
     "loss",
     "optimizer",
     "stages",

@@ -31,7 +31,8 @@ def broken(cfg: Config) -> Iterator[Broken]:
     yield from unknown
     if not unknown:
         for rules in (
-            _workers, _data, _source, _backbone, _model, _classifier, _optimizer, _schedule, _prefix_cache, _safety,
+            _workers, _data, _source, _backbone, _model, _classifier, _features, _optimizer, _schedule, _prefix_cache,
+            _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -259,6 +260,7 @@ def _classifier(cfg: Config) -> Iterator[Broken]:
                 ("model", "layers"), f"model.layers: '{name}' is {why}.", f"use some of {', '.join(stages)}."
             )
             return
+    yield from _chosen(cfg)
     if not cfg.classifier.computed:
         return
     name = cfg.classifier.name
@@ -274,6 +276,31 @@ def _classifier(cfg: Config) -> Iterator[Broken]:
                 path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
             )
             return
+
+
+def _chosen(cfg: Config) -> Iterator[Broken]:
+    settings, model = cfg.classifier, cfg.model
+    if settings.l2 == ():
+        yield Broken(("classifier", "l2"), "classifier.l2 has nothing to choose from.", "write 'l2: auto'.")
+    key = "layers" if settings.layers == "auto" else "l2"
+    if settings.chosen and settings.name != "logistic":
+        what = f"classifier '{settings.name}' has no {key} that folds could choose."
+        yield Broken(("classifier", key), what, f"write 'name: logistic', or remove '{key}'.")
+    elif settings.layers == "auto" and (len(model.layers) < 2 or model.pooling == "flatten"):
+        yield Broken(
+            ("classifier", "layers"),
+            "classifier.layers: auto chooses among pooled layers, and model has no two.",
+            "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
+        )
+
+
+def _features(cfg: Config) -> Iterator[Broken]:
+    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cfg.runtime.prefix_cache != "on":
+        yield Broken(
+            ("features", "dtype"),
+            f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cfg.runtime.prefix_cache}'.",
+            "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
+        )
 
 
 def _names_a_weights_source(text: str) -> bool:

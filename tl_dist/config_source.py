@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tl_dist.config import ClassifierConfig, Config, LossConfig, SourceConfig
+from tl_dist.config import ClassifierConfig, Config, FeaturesConfig, LossConfig, SourceConfig
 
 
 def of_source(cfg: Config) -> Config:
@@ -22,6 +22,7 @@ def of_source(cfg: Config) -> Config:
             "steps": source.steps,
             "model": cfg.model.model_copy(update=model),
             "classifier": ClassifierConfig(),
+            "features": FeaturesConfig(),
             "loss": LossConfig(),
             "optimizer": optimizer,
             "stages": (),

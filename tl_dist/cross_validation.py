@@ -16,7 +16,8 @@ from tl_dist import figures, predictions
 class OutOfFold:
     """What was said of each example by classifiers that had not seen it, once for each seed.
 
-    ids, labels, groups [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes].
+    ids, labels, groups [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
+    [seeds][folds]: the `l2` and `layers` that each classifier took, where it chose them.
     """
 
     ids: np.ndarray
@@ -25,8 +26,14 @@ class OutOfFold:
     class_names: np.ndarray
     fold: np.ndarray
     probabilities: np.ndarray
+    chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
 
     def save(self, path: Path) -> None:
+        chosen = {
+            key: np.array([[one[key] for one in folds] for folds in self.chosen])
+            for key in ("l2", "layers")
+            if self.chosen is not None
+        }
         predictions.save(
             path,
             ids=self.ids,
@@ -35,6 +42,7 @@ class OutOfFold:
             class_names=self.class_names,
             fold=self.fold,
             probabilities=self.probabilities.astype(np.float32),
+            **chosen,
         )
 
 
@@ -55,7 +63,9 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     accuracies = [[fold["accuracy"] for fold in folds] for folds in each]
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
+    chosen = {} if found.chosen is None else {"chosen": found.chosen}
     return {
+        **chosen,
         "folds": num_folds,
         "seeds": seeds,
         "num_examples": len(found.labels),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist import classifiers, features, model, transfer, tuning
+from tl_dist import features, model, nested, transfer, tuning
 from tl_dist.cross_validation import OutOfFold
-from tl_dist.datasets import pool_of, strata_of, types_of
+from tl_dist.datasets import Source, pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.session import Session
 
@@ -91,30 +92,37 @@ def cross_validate(
         judged = others
     if session.parallel.rank != 0:
         return None
-    labels, strata = np.asarray(pool.labels), strata_of(pool)
-    fold = np.stack([folds_of(strata, folds, seed, getattr(pool, "groups", None)) for seed in range(seeds)])
+    groups = getattr(pool, "groups", None)
+    examples = nested.Examples(values, judged, np.asarray(pool.labels), strata_of(pool), groups)
+    fold = np.stack([folds_of(examples.strata, folds, seed, groups) for seed in range(seeds)])
+    return _out_of_fold(session, pool, examples, fold, stop_requested, say)
+
+
+def _out_of_fold(
+    session: Session,
+    pool: Source,
+    examples: nested.Examples,
+    fold: NDArray[np.int64],
+    stop_requested: Callable[[], bool],
+    say: features.Say,
+) -> OutOfFold | None:
+    """Every fold [seeds, examples] in turn; None when asked to stop."""
+    labels, classifier = examples.labels, transfer.classifier_of(session)
+    seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
+    chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
     for seed, k in np.ndindex(seeds, folds):
         if stop_requested():
             return None
-        trained, held_out = values[fold[seed] != k], judged[fold[seed] == k]
-        seen = labels[fold[seed] != k]
-        fitted = classifiers.fit(
-            cfg.classifier.name,
-            trained.reshape(-1, trained.shape[-1]),
-            np.repeat(seen, values.shape[1]),
-            pool.num_classes,
-            l2=cfg.classifier.l2,
-            scaling=cfg.classifier.scaling,
-            class_weights=session.class_weights(),
-        )
-        said = fitted.probabilities(held_out.reshape(-1, held_out.shape[-1]))
-        said = said.reshape(len(held_out), judged.shape[1], -1).mean(axis=1)
-        probabilities[seed, fold[seed] == k] = said
-        accuracy = float((said.argmax(axis=1) == labels[fold[seed] == k]).mean())
-        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}" + (
-            "" if fitted.converged else ", NOT converged"
-        )
+        held_out = fold[seed] == k
+        said, fitted, choice = classifier.judge(examples, held_out)
+        probabilities[seed, held_out] = said
+        accuracy = float((said.argmax(axis=1) == labels[held_out]).mean())
+        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
+        text += "" if fitted.converged else ", NOT converged"
+        if choice is not None:
+            text += f", {nested.said_of(choice, session.cfg.classifier)}"
+            chosen[seed].append({"l2": choice.l2, "layers": choice.layers})
         say({"event": "note", "text": text})
     return OutOfFold(
         np.array(pool.ids),
@@ -123,4 +131,5 @@ def cross_validate(
         np.array(pool.class_names),
         fold,
         probabilities,
+        chosen if session.cfg.classifier.chosen else None,
     )

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class FeatureSet:
         """(rows) -> stored values, traced by tf.data."""
         shards = self._shards
         if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
-            everything = host_tensor(np.concatenate(shards))
+            listed = tuple((shard["file"], shard["sha256"]) for shard in self.shards)
+            everything = _everything(self.directory, listed)
             return lambda rows: tf.gather(everything, rows)
         starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
@@ -84,10 +85,11 @@ class FeatureSet:
         return rows.reshape(-1, self.num_views, *self.shape).astype(np.float32)
 
     def rows(self, examples: Any, views: Any) -> Any:
-        """[rows, ...]: the features of one view of each example, in the type that they were computed in."""
+        """[rows, ...]: the features of one view of each example, as computed, however they are kept."""
         values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
         if self._manifest["dtype"] == "bfloat16":
             values = tf.bitcast(values, tf.bfloat16)
+        values = tf.cast(values, self._manifest.get("computed", values.dtype))
         return tf.ensure_shape(values, [examples.shape[0], *self.shape])
 
     def damaged(self, rank: int, world_size: int) -> list[str]:
@@ -115,7 +117,31 @@ def sweep(directory: Path) -> None:
                 path.unlink()
 
 
-def write_shard(path: Path, pieces: Iterator[np.ndarray], num_rows: int) -> dict[str, Any]:
+@lru_cache(maxsize=4)
+def _everything(directory: Path, shards: tuple[tuple[str, str], ...]) -> Any:
+    """The rows of these shards (file, digest) as one tensor, once for all splits and runs of this process."""
+    return host_tensor(np.concatenate([np.load(directory / file, mmap_mode="r") for file, _ in shards]))
+
+
+def rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
+    """`rows` in the number format that they are kept in. Refuses (65) a value that it has no room for."""
+    if dtype == "computed":
+        return rows
+    with np.errstate(over="ignore"):
+        kept = rows.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    lost = np.isfinite(rows) & ~np.isfinite(kept)
+    if lost.any():
+        raise Refusal(
+            f"a feature of {float(rows[lost][0]):.4g} has no place in {dtype}.",
+            fix="write 'dtype: bfloat16' below 'features:'.",
+            code=ExitCode.DATA,
+        )
+    return kept
+
+
+def write_shard(
+    path: Path, pieces: Iterator[np.ndarray], num_rows: int, dtype: str = "computed"
+) -> dict[str, Any]:
     """Write `num_rows` rows into one file as they come; what `commit` and `replace_shards` want to know of it.
 
     `pieces` is taken to its end; no file is made where there are no rows.
@@ -123,10 +149,11 @@ def write_shard(path: Path, pieces: Iterator[np.ndarray], num_rows: int) -> dict
     first = next(pieces, None)
     if first is None:
         return {"rows": 0}
-    written = write_file(path, _npy(first, pieces, num_rows))
+    computed, first = first.dtype.name, rounded(first, dtype)
+    written = write_file(path, _npy(first, (rounded(piece, dtype) for piece in pieces), num_rows))
     return {
         "file": path.name, "rows": num_rows, "sha256": written.sha256,
-        "dtype": first.dtype.name, "shape": first.shape[1:],
+        "dtype": first.dtype.name, "computed": computed, "shape": first.shape[1:],
     }  # fmt: skip
 
 
@@ -155,6 +182,7 @@ def commit(
     """Give the shards in `temporary` their manifest, and the whole its name: complete by one rename, or absent."""
     manifest = {
         "dtype": shards[0]["dtype"],
+        "computed": shards[0]["computed"],
         "shape": list(shards[0]["shape"]),
         "shards": [{key: shard[key] for key in _LISTED} for shard in shards],
         "facts": dict(facts),

@@ -46,6 +46,8 @@ class Prefix:
     image_size: int
     facts: Mapping[str, Any]
     """frozen weights, backbone, cut, precision: whatever else determines the outputs"""
+    dtype: str = "computed"
+    """the number format in which outputs are kept"""
 
 
 def cached(
@@ -156,7 +158,8 @@ class _Extraction:
     def _shard(self, share: range, path: Path) -> dict[str, Any] | None:
         """This worker's examples in one file; what the manifest says of it, or None when asked to stop."""
         try:
-            return write_shard(path, self._rows(share), len(share) * self.num_views)
+            num_rows = len(share) * self.num_views
+            return write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
         except _Stopped:
             path.unlink(missing_ok=True)
             return None
@@ -243,6 +246,8 @@ def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
         "views": list(augmentations),
         **prefix.facts,
     }
+    if prefix.dtype != "computed":
+        facts["dtype"] = prefix.dtype
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

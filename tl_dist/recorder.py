@@ -137,7 +137,7 @@ class RankZero:
         summary = {
             "step": self._state.step,
             "figures": self._figures,
-            "best_validation": self._state.history.get("best_validation"),
+            **{key: self._state.history.get(key) for key in ("best_validation", "classifier")},
             "seconds": time.monotonic() - self._began,
             "checkpoint_blocked_s": self.blocked_s,
         }

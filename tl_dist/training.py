@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, evaluation, loop, optim, step, transfer
+from tl_dist import agreement, audit, evaluation, loop, nested, optim, step, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.data import pipeline
 from tl_dist.data.order import batch_deviation
@@ -113,10 +113,16 @@ def _fit_head(session: Session, recorder: Recorder) -> None:
     began = time.monotonic()
     fitted = transfer.fit_head(session)
     if fitted is not None:
-        name = session.cfg.classifier.name
-        how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
-        text = f"{name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
-        recorder.tell({"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s"})
+        found, choice = fitted
+        settings = session.cfg.classifier
+        how = f" after {found.iterations} iterations" if found.iterations else ""
+        text = f"{settings.name}: {'fitted' if found.converged else 'NOT converged'}{how}"
+        facts: dict[str, Any] = {}
+        if choice is not None:
+            text += f", {nested.said_of(choice, settings)}"
+            facts = {"l2": choice.l2, "layers": choice.layers}
+            session.state.history["classifier"] = facts
+        recorder.tell({"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s", **facts})
 
 
 class Attempt:

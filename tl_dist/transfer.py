@@ -13,8 +13,17 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import cache_cost, classifiers, config_rules, feature_views, features, model
-from tl_dist.datasets import Source, pool_of
+from tl_dist import (
+    cache_cost,
+    classifiers,
+    config_rules,
+    feature_views,
+    features,
+    model,
+    nested,
+    selection,
+)
+from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.durable import write_file
 from tl_dist.feature_set import FeatureSet
 from tl_dist.parallel import rows_of
@@ -36,7 +45,7 @@ def _prefix(session: Session, compute: Callable[[Any], Any]) -> features.Prefix:
         "frozen_sha256": session.model.frozen_digest(),
         "precision": session.precision,
     }
-    return features.Prefix(compute, session.image_size, facts)
+    return features.Prefix(compute, session.image_size, facts, session.cfg.features.dtype)
 
 
 def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: features.Say) -> bool:
@@ -86,16 +95,22 @@ def _sets(session: Session) -> Iterator[tuple[list[str], Source]]:
 
     Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
     the training split needs other views than the rest, unless that is the plain one alone and many divisions are
-    likely: then the others would be computed in all views as well.
+    likely: then the others would be computed in all views as well. A fold is one of many divisions for certain: where
+    its views differ, the pool is kept once for training and once for the rest.
     """
     augment, judged = session.cfg.data.augment, session.cfg.evaluation.views
-    shared = augment == judged or (session.cfg.classifier.computed and not judged)
+    is_fold = session.cfg.data.folds is not None
+    shared = augment == judged or ((session.cfg.classifier.computed or is_fold) and not judged)
     pools: dict[int, list[str]] = {}
     for name, source in session.splits.items():
         pools.setdefault(id(pool_of(source)[0]), []).append(name)
     for names in pools.values():
         if not session.bad and shared:
             yield names, pool_of(session.splits[names[0]])[0]
+        elif not session.bad and is_fold:
+            for some in (["train"], [name for name in names if name != "train"]):
+                if set(some) <= set(names) and some:
+                    yield some, pool_of(session.splits[some[0]])[0]
         else:
             yield from (([name], session.splits[name]) for name in names)
 
@@ -178,29 +193,41 @@ def _disk_speed(directory: Path) -> float:
         file.unlink(missing_ok=True)
 
 
-def fit_head(session: Session) -> classifiers.Linear | None:
+def classifier_of(session: Session) -> nested.Nested:
+    """How the classifier that the config describes is fitted to features of this session's model."""
+    cfg, built, train = session.cfg, session.model, session.splits["train"]
+    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
+    balanced = cfg.loss.class_weights == "balanced"
+    return nested.Nested(
+        cfg.classifier,
+        train.num_classes,
+        selection.columns_of(built.stage_names, widths),
+        # By the examples that are fitted: those that are held out may not even be counted.
+        lambda labels: (
+            model.balanced_class_weights(labels, train.num_classes) if balanced else session.class_weights()
+        ),
+        cfg.data.split_seed,
+    )
+
+
+def fit_head(session: Session) -> tuple[classifiers.Linear, selection.Choice | None] | None:
     """Compute the last layer from the cached features of every training example in every view; on all workers.
 
-    What was fitted on rank 0, None elsewhere. The state is then that after the one step.
+    What was fitted and chosen on rank 0, None elsewhere. The state is then that after the one step.
     """
     fitted = None
     if session.parallel.rank == 0:
+        cfg, train = session.cfg, session.splits["train"]
         found, rows = session.train_features
-        train = session.splits["train"]
         values = found.array() if rows is None else found.array()[rows]
-        inputs = values.reshape(-1, *found.shape)
-        settings = session.cfg.classifier
-        fitted = classifiers.fit(
-            settings.name,
-            model.normalize(tf.constant(inputs)).numpy() if session.cfg.model.normalize else inputs,
-            np.repeat(train.labels, found.num_views),
-            train.num_classes,
-            l2=settings.l2,
-            scaling=settings.scaling,
-            class_weights=session.class_weights(),
-        )
-        session.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
-        session.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
+        if cfg.model.normalize:
+            values = model.normalize(tf.constant(values)).numpy()
+        judged = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
+        groups = getattr(train, "groups", None)
+        labels = np.asarray(train.labels)
+        fitted = classifier_of(session).fit(nested.Examples(values, judged, labels, strata_of(train), groups))
+        session.model.trainable["head/logits/kernel"].assign(fitted[0].kernel.astype(np.float32))
+        session.model.trainable["head/logits/bias"].assign(fitted[0].bias.astype(np.float32))
     session.parallel.broadcast(list(session.state.variables.values()))
     session.state.step = 1
     return fitted

@@ -56,7 +56,11 @@ def test_the_run_predicts_what_scikit_learn_does_on_the_same_rows(workspace: Wor
 def test_another_classifier_and_another_split_read_no_image(workspace: Workspace) -> None:
     before = sets(workspace).keys()
     workspace.train("means", "classifier.name=nearest_mean")
-    workspace.train("other-split", "data.split_seed=5")
+    said = workspace.train("other-split", "data.split_seed=5", "classifier.l2=auto", "classifier.layers=auto")
+    (chosen,) = [r for r in records(workspace.run("other-split"), "note") if "l2" in r]
+    assert f"l2 {chosen['l2']:g}, layers {chosen['layers']} by folds of the training examples" in said
+    done = workspace.run("other-split").done or {}
+    assert done["classifier"] == {"l2": chosen["l2"], "layers": chosen["layers"]}
     assert sets(workspace).keys() == before
     for name in ("means", "other-split"):
         assert not records(workspace.run(name), "extraction")
@@ -87,14 +91,26 @@ def test_an_evaluation_from_images_says_the_same(workspace: Workspace) -> None:
 def test_cross_validation_shares_the_features_and_predicts_every_example(workspace: Workspace) -> None:
     before = sets(workspace).keys()
     process = workspace.start(
-        [*workspace.argv("x")[:1], "cv", "trial.yaml", "--folds", "3", "--seeds", "2", "name=one"]
+        [
+            *workspace.argv("x")[:1],
+            "cv",
+            "trial.yaml",
+            "--folds",
+            "3",
+            "--seeds",
+            "2",
+            "name=one",
+            "classifier.l2=auto",
+        ]
     )
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "mean of 3 folds x 2 seeds of 96 examples | 95 % interval" in said
+    assert "chosen within the training folds: l2 " in said
     assert sets(workspace).keys() == before
     with np.load(workspace.run("one-cv").path / "predictions" / "out_of_fold.npz") as found:
         assert len(set(found["ids"])) == 96
+        assert found["l2"].shape == (2, 3)
         np.testing.assert_allclose(found["probabilities"].sum(axis=-1), 1, rtol=1e-5)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.launch import run_script
+from tests.parallel.parity_scenario import METHODS, VARIANTS, WITHOUT
 
 LAUNCHES = {
     "single": ("single", 1, None),
@@ -19,6 +20,8 @@ LAUNCHES = {
     "horovod-gloo-4": ("horovod", 4, "gloo"),
     "horovod-mpi-2": ("horovod", 2, "mpi"),
 }
+OF_METHODS = ("single", "mirrored-2", "horovod-gloo-2", "horovod-gloo-3")
+"""the launches that also try the methods one by one"""
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +33,10 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[st
     def get(name: str) -> dict[str, Any]:
         if name not in known:
             strategy, workers, launcher = LAUNCHES[name]
+            variants = [*VARIANTS, *(METHODS if name in OF_METHODS else ())]
+            variants += WITHOUT if name == "single" else ()
             known[name] = run_script(
-                "parity_scenario.py", strategy, str(workers),
+                "parity_scenario.py", strategy, str(workers), ",".join(variants),
                 workers=workers, launcher=launcher, output=folder / f"{name}.json",
             )  # fmt: skip
         return known[name]

@@ -1,12 +1,13 @@
 """Train a small network in several variants on one strategy and write the figures: what must not depend on it.
 
-python parity_scenario.py STRATEGY WORKERS OUTPUT
+python parity_scenario.py STRATEGY WORKERS VARIANT,VARIANT OUTPUT
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import tensorflow as tf
 
 from tl_dist import loop, model, optim, registry, step
 from tl_dist.backbones import Backbone
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from tl_dist.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
+from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
-from tl_dist.state import Batch, TrainState
+from tl_dist.state import Batch, Report, TrainState
 
 NUM_STEPS = 20
 GLOBAL_BATCH = 10  # uneven over 3 and 4 workers
@@ -43,6 +45,10 @@ class Digits:
         self.labels = digits.target[:NUM_EXAMPLES].astype(np.int32)
         self.num_examples, self.num_classes = NUM_EXAMPLES, 10
         self.class_names = list("0123456789")
+        # One in three is less sure, and might as well be the next digit.
+        self.soft = SoftLabels(
+            (self.labels + 1) % 10, np.where(np.arange(NUM_EXAMPLES) % 3, 1.0, 0.7).astype(np.float32)
+        )
         self.ids = [str(k) for k in range(NUM_EXAMPLES)]
         self.fingerprint = "digits"
 
@@ -74,6 +80,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+METHODS: dict[str, dict[str, Any]] = {
+    "averaged": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05, ema=0.9)},
+    "toward_start": {
+        "optimizer": OptimizerConfig(
+            name="sgd", learning_rate=0.05, momentum=0.9, l2_sp=0.5, head_weight_decay=0.1
+        )
+    },
+    "by_depth": {"optimizer": OptimizerConfig(name="adam", learning_rate=0.01, layer_decay=0.3)},
+    "staged": {
+        "optimizer": OptimizerConfig(name="adam", learning_rate=0.01, ema=0.9),
+        "stages": (("head", 4), ("block3", 7), ("all", 10)),
+    },
+    "mixed": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "augmentation": AugmentConfig(mixup=0.4, cutmix=1.0),
+    },
+    "soft_labels": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "soft_labels": True},
+}
+"""what a run may add to plain training, one by one"""
+WITHOUT: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05)},
+    "adam": {"optimizer": OptimizerConfig(name="adam", learning_rate=0.01)},
+}
+"""the same runs without any, on one device alone"""
+NUM_METHOD_STEPS = 10
+
 
 def normalised_network(input_shape: tuple[int, int, int]) -> Any:
     x = inputs = keras.Input(input_shape)
@@ -100,40 +132,64 @@ def run_variant(
     precision: str = "float32",
     overflow: bool = False,
     model_settings: dict[str, Any] | None = None,
+    augmentation: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
+    soft_labels: bool = False,
+    stages: Sequence[tuple[str, int]] = (),
+    num_steps: int = NUM_STEPS,
 ) -> dict[str, Any]:
-    """20 steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation."""
+    """Steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation.
+
+    `stages` are what is trained and up to which step.
+    """
     keras.config.set_dtype_policy(precision)
     settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
     backbone = NORMALISED if config.backbone == "normalised" else registry.lookup(registry.BACKBONES, "tiny")
     source = Digits()
+    parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        net = model.build(backbone, config, image_size=24, num_classes=10, seed=1)
-        opt = optim.Optimizer(optimizer, net.trainable, scale_loss=precision == "mixed_float16")
+        built = model.build(backbone, config, image_size=24, num_classes=10, seed=1)
+        views = [built.trained_from(train_from) for train_from, _ in parts]
+        net = model.widest(views)
+        opt = optim.Optimizer(
+            optimizer,
+            net.trainable,
+            scale_loss=precision == "mixed_float16",
+            stages=[optim.rules(optimizer, view.trainable, built.depths, built.new) for view in views],
+        )
     state = TrainState({**net.moving, **opt.variables})
     order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=GLOBAL_BATCH)
-    rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=NUM_STEPS)
+    rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=num_steps)
     rows = rows_of(parallel.rank, parallel.world_size, GLOBAL_BATCH)
-    batches = train_batches(
-        augmented(source, ("flip", "pad_crop"), order.seed, 24),
-        order,
-        rows=rows,
-        from_step=0,
-        to_step=NUM_STEPS,
-        mask_features=net.mask_features,
-        dropout=0.25,
-    )
-    if overflow:
-        batches = batches.map(overflow_at_one_position)
-    objective = step.Objective(10, GLOBAL_BATCH)
-    run_steps = step.train_chunk(net, opt, objective, parallel, rate, accumulate=accumulate)
+    read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
+    objective = step.Objective(10, GLOBAL_BATCH, mixed=augmentation.mixes or soft_labels)
 
-    def drive() -> dict[str, Any]:
+    def train_stage(number: int, end: int) -> list[Report]:
+        batches = train_batches(
+            read,
+            order,
+            rows=rows,
+            from_step=state.step,
+            to_step=end,
+            mask_features=net.mask_features,
+            dropout=0.25,
+            soft=source.soft if soft_labels else None,
+        )
+        if overflow:
+            batches = batches.map(overflow_at_one_position)
+        if number:
+            opt.begin(number)
+        run_steps = step.train_chunk(
+            views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate
+        )
         reports = loop.train(
             state, parallel.feed(batches), run_steps, parallel,
-            cadence=loop.Cadence([1], NUM_STEPS), rate=lambda k: 0.0, stop_requested=lambda: False,
+            cadence=loop.Cadence([1], end), rate=lambda k: 0.0, stop_requested=lambda: False,
         )  # fmt: skip
-        reports = list(reports)
+        return list(reports)
+
+    def drive() -> dict[str, Any]:
+        reports = [report for number, (_, end) in enumerate(parts) for report in train_stage(number, end)]
         checksums = parallel.total({"c": step.weight_checksums(net, parallel)().numpy()})["c"]
         held_out = evaluation_batches(
             plain(source, 24),
@@ -142,12 +198,15 @@ def run_variant(
             global_batch=GLOBAL_BATCH,
             mask_features=net.mask_features,
         )
-        result = loop.evaluate(
-            "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
-            parallel.feed(held_out),
-            step.evaluation_step(net, objective, parallel, global_batch=GLOBAL_BATCH),
-            parallel, stop_requested=lambda: False,
-        )  # fmt: skip
+        with opt.averaged(len(parts) - 1):
+            result = loop.evaluate(
+                "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
+                parallel.feed(held_out),
+                step.evaluation_step(
+                    net, step.Objective(10, GLOBAL_BATCH), parallel, global_batch=GLOBAL_BATCH
+                ),
+                parallel, stop_requested=lambda: False,
+            )  # fmt: skip
         assert result is not None
         weights = {path: variable.numpy() for path, variable in net.trainable.items()}
         return {
@@ -169,14 +228,22 @@ def run_variant(
 
 
 def main() -> None:
-    strategy, workers, output = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    strategy, workers, names, output = (
+        sys.argv[1],
+        int(sys.argv[2]),
+        sys.argv[3].split(","),
+        Path(sys.argv[4]),
+    )
     config = Config(
         name="parity", strategy=strategy, workers=workers, steps=NUM_STEPS, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
     parallel = registry.lookup(registry.STRATEGIES, strategy)(config)
     assert parallel.num_replicas == workers
-    results = {name: run_variant(parallel, **variant) for name, variant in VARIANTS.items()}
+    results = {name: run_variant(parallel, **VARIANTS[name]) for name in names if name in VARIANTS}
+    for name, variant in {**METHODS, **WITHOUT}.items():
+        if name in names:
+            results[name] = run_variant(parallel, num_steps=NUM_METHOD_STEPS, **variant)
     if parallel.rank == 0:
         output.write_text(json.dumps(results))
 

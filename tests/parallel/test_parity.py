@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parallel.conftest import LAUNCHES
+from tests.parallel.conftest import LAUNCHES, OF_METHODS
 from tests.parallel.launch import run_script
-from tests.parallel.parity_scenario import GLOBAL_BATCH, NUM_EXAMPLES, NUM_STEPS, OVERFLOW_POSITION
+from tests.parallel.parity_scenario import (
+    GLOBAL_BATCH,
+    METHODS,
+    NUM_EXAMPLES,
+    NUM_METHOD_STEPS,
+    NUM_STEPS,
+    OVERFLOW_POSITION,
+)
 
 Figures = Callable[[str], dict[str, Any]]
 OTHERS = [name for name in LAUNCHES if name != "single"]
@@ -23,6 +30,27 @@ def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str,
     losses = figures(name)[variant]["losses"]
     assert len(losses) == NUM_STEPS
     np.testing.assert_allclose(losses, figures("single")[variant]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", list(METHODS))
+@pytest.mark.parametrize("name", OF_METHODS[1:])
+def test_every_method_computes_the_steps_of_a_single_device(
+    figures: Figures, name: str, variant: str
+) -> None:
+    """Each by itself; the evaluation is of the averaged weights where there are some."""
+    found, expected = figures(name)[variant], figures("single")[variant]
+    assert len(expected["losses"]) == NUM_METHOD_STEPS
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+    assert found["evaluation_loss"] == pytest.approx(expected["evaluation_loss"], rel=1e-5)
+    assert found["replicas_equal"]
+
+
+@pytest.mark.parametrize("variant", list(METHODS))
+def test_every_method_is_in_force(figures: Figures, variant: str) -> None:
+    """Else equal curves would say nothing: the same run without it ends elsewhere."""
+    single = figures("single")
+    without = single[METHODS[variant]["optimizer"].name]
+    assert abs(single[variant]["evaluation_loss"] - without["evaluation_loss"]) > 1e-5
 
 
 @pytest.mark.parametrize("name", OTHERS)

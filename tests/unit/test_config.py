@@ -50,6 +50,21 @@ def refusal_of(text: str, *overrides: str) -> str:
 AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
 
 MISTAKES = {
+    "a choice of nothing": (
+        "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: nearest_mean, l2: auto}\n",
+        "x.yaml:3: classifier 'nearest_mean' has no l2 that folds could choose. "
+        "Fix: write 'name: logistic', or remove 'l2'.",
+    ),
+    "a choice of one layer": (
+        "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: logistic, layers: auto}\n",
+        "x.yaml:3: classifier.layers: auto chooses among pooled layers, and model has no two. "
+        "Fix: write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
+    ),
+    "a number format of nothing": (
+        GOOD + "features: {dtype: bfloat16}\n",
+        "x.yaml:9: features.dtype rounds what is cached, but runtime.prefix_cache is 'off'. "
+        "Fix: write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
+    ),
     "a typo": (
         changed("learning_rate", "learning_rat"),
         "x.yaml:8: optimizer.learning_rat is not a key of a config. Fix: write 'optimizer.learning_rate'.",

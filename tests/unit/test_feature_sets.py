@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.unit.test_features import make
+from tests.unit.test_features import PREFIX, make
 from tl_dist.launch import feature_sets
 from tl_dist.launch.cli import main
 from tl_dist.run import RunDir
@@ -40,6 +41,15 @@ def test_a_list_says_what_each_set_is(
     assert main(["features", "list", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "block5_conv1" in said and "unreadable" in said and "10 d ago" in said
+
+
+def test_the_list_says_in_which_number_format_a_set_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    make(tmp_path / "features", (), replace(PREFIX, dtype="float16"))
+    assert main(["features", "list", str(tmp_path)]) == 0
+    assert "4 x 8 float16" in capsys.readouterr().out
 
 
 def test_using_a_set_makes_it_recent(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.failpoint import failpoint
 from tl_dist.feature_set import MANIFEST, FeatureSet
-from tl_dist.refusal import Refusal
+from tl_dist.refusal import ExitCode, Refusal
 
 SOURCE = MemorySource(11, size=8)
 
@@ -91,6 +91,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weights": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "frozen_sha256": "other"})},
     "layer": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "cut": "block4_conv1"})},
     "precision": {"prefix": replace(PREFIX, facts={**PREFIX.facts, "precision": "mixed_bfloat16"})},
+    "number format": {"prefix": replace(PREFIX, dtype="float32")},
     "image size": {"prefix": replace(PREFIX, image_size=16)},
     "views": {"views": ("flip",)},
     "data": {"source": MemorySource(12, size=8)},
@@ -110,6 +111,46 @@ def test_another_schema_of_the_code_gives_another_key(
     first, _ = make(tmp_path)
     monkeypatch.setattr(features, "SCHEMA", features.SCHEMA + 1)
     assert make(tmp_path)[0].directory != first.directory
+
+
+WIDE = features.Prefix(lambda images: tf.cast(images, tf.float32) * 0.37 - 20.0, 8, PREFIX.facts)
+
+
+def num_bytes(found: Any) -> int:
+    return sum((found.directory / shard["file"]).stat().st_size for shard in found.shards)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 11)])
+def test_features_kept_in_16_bits_take_half_and_stay_in_bounds(tmp_path: Path, dtype: str, bits: int) -> None:
+    whole, _ = make(tmp_path, ("flip",), WIDE)
+    found, _ = make(tmp_path, ("flip",), replace(WIDE, dtype=dtype))
+    assert found.directory != whole.directory
+    header = 128  # bytes of a .npy file
+    assert num_bytes(found) - header == (num_bytes(whole) - header) / 2
+    assert (found.array() != whole.array()).any()
+    np.testing.assert_allclose(found.array(), whole.array(), rtol=2.0**-bits)
+    rows = found.rows(tf.range(11, dtype=tf.int64), tf.ones(11, tf.int32))
+    assert rows.dtype == tf.float32  # as computed: what is trained on them need not know
+    np.testing.assert_array_equal(rows, found.array()[:, 1])
+
+
+def test_a_damaged_set_in_another_number_format_is_named_and_mended_in_it(tmp_path: Path) -> None:
+    prefix = replace(WIDE, dtype="bfloat16")
+    found = in_two_shards(make(tmp_path, ("flip",), prefix)[0], 12)
+    expected, size = found.array(), num_bytes(found)
+    (found.directory / "shard-0001.npy").unlink()
+    again, said = make(tmp_path, ("flip",), prefix)
+    assert "shard-0001.npy" in said[0]["text"]
+    np.testing.assert_array_equal(again.array(), expected)
+    assert num_bytes(again) == size
+
+
+def test_what_a_number_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    prefix = replace(WIDE, compute=lambda images: tf.cast(images, tf.float32) * 1000.0)
+    with pytest.raises(Refusal, match="no place in float16") as caught:
+        make(tmp_path, prefix=replace(prefix, dtype="float16"))
+    assert caught.value.code == ExitCode.DATA and "bfloat16" in str(caught.value)
+    assert make(tmp_path, prefix=replace(prefix, dtype="bfloat16"))[0] is not None
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])

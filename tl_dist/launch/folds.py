@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist import cross_validation, figures, predictions
+from tl_dist.config import Config
+from tl_dist.launch.attempt import newest_commit
+from tl_dist.launch.local import local_launch
 from tl_dist.launch.report import column_groups, narrow_table, relative, show_line
+from tl_dist.launch.supervise import supervise
 from tl_dist.launch.tasks import run_shown
-from tl_dist.launch.train import Request, train
-from tl_dist.refusal import ExitCode
+from tl_dist.launch.train import Request, after_source_task, open_run, prepare_shown, train
+from tl_dist.progress import Progress
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console) -
     """Run what is missing of the folds, and show the figures; the same command goes on after a stop.
 
     A classifier that is computed from features takes one extraction and one process; any other config is trained once
-    for each fold, as a run of its own: NAME-cv-SEED-FOLD.
+    for each fold, as a run of its own: NAME-cv-SEED-FOLD. On one device they share a process too.
     """
     cfg = request.load()
     name = f"{cfg.name}-cv"
@@ -48,11 +55,51 @@ def _on_features(request: Request, name: str, folds: int, seeds: int, console: C
 
 
 def _by_training(request: Request, name: str, folds: int, seeds: int, console: Console) -> int:
-    for seed in range(seeds):
-        for fold in range(folds):
-            code = train(_of_fold(request, name, folds, seed, fold), console)
+    """Train every fold of every seed that is not done: on one device all in one process, else each in its own."""
+    requests = [_of_fold(request, name, folds, seed, fold) for seed in range(seeds) for fold in range(folds)]
+    strategy = request.load().strategy
+    if strategy != "single":
+        show_line(console, f"strategy '{strategy}' starts its workers anew for each fold", style="dim")
+        return next(
+            (code for one in requests if (code := train(one, console)) != ExitCode.DONE), ExitCode.DONE
+        )
+    left: list[Config] = []
+    for one in requests:
+        code, cfg = after_source_task(one.load(), request.runs, console)
+        if code != ExitCode.DONE:
+            return code
+        if open_run(request.runs, cfg).done is None:
+            left.append(cfg)
+        else:
+            show_line(console, f"{cfg.name}: this run is done", style="dim")
+    return _in_one_process(request, name, left, console) if left else ExitCode.DONE
+
+
+def _in_one_process(request: Request, name: str, left: Sequence[Config], console: Console) -> int:
+    """Have one worker train these runs in turn, led by the run of the whole; a new worker where one gave up."""
+    cfg = request.load().model_copy(update={"name": name, "source": left[0].source})
+    leader = open_run(request.runs, cfg)
+    prepare_shown(cfg, console)
+    runs = [RunDir(request.runs / one.name) for one in left]
+
+    def progress_of(leader: RunDir) -> object:
+        """Changes with every commit and every fold that is done."""
+        return [(run.done is not None, newest_commit(run)) for run in runs]
+
+    with Progress(console, every_s=cfg.report.every_s) as progress:
+        while missing := [run.name for run in runs if run.done is None]:
+            before = progress_of(leader)
+            launch = local_launch(cfg, leader.path, task=("--in-turn", *missing))
+            code = supervise(leader, cfg, launch, progress, needs_marker=False, progress_of=progress_of)
             if code != ExitCode.DONE:
+                show_line(console, "stopped; the same command goes on from there")
                 return code
+            if progress_of(leader) == before:
+                raise Refusal(
+                    f"the worker of {leader.path} ended without training {missing[0]}.",
+                    fix=f"read {leader.rank_log(0)}.",
+                    code=ExitCode.INTERNAL,
+                )
     return ExitCode.DONE
 
 
@@ -90,6 +137,8 @@ def show(found: dict[str, Any], console: Console) -> None:
         style="bold",
     )
     show_line(console, figures.summary_line(found["figures"]))
+    if "chosen" in found:
+        show_line(console, chosen_line(found["chosen"]))
     for name, group in found["groups"].items():
         show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
     names = [f"fold\n{k}" for k in range(found["folds"])]
@@ -100,3 +149,14 @@ def show(found: dict[str, Any], console: Console) -> None:
             values = [*row[first : first + len(some)], found["seed_accuracies"][seed]]
             table.add_row(str(seed), *(f"{value:.4f}" for value in values))
         console.print(table)
+
+
+def chosen_line(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """What the classifiers took, the most frequent first: "chosen within the training folds: l2 0.1 (20), 0.03 (5)"."""
+    parts = []
+    for key in ("l2", "layers"):
+        counts = Counter(f"{one[key]:g}" if key == "l2" else one[key] for folds in chosen for one in folds)
+        several = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
+        if set(counts) != {"all"}:
+            parts.append(f"{key} {several}")
+    return f"chosen within the training folds: {' | '.join(parts)}"

@@ -13,7 +13,7 @@ from tl_dist import config_file
 from tl_dist.config import Config
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.prepare import prepare
-from tl_dist.launch.train import Request, open_run, require_horovod
+from tl_dist.launch.train import Request, open_run, require_horovod, with_trained_source
 from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -34,6 +34,7 @@ def join(
     """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
     require_horovod()
     cfg = request.load("strategy=horovod", f"workers={expected_world_size(env) or 1}")
+    cfg = with_trained_source(cfg, request.runs)
     run = RunDir(request.runs / cfg.name)
     if rank_of(env) == 0:
         run = open_run(request.runs, cfg)

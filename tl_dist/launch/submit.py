@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist.launch.report import relative, show_line
 from tl_dist.launch.slurm import options_from, submit
-from tl_dist.launch.train import Request, headline, open_run, prepare_shown, require_horovod
+from tl_dist.launch.train import (
+    Request,
+    headline,
+    open_run,
+    prepare_shown,
+    require_horovod,
+    with_trained_source,
+)
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 
@@ -26,7 +33,7 @@ def submit_run(
     wanted = options_from(**options)
     workers = wanted.nodes * wanted.ntasks_per_node
     layout = ["strategy=horovod", f"workers={workers}"] if workers > 1 else []
-    cfg = request.load(*layout)
+    cfg = with_trained_source(request.load(*layout), request.runs)
     run = RunDir(request.runs / cfg.name)
     show_line(console, headline(cfg, run), style="bold")
     if dry_run:

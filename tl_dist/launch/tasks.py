@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from tl_dist.config import Config
 from tl_dist.launch.evaluate import run_task
 from tl_dist.launch.local import local_launch
-from tl_dist.launch.train import Request, open_run, prepare_shown, require_horovod
+from tl_dist.launch.train import Request, after_source_task, open_run, prepare_shown, require_horovod
 from tl_dist.progress import Progress, Records
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
 
 
 def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, console: Console) -> RunDir:
-    """Have the workers of `cfg` do `task` (options of the worker) to the end; its run directory."""
+    """Have the workers of `cfg` do `task` (options of the worker) to the end; its run directory.
+
+    A source task comes first; it is the one that training the config of this request makes or finds.
+    """
+    if cfg.source is not None and cfg.source.data is not None:
+        name = cfg.source.name or f"{request.load().name}-source"
+        cfg = cfg.model_copy(update={"source": cfg.source.model_copy(update={"name": name})})
+        code, cfg = after_source_task(cfg, request.runs, console)
+        if code != ExitCode.DONE:
+            stopped = f"the source task of the {what} was stopped."
+            raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
     if cfg.strategy == "horovod":
         require_horovod()
     run = open_run(request.runs, cfg)

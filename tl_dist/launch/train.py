@@ -51,14 +51,41 @@ def train(request: Request, console: Console) -> int:
         require_horovod()
         if cfg.workers is None:
             cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
-    if cfg.source is not None and cfg.source.data is not None:
-        first = config_source.of_source(cfg)
-        run = RunDir(request.runs / first.name)
-        code = _train(first, request.runs, console) if run.done is None else _unchanged(first, request.runs)
-        if code != ExitCode.DONE:
-            return code
-        cfg = config_source.after_source(cfg, run.path)
-    return _train(cfg, request.runs, console)
+    code, cfg = after_source_task(cfg, request.runs, console)
+    return _train(cfg, request.runs, console) if code == ExitCode.DONE else code
+
+
+def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
+    """DONE and the config that starts from its source task, which is trained first where it is not done yet.
+
+    Another code where that was stopped.
+    """
+    if cfg.source is None or cfg.source.data is None:
+        return ExitCode.DONE, cfg
+    first = config_source.of_source(cfg)
+    run = RunDir(runs / first.name)
+    code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
+    return code, config_source.after_source(cfg, run.path)
+
+
+def with_trained_source(cfg: Config, runs: Path) -> Config:
+    """The config that starts from its source task, where that is done; refuses where it is not.
+
+    For launchers whose workers are there for one run alone.
+    """
+    if cfg.source is None or cfg.source.data is None:
+        return cfg
+    first = config_source.of_source(cfg)
+    run = RunDir(runs / first.name)
+    if run.done is None:
+        raise Refusal(
+            f"the source task of '{cfg.name}' has not been trained: {relative(run.path)} is not done.",
+            fix=f"make 'source.data' a config of its own with 'name: {first.name}', launch that first, and write "
+            f"'source: {{run: {relative(run.path)}}}' here; or train both by 'tl-dist train' without a launcher.",
+            code=ExitCode.USAGE,
+        )
+    _unchanged(first, runs)
+    return config_source.after_source(cfg, run.path)
 
 
 def _unchanged(cfg: Config, runs: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tl_dist import yaml_text
+from tl_dist import config_file, yaml_text
 from tl_dist.durable import read_file, write_atomically
 from tl_dist.launch.report import relative, show_line
 from tl_dist.launch.tasks import run_shown
@@ -32,10 +32,13 @@ def tune(request: Request, folds: int, console: Console) -> int:
     run = run_shown(request, cfg, ("--tune", str(folds)), "tuning", console)
     found = json.loads(read_file(run.path / "tuning.json", max_bytes=MAX_BYTES))
     show(found, console)
-    values = cfg.model_dump(mode="json")
+    values = config_file.load(run.config_file).model_dump(mode="json")  # after its source task
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
         values[section] |= found[0][section]
+    values["classifier"]["layers"] = "all"  # model.layers has those that were chosen
+    if values["classifier"]["name"] != "logistic":
+        del values["classifier"]["l2"]
     best = run.path / "best.yaml"
     write_atomically(best, yaml_text.dump(values).encode())
     show_line(console, f"best setting: tl-dist train {relative(best)}")

@@ -1,0 +1,66 @@
+"""Folds that are trained on one device share a process and its caches, and are the runs that they would be alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.harness import TL_DIST, Workspace, bits, records
+
+CONFIG = """\
+global_batch: 8
+steps: 4
+precision: float32
+data: {name: synthetic, num_examples: 64, num_classes: 3, image_size: 16, augment: [flip]}
+model: {backbone: tiny, weights: random, train_from: block3, dropout: 0.2}
+optimizer: {name: adam, learning_rate: 0.003}
+report: {tensorboard: false, every_steps: 1}
+runtime: {threads: 1, prefix_cache: "on"}
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("fold-runs"))
+    (made.directory / "trial.yaml").write_text(CONFIG)
+    return made
+
+
+def cv(workspace: Workspace, name: str, *more: str, expect: int = 0, **environment: str) -> str:
+    argv = [TL_DIST, "cv", "trial.yaml", f"name={name}", "--folds", "2", "--seeds", "1", *more]
+    process = workspace.start(argv, **environment)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == expect, said
+    return said
+
+
+def attempts(workspace: Workspace, name: str) -> int:
+    return len(list(workspace.run(name).attempts.iterdir()))
+
+
+def test_one_process_trains_all_folds_and_a_killed_one_goes_on(workspace: Workspace) -> None:
+    said = cv(workspace, "folds")
+    assert "mean of 2 folds x 1 seeds of 64 examples" in said
+    assert attempts(workspace, "folds-cv") == 1
+    assert attempts(workspace, "folds-cv-0-0") == attempts(workspace, "folds-cv-0-1") == 0
+    # The pool in all its views and the official test split, once for both folds.
+    sets = list((workspace.directory / "runs" / "features").iterdir())
+    assert sorted(sum(len(np.load(file)) for file in path.glob("*.npy")) for path in sets) == [16, 2 * 64]
+    assert records(workspace.run("folds-cv-0-0"), "extraction")
+    assert not records(workspace.run("folds-cv-0-1"), "extraction")
+
+    workspace.train("alone", "seed=0", "data.split_seed=0", "data.folds=2", "data.fold=1")
+    assert bits(workspace.run("alone")) == bits(workspace.run("folds-cv-0-1"))
+
+    # In the second fold, after its first commit.
+    cv(
+        workspace, "killed", "checkpoint.every_steps=1",
+        TL_FAILPOINT="train.chunk_done:7=kill", TL_ALLOW_FAILPOINTS="1",
+    )  # fmt: skip
+    assert attempts(workspace, "killed-cv") == 2
+    notes = [record["text"] for record in records(workspace.run("killed-cv-0-1"), "note")]
+    assert any("resumed from step" in text for text in notes)
+    for fold in range(2):
+        assert bits(workspace.run(f"killed-cv-0-{fold}")) == bits(workspace.run(f"folds-cv-0-{fold}"))
+    assert cv(workspace, "killed").count("this run is done") == 2
+    assert attempts(workspace, "killed-cv") == 2

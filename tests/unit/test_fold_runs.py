@@ -1,0 +1,63 @@
+"""Runs that are led by another one live and stop with it; folds share the sets of their pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.memory_source import MemorySource
+from tl_dist import fold_runs, transfer
+from tl_dist.datasets import Subset
+from tl_dist.run import RunDir
+
+
+def test_a_led_run_beats_and_stops_as_its_leader(tmp_path: Path) -> None:
+    leader, path = RunDir(tmp_path / "all"), tmp_path / "one"
+    leader.heartbeats.mkdir(parents=True)
+    path.mkdir()
+    run = fold_runs.LedRun(path, leader)
+    run.beat(0, "stepping", 3)
+    assert leader.read_beats()[0].step == 3 and not run.read_beats()
+    assert not run.stop_requested()
+    leader.request_stop()
+    assert run.stop_requested()
+    leader.clear_stop()
+    RunDir(path).request_stop()  # of the fold alone: nobody asks for that
+    assert not run.stop_requested()
+
+
+def test_another_fold_needs_room_for_twice_the_largest() -> None:
+    assert fold_runs.has_room(10, 21) and not fold_runs.has_room(10, 20)
+
+
+TRAIN, REST = ["train"], ["validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "augment", "views", "expected"),
+    [
+        (None, ("flip",), (), [(["train"], 6), (["validation"], 3), (["test"], 2)]),
+        (4, ("flip",), (), [([*TRAIN, *REST], 11)]),
+        (4, ("flip",), ("flip",), [([*TRAIN, *REST], 11)]),
+        (4, ("flip",), ("dihedral",), [(TRAIN, 11), (REST, 11)]),
+    ],
+)
+def test_a_fold_reads_sets_of_the_whole_pool(
+    folds: int | None, augment: tuple[str, ...], views: tuple[str, ...], expected: Any
+) -> None:
+    pool = MemorySource(11, size=8)
+    parts = {"train": range(6), "validation": range(6, 9), "test": range(9, 11)}
+    session: Any = SimpleNamespace(
+        bad=[],
+        splits={name: Subset(pool, np.array(rows)) for name, rows in parts.items()},
+        cfg=SimpleNamespace(
+            data=SimpleNamespace(augment=augment, folds=folds),
+            evaluation=SimpleNamespace(views=views),
+            classifier=SimpleNamespace(computed=False),
+        ),
+    )
+    assert [(names, source.num_examples) for names, source in transfer._sets(session)] == expected
