@@ -180,6 +180,19 @@ def test_helper_processes_build_the_same_index(
             np.testing.assert_equal(x, y)
 
 
+@pytest.mark.parametrize("chunk", [1, 700, 5000])
+def test_records_that_span_reads_are_found_whole(
+    chunk: int, imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = imagenet / "train-00001-of-00003"
+    damage(shard, starts_of(shard)[4] + 500, b"\0\1\2\3")
+    whole = read_shard(shard)
+    assert len(whole.offsets) == 12
+    monkeypatch.setattr(shard_index, "_CHUNK", chunk)
+    for x, y in zip(read_shard(shard), whole, strict=True):
+        np.testing.assert_equal(x, y)
+
+
 def wait_for_files(files: Any, kept: list[Path]) -> None:
     import time
 

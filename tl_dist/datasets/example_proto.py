@@ -37,8 +37,8 @@ def parse(data: bytes) -> Parsed:
 
 def _parse(data: bytes) -> Parsed:
     found = _features(data)
-    image = next((found[key] for key in IMAGE_KEYS if key in found), None)
-    label = next((found[key] for key in LABEL_KEYS if key in found), None)
+    image = found.get(IMAGE_KEYS[0]) or found.get(IMAGE_KEYS[1])
+    label = found.get(LABEL_KEYS[0]) or found.get(LABEL_KEYS[1])
     if image is None:
         raise ValueError("it has no image/encoded")
     if label is None:
@@ -46,8 +46,8 @@ def _parse(data: bytes) -> Parsed:
     begin, end = _bytes(data, *image)
     if begin == end:
         raise ValueError("its image/encoded is empty")
-    synset, text = (_text(data, found.get(key)) for key in (_SYNSET, _TEXT))
-    filename = next((_text(data, found[key]) for key in _FILENAMES if key in found), b"")
+    synset, text = _text(data, found.get(_SYNSET)), _text(data, found.get(_TEXT))
+    filename = _text(data, found.get(_FILENAMES[0]) or found.get(_FILENAMES[1]))
     return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
 
 
