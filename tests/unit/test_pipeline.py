@@ -65,9 +65,18 @@ def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way:
             np.testing.assert_array_equal(together, value, err_msg=field)
 
 
-def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order() -> None:
+class Jpegs(Files):
+    """JPEG alone."""
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
+        return tf.io.encode_jpeg(image, quality=100), tf.gather(tf.constant(SOURCE.labels), index)
+
+
+@pytest.mark.parametrize("source", [Files(), Jpegs()])
+def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(source: Any) -> None:
     assert part_of(24) < 24
-    order, read = Order(5, 23, 24), augmented(Files(), ("random_resized_crop", "flip"), 5, 8)
+    order, read = Order(5, 23, 24), augmented(source, ("random_resized_crop", "flip"), 5, 16)
 
     def batch(rows: range) -> Any:
         made = train_batches(read, order, rows=rows, from_step=0, to_step=1, threads=2)
