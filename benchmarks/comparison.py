@@ -19,6 +19,7 @@ BENCHMARKS = (
     "horovod_workers",
     "elpv_features",
     "input_jpeg",
+    "input_vs_torchvision",
     "input_large_photos",
     "input_cifar",
     "input_packed",

@@ -70,9 +70,12 @@ def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarra
         if read.rows is not None:
             images = read.rows(where, at)[0]
         else:
-            assert read.each is not None
             keys = at if read.drawn is None else read.drawn(at)
-            images = tf.stack([read.each(where[k], keys[k])[0] for k in range(len(indices))])
+            if read.some is not None:
+                images = read.some(where, keys)[0]
+            else:
+                assert read.each is not None
+                images = tf.stack([read.each(where[k], keys[k])[0] for k in range(len(indices))])
         done: np.ndarray = read.finish(images, at).numpy()
     return done
 

@@ -66,6 +66,9 @@ def test_the_records_of_the_tensorflow_scripts(name: str, imagenet: Path) -> Non
         for k, (encoded, label) in enumerate(found):
             assert encoded == written[k]["image/encoded"] == source.encoded_bytes(k)
             assert label == written[k]["image/class/label"] - 1 == source.labels[k]
+        contents, labels = source.encoded_rows(tf.constant([9, 0, 4], tf.int64))  # type: ignore[attr-defined]
+        assert contents.numpy().tolist() == [source.encoded_bytes(k) for k in (9, 0, 4)]
+        assert labels.numpy().tolist() == [source.labels[k] for k in (9, 0, 4)]
     image, _ = splits["train"].read(tf.constant(7, tf.int64))
     np.testing.assert_array_equal(image, tf.io.decode_jpeg(records(1, 7)[0]["image/encoded"]))
 
@@ -181,6 +184,19 @@ def test_helper_processes_build_the_same_index(
     for a, b in zip(helped, alone, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_equal(x, y)
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 5000])
+def test_records_that_span_reads_are_found_whole(
+    chunk: int, imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = imagenet / "train-00001-of-00003"
+    damage(shard, starts_of(shard)[4] + 500, b"\0\1\2\3")
+    whole = read_shard(shard)
+    assert len(whole.offsets) == 12
+    monkeypatch.setattr(shard_index, "_CHUNK", chunk)
+    for x, y in zip(read_shard(shard), whole, strict=True):
+        np.testing.assert_equal(x, y)
 
 
 def wait_for_files(files: Any, kept: list[Path], keys: Any) -> None:

@@ -12,7 +12,7 @@ from tests.unit.memory_source import MemorySource
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import OPERATIONS
 from tl_dist.data.order import Order
-from tl_dist.data.pipeline import Read, augmented, evaluation_batches, plain, train_batches
+from tl_dist.data.pipeline import Read, augmented, evaluation_batches, part_of, plain, train_batches
 from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
 from tl_dist.step import Objective
@@ -63,6 +63,34 @@ def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way:
         for field, value in zip(batch._fields, batch, strict=True):
             together = np.concatenate([getattr(share[step], field) for share in shares])
             np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+class Jpegs(Files):
+    """JPEG alone."""
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
+        return tf.io.encode_jpeg(image, quality=100), tf.gather(tf.constant(SOURCE.labels), index)
+
+
+@pytest.mark.parametrize("source", [Files(), Jpegs()])
+def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(source: Any) -> None:
+    assert part_of(24) < 24
+    order, read = Order(5, 23, 24), augmented(source, ("random_resized_crop", "flip"), 5, 16)
+
+    def batch(rows: range) -> Any:
+        made = train_batches(read, order, rows=rows, from_step=0, to_step=1, threads=2)
+        return next(made.as_numpy_iterator())
+
+    whole, shares = batch(range(24)), [batch(range(5)), batch(range(5, 24))]
+    for field, value in zip(whole._fields, whole, strict=True):
+        together = np.concatenate([getattr(share, field) for share in shares])
+        np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+def test_parts_divide_the_share() -> None:
+    assert all(rows % part_of(rows) == 0 for rows in range(1, 300))
+    assert [part_of(rows) for rows in (64, 32, 60, 7, 61)] == [16, 16, 15, 7, 61]
 
 
 def test_a_resumed_run_sees_the_same_batches() -> None:

@@ -21,7 +21,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 1  # raise it when the same images must be decoded anew
 _ROWS_AT_ONCE = 64
-_GONE = ("encoded", "encoded_bytes", "location")
+_GONE = ("encoded", "encoded_rows", "encoded_bytes", "location")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.augment import augment, resize
-from tl_dist.data.crop import cropped, drawn
+from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.datasets import SoftLabels, Source, host_tensor, reads_many
@@ -26,13 +26,15 @@ class Read:
     """How examples become rows of a batch; all of it is traced by tf.data, and a function of index and position.
 
     rows    (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]): all at once
-    each    (index, position) -> (image of a fixed shape, label): one by one, in parallel, where rows is None
-    drawn   positions [rows] -> numbers [rows, n]: what `each` takes in place of the position
+    some    the same for a part of the rows, whose number is known when it is traced: parts in parallel
+    each    (index, position) -> (image of a fixed shape, label): one by one, in parallel
+    drawn   positions [rows] -> numbers [rows, n]: what `some` and `each` take in place of the position
     finish  (images, positions) -> images: what is left to do on the batch
     mixing  which rows are mixed with which
     """
 
     rows: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    some: Callable[[Any, Any], tuple[Any, Any]] | None = None
     each: Callable[[Any, Any], tuple[Any, Any]] | None = None
     drawn: Callable[[Any], Any] | None = None
     finish: Callable[[Any, Any], Any] = lambda images, positions: images
@@ -68,8 +70,12 @@ def augmented(
         return Read(each=each, finish=finish, mixing=mixing)
     mirror = augmentations[1:2] == ("flip",)
     augmentations = augmentations[2 if mirror else 1 :]
+    numbers = partial(drawn, seed, mirror=mirror)
+    if hasattr(source, "encoded"):
+        crops = partial(cropped_rows, source, image_size=image_size, area=settings.crop_area)
+        return Read(some=crops, drawn=numbers, finish=finish, mixing=mixing)
     crop = partial(cropped, source, image_size=image_size, area=settings.crop_area)
-    return Read(each=crop, drawn=partial(drawn, seed, mirror=mirror), finish=finish, mixing=mixing)
+    return Read(each=crop, drawn=numbers, finish=finish, mixing=mixing)
 
 
 def plain(source: Source, image_size: int) -> Read:
@@ -179,16 +185,33 @@ def _read(
             return batch(*at_once(indices, positions), positions)
 
         batches = steps.map(whole, num_parallel_calls=threads)
-    elif read.each is not None:
-        one = read.each
+    else:
 
         def with_drawn(step: Any) -> tuple[Any, Any, Any]:
             indices, positions = numbers(step)
             return indices, positions, positions if read.drawn is None else read.drawn(positions)
 
-        examples = steps.map(with_drawn).unbatch()
-        examples = examples.map(lambda index, position, key: (*one(index, key), position), threads)
-        batches = examples.batch(num_rows, drop_remainder=True).map(batch, num_parallel_calls=threads)
-    else:
-        raise ValueError("a Read has either rows or each")
+        examples = steps.map(with_drawn)
+        if read.some is not None:
+            some = read.some
+            parts = examples.rebatch(part_of(num_rows), drop_remainder=True)
+            parts = parts.map(lambda indices, positions, keys: (*some(indices, keys), positions), threads)
+            examples = parts.rebatch(num_rows, drop_remainder=True)
+        elif read.each is not None:
+            one = read.each
+            examples = examples.unbatch()
+            examples = examples.map(lambda index, position, key: (*one(index, key), position), threads)
+            examples = examples.batch(num_rows, drop_remainder=True)
+        else:
+            raise ValueError("a Read has rows, some or each")
+        batches = examples.map(batch, num_parallel_calls=threads)
     return batches.prefetch(2).with_options(options)
+
+
+def part_of(num_rows: int) -> int:
+    """How many rows are decoded in one call: the largest divisor up to 16, which still fit into the cache.
+
+    A share that has no divisor of 4 and more goes in one piece: smaller parts would cost more than they spread.
+    """
+    best = max(part for part in range(1, 17) if num_rows % part == 0)
+    return best if best >= 4 else num_rows

@@ -31,7 +31,8 @@ class Source(Protocol):
 
     A source of images of one size in memory says `reads_many = True`: its `read` also takes int64 [rows], and gives
     uint8 [rows, height, width, 3] and int32 [rows] at once. A source of encoded images also has `encoded(index)`,
-    giving the bytes of the image file, a scalar string, in place of its pixels.
+    giving the bytes of the image file, a scalar string, in place of its pixels; one that has a faster way to many of
+    them has `encoded_rows(indices)`, giving string [rows] and int32 [rows].
     """
 
     @property
@@ -143,8 +144,8 @@ class Subset:
 
     def __getattr__(self, name: str) -> Any:
         # What only some sources have: a subset of arrays in memory has no encoded images either.
-        if name == "encoded":
-            encoded = self.source.encoded  # type: ignore[attr-defined]
+        if name in ("encoded", "encoded_rows"):
+            encoded = getattr(self.source, name)
             return lambda index: encoded(self._gathered(index))
         if name == "encoded_bytes":
             encoded_bytes = self.source.encoded_bytes  # type: ignore[attr-defined]

@@ -59,8 +59,7 @@ def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
 def _parse(data: bytes, keys: Keys) -> Parsed:
     found = _features(data, keys.wanted)
     image_keys, label_keys = keys.as_bytes
-    image = next((found[key] for key in image_keys if key in found), None)
-    label = next((found[key] for key in label_keys if key in found), None)
+    image, label = _first(found, image_keys), _first(found, label_keys)
     if image is None:
         raise ValueError(f"it has no {keys.image[0]}")
     if label is None:
@@ -68,8 +67,8 @@ def _parse(data: bytes, keys: Keys) -> Parsed:
     begin, end = _bytes(data, *image)
     if begin == end:
         raise ValueError(f"its {keys.image[0]} is empty")
-    synset, text = (_text(data, found.get(key)) for key in (_SYNSET, _TEXT))
-    filename = next((_text(data, found[key]) for key in _FILENAMES if key in found), b"")
+    synset, text = _text(data, found.get(_SYNSET)), _text(data, found.get(_TEXT))
+    filename = _text(data, _first(found, _FILENAMES))
     return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
 
 
@@ -85,6 +84,13 @@ def _features(data: bytes, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, i
             found[key] = _field(data, key_end, stop, 0x12) if key_end < stop else (stop, stop)
         position = stop
     return found
+
+
+def _first(found: dict[bytes, tuple[int, int]], keys: tuple[bytes, ...]) -> tuple[int, int] | None:
+    for key in keys:
+        if key in found:
+            return found[key]
+    return None
 
 
 def _field(data: bytes, position: int, end: int, tag: int) -> tuple[int, int]:

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.config import DataConfig
 from tl_dist.datasets import Counted, SoftLabels, host_tensor
 from tl_dist.datasets.location import Location
 from tl_dist.refusal import ExitCode, Refusal
+
+if TYPE_CHECKING:  # the processes that index TFRecord files start in half of the time without the schema
+    from tl_dist.config import DataConfig
 
 
 @dataclass(frozen=True, eq=False)

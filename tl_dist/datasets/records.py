@@ -123,6 +123,18 @@ class RecordSource(Counted):
         content = tf.numpy_function(lambda k: read(int(k)), [index], tf.string, stateful=False)
         return tf.ensure_shape(content, []), tf.gather(self._label_tensor, index)
 
+    def encoded_rows(self, indices: Any) -> tuple[Any, Any]:
+        """The same for int64 [rows], in one call of Python."""
+        import tensorflow as tf
+
+        read = self._range
+
+        def rows(numbers: NDArray[np.int64]) -> NDArray[np.object_]:
+            return np.array([read(k) for k in numbers.tolist()], object)
+
+        contents = tf.numpy_function(rows, [indices], tf.string, stateful=False)
+        return tf.ensure_shape(contents, indices.shape), tf.gather(self._label_tensor, indices)
+
     def encoded_bytes(self, index: int) -> bytes:
         try:
             return self._range(index)

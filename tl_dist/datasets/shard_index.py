@@ -33,7 +33,7 @@ from tl_dist.package_index import locked, try_locked
 
 SCHEMA = 1  # raise it when an index must be built anew
 _HEADER = struct.Struct("<QI")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # bytes read at a time
 _MAX_RECORD = 1 << 31  # protocol buffers end there
 _HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
 
@@ -178,52 +178,61 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
     unpack, crc32c = _HEADER.unpack_from, google_crc32c.value
     start = 0
     with file.open("rb", buffering=0) as raw:
-        buffer, at = b"", 0  # what was read ahead, and where in it the next record begins
+        ahead = _Ahead(raw)
         while start < size:
-            if len(buffer) - at < 12:
-                buffer, at = buffer[at:] + _read(raw, _CHUNK), 0
-                if len(buffer) < 12:
-                    yield start, None, 0, f"the file is cut off: {len(buffer)} bytes of a record's header"
-                    return
-            length, length_check = unpack(buffer, at)
-            crc = crc32c(buffer[at : at + 8])
+            if ahead.end - ahead.at < 12 and not ahead.has(12):
+                left = ahead.end - ahead.at
+                yield start, None, 0, f"the file is cut off: {left} bytes of a record's header"
+                return
+            view, at = ahead.view, ahead.at
+            length, length_check = unpack(view, at)
+            crc = crc32c(bytes(view[at : at + 8]))
             if (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF != length_check:
-                yield (
-                    start,
-                    None,
-                    0,
-                    f"the checksum of the length is wrong: the last {size - start} bytes are lost",
-                )
+                problem = f"the checksum of the length is wrong: the last {size - start} bytes are lost"
+                yield start, None, 0, problem
                 return
             if length >= _MAX_RECORD or start + length + 16 > size:
-                yield (
-                    start,
-                    None,
-                    0,
-                    f"the length is {length}, and the file ends after {size - start} bytes more",
-                )
+                problem = f"the length is {length}, and the file ends after {size - start} bytes more"
+                yield start, None, 0, problem
                 return
-            if len(buffer) - at < length + 16:
-                wanted = max(_CHUNK, length + 16)
-                buffer, at = buffer[at:] + _read(raw, wanted), 0
-                if len(buffer) < length + 16:
-                    yield start, None, 0, "the file became shorter while it was read"
-                    return
-            data = buffer[at + 12 : at + 12 + length]
-            check = int.from_bytes(buffer[at + 12 + length : at + 16 + length], "little")
+            if ahead.end - at < length + 16 and not ahead.has(length + 16):
+                yield start, None, 0, "the file became shorter while it was read"
+                return
+            view, at = ahead.view, ahead.at
+            last = at + 12 + length
+            data = bytes(view[at + 12 : last])
+            check = int.from_bytes(view[last : last + 4], "little")
             crc = crc32c(data)
             right = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
             yield start, data, check, "" if right else "the checksum of the data is wrong"
-            at += length + 16
+            ahead.at = last + 4
             start += length + 16
 
 
-def _read(raw: Any, size: int) -> bytes:
-    """`size` bytes, or what is left."""
-    content = raw.read(size)
-    while len(content) < size and (more := raw.read(size - len(content))):
-        content += more
-    return bytes(content)
+class _Ahead:
+    """What was read ahead of a file: bytes [at, end) of one buffer, which stays in the processor's cache.
+
+    New memory for each read would cost more than the reading: the kernel must clear it first.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.view = memoryview(bytearray(_CHUNK))
+        self.at = self.end = 0
+
+    def has(self, number: int) -> bool:
+        """Read on until there are `number` bytes, moving what is left to the front; false if the file ends before."""
+        left = self.view[self.at : self.end]
+        if number > len(self.view):
+            self.view = memoryview(bytearray(number + _CHUNK))
+        self.view[: len(left)] = left
+        self.at, self.end = 0, len(left)
+        while self.end < number:
+            got = self._raw.readinto(self.view[self.end :])
+            if not got:
+                return False
+            self.end += got
+        return True
 
 
 def _key(file: Path, keys: Keys) -> str:
