@@ -19,7 +19,7 @@ from tests.unit.official_layouts import digits_32px, write_image_folder
 from tests.unit.test_datasets import array_source
 from tl_dist.config import DataConfig
 from tl_dist.curation.layout import recognise
-from tl_dist.datasets import EncodedSource, Splits, Subset, manifest, quarantine
+from tl_dist.datasets import Splits, Subset, is_encoded, manifest, quarantine
 from tl_dist.datasets.files import decode_rgb
 from tl_dist.datasets.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
@@ -104,8 +104,8 @@ def test_encoded_images_are_the_bytes_of_the_files(official: Path) -> None:
     splits = folder(official, validation_fraction=0.0)
     source = splits["train"]
     subset = Subset(source, np.array([7, 3]))
-    assert isinstance(source, EncodedSource) and isinstance(subset, EncodedSource)
-    assert not isinstance(Subset(array_source(), np.array([0])), EncodedSource)
+    assert is_encoded(source) and is_encoded(subset)
+    assert not is_encoded(Subset(array_source(), np.array([0])))
     for k, (encoded, label) in enumerate(tf.data.Dataset.range(2).map(subset.encoded).as_numpy_iterator()):
         assert encoded == (official / subset.ids[k]).read_bytes() == subset.encoded_bytes(k)
         assert label == subset.labels[k]

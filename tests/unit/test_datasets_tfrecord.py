@@ -14,7 +14,7 @@ import tensorflow as tf
 from tests.unit.official_layouts import example_of, imagenet_record, photographs, write_tfrecords
 from tl_dist import registry
 from tl_dist.config import DataConfig
-from tl_dist.datasets import EncodedSource, Splits, shard_index
+from tl_dist.datasets import Splits, is_encoded, shard_index
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import RecordSource
 from tl_dist.datasets.shard_index import index_shards, masked_crc32c, read_shard
@@ -59,7 +59,7 @@ def test_the_records_of_the_tensorflow_scripts(name: str, imagenet: Path) -> Non
     assert {split: s.num_examples for split, s in splits.items()} == {"train": 40, "validation": 12}
     for split, first in (("train", 0), ("validation", 40)):
         source = splits[split]
-        assert isinstance(source, EncodedSource) and list(source.class_names) == SYNSETS
+        assert is_encoded(source) and list(source.class_names) == SYNSETS
         assert len(set(source.ids)) == source.num_examples
         written = records(source.num_examples, first)
         found = tf.data.Dataset.range(len(written)).map(source.encoded).as_numpy_iterator()

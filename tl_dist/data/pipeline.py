@@ -17,7 +17,7 @@ from tl_dist.data.augment import augment, resize
 from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
-from tl_dist.datasets import SoftLabels, Source, host_tensor, reads_many
+from tl_dist.datasets import SoftLabels, Source, host_tensor, is_encoded, reads_many
 from tl_dist.state import Batch
 
 
@@ -71,7 +71,7 @@ def augmented(
     mirror = augmentations[1:2] == ("flip",)
     augmentations = augmentations[2 if mirror else 1 :]
     numbers = partial(drawn, seed, mirror=mirror)
-    if hasattr(source, "encoded"):
+    if is_encoded(source):
         crops = partial(cropped_rows, source, image_size=image_size, area=settings.crop_area)
         return Read(some=crops, drawn=numbers, finish=finish, mixing=mixing)
     crop = partial(cropped, source, image_size=image_size, area=settings.crop_area)

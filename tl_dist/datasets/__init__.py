@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,6 @@ class Source(Protocol):
     def read(self, index: Any) -> tuple[Any, Any]: ...
 
 
-@runtime_checkable
 class EncodedSource(Source, Protocol):
     """A `Source` whose examples are files or parts of files: PNG, JPEG, GIF, BMP or WebP, still encoded.
 
@@ -172,7 +171,7 @@ class Subset:
 
 
 def is_encoded(source: Source) -> TypeGuard[EncodedSource]:
-    """Whether the examples are encoded images. A subset answers as its source: isinstance asks the class alone."""
+    """Whether the examples are encoded images. A subset answers as its source."""
     return hasattr(source, "encoded_bytes")
 
 
