@@ -14,8 +14,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tl_dist import config_file, registry
+from tl_dist import registry
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tl_dist import loop, predictions, step
+from tl_dist import loop, step
 from tl_dist.data import pipeline
 from tl_dist.datasets import types_of
+from tl_dist.figures import predictions
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session

@@ -9,15 +9,17 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist import features, model, nested, transfer, tuning
-from tl_dist.cross_validation import OutOfFold
+from tl_dist import model, transfer
+from tl_dist.classifiers import nested, tuning
 from tl_dist.datasets import Source, pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
+from tl_dist.features import extraction
+from tl_dist.figures.cross_validation import OutOfFold
 from tl_dist.session import Session
 
 
 def tune(
-    session: Session, folds: int, stop_requested: Callable[[], bool], say: features.Say
+    session: Session, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> list[tuning.Tried] | None:
     """Classifiers on the cached features, best first, judged within the training examples; None on other ranks.
 
@@ -53,7 +55,7 @@ def tune(
 
 
 def cross_validate(
-    session: Session, folds: int, seeds: int, stop_requested: Callable[[], bool], say: features.Say
+    session: Session, folds: int, seeds: int, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> OutOfFold | None:
     """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
 
@@ -65,7 +67,7 @@ def cross_validate(
 
     def in_views(views: tuple[str, ...]) -> NDArray[np.float32] | None:
         """[examples, views, features], on every worker."""
-        found = features.cached(
+        found = extraction.cached(
             pool,
             prefix,
             views,
@@ -104,7 +106,7 @@ def _out_of_fold(
     examples: nested.Examples,
     fold: NDArray[np.int64],
     stop_requested: Callable[[], bool],
-    say: features.Say,
+    say: extraction.Say,
 ) -> OutOfFold | None:
     """Every fold [seeds, examples] in turn; None when asked to stop."""
     labels, classifier = examples.labels, transfer.classifier_of(session)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tl_dist.config_file import section
+from tl_dist.config.file import section
 
 BATCH = 128
 SMALL_AREA = 96 * 96

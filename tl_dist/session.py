@@ -12,28 +12,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import (
-    agreement,
-    audit,
-    checkpoint,
-    config_file,
-    feature_views,
-    model,
-    optim,
-    precision,
-    registry,
-    source_task,
-    stages,
-)
+from tl_dist import agreement, audit, checkpoint, model, optim, precision, registry, source_task, stages
 from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.data import decoded, pipeline
 from tl_dist.data.order import Order
 from tl_dist.data.undecodable import READ_ERRORS, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
 from tl_dist.datasets.division import open_splits
 from tl_dist.durable import write_atomically
-from tl_dist.feature_set import FeatureSet
+from tl_dist.features import views as feature_views
+from tl_dist.features.stored import FeatureSet
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, steps_in
 

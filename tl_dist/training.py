@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import agreement, audit, evaluation, loop, nested, optim, step, transfer
+from tl_dist import agreement, audit, evaluation, loop, optim, step, transfer
 from tl_dist.checkpoint import Checkpointer
+from tl_dist.classifiers import nested
 from tl_dist.data import pipeline
 from tl_dist.data.order import batch_deviation
 from tl_dist.failpoint import failpoint
-from tl_dist.lock import Lock
 from tl_dist.metrics import Metrics
-from tl_dist.owner import SlurmJob
 from tl_dist.parallel import rows_of
 from tl_dist.recorder import RankZero, Recorder, Silent
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run.lock import Lock
+from tl_dist.run.owner import SlurmJob
 from tl_dist.session import Session
 from tl_dist.stages import Stage
 from tl_dist.state import Batch, Report

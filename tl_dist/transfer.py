@@ -13,19 +13,14 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import (
-    cache_cost,
-    classifiers,
-    config_rules,
-    feature_views,
-    features,
-    model,
-    nested,
-    selection,
-)
+from tl_dist import classifiers, model
+from tl_dist.classifiers import nested, selection
+from tl_dist.config import rules as config_rules
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.durable import write_file
-from tl_dist.feature_set import FeatureSet
+from tl_dist.features import cache_cost, extraction
+from tl_dist.features import views as feature_views
+from tl_dist.features.stored import FeatureSet
 from tl_dist.parallel import rows_of
 from tl_dist.session import Session
 
@@ -33,28 +28,28 @@ MEASURED_BATCHES = 3
 MEASURED_BYTES = 8 << 20
 
 
-def take_prefix(session: Session) -> features.Prefix:
+def take_prefix(session: Session) -> extraction.Prefix:
     """The frozen part and what determines its outputs; from here on the model takes these in place of images."""
     return _prefix(session, session.model.take_prefix())
 
 
-def _prefix(session: Session, compute: Callable[[Any], Any]) -> features.Prefix:
+def _prefix(session: Session, compute: Callable[[Any], Any]) -> extraction.Prefix:
     facts = {
         "backbone": session.cfg.model.backbone,
         "cut": session.model.cut_at,
         "frozen_sha256": session.model.frozen_digest(),
         "precision": session.precision,
     }
-    return features.Prefix(compute, session.image_size, facts, session.cfg.features.dtype)
+    return extraction.Prefix(compute, session.image_size, facts, session.cfg.features.dtype)
 
 
-def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: features.Say) -> bool:
+def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: extraction.Say) -> bool:
     """Compute the frozen part once, or find it computed; all splits are read from there.
 
     False when asked to stop before the end.
     """
     find = partial(
-        features.cached,
+        extraction.cached,
         prefix=take_prefix(session),
         root=session.run.path.parent / "features",
         parallel=session.parallel,
@@ -120,7 +115,7 @@ def _views(session: Session, names: list[str]) -> tuple[str, ...]:
     return session.cfg.data.augment if "train" in names else session.cfg.evaluation.views
 
 
-def prefix_cache_pays(session: Session, say: features.Say) -> bool:
+def prefix_cache_pays(session: Session, say: extraction.Say) -> bool:
     """Whether caching the frozen part of this stage saves time, by a measurement; `say` is told why, on rank 0."""
     cfg, parallel = session.cfg, session.parallel
     cannot = [*config_rules.endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
@@ -152,7 +147,7 @@ def _missing(session: Session) -> int:
     missing = 0
     for names, source in _sets(session):
         views = _views(session, names)
-        kept = features.is_kept(source, prefix, views, root)
+        kept = extraction.is_kept(source, prefix, views, root)
         if session.parallel.total({"kept": float(kept)})["kept"] < session.parallel.world_size:
             missing += source.num_examples * feature_views.views_of(views)
     return missing
@@ -162,13 +157,13 @@ def _measured(session: Session) -> cache_cost.Measured:
     """A few batches through the frozen part, and a few megabytes to where features are kept; equal on all workers."""
     parallel, size = session.parallel, session.image_size
     compute = tf.function(session.model.prefix)
-    images = tf.zeros([features.ROWS_AT_ONCE, size, size, 3], tf.uint8)
+    images = tf.zeros([extraction.ROWS_AT_ONCE, size, size, 3], tf.uint8)
     output = compute(images)
     began = time.monotonic()
     for _ in range(MEASURED_BATCHES):
         output = compute(images)
         output.numpy()
-    image_s = (time.monotonic() - began) / MEASURED_BATCHES / features.ROWS_AT_ONCE
+    image_s = (time.monotonic() - began) / MEASURED_BATCHES / extraction.ROWS_AT_ONCE
     disk = np.zeros(2)
     if parallel.rank == 0:
         root = session.run.path.parent / "features"

@@ -22,10 +22,10 @@ from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
-from tl_dist.owner import SlurmJob
 from tl_dist.parallel import slots
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.owner import SlurmJob
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,8 +156,8 @@ def _tune(run: RunDir, folds: int) -> int:
 
 
 def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
-    from tl_dist.cross_validation import summary
     from tl_dist.feature_folds import cross_validate
+    from tl_dist.figures.cross_validation import summary
     from tl_dist.session import Session
 
     session = Session(run, local_workers=slots.local_workers(os.environ))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import SMALL, Workspace, records
-from tl_dist import classifiers, predictions
+from tl_dist import classifiers
+from tl_dist.figures import predictions
 
 LOGISTIC = (
     SMALL

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from tl_dist.checkpoint import Checkpointer
-from tl_dist.lock import Lock
 from tl_dist.run import RunDir
+from tl_dist.run.lock import Lock
 
 from .save_commits import state
 

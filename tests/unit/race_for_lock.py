@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_dist import lock as locking
-from tl_dist.lock import Lock
 from tl_dist.refusal import Refusal
+from tl_dist.run import lock as locking
+from tl_dist.run.lock import Lock
 
 ENDS = {10: "released", 11: "refused", 12: "two owners", 13: "not owned"}
 

@@ -11,9 +11,9 @@ import sys
 import numpy as np
 
 from tl_dist.checkpoint import Checkpointer, restore
-from tl_dist.lock import Lock
 from tl_dist.refusal import Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.lock import Lock
 
 
 def state(step: int) -> dict[str, np.ndarray]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist import config_file
 from tl_dist.augment_preview import COLUMNS, preview
+from tl_dist.config import file as config_file
 from tl_dist.data.augment import augment
 from tl_dist.datasets.division import open_splits
 from tl_dist.launch.cli import main

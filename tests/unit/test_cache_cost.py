@@ -12,8 +12,7 @@ import pytest
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
-from tl_dist import features, transfer
-from tl_dist.cache_cost import Measured, choose
+from tl_dist import transfer
 from tl_dist.config import (
     AugmentConfig,
     ClassifierConfig,
@@ -25,6 +24,8 @@ from tl_dist.config import (
 )
 from tl_dist.data.order import Order
 from tl_dist.datasets import Subset
+from tl_dist.features import extraction
+from tl_dist.features.cache_cost import Measured, choose
 from tl_dist.stages import plan
 
 VGG_ON_TWO_CORES = Measured(0.04, 50_000, 200e6, 10**10)
@@ -123,7 +124,7 @@ def test_the_choice_is_told_once_and_mixtures_are_not_cached(monkeypatch: pytest
 def test_what_is_missing_counts_every_view_and_not_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: set[int] = set()
     monkeypatch.setattr(transfer, "_prefix", lambda session, compute: None)
-    monkeypatch.setattr(features, "is_kept", lambda source, *more: source.num_examples in kept)
+    monkeypatch.setattr(extraction, "is_kept", lambda source, *more: source.num_examples in kept)
     made = session(2)
     made.bad, made.run, made.model.prefix = [], SimpleNamespace(path=Path("runs/x")), None
     assert transfer._missing(made) == 100 + 2 * 20 + 2 * 30  # training is plain, evaluation has two views

@@ -19,9 +19,9 @@ import pytest
 from tl_dist import checkpoint, commit
 from tl_dist.checkpoint import Checkpointer, restore
 from tl_dist.failpoint import Failpoint, FailpointReached
-from tl_dist.lock import Lock
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, step_name
+from tl_dist.run.lock import Lock
 
 from .save_commits import state
 

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch import doctor, environment, join, prepare, train
 from tl_dist.launch.attempt import Launch
 from tl_dist.launch.cli import main

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_dist import predictions
+from tl_dist.figures import predictions
 from tl_dist.launch.cli import main
 
 

@@ -9,8 +9,11 @@ from typing import get_args
 
 import pytest
 
-from tl_dist import config_file, config_problems, config_rules, registry
+from tl_dist import registry
 from tl_dist.config import Config, DataConfig
+from tl_dist.config import file as config_file
+from tl_dist.config import problems as config_problems
+from tl_dist.config import rules as config_rules
 from tl_dist.refusal import ExitCode, Refusal
 
 GOOD = """\
@@ -573,7 +576,7 @@ def test_every_name_in_the_registry_loads() -> None:
 def test_loading_imports_no_framework() -> None:
     Path("x.yaml").write_text(GOOD)
     code = (
-        "import sys; from tl_dist import config_file; config_file.load('x.yaml', ['model.backbone=convnexttiny'])\n"
+        "import sys; from tl_dist.config import file; file.load('x.yaml', ['model.backbone=convnexttiny'])\n"
         "sys.exit(bool({'tensorflow', 'keras', 'numpy', 'horovod', 'rich', 'typer'} & sys.modules.keys()))"
     )
     root = str(Path(__file__).parents[2])

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_dist import cross_validation, figures
+from tl_dist import figures
 from tl_dist.config import DataConfig
-from tl_dist.cross_validation import OutOfFold
 from tl_dist.datasets import strata_of, types_of
 from tl_dist.datasets.digits import open_digits
 from tl_dist.datasets.split import folds_of
-from tl_dist.predictions import Predictions
+from tl_dist.figures import cross_validation
+from tl_dist.figures.cross_validation import OutOfFold
+from tl_dist.figures.predictions import Predictions
 from tl_dist.refusal import ExitCode, Refusal
 
 

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL, build
-from tl_dist import feature_views, features, loop, model, step
+from tl_dist import loop, model, step
 from tl_dist.data.pipeline import Read, evaluation_batches, plain
+from tl_dist.features import extraction
+from tl_dist.features import views as feature_views
 from tl_dist.parallel import rows_of
 from tl_dist.state import Evaluation
 
@@ -65,8 +67,8 @@ def test_figures_are_those_of_the_mean_probabilities() -> None:
 def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -> None:
     net = with_a_head(train_from="block3")
     whole = evaluate(net, feature_views.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
-    prefix = features.Prefix(net.take_prefix(), 32, {})
-    kept = features.cached(
+    prefix = extraction.Prefix(net.take_prefix(), 32, {})
+    kept = extraction.cached(
         SOURCE,
         prefix,
         ("dihedral",),

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from tests.unit.memory_source import MemorySource
-from tl_dist import classifiers, feature_folds, features, transfer, tuning
+from tl_dist import classifiers, feature_folds, transfer
+from tl_dist.classifiers import tuning
 from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig
-from tl_dist.cross_validation import OutOfFold
 from tl_dist.datasets import Subset, strata_of
 from tl_dist.datasets.split import folds_of
+from tl_dist.features import extraction
+from tl_dist.figures.cross_validation import OutOfFold
 
 NUM, WIDTH = 60, 80
 POOL = MemorySource(NUM)
@@ -50,7 +52,7 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "take_prefix", lambda session: None)
     monkeypatch.setattr(transfer, "refer", lambda session, found: None)
     kept = lambda pool, prefix, views, **more: SimpleNamespace(array=lambda: VIEWS[views])  # noqa: E731
-    monkeypatch.setattr(features, "cached", kept)
+    monkeypatch.setattr(extraction, "cached", kept)
 
 
 def cross_validated(**options: Any) -> OutOfFold:

@@ -18,11 +18,13 @@ import tensorflow as tf
 
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
-from tl_dist import feature_set, feature_views, features
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.failpoint import failpoint
-from tl_dist.feature_set import MANIFEST, FeatureSet
+from tl_dist.features import extraction
+from tl_dist.features import stored as feature_set
+from tl_dist.features import views as feature_views
+from tl_dist.features.stored import MANIFEST, FeatureSet
 from tl_dist.refusal import ExitCode, Refusal
 
 SOURCE = MemorySource(11, size=8)
@@ -33,7 +35,9 @@ def compute(images: Any) -> Any:
     return tf.cast(images[:, :4, :, 0], tf.bfloat16)
 
 
-PREFIX = features.Prefix(compute, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"})
+PREFIX = extraction.Prefix(
+    compute, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"}
+)
 
 
 class Calls:
@@ -51,11 +55,11 @@ class Calls:
         return compute(tf.ensure_shape(counted, images.shape))
 
 
-def make(root: Path, views: tuple[str, ...] = (), prefix: features.Prefix = PREFIX, **changes: Any) -> Any:
+def make(root: Path, views: tuple[str, ...] = (), prefix: extraction.Prefix = PREFIX, **changes: Any) -> Any:
     said: list[Any] = []
     settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
     source = settings.pop("source", SOURCE)
-    found = features.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
+    found = extraction.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
     return found, said
 
 
@@ -109,11 +113,11 @@ def test_another_schema_of_the_code_gives_another_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = make(tmp_path)
-    monkeypatch.setattr(features, "SCHEMA", features.SCHEMA + 1)
+    monkeypatch.setattr(extraction, "SCHEMA", extraction.SCHEMA + 1)
     assert make(tmp_path)[0].directory != first.directory
 
 
-WIDE = features.Prefix(lambda images: tf.cast(images, tf.float32) * 0.37 - 20.0, 8, PREFIX.facts)
+WIDE = extraction.Prefix(lambda images: tf.cast(images, tf.float32) * 0.37 - 20.0, 8, PREFIX.facts)
 
 
 def num_bytes(found: Any) -> int:
@@ -259,16 +263,16 @@ def test_a_stop_leaves_nothing(tmp_path: Path) -> None:
 def test_a_stop_is_noticed_at_the_next_agreement_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "ROWS_AT_ONCE", 1)
-    monkeypatch.setattr(features, "AGREE_S", 0.0)  # in every round
+    monkeypatch.setattr(extraction, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(extraction, "AGREE_S", 0.0)  # in every round
     asked = iter([False, False, True])
     assert make(tmp_path, stop_requested=lambda: next(asked))[0] is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_agree_by_time_and_report_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "ROWS_AT_ONCE", 1)
-    monkeypatch.setattr(features, "AGREE_S", 3600.0)
+    monkeypatch.setattr(extraction, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(extraction, "AGREE_S", 3600.0)
     _, said = make(tmp_path)
     assert [record["done"] for record in said] == [
         1,

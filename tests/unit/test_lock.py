@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist import lock as locking
-from tl_dist.lock import Lock, holder
-from tl_dist.owner import SlurmJob
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
+from tl_dist.run import lock as locking
+from tl_dist.run.lock import Lock, holder
+from tl_dist.run.owner import SlurmJob
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE.parents[1])}
 HOLD = """
 import sys, time
-from tl_dist.lock import Lock
+from tl_dist.run.lock import Lock
 from tl_dist.run import RunDir
 lock = Lock.acquire(RunDir(sys.argv[1]), heartbeat_s=0.1)
 print("owned", flush=True)

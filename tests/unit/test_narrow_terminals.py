@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tl_dist.launch import compare, data_inspect, data_split, data_verify, feature_sets, folds
 from tl_dist.launch.report import show_runs
-from tl_dist.run_table import RunSummary
+from tl_dist.run.table import RunSummary
 
 PATH = "/data/shared/a-long-name-of-a-directory/of-a-project/photographs-2024/Kätzchen and other animals"
 CLASS = "golden retriever of the mountains, with a name that is longer than any table column is wide"

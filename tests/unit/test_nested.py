@@ -13,10 +13,12 @@ import tensorflow as tf
 from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
 from tests.unit.test_selection import drawn
-from tl_dist import cross_validation, nested, selection, transfer
+from tl_dist import transfer
+from tl_dist.classifiers import nested, selection
 from tl_dist.config import ClassifierConfig, Config
-from tl_dist.cross_validation import OutOfFold
 from tl_dist.datasets import Subset
+from tl_dist.figures import cross_validation
+from tl_dist.figures.cross_validation import OutOfFold
 from tl_dist.launch.folds import chosen_line
 
 COLUMNS = selection.columns_of(["a", "b"], [30, 10])

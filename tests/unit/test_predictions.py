@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_dist import figures, predictions
+from tl_dist import figures
+from tl_dist.figures import predictions
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.state import Evaluation
 

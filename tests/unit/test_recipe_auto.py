@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tl_dist import config_file, recipes
+from tl_dist import recipes
 from tl_dist.config import Config, ScheduleConfig
+from tl_dist.config import file as config_file
 from tl_dist.launch import recipe
 
 LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tl_dist import config_file
+from tl_dist.config import file as config_file
 from tl_dist.launch.cli import app
 from tl_dist.launch.train import Request
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist import config_file, durable
+from tl_dist import durable
 from tl_dist.config import Config
-from tl_dist.lock import Lock
+from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, differences, step_name, steps_in, write_atomically
-from tl_dist.run_table import runs
+from tl_dist.run.lock import Lock
+from tl_dist.run.table import runs
 
 
 def experiment(**changes) -> Config:

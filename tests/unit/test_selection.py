@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_dist import classifiers, figures, selection
+from tl_dist import classifiers, figures
+from tl_dist.classifiers import selection
 from tl_dist.datasets.split import folds_of
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist import config_file, config_source, source_run
+from tl_dist import source_run
 from tl_dist.config import ClassifierConfig, Config, LossConfig, OptimizerConfig
+from tl_dist.config import file as config_file
+from tl_dist.config import source as config_source
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 

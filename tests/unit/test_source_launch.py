@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.unit.test_cli import Became, become, ranks, said
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch import folds, join, tasks, train
 from tl_dist.launch.train import Request
 from tl_dist.refusal import ExitCode, Refusal

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch import group
 from tl_dist.launch.attempt import Launch, explained, first_failure
 from tl_dist.launch.command import Command
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 WORKER = r"""
 import faulthandler, json, os, pathlib, signal, subprocess, sys, time
-from tl_dist.heartbeat import Heartbeats
+from tl_dist.run.heartbeat import Heartbeats
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 beats = Heartbeats(run / "heartbeats")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

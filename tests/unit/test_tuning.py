@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_dist import tuning
+from tl_dist.classifiers import tuning
 from tl_dist.datasets.split import folds_of
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_dist import yaml_text
+from tl_dist.config import yaml_text
 from tl_dist.refusal import ExitCode, Refusal
 
 

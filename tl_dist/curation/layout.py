@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tl_dist import config_file
 from tl_dist.config import DataConfig
+from tl_dist.config import file as config_file
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.image_folder import READABLE

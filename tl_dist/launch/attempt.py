@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tl_dist.config import Config
-from tl_dist.heartbeat import Beat
 from tl_dist.launch.command import Command
 from tl_dist.launch.group import Exit, Group
 from tl_dist.launch.silence import Silence
 from tl_dist.progress import Progress, Records
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in, write_atomically
+from tl_dist.run.heartbeat import Beat
 
 Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 """Opens what workers need to find each other, for one attempt, and says what to start."""

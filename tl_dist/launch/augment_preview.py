@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tl_dist import config_file
+from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 
 

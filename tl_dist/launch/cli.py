@@ -158,7 +158,7 @@ def augment_preview(
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in."""
-    from tl_dist.config_file import dump
+    from tl_dist.config.file import dump
     from tl_dist.launch.train import Request
 
     print(dump(Request(config, overrides or ()).load()), end="")
@@ -170,8 +170,8 @@ def config_schema(
     as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
 ) -> int:
     """List every key that a config may hold: its type, its default, what it does."""
-    from tl_dist import config_file
     from tl_dist.config import Config
+    from tl_dist.config import file as config_file
     from tl_dist.launch.report import show_schema
 
     if as_json:
@@ -210,7 +210,7 @@ def doctor() -> int:
 def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
     """List the runs in a directory."""
     from tl_dist.launch.report import show_runs
-    from tl_dist.run_table import runs
+    from tl_dist.run.table import runs
 
     if not root.is_dir():
         raise Refusal(

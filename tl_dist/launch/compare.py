@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_dist import figures, predictions
+from tl_dist import figures
+from tl_dist.figures import predictions
 from tl_dist.launch.report import show_line
 from tl_dist.refusal import ExitCode, Refusal
 

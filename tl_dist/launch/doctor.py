@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch.attempt import explained, first_failure
 from tl_dist.launch.command import Command, local_commands
 from tl_dist.launch.environment import first_line
@@ -46,7 +46,7 @@ print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, va
 # Through the strategy that runs use, so that what is proven is what will run.
 _SUM = """
 import json, os, sys
-from tl_dist import config_file
+from tl_dist.config import file as config_file
 from tl_dist.registry import STRATEGIES, lookup
 parallel = lookup(STRATEGIES, "horovod")(config_file.load(sys.argv[1]))
 total = parallel.total({"sum": float(parallel.rank + 1)})["sum"]

@@ -8,16 +8,16 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from tl_dist import config_file
+from tl_dist.config import file as config_file
 from tl_dist.durable import read_file
 from tl_dist.launch.attempt import ORDERLY, Launch, explained, first_failure
 from tl_dist.launch.group import Group
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.supervise import signals_counted
-from tl_dist.lock import holder
 from tl_dist.progress import Record
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.lock import holder
 
 MAX_RESULT_BYTES = 64 << 20
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tl_dist import cross_validation, figures, predictions
+from tl_dist import figures
 from tl_dist.config import Config
+from tl_dist.figures import cross_validation, predictions
 from tl_dist.launch.attempt import newest_commit
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.report import column_groups, narrow_table, relative, show_line

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.prepare import prepare
 from tl_dist.launch.train import Request, open_run, require_horovod, with_trained_source

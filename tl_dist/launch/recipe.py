@@ -7,8 +7,9 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
-from tl_dist import config_file, recipes
+from tl_dist import recipes
 from tl_dist.config import Config, DataConfig
+from tl_dist.config import file as config_file
 from tl_dist.registry import BACKBONES, lookup
 
 _LOOKED_AT = 64

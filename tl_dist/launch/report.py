@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tl_dist import figures
 from tl_dist.progress import Record, confusion_table, evaluation_line, parse_records
 from tl_dist.run import RunDir
-from tl_dist.run_table import RunSummary
+from tl_dist.run.table import RunSummary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -103,7 +103,7 @@ def show_schema(model: type[BaseModel], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from tl_dist import config_problems
+    from tl_dist.config import problems as config_problems
 
     table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
     for path in config_problems.key_paths(model):

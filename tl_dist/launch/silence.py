@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tl_dist.config import SafetyConfig
-from tl_dist.heartbeat import Beat
+from tl_dist.run.heartbeat import Beat
 
 
 class Silence:

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch.attempt import End, explained
 from tl_dist.launch.command import SUPERVISED, worker_environment
 from tl_dist.launch.group import GRACE_S, Exit

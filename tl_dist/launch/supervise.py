@@ -15,10 +15,10 @@ from contextlib import contextmanager
 
 from tl_dist.config import Config
 from tl_dist.launch.attempt import ORDERLY, Attempt, End, Launch, Signals, newest_commit
-from tl_dist.lock import holder
 from tl_dist.progress import Progress
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.lock import holder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LONGEST_PAUSE_S = 60.0  # before a restart; the first pause is 1 s, and each is twice the one before

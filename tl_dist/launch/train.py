@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl_dist import config_file, config_source, source_run
+from tl_dist import source_run
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.config import source as config_source
 from tl_dist.launch import recipe
 from tl_dist.launch.attempt import newest_commit
 from tl_dist.launch.command import num_workers, visible_gpus

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tl_dist import config_file, yaml_text
+from tl_dist.config import file as config_file
+from tl_dist.config import yaml_text
 from tl_dist.durable import read_file, write_atomically
 from tl_dist.launch.report import relative, show_line
 from tl_dist.launch.tasks import run_shown

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tl_dist.config import Config, ScheduleConfig
-from tl_dist.config_source import of_source
+from tl_dist.config.source import of_source
 from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 
 NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfds", "tfrecord")

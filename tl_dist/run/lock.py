@@ -28,8 +28,8 @@ from tl_dist.durable import (
     write_file,
 )
 from tl_dist.failpoint import failpoint
-from tl_dist.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
 
 MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
 

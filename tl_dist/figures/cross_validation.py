@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist import figures, predictions
+from tl_dist import figures
+from tl_dist.figures import predictions
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist import classifiers, figures, selection
+from tl_dist import classifiers, figures
+from tl_dist.classifiers import selection
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 

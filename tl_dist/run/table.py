@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_dist import config_file
+from tl_dist.config import file as config_file
 from tl_dist.durable import children
-from tl_dist.lock import holder
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, read_json, steps_in
+from tl_dist.run.lock import holder
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tl_dist import config_problems, config_rules, yaml_text
-from tl_dist.config import Config, DataConfig
+from tl_dist.config import Config, DataConfig, yaml_text
+from tl_dist.config import problems as config_problems
+from tl_dist.config import rules as config_rules
 from tl_dist.refusal import ExitCode, Refusal
 
 TRAJECTORY = (

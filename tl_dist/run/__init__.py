@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from tl_dist import config_file
 from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.durable import (
     children,
     fsync_directory,
@@ -23,10 +23,10 @@ from tl_dist.durable import (
     server_time_ns,
     write_atomically,
 )
-from tl_dist.heartbeat import Beat, Heartbeats
-from tl_dist.lock import holder
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
+from tl_dist.run.heartbeat import Beat, Heartbeats
+from tl_dist.run.lock import holder
 
 __all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tl_dist.data.augment import VIEWS, drawn_view
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, host_tensor
-from tl_dist.feature_set import FeatureSet
+from tl_dist.features.stored import FeatureSet
 
 
 def views_of(augmentations: Sequence[str]) -> int:

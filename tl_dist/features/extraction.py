@@ -25,8 +25,8 @@ import tensorflow as tf
 
 from tl_dist.data.augment import resize
 from tl_dist.datasets import Source
-from tl_dist.feature_set import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
-from tl_dist.feature_views import apply_views, views_of
+from tl_dist.features.stored import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
+from tl_dist.features.views import apply_views, views_of
 from tl_dist.parallel import DataParallel, rows_of
 
 SCHEMA = 2  # raise it when the same key must be computed anew
