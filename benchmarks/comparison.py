@@ -18,6 +18,7 @@ BENCHMARKS = (
     "vs_keras_fit",
     "horovod_workers",
     "elpv_features",
+    "elpv_best",
     "input_jpeg",
     "input_vs_torchvision",
     "input_large_photos",
