@@ -110,10 +110,11 @@ def sweep(directory: Path) -> None:
     """Remove files that the manifest does not name and that are old: of a worker that was killed while it mended."""
     named = {MANIFEST, *(shard["file"] for shard in json.loads((directory / MANIFEST).read_text())["shards"])}
     with suppress(OSError):
-        now = server_time_ns(directory)
-        for path in children(directory):
+        strays = [path for path in children(directory) if path.name not in named]
+        now = server_time_ns(directory) if strays else 0  # leaves a trace: a set that is whole is only read
+        for path in strays:
             # A new one may be of another run, which is about to name it.
-            if path.name not in named and now - path.stat().st_mtime_ns > _ORPHAN_S * 1e9:
+            if now - path.stat().st_mtime_ns > _ORPHAN_S * 1e9:
                 path.unlink()
 
 
