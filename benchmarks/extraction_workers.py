@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.comparison import Comparison, in_turn
 
-CELLS, ROUNDS = 384, 1
+CELLS, ROUNDS = 1536, 1
 CONFIG = """\
 steps: 1
 data: {name: elpv, path: cells, image_size: 128, test_fraction: 0}

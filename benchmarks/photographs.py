@@ -67,14 +67,17 @@ def write_folder(folder: Path, images: list[bytes]) -> None:
 
 
 def rate(dataset: Callable[[], object], number: int) -> Callable[[], float]:
-    """Examples a second of a new iteration over a tf.data pipeline."""
+    """Examples a second of a tf.data pipeline that gives `number` of them, once its first element has come.
+
+    A run makes one iterator and reads all its epochs from it, so the time to start one does not count.
+    """
     import time
 
     def measure() -> float:
-        made = dataset()
+        elements = iter(dataset())  # type: ignore[call-overload]
+        next(elements)
         start = time.perf_counter()
-        for _ in made:  # type: ignore[attr-defined]
-            pass
-        return number / (time.perf_counter() - start)
+        rest = sum(1 for _ in elements)
+        return number * rest / (rest + 1) / (time.perf_counter() - start)
 
     return measure
