@@ -141,10 +141,11 @@ def test_driver_that_was_killed_is_requeued(trials: dict[str, Trial]) -> None:
 
 
 def test_preempted_job_is_requeued_by_slurm(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """Once: the warning comes as before a time limit, and our own requeue must not be a second one."""
+    """Once. Slurm sends USR1, as before a time limit, and TERM, in any order: our requeue must not be a second one."""
     trial = Trial(slurm, tmp_path / "preempted", ["75", "done"], waits=True)
     trial.wait_for_attempt(0)
     slurm.run("sbatch", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert trial.end() == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=1)
     assert trial.attempts == 2
-    assert "attempt 0: not requeued by itself" in trial.log()
+    assert "attempt 0: the driver ended with 75" in trial.log()
+    assert "attempt 0: requeued" not in trial.log()
