@@ -309,6 +309,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path, monkeypatch: py
         Refusal, match=r"features cannot be kept in .* \(No space left on device\)\. Fix: free space"
     ):
         make(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["features.extracted", "features.before_rename"])

@@ -33,7 +33,6 @@ class Choice:
     """the name of the chosen columns"""
     columns: NDArray[np.int64]
     log_loss: float
-    accuracy: float
     num_tried: int
 
 
@@ -79,14 +78,13 @@ def choose(
             said = problem.probabilities(strength)
             tried += 1
             loss = figures.log_loss(numbers, said)
-            accuracy = float((said.argmax(axis=1) == numbers).mean())
-            found.append(Choice(strength, name, those, loss, accuracy, 0))
+            found.append(Choice(strength, name, those, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
             if worse == WORSE_IN_A_ROW or len(present) == 1:
                 break
     chosen = min(found, key=lambda one: one.log_loss)
-    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, chosen.accuracy, tried)
+    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried)
 
 
 class _Folds:

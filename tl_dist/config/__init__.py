@@ -1,7 +1,6 @@
 """The whole schema of a run. Strict: a typo is refused.
 
-`config_file` reads a file into it, `config_rules` holds the rules between fields, `config_problems` words what is
-wrong.
+`file` reads a file into it, `rules` holds the rules between fields, `problems` words what is wrong.
 """
 
 from __future__ import annotations

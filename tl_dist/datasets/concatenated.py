@@ -58,8 +58,8 @@ class Concatenated:
         locators = [locator(part) for part in self.parts]
 
         def locate(index: int) -> Any:
-            part = int(np.searchsorted(self._starts, index, side="right")) - 1
-            return locators[part](index - int(self._starts[part]))  # type: ignore[misc]
+            part, offset = self._place(index)
+            return locators[part](offset)  # type: ignore[misc]
 
         return None if None in locators else locate
 
@@ -105,8 +105,13 @@ class Concatenated:
         raise AttributeError(name)
 
     def _encoded_bytes(self, index: int) -> bytes:
+        part, offset = self._place(index)
+        return self.parts[part].encoded_bytes(offset)  # type: ignore[attr-defined]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which part an example is in, and where in it."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part].encoded_bytes(index - int(self._starts[part]))  # type: ignore[attr-defined]
+        return part, index - int(self._starts[part])
 
     def _of_part(self, index: Any, reads: Sequence[Callable[[Any], Any]]) -> Any:
         import tensorflow as tf

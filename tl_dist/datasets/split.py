@@ -101,24 +101,14 @@ def hold_out(
     num_held_out = int(len(indices) * fraction + 0.5)
     sizes = np.unique(strata[indices], return_counts=True)[1]
     smaller = min(num_held_out, len(indices) - num_held_out)
-    if sizes.min(initial=2) < 2 or smaller < len(sizes):
-        why = (
-            "the smallest class has only 1"
-            if sizes.min(initial=2) < 2
-            else f"{smaller} for {len(sizes)} classes"
-        )
-        raise Refusal(
-            f"{key} = {fraction} of {len(indices)} examples cannot be held out: {why}.",
-            fix=f"set {key} so that both parts hold every class, add examples to the smallest, or use 0.",
-            code=ExitCode.DATA,
-        )
-    try:
-        kept, held_out = train_test_split(
-            indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
-        )
-    except ValueError as error:
+    if sizes.min(initial=2) < 2 or smaller < max(1, len(sizes)):
+        alone = sizes.min(initial=2) < 2
+        why = "the smallest class has only 1" if alone else f"{smaller} for {len(sizes)} classes"
         fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0."
-        raise _cannot(f"{key} = {fraction} of {len(indices)} examples", error, fix) from error
+        raise _cannot(f"{key} = {fraction} of {len(indices)} examples", why, fix)
+    kept, held_out = train_test_split(
+        indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
+    )
     if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
         raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
     return np.sort(kept), np.sort(held_out)
@@ -146,7 +136,7 @@ def hold_out_groups(
         kept, held_out = next(folds.split(indices, strata[indices], numbers))
     except ValueError as error:
         fix = f"set {key} so that both parts hold groups of every class, or use 0."
-        raise _cannot(f"{key} = {fraction} of {numbers.max() + 1} groups", error, fix) from error
+        raise _cannot(f"{key} = {fraction} of {numbers.max() + 1} groups", str(error), fix) from error
     return np.sort(indices[kept]), np.sort(indices[held_out])
 
 
@@ -160,5 +150,5 @@ def refuse_second_validation(data: DataConfig, first: str, instead: str = "") ->
         )
 
 
-def _cannot(part: str, error: ValueError, fix: str) -> Refusal:
-    return Refusal(f"{part} cannot be held out: {str(error).rstrip('.')}.", fix=fix, code=ExitCode.DATA)
+def _cannot(part: str, why: str, fix: str) -> Refusal:
+    return Refusal(f"{part} cannot be held out: {why.rstrip('.')}.", fix=fix, code=ExitCode.DATA)

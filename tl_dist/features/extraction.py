@@ -1,6 +1,6 @@
 """Run the frozen prefix once, over all workers; its outputs are just another source of examples.
 
-They are kept as a feature set (see feature_set.py) whose name is a digest of everything that determines the rows:
+They are kept as a feature set (see stored.py) whose name is a digest of everything that determines the rows:
 frozen weights, cut, preprocessing, image size, number format, data and views. Any run with the same key reads it and no
 image.
 """
@@ -113,10 +113,13 @@ class _Extraction:
             (temporary / "owner.json").write_text(json.dumps(owner))
         _wait(parallel)
         share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
-        shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
-        if shard is None:
-            if parallel.rank == 0:
+        shard = None
+        try:
+            shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
+        finally:  # stopped, or an error that is on its way
+            if shard is None and parallel.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+        if shard is None:
             return False
         shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
         if parallel.rank == 0:
