@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -469,3 +470,19 @@ def test_rendezvous_that_other_nodes_cannot_reach_is_refused(name):
     with pytest.raises(Refusal, match="Fix: name the network interface") as refusal:
         rendezvous_address(job(2), {}, node_address=lambda _: name)
     assert refusal.value.code == ExitCode.UNSAFE
+
+
+@pytest.mark.parametrize(("answer", "said"), [(0, "requeued"), (1, "not requeued by itself. Fix: ")])
+def test_the_batch_script_says_whether_slurm_took_the_requeue(tmp_path: Path, answer: int, said: str) -> None:
+    """Slurm refuses it for a job that a preemption has requeued already."""
+    for name, lines in (("scontrol", f"exit {answer}"), ("driver", "exit 75")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "logs").mkdir()
+    script = slurm.render(
+        slurm.SubmitOptions(max_requeue=3), run_dir=tmp_path, python=str(tmp_path / "driver")
+    )
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 75
+    assert f"attempt 0: {said}" in done.stderr
