@@ -15,6 +15,7 @@ import keras
 import psutil
 
 from tl_dist import training
+from tl_dist.memory import available_bytes
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 from tl_dist.session import Session
@@ -52,7 +53,7 @@ def in_turn(leader: RunDir, names: Sequence[str], *, local_workers: int) -> Exit
             run = LedRun(leader.path.parent / name, leader)
             if run.done is not None:
                 continue
-            if kept and not has_room(largest, psutil.virtual_memory().available):
+            if kept and not has_room(largest, available_bytes()):
                 return ExitCode.DONE
             leader.beat(0, "starting", 0)
             show({"event": "note", "text": f"{name}, {number} of {len(names)}"})

@@ -16,7 +16,7 @@ from tl_dist.config import DataConfig
 from tl_dist.data import decoded
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, plain, train_batches
-from tl_dist.datasets import Splits, strata_of
+from tl_dist.datasets import Splits, pool_of, strata_of
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]
@@ -60,6 +60,12 @@ def test_no_file_is_opened_a_second_time(where: str, splits: Splits, tmp_path: P
     for file in (tmp_path / "images").rglob("*.png"):
         file.unlink()
     assert len(batches(kept["train"])) == 6
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_the_pixels_are_held_once(where: str, splits: Splits, tmp_path: Path) -> None:
+    pool, _ = pool_of(made(where, splits, tmp_path)["train"])
+    assert np.shares_memory(np.asarray(memoryview(pool._tensors[0])), pool.images)
 
 
 def test_a_second_run_and_other_workers_decode_nothing(splits: Splits, tmp_path: Path) -> None:

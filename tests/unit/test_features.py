@@ -20,6 +20,8 @@ from tests.unit.memory_source import MemorySource
 from tests.unit.test_model import PARALLEL
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import train_batches
 from tl_dist.failpoint import failpoint
 from tl_dist.features import extraction
 from tl_dist.features import stored as feature_set
@@ -75,13 +77,34 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
     np.testing.assert_array_equal(labels, SOURCE.labels[indices])
 
 
-def test_files_larger_than_memory_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = make(tmp_path, ("flip",))
-    expected = found.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
-    monkeypatch.setattr(feature_set, "IN_MEMORY_BYTES", 0)
-    mapped = FeatureSet(found.directory, 2)
-    rows = mapped.rows(tf.range(11, dtype=tf.int64), tf.constant(1)).numpy()
-    np.testing.assert_array_equal(rows, expected)
+def test_rows_of_several_files_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    found, _ = make(tmp_path, ("flip",), prefix=WIDE)
+    expected = found.array()
+    divided = in_two_shards(found, 7)
+    for examples in ([10, 0, 3, 3, 5, 4], [0, 1], [10, 9, 8], []):
+        for view in (0, 1):
+            rows = divided.rows(tf.constant(examples, tf.int64), tf.constant(view))
+            np.testing.assert_array_equal(rows, expected[np.array(examples, int), view])
+
+
+def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 1 << 16, (512, 1 << 18), dtype=np.uint16)  # 256 MiB
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / "owner.json").write_text("{}")
+    shard = feature_set.write_shard(tmp_path / "temporary" / "0.npy", iter([rows]), len(rows))
+    feature_set.commit(tmp_path / "temporary", tmp_path / "set", [shard], {})
+    read = feature_views.reader(FeatureSet(tmp_path / "set", 1), MemorySource(len(rows)), (), seed=0)
+    order = Order(num_examples=len(rows), global_batch=4, seed=0)
+    before = anonymous_bytes()
+    for batch in train_batches(read, order, rows=range(4), from_step=0, to_step=20):
+        np.testing.assert_array_equal(batch.images, rows[order.index(batch.positions)])
+    assert anonymous_bytes() - before < rows.nbytes / 4
+
+
+def anonymous_bytes() -> int:
+    """Of this process, pages of files not counted."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import plain
-from tl_dist.datasets import Source, Splits, Subset, host_tensor, pool_of
+from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
 from tl_dist.durable import fsync_directory, reason, temporary_name
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -39,23 +40,21 @@ class DecodedSource:
 
     @cached_property
     def _tensors(self) -> tuple[Any, Any]:
-        labels = host_tensor(np.asarray(self.source.labels, np.int32))
-        return (None if isinstance(self.images, np.memmap) else host_tensor(self.images)), labels
+        return tensor_in_place(self.images), host_tensor(np.asarray(self.source.labels, np.int32))
 
     def read(self, index: Any) -> tuple[Any, Any]:
         images, labels = self._tensors
-        if images is not None:
-            return tf.gather(images, index), tf.gather(labels, index)
-        kept = self.images
-        read = tf.numpy_function(lambda k: np.asarray(kept[k]), [index], tf.uint8, stateful=False)
-        return tf.ensure_shape(read, [*index.shape, *kept.shape[1:]]), tf.gather(labels, index)
+        return tf.gather(images, index), tf.gather(labels, index)
 
 
 def in_memory(splits: Splits, image_size: int, threads: int) -> Splits:
     """Every split with its images decoded now, into the memory of this process."""
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        images = np.zeros((source.num_examples, image_size, image_size, 3), np.uint8)
+        shape = (source.num_examples, image_size, image_size, 3)
+        memory = np.zeros(math.prod(shape) + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        images = memory[start : start + math.prod(shape)].reshape(shape)
         _fill(images, source, rows, threads)
         return images
 
@@ -94,7 +93,7 @@ def on_disk(
                     code=ExitCode.STORAGE,
                 ) from error
         wait()
-        return np.asarray(np.load(file, mmap_mode="r")).view(np.memmap)
+        return np.load(file, mmap_mode="r")
 
     return _each_pool(splits, decode)
 

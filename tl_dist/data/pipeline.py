@@ -175,6 +175,10 @@ def _read(
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
+    # All parallelism is chosen here. A rewrite of the graph would gain nothing, and it copies all that the functions
+    # hold, such as images and features in memory, for each iterator.
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
     # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if read.rows is not None:

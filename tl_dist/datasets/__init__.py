@@ -12,6 +12,9 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+ALIGNMENT = 64
+"""bytes; TensorFlow reads in place only what begins at a multiple of it"""
+
 
 class SoftLabels(NamedTuple):
     """Labels that are a mixture of two: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
@@ -214,6 +217,26 @@ def host_tensor(values: Any) -> Any:
     # Without the device, TensorFlow would put the values on a GPU and fetch them back for tf.data.
     with tf.init_scope(), tf.device("CPU:0"):
         return tf.constant(values)
+
+
+class _Lent:
+    """The memory of an array, said to be writable, since NumPy hands on no other. Keeps the array alive."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def tensor_in_place(array: NDArray[Any]) -> Any:
+    """An array or a mapped file as an eager tensor over the same memory: of any size, no byte of it copied.
+
+    That is, where it begins at a multiple of ALIGNMENT, as a mapped .npy file does; anything else is copied. The array
+    must not change any more. A file may be mapped for reading alone: TensorFlow writes into no tensor that somebody
+    else holds.
+    """
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(np.asarray(_Lent(array)).__dlpack__())
 
 
 def manifest(splits: Splits) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,11 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.datasets import host_tensor
+from tl_dist.datasets import tensor_in_place
 from tl_dist.durable import children, fsync_directory, server_time_ns, write_atomically, write_file
 from tl_dist.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 
-IN_MEMORY_BYTES = 2 << 30
-"""a larger set is read from its files, through the page cache that all workers share"""
 MANIFEST = "manifest.json"
 _LISTED = ("file", "rows", "sha256")
 """what the manifest says of each shard"""
@@ -63,19 +61,20 @@ class FeatureSet:
     @cached_property
     def _read_rows(self) -> Callable[[Any], Any]:
         """(rows) -> stored values, traced by tf.data."""
-        shards = self._shards
-        if sum(shard.nbytes for shard in shards) <= IN_MEMORY_BYTES:
-            listed = tuple((shard["file"], shard["sha256"]) for shard in self.shards)
-            everything = _everything(self.directory, listed)
-            return lambda rows: tf.gather(everything, rows)
-        starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        shards = [tensor_in_place(shard) for shard in self._shards]
+        if len(shards) == 1:
+            return lambda rows: tf.gather(shards[0], rows)
+        starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
 
-        def read(rows: np.ndarray) -> np.ndarray:
-            holders = np.searchsorted(starts, rows, side="right") - 1
-            return np.stack([shards[k][row - starts[k]] for k, row in zip(holders, rows, strict=True)])
+        def read(rows: Any) -> Any:
+            holders = tf.searchsorted(starts[1:], rows, side="right")
+            places = tf.dynamic_partition(tf.range(tf.size(rows)), holders, len(shards))
+            wanted = tf.dynamic_partition(rows - tf.gather(starts, holders), holders, len(shards))
+            return tf.dynamic_stitch(
+                places, [tf.gather(shard, k) for shard, k in zip(shards, wanted, strict=True)]
+            )
 
-        stored = tf.as_dtype(shards[0].dtype)
-        return lambda rows: tf.numpy_function(read, [rows], stored, stateful=False)
+        return read
 
     def array(self) -> np.ndarray:
         """float32 [examples, views, ...]: everything, in memory."""
@@ -116,12 +115,6 @@ def sweep(directory: Path) -> None:
             # A new one may be of another run, which is about to name it.
             if now - path.stat().st_mtime_ns > _ORPHAN_S * 1e9:
                 path.unlink()
-
-
-@lru_cache(maxsize=4)
-def _everything(directory: Path, shards: tuple[tuple[str, str], ...]) -> Any:
-    """The rows of these shards (file, digest) as one tensor, once for all splits and runs of this process."""
-    return host_tensor(np.concatenate([np.load(directory / file, mmap_mode="r") for file, _ in shards]))
 
 
 def rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
