@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import psutil
 
 from tl_dist import training
-from tl_dist.memory import available_bytes
+from tl_dist.memory import available_bytes, held_bytes
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 from tl_dist.session import Session
@@ -57,14 +56,14 @@ def in_turn(leader: RunDir, names: Sequence[str], *, local_workers: int) -> Exit
                 return ExitCode.DONE
             leader.beat(0, "starting", 0)
             show({"event": "note", "text": f"{name}, {number} of {len(names)}"})
-            before = psutil.Process().memory_info().rss
+            before = held_bytes()
             keras.utils.clear_session()  # layers get the names that they have in a process of their own
             session = Session(run, local_workers=local_workers)
             code = training.train(session, listen=show)
             if code != ExitCode.DONE:
                 return code
             kept.append(session.kept)
-            largest = max(largest, psutil.Process().memory_info().rss - before)
+            largest = max(largest, held_bytes() - before)
     return ExitCode.DONE
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory this process takes, and how much more it may take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ CGROUPS = Path("/sys/fs/cgroup")
 _V2 = ("memory.max", "memory.current", "file", "shmem")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache", "total_shmem")
 """of either version of the interface: the limit, what is charged, and its lines of memory.stat"""
+
+
+def held_bytes() -> int:
+    """Bytes that this process alone takes; pages of files that it has mapped can be dropped, and do not count."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
 
 
 def available_bytes(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:

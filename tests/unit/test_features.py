@@ -27,6 +27,7 @@ from tl_dist.features import extraction
 from tl_dist.features import stored as feature_set
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import MANIFEST, FeatureSet
+from tl_dist.memory import held_bytes
 from tl_dist.refusal import ExitCode, Refusal
 
 SOURCE = MemorySource(11, size=8)
@@ -95,16 +96,10 @@ def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> Non
     feature_set.commit(tmp_path / "temporary", tmp_path / "set", [shard], {})
     read = feature_views.reader(FeatureSet(tmp_path / "set", 1), MemorySource(len(rows)), (), seed=0)
     order = Order(num_examples=len(rows), global_batch=4, seed=0)
-    before = anonymous_bytes()
+    before = held_bytes()
     for batch in train_batches(read, order, rows=range(4), from_step=0, to_step=20):
         np.testing.assert_array_equal(batch.images, rows[order.index(batch.positions)])
-    assert anonymous_bytes() - before < rows.nbytes / 4
-
-
-def anonymous_bytes() -> int:
-    """Of this process, pages of files not counted."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    assert held_bytes() - before < rows.nbytes / 4
 
 
 def test_a_second_run_computes_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.memory_source import MemorySource
 from tl_dist import fold_runs, transfer
 from tl_dist.datasets import Subset
+from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 
 
@@ -32,6 +33,28 @@ def test_a_led_run_beats_and_stops_as_its_leader(tmp_path: Path) -> None:
 
 def test_another_fold_needs_room_for_twice_the_largest() -> None:
     assert fold_runs.has_room(10, 21) and not fold_runs.has_room(10, 20)
+
+
+@pytest.mark.parametrize(("available", "trained"), [(1 << 50, ["a", "b"]), (0, ["a"])])
+def test_folds_stop_for_a_fresh_process_where_their_memory_runs_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, trained: list[str]
+) -> None:
+    leader = RunDir(tmp_path / "all")
+    leader.heartbeats.mkdir(parents=True)
+    done: list[str] = []
+
+    def train(session: Any, listen: Any) -> ExitCode:
+        done.append(session.run.path.name)
+        return ExitCode.DONE
+
+    monkeypatch.setattr(fold_runs.training, "train", train)
+    monkeypatch.setattr(fold_runs, "Session", lambda run, local_workers: SimpleNamespace(run=run, kept=None))
+    monkeypatch.setattr(fold_runs, "available_bytes", lambda: available)
+    monkeypatch.setattr(fold_runs.RunDir, "open", lambda path: None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert fold_runs.in_turn(leader, ["a", "b"], local_workers=1) == ExitCode.DONE
+    assert done == trained
 
 
 TRAIN, REST = ["train"], ["validation", "test"]

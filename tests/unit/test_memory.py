@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from tl_dist.memory import available_bytes
+from tl_dist.memory import available_bytes, held_bytes
 
 NAMES = {
     2: ("memory.max", "memory.current", "file", "shmem"),
@@ -68,3 +69,15 @@ def test_without_a_limit_the_host_decides(tmp_path: Path, host: int) -> None:
 
 def test_this_process_has_memory() -> None:
     assert 0 < available_bytes() <= psutil.virtual_memory().total
+
+
+def test_a_mapped_file_is_not_held_and_an_array_is(tmp_path: Path) -> None:
+    size = 64 << 20
+    np.save(tmp_path / "rows.npy", np.ones(size, np.uint8))
+    before = held_bytes()
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert int(mapped.sum()) == size  # every page has been read
+    assert held_bytes() - before < size / 4
+    array = np.ones(size, np.uint8)
+    assert held_bytes() - before > size / 2
+    assert array.nbytes == size

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.data.pipeline import plain
+from tl_dist.data.pipeline import as_written, plain
 from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
 from tl_dist.durable import fsync_directory, reason, temporary_name
 from tl_dist.refusal import ExitCode, Refusal
@@ -118,6 +118,7 @@ def _fill(images: NDArray[np.uint8], source: Source, rows: NDArray[np.int64], th
         .map(lambda k: (k, one(k, k)[0]), num_parallel_calls=threads, deterministic=False)
         .batch(_ROWS_AT_ONCE)
         .prefetch(1)
+        .with_options(as_written())
     )
     for at, decoded in batches:
         images[at.numpy()] = decoded.numpy()

@@ -171,14 +171,10 @@ def _read(
     threads: int,
 ) -> tf.data.Dataset:
     """Step -> (indices, positions) -> (images, labels, positions) -> Batch."""
-    options = tf.data.Options()
+    options = as_written()
     options.deterministic = True
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    # All parallelism is chosen here. A rewrite of the graph would gain nothing, and it copies all that the functions
-    # hold, such as images and features in memory, for each iterator.
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
     # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if read.rows is not None:
@@ -210,6 +206,18 @@ def _read(
             raise ValueError("a Read has rows, some or each")
         batches = examples.map(batch, num_parallel_calls=threads)
     return batches.prefetch(2).with_options(options)
+
+
+def as_written() -> tf.data.Options:
+    """For a pipeline whose parallelism is chosen by hand: TensorFlow does not rewrite its graph.
+
+    A rewrite would gain nothing, and it copies all that the functions hold, such as images and features in memory, for
+    each iterator.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    return options
 
 
 def part_of(num_rows: int) -> int:

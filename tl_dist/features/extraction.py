@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.augment import resize
+from tl_dist.data.pipeline import as_written
 from tl_dist.datasets import Source
 from tl_dist.features.stored import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
 from tl_dist.features.views import apply_views, views_of
@@ -233,7 +234,7 @@ def _images(source: Source, image_size: int, augmentations: Sequence[str], share
     examples = tf.data.Dataset.range(share.start, share.stop).map(
         views, num_parallel_calls=2, deterministic=True
     )
-    return examples.unbatch().batch(ROWS_AT_ONCE).prefetch(2)
+    return examples.unbatch().batch(ROWS_AT_ONCE).prefetch(2).with_options(as_written())
 
 
 def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:
