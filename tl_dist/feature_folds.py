@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist import model, transfer
+from tl_dist import transfer
 from tl_dist.classifiers import nested, tuning
 from tl_dist.datasets import Source, pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
@@ -81,7 +81,7 @@ def cross_validate(
             return None
         transfer.refer(session, found)
         values = found.array()
-        return model.normalize(tf.constant(values)).numpy() if cfg.model.normalize else values
+        return session.model.normalized(tf.constant(values)).numpy() if cfg.model.normalize else values
 
     values = in_views(cfg.data.augment)
     if values is None:

@@ -46,7 +46,8 @@ class Classifier:
         ]
         """the stages whose outputs are pooled, from input to output, and the channels of each"""
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        features = sum(num_pooled(output.shape[1:], config.pooling) for output in self._outputs)
+        self._widths = [num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
+        features = sum(self._widths)
         self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
         self._logits = _last_layer(config.hidden or features, num_classes)
@@ -137,13 +138,19 @@ class Classifier:
         """Logits from what `prefix` gives: the part that is trained."""
         features = self._suffix(outputs)
         if self._config.normalize:
-            features = normalize(features)
+            features = self.normalized(features)
         if self._hidden:
             features = self._hidden(features)
         if self.mask_features:
             keep = tf.cast(masks, features.dtype)
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)
+
+    def normalized(self, features: Any) -> Any:
+        """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
+        if len(self._widths) == 1:
+            return normalize(features)
+        return tf.concat([normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1)
 
     @property
     def moving(self) -> dict[str, Any]:
@@ -179,34 +186,43 @@ class Classifier:
         prefix, self._prefix = self._prefix, None
         if prefix is None:
             raise Refusal(
-                f"train_from '{self._train_from}' leaves no frozen part that ends in one tensor.",
-                fix=f"train from a stage ({', '.join(self._backbone.stages)}), or set runtime.prefix_cache=off.",
+                f"train_from '{self._train_from}' leaves no frozen part from which one tensor goes on.",
+                fix=f"train from a stage ({', '.join(self._backbone.stages)}) and pool none that ends below it, "
+                "or set runtime.prefix_cache=off.",
                 code=ExitCode.USAGE,
             )
         return prefix
 
     def _divided(self, first: int) -> tuple[Any, Any]:
-        """(images -> outputs of the layers before `first`, these outputs -> pooled features)."""
+        """(images -> outputs of the layers before `first`, these outputs -> pooled features).
 
-        network = keras.Model(self.network.inputs, self._outputs) if self._config.layers else self.network
+        The first is None where more than one tensor leaves the frozen part: there the second takes the images.
+        """
 
-        def whole(images: Any) -> Any:
-            found = network(preprocess(self._backbone.preprocessing, images), training=False)
-            maps = found if isinstance(found, list | tuple) else [found]
-            return tf.concat([pool(features, self._config.pooling) for features in maps], axis=-1)
+        def from_images(outputs: Any) -> Callable[[Any], Any]:
+            network = keras.Model(self.network.inputs, outputs)
+            return lambda images: network(preprocess(self._backbone.preprocessing, images), training=False)
 
+        def pooled(maps: Any) -> Any:
+            """of one feature map or several, as Keras gives them"""
+            return tf.concat([pool(one, self._config.pooling) for one in keras.tree.flatten(maps)], axis=-1)
+
+        whole = from_images(self._outputs)
         if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
-            return whole, lambda features: features
+            return lambda images: pooled(whole(images)), lambda features: features
+        # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
         try:
             between = seam(self.network, first) if first else None
-        except ValueError:  # inside a residual block
-            between = None
-        if between is None:
-            return None, whole
-        below, above = keras.Model(self.network.inputs, between), keras.Model(between, self.network.output)
+            above = [output for output in self._outputs if output is not between]
+            trained = keras.Model(between, above) if first else None
+        except ValueError:  # inside a residual block, or with a stage to pool further below
+            between = trained = None
+        if trained is None:
+            return None, lambda images: pooled(whole(images))
+        passed = len(self._outputs) - len(above)
         return (
-            lambda images: below(preprocess(self._backbone.preprocessing, images), training=False),
-            lambda outputs: pool(above(outputs, training=False), self._config.pooling),
+            from_images(between),
+            lambda outputs: pooled([[outputs] * passed, trained(outputs, training=False)]),
         )
 
     @property

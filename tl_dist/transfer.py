@@ -216,7 +216,7 @@ def fit_head(session: Session) -> tuple[classifiers.Linear, selection.Choice | N
         found, rows = session.train_features
         values = found.array() if rows is None else found.array()[rows]
         if cfg.model.normalize:
-            values = model.normalize(tf.constant(values)).numpy()
+            values = session.model.normalized(tf.constant(values)).numpy()
         judged = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
         groups = getattr(train, "groups", None)
         labels = np.asarray(train.labels)

@@ -56,3 +56,20 @@ def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> N
     found, expected = losses(workspace.run("auto")), losses(workspace.run("uncached"))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
     assert not list((workspace.directory / "runs" / "features").glob(".tmp-*"))
+
+
+def test_stages_that_the_head_joins_are_cached_in_every_stage_of_a_run(workspace: Workspace) -> None:
+    """First the head on both pooled stages, then block3, which is pooled beside the block2 that its prefix ends with."""
+    staged = (
+        *FROZEN[:4],
+        "model.layers=[block2, block3]",
+        "model.normalize=true",
+        "optimizer.learning_rate=0.05",
+        "stages=[{train_from: head, steps: 12}, {train_from: block3, steps: 12}]",
+        *ONE_WORKER,
+    )
+    workspace.train("joined", *staged)
+    workspace.train("joined-cached", *staged, "runtime.prefix_cache=on")
+    found, expected = losses(workspace.run("joined-cached")), losses(workspace.run("joined"))
+    assert found.keys() == expected.keys() and len(found) == 24
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)

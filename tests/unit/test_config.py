@@ -333,6 +333,11 @@ MISTAKES = {
         "x.yaml:7: reinitialize 'conv5' with train_from 'head' would train on random features. "
         "Fix: write 'train_from: conv5', or remove 'reinitialize'.",
     ),
+    "a trained stage that the head does not see": (
+        changed("resnet50", "resnet50\n  train_from: conv5\n  layers: [conv3, conv4]"),
+        "x.yaml:8: model.layers leaves out conv5, which is trained: the head would not see it. "
+        "Fix: add 'conv5', or write 'train_from: head'.",
+    ),
     "batch statistics of frozen layers": (
         changed("resnet50", "resnet50\n  batch_norm: sync"),
         "x.yaml:7: batch_norm 'sync' does nothing with train_from 'head', which trains no such layer. "

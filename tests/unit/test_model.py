@@ -80,6 +80,42 @@ def test_exactly_the_chosen_variables_move(train_from: str, trained: tuple[str, 
     assert moved(net, before) == set(net.trainable) == expected
 
 
+@pytest.mark.parametrize(
+    ("train_from", "layers", "has_prefix"),
+    [
+        ("block3", ("block2", "block3"), True),  # what leaves the frozen part is pooled as well
+        ("block2", ("block2", "block3"), True),
+        ("block3", ("block3", "block1"), False),  # block1 is pooled below the place where training begins
+        ("all", ("block1", "block3"), False),
+        ("head", ("block1", "block3"), True),
+    ],
+)
+def test_stages_are_pooled_in_the_trained_part_as_in_the_frozen_one(
+    train_from: str, layers: tuple[str, ...], has_prefix: bool
+) -> None:
+    settings = {"layers": layers, "pooling": "both", "normalize": True}
+    net = build(train_from=train_from, **settings)
+    kernel = net.trainable["head/logits/kernel"]
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
+    images = tf.constant(np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8))
+
+    frozen = net.network
+    outputs = [frozen.get_layer(f"{name}_pool").output for name in sorted(layers)]
+    maps = keras.Model(frozen.inputs, outputs)(tf.cast(images, tf.float32) / 127.5 - 1.0)
+    pooled = [np.concatenate([np.mean(m, (1, 2)), np.max(m, (1, 2))], axis=-1) for m in maps]
+    scaled = [(p - p.mean(-1, keepdims=True)) / np.sqrt(p.var(-1, keepdims=True) + 1e-6) for p in pooled]
+    expected = np.concatenate(scaled, axis=-1) @ kernel.numpy()
+
+    assert net.has_prefix == has_prefix
+    np.testing.assert_allclose(net(images, tf.zeros((2, 0), tf.bool)), expected, rtol=1e-4, atol=1e-4)
+    before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
+    train(net)
+    assert moved(net, before) == set(net.trainable)
+    if not has_prefix:
+        with pytest.raises(Refusal, match="no frozen part from which one tensor goes on"):
+            net.take_prefix()
+
+
 def test_reinitialized_layers_keep_the_random_start_of_the_seed_and_the_rest_is_loaded() -> None:
     nets = [build(train_from="block2", reinitialize="block3") for _ in range(2)]
     for net in nets:

@@ -121,9 +121,9 @@ class ModelConfig(Section):
     sync       as train, by the statistics of the whole global batch on any number of workers"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
-    """give each example's pooled features mean 0 and variance 1 before the head (layer norm without parameters)"""
+    """give the features pooled from each stage mean 0 and variance 1 in each example (layer norm without parameters)"""
     layers: tuple[str, ...] = ()
-    """train_from head only: stages whose outputs are pooled, and joined into one vector; default: the last alone"""
+    """stages whose outputs are pooled, and joined into one vector; default: the last alone"""
     hidden: PositiveInt | None = None
     """width of a hidden relu layer in the head; none: a linear head"""
     dropout: Fraction = 0.0

@@ -246,13 +246,13 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
 
 def _classifier(cfg: Config) -> Iterator[Broken]:
     model = cfg.model
-    if model.layers and model.train_from != "head":
+    stages = list(lookup(BACKBONES, model.backbone).stages)
+    if model.layers and stages[-1] not in model.layers and set(cfg.parts) != {"head"}:
         yield Broken(
             ("model", "layers"),
-            f"model.layers joins features of a frozen backbone; train_from is '{model.train_from}'.",
-            "write 'train_from: head', or remove 'layers'.",
+            f"model.layers leaves out {stages[-1]}, which is trained: the head would not see it.",
+            f"add '{stages[-1]}', or write 'train_from: head'.",
         )
-    stages = list(lookup(BACKBONES, model.backbone).stages)
     for name in model.layers:
         if name not in stages or model.layers.count(name) > 1:
             why = "twice" if name in stages else f"no stage of {model.backbone}"
