@@ -59,9 +59,11 @@ def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> N
 
 
 def test_stages_that_the_head_joins_are_cached_in_every_stage_of_a_run(workspace: Workspace) -> None:
-    """First the head on both pooled stages, then block3, which is pooled beside the block2 that its prefix ends with."""
+    """First the head on both pooled stages, then block3, pooled beside the block2 that its prefix ends with."""
     staged = (
         *FROZEN[:4],
+        "steps=null",
+        "model.train_from=head",
         "model.layers=[block2, block3]",
         "model.normalize=true",
         "optimizer.learning_rate=0.05",
