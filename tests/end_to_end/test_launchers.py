@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import BIN, Workspace, losses, records
+from tests.end_to_end.harness import BIN, CONFIG, Workspace, losses, records
 from tests.parallel.launch import MPIRUN
 
 SHORT = ("steps=20", "checkpoint.every_steps=10")
@@ -47,3 +47,25 @@ def test_eval_gives_the_figures_of_the_run(workspace: Workspace) -> None:
     assert f"{figures['num_correct']} of {figures['num_examples']}" in done.stdout
     record = json.loads(Path(run.path / "evaluations" / "test.json").read_text())
     assert record["num_correct"] == figures["num_correct"]
+
+
+def test_a_launchers_processes_share_out_the_packing(tmp_path: Path) -> None:
+    """The bytes of one command alone; only the first process reports."""
+    config = tmp_path / "digits.yaml"
+    config.write_text(CONFIG)
+    pack = [str(BIN / "tl-dist"), "data", "pack", str(config)]
+    said = {
+        name: subprocess.run(
+            [*launcher, *pack, str(tmp_path / name), "-n", "1"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for name, launcher in {"alone": [], **LAUNCHERS}.items()
+    }
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
+    assert expected
+    for name, text in said.items():
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == expected
+        assert text.count("use it with data.name=packed") == 1
