@@ -15,13 +15,13 @@ from tl_dist.run import steps_in
 TRIAL = """\
 global_batch: 8
 precision: float32
-steps: 400
+steps: 60
 data: {name: synthetic, num_examples: 40, num_classes: 5, image_size: 16}
 model: {backbone: tiny, weights: random, train_from: block2}
 optimizer: {name: adam, learning_rate: 0.003}
 source:
   data: {name: digits, image_size: 16}
-  steps: 400
+  steps: 60
   optimizer: {name: adam, learning_rate: 0.003, ema: 0.9}
 checkpoint: {every_steps: 20}
 report: {tensorboard: false, every_steps: 1}
@@ -45,7 +45,7 @@ def state(workspace: Workspace, name: str, step: int) -> dict[str, np.ndarray]:
 
 
 def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Workspace) -> None:
-    source = state(workspace, "whole-source", 400)
+    source = state(workspace, "whole-source", 60)
     workspace.train("still", "optimizer.learning_rate=1e-30", "source.name=whole-source", "steps=1")
     target = state(workspace, "still", 1)
     carried = {path for path in target if path.startswith("backbone/")}
@@ -60,7 +60,10 @@ def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Wo
 def test_an_interruption_in_either_changes_no_bit(workspace: Workspace, part: str) -> None:
     name = f"stopped-in-{part}"
     stopped = workspace.run(f"{name}-source" if part == "source" else name)
-    process = workspace.start(workspace.argv(name))
+    # Slowed, so that the run is not over before it is told to stop.
+    process = workspace.start(
+        workspace.argv(name), TL_FAILPOINT="train.chunk_done=sleep=0.05", TL_ALLOW_FAILPOINTS="1"
+    )
     wait_for(lambda: step_of(stopped) >= 5 or process.poll() is not None, "step 5")
     process.terminate()
     said, _ = process.communicate(timeout=120)
