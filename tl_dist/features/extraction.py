@@ -32,8 +32,8 @@ from tl_dist.parallel import DataParallel, rows_of
 
 SCHEMA = 2  # raise it when the same key must be computed anew
 ROWS_AT_ONCE = 32
-AGREE_S = 2.0
-"""about so often the workers agree on whether to stop, and rank 0 reports"""
+AGREE_S = 5.0
+"""about so often the workers agree on whether to stop, and rank 0 reports; each time all wait for the slowest"""
 
 Say = Callable[[Mapping[str, Any]], None]
 
