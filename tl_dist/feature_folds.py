@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tl_dist import transfer
 from tl_dist.classifiers import nested, tuning
-from tl_dist.datasets import Source, pool_of, strata_of, types_of
+from tl_dist.datasets import Source, Subset, pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.figures.cross_validation import OutOfFold
@@ -26,31 +27,26 @@ def tune(
     By the validation split where there is one, else by `folds` folds of the training split.
     """
     cfg, splits = session.cfg, session.splits
-    layers = cfg.model.layers or tuple(session.model.stage_names)
-    channels = session.model.stage_channels
+    built = session.model
     if not transfer.cache_prefix(session, stop_requested, say):
         return None
     if session.parallel.rank != 0:
         return None
     found, rows = session.train_features
-    rows = np.arange(splits["train"].num_examples) if rows is None else rows
-    fold = folds_of(
-        strata_of(splits["train"]), folds, cfg.data.split_seed, getattr(splits["train"], "groups", None)
-    )
-    labels = np.asarray(splits["train"].labels)
+    train = splits["train"]
+    source = train if rows is None else pool_of(train)[0]
+    rows = np.arange(train.num_examples) if rows is None else rows
+    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, getattr(train, "groups", None))
     if "validation" in splits:
         pool, held_out = pool_of(splits["validation"])
-        if pool is pool_of(splits["train"])[0]:
+        if pool is source:
             fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
-            rows, labels = (
-                np.concatenate([rows, held_out]),
-                np.asarray(pool.labels)[np.concatenate([rows, held_out])],
-            )
-    values = found.array()[rows]
-    candidates = tuning.settings(layers, channels, cfg.model.pooling)
+            rows = np.concatenate([rows, held_out])
+    examples = transfer.examples_of(Subset(source, rows), found.array()[rows], cfg)
+    candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
     return tuning.search(
-        candidates, values, labels, fold, splits["train"].num_classes, stop_requested=stop_requested
+        candidates, transfer.classifier_of(session), examples, fold, stop_requested=stop_requested
     )
 
 
@@ -86,17 +82,15 @@ def cross_validate(
     values = in_views(cfg.data.augment)
     if values is None:
         return None
-    judged = values[:, :1]  # the plain view
-    if cfg.evaluation.views:
-        others = values if cfg.evaluation.views == cfg.data.augment else in_views(cfg.evaluation.views)
-        if others is None:
+    examples = transfer.examples_of(pool, values, cfg)
+    if cfg.evaluation.views not in ((), cfg.data.augment):
+        judged = in_views(cfg.evaluation.views)
+        if judged is None:
             return None
-        judged = others
+        examples = replace(examples, judged=judged)
     if session.parallel.rank != 0:
         return None
-    groups = getattr(pool, "groups", None)
-    examples = nested.Examples(values, judged, np.asarray(pool.labels), strata_of(pool), groups)
-    fold = np.stack([folds_of(examples.strata, folds, seed, groups) for seed in range(seeds)])
+    fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
     return _out_of_fold(session, pool, examples, fold, stop_requested, say)
 
 

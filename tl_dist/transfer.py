@@ -12,9 +12,11 @@ from uuid import uuid4
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist import classifiers, model
 from tl_dist.classifiers import nested, selection
+from tl_dist.config import Config
 from tl_dist.config import rules as config_rules
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.durable import write_file
@@ -205,6 +207,16 @@ def classifier_of(session: Session) -> nested.Nested:
     )
 
 
+def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nested.Examples:
+    """The examples of `source` with their features, values [examples, views, features].
+
+    They are judged in all these views where evaluation takes the same, else in the plain one.
+    """
+    judged = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
+    groups = getattr(source, "groups", None)
+    return nested.Examples(values, judged, np.asarray(source.labels), strata_of(source), groups)
+
+
 def fit_head(session: Session) -> tuple[classifiers.Linear, selection.Choice | None] | None:
     """Compute the last layer from the cached features of every training example in every view; on all workers.
 
@@ -217,10 +229,7 @@ def fit_head(session: Session) -> tuple[classifiers.Linear, selection.Choice | N
         values = found.array() if rows is None else found.array()[rows]
         if cfg.model.normalize:
             values = session.model.normalized(tf.constant(values)).numpy()
-        judged = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-        groups = getattr(train, "groups", None)
-        labels = np.asarray(train.labels)
-        fitted = classifier_of(session).fit(nested.Examples(values, judged, labels, strata_of(train), groups))
+        fitted = classifier_of(session).fit(examples_of(train, values, cfg))
         session.model.trainable["head/logits/kernel"].assign(fitted[0].kernel.astype(np.float32))
         session.model.trainable["head/logits/bias"].assign(fitted[0].bias.astype(np.float32))
     session.parallel.broadcast(list(session.state.variables.values()))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from tl_dist.classifiers import tuning
+from tl_dist.classifiers.nested import Examples, Nested
+from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 
 
@@ -17,14 +22,23 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return values, labels
 
 
+def search(
+    candidates: Sequence[tuning.Setting], values: np.ndarray, labels: np.ndarray, folds: int, **more: Any
+) -> list[tuning.Tried]:
+    """By the plain view, unless `judged` says otherwise."""
+    judged = more.pop("judged", values[:, :1])
+    classifier = Nested(
+        ClassifierConfig(name="logistic"), 2, {}, more.pop("class_weights", lambda labels: None)
+    )
+    examples = Examples(values, judged, labels, labels)
+    return tuning.search(candidates, classifier, examples, folds_of(labels, folds, 0), **more)
+
+
 CANDIDATES = tuning.settings(["b", "c"], [2, 3], "both")
 
 
 def test_settings_name_the_columns_of_their_features() -> None:
-    found = {
-        (tuple(s.overrides["model"]["layers"]), s.overrides["model"]["pooling"]): s.columns.tolist()
-        for s in CANDIDATES
-    }
+    found = {(tuple(s.layers), s.pooling): s.columns.tolist() for s in CANDIDATES}
     assert found == {
         (("b", "c"), "both"): list(range(10)),
         (("b", "c"), "average"): [0, 1, 4, 5, 6],
@@ -37,7 +51,7 @@ def test_settings_name_the_columns_of_their_features() -> None:
 
 def test_the_best_setting_sees_what_matters_and_half_is_dropped_in_each_round() -> None:
     values, labels = data()
-    tried = tuning.search(CANDIDATES, values, labels, folds_of(labels, 5, 0), 2)
+    tried = search(CANDIDATES, values, labels, 5)
     assert len(tried) == len(CANDIDATES)
     assert {7, 8, 9} <= set(tried[0].setting.columns.tolist())
     assert tried[0].accuracy > 0.85
@@ -50,43 +64,59 @@ def test_examples_of_the_held_out_fold_do_not_teach() -> None:
     """Labels that only the held-out fold reveals cannot be known: chance is the best there is."""
     values, _ = data()
     labels = np.random.default_rng(3).integers(0, 2, 200).astype(np.int32)
-    tried = tuning.search(CANDIDATES[:4], values, labels, folds_of(labels, 5, 0), 2)
+    tried = search(CANDIDATES[:4], values, labels, 5)
     assert max(one.accuracy for one in tried) < 0.65
 
 
 def test_every_view_of_an_example_teaches_its_label_and_the_plain_one_is_judged() -> None:
     values, labels = data()
     noise = np.random.default_rng(5).normal(size=values.shape).astype(np.float32)
-    tried = tuning.search(
-        CANDIDATES[-2:], np.concatenate([2 * values, noise], axis=1), labels, folds_of(labels, 3, 0), 2
-    )
+    tried = search(CANDIDATES[-2:], np.concatenate([2 * values, noise], axis=1), labels, 3)
     assert min(one.accuracy for one in tried) > 0.85
 
 
 def test_of_equally_right_settings_the_surer_one_is_better() -> None:
     values, labels = data()
     values[:, 0, 7:10] += 20 * labels[:, None]
-    logistic = [one for one in CANDIDATES if one.name == "logistic" and one.columns.tolist() == [7, 8, 9]]
-    tried = tuning.search(logistic, values, labels, folds_of(labels, 3, 0), 2)
+    logistic = [
+        one for one in CANDIDATES if one.classifier.name == "logistic" and one.columns.tolist() == [7, 8, 9]
+    ]
+    tried = search(logistic, values, labels, 3)
     judged = [one for one in tried if one.folds == 3]
     assert len(judged) > 2 and {one.accuracy for one in judged} == {1.0}
     assert [one.log_loss for one in judged] == sorted(one.log_loss for one in judged)
-    assert judged[0].setting.l2 == min(tuning.L2)
+    assert judged[0].setting.classifier.l2 == min(tuning.L2)
 
 
 def test_a_stop_ends_the_search_with_nothing() -> None:
     values, labels = data()
     asked = iter([False, False, True])
-    found = tuning.search(
-        CANDIDATES, values, labels, folds_of(labels, 3, 0), 2, stop_requested=lambda: next(asked)
-    )
-    assert found == []
+    assert search(CANDIDATES, values, labels, 3, stop_requested=lambda: next(asked)) == []
 
 
 def test_the_scaling_of_a_setting_is_that_of_its_classifier() -> None:
     values, labels = data()
     values[:, 0, 0] *= 1e4  # noise that drowns the rest, unless it is scaled
-    means = [one for one in CANDIDATES if one.name == "nearest_mean" and len(one.columns) == 10]
-    tried = tuning.search(means, values, labels, folds_of(labels, 3, 0), 2)
-    accuracies = {one.setting.scaling: one.accuracy for one in tried}
+    means = [one for one in CANDIDATES if one.classifier.name == "nearest_mean" and len(one.columns) == 10]
+    tried = search(means, values, labels, 3)
+    accuracies = {one.setting.classifier.scaling: one.accuracy for one in tried}
     assert accuracies["standardize"] > 0.85 and accuracies["none"] < 0.65
+
+
+def test_a_setting_is_judged_in_the_views_and_with_the_class_weights_that_its_run_will_have() -> None:
+    values, labels = data()
+    logistic = [one for one in CANDIDATES if one.classifier.name == "logistic"][:1]
+    plain = search(logistic, values, labels, 3)[0]
+    unsure = np.concatenate([values, -values], axis=1)  # whose mean of probabilities is near a half
+    assert search(logistic, values, labels, 3, judged=unsure)[0].log_loss > plain.log_loss + 0.1
+    weighted = search(logistic, values, labels, 3, class_weights=lambda labels: (1e-3, 1.0))[0]
+    assert weighted.accuracy < 0.6 < plain.accuracy  # all are taken for the class that counts
+
+
+def test_what_a_config_says_of_a_setting() -> None:
+    logistic, nearest = CANDIDATES[0], CANDIDATES[-1]
+    assert logistic.overrides == {
+        "classifier": {"name": "logistic", "l2": 0.003, "scaling": "standardize"},
+        "model": {"pooling": "both", "layers": ["b", "c"]},
+    }
+    assert nearest.overrides["classifier"] == {"name": "nearest_mean", "scaling": "none"}

@@ -6,29 +6,44 @@ them on the next, and so on. No test example is ever looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist import classifiers, figures
+from tl_dist import figures
+from tl_dist.classifiers.nested import Examples, Nested
+from tl_dist.config import ClassifierConfig
 
 L2 = (0.003, 0.01, 0.03, 0.1, 0.3)
-SCALINGS = ("standardize", "none")
+KINDS = [
+    kind.model_copy(update={"scaling": scaling})
+    for kind in (
+        *(ClassifierConfig(name="logistic", l2=l2) for l2 in L2),
+        ClassifierConfig(name="nearest_mean"),
+    )
+    for scaling in ("standardize", "none")
+]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One classifier; `columns` are the features that it sees."""
+    """One classifier, and the features that it sees: those of `layers`, in `columns`."""
 
-    overrides: Mapping[str, Any]
+    classifier: ClassifierConfig
+    layers: Sequence[str]
+    pooling: str
     columns: NDArray[np.int64]
-    name: str
-    l2: float
-    scaling: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What a config says of it."""
+        keys = {"name", "scaling", *(["l2"] if self.classifier.name == "logistic" else [])}
+        model = {"pooling": self.pooling, "layers": list(self.layers)}
+        return {"classifier": self.classifier.model_dump(include=keys), "model": model}
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,6 @@ def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> li
     """
     parts = ("average", "maximum") if pooling == "both" else (pooling,)
     starts = np.cumsum([0, *(width * len(parts) for width in channels)])
-    kinds = [*(("logistic", l2) for l2 in L2), ("nearest_mean", 0.0)]
     found = []
     for first, chosen in product(range(len(layers)), [pooling] + ([*parts] if len(parts) > 1 else [])):
         columns = [
@@ -57,27 +71,21 @@ def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> li
             for part in range(len(parts))
             if chosen in ("both", parts[part])
         ]
-        for (name, l2), scaling in product(kinds, SCALINGS):
-            overrides: dict[str, Any] = {"classifier": {"name": name, "scaling": scaling}}
-            if name == "logistic":
-                overrides["classifier"]["l2"] = l2
-            overrides["model"] = {"pooling": chosen, "layers": list(layers[first:])}
-            found.append(Setting(overrides, np.concatenate(columns), name, l2, scaling))
+        found += [Setting(kind, layers[first:], chosen, np.concatenate(columns)) for kind in KINDS]
     return found
 
 
 def search(
     candidates: Sequence[Setting],
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
+    classifier: Nested,
+    examples: Examples,
     fold: NDArray[np.int64],
-    num_classes: int,
     *,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tried]:
     """Settings from best to worst: those that were tried on more folds first, then by accuracy, then by log loss.
 
-    values [examples, views, features]; fold [examples], whose numbers from 0 on are held out in turn (-1: never).
+    `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
@@ -85,7 +93,7 @@ def search(
         for i in alive:
             if stop_requested():
                 return []
-            scores[i].append(_score(candidates[i], values, labels, fold, k, num_classes))
+            scores[i].append(_score(candidates[i], classifier, examples, fold == k))
         alive.sort(key=lambda i: _rank(scores[i]))
         alive = alive[: max(4, len(alive) // 2)]
     order = sorted(range(len(candidates)), key=lambda i: (-len(scores[i]), *_rank(scores[i])))
@@ -100,18 +108,13 @@ def _rank(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _score(
-    setting: Setting, values: Any, labels: Any, fold: Any, held_out: int, num_classes: int
+    setting: Setting, classifier: Nested, examples: Examples, held_out: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    trained, tested = values[fold != held_out], values[fold == held_out]
-    views = values.shape[1]
-    fitted = classifiers.fit(
-        setting.name,
-        trained[:, :, setting.columns].reshape(-1, len(setting.columns)),
-        np.repeat(labels[fold != held_out], views),
-        num_classes,
-        l2=setting.l2,
-        scaling=setting.scaling,
+    seen = replace(
+        examples,
+        values=examples.values[:, :, setting.columns],
+        judged=examples.judged[:, :, setting.columns],
     )
-    said = fitted.probabilities(tested[:, 0][:, setting.columns])
-    truth = labels[fold == held_out]
+    said, *_ = replace(classifier, settings=setting.classifier).judge(seen, held_out)
+    truth = examples.labels[held_out]
     return float((said.argmax(axis=1) == truth).mean()), figures.log_loss(truth, said)
