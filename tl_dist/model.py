@@ -231,7 +231,8 @@ class Classifier:
         layers = self.network.layers
         if self._first < len(layers):
             return layers[self._first].name
-        return f"{self._config.pooling} pooling" + "".join(f" {name}" for name in self._config.layers)
+        joined = self.stage_names if self._config.layers else []
+        return " ".join([f"{self._config.pooling} pooling", *joined])
 
     def frozen_digest(self) -> str:
         """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,9 +138,11 @@ def test_cross_validation_of_a_trained_head_runs_each_fold_once(workspace: Works
 
 
 def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Workspace) -> None:
+    """The best one's run has the figures by which it was chosen, whatever the order in which layers are written."""
     before = sets(workspace).keys()
     program = workspace.argv("x")[0]
-    process = workspace.start([program, "tune", "trial.yaml", "name=one"])
+    weights = ["loss.class_weights=balanced", "model.layers=[block3, block1]"]
+    process = workspace.start([program, "tune", "trial.yaml", "name=one", *weights])
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "best of 72" in said
@@ -148,3 +151,10 @@ def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Worksp
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert workspace.run("one-best").done is not None
+    (best, *_) = json.loads((workspace.run("one-tune").path / "tuning.json").read_text())
+    assert best["model"]["layers"] in (["block3"], ["block1", "block3"])
+    (judged,) = [
+        one for one in records(workspace.run("one-best"), "evaluation") if one["split"] == "validation"
+    ]
+    assert judged["accuracy"] == best["accuracy"]
+    assert judged["figures"]["log_loss"] == pytest.approx(best["log_loss"], rel=1e-4)
