@@ -35,7 +35,7 @@ def cv(workspace: Workspace, name: str, *more: str, expect: int = 0, **environme
 
 
 def attempts(workspace: Workspace, name: str) -> int:
-    return len(list(workspace.run(name).attempts.iterdir()))
+    return len(list(workspace.run(name).attempts.glob("*.json")))
 
 
 def test_one_process_trains_all_folds_and_a_killed_one_goes_on(workspace: Workspace) -> None:

@@ -95,13 +95,17 @@ def test_a_stop_and_a_worker_that_is_not_the_first_give_nothing() -> None:
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, made: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values, labels, fold) that a search is given."""
+    """(values, labels, fold) that a search is given; `values` are also what it judges, in the plain view."""
     seen: list[Any] = []
     monkeypatch.setattr(transfer, "cache_prefix", lambda session, stop_requested, say: True)
-    monkeypatch.setattr(tuning, "search", lambda candidates, *given, **more: seen.extend(given))
+    monkeypatch.setattr(
+        tuning, "search", lambda candidates, classifier, *given, **more: seen.extend(given) or []
+    )
     made.train_features = SimpleNamespace(array=lambda: VIEWS["flip",]), made.splits["train"].indices
     feature_folds.tune(made, 4, lambda: False, lambda record: None)
-    return seen[0], seen[1], seen[2]
+    examples, fold = seen
+    np.testing.assert_array_equal(examples.judged, examples.values[:, :1])
+    return examples.values, examples.labels, fold
 
 
 def test_a_search_divides_the_training_examples_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def end_of(tmp_path: Path, script: Script, *overrides: str) -> tuple[ExitCode | 
 
 
 def attempts(run: RunDir) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(run.attempts.iterdir())]
+    return [json.loads(path.read_text()) for path in sorted(run.attempts.glob("*.json"))]
 
 
 def test_a_run_is_done_when_all_workers_ended_and_left_the_marker(tmp_path: Path) -> None:
