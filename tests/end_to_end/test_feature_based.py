@@ -141,8 +141,8 @@ def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Worksp
     """The best one's run has the figures by which it was chosen, whatever the order in which layers are written."""
     before = sets(workspace).keys()
     program = workspace.argv("x")[0]
-    weights = ["loss.class_weights=balanced", "model.layers=[block3, block1]"]
-    process = workspace.start([program, "tune", "trial.yaml", "name=one", *weights])
+    changed = ["loss.class_weights=balanced", "model.layers=[block3, block1]"]
+    process = workspace.start([program, "tune", "trial.yaml", "name=one", *changed])
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "best of 72" in said

@@ -95,7 +95,7 @@ def test_a_stop_and_a_worker_that_is_not_the_first_give_nothing() -> None:
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, made: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values, labels, fold) that a search is given; `values` are also what it judges, in the plain view."""
+    """(values, labels, fold) that a search is given; judged in the views of evaluation."""
     seen: list[Any] = []
     monkeypatch.setattr(transfer, "cache_prefix", lambda session, stop_requested, say: True)
     monkeypatch.setattr(
@@ -104,12 +104,16 @@ def searched(monkeypatch: pytest.MonkeyPatch, made: Any) -> tuple[np.ndarray, np
     made.train_features = SimpleNamespace(array=lambda: VIEWS["flip",]), made.splits["train"].indices
     feature_folds.tune(made, 4, lambda: False, lambda record: None)
     examples, fold = seen
-    np.testing.assert_array_equal(examples.judged, examples.values[:, :1])
+    views = examples.values.shape[1] if made.cfg.evaluation.views else 1
+    np.testing.assert_array_equal(examples.judged, examples.values[:, :views])
     return examples.values, examples.labels, fold
 
 
-def test_a_search_divides_the_training_examples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = session()
+@pytest.mark.parametrize("judged", [(), ("flip",)])
+def test_a_search_divides_the_training_examples_alone(
+    monkeypatch: pytest.MonkeyPatch, judged: tuple[str, ...]
+) -> None:
+    made = session(judged=judged)
     values, labels, fold = searched(monkeypatch, made)
     np.testing.assert_array_equal(values, VIEWS["flip",][:40])
     np.testing.assert_array_equal(labels, POOL.labels[:40])
