@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.damaged_images import damage
 from tests.end_to_end.harness import Workspace, losses, records
-from tests.unit.damaged_images import damage
-from tests.unit.official_layouts import digits_32px, write_image_folder
+from tests.official_layouts import digits_32px, write_image_folder
 
 NAMES = [f"digit {k}" for k in range(10)]
 FIRST, SECOND = "train/digit 3/00013.png", "train/digit 4/00014.png"

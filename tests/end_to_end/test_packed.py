@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.end_to_end.harness import records
-from tests.unit.official_layouts import digits_32px
+from tests.official_layouts import digits_32px
 from tl_dist.launch.cli import main
 from tl_dist.run import RunDir
 

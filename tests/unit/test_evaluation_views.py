@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.memory_source import MemorySource
-from tests.unit.test_model import PARALLEL, build
+from tests.doubles import PARALLEL, MemorySource, build
 from tl_dist import loop, model, step
 from tl_dist.data.pipeline import Read, evaluation_batches, plain
 from tl_dist.features import extraction

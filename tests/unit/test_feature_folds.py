@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.memory_source import MemorySource
+from tests.doubles import MemorySource
 from tl_dist import classifiers, feature_folds, transfer
 from tl_dist.classifiers import tuning
 from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.memory_source import MemorySource
+from tests.doubles import MemorySource
 from tl_dist import fold_runs, transfer
 from tl_dist.datasets import Subset
 from tl_dist.refusal import ExitCode

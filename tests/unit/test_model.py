@@ -9,31 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.memory_source import MemorySource
-from tl_dist import batch_norm, model, optim, registry, step
+from tests.doubles import OPTIMIZER, PARALLEL, MemorySource, build
+from tl_dist import batch_norm, model, optim, step
 from tl_dist.backbones import Backbone
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
-from tl_dist.parallel.single import SingleDevice
 from tl_dist.refusal import Refusal
-
-OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
-PARALLEL = SingleDevice(
-    Config(
-        name="x",
-        steps=1,
-        data=DataConfig(name="digits"),
-        model=ModelConfig(backbone="tiny"),
-        optimizer=OPTIMIZER,
-    )
-)
-
-
-def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> model.Classifier:
-    config = ModelConfig(backbone=backbone, weights="random", **settings)
-    record = registry.lookup(registry.BACKBONES, backbone)
-    return model.build(record, config, image_size=image_size, num_classes=3, seed=0)
 
 
 def train(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.memory_source import MemorySource
-from tests.unit.test_model import OPTIMIZER, PARALLEL, build
+from tests.doubles import OPTIMIZER, PARALLEL, MemorySource, build
 from tl_dist import optim, step
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches

@@ -1,0 +1,91 @@
+"""Stand-ins and small real objects that more than one test module uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist import model, registry
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.split import folds_of
+from tl_dist.features import extraction
+from tl_dist.parallel.single import SingleDevice
+
+OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
+PARALLEL = SingleDevice(
+    Config(
+        name="x",
+        steps=1,
+        data=DataConfig(name="digits"),
+        model=ModelConfig(backbone="tiny"),
+        optimizer=OPTIMIZER,
+    )
+)
+
+
+class MemorySource:
+    """`num_examples` random images of `size` pixels; label k belongs to image k modulo the number of classes."""
+
+    reads_many = True
+
+    def __init__(self, num_examples: int, size: int = 8, num_classes: int = 3) -> None:
+        self.num_examples, self.num_classes = num_examples, num_classes
+        self.class_names = [f"class {k}" for k in range(num_classes)]
+        self.fingerprint = f"{num_examples} {size} {num_classes}"
+        self.images = np.random.default_rng(0).integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8)
+        self.labels = (np.arange(num_examples) % num_classes).astype(np.int32)
+        self.ids = [str(k) for k in range(num_examples)]
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        return tf.gather(tf.constant(self.images), index), tf.gather(tf.constant(self.labels), index)
+
+
+def array_source(num: int = 60, num_classes: int = 3) -> ArraySource:
+    images = np.random.default_rng(0).integers(0, 256, (num, 4, 5, 3), dtype=np.uint8)
+    labels = np.arange(num, dtype=np.int32) % num_classes
+    return ArraySource(
+        images, labels, [f"class {k}" for k in range(num_classes)], [f"row:{k}" for k in range(num)]
+    )
+
+
+def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> model.Classifier:
+    config = ModelConfig(backbone=backbone, weights="random", **settings)
+    record = registry.lookup(registry.BACKBONES, backbone)
+    return model.build(record, config, image_size=image_size, num_classes=3, seed=0)
+
+
+def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Few examples of many features at unlike scales, of which six say something."""
+    rng = np.random.default_rng(classes)
+    labels = (np.arange(num) % classes).astype(np.int32)
+    values = rng.normal(size=(num, views, 40))
+    values[:, :, :6] += rng.normal(size=(classes, 6))[labels][:, None] / 2
+    values = (values * np.geomspace(0.1, 100, 40) + np.linspace(-500, 500, 40)).astype(np.float32)
+    return values, labels, folds_of(labels, 4, 0)
+
+
+FEATURE_SOURCE = MemorySource(11, size=8)
+
+
+def compute_features(images: Any) -> Any:
+    """Something that tells images apart, and left from right: the pixels themselves, in bfloat16."""
+    return tf.cast(images[:, :4, :, 0], tf.bfloat16)
+
+
+PREFIX = extraction.Prefix(
+    compute_features, 8, {"frozen_sha256": "abc", "cut": "block5_conv1", "precision": "float32"}
+)
+
+
+def extract(
+    root: Path, views: tuple[str, ...] = (), prefix: extraction.Prefix = PREFIX, **changes: Any
+) -> Any:
+    said: list[Any] = []
+    settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
+    source = settings.pop("source", FEATURE_SOURCE)
+    found = extraction.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
+    return found, said

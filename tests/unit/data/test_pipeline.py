@@ -1,0 +1,210 @@
+"""Batches depend on position alone: not on the worker count, not on where the run was resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.doubles import MemorySource
+from tl_dist.config import AugmentConfig
+from tl_dist.data.augment import OPERATIONS
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import Read, augmented, evaluation_batches, part_of, plain, train_batches
+from tl_dist.datasets import SoftLabels
+from tl_dist.parallel import rows_of
+from tl_dist.step import Objective
+
+SOURCE = MemorySource(23)
+ORDER = Order(seed=5, num_examples=23, global_batch=7)
+
+
+def batches(rows: range = range(7), from_step: int = 0, to_step: int = 8, **changes: Any) -> list[Any]:
+    settings: dict[str, Any] = {"mask_features": 5, "dropout": 0.5, "threads": 2, **changes}
+    names, mix = settings.pop("augmentations", tuple(OPERATIONS)), settings.pop("mix", AugmentConfig())
+    read = augmented(settings.pop("source", SOURCE), names, ORDER.seed, 8, mix)
+    made = train_batches(read, ORDER, rows=rows, from_step=from_step, to_step=to_step, **settings)
+    return list(made.as_numpy_iterator())
+
+
+class Files:
+    """A source of encoded images; the fourth of each five is a PNG, the others are JPEG."""
+
+    num_examples, num_classes = 23, 3
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
+        png, jpeg = tf.io.encode_png(image), tf.io.encode_jpeg(image, quality=100)
+        return tf.where(index % 5 == 3, png, jpeg), tf.gather(tf.constant(SOURCE.labels), index)
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        encoded, label = self.encoded(index)
+        return tf.io.decode_image(encoded, expand_animations=False), label
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "in memory": {},
+    "files": {"source": Files()},
+    "files, no crop": {"source": Files(), "augmentations": ("flip",)},
+    "mixup": {"mix": AugmentConfig(mixup=0.4)},
+    "cutmix": {"mix": AugmentConfig(cutmix=1.0)},
+    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": Files()},
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way: str) -> None:
+    whole = batches(**WAYS[way])
+    shares = [batches(rows_of(rank, world_size, 7), **WAYS[way]) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        for field, value in zip(batch._fields, batch, strict=True):
+            together = np.concatenate([getattr(share[step], field) for share in shares])
+            np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+class Jpegs(Files):
+    """JPEG alone."""
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
+        return tf.io.encode_jpeg(image, quality=100), tf.gather(tf.constant(SOURCE.labels), index)
+
+
+@pytest.mark.parametrize("source", [Files(), Jpegs()])
+def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(source: Any) -> None:
+    assert part_of(24) < 24
+    order, read = Order(5, 23, 24), augmented(source, ("random_resized_crop", "flip"), 5, 16)
+
+    def batch(rows: range) -> Any:
+        made = train_batches(read, order, rows=rows, from_step=0, to_step=1, threads=2)
+        return next(made.as_numpy_iterator())
+
+    whole, shares = batch(range(24)), [batch(range(5)), batch(range(5, 24))]
+    for field, value in zip(whole._fields, whole, strict=True):
+        together = np.concatenate([getattr(share, field) for share in shares])
+        np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+def test_parts_divide_the_share() -> None:
+    assert all(rows % part_of(rows) == 0 for rows in range(1, 300))
+    assert [part_of(rows) for rows in (64, 32, 60, 7, 61)] == [16, 16, 15, 7, 61]
+
+
+def test_a_resumed_run_sees_the_same_batches() -> None:
+    for resumed, original in zip(batches(from_step=5), batches()[5:], strict=True):
+        for ours, theirs in zip(resumed, original, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_labels_belong_to_images() -> None:
+    for batch in batches(augmentations=()):
+        indices = ORDER.index(batch.positions).numpy()
+        np.testing.assert_array_equal(batch.images, SOURCE.images[indices])
+        np.testing.assert_array_equal(batch.labels, SOURCE.labels[indices])
+
+
+def test_the_same_example_is_augmented_anew_in_each_epoch() -> None:
+    drawn: dict[int, set[bytes]] = {}
+    for batch in batches(to_step=23, augmentations=("dihedral", "pad_crop")):
+        for image, index in zip(batch.images, ORDER.index(batch.positions).numpy(), strict=True):
+            drawn.setdefault(int(index), set()).add(image.tobytes())
+    assert np.mean([len(variants) for variants in drawn.values()]) > 5  # of 7 epochs
+
+
+def test_masks_keep_their_share_of_features() -> None:
+    masks = np.concatenate([batch.masks for batch in batches(to_step=50, mask_features=64, dropout=0.25)])
+    assert masks.mean() == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_evaluation_sees_each_example_once(world_size: int) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        rows = rows_of(rank, world_size, 7)
+        made = evaluation_batches(plain(SOURCE, 8), SOURCE.num_examples, rows=rows, global_batch=7)
+        for batch in made.as_numpy_iterator():
+            assert len(batch.weights) == len(rows)
+            seen += batch.positions[batch.weights > 0].tolist()
+    assert sorted(seen) == list(range(23))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
+    first, again = (batches(to_step=1, augmentations=(name,))[0].images for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    unchanged = batches(to_step=1, augmentations=())[0].images
+    if name == "random_erasing":
+        first = batches(to_step=1, augmentations=(name,), mix=AugmentConfig(erase_probability=1.0))[0].images
+    assert first.shape == unchanged.shape
+    assert (first != unchanged).any()
+
+
+def test_dihedral_reaches_all_eight_symmetries() -> None:
+    source = MemorySource(1)
+    read = augmented(source, ("dihedral",), 0, 8)
+    made = train_batches(read, Order(0, 1, 100), rows=range(100), from_step=0, to_step=1)
+    images = next(made.as_numpy_iterator()).images
+    expected = {
+        np.rot90(base, k).tobytes()
+        for base in (source.images[0], source.images[0][:, ::-1])
+        for k in range(4)
+    }
+    assert {image.tobytes() for image in images} == expected
+
+
+@pytest.mark.parametrize("share_of_an_epoch", [0.01, 0.5, 0.99])
+def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> None:
+    """The first batch costs the same number of reads anywhere in an epoch: there is no replay."""
+    order = Order(seed=5, num_examples=100_000, global_batch=10)
+    asked: list[int] = []
+
+    def read(index: Any, position: Any) -> tuple[Any, Any]:
+        def count(index: np.ndarray, position: np.ndarray) -> np.int32:
+            asked.append(int(position))
+            return np.int32(index % 3)
+
+        label = tf.ensure_shape(tf.numpy_function(count, [index, position], tf.int32), [])
+        return tf.zeros([8, 8, 3], tf.uint8), label
+
+    step = int(share_of_an_epoch * 10_000)
+    made = train_batches(Read(each=read), order, rows=range(10), from_step=step, to_step=10_000_000)
+    batch = next(iter(made))
+    assert batch.positions.numpy().tolist() == list(range(step * 10, step * 10 + 10))
+    assert min(asked) == step * 10
+    assert len(asked) <= 10 * 10  # this batch, and what is read ahead
+
+
+def test_weights_belong_to_their_examples() -> None:
+    weights = np.linspace(0.5, 2, 23).astype(np.float32)
+    whole = batches(weights=weights)
+    for batch in whole:
+        np.testing.assert_array_equal(batch.weights, weights[ORDER.index(batch.positions).numpy()])
+    second = batches(range(3, 7), weights=weights)
+    np.testing.assert_array_equal(second[4].weights, whole[4].weights[3:])
+    assert all((batch.weights == 1).all() for batch in batches())
+
+
+def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> None:
+    source = MemorySource(12, size=8)
+    others = ((source.labels + 1) % 3).astype(np.int32)
+    shares = np.linspace(0.5, 1, 12, dtype=np.float32)
+    order = Order(3, 12, 4)
+    made = train_batches(
+        plain(source, 8), order, rows=range(4), from_step=0, to_step=6, soft=SoftLabels(others, shares)
+    )
+    for batch in made:
+        index = order.index(batch.positions).numpy()
+        np.testing.assert_array_equal(batch.labels, source.labels[index])
+        np.testing.assert_array_equal(batch.others, others[index])
+        np.testing.assert_array_equal(batch.shares, shares[index])
+        logits = tf.constant(np.random.default_rng(0).normal(size=(4, 3)), tf.float32)
+        logs = tf.nn.log_softmax(logits).numpy()
+        rows = np.arange(4)
+        expected = -(
+            shares[index] * logs[rows, batch.labels] + (1 - shares[index]) * logs[rows, batch.others]
+        )
+        losses = Objective(3, 4, mixed=True).losses(logits, batch)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)

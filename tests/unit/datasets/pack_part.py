@@ -1,0 +1,13 @@
+"""One of several commands that pack a data set together: SRC DST PART PARTS."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tl_dist.curation.layout import opened_whole
+from tl_dist.datasets.packing import pack
+
+if __name__ == "__main__":
+    source, target, part, parts = sys.argv[1:]
+    pack(opened_whole(Path(source)), Path(target), rows=16, part=(int(part), int(parts)))
