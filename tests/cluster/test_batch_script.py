@@ -14,8 +14,6 @@ from tl_dist.launch.slurm import SubmitOptions, render
 
 from .slurm_cluster import FinishedJob, SlurmCluster
 
-pytestmark = pytest.mark.cluster
-
 DRIVER = """\
 #!/bin/bash
 run_dir=${@: -1}

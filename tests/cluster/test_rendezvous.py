@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tl_dist.launch.rendezvous import Rendezvous
 from tl_dist.parallel.slots import Plan
 
 from .slurm_cluster import SlurmCluster
-
-pytestmark = pytest.mark.cluster
 
 TASK = Path(__file__).with_name("allreduce_task.py")
 CHECKOUT = Path(__file__).parents[2]

@@ -16,8 +16,6 @@ from tl_dist.run import RunDir, steps_in
 
 from .slurm_cluster import ClusterError, FinishedJob, SlurmCluster
 
-pytestmark = pytest.mark.cluster
-
 CHECKOUT = Path(__file__).parents[2]
 NUM_STEPS = 160
 ROUNDING = 1e-4

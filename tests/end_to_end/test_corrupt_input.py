@@ -15,8 +15,6 @@ from tests.official_layouts import digits_32px, write_image_folder
 NAMES = [f"digit {k}" for k in range(10)]
 FIRST, SECOND = "train/digit 3/00013.png", "train/digit 4/00014.png"
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:

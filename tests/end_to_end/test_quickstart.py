@@ -14,7 +14,6 @@ from tl_dist.run import RunDir
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_main_job_beats_the_published_svm_on_656_images(tmp_path: Path) -> None:
     argv = [TL_DIST, "train", str(CONFIG)]

@@ -1,0 +1,64 @@
+"""Groups of tests, what each group takes, and, at the end of a run, which promise is broken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.promises import GROUPS, TESTS, group_of, promise_of
+
+ROOT = TESTS.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their folder, keeps a module in one process, and starts what takes longest first."""
+    for item in items:
+        group = group_of(item.path)
+        if group in ("end_to_end", "parallel"):
+            item.add_marker("e2e")
+        if group == "cluster":
+            item.add_marker("cluster")
+        one_process = group if group in ("cluster", "parallel") else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(one_process))
+    places = list(GROUPS)
+    first = "test_quickstart.py"  # keeps both cores busy, beside the cluster's waiting
+    items.sort(key=lambda item: (item.path.name != first, places.index(group_of(item.path))))
+
+
+def _failures(reporter: Any) -> Iterator[str]:
+    """One line for each test that failed: the promise, and how to run the test alone."""
+    for report in [*reporter.stats.get("failed", ()), *reporter.stats.get("error", ())]:
+        name = report.nodeid.partition("@")[0] if "@" in report.nodeid else report.nodeid
+        path = ROOT / name.partition("::")[0]
+        promise = promise_of(path) if path.is_file() else "the tests can be collected"
+        yield f"broken: {promise}\n  alone: .venv/bin/python -m pytest '{name}'"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.split("/")[1]] += report.duration
+    if seconds:
+        terminalreporter.section("seconds by group")
+        for group, duration in seconds.most_common():
+            terminalreporter.line(f"{duration:8.1f} {group}")
+    broken = list(dict.fromkeys(_failures(terminalreporter)))
+    if broken:
+        terminalreporter.section("broken promises")
+        for line in broken:
+            terminalreporter.line(line)
+    if config.option.broken:
+        with Path(config.option.broken).open("a") as file:
+            file.writelines(line + "\n" for line in broken)
