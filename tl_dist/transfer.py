@@ -158,7 +158,7 @@ def _missing(session: Session) -> int:
 def _measured(session: Session) -> cache_cost.Measured:
     """A few batches through the frozen part, and a few megabytes to where features are kept; equal on all workers."""
     parallel, size = session.parallel, session.image_size
-    compute = tf.function(session.model.prefix)
+    compute = tf.function(session.model.prefix, autograph=False)
     images = tf.zeros([extraction.ROWS_AT_ONCE, size, size, 3], tf.uint8)
     output = compute(images)
     began = time.monotonic()

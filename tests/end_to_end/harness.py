@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in
 
 BIN = Path(sys.executable).parent
 TL_DIST = str(BIN / "tl-dist")
-NUM_STEPS = 400
+NUM_STEPS = 100
 
 CONFIG = f"""\
 strategy: horovod
@@ -42,7 +40,8 @@ report:
   every_steps: 1
   tensorboard: false
 checkpoint:
-  every_steps: 40
+  every_steps: 20
+  keep: 3
 runtime:
   threads: 1
 """
@@ -80,13 +79,25 @@ class Workspace:
         assert process.returncode == expect, said
         return said
 
-    def stop(self, name: str, step: int, number: signal.Signals) -> None:
-        """Start a run, and end it by a signal to its supervisor once it has reported the step."""
-        process = self.start(self.argv(name))
-        wait_for(lambda: step_of(self.run(name)) >= step, f"step {step}")
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == ExitCode.REQUEUE, said
+    def start_up_to(self, name: str, step: int, *, rank: int) -> tuple[subprocess.Popen[str], int]:
+        """Start a run in which a worker stops (SIGSTOP) after a step: the process, and the worker's pid.
+
+        The others then wait in the middle of the next step, for as long as the caller likes: nothing is a race.
+        It would stop there again in an attempt that does as many steps by itself.
+        """
+        failpoint = f"train.chunk_done@{rank}:{step}=stop"
+        process = self.start(self.argv(name), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1")
+
+        def stopped() -> bool:
+            assert process.poll() is None, process.communicate()[0]
+            beat = self.run(name).read_beats().get(rank) if self.run(name).path.exists() else None
+            return beat is not None and state_of(beat.pid) in "Tt"
+
+        wait_for(stopped, f"step {step} of rank {rank}")
+        return process, self.worker_pid(name, rank)
+
+    def worker_pid(self, name: str, rank: int) -> int:
+        return self.run(name).read_beats()[rank].pid
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.directory / "runs" / name)
@@ -103,6 +114,19 @@ def records(run: RunDir, event: str) -> list[dict[str, Any]]:
 def step_of(run: RunDir) -> int:
     """Steps reported so far."""
     return max((record["step"] for record in records(run, "train")), default=0)
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does (R, S, T, Z ...); X for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody has reaped yet does not."""
+    return state_of(pid) not in "ZX"
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -> None:

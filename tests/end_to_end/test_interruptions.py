@@ -15,15 +15,18 @@ from tests.end_to_end.harness import (
     NUM_STEPS,
     ONE_WORKER,
     Workspace,
+    alive,
     bits,
     losses,
-    newest,
     records,
     step_of,
     wait_for,
 )
 from tl_dist.refusal import ExitCode
 from tl_dist.run import steps_in
+
+KILLS = [(rank, random.Random(rank).randrange(62, NUM_STEPS - 5)) for rank in (0, 1)]
+"""which worker, and in the middle of which step"""
 
 
 @pytest.fixture(scope="module")
@@ -33,49 +36,31 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def worker_pid(workspace: Workspace, name: str, rank: int) -> int:
-    return workspace.run(name).read_beats()[rank].pid
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int) -> None:
-    name, run = f"kill-{rank}", workspace.run(f"kill-{rank}")
-    process = workspace.start(workspace.argv(name))
-    at = random.randrange(45, NUM_STEPS - 100)
-    wait_for(lambda: step_of(run) >= at, f"step {at}")
-    os.kill(worker_pid(workspace, name, rank), signal.SIGKILL)
+@pytest.mark.parametrize(("rank", "step"), KILLS, ids=[f"rank{rank}-step{step}" for rank, step in KILLS])
+def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int, step: int) -> None:
+    """The other worker stops in front of the step, so that this one waits for it in the middle."""
+    run = workspace.run(f"kill-{rank}")
+    process, other = workspace.start_up_to(run.name, step, rank=1 - rank)
+    os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
+    os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert f"rank {rank}" in said  # the first failing rank is named
-    assert bits(run) == bits(workspace.run("clean")), f"killed rank {rank} after step {at}"
+    assert bits(run) == bits(workspace.run("clean"))
 
 
-def test_kill_9_of_the_supervisor_ends_its_workers_and_the_same_command_goes_on(workspace: Workspace) -> None:
+def test_a_running_run_names_its_owner_and_kill_9_of_its_supervisor_ends_its_workers(
+    workspace: Workspace,
+) -> None:
     run = workspace.run("orphans")
-    process = workspace.start(workspace.argv("orphans"))
-    wait_for(lambda: step_of(run) >= 60, "step 60")
-    pids = [worker_pid(workspace, "orphans", rank) for rank in (0, 1)]
+    process, _ = workspace.start_up_to("orphans", 25, rank=1)
+    pids = [workspace.worker_pid("orphans", rank) for rank in (0, 1)]
+    said = workspace.train("orphans", expect=ExitCode.CANNOT_CREATE)
+    assert "in use" in said and f"pid {pids[0]}" in said and "Fix:" in said
     process.kill()
     process.communicate()
     wait_for(lambda: not any(alive(pid) for pid in pids), "the end of both workers", timeout_s=10)
     assert "resumes from step" in workspace.train("orphans")
-    assert bits(run) == bits(workspace.run("clean"))
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that nobody has reaped yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def test_a_stop_saves_at_a_step_boundary_and_loses_nothing(workspace: Workspace) -> None:
-    run = workspace.run("stopped")
-    workspace.stop("stopped", 50, signal.SIGINT)
-    assert steps_in(run.checkpoints)[0][0] == step_of(run)
-    workspace.train("stopped")
     assert bits(run) == bits(workspace.run("clean"))
 
 
@@ -89,8 +74,20 @@ WAYS = {
 @pytest.fixture(scope="module")
 def half_done(workspace: Workspace) -> Path:
     """A run of two Horovod workers that was asked to stop on the way."""
-    workspace.stop("half-done", 50, signal.SIGTERM)
+    process, worker = workspace.start_up_to("half-done", 50, rank=1)
+    process.send_signal(signal.SIGINT)
+    os.kill(worker, signal.SIGCONT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.REQUEUE, said
     return workspace.run("half-done").path
+
+
+def test_a_stop_saves_at_a_step_boundary_and_loses_nothing(workspace: Workspace, half_done: Path) -> None:
+    run = workspace.run("stopped")
+    shutil.copytree(half_done, run.path)
+    assert 50 <= steps_in(run.checkpoints)[0][0] == step_of(run) < NUM_STEPS
+    workspace.train("stopped")
+    assert bits(run) == bits(workspace.run("clean"))
 
 
 @pytest.mark.parametrize("way", list(WAYS))
@@ -111,23 +108,19 @@ def test_a_run_goes_on_with_another_strategy_or_worker_count(
     assert len({record["workers"] for record in records(run, "train")}) == (1 if way == "mirrored-2" else 2)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated"])
-def test_a_damaged_newest_checkpoint_is_passed_over_by_name(workspace: Workspace, damage: str) -> None:
-    name, run = f"damaged-{damage}", workspace.run(f"damaged-{damage}")
-    process = workspace.start(workspace.argv(name))
-    wait_for(lambda: step_of(run) >= 100, "step 100")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    (last, _), (before, _) = steps_in(run.checkpoints)[:2]
-    content = bytearray(newest(run).read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-    else:
-        del content[-1]
-    newest(run).write_bytes(content)
-    said = workspace.train(name)
-    assert f"step-{last:08d} is not valid" in said
-    assert f"going back to step-{before:08d}" in said
+def test_damaged_checkpoints_are_passed_over_by_name(workspace: Workspace, half_done: Path) -> None:
+    """One with a bit that is flipped, the one before cut off by a byte."""
+    run = workspace.run("damaged")
+    shutil.copytree(half_done, run.path)
+    (last, flipped), (before, cut), (good, _) = steps_in(run.checkpoints)[:3]
+    content = bytearray((flipped / "state.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (flipped / "state.safetensors").write_bytes(content)
+    os.truncate(cut / "state.safetensors", len(content) - 1)
+    said = workspace.train(run.name)
+    for step in (last, before):
+        assert f"step-{step:08d} is not valid" in said
+    assert f"going back to step-{good:08d}" in said
     assert bits(run) == bits(workspace.run("clean"))
 
 
@@ -144,13 +137,3 @@ def test_another_trajectory_is_refused_with_the_difference(workspace: Workspace)
     assert "optimizer.learning_rate: 0.01 -> 0.5" in said
     assert said.strip().splitlines()[-1].count("Fix:") == 1
     assert "Traceback" not in said
-
-
-def test_a_second_start_of_a_running_run_names_its_owner(workspace: Workspace) -> None:
-    run = workspace.run("twice")
-    process = workspace.start(workspace.argv("twice"))
-    wait_for(lambda: step_of(run) >= 5, "step 5")
-    said = workspace.train("twice", expect=ExitCode.CANNOT_CREATE)
-    assert "in use" in said and f"pid {worker_pid(workspace, 'twice', 0)}" in said and "Fix:" in said
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)

@@ -109,6 +109,7 @@ def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDA
     return {name: Subset(made[id(pool)], at) for name, (pool, at) in parts.items()}
 
 
+@tf.autograph.experimental.do_not_convert
 def _fill(images: NDArray[np.uint8], source: Source, rows: NDArray[np.int64], threads: int) -> None:
     read = plain(source, images.shape[1])
     one = read.each or read.rows

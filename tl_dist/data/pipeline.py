@@ -162,6 +162,8 @@ def evaluation_batches(
     return _read(tf.data.Dataset.range(num_batches), numbers, read, batch, len(rows), threads)
 
 
+# Nothing here needs AutoGraph, which would rewrite all that a map calls: it takes as long as the rest of the tracing.
+@tf.autograph.experimental.do_not_convert
 def _read(
     steps: tf.data.Dataset,
     numbers: Callable[[Any], tuple[Any, Any]],

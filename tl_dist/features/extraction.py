@@ -179,7 +179,7 @@ class _Extraction:
         """
         parallel = self.parallel
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
-        compute = tf.function(self.prefix.compute, reduce_retracing=True)
+        compute = tf.function(self.prefix.compute, autograph=False, reduce_retracing=True)
         batches = iter(_images(self.source, self.prefix.image_size, self.augmentations, share))
         num_rounds = -(-max(shares) * self.num_views // ROWS_AT_ONCE)
         total = sum(shares) * self.num_views
@@ -221,6 +221,7 @@ class _Stopped(Exception):
     """All workers have agreed to stop."""
 
 
+@tf.autograph.experimental.do_not_convert
 def _images(source: Source, image_size: int, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
     """Every view of every example of a share, in the order of the rows; uint8 [rows, size, size, 3]."""
     num_views = views_of(augmentations)
