@@ -18,17 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks a test by its folder; a module, or a folder that shares what it starts, stays in one process."""
+    group = group_of(item.path)
+    if group in ("end_to_end", "parallel"):
+        item.add_marker("e2e")
+    if group == "cluster":
+        item.add_marker("cluster")
+    together = group if group in ("cluster", "parallel") else str(item.path.relative_to(TESTS))
+    item.add_marker(pytest.mark.xdist_group(together))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their folder, keeps a module in one process, and starts what takes longest first."""
-    for item in items:
-        group = group_of(item.path)
-        if group in ("end_to_end", "parallel"):
-            item.add_marker("e2e")
-        if group == "cluster":
-            item.add_marker("cluster")
-        one_process = group if group in ("cluster", "parallel") else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(one_process))
+    """What takes longest starts first."""
     places = list(GROUPS)
     first = "test_quickstart.py"  # keeps both cores busy, beside the cluster's waiting
     items.sort(key=lambda item: (item.path.name != first, places.index(group_of(item.path))))

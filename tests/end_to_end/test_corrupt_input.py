@@ -70,23 +70,20 @@ def test_what_only_decoding_finds_is_named_and_the_run_goes_on(workspace: Worksp
     assert "Traceback" not in workspace.run("trial").rank_log(0).read_text()
 
 
-def test_another_class_map_is_refused_between_attempts(workspace: Workspace) -> None:
+def test_other_data_is_refused_between_attempts(workspace: Workspace) -> None:
+    """An image that has changed, then a class of another name."""
     workspace.train("trial", *options(), "steps=20")
+    image = workspace.directory / "data" / FIRST
+    content = image.read_bytes()
+    image.write_bytes(content + b"more")
+    workspace.run("trial").done_file.unlink()
+    assert "data.train" in workspace.train("trial", *options(), "steps=20", expect=78)
+    image.write_bytes(content)
     for split in ("train", "test"):
         folder = workspace.directory / "data" / split
         (folder / "digit 9").rename(folder / "nine")
-    workspace.run("trial").done_file.unlink()
     said = workspace.train("trial", *options(), "steps=20", expect=78)
     assert "was started with something else: class_names: " in said
-
-
-def test_another_image_is_refused_between_attempts(workspace: Workspace) -> None:
-    workspace.train("trial", *options(), "steps=20")
-    with (workspace.directory / "data" / FIRST).open("ab") as file:
-        file.write(b"more")
-    workspace.run("trial").done_file.unlink()
-    said = workspace.train("trial", *options(), "steps=20", expect=78)
-    assert "data.train" in said
 
 
 def test_a_delay_in_the_data_of_one_rank_is_put_down_to_it(workspace: Workspace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parallel.conftest import LAUNCHES, OF_METHODS
+from tests.parallel.conftest import launches_of
 from tests.parallel.launch import run_script
 from tests.parallel.parity_scenario import (
     GLOBAL_BATCH,
@@ -17,23 +17,24 @@ from tests.parallel.parity_scenario import (
     NUM_METHOD_STEPS,
     NUM_STEPS,
     OVERFLOW_POSITION,
+    VARIANTS,
 )
 
 Figures = Callable[[str], dict[str, Any]]
-OTHERS = [name for name in LAUNCHES if name != "single"]
 OVERFLOW_STEP = OVERFLOW_POSITION // GLOBAL_BATCH
 
 
-@pytest.mark.parametrize("variant", ["plain", "clipped", "accumulated", "overflow", "sync_batch_norm"])
-@pytest.mark.parametrize("name", OTHERS)
+EXACT = ("plain", "clipped", "accumulated", "overflow", "sync_batch_norm")
+
+
+@pytest.mark.parametrize(("name", "variant"), launches_of(*EXACT, but="single"))
 def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
     losses = figures(name)[variant]["losses"]
     assert len(losses) == NUM_STEPS
     np.testing.assert_allclose(losses, figures("single")[variant]["losses"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", list(METHODS))
-@pytest.mark.parametrize("name", OF_METHODS[1:])
+@pytest.mark.parametrize(("name", "variant"), launches_of(*METHODS, but="single"))
 def test_every_method_computes_the_steps_of_a_single_device(
     figures: Figures, name: str, variant: str
 ) -> None:
@@ -53,8 +54,7 @@ def test_every_method_is_in_force(figures: Figures, variant: str) -> None:
     assert abs(single[variant]["evaluation_loss"] - without["evaluation_loss"]) > 1e-5
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("variant", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "variant"), launches_of("float16", "bfloat16", but="single"))
 def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, variant: str) -> None:
     """Within the precision of a 16-bit type: a share of another size may be computed by another kernel."""
     np.testing.assert_allclose(
@@ -62,13 +62,13 @@ def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, va
     )
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("name", "variant"), launches_of("sync_batch_norm", but="single"))
 def test_synchronized_batch_norm_moves_to_the_statistics_of_a_single_device(
-    figures: Figures, name: str
+    figures: Figures, name: str, variant: str
 ) -> None:
-    expected = figures("single")["sync_batch_norm"]["statistics"]
+    expected = figures("single")[variant]["statistics"]
     assert len(expected) == 4
-    for path, values in figures(name)["sync_batch_norm"]["statistics"].items():
+    for path, values in figures(name)[variant]["statistics"].items():
         np.testing.assert_allclose(values, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
@@ -82,16 +82,12 @@ def test_clipping_is_in_force(figures: Figures) -> None:
     assert not np.allclose(single["clipped"]["losses"], single["plain"]["losses"], rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "variant", ["plain", "clipped", "accumulated", "overflow", "float16", "bfloat16", "sync_batch_norm"]
-)
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("name", "variant"), launches_of(*VARIANTS, but="single"))
 def test_all_replicas_end_with_the_same_bits(figures: Figures, name: str, variant: str) -> None:
     assert figures(name)[variant]["replicas_equal"]
 
 
-@pytest.mark.parametrize("variant", ["overflow", "float16"])
-@pytest.mark.parametrize("name", list(LAUNCHES))
+@pytest.mark.parametrize(("name", "variant"), launches_of("overflow", "float16"))
 def test_an_overflow_on_one_replica_is_skipped_by_all(figures: Figures, name: str, variant: str) -> None:
     found = figures(name)[variant]
     assert np.isinf(found["losses"][OVERFLOW_STEP])
@@ -99,15 +95,17 @@ def test_an_overflow_on_one_replica_is_skipped_by_all(figures: Figures, name: st
     assert found["weights_finite"]
 
 
-@pytest.mark.parametrize("name", list(LAUNCHES))
-def test_an_overflow_halves_the_loss_scale_once(figures: Figures, name: str) -> None:
-    scales = figures(name)["float16"]["loss_scale"]
+@pytest.mark.parametrize(("name", "variant"), launches_of("float16"))
+def test_an_overflow_halves_the_loss_scale_once(figures: Figures, name: str, variant: str) -> None:
+    scales = figures(name)[variant]["loss_scale"]
     assert scales == [2.0**15] * OVERFLOW_STEP + [2.0**14] * (NUM_STEPS - OVERFLOW_STEP)
 
 
-@pytest.mark.parametrize("name", list(LAUNCHES))
-def test_evaluation_counts_every_example_once_with_equal_figures(figures: Figures, name: str) -> None:
-    found, expected = figures(name)["plain"], figures("single")["plain"]
+@pytest.mark.parametrize(("name", "variant"), launches_of("plain"))
+def test_evaluation_counts_every_example_once_with_equal_figures(
+    figures: Figures, name: str, variant: str
+) -> None:
+    found, expected = figures(name)[variant], figures("single")[variant]
     assert found["num_examples"] == NUM_EXAMPLES == np.sum(found["confusion"])
     assert found["confusion"] == expected["confusion"]
     assert found["num_correct"] == expected["num_correct"]
