@@ -122,7 +122,9 @@ def test_interrupted_job_ends_with_the_same_weights(
     slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
 ) -> None:
     """Asked to stop as before a time limit, then a worker is killed; each time Slurm starts the job again."""
-    run, job_id = harness.submit("interrupted")
+    # Slowed, so that the run is not over before it is told to stop.
+    slow = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done=sleep=0.05"}
+    run, job_id = harness.submit("interrupted", env=slow)
     wait_for_step(slurm, run, 10)
     slurm.run("scancel", "--signal=USR1", "--batch", job_id)
     slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=60)
@@ -148,7 +150,7 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
     run, job_id = harness.submit(
         "hung",
         "--max-requeue=0",
-        "safety.hang_s=6",
+        "safety.hang_s=15",
         "safety.heartbeat_s=2",
         env={"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done@1:5=sleep=600"},
     )
