@@ -9,6 +9,7 @@ from typing import Any
 from tl_dist import loop, step
 from tl_dist.data import pipeline
 from tl_dist.datasets import types_of
+from tl_dist.failpoint import failpoint
 from tl_dist.figures import predictions
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
@@ -47,8 +48,10 @@ def evaluate(
             parallel,
             stop_requested=partial(session.stop_requested, f"evaluating {split}"),
         )
+    session.beat(f"writing the figures of {split}", alone=True)
     if result is None or parallel.rank != 0:
         return result
+    failpoint("evaluation.figures")
     return predictions.with_figures(
         result,
         session.run.path,

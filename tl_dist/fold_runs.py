@@ -27,8 +27,8 @@ class LedRun(RunDir):
         super().__init__(path)
         self._leader = leader
 
-    def beat(self, rank: int, phase: str, step: int) -> None:
-        self._leader.beat(rank, phase, step)
+    def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
+        self._leader.beat(rank, phase, step, patience_s)
 
     def stop_requested(self) -> bool:
         return self._leader.stop_requested()

@@ -99,9 +99,21 @@ class Session:
         quarantine.refuse_beyond(quarantine.budget(self.cfg.data.max_bad, self.opened), bad)
         return bad, quarantine.without(self.opened, bad)
 
-    def stop_requested(self, phase: str) -> bool:
+    def beat(self, phase: str, *, alone: bool = False) -> None:
+        """Show that this worker lives, and what it does. Every worker says every phase: their beats are compared.
+
+        `alone`: rank 0 does it, for as long as `safety.alone_s`, while the others wait.
+        """
+        patience_s = self.cfg.safety.alone_s if alone and self.parallel.rank == 0 else 0.0
+        self.run.beat(self.parallel.rank, phase, self.state.step, patience_s)
+
+    def prepare_for(self, phase: str) -> None:
+        """The same where all workers build and compile, or read back what is large: as before the first step."""
+        self.run.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
+
+    def stop_requested(self, phase: str, *, alone: bool = False) -> bool:
         """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
-        self.run.beat(self.parallel.rank, phase, self.state.step)
+        self.beat(phase, alone=alone)
         return self.parallel.rank == 0 and self.run.stop_requested()
 
     @contextmanager
@@ -135,16 +147,23 @@ class Session:
         where = self.cfg.runtime.decoded_images
         if where == "off":
             return self.splits
+
+        def stop_requested() -> bool:
+            self.run.beat(self.parallel.rank, "decoding images", 0)
+            return self.parallel.rank == 0 and self.run.stop_requested()
+
         with self.naming_bad_examples("train", lambda: range(self.splits["train"].num_examples)):
             if where == "memory":
                 return decoded.in_memory(self.splits, self.image_size, self.threads)
-            return decoded.on_disk(
-                self.splits,
-                self.image_size,
-                self.threads,
-                directory=self.run.path.parent / "decoded",
-                first=self.parallel.rank == 0,
-                wait=lambda: self.parallel.total({"here": 1.0}),
+            return self.parallel.supervise(
+                lambda: decoded.on_disk(
+                    self.splits,
+                    self.image_size,
+                    self.threads,
+                    directory=self.run.path.parent / "decoded",
+                    parallel=self.parallel,
+                    stop_requested=stop_requested,
+                )
             )
 
     def _build_model(self, backbone: Backbone) -> None:

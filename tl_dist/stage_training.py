@@ -86,7 +86,7 @@ class StageTraining:
         session = self._session
         self._show_images()
         for report in self._reports([session.cfg.report.every_steps, *every.values()]):
-            session.run.beat(session.parallel.rank, "reporting", report.step)
+            session.beat("reporting", alone=True)  # rank 0 writes it down, and may have to wait for a save
             failpoint("train.chunk_done")
             self._recorder.report(report)
             self._count_skipped(report)
@@ -95,7 +95,7 @@ class StageTraining:
             for event, period in every.items():
                 if loop.is_due(report.step, period) and not event():
                     return False
-            session.run.beat(session.parallel.rank, "stepping", report.step)
+            session.beat("stepping")
         return True
 
     def evaluate(self, split: str) -> bool:

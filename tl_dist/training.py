@@ -35,7 +35,7 @@ def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | Non
     first = session.parallel.rank == 0
     with ExitStack() as stack:
         checkpointer = stack.enter_context(_checkpointer(session, job, stack)) if first else None
-        session.run.beat(session.parallel.rank, "starting", 0)
+        session.beat("starting")
         session.prove_agreement()
         notes = [_quarantined(session)] if session.bad else []
         if first and session.order.block:
@@ -74,6 +74,7 @@ def _attempt(
     state.step = int(parallel.total({"step": state.step if parallel.rank == 0 else 0})["step"])
     with _recorder(session, checkpointer, notes, listen) as recorder:
         finished = all(_stage(session, stage, recorder) for stage in session.parts_left)
+        session.beat("saving", alone=True)
         recorder.commit(wait=True)
         if finished:
             recorder.done()
@@ -84,6 +85,7 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
     """Do what is left of a stage; whether its end was reached, rather than a stop."""
     cfg, step_now = session.cfg, session.state.step
     session.enter(stage)
+    session.prepare_for(f"preparing stage {stage.number + 1}")
     if cfg.stages:
         text = f"stage {stage.number + 1} of {len(session.stages)}: train_from '{stage.train_from}' to step {stage.end}"
         recorder.tell({"event": "note", "text": text})
@@ -99,12 +101,13 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
             return False
     if computed and step_now == 0:
         _fit_head(session, recorder)
+    session.prepare_for(f"compiling stage {stage.number + 1}")
     return StageTraining(session, recorder).run()
 
 
 def _fit_head(session: Session, recorder: Recorder) -> None:
     """Compute the last layer on rank 0; all workers go on with the same."""
-    session.run.beat(session.parallel.rank, "fitting the classifier", 0)
+    session.beat("fitting the classifier", alone=True)
     began = time.monotonic()
     fitted = transfer.fit_head(session)
     if fitted is not None:

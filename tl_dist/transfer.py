@@ -20,6 +20,7 @@ from tl_dist.config import Config
 from tl_dist.config import rules as config_rules
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.durable import write_file
+from tl_dist.failpoint import failpoint
 from tl_dist.features import cache_cost, extraction
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
@@ -224,6 +225,7 @@ def fit_head(session: Session) -> tuple[classifiers.Linear, selection.Choice | N
     """
     fitted = None
     if session.parallel.rank == 0:
+        failpoint("classifier.fit")
         cfg, train = session.cfg, session.splits["train"]
         found, rows = session.train_features
         values = found.array() if rows is None else found.array()[rows]

@@ -119,10 +119,7 @@ def _extract(run: RunDir) -> int:
     # These workers meet every few seconds, and each look of Horovod at its queue takes a core from the backbone.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
     session = Session(run, local_workers=slots.local_workers(os.environ))
-
-    def stop_requested() -> bool:
-        return session.parallel.rank == 0 and run.stop_requested()
-
+    stop_requested = partial(session.stop_requested, "extracting features")
     with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
         finished = session.parallel.supervise(
             lambda: cache_prefix(session, stop_requested, partial(_write_line, lines))
@@ -135,10 +132,7 @@ def _tune(run: RunDir, folds: int) -> int:
     from tl_dist.session import Session
 
     session = Session(run, local_workers=slots.local_workers(os.environ))
-
-    def stop_requested() -> bool:
-        return session.parallel.rank == 0 and run.stop_requested()
-
+    stop_requested = partial(session.stop_requested, "trying settings", alone=True)
     with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
         tried = session.parallel.supervise(
             lambda: tune(session, folds, stop_requested, partial(_write_line, lines))
@@ -169,7 +163,7 @@ def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
                 session,
                 folds,
                 seeds,
-                lambda: session.parallel.rank == 0 and run.stop_requested(),
+                partial(session.stop_requested, "cross-validating", alone=True),
                 partial(_write_line, lines),
             )
         )

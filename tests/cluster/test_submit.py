@@ -157,7 +157,9 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
     end = slurm.wait(job_id, timeout_s=200)
     log = log_of(run, job_id)
     assert (end.state, end.exit_code) == ("FAILED", ExitCode.PEER_LOST), log
-    assert re.search(r"rank 1: made no progress for \d+ s while reporting, at step 5, and was killed", log)
+    assert re.search(
+        r"rank 1: stalled, without progress for \d+ s while reporting, at step 5, and was killed", log
+    )
     assert "Fatal Python error: Aborted" in run.rank_log(1).read_text()  # with the stack of each thread
 
 

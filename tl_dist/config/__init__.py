@@ -284,6 +284,8 @@ class SafetyConfig(Section):
     """a worker without progress for this long, after its first step, is ended"""
     first_step_s: Annotated[float, Field(gt=0)] = 1200.0
     """the same before its first step: import, build, compile"""
+    alone_s: Annotated[float, Field(gt=0)] = 3600.0
+    """the same for rank 0 while the others wait for it: a computed classifier, figures, a slow save"""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """attempts in a row without a newer commit"""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +20,16 @@ from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import as_written, plain
 from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
-from tl_dist.durable import fsync_directory, reason, temporary_name
+from tl_dist.durable import children, fsync_directory, reason, server_time_ns
+from tl_dist.failpoint import failpoint
+from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 1  # raise it when the same images must be decoded anew
 _ROWS_AT_ONCE = 64
+_BATCHES_A_ROUND = 4
+_UNFINISHED = ".tmp-"
+_LEFTOVER_S = 86400.0
 _GONE = ("encoded", "encoded_rows", "encoded_bytes", "location")
 
 
@@ -55,47 +63,130 @@ def in_memory(splits: Splits, image_size: int, threads: int) -> Splits:
         memory = np.zeros(math.prod(shape) + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         images = memory[start : start + math.prod(shape)].reshape(shape)
-        _fill(images, source, rows, threads)
+        for at, pixels in _decoded(source, rows, image_size, threads):
+            images[at] = pixels
         return images
 
     return _each_pool(splits, decode)
 
 
 def on_disk(
-    splits: Splits, image_size: int, threads: int, *, directory: Path, first: bool, wait: Callable[[], object]
+    splits: Splits,
+    image_size: int,
+    threads: int,
+    *,
+    directory: Path,
+    parallel: DataParallel,
+    stop_requested: Callable[[], bool],
 ) -> Splits:
     """The same in one file for each source below `directory`, kept for later runs and read through the page cache.
 
-    The worker for which `first` holds makes the file, committed by one rename; `wait` returns once all workers are
-    there. Refuses (74) where it cannot be written.
+    Every worker decodes its share into it, and it gets its name once it is complete. All workers ask
+    `stop_requested` after each round, and stop where one was told to. Refuses where it cannot be written (74), and
+    when stopped (75).
     """
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         text = f"{SCHEMA} {source.fingerprint} {image_size} {hashlib.sha256(rows.tobytes()).hexdigest()}"
         file = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-        if first and not file.exists():
+        first = parallel.rank == 0
+        if parallel.total({"missing": float(first and not file.exists())})["missing"]:
+            # One name for all that make this file, now or after a kill: what they write there is the same.
+            temporary = file.with_name(f"{_UNFINISHED}{file.name}")
             try:
-                directory.mkdir(parents=True, exist_ok=True)
-                temporary = temporary_name(file)
-                shape = (source.num_examples, image_size, image_size, 3)
-                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                try:
-                    _fill(images, source, rows, threads)
-                    images.flush()  # msync: the pages are on the disk before the name is
+                if first:
+                    _sweep(directory)
+                    _lay_out(temporary, source.num_examples, image_size)
+                parallel.total({"laid out": 1.0})
+                _write_share(temporary, source, rows, image_size, threads, parallel, stop_requested)
+                if first:
                     os.rename(temporary, file)
-                finally:
-                    temporary.unlink(missing_ok=True)
-                fsync_directory(directory)
-            except OSError as error:
+                    fsync_directory(directory)
+            except BaseException as error:
+                with suppress(OSError):
+                    temporary.unlink()
+                if not isinstance(error, OSError):
+                    raise
                 raise Refusal(
                     f"decoded images cannot be kept in {directory} ({reason(error)}).",
                     fix="free space there, or set runtime.decoded_images=off.",
                     code=ExitCode.STORAGE,
                 ) from error
-        wait()
+            parallel.total({"named": 1.0})
         return np.load(file, mmap_mode="r")
 
     return _each_pool(splits, decode)
+
+
+def _lay_out(file: Path, num_examples: int, image_size: int) -> None:
+    """Make the file with its header and room for every image; what lies there already is written over later."""
+    header = _header(num_examples, image_size)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _write_at(fd, header, 0)
+        os.ftruncate(fd, len(header) + num_examples * image_size**2 * 3)
+    finally:
+        os.close(fd)
+
+
+def _write_share(
+    file: Path,
+    source: Source,
+    rows: NDArray[np.int64],
+    image_size: int,
+    threads: int,
+    parallel: DataParallel,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Decode this worker's share of `rows` into the file; all shares are on the disk when this returns.
+
+    Written, never mapped: a full disk is an error then, not a signal, and two hosts never write back one page.
+    """
+    start, image_bytes = len(_header(source.num_examples, image_size)), image_size**2 * 3
+    share = rows_of(parallel.rank, parallel.world_size, len(rows))
+    batches = _decoded(source, rows[share.start : share.stop], image_size, threads)
+    largest = len(rows_of(0, parallel.world_size, len(rows)))
+    fd = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for _ in range(math.ceil(largest / (_ROWS_AT_ONCE * _BATCHES_A_ROUND))):
+            for at, images in islice(batches, _BATCHES_A_ROUND):
+                for row, image in zip(at.tolist(), images, strict=True):
+                    _write_at(fd, image, start + row * image_bytes)
+            failpoint("decoded.round")
+            if parallel.total({"stop": float(stop_requested())})["stop"]:
+                raise Refusal(
+                    "decoding the images was stopped.",
+                    fix="run the same command again.",
+                    code=ExitCode.REQUEUE,
+                )
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    parallel.total({"written": 1.0})
+
+
+def _header(num_examples: int, image_size: int) -> bytes:
+    start = io.BytesIO()
+    shape = (num_examples, image_size, image_size, 3)
+    np.lib.format.write_array_header_1_0(start, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return start.getvalue()
+
+
+def _write_at(fd: int, data: Any, offset: int) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sweep(directory: Path) -> None:
+    """Make the directory; remove what interrupted runs left there long ago, by the file server's clock."""
+    directory.mkdir(parents=True, exist_ok=True)
+    before_ns = server_time_ns(directory) - _LEFTOVER_S * 1e9
+    for path in children(directory):
+        with suppress(FileNotFoundError):
+            if path.name.startswith(_UNFINISHED) and path.lstat().st_mtime_ns < before_ns:
+                path.unlink()
 
 
 def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDArray[np.uint8]]) -> Splits:
@@ -110,8 +201,11 @@ def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDA
 
 
 @tf.autograph.experimental.do_not_convert
-def _fill(images: NDArray[np.uint8], source: Source, rows: NDArray[np.int64], threads: int) -> None:
-    read = plain(source, images.shape[1])
+def _decoded(
+    source: Source, rows: NDArray[np.int64], image_size: int, threads: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """The images of `rows` as they come: which ones, and their pixels."""
+    read = plain(source, image_size)
     one = read.each or read.rows
     assert one is not None
     batches = (
@@ -121,5 +215,4 @@ def _fill(images: NDArray[np.uint8], source: Source, rows: NDArray[np.int64], th
         .prefetch(1)
         .with_options(as_written())
     )
-    for at, decoded in batches:
-        images[at.numpy()] = decoded.numpy()
+    return batches.as_numpy_iterator()

@@ -83,10 +83,10 @@ def worker_environment(
     """The environment of a worker, without its place among the others."""
     kept = {k: v for k, v in inherited.items() if not SECRET.search(k) and k not in PLACE}
     threads = cfg.runtime.threads or max(1, cores // processes)
-    # Heeded by Horovod's MPI controller alone; the supervisor watches heartbeats under any.
+    # Horovod's inspector only warns: it cannot tell a rank 0 that works from one that hangs. Heartbeats can.
     stall = {
         "HOROVOD_STALL_CHECK_TIME_SECONDS": f"{max(1, cfg.safety.hang_s / 4):.0f}",
-        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": f"{max(2, cfg.safety.hang_s):.0f}",
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0",
     }
     defaults = {
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),

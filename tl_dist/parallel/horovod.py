@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -35,15 +36,19 @@ SETTINGS = {
     "HOROVOD_DISABLE_GROUP_FUSION": "1",
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "120",
 }
+
+STALL_VARIABLE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 
 
 class Horovod:
     """One replica per process; its device is the GPU of its local rank, or the CPU."""
 
     def __init__(self, config: Config) -> None:
-        for key, value in SETTINGS.items():
+        # Under a launcher of the user's own nobody reads heartbeats: Horovod's inspector ends a job that hangs, with
+        # the patience of the longest phase. Our own launchers have switched it off.
+        longest_s = max(config.safety.hang_s, config.safety.alone_s, config.safety.first_step_s)
+        for key, value in {**SETTINGS, STALL_VARIABLE: f"{longest_s:.0f}"}.items():
             os.environ.setdefault(key, value)
         self._hvd = _import_horovod()
         # hvd.init() aborts the process when a peer is late: meet first.
@@ -149,11 +154,20 @@ class Horovod:
             if "orovod" not in str(error) and "gloo" not in str(error).lower():
                 raise
             raise Refusal(
-                f"rank {self.rank}: a collective failed, since another worker died or cannot be reached "
+                f"rank {self.rank}: a collective failed, since another worker {_fate(str(error))} "
                 f"({_first_line(error)}).",
                 fix="see the log of the first failing rank; the same command goes on from the last commit.",
                 code=ExitCode.PEER_LOST,
             ) from error
+
+
+def _fate(said: str) -> str:
+    """What became of a peer, from Horovod's or Gloo's words: a connection that ended is a process that did."""
+    if re.search(r"timed out|timeout", said, re.IGNORECASE):
+        return "stalled or cannot be reached"
+    if re.search(r"connection (closed|reset)|broken pipe|connection refused", said, re.IGNORECASE):
+        return "died"
+    return "died or stalled"
 
 
 def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES) -> list[list[int]]:

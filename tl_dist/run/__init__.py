@@ -156,9 +156,9 @@ class RunDir:
                 code=ExitCode.UNSAFE,
             )
 
-    def beat(self, rank: int, phase: str, step: int) -> None:
-        """Show that worker `rank` lives, and what it does; cheap."""
-        self._beats.beat(rank, phase, step)
+    def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
+        """Show that worker `rank` lives, and what it does; cheap. `patience_s`: where that may last long."""
+        self._beats.beat(rank, phase, step, patience_s)
 
     def read_beats(self) -> dict[int, Beat]:
         """The last word of every worker, with its age."""

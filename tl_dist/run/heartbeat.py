@@ -25,6 +25,8 @@ class Beat(NamedTuple):
     pid: int
     number: int = 0
     """beats so far: workers go in step, so of several that are silent the one with the fewest holds up the others"""
+    patience_s: float = 0.0
+    """how long this phase may last, where that is longer than others may"""
 
 
 class Heartbeats:
@@ -36,11 +38,11 @@ class Heartbeats:
         self._number = 0
         self._seen: dict[int, tuple[int, float, float]] = {}  # mtime, its age when first seen, when that was
 
-    def beat(self, rank: int, phase: str, step: int) -> None:
+    def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
         """Show that worker `rank` lives, and what it does: three system calls, and no wait for a disk."""
         self._number += 1
         facts = {"phase": phase[:100], "step": step, "host": os.uname().nodename, "pid": os.getpid()}
-        facts["number"] = self._number
+        facts |= {"number": self._number, "patience_s": patience_s}
         fd = self._fds.get(rank)
         if fd is None or os.fstat(fd).st_nlink == 0:  # not open yet, or cleared since
             if fd is not None:
@@ -66,11 +68,11 @@ class Heartbeats:
             try:
                 facts = json.loads(read_file(path, max_bytes=_RECORD_BYTES))
                 phase, step, host, pid = (facts[key] for key in ("phase", "step", "host", "pid"))
-                number = facts.get("number", 0)
+                number, patience_s = facts.get("number", 0), facts.get("patience_s", 0.0)
                 since_s = self._age_s(rank, path.stat().st_mtime_ns)
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # being written for the first time, or cleared
-            beats[rank] = Beat(since_s, phase, step, host, pid, number)
+            beats[rank] = Beat(since_s, phase, step, host, pid, number, patience_s)
         return beats
 
     def clear(self) -> None:

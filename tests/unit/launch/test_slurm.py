@@ -440,7 +440,7 @@ def test_silent_workers_are_found(steps_and_ages, now, hung):
     }
     found = Silence(SAFETY, from_step=5, now=0.0).hung(range(2), beats, now=now)
     assert list(found) == hung
-    assert all("made no progress for " in how for how in found.values())
+    assert all("stalled, without progress for " in how for how in found.values())
 
 
 def job(num_nodes: int) -> SlurmJob:

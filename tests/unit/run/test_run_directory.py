@@ -305,10 +305,10 @@ def test_done_gives_the_summary_back(tmp_path):
 def test_beats_tell_who_does_what_and_since_when(tmp_path):
     run = create(tmp_path)
     run.beat(0, "training", 12)
-    run.beat(11, "evaluating", 7)
+    run.beat(11, "evaluating", 7, 3600.0)
     beats = RunDir(run.path).read_beats()
     assert sorted(beats) == [0, 11]
-    assert beats[11][1:] == ("evaluating", 7, os.uname().nodename, os.getpid(), 2)
+    assert beats[11][1:] == ("evaluating", 7, os.uname().nodename, os.getpid(), 2, 3600.0)
     assert beats[0].age_s < 1
     run.beat(0, "x" * 1000, 10**12)
     assert run.read_beats()[0].step == 10**12
