@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import MemorySource
+from tests.doubles import PARALLEL, MemorySource
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist import registry
 from tl_dist.config import DataConfig
@@ -24,17 +30,69 @@ NAMES = [f"digit {k}" for k in range(10)]
 
 @pytest.fixture
 def splits(tmp_path: Path) -> Splits:
-    root = write_image_folder(tmp_path / "images", digits_32px(60), NAMES)
+    return open_folder(write_image_folder(tmp_path / "images", digits_32px(60), NAMES))
+
+
+def open_folder(root: Path) -> Splits:
     found: Splits = registry.lookup(registry.DATASETS, "image_folder")(
         DataConfig(name="image_folder", path=str(root), test_fraction=0.3)
     )
     return found
 
 
-def made(where: str, splits: Splits, folder: Path, *, first: bool = True) -> Splits:
-    if where == "memory":
-        return decoded.in_memory(splits, 24, 2)
-    return decoded.on_disk(splits, 24, 2, directory=folder / "decoded", first=first, wait=lambda: None)
+def made(where: str, splits: Splits, folder: Path) -> Splits:
+    return decoded.in_memory(splits, 24, 2) if where == "memory" else on_disk(splits, folder)
+
+
+def on_disk(splits: Splits, folder: Path, parallel: Any = PARALLEL, stop: bool = False) -> Splits:
+    return decoded.on_disk(
+        splits, 24, 1, directory=folder / "decoded", parallel=parallel, stop_requested=lambda: stop
+    )
+
+
+class Workers:
+    """`world_size` workers, one a thread, that meet in `total` as those of a run do."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._meeting = threading.Barrier(world_size, timeout=60)
+        self._values: list[dict[str, float]] = [{} for _ in range(world_size)]
+
+    def each(self, work: Any) -> list[Any]:
+        """What `work` gives for each worker; the first error, once all have ended."""
+
+        def run(rank: int) -> Any:
+            try:
+                return work(_Worker(self, rank))
+            except BaseException:
+                self._meeting.abort()  # as Gloo does for the peers of one that ended
+                raise
+
+        with ThreadPoolExecutor(self.world_size) as pool:
+            ended = [pool.submit(run, rank) for rank in range(self.world_size)]
+        broken = [end for end in ended if end.exception()]
+        for end in sorted(broken, key=lambda e: isinstance(e.exception(), threading.BrokenBarrierError)):
+            end.result()
+        return [end.result() for end in ended]
+
+    def total(self, rank: int, values: dict[str, float]) -> dict[str, float]:
+        self._values[rank] = values
+        self._meeting.wait()
+        sums = {key: sum(value[key] for value in self._values) for key in values}
+        self._meeting.wait()
+        return sums
+
+
+class _Worker:
+    def __init__(self, workers: Workers, rank: int) -> None:
+        self.rank, self.world_size, self._workers = rank, workers.world_size, workers
+
+    def total(self, values: dict[str, float]) -> dict[str, float]:
+        return self._workers.total(self.rank, values)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "decoded").iterdir()}
 
 
 def batches(source: Any) -> list[Any]:
@@ -72,10 +130,90 @@ def test_a_second_run_and_other_workers_decode_nothing(splits: Splits, tmp_path:
     expected = batches(made("disk", splits, tmp_path)["train"])
     for file in (tmp_path / "images").rglob("*.png"):
         file.unlink()
-    for first in (True, False):
-        again = batches(made("disk", splits, tmp_path, first=first)["train"])
-        np.testing.assert_array_equal(again[0].images, expected[0].images)
-    assert len(list((tmp_path / "decoded").iterdir())) == 1
+    for again in Workers(2).each(lambda worker: on_disk(splits, tmp_path, worker)):
+        np.testing.assert_array_equal(batches(again["train"])[0].images, expected[0].images)
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_workers_writes_the_same_file(
+    world_size: int, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each decodes its share: rounds of one image each, so that shares end in different rounds."""
+    on_disk(splits, tmp_path / "alone")
+    monkeypatch.setattr(decoded, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(decoded, "_BATCHES_A_ROUND", 1)
+    shares: list[int] = []
+    all_rows = decoded._decoded
+
+    def counted(source: Any, rows: Any, *settings: Any) -> Any:
+        shares.append(len(rows))
+        return all_rows(source, rows, *settings)
+
+    monkeypatch.setattr(decoded, "_decoded", counted)
+    Workers(world_size).each(lambda worker: on_disk(splits, tmp_path / "shared", worker))
+    assert files(tmp_path / "shared") == files(tmp_path / "alone")
+    assert sum(shares) == 60 and max(shares) - min(shares) <= 1
+
+
+def test_only_what_a_split_uses_is_decoded(splits: Splits, tmp_path: Path) -> None:
+    used = {"test": splits["test"]}
+    on_disk(used, tmp_path)
+    (name,) = files(tmp_path)
+    images = np.load(tmp_path / "decoded" / name)
+    _, rows = pool_of(splits["test"])
+    empty = [k for k, image in enumerate(images) if not image.any()]
+    assert empty == sorted(set(range(60)) - set(rows.tolist()))
+
+
+DIE = """
+import sys
+from pathlib import Path
+from tests.unit.data.test_decoded import open_folder, on_disk
+on_disk(open_folder(Path(sys.argv[1]) / "images"), Path(sys.argv[1]))
+"""
+
+
+def test_killed_in_the_middle_the_next_start_ends_with_the_same_file(splits: Splits, tmp_path: Path) -> None:
+    on_disk(splits, tmp_path / "alone")
+    environment = {**os.environ, "TL_FAILPOINT": "decoded.round=kill", "TL_ALLOW_FAILPOINTS": "1"}
+    root = Path(__file__).parents[3]
+    died = subprocess.run([sys.executable, "-c", DIE, tmp_path], cwd=root, env=environment, check=False)
+    assert died.returncode == -signal.SIGKILL
+    (left,) = files(tmp_path)
+    assert left.startswith(".tmp-")  # nothing that a reader would take for whole
+    with (tmp_path / "decoded" / left).open("r+b") as file:  # and whatever a crash has made of it
+        file.write(os.urandom(5000))
+    Workers(2).each(lambda worker: on_disk(splits, tmp_path, worker))
+    assert files(tmp_path) == files(tmp_path / "alone")
+
+
+def test_a_stop_and_a_failure_of_any_worker_leave_nothing(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refusal, match="was stopped") as refused:
+        Workers(2).each(lambda worker: on_disk(splits, tmp_path, worker, stop=worker.rank == 0))
+    assert refused.value.code == ExitCode.REQUEUE
+    assert files(tmp_path) == {}
+
+    def full(fd: int, data: Any, offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(Refusal, match="No space left on device") as refused:
+        on_disk(splits, tmp_path)
+    assert refused.value.code == ExitCode.STORAGE
+    assert files(tmp_path) == {}
+
+
+def test_what_was_left_long_ago_is_swept(splits: Splits, tmp_path: Path) -> None:
+    (tmp_path / "decoded").mkdir()
+    for name, age_s in (("old", 90_000), ("new", 1000)):
+        path = tmp_path / "decoded" / f".tmp-{name}.npy"
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age_s,) * 2)
+    on_disk(splits, tmp_path)
+    assert sorted(files(tmp_path))[0] == ".tmp-new.npy" and len(files(tmp_path)) == 2
 
 
 def test_a_source_in_memory_is_only_resized() -> None:
