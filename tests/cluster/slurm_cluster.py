@@ -124,6 +124,7 @@ class SlurmCluster:
     base: Path
     num_nodes: int = NUM_NODES
     _daemons: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list, init=False)
+    _claims: list[socket.socket] = field(default_factory=list, init=False)
 
     @property
     def conf(self) -> Path:
@@ -267,6 +268,8 @@ class SlurmCluster:
                 process.kill()
                 process.wait()
         self._daemons.clear()
+        for claim in self._claims:
+            claim.close()
 
     def _write_files(self) -> None:
         for name in ("etc", "run", "log", "state", "munge"):
@@ -276,7 +279,7 @@ class SlurmCluster:
             (self.base / "spool" / name).mkdir(parents=True)
             (self.base / "tmp" / name).mkdir(parents=True)
         host = socket.gethostname().split(".")[0]
-        controller_port, *ports = _free_ports(1 + self.num_nodes)
+        (controller_port, *ports), self._claims = _free_ports(1 + self.num_nodes)
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
             f"CPUs={CPUS_PER_NODE} RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
@@ -365,16 +368,25 @@ def _require_programs() -> None:
         )
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below the range from which the kernel takes ports for clients."""
+def _free_ports(count: int) -> tuple[list[int], list[socket.socket]]:
+    """Ports that nobody listens on, below the range from which the kernel takes ports for clients.
+
+    A name for each in the abstract namespace of unix sockets, held open, keeps other clusters of this machine from
+    choosing it before the daemon listens there.
+    """
     ports: list[int] = []
+    claims: list[socket.socket] = []
     for port in random.sample(range(15000, 32000), 200):
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe:
             try:
+                claim.bind(f"\0tl-dist-tests-port-{port}")
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                claim.close()
                 continue
         ports.append(port)
+        claims.append(claim)
         if len(ports) == count:
-            return ports
+            return ports, claims
     raise ClusterError(f"fewer than {count} free ports between 15000 and 32000")

@@ -122,8 +122,8 @@ def test_interrupted_job_ends_with_the_same_weights(
     slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
 ) -> None:
     """Asked to stop as before a time limit, then a worker is killed; each time Slurm starts the job again."""
-    # Slowed, so that the run is not over before it is told to stop.
-    slow = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done=sleep=0.05"}
+    # Slowed, so that it cannot be over before it is told to stop, nor before its worker is killed.
+    slow = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done=sleep=0.1"}
     run, job_id = harness.submit("interrupted", env=slow)
     wait_for_step(slurm, run, 10)
     slurm.run("scancel", "--signal=USR1", "--batch", job_id)
@@ -183,7 +183,8 @@ def test_dry_run_shows_the_job_and_submits_nothing(slurm: SlurmCluster, harness:
 
 def losses(run: RunDir) -> dict[int, float]:
     """The loss of each step; where an attempt repeats steps of an earlier one, the later."""
-    records = (json.loads(line) for line in run.metrics_file.read_text().splitlines())
+    whole_lines = run.metrics_file.read_text().rpartition("\n")[0].splitlines()  # it may be growing
+    records = (json.loads(line) for line in whole_lines)
     return {record["step"]: record["loss"] for record in records if record["event"] == "train"}
 
 

@@ -56,6 +56,10 @@ runtime: {threads: 1}
 """lines of a config that is not CONFIG"""
 
 
+STARTED: list[subprocess.Popen[str]] = []
+"""what a test has started; what is left of it at its end is killed, and workers die with their supervisor"""
+
+
 class Workspace:
     """A directory with one config; runs are made below it."""
 
@@ -68,9 +72,11 @@ class Workspace:
 
     def start(self, argv: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         env = dict(os.environ, **environment)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv, cwd=self.directory, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        STARTED.append(process)
+        return process
 
     def train(self, name: str, *more: str, expect: int = 0, launcher: Sequence[str] = ()) -> str:
         """Run to the end of the command; what it printed."""

@@ -86,6 +86,7 @@ def test_other_data_is_refused_between_attempts(workspace: Workspace) -> None:
     assert "was started with something else: class_names: " in said
 
 
+@pytest.mark.timing
 def test_a_delay_in_the_data_of_one_rank_is_put_down_to_it(workspace: Workspace) -> None:
     argv = workspace.argv("trial", *options("horovod"), "report.every_steps=10")
     process = workspace.start(argv, TL_FAILPOINT="data.batch@1=sleep=0.1", TL_ALLOW_FAILPOINTS="1")

@@ -55,9 +55,24 @@ def save(run, *steps, keep=3):
 def start(run, keep, *steps, failpoint=None) -> subprocess.Popen:
     trap = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": failpoint} if failpoint else {}
     command = [sys.executable, "-m", "tests.unit.save_commits", run.path, str(keep), *map(str, steps)]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, env=ENVIRONMENT | trap, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    STARTED.append(process)
+    return process
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:  # a stopped one would stay for ever
+            process.kill()
+            process.communicate()
 
 
 def finish(process) -> tuple[int, dict]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +33,9 @@ class Beat(NamedTuple):
 class Heartbeats:
     """The beats in one directory: a worker writes its own, the supervisor reads all."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
+        self._clock = clock
         self._fds: dict[int, int] = {}
         self._number = 0
         self._seen: dict[int, tuple[int, float, float]] = {}  # mtime, its age when first seen, when that was
@@ -82,7 +84,7 @@ class Heartbeats:
             path.unlink(missing_ok=True)
 
     def _age_s(self, rank: int, mtime_ns: int) -> float:
-        now = time.monotonic()
+        now = self._clock()
         if rank not in self._seen:
             age_s = max(0.0, (server_time_ns(self._directory) - mtime_ns) / 1e9)
             self._seen[rank] = (mtime_ns, age_s, now)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ class Lock:
         job: SlurmJob | None = None,
         wait_s: float = 0.0,
         heartbeat_s: float = HEARTBEAT_S,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> Lock:
         """Own the run, or raise a Refusal that names the owner; a live one is waited for up to `wait_s`.
 
@@ -88,7 +90,7 @@ class Lock:
         while True:
             try:
                 seen = _look(run.lock_dir)
-                history = _why_free(run.lock_dir, seen, me)
+                history = _why_free(run.lock_dir, seen, me, sleep)
                 if history:
                     failpoint("lock.judged", run.lock_dir)
                     lock = cls._take(run.lock_dir, seen.number + 1 if seen else 1, me, history)
@@ -103,7 +105,7 @@ class Lock:
                 ) from error
             if time.monotonic() >= deadline:
                 raise _in_use(run)
-            time.sleep(min(1.0, heartbeat_s))
+            sleep(min(1.0, heartbeat_s))
 
     @classmethod
     def _take(cls, directory: Path, number: int, me: Owner, history: str) -> Lock | None:
@@ -195,7 +197,7 @@ def holder(run: HasLock) -> Owner | None:
     return seen.owner if _age_s(run.lock_dir, seen) <= _patience_s(seen.owner) else None
 
 
-def _why_free(directory: Path, seen: _Look | None, me: Owner) -> str | None:
+def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[float], object]) -> str | None:
     """Why the next number may be made, in words; None when the owner must be taken for alive."""
     owner = seen.owner if seen else None
     if seen is None or (owner and owner.released):
@@ -211,7 +213,7 @@ def _why_free(directory: Path, seen: _Look | None, me: Owner) -> str | None:
     if _age_s(directory, seen) <= patience_s:
         return None
     # Old by one look. A second one, in case the server's clock was set between heartbeat and look.
-    time.sleep(1.2 * patience_s / MISSED_HEARTBEATS)
+    sleep(1.2 * patience_s / MISSED_HEARTBEATS)
     if _look(directory) != seen:
         return None
     return f"taken over from {owner or 'an unreadable owner'}, silent for {_age_s(directory, seen):.0f} s"

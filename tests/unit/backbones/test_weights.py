@@ -116,6 +116,7 @@ def test_a_photograph_gives_the_same_features_as_by_hand(hed):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
+@pytest.mark.timing
 def test_asking_again_takes_milliseconds_and_imports_nothing(hed):
     program = (
         "import sys, time\nfrom tl_dist.backbones import weights\nstart = time.perf_counter()\n"

@@ -129,11 +129,13 @@ def test_workers_wait_for_the_last_one(rendezvous):
     early = [threading.Thread(target=worker, args=(rank,)) for rank in (0, 1)]
     for thread in early:
         thread.start()
-    early[0].join(timeout=0.5)
+    for rank in (0, 1):
+        while ask(rendezvous, "GET", f"/ready/{rank}")[0] != 200:
+            assert early[rank].is_alive()
     assert arrived == []
     worker(2)
     for thread in early:
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     assert sorted(arrived) == [0, 1, 2]
 
 

@@ -57,6 +57,9 @@ for act, *args in acts[min(attempt, len(acts)) - 1]:
         print(args[0], flush=True)
     elif act == "sleep":
         time.sleep(args[0])
+    elif act == "meet":  # beats of an earlier attempt are cleared before any worker starts
+        while len(list((run / "heartbeats").glob("rank_*"))) < len(json.loads(os.environ["SCRIPT"])):
+            time.sleep(0.02)
     elif act == "kill":
         os.kill(os.getpid(), args[0])
     elif act == "child":
@@ -65,8 +68,10 @@ for act, *args in acts[min(attempt, len(acts)) - 1]:
     elif act == "stoppable":
         while not (run / "stop").exists():
             beats.beat(rank, "training", args[0])
-            time.sleep(0.05)
-        time.sleep(args[1])
+            time.sleep(0.02)
+        (run / f"saving_{rank}").touch()
+        while not (run / "saved").exists():
+            time.sleep(0.02)
         sys.exit(75)
     elif act == "exit":
         sys.exit(args[0])
@@ -140,8 +145,8 @@ def test_exit_code_zero_without_the_marker_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_commit(tmp_path: Path) -> None:
     script: Script = {
-        "0": [[["beat", 3], ["commit", 3], ["sleep", 0.4], ["exit", 76]], [["done"], ["exit", 0]]],
-        "1": [[["beat", 3], ["sleep", 0.2], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
+        "0": [[["beat", 3], ["commit", 3], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
+        "1": [[["beat", 3], ["meet"], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
     assert end == ExitCode.DONE
@@ -155,10 +160,11 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_commit(tmp_path: 
     assert second["from_step"] == 3
 
 
+@pytest.mark.timing
 def test_the_first_failure_ends_all_within_ten_seconds(tmp_path: Path) -> None:
     script: Script = {
-        "0": [[["child"], ["sleep", 60]], [["done"], ["exit", 0]]],
-        "1": [[["sleep", 0.3], ["kill", 9]], [["exit", 0]]],
+        "0": [[["child"], ["beat", 0], ["sleep", 60]], [["done"], ["exit", 0]]],
+        "1": [[["beat", 0], ["meet"], ["kill", 9]], [["exit", 0]]],
     }
     began = time.monotonic()
     end, run, _ = end_of(tmp_path, script)
@@ -174,9 +180,9 @@ def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_pee
     monkeypatch.setattr(group, "GRACE_S", 1.0)
     monkeypatch.setattr(group, "TERM_S", 0.2)
     script: Script = {
-        "0": [[["beat", 1], ["exit", 76]], [["done"], ["exit", 0]]],
+        "0": [[["beat", 1], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
         "1": [[["beat", 1], ["sleep", 60]], [["exit", 0]]],
-        "2": [[["beat", 1], ["exit", 76]], [["exit", 0]]],
+        "2": [[["beat", 1], ["meet"], ["exit", 76]], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
     assert end == ExitCode.DONE
@@ -191,7 +197,10 @@ def test_only_lost_peers_and_inner_errors_are_worth_a_restart(code: ExitCode) ->
 
 def test_a_refusal_is_final(tmp_path: Path) -> None:
     line = "refused: rank 1: /data/x.png is torn. Fix: restore it."
-    script: Script = {"0": [[["sleep", 0.5], ["exit", 76]]], "1": [[["say", line], ["exit", 65]]]}
+    script: Script = {
+        "0": [[["beat", 0], ["meet"], ["exit", 76]]],
+        "1": [[["beat", 0], ["meet"], ["say", line], ["exit", 65]]],
+    }
     end, run, _ = end_of(tmp_path, script)
     assert isinstance(end, Refusal) and end.code == 65
     assert str(end).startswith("rank 1 on ") and str(end).endswith(": /data/x.png is torn. Fix: restore it.")
@@ -219,12 +228,13 @@ def test_without_restarts_the_workers_own_code_is_passed_on(tmp_path: Path) -> N
     assert "SIGSEGV" in str(end) and len(attempts(run)) == 1
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("how", [["sleep", 60], ["kill", signal.SIGSTOP]])
 def test_a_hung_or_frozen_worker_is_ended_with_its_stacks_in_the_log(tmp_path: Path, how: list[Any]) -> None:
-    busy = [["beat", 0], *[act for k in range(1, 40) for act in (["beat", k], ["sleep", 0.1])]]
+    busy = [["beat", 0], ["meet"], *[act for k in range(1, 40) for act in (["beat", k], ["sleep", 0.1])]]
     script: Script = {
         "0": [busy, [["done"], ["exit", 0]]],
-        "1": [[["beat", 0], ["beat", 1], how], [["exit", 0]]],
+        "1": [[["beat", 0], ["meet"], ["beat", 1], how], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
     assert end == ExitCode.DONE
@@ -236,42 +246,44 @@ def test_a_hung_or_frozen_worker_is_ended_with_its_stacks_in_the_log(tmp_path: P
 
 
 def test_before_the_first_step_patience_is_longer(tmp_path: Path) -> None:
-    script: Script = {"0": [[["beat", 0], ["sleep", 2.5], ["done"], ["exit", 0]]]}
-    end, run, _ = end_of(tmp_path, script)
+    script: Script = {"0": [[["beat", 0], ["sleep", 1.0], ["done"], ["exit", 0]]]}
+    end, run, _ = end_of(tmp_path, script, "safety.hang_s=0.2")
     assert end == ExitCode.DONE and len(attempts(run)) == 1
 
 
 def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None:
-    script: Script = {"0": [[["sleep", 0.3], ["stoppable", 1, 0.1]]], "1": [[["stoppable", 1, 0.2]]]}
     run, _ = new_run(tmp_path)
-    with supervisor(run, script) as process:
+    (run.path / "saved").touch()
+    with supervisor(run, {"0": [[["stoppable", 1]]], "1": [[["stoppable", 1]]]}) as process:
         wait_for(lambda: len(run.read_beats()) == 2)
         run.request_stop()
-        assert process.wait(10) == ExitCode.REQUEUE
+        assert process.wait(30) == ExitCode.REQUEUE
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_asks_for_a_stop_and_waits_for_the_save(tmp_path: Path, number: int) -> None:
-    run, _ = new_run(tmp_path)
-    with supervisor(run, {"0": [[["stoppable", 5, 0.6]]], "1": [[["stoppable", 5, 0.6]]]}) as process:
+    run, _ = new_run(tmp_path, "safety.hang_s=30")
+    with supervisor(run, {"0": [[["stoppable", 5]]], "1": [[["stoppable", 5]]]}) as process:
         wait_for(lambda: len(run.read_beats()) == 2)
         process.send_signal(number)
+        wait_for(lambda: len(list(run.path.glob("saving_*"))) == 2)
         if number != signal.SIGINT:
-            time.sleep(0.2)
             process.send_signal(number)  # schedulers repeat themselves
-        assert process.wait(10) == ExitCode.REQUEUE
+        (run.path / "saved").touch()
+        assert process.wait(30) == ExitCode.REQUEUE
         shown = process.stdout.read() if process.stdout else ""
         assert shown.count("stopping after this step, saving") == 1
         assert ("press Ctrl-C again" in shown) == (number == signal.SIGINT)
         assert attempts(run)[0]["exit_code"] == ExitCode.REQUEUE
 
 
+@pytest.mark.timing
 def test_a_second_ctrl_c_ends_the_workers_at_once(tmp_path: Path) -> None:
-    run, _ = new_run(tmp_path)
+    run, _ = new_run(tmp_path, "safety.hang_s=30")
     with supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]]}) as process:
         wait_for(lambda: len(run.read_beats()) == 1)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.4)
+        wait_for(run.stop_requested)
         process.send_signal(signal.SIGINT)
         assert process.wait(6) == ExitCode.REQUEUE
         assert not alive(run.read_beats()[0].pid)
@@ -282,11 +294,11 @@ def test_a_stop_during_the_pause_before_a_restart_is_heeded(tmp_path: Path) -> N
     with supervisor(run, {"0": [[["exit", 76]]]}, pause_s=60) as process:
         wait_for(lambda: run.attempts.exists() and any("exit_code" in a for a in attempts(run)))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == ExitCode.REQUEUE
+        assert process.wait(30) == ExitCode.REQUEUE
 
 
 def test_workers_die_with_the_supervisor(tmp_path: Path) -> None:
-    run, _ = new_run(tmp_path)
+    run, _ = new_run(tmp_path, "safety.hang_s=30")
     with supervisor(
         run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]}
     ) as process:
@@ -344,11 +356,11 @@ def supervisor(run: RunDir, script: Script, *, pause_s: float = 0.05) -> Iterato
             process.kill()
 
 
-def wait_for(condition: Any, seconds: float = 15.0) -> None:
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:

@@ -1,0 +1,74 @@
+"""Horovod's process, without Horovod: what it is told about stalls, and what is said of a lost peer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, SafetyConfig
+from tl_dist.launch.command import worker_environment
+from tl_dist.parallel import horovod
+from tl_dist.refusal import ExitCode, Refusal
+
+SHUTDOWN = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
+CONFIG = Config(
+    name="x",
+    steps=1,
+    strategy="horovod",
+    workers=2,
+    data=DataConfig(name="digits"),
+    model=ModelConfig(backbone="tiny"),
+    optimizer=OptimizerConfig(name="sgd", learning_rate=0.1),
+    safety=SafetyConfig(hang_s=100, alone_s=5000),
+)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables of this process, which a worker would have."""
+    fake = SimpleNamespace(init=lambda: None, rank=lambda: 0, size=lambda: 2, local_rank=lambda: 0)
+    monkeypatch.setattr(horovod, "_import_horovod", lambda: fake)
+    variables: dict[str, str] = {}
+    monkeypatch.setattr(horovod, "os", SimpleNamespace(environ=variables))
+    return variables
+
+
+def test_under_our_launcher_the_inspector_ends_nothing(environment: dict[str, str]) -> None:
+    environment |= worker_environment(CONFIG, {}, processes=2, cores=2)
+    horovod.Horovod(CONFIG)
+    assert environment[SHUTDOWN] == "0"
+    assert environment["HOROVOD_STALL_CHECK_TIME_SECONDS"] == "25"  # it still warns
+
+
+def test_under_a_launcher_of_ones_own_it_has_the_patience_of_the_longest_phase(
+    environment: dict[str, str],
+) -> None:
+    horovod.Horovod(CONFIG)
+    assert environment[SHUTDOWN] == "5000"
+
+
+@pytest.mark.parametrize(
+    ("said", "fate"),
+    [
+        ("Horovod: gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2311", "died ("),
+        ("Horovod: Read error [127.0.0.1]:2311: Connection reset by peer", "died ("),
+        (
+            "Horovod: gloo: Timed out waiting 30000ms for recv operation to complete",
+            "stalled or cannot be reached (",
+        ),
+        (
+            "Horovod has been shut down. This was caused by an exception on one of the ranks",
+            "died or stalled (",
+        ),
+    ],
+)
+def test_a_stall_is_not_called_a_death(environment: dict[str, str], said: str, fate: str) -> None:
+    def collective() -> None:
+        raise tf.errors.UnknownError(None, None, said)
+
+    with pytest.raises(Refusal) as refused:
+        horovod.Horovod(CONFIG).supervise(collective)
+    assert f"since another worker {fate}" in str(refused.value)
+    assert refused.value.code == ExitCode.PEER_LOST
