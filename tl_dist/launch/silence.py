@@ -26,18 +26,14 @@ class Silence:
         """The silent ones of `ranks`, the one that holds up the others first, with what they were doing.
 
         Before its first step of this attempt a worker has more time: it imports, builds and compiles. A phase with
-        a patience of its own has that, and while a worker is in it, those that have come as far wait for it.
+        a patience of its own has that, and while a worker is in it, others that have come as far wait for it.
         """
         ranks = list(ranks)
-        working = [
-            beats[rank]
-            for rank in ranks
-            if rank in beats and beats[rank].patience_s and beats[rank].age_s <= self._limit_s(beats[rank])
-        ]
+        working = [beats[rank] for rank in ranks if rank in beats and beats[rank].patience_s]
         found: list[tuple[int, float, int, str]] = []
         for rank in ranks:
             beat = beats.get(rank)
-            if beat and any(other is not beat and other.number <= beat.number for other in working):
+            if beat and not beat.patience_s and any(other.number <= beat.number for other in working):
                 self._waited[rank] = now
             silent_s = now - max(
                 self._waited.get(rank, self._began), now - beat.age_s if beat else self._began

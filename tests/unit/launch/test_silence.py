@@ -80,6 +80,13 @@ def test_a_worker_that_has_not_come_as_far_waits_for_nobody(watched: Watched) ->
     assert list(watched.hung_after(12)) == [1] and watched.now == 11
 
 
+def test_two_with_patience_do_not_wait_for_each_other(watched: Watched) -> None:
+    for rank in (0, 1):
+        watched.beat(rank, "compiling stage 2", patience_s=100)
+    assert watched.hung_after(100) == {}
+    assert list(watched.hung_after(1)) == [0, 1]
+
+
 def test_two_that_say_the_same_without_patience_are_judged_as_before(watched: Watched) -> None:
     for rank in (0, 1):
         watched.beat(rank, "stepping")
