@@ -10,7 +10,6 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -356,9 +355,11 @@ def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_with_horovod")
-def test_ranks_of_a_launcher_become_workers_of_one_run() -> None:
+def test_ranks_of_a_launcher_become_workers_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ranks(2)
     outcome: list[Any] = []
+    looked, config_of = threading.Event(), join._config_of
+    monkeypatch.setattr(join, "_config_of", lambda run: (config_of(run), looked.set())[0])
 
     def second_rank() -> None:
         try:
@@ -368,11 +369,11 @@ def test_ranks_of_a_launcher_become_workers_of_one_run() -> None:
 
     thread = threading.Thread(target=second_rank)
     thread.start()
-    time.sleep(0.3)
+    assert looked.wait(60)
     assert not outcome  # it waits for rank 0
     with pytest.raises(Became) as became:
         join.join(Request(Path("fake.yaml")), first, become=become)
-    thread.join(10)
+    thread.join(60)
     assert became.value.args == (Path("runs/fake"),)
     assert isinstance(outcome[0], Became)
     cfg = config_file.load("runs/fake/config.yaml")
