@@ -145,8 +145,8 @@ def test_exit_code_zero_without_the_marker_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_commit(tmp_path: Path) -> None:
     script: Script = {
-        "0": [[["beat", 3], ["commit", 3], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
-        "1": [[["beat", 3], ["meet"], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
+        "0": [[["commit", 3], ["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
+        "1": [[["beat", 0], ["meet"], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
     assert end == ExitCode.DONE
@@ -180,9 +180,9 @@ def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_pee
     monkeypatch.setattr(group, "GRACE_S", 1.0)
     monkeypatch.setattr(group, "TERM_S", 0.2)
     script: Script = {
-        "0": [[["beat", 1], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
-        "1": [[["beat", 1], ["sleep", 60]], [["exit", 0]]],
-        "2": [[["beat", 1], ["meet"], ["exit", 76]], [["exit", 0]]],
+        "0": [[["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
+        "1": [[["beat", 0], ["sleep", 60]], [["exit", 0]]],
+        "2": [[["beat", 0], ["meet"], ["exit", 76]], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
     assert end == ExitCode.DONE
@@ -252,7 +252,7 @@ def test_before_the_first_step_patience_is_longer(tmp_path: Path) -> None:
 
 
 def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None:
-    run, _ = new_run(tmp_path)
+    run, _ = new_run(tmp_path, "safety.hang_s=30")
     (run.path / "saved").touch()
     with supervisor(run, {"0": [[["stoppable", 1]]], "1": [[["stoppable", 1]]]}) as process:
         wait_for(lambda: len(run.read_beats()) == 2)
