@@ -3,10 +3,13 @@
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
-CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/tl_dist
+CACHE=${XDG_CACHE_HOME:-~/.cache}/tl_dist
 LOGS=$CACHE/logs
 PYTHON_WANTED="3.11, 3.12 or 3.13"
 PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
+# For texts that are copied into a shell: this command, and how to start afresh.
+COMMAND=$(printf %q "$0")
+REMOVE_VENV="rm -r $(printf %q "$VENV")"
 
 # refuse CODE TEXT: one line that says what is wrong and how to mend it, then exit.
 refuse() {
@@ -34,7 +37,8 @@ phase() {
 
 # The log folder is needed before anything can be told about a failure.
 prepare() {
-  mkdir -p "$LOGS" 2>/dev/null || refuse 73 "cannot write to $LOGS. Fix: set XDG_CACHE_HOME to a folder of yours"
+  mkdir -p "$LOGS" 2>/dev/null && [[ -w $LOGS ]] ||
+    refuse 73 "cannot write to $LOGS. Fix: set XDG_CACHE_HOME to a folder of yours"
   cd "$ROOT" || exit
 }
 
@@ -47,21 +51,25 @@ ensure_venv() {
   local candidate
   if [[ -x $VENV/bin/python ]]; then
     suitable "$VENV/bin/python" ||
-      refuse 64 "$VENV has $("$VENV/bin/python" --version 2>&1), and $PYTHON_WANTED is needed. Fix: rm -r $VENV, then run this again"
+      refuse 64 "$VENV has $("$VENV/bin/python" --version 2>&1), and $PYTHON_WANTED is needed. Fix: $REMOVE_VENV, then run this again"
     "$VENV/bin/python" -c 'import pip' 2>/dev/null ||
-      refuse 64 "$VENV has no pip. Fix: rm -r $VENV, then run this again"
+      refuse 64 "$VENV has no pip. Fix: $REMOVE_VENV, then run this again"
     return
   fi
+  [[ -w $ROOT ]] || refuse 73 "cannot write to $ROOT. Fix: work in a clone of your own"
   for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13; do
     suitable "$candidate" || continue
     phase "making .venv with $candidate" "$candidate" -m venv "$VENV" && return
     rm -rf "$VENV"
     refuse 69 "$candidate cannot make a virtual environment. Fix: apt-get install python3-venv, then run this again"
   done
-  refuse 69 "no Python $PYTHON_WANTED on PATH. Fix: install one, or name it: PYTHON=/path/to/python3.11 $0"
+  refuse 69 "no Python $PYTHON_WANTED on PATH. Fix: install one, or name it: PYTHON=/path/to/python3.11 $COMMAND"
 }
 
-installed() { [[ -n $(compgen -G "$VENV/lib/python3.*/site-packages/$1-*.dist-info") ]]; }
+installed() {
+  local matches=("$VENV"/lib/python3.*/site-packages/"$1"-*.dist-info)
+  [[ -e ${matches[0]} ]]
+}
 
 # Which TensorFlow: the one that is there; else the CUDA build where a GPU answers, unless $1 is "cpu".
 accelerator() {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +23,9 @@ from horovod_build.survey import TOOLCHAIN, Nccl, Recipe, Survey
 BUILD_TOOLS = ("setuptools>=70,<81", "wheel", "cmake>=3.26")
 # Horovod's setup.py imports its own package, and its runtime needs with it.
 RUNTIME_NEEDS = ("cloudpickle", "psutil", "pyyaml", "packaging")
+# Horovod's CMake files hand TensorFlow's folders on as words of one string, and what reads it splits at blanks; make
+# and the shell take quotes, `$` and `#` for their own. Only paths of these characters come through whole.
+PLAIN = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def cache_folder() -> Path:
@@ -74,6 +79,48 @@ def num_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), int(memory / 1.5e9), 16))
 
 
+def work_folder(progress: Progress) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder with a plain path. CMake works with resolved paths: here a link would not help."""
+    stated = tempfile.gettempdir()
+    for folder in map(os.path.realpath, (stated, "/tmp", "/var/tmp")):
+        if PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK):
+            if folder != os.path.realpath(stated):
+                progress.say(f"compiling in {folder}: Horovod does not compile in {stated!r}")
+            return tempfile.TemporaryDirectory(
+                prefix="tl_dist-horovod-", dir=folder, ignore_cleanup_errors=True
+            )
+    raise refusal.Refusal(
+        f"Horovod does not compile in {stated!r}, and /tmp and /var/tmp cannot be written. "
+        "Fix: set TMPDIR to a folder of yours whose path has only letters, digits, '.', '_' and '-'",
+        refusal.CANNOT_CREATE,
+    )
+
+
+def plain(path: Path, link: Path) -> Path:
+    """The path itself where it is plain, else `link`, made to point to it."""
+    if PLAIN.fullmatch(str(path)):
+        return path
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(path)
+    return link
+
+
+def plain_paths(found: Survey, work: Path) -> Survey:
+    """The survey with every path that CMake sees plain.
+
+    An interpreter that is started through a link to its environment reports its packages below the link. A
+    TensorFlow elsewhere, in a user's own site-packages, gets a link that PYTHONPATH finds first.
+    """
+    home = found.python.parent.parent
+    if not found.tensorflow.is_relative_to(home):
+        plain(found.tensorflow, work / "packages" / "tensorflow")
+    return dataclasses.replace(
+        found,
+        python=plain(home, work / "environment") / found.python.relative_to(home),
+        cuda_home=found.cuda_home and plain(found.cuda_home, work / "cuda"),
+    )
+
+
 def build_environment(found: Survey, work: Path) -> dict[str, str]:
     """The environment of the compile, without the caller's HOROVOD_* settings: the key does not show them."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HOROVOD_")}
@@ -81,7 +128,10 @@ def build_environment(found: Survey, work: Path) -> dict[str, str]:
     (work / "toolchain.cmake").write_text(TOOLCHAIN)
     env |= {
         "PATH": os.pathsep.join([str(tools / "bin"), str(found.python.parent), env.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(tools), env.get("PYTHONPATH", "")])),
+        "PYTHONPATH": os.pathsep.join(
+            [str(tools), str(work / "packages"), *filter(None, [env.get("PYTHONPATH")])]
+        ),
+        "TMPDIR": str(work),
         "CMAKE_GENERATOR": "Unix Makefiles",  # setup.py passes VERBOSE=1, which only make understands
         "CMAKE_TOOLCHAIN_FILE": str(work / "toolchain.cmake"),
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # Gloo's CMake file asks for 2.8.12, which CMake 4 refuses
@@ -121,31 +171,33 @@ def build(found: Survey, progress: Progress) -> Path:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{found.recipe.key}.log"
     log.write_text(f"{found.recipe.summary}\n")
-    work = Path(tempfile.mkdtemp(prefix="tl_dist-horovod-"))
-    pip = [found.python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     phase = "preparing"
     try:
-        env = build_environment(found, work)
-        phase = "fetching the build tools"
-        # --ignore-installed: pip would otherwise leave out what the environment has.
-        target = ["--ignore-installed", "--target", work / "tools"]
-        command = [*pip, "install", *target, *BUILD_TOOLS, *RUNTIME_NEEDS]
-        progress.run(phase, command, log, dict(os.environ))
-        phase = f"fetching Horovod {edits.VERSION}"
-        pinned = work / "horovod.txt"
-        pinned.write_text(f"horovod=={edits.VERSION} --hash=sha256:{edits.SHA256}\n")
-        exactly = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", pinned]
-        progress.run(phase, [*pip, "download", "--dest", work, *exactly], log, env)
-        source = unpack(work)
-        edits.apply_edits(source)
-        phase = "compiling Horovod"
-        # Only now: pip refuses a downloaded archive that gives itself another version than its file name.
-        env["HOROVOD_LOCAL_VERSION"] = found.recipe.label
-        expect = f"once per machine, a few minutes, {num_jobs()} jobs; log: {log}"
-        command = [*pip, "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", work / "out", source]
-        progress.run(phase, command, log, env, expect)
-        (wheel,) = (work / "out").glob("horovod-*.whl")
-        return keep(wheel, found.recipe)
+        with work_folder(progress) as folder:
+            work = Path(folder)
+            found = plain_paths(found, work)
+            env = build_environment(found, work)
+            pip = [found.python, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+            phase = "fetching the build tools"
+            # --ignore-installed: pip would otherwise leave out what the environment has.
+            target = ["--ignore-installed", "--target", work / "tools"]
+            command = [*pip, "install", *target, *BUILD_TOOLS, *RUNTIME_NEEDS]
+            progress.run(phase, command, log, dict(os.environ))
+            phase = f"fetching Horovod {edits.VERSION}"
+            pinned = work / "horovod.txt"
+            pinned.write_text(f"horovod=={edits.VERSION} --hash=sha256:{edits.SHA256}\n")
+            exactly = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-r", pinned]
+            progress.run(phase, [*pip, "download", "--dest", work, *exactly], log, env)
+            source = unpack(work)
+            edits.apply_edits(source)
+            phase = "compiling Horovod"
+            # Only now: pip refuses a downloaded archive that gives itself another version than its file name.
+            env["HOROVOD_LOCAL_VERSION"] = found.recipe.label
+            expect = f"once per machine, a few minutes, {num_jobs()} jobs; log: {log}"
+            command = [*pip, "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", work / "out", source]
+            progress.run(phase, command, log, env, expect)
+            (wheel,) = (work / "out").glob("horovod-*.whl")
+            return keep(wheel, found.recipe)
     except subprocess.CalledProcessError as error:
         raise build_failure(phase, log, log.read_text(errors="replace")) from error
     except OSError as error:
@@ -153,8 +205,6 @@ def build(found: Survey, progress: Progress) -> Path:
             f"{phase} failed: {error} (log: {log}). Fix: free space or set TMPDIR; {refusal.MEANWHILE}",
             refusal.INTERNAL,
         ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def unpack(work: Path) -> Path:

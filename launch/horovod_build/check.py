@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,9 +33,10 @@ def boxes(python: Path) -> str:
     done = subprocess.run([str(python), "-c", BUILT], capture_output=True, text=True, cwd="/")
     if done.returncode:
         line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        quoted = shlex.quote(str(python))
         raise refusal.Refusal(
             f"the Horovod in {python} does not load: {line[:300]}. "
-            f"Fix: {python} -m pip uninstall -y horovod, then launch/install_horovod --python {python}",
+            f"Fix: {quoted} -m pip uninstall -y horovod, then launch/install_horovod --python {quoted}",
             refusal.CHECK_FAILED,
         )
     return done.stdout.strip()
@@ -49,7 +51,8 @@ def check(python: Path) -> bool:
     """A real sum over ranks by every launcher that the build supports. Prints boxes and figures."""
     if not probe(python)["horovod"]:
         raise refusal.Refusal(
-            f"no Horovod in {python}. Fix: launch/install_horovod --python {python}", refusal.CHECK_FAILED
+            f"no Horovod in {python}. Fix: launch/install_horovod --python {shlex.quote(str(python))}",
+            refusal.CHECK_FAILED,
         )
     built = boxes(python)
     print(built, flush=True)

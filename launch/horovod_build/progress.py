@@ -81,35 +81,50 @@ def last_bytes(file: Path, count: int) -> str:
         return stream.read().decode(errors="replace")
 
 
+# What compilers, linkers and CMake write before what went wrong. Not the word "error" alone: files have it as a name.
+BUILD_ERROR = re.compile(
+    r": (fatal |internal compiler )?error: |: undefined reference to |\bld: |^CMake Error|^nvcc fatal"
+    r"|\bKilled\b|Cannot allocate memory|No space left on device"
+)
+# A linker names the place in one line, and what is wrong there in the next.
+NOT_YET = re.compile(r"\bld: (warning: |.*: in function )")
+# What pip and Python write, apart from the lines that only say that the command before failed.
+OTHER_ERROR = re.compile(
+    r"^ERROR: (?!Failed |.*Failed to build)|^(?!\S*CalledProcessError)[\w.]*(Error|Exception|Exit)(: |$)"
+)
+FIXES = (
+    (r"No space left", "free some space, or set TMPDIR to a folder on a larger disk"),
+    (
+        r"Killed|internal compiler error|Cannot allocate",
+        "set TL_DIST_BUILD_JOBS=1 and run it again: memory ran out",
+    ),
+    (
+        r"No matching distribution|Connection|Could not find a version",
+        "let pip reach it: PIP_INDEX_URL names a mirror, PIP_FIND_LINKS a folder with the files",
+    ),
+    (
+        r"\.h(pp)?: No such file|cannot find -l|undefined reference|Could NOT find|Could not find",
+        "install the development package that has what that line misses (the log says who asks for it)",
+    ),
+    ("", "correct what that line names (the log has its context), then run it again"),
+)
+
+
 def telling_line(log_text: str) -> str:
-    """The line of a build log that says what went wrong: a compiler's first error, else the last line."""
-    noise = re.compile(
-        r"subprocess-exited-with-error|Failed (to build|building)|returned non-zero|Traceback"
-        r"|error: (legacy|metadata)"
-    )
-    telling = re.compile(
-        r"(?<![\w-])(fatal error|error|undefined reference|No space left|Killed|cannot find"
-        r"|No matching distribution)\b",
-        re.I,
-    )
+    """The line of a build log that says what went wrong: the first error of a compiler, a linker or CMake; where
+    there is none, the first of pip or Python; else the last line."""
     lines = [line.strip() for line in log_text.splitlines() if line.strip()]
-    found = [line for line in lines if telling.search(line) and not noise.search(line)]
-    line = found[0] if found else (lines[-1] if lines else "(the log is empty)")
-    if line.startswith("CMake Error"):  # its message is on the next line
-        line += " " + lines[min(lines.index(line) + 1, len(lines) - 1)]
+    errors = [line for line in lines if BUILD_ERROR.search(line) and not NOT_YET.search(line)]
+    errors = errors or [line for line in lines if OTHER_ERROR.search(line)]
+    line = (errors or lines[-1:] or ["(the log is empty)"])[0]
+    if line.startswith("CMake Error") and line.endswith(":"):  # its message is on the next line
+        line = " ".join(lines[lines.index(line) :][:2])
     return line[:300]
 
 
 def build_failure(what: str, log: Path, log_text: str) -> refusal.Refusal:
     line = telling_line(log_text)
-    if re.search("No space left", line):
-        fix = "free some space, or set TMPDIR to a larger disk"
-    elif re.search(r"Killed|Cannot allocate", line):
-        fix = "it ran out of memory: set TL_DIST_BUILD_JOBS=1 and run again"
-    elif re.search(r"No matching distribution|Connection|Could not find a version", line):
-        fix = "let pip reach it: PIP_INDEX_URL names a mirror, PIP_FIND_LINKS a folder with the files"
-    else:
-        fix = "read the log above that line"
+    fix = next(fix for pattern, fix in FIXES if re.search(pattern, line))
     return refusal.Refusal(
         f"{what} failed: {line} (log: {log}). Fix: {fix}; {refusal.MEANWHILE}", refusal.INTERNAL
     )

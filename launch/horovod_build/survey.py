@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
@@ -82,6 +83,7 @@ class Survey:
     """What was found, in the words of the recipe and as paths."""
 
     python: Path
+    tensorflow: Path  # the package's folder
     recipe: Recipe
     cuda_home: Path | None
     nccl: Nccl | None
@@ -189,32 +191,30 @@ def major(version: str) -> int:
 def survey(python: Path, gpu: bool | None) -> Survey:
     """Look around. `gpu` is True (--gpu), False (--no-gpu) or None: decided by TensorFlow's wheel."""
     facts = probe(python)
+    quoted = shlex.quote(str(python))
     if not facts["pip"]:
-        raise refusal.Refusal(f"{python} has no pip. Fix: {python} -m ensurepip", refusal.USAGE)
+        raise refusal.Refusal(f"{python} has no pip. Fix: {quoted} -m ensurepip", refusal.USAGE)
     if not facts["tensorflow"] or not facts["tensorflow_dir"]:
         raise refusal.Refusal(
-            f"no TensorFlow in {python}. Fix: {python} -m pip install -e '.[cpu]' in the checkout (or [gpu])",
+            f"no TensorFlow in {python}. Fix: {quoted} -m pip install -e '.[cpu]' in the checkout (or [gpu])",
             refusal.USAGE,
         )
-    wheel_cuda = tensorflow_cuda(Path(facts["tensorflow_dir"]))
+    tensorflow = Path(facts["tensorflow_dir"])
+    wheel_cuda = tensorflow_cuda(tensorflow)
     cuda, cuda_home, nccl, warnings = "none", None, None, []
     if gpu or (gpu is None and wheel_cuda != "none"):
         cuda, cuda_home = find_cuda()
         nccl = find_nccl(Path(facts["purelib"]), cuda_home)
-        missing = [
-            *(["nvcc (Fix: load or install the CUDA toolkit, or set CUDA_HOME)"] if not cuda_home else []),
-            *(
-                [f"NCCL (Fix: {python} -m pip install nvidia-nccl-cu12, or set HOROVOD_NCCL_HOME)"]
-                if not nccl
-                else []
-            ),
-        ]
+        missing = {}
+        if not cuda_home:
+            missing["nvcc"] = "load or install the CUDA toolkit, or set CUDA_HOME"
+        if not nccl:
+            missing["NCCL"] = f"{quoted} -m pip install nvidia-nccl-cu12, or set HOROVOD_NCCL_HOME"
+        lacking = f"{' and '.join(missing)}. Fix: {'; '.join(missing.values())}"
         if missing and gpu:
-            raise refusal.Refusal("--gpu needs " + " and ".join(missing), refusal.UNAVAILABLE)
+            raise refusal.Refusal(f"--gpu needs {lacking}", refusal.UNAVAILABLE)
         if missing:
-            warnings.append(
-                "no NCCL in this build, gradients will travel over the host: missing " + " and ".join(missing)
-            )
+            warnings.append(f"no NCCL in this build, gradients will travel over the host: missing {lacking}")
             cuda, cuda_home, nccl = "none", None, None
         elif major(cuda) > major(wheel_cuda) > 0:
             warnings.append(
@@ -232,4 +232,4 @@ def survey(python: Path, gpu: bool | None) -> Survey:
         nccl=nccl.version if nccl else "none",
         edits=digest_of([(edit.path, edit.old, edit.new) for edit in edits.EDITS] + [TOOLCHAIN]),
     )
-    return Survey(python, recipe, cuda_home, nccl, facts["horovod"], tuple(warnings))
+    return Survey(python, tensorflow, recipe, cuda_home, nccl, facts["horovod"], tuple(warnings))

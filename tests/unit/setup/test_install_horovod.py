@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,8 @@ def test_a_missing_compiler_is_one_line_with_the_package_and_the_way_without(
 
 def test_settings_of_the_caller_do_not_leak_into_the_build(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "MPI")
-    found = survey.Survey(Path(sys.executable), recipe, cuda_home=None, nccl=None, installed=None)
+    python, tensorflow = Path(sys.executable), tmp_path / "tensorflow"
+    found = survey.Survey(python, tensorflow, recipe, cuda_home=None, nccl=None, installed=None)
     env = build.build_environment(found, tmp_path)
     assert "HOROVOD_GPU_OPERATIONS" not in env
     assert env["HOROVOD_WITH_MPI"] == "1"
@@ -182,6 +184,44 @@ def test_the_build_of_tensorflow_is_read_without_importing_it(tmp_path, build_in
             "cc1plus: fatal error: x: No space left on device\n",
             "cc1plus: fatal error: x: No space left on device",
         ),
+        (
+            "  [ 31%] Building CXX object gloo/transport/tcp/error.cc.o\n"
+            "  cd /tmp/x && /usr/bin/c++ -c error.cc -o error.cc.o\n"
+            "  c++: error: tl/include: linker input file not found: No such file or directory\n"
+            "  gmake[2]: *** [build.make:79: common.cc.o] Error 1\n"
+            "  subprocess.CalledProcessError: Command '['cmake']' returned non-zero exit status 2.\n"
+            "error: subprocess-exited-with-error\nERROR: Failed building wheel for horovod\n",
+            "c++: error: tl/include: linker input file not found: No such file or directory",
+        ),
+        (
+            "/usr/bin/ld: warning: x.o: missing .note.GNU-stack section\n"
+            "/usr/bin/ld: ops.cc.o: in function `main':\nops.cc:(.text+0x5): undefined reference to `f'\n"
+            "collect2: error: ld returned 1 exit status\n",
+            "ops.cc:(.text+0x5): undefined reference to `f'",
+        ),
+        (
+            "/usr/bin/ld: cannot find -lnccl: No such file or directory\ncollect2: error: ld returned 1\n",
+            "/usr/bin/ld: cannot find -lnccl: No such file or directory",
+        ),
+        (
+            "g++: internal compiler error: Killed (program cc1plus)\nmake: *** [x.o] Error 4\n",
+            "g++: internal compiler error: Killed (program cc1plus)",
+        ),
+        (
+            "CMake Error: CMake was unable to find a build program\n-- Configuring incomplete, errors occurred!\n",
+            "CMake Error: CMake was unable to find a build program",
+        ),
+        (
+            "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'wheel'\n"
+            "error: metadata-generation-failed\n",
+            "ModuleNotFoundError: No module named 'wheel'",
+        ),
+        (
+            "WARNING: Retrying after connection broken\n"
+            "ERROR: Could not find a version that satisfies the requirement horovod==0.28.1\n"
+            "ERROR: No matching distribution found for horovod==0.28.1\n",
+            "ERROR: Could not find a version that satisfies the requirement horovod==0.28.1",
+        ),
         ("something\nunheard of\n\n", "unheard of"),
         ("", "(the log is empty)"),
     ],
@@ -189,8 +229,53 @@ def test_the_build_of_tensorflow_is_read_without_importing_it(tmp_path, build_in
 def test_a_failed_build_is_told_by_its_telling_line(log, line):
     assert progress.telling_line(log) == line
     refusal = progress.build_failure("compiling Horovod", Path("/logs/x.log"), log)
-    assert "log: /logs/x.log" in str(refusal)
-    assert "Fix: " in str(refusal)
+    assert str(refusal).startswith(f"compiling Horovod failed: {line} (log: /logs/x.log). Fix: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("c++: fatal error: Killed signal terminated program cc1plus", "TL_DIST_BUILD_JOBS=1"),
+        ("g++: internal compiler error: Killed (program cc1plus)", "TL_DIST_BUILD_JOBS=1"),
+        ("cc1plus: fatal error: x: No space left on device", "TMPDIR"),
+        ("ERROR: No matching distribution found for horovod==0.28.1", "PIP_INDEX_URL"),
+        ("/usr/bin/ld: cannot find -lnccl: No such file or directory", "development package"),
+        ("a.cc:7:1: error: no such thing", "correct what that line names"),
+    ],
+)
+def test_the_fix_is_that_of_the_fault(line, fix):
+    assert fix in str(progress.build_failure("compiling Horovod", Path("x.log"), line)).split(". Fix: ")[1]
+
+
+def test_a_temporary_folder_with_a_blank_is_passed_over(tmp_path, monkeypatch, capsys):
+    stated = tmp_path / "my disk"
+    stated.mkdir()
+    link = tmp_path / "plain"  # CMake would see what it points to
+    link.symlink_to(stated)
+    for folder in (stated, link):
+        monkeypatch.setattr(build.tempfile, "tempdir", str(folder))
+        with build.work_folder(progress.Progress()) as made:
+            assert re.fullmatch(r"/(var/)?tmp/tl_dist-horovod-\w+", made)
+        assert not Path(made).exists()
+        assert f"Horovod does not compile in '{folder}'" in capsys.readouterr().out
+    monkeypatch.setattr(build.os, "access", lambda *_: False)
+    with pytest.raises(refusal.Refusal, match=r"plain.*Fix: set TMPDIR to ") as refused:
+        build.work_folder(progress.Progress())
+    assert refused.value.code == 73
+
+
+def test_a_tensorflow_outside_the_environment_is_found_by_a_plain_path(recipe, tmp_path):
+    tensorflow = tmp_path / "Jane Doe" / "site-packages" / "tensorflow"
+    tensorflow.mkdir(parents=True)
+    (tensorflow / "__init__.py").touch()
+    found = survey.Survey(Path(sys.executable), tensorflow, recipe, cuda_home=None, nccl=None, installed=None)
+    work = tmp_path / "work"
+    work.mkdir()
+    found = build.plain_paths(found, work)
+    where = [found.python, "-c", "import tensorflow; print(tensorflow.__file__)"]
+    env = build.build_environment(found, work)
+    done = subprocess.run(where, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{work}/packages/tensorflow/__init__.py\n"
 
 
 @pytest.mark.parametrize(
