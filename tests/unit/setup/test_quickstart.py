@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NOBODY = 65534
 NAMES = ("project tl", "it's", "Büro", "$all \"of\" 'it', (ü) [1]; #2 & more")
 # What the scripts call: PATH names a folder that has nothing else, whatever is installed on this machine.
-TOOLS = "bash cat cp cut dirname env grep mkdir rm sh sha256sum tail touch tr".split()
+TOOLS = "bash cat cp cut dirname env grep mkdir rm sh sha256sum tail touch tr"
 
 # An interpreter whose environments have the stub for pip.
 PYTHON = """#!/bin/bash
@@ -68,7 +68,7 @@ class Checkout:
         (self.folder / "pyproject.toml").touch()
         stub = home / "stub_pip.py"
         shutil.copy(Path(__file__).with_name("stub_pip.py"), stub)
-        for tool in TOOLS:
+        for tool in TOOLS.split():
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
         python = PYTHON.format(python=shlex.quote(interpreter()), stub=shlex.quote(str(stub)))
         commands = {"python3": python, "c++": COMPILER, "g++": COMPILER, "make": "#!/bin/sh\n"}
