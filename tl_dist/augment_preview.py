@@ -46,7 +46,7 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
     shown = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
     read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation)
     strips = []
-    for row, index in enumerate(shown):
+    for row, index in enumerate(shown.tolist()):
         whole = _images(plain(source, size), np.full(1, index), np.zeros(1, np.int64))
         positions = np.arange(COLUMNS, dtype=np.int64) + row * COLUMNS
         strips.append(np.concatenate([whole, _mixed(read, source, index, positions)]))

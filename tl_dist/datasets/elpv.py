@@ -44,7 +44,7 @@ def open_elpv(data: DataConfig) -> Splits:
         root = directory_of(data, f"labels.csv and images of {PACKAGE}; without it they are fetched")
     cells = _read_labels(root / "labels.csv")
     labels = np.array([cell.probability > 0.5 for cell in cells], np.int32)
-    if data.path is None and (len(cells), labels.sum()) != (NUM_CELLS, NUM_DEFECTIVE):
+    if data.path is None and (len(cells), int(labels.sum())) != (NUM_CELLS, NUM_DEFECTIVE):
         raise _wrong(
             root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}"
         )
