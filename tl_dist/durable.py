@@ -71,6 +71,24 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """A descriptor of a new file, which takes the place of `path` at the end: else the old file stays as it was."""
+    temporary = temporary_name(path)
+    fd = os.open(temporary, _CREATE, 0o600)
+    try:
+        try:
+            yield fd
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_directory(path.parent)
+
+
 def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> None:
     """Put `data` at `path`: every reader, and a crash at any moment, finds the old file or the new one.
 

@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist.figures.predictions import MAX_RECORDED_CLASSES
 from tl_dist.run import RunDir, write_atomically
 from tl_dist.state import Evaluation, Report
+
+MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
+MAX_SIDE = 1024  # pixels of a picture of more classes
+MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix
 
 
 class Metrics:
@@ -105,15 +110,17 @@ class Metrics:
             self._board.scalars(
                 step, {f"{result.split}/loss": result.mean_loss, f"{result.split}/accuracy": result.accuracy}
             )
-            self._board.image(
-                step, f"{result.split}/confusion", confusion_picture(result.confusion, self._class_names)
+            self._picture(
+                step,
+                f"{result.split}/confusion",
+                lambda: confusion_picture(result.confusion, self._class_names),
             )
 
     def images(self, step: int, images: np.ndarray, labels: Sequence[int]) -> None:
         """A grid of augmented training images, as the network gets them: uint8 [n, h, w, 3]."""
         if self._board:
             names = [self._class_names[label] for label in labels]
-            self._board.image(step, "train/augmented_images", grid_picture(images, names))
+            self._picture(step, "train/augmented_images", lambda: grid_picture(images, names))
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
         """The flat config, for TensorBoard's HParams page."""
@@ -140,6 +147,14 @@ class Metrics:
         if self._board:
             self._board.close()
 
+    def _picture(self, step: int, tag: str, draw: Callable[[], bytes]) -> None:
+        """Show a picture; one that cannot be drawn is a note, and no reason to end a run."""
+        assert self._board
+        try:
+            self._board.image(step, tag, draw())
+        except Exception as error:  # fonts, memory, a library's own faults
+            self.note(f"no picture {tag} of step {step:,}: {type(error).__name__}: {error}")
+
     def _write(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(record) + "\n")
         self._lines.flush()
@@ -148,7 +163,16 @@ class Metrics:
 
 
 def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
-    """An evaluation as a line of metrics.jsonl."""
+    """An evaluation as a line of metrics.jsonl.
+
+    Beyond MAX_RECORDED_CLASSES it has the largest errors in place of the confusion matrix, which lies beside the
+    predictions.
+    """
+    counts: dict[str, Any] = (
+        {"confusion": result.confusion.tolist(), "class_names": list(class_names)}
+        if len(class_names) <= MAX_RECORDED_CLASSES
+        else {"largest_errors": _largest_errors(result.confusion, class_names)}
+    )
     return {
         "event": "evaluation",
         "step": step,
@@ -158,9 +182,17 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
         "num_correct": result.num_correct,
         "num_examples": result.num_examples,
         "figures": dict(result.figures),
-        "confusion": result.confusion,
-        "class_names": list(class_names),
+        **counts,
     }
+
+
+def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(true class, what was said, how often) of what was confused most often."""
+    errors = confusion.copy()
+    np.fill_diagonal(errors, 0)
+    largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_ERRORS]
+    pairs = zip(*np.unravel_index(largest, errors.shape), strict=True)
+    return [(class_names[i], class_names[k], int(errors[i, k])) for i, k in pairs if errors[i, k]]
 
 
 def drop_lines_after(run: RunDir, step: int) -> None:
@@ -221,26 +253,48 @@ class Board:
         self._writer.add_event(event)
 
 
-def confusion_picture(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> bytes:
-    """PNG of counts by true (row) and predicted (column) class, shaded by the share of the row."""
+def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """PNG of counts by true (row) and predicted (column) class, shaded by the share of the row.
+
+    Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
+    pixels for each pair of classes, or one for several neighbours.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = np.asarray(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if len(counts) > MAX_NAMED_CLASSES:
+        return _pixels(counts)
+    shares = _shares(counts)
     side = 2.0 + 0.45 * len(counts)
     figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(counts) <= 30:
-        ticks = range(len(counts))
-        axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-        axes.set_yticks(ticks, class_names)
-        for true, predicted in np.ndindex(*counts.shape):
-            colour = "white" if shares[true, predicted] > 0.5 else "black"
-            axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour)
+    ticks = range(len(counts))
+    # Names are text: "$x_1$" is no formula.
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, class_names, parse_math=False)
+    for true, predicted in np.ndindex(*counts.shape):
+        colour = "white" if shares[true, predicted] > 0.5 else "black"
+        axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour)
     axes.set(xlabel="predicted", ylabel="true")
     return _png(FigureCanvasAgg(figure))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _pixels(counts: np.ndarray) -> bytes:
+    from matplotlib import colormaps
+    from PIL import Image
+
+    first = np.arange(0, len(counts), -(-len(counts) // MAX_SIDE))  # of the classes that share a pixel
+    binned = np.add.reduceat(np.add.reduceat(counts, first, axis=0), first, axis=1)
+    picture = Image.fromarray(colormaps["Blues"](_shares(binned), bytes=True)).convert("RGB")
+    side = MAX_SIDE // len(binned) * len(binned)
+    buffer = io.BytesIO()
+    picture.resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
@@ -255,7 +309,7 @@ def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
     for k, (image, name) in enumerate(zip(images, names, strict=False)):
         axes = figure.add_subplot(rows, columns, k + 1)
         axes.imshow(image)
-        axes.set_title(name, fontsize=8)
+        axes.set_title(name, fontsize=8, parse_math=False)
         axes.set_axis_off()
     return _png(FigureCanvasAgg(figure))
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,9 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     from rich.table import Table
     from rich.text import Text
 
+    if "largest_errors" in record:  # of many classes there is no more
+        errors = int(record["num_examples"]) - int(record["num_correct"])
+        return _error_table(record["largest_errors"], errors)
     counts: Sequence[Sequence[int]] = record.get("confusion") or ()
     if not counts:
         return None
@@ -292,15 +295,20 @@ def _clock_time(seconds: float) -> str:
 
 
 def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
     pairs = sorted(
         ((n, true, k) for true, row in enumerate(counts) for k, n in enumerate(row) if k != true and n),
         key=lambda pair: (-pair[0], pair[1:]),
     )
+    largest = [(names[true], names[k], n) for n, true, k in pairs[:_MAX_CONFUSIONS]]
+    return _error_table(largest, sum(n for n, *_ in pairs))
+
+
+def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("true class", "predicted as")
-    table.add_column(f"times, of {sum(n for n, *_ in pairs):,} errors", justify="right")
-    for n, true, k in pairs[:_MAX_CONFUSIONS]:
-        table.add_row(Text(names[true]), Text(names[k]), f"{n:,}")
+    table.add_column(f"times, of {num_errors:,} errors", justify="right")
+    for true, predicted, times in largest:
+        table.add_row(Text(str(true)), Text(str(predicted)), f"{int(times):,}")
     return table

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Batch(NamedTuple):
@@ -83,7 +84,7 @@ class Report:
     stop: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Figures over every example of a split, each counted once."""
 
@@ -91,9 +92,9 @@ class Evaluation:
     num_examples: int
     num_correct: int
     mean_loss: float
-    confusion: Sequence[Sequence[int]]  # [true class][predicted class]
-    logits: np.ndarray | None = field(default=None, compare=False, repr=False)
-    """float32 [examples, classes], in the order of the split; None where they would not fit into memory"""
+    confusion: NDArray[np.int64]  # [true class, predicted class]
+    logits: NDArray[np.float32] | None = field(default=None, repr=False)
+    """[examples, classes] in the order of the split, on rank 0; None elsewhere, and where there are too many"""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """what `figures.figures` says of them, on rank 0"""
 

@@ -219,7 +219,7 @@ def run_variant(
             "num_examples": result.num_examples,
             "num_correct": result.num_correct,
             "evaluation_loss": result.mean_loss,
-            "confusion": result.confusion,
+            "confusion": result.confusion.tolist(),
             "logits": np.asarray(result.logits).tolist(),
         }
 

@@ -96,7 +96,7 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
     writer.hyperparameters({"optimizer.learning_rate": 0.1, "model.backbone": "vgg16"})
     writer.images(0, np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
     writer.train(report(10))
-    writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, [[2, 0], [1, 1]]))
+    writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
     writer.close()
     board = EventAccumulator(str(run.tensorboard)).Reload()
     assert {
@@ -110,8 +110,8 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
 
 def test_pictures_are_png() -> None:
     for png in (
-        confusion_picture([[5, 1], [0, 3]], ["functional", "defective"]),
-        confusion_picture(np.eye(100, dtype=int).tolist(), [str(k) for k in range(100)]),
+        confusion_picture(np.array([[5, 1], [0, 3]]), ["functional", "defective"]),
+        confusion_picture(np.eye(100, dtype=int), [str(k) for k in range(100)]),
         grid_picture(np.zeros((20, 8, 8, 3), np.uint8), ["a"] * 20),
     ):
         picture = Image.open(io.BytesIO(png))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ Probabilities = NDArray[np.float64]
 
 NUM_BINS = 15
 CONFIDENCE = 0.95
+BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
 
 
 def softmax(logits: NDArray[Any]) -> Probabilities:
@@ -23,7 +24,35 @@ def softmax(logits: NDArray[Any]) -> Probabilities:
     return np.asarray(of_rows(logits.astype(np.float64), axis=-1))
 
 
-def figures(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
+class Softmax:
+    """The probabilities of logits float32 [examples, classes], never in memory as a whole.
+
+    `[rows]` and `[:, columns]`, both slices, are computed when they are asked for: the float64 that `softmax` gives.
+    """
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self.shape: tuple[int, ...] = logits.shape
+        self._logits = logits
+        self._largest = logits.max(axis=1, keepdims=True).astype(np.float64)
+        self._sums = np.ones_like(self._largest)
+        for rows in _blocks(*self.shape):
+            self._sums[rows] = self[rows].sum(axis=1, keepdims=True)
+
+    def __getitem__(self, place: slice | tuple[slice, slice]) -> Probabilities:
+        rows = place[0] if isinstance(place, tuple) else place
+        with np.errstate(invalid="ignore"):  # an infinite logit: its row is not a number
+            shares = np.exp(self._logits[place].astype(np.float64) - self._largest[rows])
+        shares /= self._sums[rows]
+        return np.asarray(shares)
+
+    def in_place(self) -> NDArray[np.float32]:
+        """All of them as float32, in the memory of the logits: neither these nor this object can be used again."""
+        for rows in _blocks(*self.shape):
+            self._logits[rows] = self[rows]
+        return self._logits
+
+
+def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str, Any]:
     """Every figure of one set of examples by name; None where one is not defined.
 
     F1 is over the classes that occur among labels or predictions, balanced accuracy over those among the labels.
@@ -32,9 +61,15 @@ def figures(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
     """
     from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
-    predicted = probabilities.argmax(axis=1)
-    num_correct = int((predicted == labels).sum())
-    finite = bool(np.isfinite(probabilities).all())
+    predicted = np.empty(len(labels), np.int64)
+    confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
+    for rows in _blocks(*probabilities.shape):
+        block = probabilities[rows]
+        predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
+        of_true[rows] = block[np.arange(len(block)), labels[rows]]
+    hits = predicted == labels
+    num_correct = int(hits.sum())
+    finite = bool(np.isfinite(confidence).all())
     present = np.unique(labels)
     return {
         "accuracy": num_correct / len(labels),
@@ -46,9 +81,15 @@ def figures(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
         "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
         "mcc": float(matthews_corrcoef(labels, predicted)),
         "roc_auc": roc_auc(labels, probabilities) if finite else None,
-        "log_loss": log_loss(labels, probabilities) if finite else None,
-        "ece": calibration_error(labels, probabilities) if finite else None,
+        "log_loss": _mean_surprise(of_true) if finite else None,
+        "ece": _calibration_error(confidence, hits, NUM_BINS) if finite else None,
     }
+
+
+def _blocks(num: int, width: int) -> Iterator[slice]:
+    """0 to `num` in pieces of about BLOCK entries, where each counts `width`."""
+    size = max(1, BLOCK // width)
+    return (slice(first, first + size) for first in range(0, num, size))
 
 
 def wilson(num_correct: int, num_examples: int) -> list[float]:
@@ -59,31 +100,53 @@ def wilson(num_correct: int, num_examples: int) -> list[float]:
     return [float(found.low), float(found.high)]
 
 
-def roc_auc(labels: Labels, probabilities: Probabilities) -> float | None:
-    """Area under the ROC curve; None where a class has no example."""
+def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | None:
+    """Area under the ROC curve; None where a class has no example.
+
+    Of more than two classes each against the rest: scikit-learn would need several matrices of all probabilities.
+    """
     from sklearn.metrics import roc_auc_score
 
     num_classes = probabilities.shape[1]
     if len(np.unique(labels)) < num_classes:
         return None
     if num_classes == 2:
-        return float(roc_auc_score(labels, probabilities[:, 1]))
-    return float(roc_auc_score(labels, probabilities, multi_class="ovr", average="weighted"))
+        return float(roc_auc_score(labels, probabilities[:, 1:].ravel()))
+    areas = np.empty(num_classes)
+    for columns in _blocks(num_classes, len(labels)):
+        for k, scores in enumerate(probabilities[:, columns].T, start=columns.start):
+            areas[k] = _area_under_roc(scores, labels == k)
+    return float(np.average(areas, weights=np.bincount(labels)))
+
+
+def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
+    """From the ranks of the positive examples, ties sharing theirs (Mann and Whitney 1947; Bamber 1975)."""
+    ascending, positive = np.sort(scores), scores[is_positive]
+    ranks = (
+        np.searchsorted(ascending, positive, "left") + np.searchsorted(ascending, positive, "right") + 1
+    ) / 2
+    num = len(positive)
+    return float((ranks.sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
 def log_loss(labels: Labels, probabilities: Probabilities) -> float:
     """Mean negative log probability of the true class; a probability of 0 counts as the least float64 above it."""
-    true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(true, np.finfo(np.float64).tiny)).mean())
+    return _mean_surprise(probabilities[np.arange(len(labels)), labels])
+
+
+def _mean_surprise(of_true: NDArray[np.float64]) -> float:
+    return float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean())
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities, num_bins: int = NUM_BINS) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
-    confidence = probabilities.max(axis=1)
-    hits = probabilities.argmax(axis=1) == labels
+    return _calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, num_bins)
+
+
+def _calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int) -> float:
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(hits))
 
 
 def best_threshold(labels: Labels, probabilities: Probabilities) -> float:

@@ -1,13 +1,14 @@
 """What a run said of each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and a look at the errors.
 
 The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and
-`groups` (text); no pickled object is ever written or read.
+`groups` (text); no pickled object is ever written or read. A confusion matrix that is too large for a record lies
+beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from tl_dist import figures
-from tl_dist.durable import open_regular, reason, write_atomically
+from tl_dist.durable import open_regular, reason, replacing
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.state import Evaluation
+
+MAX_RECORDED_CLASSES = 100
+"""up to which a record of an evaluation has the confusion matrix: of 1,000 classes it would be 3 MB each time"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +44,16 @@ def file_of(run: Path, split: str) -> Path:
     return run / "predictions" / f"{split}.npz"
 
 
+def confusion_file_of(run: Path, split: str) -> Path:
+    """Where a run keeps the confusion matrix of a split of more than MAX_RECORDED_CLASSES."""
+    return run / "predictions" / f"{split}_confusion.npz"
+
+
 def save(path: Path, **arrays: Any) -> None:
-    """Write arrays as one .npz: the old file or the new one, whatever happens."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    """Write arrays as one .npz, without a copy in memory: the old file or the new one, whatever happens."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
+    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+        np.savez(file, **arrays)
 
 
 def load(path: Path) -> Predictions:
@@ -80,13 +88,18 @@ def with_figures(
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
-    For two classes and a validation split, the threshold is chosen on it, and reported for the other splits.
+    For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. The logits
+    are used up: as float32 probabilities they would be as large again.
     """
+    if len(class_names) > MAX_RECORDED_CLASSES:
+        path = confusion_file_of(run, result.split)
+        save(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
     if result.logits is None:
         return result
-    probabilities = figures.softmax(result.logits)
-    found = figures.figures(labels, probabilities)
-    if len(class_names) == 2 and np.isfinite(probabilities).all():
+    said = figures.Softmax(result.logits)
+    found = figures.figures(labels, said)
+    if len(class_names) == 2 and found["log_loss"] is not None:
+        probabilities = said[:]
         if result.split == "validation":
             found["threshold"] = figures.best_threshold(labels, probabilities)
         elif (threshold := _threshold(run, step)) is not None:
@@ -96,12 +109,12 @@ def with_figures(
         file_of(run, result.split),
         ids=np.array(ids),
         labels=labels,
-        probabilities=probabilities.astype(np.float32),
+        probabilities=said.in_place(),
         class_names=np.array(class_names),
         step=step,
         groups=np.array(groups, np.str_),
     )
-    return dataclasses.replace(result, figures=found)
+    return dataclasses.replace(result, figures=found, logits=None)
 
 
 def _threshold(run: Path, step: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import special
 from sklearn import metrics
 
 from tl_dist import figures
@@ -30,6 +31,35 @@ def test_figures_are_those_of_scikit_learn(classes: int) -> None:
     auc = metrics.roc_auc_score(labels, score, multi_class="ovr", average="weighted")
     assert found["roc_auc"] == pytest.approx(auc)
     assert found["interval"][0] < found["accuracy"] < found["interval"][1]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_figures_of_logits_are_those_of_their_probabilities_in_blocks(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, save for the order in which the ROC areas add up."""
+    rng = np.random.default_rng(classes)
+    labels = np.arange(211, dtype=np.int32) % classes
+    logits = (3 * rng.normal(size=(211, classes)) + np.eye(classes)[labels]).astype(np.float32)
+    logits[::5] = np.rint(logits[::5])  # ties
+    whole = special.softmax(logits.astype(np.float64), axis=1)
+    expected = figures.figures(labels, whole)
+    monkeypatch.setattr(figures, "BLOCK", 100)
+    said = figures.Softmax(logits)
+    np.testing.assert_array_equal(said[:], whole)
+    np.testing.assert_array_equal(said[3:9, 1:2], whole[3:9, 1:2])
+    assert figures.figures(labels, said) == expected
+    score = whole[:, 1] if classes == 2 else whole
+    auc = metrics.roc_auc_score(labels, score, multi_class="ovr", average="weighted")
+    assert expected["roc_auc"] == pytest.approx(auc, rel=1e-12)
+    assert expected["log_loss"] == pytest.approx(metrics.log_loss(labels, whole), rel=1e-12)
+    np.testing.assert_array_equal(said.in_place(), whole.astype(np.float32))
+
+
+def test_an_infinite_logit_leaves_the_figures_that_are_counts() -> None:
+    logits = np.array([[np.inf, 0], [0, 1], [1, 0]], np.float32)
+    found = figures.figures(np.array([0, 1, 0], np.int32), figures.Softmax(logits))
+    assert found["accuracy"] == 1 and found["log_loss"] is None and found["ece"] is None
 
 
 def test_what_is_not_defined_is_none() -> None:

@@ -18,7 +18,9 @@ LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)
 
 
 def evaluated(run: Path, split: str, step: int = 7, logits: np.ndarray | None = LOGITS) -> Evaluation:
-    result = Evaluation(split, 5, 3, 0.5, [[2, 0], [2, 1]], logits)
+    result = Evaluation(
+        split, 5, 3, 0.5, np.array([[2, 0], [2, 1]]), None if logits is None else logits.copy()
+    )
     return predictions.with_figures(
         result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"]
     )
