@@ -1,0 +1,15 @@
+"""Two workers of Horovod: what rank 0 broadcasts arrives bit for bit, whatever its type and shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.parallel.launch import run_script
+
+
+def test_values_of_every_type_arrive_bit_for_bit(tmp_path: Path) -> None:
+    first, second = run_script(
+        "broadcast_scenario.py", workers=2, launcher="gloo", output=tmp_path / "out.json"
+    )
+    assert first["before"] and first["after"]
+    assert not second["before"] and second["after"]

@@ -1,0 +1,68 @@
+"""A broadcast takes an exchange for each type, not for each variable, and puts every value where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_dist.parallel import horovod
+from tl_dist.parallel.horovod import Horovod
+
+
+class FakeHvd:
+    """Horovod as rank 0 sees it or, given what rank 0 sent, as another rank does."""
+
+    def __init__(self, of_rank_0: dict[str, Any] | None = None) -> None:
+        self.sent: dict[str, Any] = {}
+        self._of_rank_0 = of_rank_0
+
+    def broadcast(self, tensor: Any, root_rank: int, name: str) -> Any:
+        assert root_rank == 0 and name not in self.sent
+        assert tensor.dtype != tf.bfloat16  # Horovod 0.28.1 would refuse it
+        self.sent[name] = tensor
+        return tensor if self._of_rank_0 is None else self._of_rank_0[name]
+
+
+def worker(hvd: FakeHvd) -> Horovod:
+    made = Horovod.__new__(Horovod)
+    made._hvd = hvd
+    return made
+
+
+def variables(seed: int, each: int) -> list[tf.Variable]:
+    """Of shapes that differ, scalars and empty ones among them; types take turns."""
+    rng = np.random.default_rng(seed)
+    shapes = [(), (0, 3), (5,), (2, 3, 4)]
+    dtypes = ["float32", "bfloat16", "int64", "bool", "uint8", "float64"]
+    return [
+        tf.Variable(tf.cast(tf.constant(rng.integers(0, 100, shapes[k % 4])), dtype))
+        for k in range(each)
+        for dtype in dtypes
+    ]
+
+
+def test_534_variables_of_one_type_take_one_exchange() -> None:
+    hvd = FakeHvd()
+    worker(hvd).broadcast([tf.Variable(tf.fill([k % 7], 1.0)) for k in range(534)])
+    assert len(hvd.sent) == 1
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_every_variable_gets_the_bits_that_rank_0_has(
+    in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_parts:
+        monkeypatch.setattr(horovod, "BROADCAST_BYTES", 64)
+    first, second = variables(0, 8), variables(1, 8)
+    hvd = FakeHvd()
+    worker(hvd).broadcast(first)
+    other = FakeHvd(hvd.sent)
+    worker(other).broadcast(second)
+    assert list(other.sent) == list(hvd.sent)
+    assert len(hvd.sent) > 6 if in_parts else len(hvd.sent) == 6
+    for ours, theirs in zip(first, second, strict=True):
+        assert theirs.dtype == ours.dtype and theirs.shape == ours.shape
+        assert theirs.numpy().tobytes() == ours.numpy().tobytes()
