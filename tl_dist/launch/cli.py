@@ -79,14 +79,23 @@ def evaluate(
     views: Annotated[
         str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
     ] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
 ) -> int:
     """Evaluate the newest checkpoint of a run."""
     from tl_dist.launch.evaluate import evaluate as evaluate_run
-    from tl_dist.launch.report import show_evaluation
+    from tl_dist.launch.report import show_evaluation, show_line
 
     console = _console()
     with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
-        record = evaluate_run(run, split, views)
+        record = evaluate_run(
+            run,
+            split,
+            views,
+            strategy=strategy,
+            workers=workers,
+            say=lambda text: show_line(console, text, style="dim"),
+        )
     show_evaluation(record, console)
     return ExitCode.DONE
 

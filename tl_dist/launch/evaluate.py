@@ -8,12 +8,15 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.durable import read_file
 from tl_dist.launch.attempt import ORDERLY, Launch, explained, first_failure
+from tl_dist.launch.command import num_workers, visible_gpus
 from tl_dist.launch.group import Group
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.supervise import signals_counted
+from tl_dist.launch.train import require_horovod
 from tl_dist.progress import Record
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -22,14 +25,28 @@ from tl_dist.run.lock import holder
 MAX_RESULT_BYTES = 64 << 20
 
 
-def evaluate(path: Path, split: str, views: str | None = None) -> Record:
+def evaluate(
+    path: Path,
+    split: str,
+    views: str | None = None,
+    *,
+    strategy: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Record:
     """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
 
-    `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views.
+    `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views. The figures are those
+    of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told.
     """
     run = RunDir.open(path)
     overrides = [] if views is None else [f"evaluation.views=[{views}]"]
+    layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
+    overrides += layout
     cfg = config_file.load(run.config_file, overrides)
+    if cfg.strategy == "horovod":
+        require_horovod()
+    say(f"evaluating with {' '.join(layout)}")
     owner = holder(run)
     if owner is not None:  # its workers would see our heartbeats, and we their stop file
         raise Refusal(
@@ -43,6 +60,15 @@ def evaluate(path: Path, split: str, views: str | None = None) -> Record:
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
     record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
     return record
+
+
+def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
+    """The strategy and workers of a task whose result is the same for any, as overrides of the run's config."""
+    if workers is None:
+        workers = 1 if strategy == "single" else min(max(1, gpus), num_workers(cfg, gpus))
+    if strategy is None:
+        strategy = "single" if workers == 1 else "horovod" if cfg.strategy == "single" else cfg.strategy
+    return [f"strategy={strategy}", f"workers={workers}"]
 
 
 def run_task(
