@@ -42,6 +42,8 @@ SCRIPT_NAME = "train.sbatch"
 """The filled template, in the run directory."""
 
 _HOLE = re.compile(r"\{\{(.*?)\}\}")
+_CPUS = re.compile(r"-c|--cpus-per-(task|gpu)\b")
+"""An option by which a person has asked for CPUs."""
 _EARLIEST_SIGNAL_S = 60  # sbatch(1): a signal may be sent up to 60 seconds earlier than asked for
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:+=/\-\[\]]+$")]
@@ -79,6 +81,14 @@ class SubmitOptions(BaseModel):
             raise ValueError(
                 f"gpus_per_node={self.gpus_per_node} leaves some of ntasks_per_node={self.ntasks_per_node} "
                 "workers without a GPU"
+            )
+        if self.gpus_per_node is not None and not (self.cpus_per_task or any(map(_CPUS.match, self.extra))):
+            raise Refusal(
+                f"gpus_per_node={self.gpus_per_node} asks for no CPUs: Slurm would give each worker one, which "
+                "reads images for no GPU.",
+                fix="add --cpus-per-task, the cores of a node divided by its workers (sinfo -o '%P %c %G' shows them), "
+                "or --extra=--cpus-per-gpu=N.",
+                code=ExitCode.USAGE,
             )
         limit_s = None if self.time is None else seconds(self.time)
         if limit_s is not None and 0 < limit_s <= self.signal_lead_s + _EARLIEST_SIGNAL_S:

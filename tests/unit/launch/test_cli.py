@@ -435,8 +435,10 @@ def test_the_command_becomes_a_worker_under_a_launcher(
 def test_a_dry_run_of_submit_shows_the_job_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--nodes", "2", "--gpus-per-node", "4", "--time", "8:00:00", "--dry-run"]
     code, out, err = said(capsys, "submit", "fake.yaml", *arguments)
+    assert code == ExitCode.USAGE and "gpus_per_node=4 asks for no CPUs" in err and "--cpus-per-task" in err
+    code, out, err = said(capsys, "submit", "fake.yaml", *arguments, "--cpus-per-task", "14")
     assert (code, err) == (0, "")
-    assert "#SBATCH --nodes=2" in out
+    assert "#SBATCH --nodes=2" in out and "#SBATCH --cpus-per-task=14" in out
     assert "horovod, 8 workers" in out
     assert "rank 7, node 1, local rank 3" in out
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["fake.yaml"]

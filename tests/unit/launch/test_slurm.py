@@ -311,6 +311,8 @@ def test_path_that_an_option_line_cannot_hold_is_refused(path):
         ({"account": "x\n#SBATCH --wrap=y"}, "account="),
         ({"extra": ("--comment=a\n#SBATCH --wrap=y",)}, "extra.0="),
         ({"ntasks_per_node": 2, "gpus_per_node": 1}, "without a GPU"),
+        ({"gpus_per_node": 8, "ntasks_per_node": 8}, "asks for no CPUs"),
+        ({"gpus_per_node": 8, "extra": ("--exclusive", "--constraint=a100")}, "Fix: add --cpus-per-task"),
         ({"mpi": "pmi2"}, "mpi='pmi2'"),
     ],
 )
@@ -320,6 +322,13 @@ def test_option_that_is_wrong_is_refused_by_name(given, message):
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "more", [{"cpus_per_task": 14}, {"extra": ("--cpus-per-gpu=14",)}, {"extra": ("-c14",)}]
+)
+def test_gpus_with_cpus_are_asked_for(more):
+    assert slurm.options_from(gpus_per_node=8, ntasks_per_node=8, **more).gpus_per_node == 8
 
 
 def test_options_that_were_not_given_keep_their_defaults():
