@@ -34,7 +34,7 @@ class LedRun(RunDir):
         return self._leader.stop_requested()
 
 
-def in_turn(leader: RunDir, names: Sequence[str], *, local_workers: int) -> ExitCode:
+def in_turn(leader: RunDir, names: Sequence[str], *, cores: int) -> ExitCode:
     """Train the runs of these names beside `leader`, those that are not done, in this order.
 
     DONE, or REQUEUE after a stop. Also DONE, after at least one of them, where what they leave behind in memory leaves
@@ -58,7 +58,7 @@ def in_turn(leader: RunDir, names: Sequence[str], *, local_workers: int) -> Exit
             show({"event": "note", "text": f"{name}, {number} of {len(names)}"})
             before = held_bytes()
             keras.utils.clear_session()  # layers get the names that they have in a process of their own
-            session = Session(run, local_workers=local_workers)
+            session = Session(run, cores=cores)
             code = training.train(session, listen=show)
             if code != ExitCode.DONE:
                 return code

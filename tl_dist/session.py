@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,10 +32,10 @@ from tl_dist.state import TrainState
 class Session:
     """The nouns of one attempt, the same on every worker but for `parallel.rank`."""
 
-    def __init__(self, run: RunDir, *, local_workers: int, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, run: RunDir, *, cores: int, overrides: Sequence[str] = ()) -> None:
         self.run = run
         self.cfg: Config = config_file.load(run.config_file, overrides)
-        self.threads = _start_tensorflow(self.cfg, local_workers)
+        self.threads = _start_tensorflow(self.cfg, cores)
         self.parallel: DataParallel = registry.lookup(registry.STRATEGIES, self.cfg.strategy)(self.cfg)
         self.opened, self._split_digest = open_splits(self.cfg.data)
         """the splits as the dataset has them; `splits` is what can be read of them"""
@@ -272,9 +271,9 @@ class Session:
         return commit
 
 
-def _start_tensorflow(cfg: Config, local_workers: int) -> int:
+def _start_tensorflow(cfg: Config, cores: int) -> int:
     """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
-    threads = cfg.runtime.threads or max(1, len(os.sched_getaffinity(0)) // local_workers)
+    threads = cfg.runtime.threads or cores
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     keras.utils.set_random_seed(cfg.seed)

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.durable import write_atomically
-from tl_dist.parallel import slots
+from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.run.owner import SlurmJob
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.in_turn:
             from tl_dist.fold_runs import in_turn
 
-            return in_turn(run, options.in_turn, local_workers=slots.local_workers(os.environ))
+            return in_turn(run, options.in_turn, cores=cores.own_share(os.environ))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"
@@ -90,7 +90,7 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
             from tl_dist.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
-        session = Session(run, local_workers=slots.local_workers(os.environ))
+        session = Session(run, cores=cores.own_share(os.environ))
         return training.train(session, job=_slurm_job(os.environ), listen=listen)
 
 
@@ -99,7 +99,7 @@ def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
     from tl_dist.metrics import evaluation_record
     from tl_dist.session import Session
 
-    session = Session(run, local_workers=slots.local_workers(os.environ), overrides=overrides)
+    session = Session(run, cores=cores.own_share(os.environ), overrides=overrides)
     result = evaluation.evaluate_commit(session, split)
     record = evaluation_record(session.state.step, result, session.splits[split].class_names)
     directory = run.path / "evaluations"
@@ -118,7 +118,7 @@ def _extract(run: RunDir) -> int:
 
     # These workers meet every few seconds, and each look of Horovod at its queue takes a core from the backbone.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
-    session = Session(run, local_workers=slots.local_workers(os.environ))
+    session = Session(run, cores=cores.own_share(os.environ))
     stop_requested = partial(session.stop_requested, "extracting features")
     with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
         finished = session.parallel.supervise(
@@ -131,7 +131,7 @@ def _tune(run: RunDir, folds: int) -> int:
     from tl_dist.feature_folds import tune
     from tl_dist.session import Session
 
-    session = Session(run, local_workers=slots.local_workers(os.environ))
+    session = Session(run, cores=cores.own_share(os.environ))
     stop_requested = partial(session.stop_requested, "trying settings", alone=True)
     with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
         tried = session.parallel.supervise(
@@ -156,7 +156,7 @@ def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
     from tl_dist.figures.cross_validation import summary
     from tl_dist.session import Session
 
-    session = Session(run, local_workers=slots.local_workers(os.environ))
+    session = Session(run, cores=cores.own_share(os.environ))
     with run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines:
         found = session.parallel.supervise(
             lambda: cross_validate(

@@ -48,12 +48,12 @@ def test_folds_stop_for_a_fresh_process_where_their_memory_runs_short(
         return ExitCode.DONE
 
     monkeypatch.setattr(fold_runs.training, "train", train)
-    monkeypatch.setattr(fold_runs, "Session", lambda run, local_workers: SimpleNamespace(run=run, kept=None))
+    monkeypatch.setattr(fold_runs, "Session", lambda run, cores: SimpleNamespace(run=run, kept=None))
     monkeypatch.setattr(fold_runs, "available_bytes", lambda: available)
     monkeypatch.setattr(fold_runs.RunDir, "open", lambda path: None)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    assert fold_runs.in_turn(leader, ["a", "b"], local_workers=1) == ExitCode.DONE
+    assert fold_runs.in_turn(leader, ["a", "b"], cores=1) == ExitCode.DONE
     assert done == trained
 
 

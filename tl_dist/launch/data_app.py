@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.parallel import slots
+from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def pack(
 
     packing = import_module(_PACKING)
     rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
-    cores = max(1, len(os.sched_getaffinity(0)) // slots.local_workers(os.environ))
     splits = import_module(_LAYOUT).opened_whole(source)
     console = Console(highlight=False)
     columns = (
@@ -134,7 +133,7 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or cores,
+            workers=workers or cores.own_share(os.environ),
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
