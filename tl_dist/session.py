@@ -17,9 +17,10 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.data import decoded, pipeline
 from tl_dist.data.order import Order
-from tl_dist.data.undecodable import READ_ERRORS, undecodable
+from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
 from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.handles import machine_refusal
 from tl_dist.durable import write_atomically
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
@@ -120,8 +121,18 @@ class Session:
         """A failure inside, of which an example of `split` is the cause, names it and puts it in quarantine.
 
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt goes on from
-        the last commit without them.
+        the last commit without them. A fault of the machine is no example's: it is refused as one of storage.
         """
+        try:
+            with self._naming_bad(split, indices):
+                yield
+        except MACHINE_ERRORS as error:
+            if (fault := machine_fault(error)) is None:
+                raise
+            raise machine_refusal(f"split '{split}'", fault) from error
+
+    @contextmanager
+    def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
         try:
             yield
         except READ_ERRORS:

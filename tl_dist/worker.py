@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tl_dist import failpoint
+from tl_dist.datasets.handles import allow_many_open_files
 from tl_dist.durable import write_atomically
 from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--in-turn", metavar="NAME", nargs="+", help="train the runs of these names beside RUN"
     )
     options = parser.parse_args(arguments)
+    allow_many_open_files()
     rank = rank_before_start(os.environ)
     shown = sys.stderr
     try:

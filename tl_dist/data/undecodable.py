@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.datasets import Source
+from tl_dist.datasets.handles import MACHINE_FAULTS
 from tl_dist.datasets.headers import Fault
 from tl_dist.datasets.location import locator
 
@@ -24,6 +26,15 @@ READ_ERRORS = (
     tf.errors.UnimplementedError,
 )
 """What reading an example can end with; others are those of devices and of lost peers."""
+
+MACHINE_ERRORS = (
+    OSError,
+    tf.errors.UnknownError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.AbortedError,
+    tf.errors.UnavailableError,
+)
+"""What a fault of the machine becomes when an example is read, in Python or by TensorFlow, among other things."""
 
 LOOK_ON_S = 5.0  # for more, once one is found: each failure costs a restart
 
@@ -46,6 +57,17 @@ def undecodable(source: Source, indices: Iterable[int], threads: int) -> dict[in
             if until is not None and time.monotonic() >= until:
                 break
     return found
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """What the machine failed in, such as "Too many open files"; None for an error of any other kind.
+
+    TensorFlow hands on the system's words and not its number.
+    """
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in MACHINE_FAULTS else None
+    said = [text for text in map(os.strerror, MACHINE_FAULTS) if text in str(error)]
+    return max(said, key=len, default=None)  # "Too many open files in system" has a shorter one in it
 
 
 def _blocks(indices: Iterable[int], size: int) -> Iterator[list[int]]:

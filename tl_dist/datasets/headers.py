@@ -10,7 +10,9 @@ import stat
 import struct
 from typing import NamedTuple
 
+from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
+from tl_dist.durable import reason
 
 MAX_PIXELS = 2 * 89_478_485
 """Where Pillow refuses an image as a decompression bomb: 512 MiB of RGB."""
@@ -33,12 +35,15 @@ class _CutOff(Exception):
 
 
 def fault(location: Location) -> Fault | None:
-    """Why the image cannot be decoded; None for one that may be whole. Never raises for what a file holds."""
+    """Why the image cannot be decoded; None for one that may be whole. Never raises for what a file holds.
+
+    Refuses (74) where the machine fails, which says nothing about the image.
+    """
     try:
         # O_NONBLOCK: opening a named pipe would wait for its writer.
         fd = os.open(location.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        return Fault(location.offset, f"cannot be read: {error.strerror}")
+        return _unreadable(location, error)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -50,9 +55,15 @@ def fault(location: Location) -> Fault | None:
             )
         return _fault(fd, location.offset, length)
     except OSError as error:
-        return Fault(location.offset, f"cannot be read: {error.strerror}")
+        return _unreadable(location, error)
     finally:
         os.close(fd)
+
+
+def _unreadable(location: Location, error: OSError) -> Fault:
+    if error.errno in MACHINE_FAULTS:
+        raise machine_refusal(str(location.path), reason(error)) from error
+    return Fault(location.offset, f"cannot be read: {error.strerror}")
 
 
 def _fault(fd: int, offset: int, length: int) -> Fault | None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Counted, SoftLabels, host_tensor
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.handles import MACHINE_FAULTS, shared_handles
 from tl_dist.datasets.location import Location
 
 
@@ -85,8 +86,9 @@ class RecordSource(Counted):
 
     @cached_property
     def _range(self) -> Callable[[int], bytes]:
-        """The bytes of an example; ValueError when the file has not got them."""
-        handles: dict[int, int] = {}
+        """The bytes of an example; ValueError when the file has not got them, OSError when the machine failed."""
+        handles = shared_handles()
+        paths = [os.fspath(self.root / file) for file in self.files]
         shards, offsets, sizes, checks = (
             column.tolist() for column in (self.shards, self.offsets, self.sizes, self.checks)
         )
@@ -94,13 +96,10 @@ class RecordSource(Counted):
         def read(k: int) -> bytes:
             shard = shards[k]
             try:
-                handle = handles.get(shard)
-                if handle is None:
-                    # Two threads may both open it; the second handle is one file descriptor lost, no more.
-                    handle = os.open(self.root / self.files[shard], os.O_RDONLY | os.O_CLOEXEC)
-                    handles[shard] = handle
-                content = os.pread(handle, sizes[k], offsets[k])
+                content = handles.pread(paths[shard], sizes[k], offsets[k])
             except OSError as error:
+                if error.errno in MACHINE_FAULTS:
+                    raise
                 raise ValueError(f"{self.ids[k]} cannot be read: {error.strerror}") from error
             if len(content) != sizes[k]:
                 raise ValueError(
