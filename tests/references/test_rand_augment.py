@@ -1,0 +1,70 @@
+"""RandAugment's operations and strengths against torchvision's, on Pillow images; its ranges against timm's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from timm.data import auto_augment
+from torchvision.transforms import InterpolationMode, RandAugment
+from torchvision.transforms.autoaugment import _apply_op
+
+from tl_dist.data.rand_augment import OPERATIONS
+
+NAMES = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+SIZE = 331  # a translation by 150/331 of it, the largest, is of whole pixels in every bin
+BINS = 31
+
+
+def picture() -> np.ndarray:
+    """Smooth shades with some noise, not all of the range in use."""
+    draws = np.random.default_rng(8)
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    shades = np.stack([60 + 120 * x, 40 + 150 * y, 90 + 80 * np.sin(9 * x * y)], axis=-1)
+    return (shades + draws.integers(0, 12, shades.shape)).astype(np.uint8)
+
+
+def test_the_list_is_torchvisions() -> None:
+    assert tuple(RandAugment()._augmentation_space(BINS, (SIZE, SIZE))) == NAMES
+
+
+@pytest.mark.parametrize("magnitude", [3, 9, 15, 30])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_operation_makes_torchvisions_image(name: str, magnitude: int) -> None:
+    image = picture()
+    strengths, signed = RandAugment()._augmentation_space(BINS, (SIZE, SIZE))[name]
+    strength = float(strengths[magnitude]) if strengths.ndim else float(strengths)
+    for sign in (1.0, -1.0) if signed else (1.0,):
+        operation = OPERATIONS[NAMES.index(name)]
+        # A translation here says where a pixel comes from, there where it goes.
+        inverse = -1.0 if name.startswith("Translate") else 1.0
+        found = operation(tf.constant(image), magnitude / (BINS - 1), tf.constant(sign * inverse)).numpy()
+        expected = np.asarray(
+            _apply_op(Image.fromarray(image), name, sign * strength, InterpolationMode.NEAREST, None)
+        )
+        distance = abs(found.astype(int) - expected)
+        if name.startswith("Shear"):
+            # torchvision shears about a pixel's corner, tl_dist about its middle: 0.15 of a pixel apart at most, so
+            # that the nearest pixel is now and then the one beside it.
+            assert (distance > 1).any(axis=-1).mean() <= 0.3 * magnitude / (BINS - 1)
+            axis = 1 if name == "ShearX" else 0
+            beside = [abs(np.roll(found, by, axis).astype(int) - expected) for by in (-1, 1)]
+            distance = np.minimum(distance, np.minimum(*beside))
+        differ = (distance > 1).any(axis=-1).mean()
+        assert differ <= (0.01 if name in ("ShearX", "ShearY", "Rotate") else 0.0), (name, sign, differ)
+
+
+def test_timms_ranges_are_these_but_for_the_translation() -> None:
+    space = RandAugment()._augmentation_space(BINS, (SIZE, SIZE))
+    most = {name: abs(float(values[-1])) for name, (values, _) in space.items() if values.ndim}
+    level = 10.0  # timm's highest
+    np.random.seed(0)
+    assert most["Rotate"] == abs(auto_augment._rotate_level_to_arg(level, {})[0])
+    assert most["ShearX"] == pytest.approx(abs(auto_augment._shear_level_to_arg(level, {})[0]))
+    increasing = abs(auto_augment._enhance_increasing_level_to_arg(level, {})[0] - 1)
+    assert most["Brightness"] == pytest.approx(increasing)
+    assert abs(auto_augment._translate_rel_level_to_arg(level, {})[0]) == 0.45  # 150/331 = 0.4532 here
