@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist import batch_norm
-from tl_dist.backbones import Backbone, preprocess, seam
+from tl_dist.backbones import Backbone, blocks, preprocess, seam
 from tl_dist.config import ModelConfig
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -56,8 +56,13 @@ class Classifier:
         self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
         self.new = self._reinitialized()
         """paths in the backbone that keep their random start when pretrained weights are loaded"""
-        self.depths: dict[str, int] = depths(network)
-        """of each variable of the backbone, below the head"""
+        deep = blocks.depths(backbone, network)
+        self.depths: dict[str, int] = {
+            f"backbone/{layer.name}/{variable_path(layer, variable)}": deep[layer.name]
+            for layer in network.layers
+            for variable in layer.weights
+        }
+        """of each variable of the backbone, in blocks below the head"""
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
@@ -307,20 +312,6 @@ def first_trainable_layer(
             code=ExitCode.USAGE,
         )
     return names.index(first)
-
-
-def depths(network: Any) -> dict[str, int]:
-    """How deep each variable lies below the head: 1 + the layers with a kernel that come after its own.
-
-    A normalization after a convolution is as deep as that is.
-    """
-    found: dict[str, int] = {}
-    kernels_above = 0
-    for layer in reversed(network.layers):
-        for variable in layer.weights:
-            found[f"backbone/{layer.name}/{variable_path(layer, variable)}"] = 1 + kernels_above
-        kernels_above += any(len(v.shape) > 1 for v in layer.weights)
-    return found
 
 
 def reads_bfloat16(layer: Any) -> bool:

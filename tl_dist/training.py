@@ -89,6 +89,8 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
     if cfg.stages:
         text = f"stage {stage.number + 1} of {len(session.stages)}: train_from '{stage.train_from}' to step {stage.end}"
         recorder.tell({"event": "note", "text": text})
+    if stage.optimizer.layer_decay < 1 and stage.train_from != "head":
+        recorder.tell({"event": "note", "text": _rates(session, stage)})
     if stage.number and step_now == stage.first_step:
         session.optimizer.begin(stage.number)
     computed = cfg.classifier.computed
@@ -103,6 +105,18 @@ def _stage(session: Session, stage: Stage, recorder: Recorder) -> bool:
         _fit_head(session, recorder)
     session.prepare_for(f"compiling stage {stage.number + 1}")
     return StageTraining(session, recorder).run()
+
+
+def _rates(session: Session, stage: Stage) -> str:
+    """What layer_decay makes of the learning rate: published values mean little without the number of blocks."""
+    settings = stage.optimizer
+    path, factor = session.optimizer.slowest(stage.number)
+    blocks = {depth for path, depth in session.whole.depths.items() if path in session.model.trainable}
+    return (
+        f"layer_decay {settings.layer_decay:g} over {len(blocks)} block{'s' * (len(blocks) > 1)}: "
+        f"{path.split('/')[1]} learns at {settings.learning_rate * factor:.2g}, "
+        f"the head at {settings.head_learning_rate or settings.learning_rate:g}"
+    )
 
 
 def _fit_head(session: Session, recorder: Recorder) -> None:

@@ -84,6 +84,14 @@ def test_what_is_newly_trained_starts_at_zero_and_takes_the_step_of_a_first_upda
     assert np.median(step[step > 0]) == pytest.approx(0.003 * 0.7, rel=1e-2)
 
 
+def test_a_stage_says_how_slowly_its_lowest_block_learns(workspace: Workspace) -> None:
+    notes = [record["text"] for record in records(workspace.run("whole"), "note")]
+    assert [text for text in notes if text.startswith("layer_decay")] == [
+        "layer_decay 0.7 over 1 block: block3_conv1 learns at 0.0021, the head at 0.01",
+        "layer_decay 0.7 over 3 blocks: block1_conv1 learns at 0.00034, the head at 0.001",
+    ]
+
+
 def test_killed_in_two_stages_the_run_ends_with_the_same_bits(workspace: Workspace) -> None:
     process = workspace.start(
         workspace.argv("killed", *STAGES, *ONE_WORKER),

@@ -43,6 +43,9 @@ class Backbone:
     min_size: int
     preprocessing: Preprocessing
     stages: Mapping[str, str]
+    block: str | None = None
+    """regular expression at the begin of a layer's name: its group tells the blocks of a stage apart (`blocks.py`);
+    None where each stage is one block"""
     pretrained: Callable[[], Any] | None = None
     """the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
     adapt: Callable[[Arrays], Arrays] = unchanged

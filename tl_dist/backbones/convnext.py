@@ -21,6 +21,7 @@ def _convnext(size: str) -> Backbone:
             "stage0": f"{prefix}_stage_0_block_0_depthwise_conv",
             **{f"stage{k}": f"{prefix}_downsampling_block_{k - 1}" for k in range(1, 4)},
         },
+        block=rf"{prefix}_stage_\d_(block_\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 

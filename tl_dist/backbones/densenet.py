@@ -15,6 +15,7 @@ def _densenet(constructor: str) -> Backbone:
         min_size=32,
         preprocessing="torch",
         stages={"conv1": "conv1_conv"} | {f"conv{k}": f"conv{k}_block1_0_bn" for k in range(2, 6)},
+        block=r"conv\d_(block\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 

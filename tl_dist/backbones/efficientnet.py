@@ -10,6 +10,7 @@ from functools import partial
 
 from tl_dist.backbones import Arrays, Backbone, application
 
+_BLOCK = r"block\d([a-z]+)_"
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
@@ -41,6 +42,7 @@ def _v1(constructor: str, input_size: int) -> Backbone:
             **{f"block{k}": f"block{k}a_expand_conv" for k in range(2, 8)},
             "top": "top_conv",
         },
+        block=_BLOCK,
         pretrained=partial(application, constructor, weights="imagenet"),
         adapt=square_the_deviation,
     )
@@ -59,6 +61,7 @@ def _v2(constructor: str, input_size: int, num_blocks: int) -> Backbone:
             **{f"block{k}": f"block{k}a_expand_conv" for k in range(2, num_blocks + 1)},
             "top": "top_conv",
         },
+        block=_BLOCK,
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 

@@ -12,7 +12,9 @@ from functools import partial
 from tl_dist.backbones import Backbone, application
 
 
-def _inception(constructor: str, min_size: int, stages: Mapping[str, str]) -> Backbone:
+def _inception(
+    constructor: str, min_size: int, stages: Mapping[str, str], block: str | None = None
+) -> Backbone:
     return Backbone(
         name=constructor.lower(),
         build=partial(application, constructor),
@@ -20,6 +22,7 @@ def _inception(constructor: str, min_size: int, stages: Mapping[str, str]) -> Ba
         min_size=min_size,
         preprocessing="tf",
         stages=stages,
+        block=block,
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 
@@ -36,6 +39,9 @@ _RESNET_STAGES = {
     "block8": "conv2d_164",
     "top": "conv_7b",
 }
+# The first layer of each residual block; those of block35 have six layers without a name, the later ones four.
+_RESNET_FIRSTS = (*range(15, 75, 6), *range(77, 157, 4), *range(164, 204, 4))
+_RESNET_BLOCK = f"(conv2d_(?:{'|'.join(map(str, _RESNET_FIRSTS))}))$"
 _XCEPTION_STAGES = {
     "block1": "block1_conv1",
     "block2": "block2_sepconv1",
@@ -44,5 +50,5 @@ _XCEPTION_STAGES = {
 }
 
 INCEPTIONV3 = _inception("InceptionV3", 75, _V3_STAGES)
-INCEPTIONRESNETV2 = _inception("InceptionResNetV2", 75, _RESNET_STAGES)
+INCEPTIONRESNETV2 = _inception("InceptionResNetV2", 75, _RESNET_STAGES, _RESNET_BLOCK)
 XCEPTION = _inception("Xception", 71, _XCEPTION_STAGES)

@@ -16,6 +16,7 @@ def _resnet(constructor: str, preprocessing: Preprocessing, stages: Mapping[str,
         min_size=32,
         preprocessing=preprocessing,
         stages=stages,
+        block=r"conv\d_(block\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 

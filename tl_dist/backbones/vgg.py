@@ -15,6 +15,7 @@ def _vgg(constructor: str) -> Backbone:
         min_size=32,
         preprocessing="caffe",
         stages={f"block{k}": f"block{k}_conv1" for k in range(1, 6)},
+        block=r"block\d_(conv\d)",
         pretrained=partial(application, constructor, weights="imagenet"),
     )
 
