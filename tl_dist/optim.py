@@ -46,7 +46,8 @@ class Rule(NamedTuple):
     """factor on the learning rate"""
     decay: float = 0.0
     toward_start: bool = False
-    """decay toward the value that the variable had when the optimizer was made, in place of 0"""
+    """decay toward the value that the variable had when the optimizer was made, in place of 0; under sgd its gradient
+    is added to that of the loss, else it is decoupled"""
 
 
 def rules(
@@ -57,7 +58,8 @@ def rules(
 ) -> dict[str, Rule]:
     """The rule of each variable. `depths` counts from the head (0) down; `new` are paths that were not pretrained.
 
-    Weight decay leaves out what has fewer than two axes. L2-SP takes every pretrained variable, as in its paper.
+    Weight decay and L2-SP leave out what has fewer than two axes; so do the authors of L2-SP (`_decay`, mode 1, in
+    model/network_base.py of github.com/holyseven/TransferLearningClassification).
     """
     head_rate = (config.head_learning_rate or config.learning_rate) / config.learning_rate
     new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
@@ -67,11 +69,12 @@ def rules(
         is_head = path.startswith("head/")
         rate = head_rate if is_head else config.layer_decay**depth
         is_new = is_head or path in new
-        if config.l2_sp and not is_new:
+        if len(variable.shape) < 2:
+            found[path] = Rule(rate)
+        elif config.l2_sp and not is_new:
             found[path] = Rule(rate, config.l2_sp, toward_start=True)
         else:
-            decay = new_decay if is_new else config.weight_decay
-            found[path] = Rule(rate, decay if len(variable.shape) > 1 else 0.0)
+            found[path] = Rule(rate, new_decay if is_new else config.weight_decay)
     return found
 
 
@@ -143,13 +146,21 @@ class Optimizer:
             },
         }
 
+    def slowest(self, stage: int) -> tuple[str, float]:
+        """The path of the variable with the lowest rate in a stage, and its factor on the learning rate."""
+        path, rule = min(self._stages[stage].items(), key=lambda item: item[1].rate)
+        return path, rule.rate
+
     def begin(self, stage: int) -> None:
         """Outside a graph, before the first step of a stage that follows another.
 
-        The average of a variable that was not trained just before begins at its weights; all else goes on.
+        The average of a variable goes on where it is trained on. Otherwise it is set to the weights: from there it
+        begins, and they are what is evaluated while nothing trains them. So the averages of a commit are at any time
+        the weights that `averaged` shows.
         """
+        goes_on = self._stages[stage - 1].keys() & self._stages[stage].keys()
         for path, average in self.averages.items():
-            if path not in self._stages[stage - 1]:
+            if path not in goes_on:
                 average.assign(tf.identity(self._trainable[path]))
 
     @contextmanager
@@ -199,7 +210,11 @@ class Optimizer:
             own_rate = rate * rule.rate
             if rule.decay:
                 away = _read(variable) - _read(self.start[path]) if rule.toward_start else _read(variable)
-                tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=away * (own_rate * rule.decay))
+                if rule.toward_start and config.name == "sgd":  # after clipping, as weight decay in PyTorch
+                    grad += away * rule.decay
+                else:  # a pull within Adam would be divided by the size of past gradients
+                    pull = away * (own_rate * rule.decay)
+                    tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=pull)
             self._update_one(path, variable, grad, own_rate, updates[within])
             if path in self.averages:
                 self._average(path, variable, updates[within] - 1.0)

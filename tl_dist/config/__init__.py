@@ -203,13 +203,15 @@ class OptimizerConfig(Section):
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """of the head, on the same schedule; default: learning_rate"""
     head_weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """of the head and of reinitialized layers; default: weight_decay"""
+    """of the head and of reinitialized layers, decoupled as well; default: weight_decay"""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """each layer with a kernel learns at this fraction of the rate of the one above it; the head at the full rate
-    (Clark et al., arXiv 2003.10555)"""
+    """each block learns at this fraction of the rate of the one above it, and the head at the full rate (Clark et al.,
+    arXiv 2003.10555). A block is what timm counts as one: a stem, a layer of VGG, a residual or dense block; of a
+    network with more than 25, such as ConvNeXt-Base, three of them. The lowest rate is shown at the start"""
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
-    """decay of the backbone toward its pretrained weights in place of 0 (Li et al., arXiv 1802.01483; decoupled as
-    weight_decay is; their beta is head_weight_decay)"""
+    """pull of the backbone's kernels toward their pretrained values in place of 0: alpha of Li et al., arXiv
+    1802.01483. As theirs it goes through the momentum of sgd, and so is as strong as a decoupled decay of alpha / (1 - momentum);
+    their beta is head_weight_decay * (1 - momentum). With adam and adamw it is decoupled"""
     ema: Fraction = 0.0
     """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
     schedule: ScheduleConfig = ScheduleConfig()

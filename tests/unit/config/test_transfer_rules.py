@@ -64,22 +64,22 @@ def test_the_head_has_its_own_decay_and_a_bias_has_none(given: float | None, of_
         np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_l2_sp_pulls_what_was_pretrained_to_its_start_and_the_rest_to_zero() -> None:
+def test_l2_sp_pulls_pretrained_kernels_to_their_start_and_the_head_to_zero() -> None:
     start, after, optimizer = run(5, l2_sp=0.6, head_weight_decay=0.2)
     for path in SHAPES:
         toward = np.zeros_like(start[path]) if path == HEAD else start[path]
         expected = start[path]
         for grads in gradients(5):
-            decay = 0.2 if path == HEAD else 0.6
+            decay = {KERNEL: 0.6, BIAS: 0.0, HEAD: 0.2}[path]
             expected = expected - 0.1 * decay * (expected - toward) - 0.1 * grads[path]
         np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-6)
-    assert set(optimizer.start) == {KERNEL, BIAS}
+    assert set(optimizer.start) == {KERNEL}
     assert not any("start" in path for path in optimizer.variables)  # no checkpoint holds it
 
 
 def test_a_layer_with_new_weights_is_not_pulled_to_its_random_start() -> None:
     start, after, optimizer = run(1, l2_sp=0.6, head_weight_decay=0.2, new=(KERNEL,))
-    assert set(optimizer.start) == {BIAS}
+    assert not optimizer.start
     expected = start[KERNEL] * (1 - 0.1 * 0.2) - 0.1 * gradients(1)[0][KERNEL]  # it decays as the head does
     np.testing.assert_allclose(after[KERNEL], expected, rtol=1e-5, atol=1e-6)
 
@@ -134,7 +134,29 @@ def test_within_averaged_the_variables_hold_the_averages_and_afterwards_every_bi
         np.testing.assert_array_equal(variable, before[path])
 
 
-def test_depth_counts_layers_with_a_kernel_from_the_top() -> None:
+def test_the_averages_of_a_commit_are_at_any_time_the_weights_that_are_evaluated() -> None:
+    """`source:` carries the averages: through three stages, of which the second leaves the backbone alone."""
+    config = OptimizerConfig(learning_rate=0.1, momentum=0.0, ema=0.9)
+    ours = variables()
+    every = optim.rules(config, ours)
+    tables = [every, {HEAD: every[HEAD]}, {path: every[path] for path in (KERNEL, HEAD)}]
+    optimizer = optim.Optimizer(config, ours, scale_loss=False, stages=tables)
+    for stage, table in enumerate(tables):
+        if stage:
+            optimizer.begin(stage)
+        for grads in gradients(3):
+            optimizer.apply([tf.constant(grads[path]) for path in table], tf.constant(0.1), stage)
+        with optimizer.averaged(stage):
+            for path, variable in ours.items():
+                np.testing.assert_array_equal(variable, optimizer.averages[path], err_msg=f"{stage} {path}")
+
+
+def test_the_slowest_variable_of_a_stage_is_named_with_its_part_of_the_rate() -> None:
+    _, _, optimizer = run(0, depths={KERNEL: 3, BIAS: 2}, layer_decay=0.5)
+    assert optimizer.slowest(0) == (KERNEL, 0.125)
+
+
+def test_depth_counts_blocks_from_the_top() -> None:
     backbone = registry.lookup(registry.BACKBONES, "tiny")
     config = ModelConfig(backbone="tiny", weights="random", train_from="all")
     net = model.build(backbone, config, image_size=32, num_classes=3, seed=0)
