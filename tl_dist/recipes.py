@@ -1,9 +1,13 @@
 """Settings for a data set by its size and that of its images, after Big Transfer's rule. Imports no TensorFlow.
 
 BiT-HyperRule: Kolesnikov et al., arXiv 1912.11370, section 3.3, and bit_hyperrule.py in
-https://github.com/google-research/big_transfer for the milestones of its schedule. What differs here: the batch is 128
-by default, where the paper has 512 (the rate is scaled, the steps are not), large images are trained at the backbone's
-own size where that is below 480, and the crop varies in aspect as well.
+https://github.com/google-research/big_transfer for the milestones of its schedule. It is for a batch of 512. Another
+batch scales the rate with it and the steps against it, so that as many images are seen (Goyal et al., arXiv 1706.02677;
+bit_tf2/train.py has the steps' half as a comment). At 128 that is 0.00075 for four times the steps; the authors' README
+reports nearly the same accuracy on CIFAR with 0.001 and the steps of 512, which can be written: `steps: 500`.
+
+What differs here: the batch is 128 by default, large images are trained at the backbone's own size where that is below
+480, and the crop varies in aspect as well.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any
 from tl_dist.config.file import section
 
 BATCH = 128
+PAPER_BATCH, PAPER_RATE = 512, 0.003
 SMALL_AREA = 96 * 96
 _RULE = (  # below this many examples: end of the warm-up, three drops, end
     (20_000, (100, 200, 300, 400, 500)),
@@ -27,30 +32,46 @@ Values = dict[str, Any]
 def auto(written: Mapping[str, Any], num_examples: int, image_area: float, input_size: int) -> Values:
     """Values for the keys of a config that `written` leaves out, nested as in the file.
 
-    `image_area` is in pixels, that of a typical image; `input_size` that of the backbone.
+    `image_area` is in pixels, that of a typical image; `input_size` that of the backbone. A classifier that is computed
+    needs no optimizer and no length: it gets a frozen backbone and images that can be cached.
     """
-    model, optimizer = section(written, "model"), section(written, "optimizer")
     batch = written.get("global_batch", BATCH)
+    computed = section(written, "classifier").get("name", "head") != "head"
+    found: Values = {"global_batch": batch}
+    if computed or not written.get("stages"):
+        found["model"] = {"train_from": "head" if computed else "all"}
+    train_from = section(written, "model").get("train_from", found.get("model", {}).get("train_from"))
+    cached = section(written, "runtime").get("prefix_cache") == "on" or train_from == "head"
+    found["data"] = _data(num_examples, image_area, input_size, cached=cached)
+    return found if computed else {**found, **_training(written, num_examples, batch)}
+
+
+def _data(num_examples: int, image_area: float, input_size: int, *, cached: bool) -> Values:
+    small = image_area < SMALL_AREA
+    side = 128 / 160 if small else 480 / 512
+    mixup = 0.0 if num_examples < 20_000 or cached else 0.1
+    return {
+        "image_size": 128 if small else min(480, input_size),
+        "augment": ["flip"] if cached else ["random_resized_crop", "flip"],
+        "augmentation": {"crop_area": [round(side * side, 4), 1.0], "mixup": mixup},
+    }
+
+
+def _training(written: Mapping[str, Any], num_examples: int, batch: int) -> Values:
+    """Length, update rule and schedule; a length that is written stretches the schedule."""
+    optimizer = section(written, "optimizer")
     per_epoch = num_examples / batch
     milestones = next(m for below, m in _RULE if below is None or num_examples < below)
-    small = image_area < SMALL_AREA
-    found: Values = {"global_batch": batch}
-    if not written.get("stages"):
-        found["model"] = {"train_from": "all"}
-        if not written.keys() & {"steps", "epochs"}:
-            found["steps"] = milestones[-1]
-    total = written.get("steps") or written.get("epochs", 0) * per_epoch or milestones[-1]
-    found["data"] = {"image_size": 128 if small else min(480, input_size)}
-    side = 128 / 160 if small else 480 / 512
-    cached = section(written, "runtime").get("prefix_cache") == "on" or model.get("train_from") == "head"
-    found["data"]["augment"] = ["flip"] if cached else ["random_resized_crop", "flip"]
-    augmentation = {"mixup": 0.0 if num_examples < 20_000 or cached else 0.1}
-    found["data"]["augmentation"] = {"crop_area": [round(side * side, 4), 1.0], **augmentation}
+    steps = max(1, round(milestones[-1] * PAPER_BATCH / batch))
+    found: Values = {}
+    if not written.get("stages") and not written.keys() & {"steps", "epochs"}:
+        found["steps"] = steps
     if optimizer.get("name", "sgd") == "sgd":
-        found["optimizer"] = {"name": "sgd", "learning_rate": 0.003 * batch / 512, "momentum": 0.9}
+        rate = PAPER_RATE * batch / PAPER_BATCH
+        found["optimizer"] = {"name": "sgd", "learning_rate": rate, "momentum": 0.9}
     if "schedule" not in optimizer and not written.get("stages"):
-        warmup, *drops, end = (round(m * total / milestones[-1] / per_epoch, 4) for m in milestones)
-        del end
+        total = written.get("steps") or written.get("epochs", 0) * per_epoch or steps
+        warmup, *drops = (round(m * total / milestones[-1] / per_epoch, 6) for m in milestones[:-1])
         schedule = {"name": "step", "warmup_epochs": warmup, "drop_at_epochs": drops, "drop_factor": 0.1}
         found.setdefault("optimizer", {})["schedule"] = schedule
     return found

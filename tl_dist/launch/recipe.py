@@ -29,6 +29,9 @@ def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
 def line(cfg: Config) -> str:
     """What a config trained by a recipe says, on one line."""
     optimizer, data = cfg.optimizer, cfg.data
+    augment = f"augment {' '.join(data.augment) or 'none'}"
+    if cfg.classifier.computed:
+        return f"recipe auto: {cfg.classifier.name} of images of {data.image_size} px, {augment}"
     length = f"{cfg.steps:,} steps" if cfg.steps else f"{cfg.epochs or 0:g} epochs"
     schedule = optimizer.schedule
     drops = f", a tenth after {', '.join(f'{e:g}' for e in schedule.drop_at_epochs)} epochs"
@@ -36,15 +39,16 @@ def line(cfg: Config) -> str:
         f"recipe auto: {length} of {cfg.global_batch} images of {data.image_size} px, "
         f"train_from {cfg.model.train_from}, "
         f"{optimizer.name} at {optimizer.learning_rate:.3g}{drops if schedule.drop_at_epochs else ''}, "
-        f"augment {' '.join(data.augment) or 'none'}, mixup {data.augmentation.mixup:g}"
+        f"{augment}, mixup {data.augmentation.mixup:g}"
     )
 
 
 def _typical_area(train: Any) -> float:
-    """Pixels of the median of the first images."""
+    """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
     dimensions = import_module(_HEADERS).dimensions
     if hasattr(train, "encoded_bytes"):
-        heads = (train.encoded_bytes(k) for k in range(min(_LOOKED_AT, train.num_examples)))
+        looked_at = min(_LOOKED_AT, train.num_examples)
+        heads = (train.encoded_bytes(k * train.num_examples // looked_at) for k in range(looked_at))
         return float(median(width * height for _, width, height in map(dimensions, heads)))
     source = import_module("tl_dist.datasets").pool_of(train)[0]
     height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tl_dist import recipes
 from tl_dist.config import Config, ScheduleConfig
@@ -30,6 +31,7 @@ def test_length_and_mixup_follow_the_number_of_examples(num_examples: int, steps
     assert found["steps"] == steps
     assert found["data"]["augmentation"]["mixup"] == mixup
     assert found["optimizer"]["learning_rate"] == 0.003
+    assert recipes.auto({"global_batch": 32}, num_examples, 300 * 300, 224)["steps"] == steps * 16
     drops = [epochs * num_examples / 512 for epochs in found["optimizer"]["schedule"]["drop_at_epochs"]]
     part = (0.4, 0.6, 0.8) if steps == 500 else (0.3, 0.6, 0.9)
     assert drops == pytest.approx([steps * p for p in part], rel=1e-2)
@@ -43,9 +45,9 @@ def test_the_size_follows_that_of_the_images(side: int, size: int, crop: float) 
 
 def test_a_least_config_becomes_a_whole_one_that_loads_again(tmp_path: Path) -> None:
     cfg = load(tmp_path, LEAST)
-    assert (cfg.steps, cfg.data.image_size, cfg.global_batch, cfg.model.train_from) == (500, 128, 128, "all")
+    assert (cfg.steps, cfg.data.image_size, cfg.global_batch, cfg.model.train_from) == (2000, 128, 128, "all")
     assert cfg.optimizer.learning_rate == 0.003 * 128 / 512
-    assert recipe.line(cfg).startswith("recipe auto: 500 steps of 128 images of 128 px")
+    assert recipe.line(cfg).startswith("recipe auto: 2,000 steps of 128 images of 128 px")
     (tmp_path / "resolved.yaml").write_text(config_file.dump(cfg))
     assert config_file.load(tmp_path / "resolved.yaml") == cfg
 
@@ -96,3 +98,19 @@ def test_the_rate_is_for_sgd_alone_and_images_have_480_pixels_at_most() -> None:
     found = recipes.auto({"optimizer": {"name": "adam"}}, 1000, LARGE, 600)
     assert found["optimizer"].keys() == {"schedule"}
     assert found["data"]["image_size"] == 480
+
+
+def test_a_computed_classifier_has_a_frozen_backbone_and_no_training(tmp_path: Path) -> None:
+    cfg = load(tmp_path, LEAST + "classifier: {name: logistic}\n")
+    assert (cfg.model.train_from, cfg.steps, cfg.data.augment) == ("head", 1, ("flip",))
+    assert cfg.data.augmentation.mixup == 0 and not cfg.optimizer.schedule.drop_at_epochs
+    assert recipe.line(cfg) == "recipe auto: logistic of images of 128 px, augment flip"
+
+
+def test_the_typical_size_is_that_of_the_whole_set_though_its_first_class_is_small(tmp_path: Path) -> None:
+    for name, number, side in (("a_small", 70, 32), ("b_large", 130, 120)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(number):
+            Image.new("RGB", (side, side), (k, 0, 0)).save(tmp_path / "set" / name / f"{k:03}.png")
+    text = f"recipe: auto\ndata: {{name: image_folder, path: {tmp_path}/set}}\nmodel: {{backbone: vgg16}}\n"
+    assert load(tmp_path, text).data.image_size == 224
