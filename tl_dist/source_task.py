@@ -14,8 +14,9 @@ from tl_dist.refusal import ExitCode, Refusal
 def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     """Give `network` the backbone of `cfg.source.run`; the digest of all of it.
 
-    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`. Where the run kept
-    averages they are taken: at any time they are what was evaluated. Refuses a run whose frozen weights are not to be had as they were.
+    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`. Averages are taken where the run kept
+    them: the weights that it evaluated (`Optimizer.begin`). Refuses a run whose frozen weights are not to be had as
+    they were.
     """
     run, found = source_run.opened(cfg)
     if found.source is not None:

@@ -210,8 +210,8 @@ class OptimizerConfig(Section):
     network with more than 25, such as ConvNeXt-Base, three of them. The lowest rate is shown at the start"""
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
     """pull of the backbone's kernels toward their pretrained values in place of 0: alpha of Li et al., arXiv
-    1802.01483. As theirs it goes through the momentum of sgd, and so is as strong as a decoupled decay of alpha / (1 - momentum);
-    their beta is head_weight_decay * (1 - momentum). With adam and adamw it is decoupled"""
+    1802.01483. As theirs it goes through the momentum of sgd, and so is as strong as a decoupled decay of
+    alpha / (1 - momentum); their beta is head_weight_decay * (1 - momentum). With adam and adamw it is decoupled"""
     ema: Fraction = 0.0
     """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
     schedule: ScheduleConfig = ScheduleConfig()
