@@ -16,6 +16,7 @@ from tl_dist.backbones import Backbone, weights
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.data import decoded, pipeline
+from tl_dist.data import order as data_order
 from tl_dist.data.order import Order
 from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
 from tl_dist.datasets import Splits, manifest, quarantine
@@ -250,6 +251,7 @@ class Session:
         facts: dict[str, Any] = {
             "trajectory": config_file.trajectory(self.cfg),
             "precision": self.precision,
+            "order": data_order.VERSION,
             "data": {name: source.fingerprint for name, source in self.opened.items()},
             "class_names": list(self.splits["train"].class_names),
             "weights_sha256": self.weights_sha256,

@@ -60,9 +60,10 @@ class DataConfig(Section):
     image_size: PositiveInt | None = None
     """images are resized to this square; default: the backbone's own input size"""
     validation_fraction: Fraction = 0.0
-    """part of the training images held out, stratified by class (and by type where the dataset has one)"""
+    """part of all examples but those of an official test split, stratified by class (and by type where the dataset
+    has one)"""
     test_fraction: Fraction = 0.25
-    """for datasets without an official test split"""
+    """part of all examples, for datasets without an official test split"""
     folds: Annotated[int, Field(ge=2)] | None = None
     """divide the examples into this many stratified folds, in place of test_fraction; see fold"""
     fold: Annotated[int, Field(ge=0)] | None = None

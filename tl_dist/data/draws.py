@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -20,7 +21,8 @@ def bits(run_seed: int, positions: Any, purpose: str, num: int) -> Any:
     """uint64 [rows, num]: `num` words for each of `positions` (int64 [rows])."""
     start = _mixed_int((run_seed << 32) ^ zlib.crc32(purpose.encode()))
     states = _mixed(tf.cast(positions, tf.uint64) * _word(_GOLDEN) + _word(start))
-    steps = tf.constant([(k + 1) * _GOLDEN & _MASK for k in range(num)], tf.uint64, shape=[num])
+    # An array: of a list of integers beyond 2^63 and below, a traced function makes float64 first, and rounds them.
+    steps = tf.constant(np.array([(k + 1) * _GOLDEN & _MASK for k in range(num)], np.uint64))
     return _mixed(states[:, None] + steps[None, :])
 
 

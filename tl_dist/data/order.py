@@ -5,6 +5,10 @@ The infinite example stream is a concatenation of epochs, each a keyed permutati
 once per epoch: there is no remainder rule. The permutation is computed, never stored (`RandomIndexShuffle`, a
 cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism". For storage that is slow at
 random, blocks of neighbours are permuted, then rows within windows of blocks: as pure a function of the position.
+
+Up to 65,536 examples the cipher looks at the low 8 bits of each of three key words, so keys are hashed: small raw numbers
+such as (seed, epoch) are nearly equal keys, and their permutations nearly the identity. It takes 8 rounds, as
+TensorFlow's own global shuffle: with 4, batch-mates of one epoch meet again in the next even under hashed keys.
 """
 
 from __future__ import annotations
@@ -14,8 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
+from tl_dist.data import draws
+
+VERSION = 2
+"""of the order, in the identity of every run: what changes which example is at a position must count it up"""
+_ROUNDS = 8
 _MOST = 1 << 17  # positions that `batch_deviation` looks at
 
 
@@ -39,47 +49,40 @@ class Order:
 
     def index(self, positions: Any) -> Any:
         """Row in the source at each position; int64 tensors of any one shape. Traced or eager."""
-        import tensorflow as tf
-
         positions = tf.convert_to_tensor(positions, tf.int64)
         flat = tf.reshape(positions, [-1])
         epochs, offsets = flat // self.num_examples, flat % self.num_examples
         if not self.block:
-            found = self._shuffled(offsets, epochs, self.num_examples, 0)
+            found = self._shuffled(offsets, self.num_examples, "examples", epochs)
         else:
             found = self._of_blocks(self._within_windows(offsets, epochs), epochs)
         return tf.reshape(found, tf.shape(positions))
 
     def _within_windows(self, offsets: Any, epochs: Any) -> Any:
-        import tensorflow as tf
-
         size = min(self.block * self.window, self.num_examples)
-        begin = offsets - offsets % size
-        length = tf.minimum(size, self.num_examples - begin)
-        return begin + self._shuffled(offsets - begin, epochs, length, 3 + begin // size)
+        number = offsets // size
+        begin = number * size
+        length = tf.minimum(self.num_examples - begin, size)
+        num_windows = -(-self.num_examples // size)
+        return begin + self._shuffled(offsets - begin, length, "windows", epochs * num_windows + number)
 
     def _of_blocks(self, offsets: Any, epochs: Any) -> Any:
         """The whole blocks are permuted; the rest, which is shorter, comes at a place of its own."""
-        import tensorflow as tf
-
         number, rest = divmod(self.num_examples, self.block)
-        place = self._shuffled(tf.zeros_like(offsets), epochs, number + 1, 1) * self.block
+        each, which = tf.unique(epochs)
+        place = tf.gather(self._shuffled(tf.zeros_like(each), number + 1, "rest", each), which) * self.block
         before, after = offsets < place, offsets >= place + rest
         among = tf.where(before, offsets, tf.where(after, offsets - rest, 0))
-        blocks = self._shuffled(among // self.block, epochs, max(number, 1), 2)
+        blocks = self._shuffled(among // self.block, max(number, 1), "blocks", epochs)
         in_rest = number * self.block + offsets - place
         return tf.where(before | after, blocks * self.block + among % self.block, in_rest)
 
-    def _shuffled(self, index: Any, epochs: Any, length: Any, purpose: Any) -> Any:
-        """A permutation of [0, length) for each epoch and purpose; int64 [n] each, or one number for all."""
-        import tensorflow as tf
-
-        def rows(value: Any) -> Any:
-            return tf.broadcast_to(tf.cast(value, tf.int64), tf.shape(index))
-
+    def _shuffled(self, index: Any, length: Any, purpose: str, numbers: Any) -> Any:
+        """One permutation of [0, length) for each purpose and number; int64 [n], `length` also one for all."""
+        keys = draws.bits(self.seed, numbers, f"order/{purpose}", 3)
+        last = tf.broadcast_to(tf.cast(length, tf.int64) - 1, tf.shape(index))
         # The public wrapper pads a batch of seeds of length 2 wrongly; the raw op takes [n, 3].
-        seeds = tf.stack([rows(self.seed), epochs, rows(purpose)], axis=1)
-        return tf.raw_ops.RandomIndexShuffle(index=index, seed=seeds, max_index=rows(length) - 1, rounds=4)
+        return tf.raw_ops.RandomIndexShuffle(index=index, seed=keys, max_index=last, rounds=_ROUNDS)
 
     def epoch(self, step: int) -> float:
         """Epochs done when `step` steps are done."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.concatenated import Concatenated
-from tl_dist.datasets.split import divide, hold_out
+from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.datasets.table import columns_of, values_of
 from tl_dist.durable import read_file, reason
 from tl_dist.refusal import ExitCode, Refusal
@@ -56,7 +56,7 @@ def division(
 
     `folds` parts of equal size, or the given fractions. `group` is a column of the table that the examples are listed
     in, or a regular expression that is sought in the ids: examples with the same value, or the same match (its first
-    group, where it has one), stay together; fractions are then kept only as far as groups allow. Default: the groups
+    group, where it has one), stay together; fractions are then kept as nearly as groups allow. Default: the groups
     that the data set has. Refuses (65) what cannot be divided so.
     """
     names = group_names(pool, group)
@@ -64,16 +64,13 @@ def division(
     every = np.arange(pool.num_examples)
     content: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "group": group}
     if folds is not None:
-        content["folds"] = [_ids(pool, part) for part in _folds(pool, every, groups, folds, seed)]
+        fold = folds_of(pool.labels, folds, seed, groups)
+        content["folds"] = [_ids(pool, every[fold == k]) for k in range(folds)]
     else:
-        parts: dict[str, NDArray[np.int64]] = {}
-        kept = every
-        for name, share in (("test", test), ("validation", validation / (1 - test))):
-            if share > 0 and groups is None:
-                kept, parts[name] = hold_out(kept, pool.labels, share, seed=seed, key=f"--{name}")
-            elif share > 0:
-                parts[name] = _folds(pool, kept, groups, max(2, round(1 / share)), seed)[0]
-                kept = np.setdiff1d(kept, parts[name])
+        fractions = {"test": test, "validation": validation}
+        kept, parts = hold_out_each(
+            every, pool.labels, groups, fractions, total=len(every), seed=seed, key="--{}"
+        )
         content["splits"] = {name: _ids(pool, part) for name, part in {"train": kept, **parts}.items()}
     return {"digest": _digest(content), **content}
 
@@ -108,7 +105,7 @@ def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits
         return splits
     train = splits["train"]
     groups = group_names(train, content.get("group")) if data.validation_fraction > 0 else None
-    return {**splits, **divide(train, data, test=False, groups=groups)}
+    return {**splits, **divide(train, data, test=False, groups=groups, total=len(place))}
 
 
 def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str, Sequence[str]]:
@@ -120,25 +117,6 @@ def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str
         )
     train = [name for k, fold in enumerate(folds) if k != data.fold for name in fold]
     return {"train": train, "test": folds[data.fold]}
-
-
-def _folds(
-    pool: Source, indices: NDArray[np.int64], groups: NDArray[np.int64] | None, num: int, seed: int
-) -> list[NDArray[np.int64]]:
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    labels = pool.labels[indices]
-    smallest = int(np.bincount(labels)[np.unique(labels)].min())
-    num_groups = smallest if groups is None else len(np.unique(groups[indices]))
-    if min(smallest, num_groups) < num:
-        what = f"{num} folds need as many {'examples of each class' if groups is None else 'groups'}"
-        fix = "ask for fewer folds, or for a larger part."
-        raise Refusal(f"{what}; there are {min(smallest, num_groups)}.", fix=fix, code=ExitCode.DATA)
-    made = kind(num, shuffle=True, random_state=seed).split(
-        indices, labels, None if groups is None else groups[indices]
-    )
-    return [indices[np.sort(part)] for _, part in made]
 
 
 def group_names(pool: Source, group: str | None) -> Sequence[str] | None:

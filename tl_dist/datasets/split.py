@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from tl_dist.datasets import Source, Subset, strata_of
 from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
+
+_TRIES = 32  # orders in which groups are dealt; the evenest is taken
 
 SPLIT_NAMES = {
     "train": "train",
@@ -30,82 +33,121 @@ def divide(
     strata: NDArray[np.int32] | None = None,
     groups: Sequence[str] | None = None,
     test: bool = True,
+    total: int | None = None,
 ) -> dict[str, Source]:
-    """The splits of `pool`: test_fraction of it is "test", then validation_fraction of the rest "validation".
+    """The splits of `pool`: test_fraction of its examples is "test", and validation_fraction of them "validation".
 
     `strata` numbers the stratum of each example; default: its type and label. `test=False` where the test split is
     official. A fraction of 0 makes no split. With data.folds the fold data.fold is the test split, or the validation
     split where the test split is official. With `groups`, by default those of the source, each of them stays in one
-    split, and the sizes are only about those asked for. Refuses (65) a fraction that leaves a side too small.
+    split (see `deal`). Fractions are of `total` examples where a part of them was held out before. Refuses (65) a
+    fraction that leaves a side too small.
     """
     strata = strata_of(pool) if strata is None else strata
     groups = getattr(pool, "groups", None) if groups is None else groups
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
-    wanted = [("test", data.test_fraction)] if test else []
+    wanted = {"test": data.test_fraction} if test else {}
     if data.folds is not None:
         inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
         kept, splits["test" if test else "validation"] = kept[~inside], Subset(pool, kept[inside])
-        wanted = []
+        wanted = {}
         if not test:
             return {"train": Subset(pool, kept), **splits}
-    for name, fraction in [*wanted, ("validation", data.validation_fraction)]:
-        if fraction > 0:
-            key = f"data.{name}_fraction"
-            if groups is None:
-                kept, held_out = hold_out(kept, strata, fraction, seed=data.split_seed, key=key)
-            else:
-                kept, held_out = hold_out_groups(
-                    kept, strata, groups, fraction, seed=data.split_seed, key=key
-                )
-            splits[name] = Subset(pool, held_out)
+    kept, parts = hold_out_each(
+        kept,
+        strata,
+        groups,
+        {**wanted, "validation": data.validation_fraction},
+        total=total or pool.num_examples,
+        seed=data.split_seed,
+        key="data.{}_fraction",
+    )
+    splits |= {name: Subset(pool, part) for name, part in parts.items()}
     train = Subset(pool, kept) if splits else pool
     return {"train": train, **splits}
 
 
 def folds_of(
-    strata: NDArray[np.int32], folds: int, seed: int, groups: Sequence[str] | None = None
+    strata: NDArray[np.int32], folds: int, seed: int, groups: Sequence[str] | NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
     """The fold of each example, 0 to `folds` - 1; each stratum is dealt out evenly (scikit-learn's StratifiedKFold).
 
-    With `groups` each of them is in one fold (StratifiedGroupKFold), as evenly as that allows. Refuses (65) more folds
-    than the smallest stratum has examples.
+    With `groups` each of them is in one fold, as evenly as that allows (see `deal`). Refuses (65) more folds than the
+    smallest stratum has examples, or than there are groups.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold
 
     smallest = int(np.unique(strata, return_counts=True)[1].min())
-    if smallest < folds:
+    num_groups = smallest if groups is None else len(np.unique(groups))
+    if min(smallest, num_groups) < folds:
+        few = "groups" if smallest >= folds else "examples of each class and type"
+        most = min(smallest, num_groups)
         raise Refusal(
-            f"{folds} folds: the smallest type and class has only {smallest} examples.",
-            fix=f"use at most {max(2, smallest)} folds, or add examples.",
+            f"{folds} folds need as many {few}; there are {most}.",
+            fix=f"use at most {max(2, most)} folds, or add examples.",
             code=ExitCode.DATA,
         )
+    if groups is not None:
+        return deal(groups, strata, [1 / folds] * folds, seed=seed)
     fold = np.zeros(len(strata), np.int64)
-    deal = StratifiedKFold if groups is None else StratifiedGroupKFold
-    dealt = deal(folds, shuffle=True, random_state=seed).split(strata, strata, groups)
+    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
     for k, (_, inside) in enumerate(dealt):
         fold[inside] = k
     return fold
 
 
-def hold_out(
-    indices: Indices, strata: NDArray[np.int32], fraction: float, *, seed: int, key: str
-) -> tuple[Indices, Indices]:
-    """`indices` in two ascending parts, the second of round(len(indices) * fraction), by seed and strata.
+def hold_out_each(
+    indices: Indices,
+    strata: NDArray[np.int32],
+    groups: Sequence[str] | NDArray[np.int64] | None,
+    fractions: Mapping[str, float],
+    *,
+    total: int,
+    seed: int,
+    key: str,
+) -> tuple[Indices, dict[str, Indices]]:
+    """What is left of `indices`, and the parts that are held out of them one after another, by name.
 
-    Each stratum is shared out to within one example (scikit-learn's stratified shuffle split).
-    Refuses (65) what cannot be shared out, naming the `key` of the config.
+    Each is its fraction of `total` examples, whatever was held out before it; a fraction of 0 makes no part. `key` has
+    a {} for the name, for errors.
+    """
+    parts: dict[str, Indices] = {}
+    for name, fraction in fractions.items():
+        if fraction > 0:
+            more: dict[str, Any] = {"seed": seed, "key": key.format(name), "total": total}
+            if groups is None:
+                indices, parts[name] = hold_out(indices, strata, fraction, **more)
+            else:
+                indices, parts[name] = hold_out_groups(indices, strata, groups, fraction, **more)
+    return indices, parts
+
+
+def hold_out(
+    indices: Indices,
+    strata: NDArray[np.int32],
+    fraction: float,
+    *,
+    seed: int,
+    key: str,
+    total: int | None = None,
+) -> tuple[Indices, Indices]:
+    """`indices` in two ascending parts, the second of round(total * fraction), by seed and strata.
+
+    Each stratum is shared out to within one example (scikit-learn's stratified shuffle split). `total` is by default
+    the number of `indices`. Refuses (65) what cannot be shared out, naming the `key` of the config.
     """
     from sklearn.model_selection import train_test_split
 
-    num_held_out = int(len(indices) * fraction + 0.5)
+    total = total or len(indices)
+    num_held_out = int(total * fraction + 0.5)
     sizes = np.unique(strata[indices], return_counts=True)[1]
     smaller = min(num_held_out, len(indices) - num_held_out)
     if sizes.min(initial=2) < 2 or smaller < max(1, len(sizes)):
         alone = sizes.min(initial=2) < 2
-        why = "the smallest class has only 1" if alone else f"{smaller} for {len(sizes)} classes"
+        why = "the smallest class has only 1" if alone else f"{max(0, smaller)} for {len(sizes)} classes"
         fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0."
-        raise _cannot(f"{key} = {fraction} of {len(indices)} examples", why, fix)
+        raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
     kept, held_out = train_test_split(
         indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
     )
@@ -117,27 +159,56 @@ def hold_out(
 def hold_out_groups(
     indices: Indices,
     strata: NDArray[np.int32],
-    groups: Sequence[str],
+    groups: Sequence[str] | NDArray[np.int64],
     fraction: float,
     *,
     seed: int,
     key: str,
+    total: int | None = None,
 ) -> tuple[Indices, Indices]:
-    """The same with whole groups: the first of 1/fraction folds of scikit-learn's StratifiedGroupKFold.
+    """The same with whole groups, as near to `fraction` as they allow (see `deal`)."""
+    total = total or len(indices)
+    names = np.asarray(groups)[indices]
+    share = fraction * total / len(indices)
+    held_out = np.zeros(len(indices), np.int64)
+    if share < 1:
+        held_out = deal(names, strata[indices], [1 - share, share], seed=seed)
+    if not 0 < held_out.sum() < len(indices):
+        why = f"{len(np.unique(names))} groups, of which each stays whole"
+        fix = f"set {key} so that both parts hold a group, or use 0."
+        raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
+    return np.sort(indices[held_out == 0]), np.sort(indices[held_out == 1])
 
-    With few or very unequal groups the second part can be far from `fraction`.
+
+def deal(
+    groups: Sequence[str] | NDArray[Any], strata: NDArray[np.int32], shares: Sequence[float], *, seed: int
+) -> NDArray[np.int64]:
+    """The part of each example: whole groups, so that each part has its share of the examples and of each stratum.
+
+    Groups come in a random order; each goes where, after it, the parts are nearest to their `shares` (which add up to
+    1) of all that have come. Of 32 orders the one with the evenest end is taken. Of equal groups each part gets its
+    share to within one group; of unequal ones it may be off by about half of the largest.
+
+    Not scikit-learn's StratifiedGroupKFold: that one starts with the least balanced groups, which its seed does not
+    move, so the first fold always holds the same, and with many classes most seeds give one and the same division.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    numbers = np.unique(np.array(groups)[indices], return_inverse=True)[1]
-    num_folds = max(2, round(1 / fraction))
-    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    try:
-        kept, held_out = next(folds.split(indices, strata[indices], numbers))
-    except ValueError as error:
-        fix = f"set {key} so that both parts hold groups of every class, or use 0."
-        raise _cannot(f"{key} = {fraction} of {numbers.max() + 1} groups", str(error), fix) from error
-    return np.sort(indices[kept]), np.sort(indices[held_out])
+    numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
+    columns = np.unique(strata, return_inverse=True)[1]
+    counts = np.zeros((numbers.max() + 1, columns.max() + 2))
+    np.add.at(counts, (numbers, columns), 1)
+    counts[:, -1] = counts.sum(axis=1)
+    counts /= np.sqrt(counts.sum(axis=0))  # squares of what is missing are then those of a chi-square
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (_TRIES, 1)), axis=1)
+    tries = np.arange(_TRIES)
+    part = np.zeros(orders.shape, np.int64)
+    excess = np.zeros((_TRIES, len(shares), counts.shape[1]))  # of each part over its share
+    for those in orders.T:
+        coming = counts[those]
+        excess -= np.array(shares)[:, None] * coming[:, None]
+        into = (excess * coming[:, None]).sum(axis=2).argmin(axis=1)
+        excess[tries, into] += coming
+        part[tries, those] = into
+    return part[(excess**2).sum(axis=(1, 2)).argmin()][numbers]
 
 
 def refuse_second_validation(data: DataConfig, first: str, instead: str = "") -> None:

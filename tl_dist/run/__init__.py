@@ -34,6 +34,8 @@ __all__ += ["write_atomically"]
 MAX_JSON_BYTES = 16 << 20
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _LEFTOVER_S = 3600.0
+_UNWRITTEN = {"order": 1}
+"""what an identity means that was written before it had these keys"""
 
 
 class RunDir:
@@ -147,7 +149,14 @@ class RunDir:
         """Record what the run was started with, or refuse when it was something else."""
         if self._write_first(self.identity_file, _json(identity)):
             return
-        old, new = self.read_identity() or {}, json.loads(_json(identity))
+        old, new = _UNWRITTEN | (self.read_identity() or {}), json.loads(_json(identity))
+        if old["order"] != new.get("order", old["order"]):
+            raise Refusal(
+                f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
+                f"training examples, and this is version {new['order']}.",
+                fix="start a new run with another name=NAME, or finish it with the tl_dist that started it.",
+                code=ExitCode.UNSAFE,
+            )
         changes = differences(old, new, sorted(old.keys() | new.keys()))
         if changes:
             raise Refusal(
