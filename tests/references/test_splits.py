@@ -1,11 +1,12 @@
 """Splits and folds against chance (SciPy) and against scikit-learn's splitters of groups.
 
-Each p-value is compared with ALPHA: there are about 40, so fair divisions of other seeds would fail here less than once
+Each p-value is compared with ALPHA: there are about 15, so fair divisions of other seeds would fail here less than once
 in 1,000 times.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -49,7 +50,7 @@ def p_of_mates(parts: NDArray[np.int64], strata: NDArray[np.int32]) -> float:
     common = expected = 0.0
     upper = np.triu(strata[:, None] == strata, 1)
     mates = [(row[:, None] == row)[upper] for row in parts]
-    for first, second in zip(mates, mates[1:], strict=False):
+    for first, second in itertools.pairwise(mates):
         common += (first & second).sum()
         expected += first.mean() * second.sum()
     return two_sided(stats.poisson(expected), common)
@@ -105,15 +106,13 @@ def test_folds_of_groups_differ_from_seed_to_seed() -> None:
     assert len({tuple(part) for part in parts}) == 40
     same = (parts[:, :, None] == parts[:, None]).astype(float)
     pairs = np.triu(np.ones((60, 60), bool), 1)
-    again = np.mean([(a * b)[pairs].sum() / a[pairs].sum() for a, b in zip(same, same[1:], strict=False)])
+    again = np.mean([(a * b)[pairs].sum() / a[pairs].sum() for a, b in itertools.pairwise(same)])
     assert again < 1.25 * same.mean(axis=0)[pairs].mean()
 
 
 def test_of_equal_groups_each_is_held_out_equally_often() -> None:
     groups, labels = np.repeat(np.arange(40), 10), np.tile(np.arange(10, dtype=np.int32), 40)
-    rows = [
-        hold_out_groups(np.arange(400), labels, groups, 0.3, seed=seed, key="k")[1] for seed in SEEDS
-    ]
+    rows = [hold_out_groups(np.arange(400), labels, groups, 0.3, seed=seed, key="k")[1] for seed in SEEDS]
     held = np.array([as_mask(part, 400)[::10] for part in rows])
     assert (held.sum(axis=1) == 12).all()
     assert p_of_equal_chances(held, np.zeros(40, np.int32)) > ALPHA

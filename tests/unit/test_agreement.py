@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.doubles import OPTIMIZER, PARALLEL, build
 from tl_dist import agreement
+from tl_dist.config import Config, DataConfig, ModelConfig
+from tl_dist.data import order
+from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+from tl_dist.session import Session
 
 
 class ThreeRanks:
@@ -59,6 +67,45 @@ def test_versions_name_the_code_itself() -> None:
     found = agreement.versions()
     assert len(found["code"]) == 16
     assert found["keras"].startswith("3.")
+
+
+def test_the_order_and_the_split_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+    """A run made in another order, or with other examples held out, is refused before its first step."""
+    net = build()
+    cfg = Config(
+        name="x",
+        steps=1,
+        data=DataConfig(name="digits", validation_fraction=0.1),
+        model=ModelConfig(backbone="tiny"),
+        optimizer=OPTIMIZER,
+    )
+    run = RunDir(tmp_path)
+
+    def start(data: DataConfig = cfg.data) -> None:
+        splits, digest = open_splits(data)
+        session = SimpleNamespace(
+            cfg=cfg, run=run, parallel=PARALLEL, precision="float32", whole=net, opened=splits, splits=splits
+        )
+        session.optimizer = SimpleNamespace(start={})
+        session.weights_sha256 = session.source_sha256 = None
+        session._split_digest, session._batch_statistics = digest, dict
+        Session.prove_agreement(session)  # type: ignore[arg-type]
+
+    start()
+    identity = json.loads(run.identity_file.read_text())
+    assert identity["order"] == order.VERSION == 2
+    start()
+    with pytest.raises(Refusal, match=r"data\.train: .*data\.validation: "):
+        start(
+            cfg.data.model_copy(update={"validation_fraction": 0.075})
+        )  # 0.1 of what test leaves, as it was
+    del identity["order"]
+    run.identity_file.write_text(json.dumps(identity))
+    with pytest.raises(
+        Refusal, match=r"version 1 of the order .* this is version 2\. Fix: start a new run"
+    ) as caught:
+        start()
+    assert caught.value.code == ExitCode.UNSAFE
 
 
 class TwoRanks:

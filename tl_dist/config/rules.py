@@ -80,11 +80,13 @@ def _data(cfg: Config) -> Iterator[Broken]:
         )
     if data.soft_labels:
         yield from _soft_labels(cfg)
-    if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + data.test_fraction >= 1:
+    test, what = data.test_fraction, f"test_fraction {data.test_fraction}"
+    if data.folds is not None:
+        test, what = 1 / data.folds, f"one of {data.folds} folds"
+    if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + test >= 1:
         yield Broken(
             ("data", "validation_fraction"),
-            f"validation_fraction {data.validation_fraction} and test_fraction {data.test_fraction} "
-            "leave nothing to train on.",
+            f"validation_fraction {data.validation_fraction} and {what} leave nothing to train on.",
             "make their sum less than 1.",
         )
     if data.folds is not None and data.split is not None:

@@ -6,9 +6,9 @@ once per epoch: there is no remainder rule. The permutation is computed, never s
 cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism". For storage that is slow at
 random, blocks of neighbours are permuted, then rows within windows of blocks: as pure a function of the position.
 
-Up to 65,536 examples the cipher looks at the low 8 bits of each of three key words, so keys are hashed: small raw numbers
-such as (seed, epoch) are nearly equal keys, and their permutations nearly the identity. It takes 8 rounds, as
-TensorFlow's own global shuffle: with 4, batch-mates of one epoch meet again in the next even under hashed keys.
+Up to 65,536 examples the cipher takes the low 8 bits of each of three key words, so keys are hashed: small raw numbers
+such as (seed, epoch) are nearly equal keys, and their permutations nearly the identity. It does 8 rounds, as
+TensorFlow's own global shuffle: 4 leave traces of the order of the source even under hashed keys.
 """
 
 from __future__ import annotations

@@ -149,8 +149,8 @@ class RunDir:
         """Record what the run was started with, or refuse when it was something else."""
         if self._write_first(self.identity_file, _json(identity)):
             return
-        old, new = _UNWRITTEN | (self.read_identity() or {}), json.loads(_json(identity))
-        if old["order"] != new.get("order", old["order"]):
+        old, new = (_UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
+        if old["order"] != new["order"]:
             raise Refusal(
                 f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
                 f"training examples, and this is version {new['order']}.",

@@ -94,7 +94,7 @@ def test_splits_are_disjoint_complete_and_stratified(
     ids = [name for source in splits.values() for name in source.ids]
     assert sorted(ids) == sorted(pool.ids)
     num_test = round(len(strata) * test_fraction)
-    sizes = {"test": num_test, "validation": round((len(strata) - num_test) * validation_fraction)}
+    sizes = {"test": num_test, "validation": round(len(strata) * validation_fraction)}
     assert {name: s.num_examples for name, s in splits.items() if name != "train"} == {
         name: size for name, size in sizes.items() if size
     }

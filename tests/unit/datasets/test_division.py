@@ -123,7 +123,7 @@ def test_a_column_that_cannot_group_is_refused(table: Path, capsys: pytest.Captu
 
 
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:
-    with pytest.raises(Refusal, match="20 folds need as many examples of each class; there are 10"):
+    with pytest.raises(Refusal, match="20 folds need as many examples of each class and type; there are 10"):
         divided(MemorySource(30), folds=20)
     source = MemorySource(30)
     source.ids = [f"module{k // 10}/{k}.png" for k in range(30)]
@@ -228,7 +228,7 @@ def test_a_fold_is_tested_on_and_the_others_trained_on(tmp_path: Path, capsys: A
     assert list(splits["test"].ids) == read_manifest(file)["folds"][1]
     assert set(splits["train"].ids).isdisjoint(splits["test"].ids) and splits["train"].num_examples == 150
     held_out, _ = open_splits(data.model_copy(update={"validation_fraction": 0.2}))
-    assert held_out["validation"].num_examples == 30
+    assert held_out["validation"].num_examples == 40  # of all 200, as without folds
     for fold in (None, 4):
         with pytest.raises(Refusal, match="holds 4 folds"):
             open_splits(data.model_copy(update={"fold": fold}))

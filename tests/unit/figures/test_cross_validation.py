@@ -28,7 +28,9 @@ def test_folds_deal_out_each_stratum_evenly_and_by_seed() -> None:
 
 
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:
-    with pytest.raises(Refusal, match="only 3 examples") as caught:
+    with pytest.raises(
+        Refusal, match="4 folds need as many examples of each class and type; there are 3"
+    ) as caught:
         folds_of(np.array([0] * 9 + [1] * 3, np.int32), 4, seed=0)
     assert caught.value.code == ExitCode.DATA
 

@@ -262,6 +262,17 @@ def test_identity_is_frozen_at_the_first_start(tmp_path):
     assert run.read_identity() == json.loads(json.dumps(identity))
 
 
+def test_a_run_in_another_order_is_refused_and_not_resumed(tmp_path):
+    run = create(tmp_path)
+    before = {"seed": 1, "data": {"train": "a" * 64}}  # as written when the order had no version yet
+    run.freeze_identity(before)
+    text = refused(ExitCode.UNSAFE, run.freeze_identity, before | {"order": 2})
+    assert "was started with version 1 of the order of its training examples, and this is version 2." in text
+    assert "Fix: start a new run with another name=NAME" in text and "\n" not in text
+    assert run.read_identity() == before
+    run.freeze_identity(before | {"order": 1})
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 4000])
 def test_a_damaged_identity_is_refused(tmp_path, text):
     run = create(tmp_path)
