@@ -88,6 +88,8 @@ class Nested:
         if np.unique(strata, return_counts=True)[1].min() < selection.FOLDS:
             strata = train.labels
         smallest = int(np.unique(strata, return_counts=True)[1].min())
+        if train.groups is not None:
+            smallest = min(smallest, len(set(train.groups)))
         return folds_of(strata, max(2, min(selection.FOLDS, smallest)), self.seed, train.groups)
 
     def judge(
