@@ -44,7 +44,7 @@ def features(source: Any) -> tuple[Any, Any]:
     from benchmarks.cells import WEIGHTS
     from tl_dist import registry
     from tl_dist.backbones import preprocess, weights
-    from tl_dist.data.augment import resize
+    from tl_dist.data.resize import resize
 
     record = registry.lookup(registry.BACKBONES, "vgg16")
     network = record.build((SIZE, SIZE, 3))

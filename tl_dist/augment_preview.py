@@ -44,10 +44,11 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
     source = open_splits(cfg.data)[0]["train"]
     size = cfg.data.image_size or registry.lookup(registry.BACKBONES, cfg.model.backbone).input_size
     shown = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
-    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation)
+    kept = cfg.data.kept_fraction
+    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, kept)
     strips = []
     for row, index in enumerate(shown.tolist()):
-        whole = _images(plain(source, size), np.full(1, index), np.zeros(1, np.int64))
+        whole = _images(plain(source, size, kept), np.full(1, index), np.zeros(1, np.int64))
         positions = np.arange(COLUMNS, dtype=np.int64) + row * COLUMNS
         strips.append(np.concatenate([whole, _mixed(read, source, index, positions)]))
     return _grid(np.stack(strips))

@@ -66,7 +66,9 @@ class Session:
         self.model = self.whole.trained_from(stage.train_from)
         self.read_train = self.read_images
         self.read = {
-            name: feature_views.in_views(pipeline.plain(source, self.image_size), self.cfg.evaluation.views)
+            name: feature_views.in_views(
+                pipeline.plain(source, self.image_size, self.crop_fraction), self.cfg.evaluation.views
+            )
             for name, source in self.splits.items()
         }
         """how evaluation reads each split"""
@@ -165,12 +167,15 @@ class Session:
 
         with self.naming_bad_examples("train", lambda: range(self.splits["train"].num_examples)):
             if where == "memory":
-                return decoded.in_memory(self.splits, self.image_size, self.threads)
+                return decoded.in_memory(
+                    self.splits, self.image_size, self.threads, crop_fraction=self.crop_fraction
+                )
             return self.parallel.supervise(
                 lambda: decoded.on_disk(
                     self.splits,
                     self.image_size,
                     self.threads,
+                    crop_fraction=self.crop_fraction,
                     directory=self.run.path.parent / "decoded",
                     parallel=self.parallel,
                     stop_requested=stop_requested,
@@ -181,6 +186,7 @@ class Session:
         cfg = self.cfg
         keras.config.set_dtype_policy(self.precision)
         self.image_size = cfg.data.image_size or backbone.input_size
+        self.crop_fraction = cfg.data.kept_fraction
         file = None
         if cfg.source is None:
             file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
@@ -223,7 +229,12 @@ class Session:
         """Training images, augmented."""
         data = self.cfg.data
         return pipeline.augmented(
-            self.splits["train"], data.augment, self.cfg.seed, self.image_size, data.augmentation
+            self.splits["train"],
+            data.augment,
+            self.cfg.seed,
+            self.image_size,
+            data.augmentation,
+            self.crop_fraction,
         )
 
     def _batch_statistics(self) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def _prefix(session: Session, compute: Callable[[Any], Any]) -> extraction.Prefi
         "frozen_sha256": session.model.frozen_digest(),
         "precision": session.precision,
     }
-    return extraction.Prefix(compute, session.image_size, facts, session.cfg.features.dtype)
+    dtype = session.cfg.features.dtype
+    return extraction.Prefix(compute, session.image_size, facts, dtype, session.crop_fraction)
 
 
 def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: extraction.Say) -> bool:

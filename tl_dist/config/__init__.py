@@ -59,6 +59,11 @@ class DataConfig(Section):
     """directory of the files (csv: the table); datasets that come from the package index need none"""
     image_size: PositiveInt | None = None
     """images are resized to this square; default: the backbone's own input size"""
+    resize: Literal["stretch", "crop"] = "stretch"
+    """how an image becomes the square: stretch changes its aspect; crop keeps it, and takes the middle"""
+    crop_fraction: PositiveFraction | None = None
+    """crop only: the shorter side is resized to image_size / crop_fraction, and the middle square is kept; default:
+    0.875 (256 for 224)"""
     validation_fraction: Fraction = 0.0
     """part of all examples but those of an official test split, stratified by class (and by type where the dataset
     has one)"""
@@ -100,6 +105,11 @@ class DataConfig(Section):
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10
     """synthetic only"""
+
+    @property
+    def kept_fraction(self) -> float | None:
+        """Which part of the shorter side `resize: crop` keeps; None where images are stretched."""
+        return None if self.resize == "stretch" else self.crop_fraction or 0.875
 
 
 class ModelConfig(Section):

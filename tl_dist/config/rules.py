@@ -106,6 +106,17 @@ def _data(cfg: Config) -> Iterator[Broken]:
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
+    yield from _crops(cfg)
+
+
+def _crops(cfg: Config) -> Iterator[Broken]:
+    data = cfg.data
+    if data.crop_fraction is not None and data.resize == "stretch":
+        yield Broken(
+            ("data", "crop_fraction"),
+            "crop_fraction does nothing with resize 'stretch'.",
+            "write 'resize: crop' below 'data:', or remove it.",
+        )
     if cfg.runtime.decoded_images != "off" and "random_resized_crop" in data.augment:
         yield Broken(
             ("runtime", "decoded_images"),

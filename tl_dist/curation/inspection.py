@@ -5,27 +5,42 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tl_dist.curation import images
+from tl_dist.curation import images, remarks
 from tl_dist.curation.layout import opened
 from tl_dist.datasets import Source
+from tl_dist.datasets.rgb import rgb
 
 _THREADS = 8
 _TILE = 96
 _LABEL = 14
 _MAX_CLASSES = 20
 _SAMPLES = 8
+_DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_LOOKED_AT = 64  # images of 16 bits that are decoded
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+    remarks: list[str]
+    has_16_bits: bool
 
 
 def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
     """Facts about the data set at `path`, as JSON; with `sheet`, a PNG of samples of each class is put there.
 
-    No pixel is decoded but those of the samples. `imbalance` is the largest class over the smallest.
+    No pixel is decoded but those of the samples, and of some images of 16 bits. `imbalance` is the largest class over
+    the smallest.
     """
     data, splits = opened(path)
     facts: dict[str, Any] = {
@@ -48,7 +63,11 @@ def _split(source: Source) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # of Pillow, on large images: the threads below share this setting
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(_header, images.stored(source), chunksize=64))
-    sizes = np.array([header[:2] for header in headers if header is not None]).reshape(-1, 2)
+    known = [header for header in headers if header is not None]
+    sizes = np.array([header[:2] for header in known]).reshape(-1, 2)
+    deep = [k for k, header in enumerate(headers) if header is not None and header.has_16_bits]
+    deep = [deep[at] for at in np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep))).astype(int)]
+    narrow = _narrow(source, deep)
     return {
         "num_examples": source.num_examples,
         "counts": {name: int(n) for name, n in zip(source.class_names, counts, strict=True)},
@@ -59,26 +78,45 @@ def _split(source: Source) -> dict[str, Any]:
         }
         if len(sizes)
         else {},
-        "modes": dict(Counter(header[2] for header in headers if header is not None)),
-        "formats": dict(Counter(header[3] for header in headers if header is not None)),
-        "bytes": sum(header[4] for header in headers if header is not None),
-        "unreadable": sum(header is None for header in headers),
+        "modes": dict(Counter(header.mode for header in known)),
+        "formats": dict(Counter(header.format for header in known)),
+        "bytes": sum(header.bytes for header in known),
+        "unreadable": len(headers) - len(known),
+        "remarks": remarks.summed(
+            [(source.ids[k], header.remarks) for k, header in enumerate(headers) if header is not None]
+            + [(source.ids[k], ["narrow"]) for k in narrow],
+            total=len(known),
+            total_16_bits=len(deep),
+        ),
     }
 
 
-def _header(image: images.Stored) -> tuple[int, int, str, str, int] | None:
-    """Width, height, mode, format and bytes."""
+def _header(image: images.Stored) -> _Header | None:
     try:
         if isinstance(image, np.ndarray):
-            found, size = images.opened(image), image.nbytes
-        elif image.length is None and image.offset == 0:
+            return _header_of(images.opened(image), image.nbytes)
+        if image.length is None and image.offset == 0:
             with Image.open(image.path) as found:
-                size = image.path.stat().st_size
-        else:
-            found, size = images.opened(image), image.length or 0
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                return _header_of(found, image.path.stat().st_size)
+        return _header_of(images.opened(image), image.length or 0)
+    except _DAMAGED:
         return None
-    return found.width, found.height, found.mode, found.format or "pixels", size
+
+
+def _header_of(image: Image.Image, size: int) -> _Header:
+    kind, deep = image.format or "pixels", remarks.has_16_bits(image)
+    return _Header(image.width, image.height, image.mode, kind, size, remarks.by_header(image), deep)
+
+
+def _narrow(source: Source, rows: list[int]) -> list[int]:
+    """Which of these images of 16 bits use few of them."""
+    every = list(images.stored(source)) if rows else []
+    found = []
+    for k in rows:
+        with suppress(*_DAMAGED):
+            if remarks.is_narrow(rgb(images.opened(every[k]))):
+                found.append(k)
+    return found
 
 
 def contact_sheet(source: Source) -> Image.Image | None:
@@ -104,8 +142,8 @@ def contact_sheet(source: Source) -> Image.Image | None:
 def _tile(image: images.Stored) -> Image.Image:
     tile = Image.new("RGB", (_TILE, _TILE), (24, 24, 24))
     try:
-        found = images.opened(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        found = rgb(images.opened(image))
+    except _DAMAGED:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
         return tile
     scale = (_TILE - 2) / max(found.size)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tl_dist.curation import duplicates, images
+from tl_dist.curation import duplicates, images, remarks
 from tl_dist.curation.layout import opened
 from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import left_out
+from tl_dist.datasets.rgb import rgb
 
 Advance = Callable[[int, int], None]
 """Told (done, total) as it goes on."""
@@ -29,14 +30,16 @@ class _Checked(NamedTuple):
     fault: Fault | None
     digest: str = ""  # of size and RGB pixels
     hash: int = 0  # perceptual
+    remarks: tuple[str, ...] = ()
+    has_16_bits: bool = False
 
 
 def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict[str, Any]:
     """What is wrong with the data set at `path`, as JSON: `bad` files, `equal` and `near` duplicates, `leaks`.
 
     `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; below
-    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `ok` is whether there
-    is neither a bad file nor a leak.
+    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `remarks` are on what
+    training does to some images (see `remarks`). `ok` is whether there is neither a bad file nor a leak.
     """
     data, splits = opened(path)
     every = images.everything(splits)
@@ -65,6 +68,11 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
         "equal": named(equal),
         "near": named(pairs),
         "leaks": leaks,
+        "remarks": remarks.summed(
+            ((name, found.remarks) for (_, name, _), found in zip(every, checked, strict=True)),
+            total=len(every),
+            total_16_bits=sum(found.has_16_bits for found in checked),
+        ),
         "ok": not bad and not leaks,
     }
 
@@ -95,11 +103,16 @@ def _check_one(image: images.Stored) -> _Checked:
         if found is not None:
             return _Checked(found)
     try:
-        pixels = images.opened(image).convert("RGB")
+        whole = images.opened(image)
+        found_remarks, has_16_bits = remarks.by_header(whole), remarks.has_16_bits(whole)
+        pixels = rgb(whole)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         return _Checked(Fault(offset, f"cannot be decoded: {error}"))
     digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
-    return _Checked(None, digest, int(str(imagehash.phash(pixels)), 16))
+    if has_16_bits and remarks.is_narrow(pixels):
+        found_remarks.append("narrow")
+    phash = int(str(imagehash.phash(pixels)), 16)
+    return _Checked(None, digest, phash, tuple(found_remarks), has_16_bits)
 
 
 def _changed(image: Location) -> Fault | None:

@@ -21,16 +21,10 @@ from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.colour import clipped, jittered
 from tl_dist.data.rand_augment import rand_augmented
+from tl_dist.data.resize import stretch
 
 Draw = Callable[[int], Any]
 """draw(num) -> float32 [rows, num] in [0, 1), the same for the same positions"""
-
-
-def resize(image: Any, size: int) -> Any:
-    """uint8 [h, w, 3] -> uint8 [size, size, 3]; bilinear with antialiasing, no copy where the size fits already."""
-    if image.shape[-3] == size and image.shape[-2] == size:
-        return image
-    return clipped(tf.image.resize(tf.cast(image, tf.float32), (size, size), antialias=True))
 
 
 def mirrored(images: Any, which: Any) -> Any:
@@ -119,10 +113,16 @@ def random_resized_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any
     """
     size = images.shape[1]
     boxes = crop_boxes(draw(4 * ATTEMPTS), tf.constant([size, size]), settings.crop_area)
-    corners = tf.cast(boxes, tf.float32)
-    # crop_and_resize takes the centres of the outermost pixels, as fractions of the image.
-    ends = tf.concat([corners[:, :2], corners[:, :2] + corners[:, 2:] - 1], 1) / (size - 1)
-    return clipped(tf.image.crop_and_resize(images, ends, tf.range(tf.shape(images)[0]), [size, size]))
+    return tf.ensure_shape(
+        tf.numpy_function(_stretched, [images, boxes], tf.uint8, stateful=False), images.shape
+    )
+
+
+def _stretched(images: NDArray[np.uint8], boxes: NDArray[np.int32]) -> NDArray[np.uint8]:
+    squares = np.empty_like(images)
+    for image, square, (y, x, height, width) in zip(images, squares, boxes.tolist(), strict=True):
+        stretch(image[y : y + height, x : x + width], square)
+    return squares
 
 
 ATTEMPTS = 10
@@ -131,7 +131,8 @@ ATTEMPTS = 10
 def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
     """int32 [rows, 4] (y, x, height, width) from float32 [rows, 4 * ATTEMPTS]; `extent` int32 [2] or [rows, 2].
 
-    The first of ten attempts that fits, else the largest centred square: the rule of torchvision's RandomResizedCrop.
+    The first of ten attempts that fits, else as much of the middle as has an aspect of 3/4 to 4/3: the rule of
+    torchvision's RandomResizedCrop.
     """
     drawn = tf.reshape(drawn, [-1, 4, ATTEMPTS])
     extent = tf.broadcast_to(extent, [tf.shape(drawn)[0], 2])
@@ -143,8 +144,8 @@ def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
     y, x = tf.floor(drawn[:, 2] * (height - tall + 1)), tf.floor(drawn[:, 3] * (width - wide + 1))
     chosen = tf.argmax(fits, axis=1)
     boxes = tf.gather(tf.stack([y, x, tall, wide], -1), chosen, axis=1, batch_dims=1)
-    side = tf.minimum(height, width)
-    centred = tf.concat([(height - side) // 2, (width - side) // 2, side, side], 1)
+    most = tf.minimum([height, width], tf.round([width * 4 / 3, height * 4 / 3]))
+    centred = tf.concat([(height - most[0]) // 2, (width - most[1]) // 2, most[0], most[1]], 1)
     return tf.cast(tf.where(tf.reduce_any(fits, 1, keepdims=True), boxes, centred), tf.int32)
 
 

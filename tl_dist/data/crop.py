@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from tl_dist.data import draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes
+from tl_dist.data.resize import stretch
 from tl_dist.datasets import Source
-from tl_dist.datasets.files import decode_rgb
-
-cv2.setNumThreads(1)  # tf.data runs many at once
+from tl_dist.datasets.files import JPEG_OPTIONS, decode_rgb
 
 
 def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
@@ -28,8 +27,7 @@ def cropped(
 ) -> tuple[Any, Any]:
     """uint8 [image_size, image_size, 3] and the label: a random resized crop, by a row of `drawn`.
 
-    Draws are those of the operations `random_resized_crop` and `flip`. Bilinear; where the crop is at least twice the
-    target it is halved first.
+    Draws are those of the operations `random_resized_crop` and `flip`.
     """
     image, label = source.read(index)
     crop = _sliced(image, crop_boxes(numbers[None, :-1], tf.shape(image)[:2], area)[0])
@@ -56,7 +54,7 @@ def cropped_rows(
 
     def at_full_size() -> Any:
         crops = [
-            tf.image.decode_and_crop_jpeg(content, box, channels=3)
+            tf.image.decode_and_crop_jpeg(content, box, **JPEG_OPTIONS)
             for content, box in zip(encoded, tf.unstack(boxes), strict=True)
         ]
         return _resized(image_size, numbers[:, -1], *crops)
@@ -103,12 +101,12 @@ def _decoded_crop(encoded: Any, numbers: Any, area: tuple[float, float], image_s
 
     def at(ratio: int) -> Any:
         if ratio == 1:
-            return tf.image.decode_and_crop_jpeg(encoded, box, channels=3)
+            return tf.image.decode_and_crop_jpeg(encoded, box, **JPEG_OPTIONS)
         # The crop window of a scaled decoder is in the pixels of its output.
         ends = tf.concat([box[:2], box[:2] + box[2:]], 0)
         ends = tf.cast(tf.round(tf.cast(ends, tf.float32) / ratio), tf.int32)
         window = tf.concat([ends[:2], ends[2:] - ends[:2]], 0)
-        return tf.image.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio)
+        return tf.image.decode_and_crop_jpeg(encoded, window, ratio=ratio, **JPEG_OPTIONS)
 
     branches = [*(lambda r=r: at(r) for r in _RATIOS), lambda: _whole_then_crop(encoded, numbers, area)]
     return tf.switch_case(tf.where(is_jpeg, wanted, len(_RATIOS)), branches)
@@ -130,15 +128,9 @@ def _resized(size: int, flips: Any, *crops: Any) -> Any:
 
 
 def _resize(size: int, flipped: NDArray[np.bool_], *crops: Any) -> NDArray[np.uint8]:
-    """OpenCV's bilinear resize takes a fifth of the time of TensorFlow's, which works in float32."""
-    size = int(size)
-    images = np.empty((len(crops), size, size, 3), np.uint8)
+    images = np.empty((len(crops), int(size), int(size), 3), np.uint8)
     for crop, image, flip in zip(crops, images, flipped.tolist(), strict=True):
-        shortest = min(crop.shape[:2])
-        while shortest >= 2 * size:
-            crop = cv2.resize(crop, (crop.shape[1] // 2, crop.shape[0] // 2), interpolation=cv2.INTER_AREA)
-            shortest //= 2
-        cv2.resize(crop, (size, size), dst=image, interpolation=cv2.INTER_LINEAR)
+        stretch(crop, image)
         if flip:
             cv2.flip(image, 1, dst=image)
     return images

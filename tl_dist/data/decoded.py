@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,11 +25,12 @@ from tl_dist.failpoint import failpoint
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 1  # raise it when the same images must be decoded anew
+SCHEMA = 2  # raise it when the same images must be decoded anew
 _ROWS_AT_ONCE = 64
 _BATCHES_A_ROUND = 4
 _UNFINISHED = ".tmp-"
 _LEFTOVER_S = 86400.0
+Images = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]  # rows, and their pixels
 _GONE = ("encoded", "encoded_rows", "encoded_bytes", "location")
 
 
@@ -55,7 +56,7 @@ class DecodedSource:
         return tf.gather(images, index), tf.gather(labels, index)
 
 
-def in_memory(splits: Splits, image_size: int, threads: int) -> Splits:
+def in_memory(splits: Splits, image_size: int, threads: int, *, crop_fraction: float | None = None) -> Splits:
     """Every split with its images decoded now, into the memory of this process."""
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -63,7 +64,7 @@ def in_memory(splits: Splits, image_size: int, threads: int) -> Splits:
         memory = np.zeros(math.prod(shape) + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         images = memory[start : start + math.prod(shape)].reshape(shape)
-        for at, pixels in _decoded(source, rows, image_size, threads):
+        for at, pixels in _decoded(source, image_size, threads, crop_fraction, rows):
             images[at] = pixels
         return images
 
@@ -75,6 +76,7 @@ def on_disk(
     image_size: int,
     threads: int,
     *,
+    crop_fraction: float | None = None,
     directory: Path,
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
@@ -88,6 +90,7 @@ def on_disk(
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         text = f"{SCHEMA} {source.fingerprint} {image_size} {hashlib.sha256(rows.tobytes()).hexdigest()}"
+        text += "" if crop_fraction is None else f" {crop_fraction}"
         file = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
         first = parallel.rank == 0
         if parallel.total({"missing": float(first and not file.exists())})["missing"]:
@@ -98,7 +101,9 @@ def on_disk(
                     _sweep(directory)
                     _lay_out(temporary, source.num_examples, image_size)
                 parallel.total({"laid out": 1.0})
-                _write_share(temporary, source, rows, image_size, threads, parallel, stop_requested)
+                images_of = partial(_decoded, source, image_size, threads, crop_fraction)
+                start = len(_header(source.num_examples, image_size))
+                _write_share(temporary, start, images_of, rows, parallel, stop_requested)
                 if first:
                     os.rename(temporary, file)
                     fsync_directory(directory)
@@ -131,27 +136,26 @@ def _lay_out(file: Path, num_examples: int, image_size: int) -> None:
 
 def _write_share(
     file: Path,
-    source: Source,
+    start: int,
+    images_of: Callable[[NDArray[np.int64]], Images],
     rows: NDArray[np.int64],
-    image_size: int,
-    threads: int,
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Decode this worker's share of `rows` into the file; all shares are on the disk when this returns.
+    """Decode this worker's share of `rows` into the file, where images begin at the byte `start`.
 
+    All shares are on the disk when this returns.
     Written, never mapped: a full disk is an error then, not a signal, and two hosts never write back one page.
     """
-    start, image_bytes = len(_header(source.num_examples, image_size)), image_size**2 * 3
     share = rows_of(parallel.rank, parallel.world_size, len(rows))
-    batches = _decoded(source, rows[share.start : share.stop], image_size, threads)
+    batches = images_of(rows[share.start : share.stop])
     largest = len(rows_of(0, parallel.world_size, len(rows)))
     fd = os.open(file, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for _ in range(math.ceil(largest / (_ROWS_AT_ONCE * _BATCHES_A_ROUND))):
             for at, images in islice(batches, _BATCHES_A_ROUND):
                 for row, image in zip(at.tolist(), images, strict=True):
-                    _write_at(fd, image, start + row * image_bytes)
+                    _write_at(fd, image, start + row * image.nbytes)
             failpoint("decoded.round")
             if parallel.total({"stop": float(stop_requested())})["stop"]:
                 raise Refusal(
@@ -202,10 +206,10 @@ def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDA
 
 @tf.autograph.experimental.do_not_convert
 def _decoded(
-    source: Source, rows: NDArray[np.int64], image_size: int, threads: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    source: Source, image_size: int, threads: int, crop_fraction: float | None, rows: NDArray[np.int64]
+) -> Images:
     """The images of `rows` as they come: which ones, and their pixels."""
-    read = plain(source, image_size)
+    read = plain(source, image_size, crop_fraction)
     one = read.each or read.rows
     assert one is not None
     batches = (

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
-from tl_dist.data.augment import augment, resize
+from tl_dist.data.augment import augment
 from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
+from tl_dist.data.resize import resize
 from tl_dist.datasets import SoftLabels, Source, host_tensor, is_encoded, reads_many
 from tl_dist.state import Batch
 
@@ -47,8 +48,12 @@ def augmented(
     seed: int,
     image_size: int,
     settings: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
+    crop_fraction: float | None = None,
 ) -> Read:
-    """Training examples: uint8 [image_size, image_size, 3], augmented by position."""
+    """Training examples: uint8 [image_size, image_size, 3], augmented by position.
+
+    Whole images become squares as `resize` says. A random crop of an encoded image is cut from all of it.
+    """
     mixing = Mixing(seed, settings.mixup, settings.cutmix) if settings.mixes else None
 
     def finish(images: Any, positions: Any) -> Any:
@@ -58,13 +63,14 @@ def augmented(
 
         def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
             images, labels = source.read(indices)
-            return resize(images, image_size), labels
+            return resize(images, image_size, crop_fraction), labels
 
         return Read(rows=rows, finish=finish, mixing=mixing)
 
     def each(index: Any, position: Any) -> tuple[Any, Any]:
         image, label = source.read(index)
-        return tf.ensure_shape(resize(image, image_size), [image_size, image_size, 3]), label
+        image = resize(image, image_size, crop_fraction)
+        return tf.ensure_shape(image, [image_size, image_size, 3]), label
 
     if augmentations[:1] != ("random_resized_crop",):
         return Read(each=each, finish=finish, mixing=mixing)
@@ -78,9 +84,9 @@ def augmented(
     return Read(each=crop, drawn=numbers, finish=finish, mixing=mixing)
 
 
-def plain(source: Source, image_size: int) -> Read:
+def plain(source: Source, image_size: int, crop_fraction: float | None = None) -> Read:
     """Examples as they are, resized: uint8 [image_size, image_size, 3]."""
-    return augmented(source, (), 0, image_size)
+    return augmented(source, (), 0, image_size, crop_fraction=crop_fraction)
 
 
 def train_batches(
@@ -197,7 +203,12 @@ def _read(
         if read.some is not None:
             some = read.some
             parts = examples.rebatch(part_of(num_rows), drop_remainder=True)
-            parts = parts.map(lambda indices, positions, keys: (*some(indices, keys), positions), threads)
+            # A copy: what `rebatch` gives are views into a larger tensor, and of one that comes to it again
+            # TensorFlow complains, in a line on stderr each.
+            parts = parts.map(
+                lambda indices, positions, keys: (*some(indices, keys), tf.raw_ops.DeepCopy(x=positions)),
+                threads,
+            )
             examples = parts.rebatch(num_rows, drop_remainder=True)
         elif read.each is not None:
             one = read.each

@@ -77,6 +77,10 @@ class FileSource(Counted):
         return decode_rgb(encoded), label
 
 
+JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
+"""of every JPEG decoder: as Pillow and OpenCV have it. TensorFlow's default is up to 12 levels off, and no faster."""
+
+
 def decode_rgb(encoded: Any) -> Any:
     """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF, BMP or WebP, told apart by their content.
 
@@ -92,6 +96,10 @@ def decode_rgb(encoded: Any) -> Any:
     head = tf.strings.substr(encoded, 0, 12)
     image = tf.case(
         [
+            (
+                tf.strings.substr(head, 0, 3) == b"\xff\xd8\xff",
+                lambda: tf.io.decode_jpeg(encoded, **JPEG_OPTIONS),
+            ),
             (tf.strings.substr(head, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
             (tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP"), lambda: _decode_webp(encoded)),
         ],

@@ -25,6 +25,7 @@ from tl_dist.datasets import Source, Splits, Subset, is_encoded
 from tl_dist.datasets.annotations import Annotations, packed_text
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.packed import FORMAT, MANIFEST
+from tl_dist.datasets.rgb import rgb
 from tl_dist.durable import Written, fsync_directory, reason, temporary_name, write_atomically, write_file
 from tl_dist.failpoint import failpoint
 from tl_dist.package_index import locked, try_locked
@@ -250,12 +251,8 @@ def _scaled(content: bytes, size: int, quality: int) -> bytes:
             return content
         width, height = (max(size, round(side * scale)) for side in image.size)
         image.draft("RGB", (2 * width, 2 * height))  # a JPEG is decoded at the scale that is needed
-        if image.mode.startswith("I"):
-            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        else:
-            rgb = image.convert("RGB")
         target = io.BytesIO()
-        rgb.resize((width, height), Image.Resampling.LANCZOS).save(target, "JPEG", quality=quality)
+        rgb(image).resize((width, height), Image.Resampling.LANCZOS).save(target, "JPEG", quality=quality)
     return target.getvalue()
 
 

@@ -23,14 +23,14 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.data.augment import resize
 from tl_dist.data.pipeline import as_written
+from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
 from tl_dist.features.stored import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
 from tl_dist.features.views import apply_views, views_of
 from tl_dist.parallel import DataParallel, rows_of
 
-SCHEMA = 2  # raise it when the same key must be computed anew
+SCHEMA = 3  # raise it when the same key must be computed anew
 ROWS_AT_ONCE = 32
 AGREE_S = 5.0
 """about so often the workers agree on whether to stop, and rank 0 reports; each time all wait for the slowest"""
@@ -49,6 +49,14 @@ class Prefix:
     """frozen weights, backbone, cut, precision: whatever else determines the outputs"""
     dtype: str = "computed"
     """the number format in which outputs are kept"""
+    crop_fraction: float | None = None
+    """how images become squares, as `resize` has it"""
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """How images become squares, for a key or a manifest; stretched ones are not mentioned, as ever."""
+        cropped = {} if self.crop_fraction is None else {"crop_fraction": self.crop_fraction}
+        return {"image_size": self.image_size, **cropped}
 
 
 def cached(
@@ -125,7 +133,7 @@ class _Extraction:
         shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
         if parallel.rank == 0:
             prefix = self.prefix
-            facts = {**prefix.facts, "image_size": prefix.image_size, "views": list(self.augmentations)}
+            facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
             commit(temporary, directory, [s for s in shards if s["rows"]], facts)
         _wait(parallel)
         return True
@@ -180,7 +188,7 @@ class _Extraction:
         parallel = self.parallel
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
         compute = tf.function(self.prefix.compute, autograph=False, reduce_retracing=True)
-        batches = iter(_images(self.source, self.prefix.image_size, self.augmentations, share))
+        batches = iter(_images(self.source, self.prefix, self.augmentations, share))
         num_rounds = -(-max(shares) * self.num_views // ROWS_AT_ONCE)
         total = sum(shares) * self.num_views
         done, began = 0, time.monotonic()
@@ -222,13 +230,13 @@ class _Stopped(Exception):
 
 
 @tf.autograph.experimental.do_not_convert
-def _images(source: Source, image_size: int, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
+def _images(source: Source, prefix: Prefix, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
     """Every view of every example of a share, in the order of the rows; uint8 [rows, size, size, 3]."""
-    num_views = views_of(augmentations)
+    num_views, size = views_of(augmentations), prefix.image_size
 
     def views(index: Any) -> Any:
-        image = resize(source.read(index)[0], image_size)
-        image = tf.ensure_shape(image, [image_size, image_size, 3])
+        image = resize(source.read(index)[0], size, prefix.crop_fraction)
+        image = tf.ensure_shape(image, [size, size, 3])
         copies = tf.tile(image[None], [num_views, 1, 1, 1])
         return apply_views(copies, augmentations, tf.range(num_views))
 
@@ -247,7 +255,7 @@ def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
     facts = {
         "schema": SCHEMA,
         "data": source.fingerprint,
-        "image_size": prefix.image_size,
+        **prefix.geometry,
         "views": list(augmentations),
         **prefix.facts,
     }

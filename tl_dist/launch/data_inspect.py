@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_dist.launch.report import show_line
+from tl_dist.launch.report import show_line, show_remarks
 from tl_dist.registry import CURATION, lookup
 
 _BAR = 30
@@ -29,6 +29,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
     for name, split in facts["splits"].items():
         console.print(Text(f"\n{name}: {_line(split)}"))
         _show_counts(split["counts"], console)
+        show_remarks(split["remarks"], console)
     if "sheet" in facts:
         if console.is_terminal and console.color_system in ("truecolor", "256"):
             console.print(blocks(Path(facts["sheet"]), console.width))

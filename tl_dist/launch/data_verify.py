@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tl_dist.launch.report import show_line
+from tl_dist.launch.report import show_line, show_remarks
 from tl_dist.registry import CURATION, lookup
 
 _SHOWN = 20
@@ -40,6 +40,7 @@ def show(found: dict[str, Any], console: Console) -> None:
                 show_line(console, f"  {member}")
         if len(groups) > _SHOWN:
             console.print(f"and {len(groups) - _SHOWN} more groups of {kind} (--json lists all)")
+    show_remarks(found["remarks"], console)
     show_line(
         console,
         f"{found['num_examples']:,} examples of {found['kind']}: {len(found['bad'])} bad, "

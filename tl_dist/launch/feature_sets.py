@@ -65,6 +65,8 @@ def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
         what = [str(one.facts[key]) for key in ("backbone", "cut") if key in one.facts]
         if "image_size" in one.facts:
             what.append(f"{one.facts['image_size']} pixels")
+        if "crop_fraction" in one.facts:
+            what.append(f"middle {one.facts['crop_fraction']:g}")
         what += one.facts.get("views") or ()
         cells = [
             one.path.name[:12],

@@ -125,6 +125,16 @@ def show_line(console: Console, text: str, *, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=True)
 
 
+def show_remarks(remarks: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What training does to some images, a line each."""
+    for one in remarks:
+        show_line(
+            console,
+            f"{one['count']:,} of {one['of']:,} {one['what']}; such as {one['example']}",
+            style="yellow",
+        )
+
+
 def relative(path: Path) -> str:
     """The path as a person in the working directory would write it."""
     inside = path.absolute().is_relative_to(Path.cwd())

@@ -275,6 +275,11 @@ MISTAKES = {
         "x.yaml:10: random_resized_crop cuts from the whole photograph, which is not what is kept. "
         "Fix: write 'decoded_images: off', or use pad_crop.",
     ),
+    "a part to keep of what is stretched": (
+        changed("digits", "digits\n  crop_fraction: 0.9"),
+        "x.yaml:5: crop_fraction does nothing with resize 'stretch'. "
+        "Fix: write 'resize: crop' below 'data:', or remove it.",
+    ),
     "drops without their schedule": (
         GOOD + "  schedule: {name: cosine, drop_at_epochs: [3]}\n",
         "x.yaml:9: drop_at_epochs does nothing with schedule 'cosine'. Fix: write 'name: step'.",

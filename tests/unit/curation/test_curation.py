@@ -217,3 +217,48 @@ def test_records_that_were_left_out_are_named(tmp_path: Path, monkeypatch: pytes
     found = verify(tmp_path / "tf", workers=1, distance=-1, advance=lambda done, total: None)
     assert found["num_examples"] == 39 and not found["ok"]
     assert len(found["bad"]) == 1 and "checksum" in found["bad"][0]["reason"]
+
+
+def deep(root: Path, bits: int, number: int = 6) -> None:
+    """Different PNGs of 16 bits a pixel that use `bits` of them, in two classes."""
+    random = np.random.default_rng(bits)
+    for k in range(number):
+        folder = root / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{bits}-{k}.png"), random.integers(0, 1 << bits, (32, 32), dtype=np.uint16))
+
+
+def test_images_of_16_bits_are_told_apart_and_seen(tmp_path: Path) -> None:
+    deep(tmp_path / "data", 16)
+    found = check(tmp_path / "data")
+    assert (found["equal"], found["ok"], found["remarks"]) == ([], True, [])
+    inspect(tmp_path / "data", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        tile = np.asarray(sheet)[16:108, 2:94]
+    assert 118 < tile.mean() < 138 and tile.std() > 60
+
+
+def test_what_training_does_to_images_without_a_word_is_named(tmp_path: Path, capsys: Any) -> None:
+    root = tmp_path / "data"
+    deep(root, 16)
+    deep(root, 12, 4)
+    photo = Image.fromarray(load_sample_image("flower.jpg")).resize((40, 30))
+    turned, straight = Image.Exif(), Image.Exif()
+    turned[274], straight[274] = 6, 1
+    photo.save(root / "a" / "turned.jpg", exif=turned)
+    photo.rotate(90).save(root / "a" / "straight.jpg", exif=straight)
+    photo.rotate(180).save(root / "a" / "odd.png", exif=b"Exif\0\0no such thing")
+    photo.convert("L").convert("RGBA").save(root / "b" / "alpha.png")
+    expected = {
+        "narrow": (4, 10, "a/12-0.png"),
+        "orientation": (1, 14, "a/turned.jpg"),
+        "alpha": (1, 14, "b/alpha.png"),
+    }
+    verified, inspected = check(root, distance=-1), inspect(root, None)["splits"]["train"]
+    assert verified["ok"]
+    for remarks in (verified["remarks"], inspected["remarks"]):
+        assert {r["kind"]: (r["count"], r["of"], r["example"]) for r in remarks} == expected
+    assert main(["data", "verify", str(root), "--distance=-1"]) == ExitCode.DONE
+    assert "1 of 14 images have an alpha channel, which is dropped" in capsys.readouterr().out
+    assert main(["data", "inspect", str(root), "--sheet", str(tmp_path / "sheet.png")]) == ExitCode.DONE
+    assert "4 of 10 images of 16 bits use the lower 14" in capsys.readouterr().out

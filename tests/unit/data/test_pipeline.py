@@ -208,3 +208,10 @@ def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> N
         )
         losses = Objective(3, 4, mixed=True).losses(logits, batch)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_decoding_in_parts_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorFlow complained of each slice that came to `rebatch` once more."""
+    read = augmented(Jpegs(), ("random_resized_crop", "flip"), 5, 16)
+    list(train_batches(read, Order(5, 23, 24), rows=range(24), from_step=0, to_step=2, threads=2))
+    assert "RefCount" not in capfd.readouterr().err

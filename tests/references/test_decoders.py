@@ -1,0 +1,133 @@
+"""Every format and mode of an image becomes the RGB that Pillow and OpenCV read from it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.rgb import rgb
+
+
+def photograph() -> Image.Image:
+    return Image.fromarray(load_sample_image("flower.jpg")).resize((50, 37))
+
+
+def saved(convert: Callable[[Image.Image], Image.Image], kind: str, **options: Any) -> bytes:
+    target = io.BytesIO()
+    convert(photograph()).save(target, kind, **options)
+    return target.getvalue()
+
+
+def half_transparent(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putalpha(128)
+    return image
+
+
+def png(depth: int, colour: int, channels: int, palette: bytes = b"") -> bytes:
+    """Random samples of any depth, which Pillow does not write: PNG by ISO 15948, without filters."""
+    height, width = 19, 26
+    samples = np.random.default_rng(depth).integers(0, 2**depth, (height, width * channels))
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in samples]
+    else:
+        bits = (samples[..., None] >> np.arange(depth)[::-1]) & 1
+        rows = [np.packbits(row.astype(np.uint8)).tobytes() for row in bits.reshape(height, -1)]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    plte = chunk(b"PLTE", palette) if palette else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + plte + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def colours(number: int) -> bytes:
+    return np.random.default_rng(number).integers(0, 256, 3 * number, dtype=np.uint8).tobytes()
+
+
+def two_frames(kind: str, convert: Callable[[Image.Image], Image.Image]) -> bytes:
+    black = convert(Image.new("RGB", (50, 37)))
+    return saved(
+        convert, kind, save_all=True, append_images=[black], **({"lossless": True} if kind == "WEBP" else {})
+    )
+
+
+RGB, GREY = lambda p: p, lambda p: p.convert("L")
+PALETTE = lambda p: p.quantize(64)  # noqa: E731
+
+# name -> (content, largest difference to Pillow, the same to OpenCV; None where OpenCV has other rules)
+CASES: dict[str, tuple[Callable[[], bytes], int, int | None]] = {
+    "png": (lambda: saved(RGB, "PNG"), 0, 0),
+    "png interlaced palette": (lambda: saved(PALETTE, "PNG"), 0, 0),
+    "png alpha": (lambda: saved(half_transparent, "PNG"), 0, 0),
+    **{f"png grey {bits} bit": (lambda bits=bits: png(bits, 0, 1), 0, 0) for bits in (1, 2, 4, 8, 16)},
+    **{
+        f"png palette {bits} bit": (lambda bits=bits: png(bits, 3, 1, colours(2**bits)), 0, 0)
+        for bits in (1, 2, 4, 8)
+    },
+    **{f"png RGB {bits} bit": (lambda bits=bits: png(bits, 2, 3), 0, 0) for bits in (8, 16)},
+    **{f"png grey and alpha {bits} bit": (lambda bits=bits: png(bits, 4, 2), 0, 0) for bits in (8, 16)},
+    **{f"png RGB and alpha {bits} bit": (lambda bits=bits: png(bits, 6, 4), 0, 0) for bits in (8, 16)},
+    "jpeg": (lambda: saved(RGB, "JPEG", quality=95, subsampling=0), 2, 2),
+    "jpeg 4:2:0": (lambda: saved(RGB, "JPEG", quality=90, subsampling=2), 2, 2),
+    "jpeg progressive": (lambda: saved(RGB, "JPEG", quality=95, progressive=True), 2, 2),
+    "jpeg grey": (lambda: saved(GREY, "JPEG", quality=95), 2, 2),
+    "jpeg cmyk": (lambda: saved(lambda p: p.convert("CMYK"), "JPEG", quality=95), 2, 2),
+    "bmp": (lambda: saved(RGB, "BMP"), 0, 0),
+    "bmp grey": (lambda: saved(GREY, "BMP"), 0, 0),
+    "bmp palette": (lambda: saved(PALETTE, "BMP"), 0, 0),
+    "bmp alpha": (lambda: saved(half_transparent, "BMP"), 0, 0),
+    "gif": (lambda: saved(PALETTE, "GIF"), 0, 0),
+    "gif of two frames": (lambda: two_frames("GIF", PALETTE), 0, 0),
+    "webp lossless": (lambda: saved(RGB, "WEBP", lossless=True), 0, 0),
+    "webp lossy": (lambda: saved(RGB, "WEBP", quality=95), 0, 0),
+    "webp alpha": (lambda: saved(half_transparent, "WEBP", lossless=True, exact=True), 0, 0),
+    "webp of two frames": (lambda: two_frames("WEBP", RGB), 0, 0),
+}  # fmt: skip
+
+
+def by_pillow(content: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(content))
+    if image.mode == "I;16":  # which its convert("RGB") clips at 255
+        return np.repeat((np.asarray(image) // 256)[..., None], 3, axis=-1)
+    return np.asarray(image.convert("RGB"))
+
+
+def by_opencv(content: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert image is not None
+    return image[..., ::-1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoded_pixels_are_those_of_pillow_and_opencv(name: str) -> None:
+    make, to_pillow, to_opencv = CASES[name]
+    content = make()
+    ours = decode_rgb(tf.constant(content)).numpy().astype(int)
+    assert ours.max() > 63 and ours.shape[2] == 3
+    assert np.abs(ours - by_pillow(content)).max() <= to_pillow
+    if to_opencv is not None:
+        assert np.abs(ours - by_opencv(content)).max() <= to_opencv
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_the_commands_on_data_look_at_is_what_training_sees(name: str) -> None:
+    make, to_pillow, _ = CASES[name]
+    content = make()
+    looked_at = np.asarray(rgb(Image.open(io.BytesIO(content)))).astype(int)
+    assert np.abs(looked_at - decode_rgb(tf.constant(content)).numpy()).max() <= to_pillow

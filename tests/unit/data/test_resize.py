@@ -1,0 +1,78 @@
+"""`data.resize` reaches every place where images become squares, and what is kept of them is kept apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.doubles import PREFIX, MemorySource, extract
+from tl_dist.config import DataConfig
+from tl_dist.data import decoded
+from tl_dist.data.pipeline import augmented, plain
+from tl_dist.data.resize import resize
+from tl_dist.features import extraction
+
+FRACTION = 0.8
+
+
+class Wide(MemorySource):
+    """Images of 12 x 20, kept as files would be: one by one."""
+
+    reads_many = False
+
+    def __init__(self) -> None:
+        super().__init__(11)
+        self.images = np.random.default_rng(1).integers(0, 256, (11, 12, 20, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("fraction", [None, FRACTION])
+def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: Path) -> None:
+    source = Wide()
+    expected = resize(tf.constant(source.images), 8, fraction).numpy()
+    rows = tf.range(11, dtype=tf.int64)
+    for read in (plain(source, 8, fraction), augmented(source, ("flip",), 0, 8, crop_fraction=fraction)):
+        assert read.each is not None
+        each = read.each
+        np.testing.assert_array_equal(tf.stack([each(k, k)[0] for k in rows]), expected)
+    for kept in (
+        decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction),
+        decoded.on_disk(
+            {"train": source}, 8, 1, crop_fraction=fraction, directory=tmp_path, first=True, wait=lambda: None
+        ),
+    ):
+        np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
+    prefix = extraction.Prefix(lambda images: tf.cast(images, tf.float32), 8, {}, crop_fraction=fraction)
+    found, _ = extract(tmp_path, prefix=prefix, source=source)
+    np.testing.assert_array_equal(found.array()[:, 0], expected)
+
+
+def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
+    source: Any = Wide()
+    stretched, cropped, more = (
+        extraction._key(
+            source, extraction.Prefix(PREFIX.compute, 8, PREFIX.facts, crop_fraction=fraction), ()
+        )
+        for fraction in (None, FRACTION, 0.9)
+    )
+    assert len({stretched, cropped, more}) == 3
+    for fraction in (None, FRACTION, 0.9):
+        decoded.on_disk(
+            {"train": source}, 8, 1, crop_fraction=fraction, directory=tmp_path, first=True, wait=lambda: None
+        )
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_nothing_is_computed_where_the_size_fits() -> None:
+    image = tf.zeros([8, 8, 3], tf.uint8)
+    assert resize(image, 8) is image and resize(image, 8, 1.0) is image
+    assert resize(image, 8, 0.8) is not image
+
+
+def test_the_part_that_is_kept() -> None:
+    assert DataConfig(name="digits").kept_fraction is None
+    assert DataConfig(name="digits", resize="crop").kept_fraction == 0.875
+    assert DataConfig(name="digits", resize="crop", crop_fraction=1.0).kept_fraction == 1.0
