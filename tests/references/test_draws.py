@@ -1,7 +1,7 @@
 """Numbers drawn by position: SplitMix64 as published, and statistics of everything that is drawn by small seeds.
 
-Every p-value is compared with ALPHA. There are about 170 of them, so fair draws of other seeds would fail here less than
-once in 1,000 times.
+Every p-value is compared with ALPHA. There are about 170 of them, so fair draws of other seeds would fail here
+less than once in 1,000 times.
 """
 
 from __future__ import annotations

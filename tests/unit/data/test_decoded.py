@@ -146,9 +146,9 @@ def test_any_number_of_workers_writes_the_same_file(
     shares: list[int] = []
     all_rows = decoded._decoded
 
-    def counted(source: Any, rows: Any, *settings: Any) -> Any:
-        shares.append(len(rows))
-        return all_rows(source, rows, *settings)
+    def counted(*settings_and_rows: Any) -> Any:
+        shares.append(len(settings_and_rows[-1]))
+        return all_rows(*settings_and_rows)
 
     monkeypatch.setattr(decoded, "_decoded", counted)
     Workers(world_size).each(lambda worker: on_disk(splits, tmp_path / "shared", worker))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PREFIX, MemorySource, extract
+from tests.doubles import PARALLEL, PREFIX, MemorySource, extract
 from tl_dist.config import DataConfig
 from tl_dist.data import decoded
 from tl_dist.data.pipeline import augmented, plain
@@ -41,7 +41,13 @@ def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: P
     for kept in (
         decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction),
         decoded.on_disk(
-            {"train": source}, 8, 1, crop_fraction=fraction, directory=tmp_path, first=True, wait=lambda: None
+            {"train": source},
+            8,
+            1,
+            crop_fraction=fraction,
+            directory=tmp_path,
+            parallel=PARALLEL,
+            stop_requested=bool,
         ),
     ):
         np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
@@ -61,7 +67,13 @@ def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
     assert len({stretched, cropped, more}) == 3
     for fraction in (None, FRACTION, 0.9):
         decoded.on_disk(
-            {"train": source}, 8, 1, crop_fraction=fraction, directory=tmp_path, first=True, wait=lambda: None
+            {"train": source},
+            8,
+            1,
+            crop_fraction=fraction,
+            directory=tmp_path,
+            parallel=PARALLEL,
+            stop_requested=bool,
         )
     assert len(list(tmp_path.iterdir())) == 3
 
