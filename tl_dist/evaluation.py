@@ -32,7 +32,6 @@ def evaluate(
         source.num_examples,
         rows=rows_of(parallel.rank, parallel.world_size, batch),
         global_batch=batch,
-        mask_features=session.model.mask_features,
         threads=session.threads,
     )
     with (

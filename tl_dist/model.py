@@ -2,7 +2,7 @@
 
 Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
 result does not depend on how a batch is shared among workers, unless `model.batch_norm` asks for those of the batch in
-the trained part. Dropout is a mask that comes with the batch.
+the trained part. Dropout is a mask that comes with a batch of training; evaluation has none.
 """
 
 from __future__ import annotations
@@ -131,22 +131,27 @@ class Classifier:
         for path, value in start.items():
             variables[path].assign(value)
 
-    def __call__(self, images: Any, masks: Any) -> Any:
-        """uint8 [rows, size, size, 3] and bool [rows, mask_features] -> float32 logits [rows, num_classes]."""
-        return self.suffix(self.prefix(images), masks)
+    def __call__(self, images: Any) -> Any:
+        """uint8 [rows, size, size, 3] -> float32 logits [rows, num_classes], as they are evaluated: no dropout."""
+        return self.suffix(self.prefix(images))
 
     def prefix(self, images: Any) -> Any:
         """The outputs of the frozen part, [rows, ...]; the images themselves where it cannot be told from the rest."""
         return self._prefix(images) if self._prefix else images
 
-    def suffix(self, outputs: Any, masks: Any) -> Any:
-        """Logits from what `prefix` gives: the part that is trained."""
+    def suffix(self, outputs: Any, masks: Any = None) -> Any:
+        """Logits from what `prefix` gives: the part that is trained.
+
+        `masks`, bool [rows, mask_features], are those of a training step: what they keep is divided by the share that
+        is kept, so that without them the features are what they are with masks on average (Srivastava et al., Journal
+        of Machine Learning Research 15, 2014, section 10; keras.layers.Dropout).
+        """
         features = self._suffix(outputs)
         if self._config.normalize:
             features = self.normalized(features)
         if self._hidden:
             features = self._hidden(features)
-        if self.mask_features:
+        if self.mask_features and masks is not None:
             keep = tf.cast(masks, features.dtype)
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)

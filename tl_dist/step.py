@@ -244,10 +244,10 @@ def evaluation_step(
 
     def judged(batch: Batch) -> Any:
         if views == 1:
-            return model(batch.images, batch.masks)
+            return model(batch.images)
         # One view at a time is in memory.
         each = tf.map_fn(
-            lambda view: tf.nn.log_softmax(model(tf.gather(batch.images, view, axis=1), batch.masks)),
+            lambda view: tf.nn.log_softmax(model(tf.gather(batch.images, view, axis=1))),
             tf.range(views),
             fn_output_signature=tf.TensorSpec([batch.images.shape[0], objective.num_classes], tf.float32),
             parallel_iterations=1,

@@ -196,7 +196,6 @@ def run_variant(
             NUM_EXAMPLES,
             rows=rows,
             global_batch=GLOBAL_BATCH,
-            mask_features=net.mask_features,
         )
         with opt.averaged(len(parts) - 1):
             result = loop.evaluate(

@@ -89,7 +89,7 @@ def test_stages_are_pooled_in_the_trained_part_as_in_the_frozen_one(
     expected = np.concatenate(scaled, axis=-1) @ kernel.numpy()
 
     assert net.has_prefix == has_prefix
-    np.testing.assert_allclose(net(images, tf.zeros((2, 0), tf.bool)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-4)
     before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
     train(net)
     assert moved(net, before) == set(net.trainable)
@@ -208,18 +208,18 @@ def test_classic_head_is_flatten_dense_relu_dense() -> None:
     weights = net.trainable
     hidden = tf.nn.relu(features @ weights["head/hidden/kernel"] + weights["head/hidden/bias"])
     expected = hidden @ weights["head/logits/kernel"] + weights["head/logits/bias"]
-    np.testing.assert_allclose(net(images, tf.ones([2, 0], tf.bool)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_dropout_mask_scales_what_it_keeps() -> None:
+def test_without_a_mask_the_logits_are_the_mean_of_those_with_complementary_masks() -> None:
     net = build(dropout=0.5)
-    net.trainable["head/logits/bias"].assign([0.0, 0.0, 0.0])
+    kernel = net.trainable["head/logits/kernel"]
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
     images = tf.constant(MemorySource(2, size=32).images)
-    every, half = tf.ones([2, 64], tf.bool), tf.constant([[True] * 32 + [False] * 32] * 2)
-    other_half = tf.logical_not(half)
-    np.testing.assert_allclose(
-        net(images, half) + net(images, other_half), net(images, every), rtol=1e-3, atol=1e-4
-    )
+    half = tf.constant([[True] * 32 + [False] * 32] * 2)
+    outputs = net.prefix(images)
+    mean = (net.suffix(outputs, half) + net.suffix(outputs, tf.logical_not(half))) / 2
+    np.testing.assert_allclose(net(images), mean, rtol=1e-4, atol=1e-5)
 
 
 def test_xla_compiles_forward_and_backward_to_the_same_step() -> None:
@@ -234,7 +234,7 @@ def test_logits_are_float32_under_mixed_precision() -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         net = build(train_from="all", hidden=8)
-        assert net(tf.constant(MemorySource(2, size=32).images), tf.ones([2, 0], tf.bool)).dtype == tf.float32
+        assert net(tf.constant(MemorySource(2, size=32).images)).dtype == tf.float32
         assert {v.dtype for v in net.trainable.values()} == {tf.float32}
     finally:
         keras.config.set_dtype_policy("float32")

@@ -147,7 +147,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    read: Read, num_examples: int, *, rows: range, global_batch: int, mask_features: int = 0, threads: int = 1
+    read: Read, num_examples: int, *, rows: range, global_batch: int, threads: int = 1
 ) -> tf.data.Dataset:
     """Each of `num_examples` once over all workers, in order; the last batch is padded with weight 0."""
     num_batches = -(-num_examples // global_batch)
@@ -159,7 +159,7 @@ def evaluation_batches(
     def batch(images: Any, labels: Any, positions: Any) -> Batch:
         labels = tf.cast(labels, tf.int32)
         weights = tf.cast(positions < num_examples, tf.float32)
-        masks = tf.ones([len(rows), mask_features], tf.bool)
+        masks = tf.zeros([len(rows), 0], tf.bool)
         positions = tf.minimum(positions, num_examples - 1)
         return Batch(
             read.finish(images, positions), labels, weights, positions, masks, labels, tf.ones([len(rows)])
