@@ -35,7 +35,7 @@ def config(
         steps=ENDLESS,
         global_batch=batch,
         data=DataConfig(name="synthetic", image_size=image_size, num_examples=1024),
-        model=ModelConfig(backbone=backbone, weights="random", train_from=train_from),
+        model=ModelConfig(backbone=backbone, weights="random", train_from=train_from, batch_norm="inference"),
         optimizer=OptimizerConfig(name="sgd", learning_rate=1e-4, momentum=0.9),
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tl_dist import model, registry
+from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.split import folds_of
@@ -56,6 +58,26 @@ def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> m
     config = ModelConfig(backbone=backbone, weights="random", **settings)
     record = registry.lookup(registry.BACKBONES, backbone)
     return model.build(record, config, image_size=image_size, num_classes=3, seed=0)
+
+
+def normalised_network(input_shape: tuple[int, int, int], momentum: float = 0.9) -> Any:
+    """Two convolutions with batch norm."""
+    x = inputs = keras.Input(input_shape)
+    for k in (1, 2):
+        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
+        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=momentum)(x)
+        x = keras.layers.ReLU(name=f"relu{k}")(x)
+    return keras.Model(inputs, x)
+
+
+NORMALISED = Backbone("normalised", normalised_network, 32, 8, "tf", {"one": "conv1", "two": "conv2"})
+
+
+def normalised(
+    train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any
+) -> model.Classifier:
+    config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm, **settings)
+    return model.build(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
 
 
 def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

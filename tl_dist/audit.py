@@ -34,6 +34,7 @@ def batch_norm(
     spread = np.zeros((parallel.world_size, len(now)))
     spread[parallel.rank] = [float(np.abs(value - mean[path]).max()) for path, value in now.items()]
     apart = dict(zip(now, parallel.total({"spread": spread})["spread"].max(axis=0).tolist(), strict=True))
+    moving = "sync" if policy == "auto" else policy
     layers = []
     for layer in filter(is_batch_norm, model.network.layers):
         path = f"backbone/{layer.name}"
@@ -42,7 +43,7 @@ def batch_norm(
             {
                 "layer": layer.name,
                 "trainable": any(f"{path}/{name}" in model.trainable for name in ("gamma", "beta")),
-                "mode": policy if any(p in model.statistics for p in own) else "inference",
+                "mode": moving if any(p in model.statistics for p in own) else "inference",
                 "statistics_moved": any(not np.array_equal(now[p], start[p]) for p in own),
                 "spread": max(apart[p] for p in own),
             }

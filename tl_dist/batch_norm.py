@@ -93,7 +93,7 @@ def collecting(layers: Collection[str], total: Total | None) -> Iterator[Moments
         _ACTIVE.moments = None
 
 
-def move(variable: Any, moment: Any, *, momentum: float, skipped: Any) -> None:
+def move(variable: Any, moment: Any, *, momentum: Any, skipped: Any) -> None:
     """Inside a replica: move a statistic toward the moment of the batch, unless the step was skipped."""
     # By the handle: that is this replica's own copy.
     old = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)

@@ -12,6 +12,7 @@ from tl_dist.datasets import types_of
 from tl_dist.failpoint import failpoint
 from tl_dist.figures import predictions
 from tl_dist.parallel import rows_of
+from tl_dist.precise_statistics import PreciseStatistics
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
 from tl_dist.stages import at
@@ -19,11 +20,11 @@ from tl_dist.state import Evaluation
 
 
 def evaluate(
-    session: Session, split: str, evaluate_batch: Callable[[Any], dict[str, Any]]
+    session: Session, split: str, evaluate_batch: Callable[[Any], dict[str, Any]], precise: PreciseStatistics
 ) -> Evaluation | None:
     """Figures over every example of a split, over all workers; None when asked to stop before the end.
 
-    They are those of the averaged weights where the run keeps an average.
+    They are those of the averaged weights where the run keeps an average, and of statistics that fit the weights.
     """
     source, parallel = session.splits[split], session.parallel
     batch = session.evaluation_batch
@@ -35,8 +36,9 @@ def evaluate(
         threads=session.threads,
     )
     with (
-        session.naming_bad_examples(split, lambda: range(source.num_examples)),
         session.optimizer.averaged(session.stage.number),
+        precise.in_force(),
+        session.naming_bad_examples(split, lambda: range(source.num_examples)),
     ):
         result = loop.evaluate(
             split,
@@ -86,7 +88,7 @@ def evaluate_commit(session: Session, split: str) -> Evaluation:
         global_batch=session.evaluation_batch,
         views=session.num_evaluation_views,
     )
-    result = evaluate(session, split, evaluate_batch)
+    result = evaluate(session, split, evaluate_batch, PreciseStatistics(session, lambda record: None))
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

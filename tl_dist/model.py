@@ -1,8 +1,9 @@
 """Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
 
 Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
-result does not depend on how a batch is shared among workers, unless `model.batch_norm` asks for those of the batch in
-the trained part. Dropout is a mask that comes with a batch of training; evaluation has none.
+result does not depend on how a batch is shared among workers. In a training step the trained ones normalize by the
+batch where `model.batch_norm` asks for it or they have no pretrained statistics, and dropout is a mask that comes with
+the batch. Evaluation has neither.
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ class Classifier:
     """
 
     def __init__(
-        self, backbone: Backbone, network: Any, config: ModelConfig, num_classes: int, seed: int
+        self,
+        backbone: Backbone,
+        network: Any,
+        config: ModelConfig,
+        num_classes: int,
+        seed: int,
+        *,
+        random: bool,
     ) -> None:
         self._backbone = backbone
         self.network = network
         self._config = config
+        self._random = random
         self._train_from = config.train_from
         self._outputs = stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
         self.stage_names = [name for name in backbone.stages if name in config.layers] or [
@@ -53,9 +62,9 @@ class Classifier:
         self._logits = _last_layer(config.hidden or features, num_classes)
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
-        self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
         self.new = self._reinitialized()
         """paths in the backbone that keep their random start when pretrained weights are loaded"""
+        self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
         deep = blocks.depths(backbone, network)
         self.depths: dict[str, int] = {
             f"backbone/{layer.name}/{variable_path(layer, variable)}": deep[layer.name]
@@ -74,24 +83,30 @@ class Classifier:
         """moving statistics of batch norm that the training step moves; neither trainable nor frozen"""
         self.momentum: dict[str, float] = {}
         """of each of them"""
-        policy = self._config.batch_norm
         for position, layer in enumerate(self.network.layers):
             learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
-            normalizes = position >= first and batch_norm.is_batch_norm(layer)
-            if normalizes and policy == "frozen":
+            policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
+            if policy == "frozen":
                 learned = set()
             for variable in layer.weights:
                 table = self.trainable if id(variable) in learned else self.frozen
                 path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
-                if normalizes and policy in ("train", "sync") and path.endswith(MOVING):
-                    table = self.statistics
-                    self.momentum[path] = layer.momentum
+                if policy in ("train", "sync") and path.endswith(MOVING):
+                    table, kept = self.statistics, self._config.batch_norm_momentum
+                    self.momentum[path] = layer.momentum if kept is None else kept
                 table[path] = variable.value
                 if table is self.trainable and reads_bfloat16(layer):
                     self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
                 self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
+
+    def _policy(self, layer: Any) -> str:
+        """How a trained batch-norm layer normalizes: what the config says or, under `auto`, by what it starts with."""
+        if self._config.batch_norm != "auto":
+            return self._config.batch_norm
+        fresh = self._random or f"backbone/{layer.name}{MOVING[0]}" in self.new
+        return "sync" if fresh else "inference"
 
     def trained_from(self, train_from: str) -> Classifier:
         """The same layers and variables, trained from another place on: what one stage of a run sees."""
@@ -171,17 +186,21 @@ class Classifier:
     def batch_statistics(self, total: batch_norm.Total) -> Iterator[batch_norm.Moments]:
         """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
         names = {path.split("/")[1] for path in self.statistics}
-        with batch_norm.collecting(names, total if self._config.batch_norm == "sync" else None) as moments:
+        with batch_norm.collecting(names, None if self._config.batch_norm == "train" else total) as moments:
             yield moments
 
     def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
         """`rows * moment` for each of `statistics`, in its order."""
         return [moments.of[path.split("/")[1]][path.endswith(MOVING[1])] for path in self.statistics]
 
-    def move_statistics(self, moments: Sequence[Any], skipped: Any) -> None:
-        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped."""
+    def move_statistics(self, moments: Sequence[Any], skipped: Any, momentum: Any = None) -> None:
+        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped.
+
+        By the momentum of each, or by one for all.
+        """
         for (path, variable), moment in zip(self.statistics.items(), moments, strict=True):
-            batch_norm.move(variable, moment, momentum=self.momentum[path], skipped=skipped)
+            kept = self.momentum[path] if momentum is None else momentum
+            batch_norm.move(variable, moment, momentum=kept, skipped=skipped)
 
     @property
     def has_prefix(self) -> bool:
@@ -250,13 +269,23 @@ class Classifier:
 
 
 def build(
-    backbone: Backbone, config: ModelConfig, *, image_size: int, num_classes: int, seed: int
+    backbone: Backbone,
+    config: ModelConfig,
+    *,
+    image_size: int,
+    num_classes: int,
+    seed: int,
+    carried: bool = False,
 ) -> Classifier:
-    """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights."""
+    """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights.
+
+    `carried`: these are another run's, whatever the config says of weights.
+    """
     keras.utils.set_random_seed(seed)
     network = backbone.build((image_size, image_size, 3))
     batch_norm.adopt(network)
-    return Classifier(backbone, network, config, num_classes, seed)
+    random = config.weights == "random" and not carried
+    return Classifier(backbone, network, config, num_classes, seed, random=random)
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:

@@ -25,7 +25,7 @@ from tl_dist.datasets.handles import machine_refusal
 from tl_dist.durable import write_atomically
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.parallel import DataParallel
+from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.state import TrainState
@@ -199,11 +199,13 @@ class Session:
                 image_size=self.image_size,
                 num_classes=self.splits["train"].num_classes,
                 seed=cfg.seed,
+                carried=cfg.source is not None,
             )
             views = [built.trained_from(stage.train_from) for stage in self.stages]
             self.whole = model.widest(views)
             """the model that trains whatever any stage trains"""
-            self.whole.refuse_frozen_random()
+            for view in views:
+                view.refuse_frozen_random()
             if file is not None:
                 with self.whole.keeping_new():
                     weights.load(built.network, file)
@@ -223,6 +225,12 @@ class Session:
                 ],
             )
         self.weights_sha256 = file.sha256 if file else None
+
+    def upcoming(self, num_steps: int) -> Iterator[int]:
+        """The training examples of this worker in so many steps from now on, in the order in which it reads them."""
+        rows = np.array(rows_of(self.parallel.rank, self.parallel.world_size, self.order.global_batch))
+        for step in range(self.state.step, self.state.step + num_steps):
+            yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
 
     @property
     def read_images(self) -> pipeline.Read:

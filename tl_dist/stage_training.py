@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from tl_dist import agreement, audit, evaluation, loop, optim, step
 from tl_dist.data import pipeline
 from tl_dist.failpoint import failpoint
 from tl_dist.parallel import rows_of
+from tl_dist.precise_statistics import PreciseStatistics
 from tl_dist.recorder import Recorder
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.session import Session
@@ -51,6 +53,7 @@ class StageTraining:
             xla=cfg.runtime.xla,
             timed=not cfg.runtime.deterministic,
         )
+        self._precise = PreciseStatistics(session, recorder.tell)
         self._checksums = step.weight_checksums(session.whole, parallel)
         self._evaluate_batch = step.evaluation_step(
             session.model,
@@ -71,7 +74,7 @@ class StageTraining:
             every[partial(self.evaluate, "validation")] = evaluate_every
         if cfg.checkpoint.every_steps:
             every[self._commit] = cfg.checkpoint.every_steps
-        with session.naming_bad_examples("train", partial(_upcoming, session)):
+        with session.naming_bad_examples("train", self._next_epoch):
             if not self._train(every):
                 return False
         # The weights of the stage are final: keep them before spending time on figures or on another prefix.
@@ -86,6 +89,8 @@ class StageTraining:
         session = self._session
         self._show_images()
         for report in self._reports([session.cfg.report.every_steps, *every.values()]):
+            if report.step == self._stage.end:
+                self._settle_statistics()
             session.beat("reporting", alone=True)  # rank 0 writes it down, and may have to wait for a save
             failpoint("train.chunk_done")
             self._recorder.report(report)
@@ -102,7 +107,7 @@ class StageTraining:
         """Figures of a whole split, written down once per step; False when asked to stop before the end."""
         if self._evaluated_at.get(split) == self._session.state.step:
             return True
-        result = evaluation.evaluate(self._session, split, self._evaluate_batch)
+        result = evaluation.evaluate(self._session, split, self._evaluate_batch, self._precise)
         if result is not None:
             self._recorder.evaluated(result)
             self._evaluated_at[split] = self._session.state.step
@@ -124,6 +129,20 @@ class StageTraining:
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
             stop_requested=partial(session.stop_requested, "stepping"),
         )
+
+    def _next_epoch(self) -> Iterator[int]:
+        """What this worker reads after the last report."""
+        return self._session.upcoming(self._session.order.steps(1.0))
+
+    def _settle_statistics(self) -> None:
+        """After the last step, before any commit of it: statistics that fit what the stage ends with.
+
+        Of the last stage that are the averaged weights, where there are any; the next stage goes on with the others.
+        """
+        last = self._stage is self._session.stages[-1]
+        if self._precise.needed:
+            with self._session.optimizer.averaged(self._stage.number) if last else nullcontext():
+                self._precise.compute()
 
     def _same_weights(self) -> bool:
         totals = self._session.parallel.total({"weights": self._checksums().numpy()})
@@ -188,11 +207,3 @@ def _through_failpoint(batch: Batch) -> Batch:
 
     with tf.control_dependencies([tf.numpy_function(reach, [], tf.int32)]):
         return Batch(*[tf.identity(field) for field in batch])
-
-
-def _upcoming(session: Session) -> Iterator[int]:
-    """The examples of this worker from the last report on, in the order in which it reads them, for one epoch."""
-    parallel, order = session.parallel, session.order
-    rows = np.array(rows_of(parallel.rank, parallel.world_size, order.global_batch))
-    for step_number in range(session.state.step, session.state.step + order.steps(1.0)):
-        yield from order.index(order.positions(step_number, rows)).numpy().tolist()

@@ -12,6 +12,7 @@ from typing import Any
 from tl_dist import agreement, transfer
 from tl_dist.checkpoint import Checkpointer
 from tl_dist.classifiers import nested
+from tl_dist.config import batch_norm
 from tl_dist.data.order import batch_deviation
 from tl_dist.metrics import Metrics
 from tl_dist.recorder import RankZero, Recorder, Silent
@@ -40,6 +41,8 @@ def train(session: Session, *, job: SlurmJob | None = None, listen: Listen | Non
         notes = [_quarantined(session)] if session.bad else []
         if first and session.order.block:
             notes.append(_how_mixed(session))
+        if session.whole.statistics and session.cfg.model.batch_norm == "auto":
+            notes.append(f"batch norm: {batch_norm.explained(session.cfg)}")
         if checkpointer is not None:
             commit = session.restore(notes.append)
             checkpointer.last_commit = commit.step if commit else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 
-from tests.end_to_end.harness import Workspace, bits, records
+from tests.end_to_end.harness import TL_DIST, Workspace, bits, records
 
 SETTINGS = (
     "steps=6",
@@ -35,6 +38,18 @@ def test_the_report_names_each_layer_and_the_workers_agree(workspace: Workspace)
         assert layer["mode"] == ("train" if layer["trainable"] else "inference"), layer
         assert layer["statistics_moved"] == layer["trainable"], layer
         assert layer["spread"] == 0.0, layer
+
+
+def test_the_commit_holds_the_statistics_that_the_figures_are_of(workspace: Workspace) -> None:
+    """Six steps of momentum 0.999 move nothing: they are recomputed at the end, and `tl-dist eval` finds them."""
+    run = workspace.run("whole")
+    assert any(
+        "by statistics recomputed over 45 training images" in note["text"] for note in records(run, "note")
+    )
+    (judged,) = [record for record in records(run, "evaluation") if record["split"] == "test"]
+    subprocess.run([TL_DIST, "eval", str(run.path), "--split", "test"], check=True)
+    again = json.loads((run.path / "evaluations" / "test.json").read_text())
+    assert again["loss"] == pytest.approx(judged["loss"], rel=1e-5)
 
 
 def test_killed_the_run_ends_with_the_same_statistics(workspace: Workspace) -> None:

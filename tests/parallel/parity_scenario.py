@@ -23,6 +23,7 @@ from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
 from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
+from tl_dist.precise_statistics import averaging
 from tl_dist.state import Batch, Report, TrainState
 
 NUM_STEPS = 20
@@ -208,13 +209,24 @@ def run_variant(
             )  # fmt: skip
         assert result is not None
         weights = {path: variable.numpy() for path, variable in net.trainable.items()}
+        moved = {path: variable.numpy().tolist() for path, variable in net.statistics.items()}
+        if moved:
+            average = averaging(net, parallel, global_batch=GLOBAL_BATCH)
+            batches = parallel.feed(
+                train_batches(read, order, rows=rows, from_step=state.step, to_step=state.step + 3)
+            )
+            for k in (1, 2, 3):
+                average(batches, tf.constant(k, tf.int64))
         return {
             "losses": [report.mean_loss for report in reports],
             "skipped": [report.num_skipped for report in reports],
             "loss_scale": [report.loss_scale for report in reports],
             "replicas_equal": bool((checksums == checksums[0]).all()),
             "weights_finite": all(bool(np.isfinite(w).all()) for w in weights.values()),
-            "statistics": {path: variable.numpy().tolist() for path, variable in net.statistics.items()},
+            "statistics": moved,
+            "precise_statistics": {
+                path: variable.numpy().tolist() for path, variable in net.statistics.items()
+            },
             "num_examples": result.num_examples,
             "num_correct": result.num_correct,
             "evaluation_loss": result.mean_loss,

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import OPTIMIZER, PARALLEL, MemorySource, build
+from tests.doubles import NORMALISED, OPTIMIZER, PARALLEL, MemorySource, build, normalised
 from tl_dist import batch_norm, model, optim, step
-from tl_dist.backbones import Backbone
 from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
@@ -130,23 +129,6 @@ def test_views_share_their_variables_and_the_widest_has_those_of_all() -> None:
     assert all(view.trainable[path] is views[1].trainable[path] for view in views for path in view.trainable)
 
 
-def normalised_network(input_shape: tuple[int, int, int]) -> Any:
-    x = inputs = keras.Input(input_shape)
-    for k in (1, 2):
-        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
-        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=0.9)(x)
-        x = keras.layers.ReLU(name=f"relu{k}")(x)
-    return keras.Model(inputs, x)
-
-
-NORMALISED = Backbone("normalised", normalised_network, 32, 8, "tf", {"one": "conv1", "two": "conv2"})
-
-
-def normalised(train_from: str, batch_norm: str) -> model.Classifier:
-    config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm)
-    return model.build(NORMALISED, config, image_size=32, num_classes=3, seed=0)
-
-
 @pytest.mark.parametrize("policy", ["frozen", "inference", "train", "sync"])
 @pytest.mark.parametrize(("train_from", "blocks"), [("head", ()), ("two", (2,)), ("all", (1, 2))])
 def test_batch_norm_moves_what_its_policy_says_and_nothing_in_a_frozen_part(
@@ -172,24 +154,42 @@ def test_batch_norm_moves_what_its_policy_says_and_nothing_in_a_frozen_part(
     assert set(net.statistics) == {path for path in expected if "moving" in path}
 
 
-@pytest.mark.parametrize("policy", ["train", "sync"])
-def test_batch_statistics_are_those_of_keras(policy: str) -> None:
-    net, reference = normalised("all", policy), normalised_network((32, 32, 3))
-    for path, statistic in net.statistics.items():  # as after some training: neither 0 nor 1
-        statistic.assign_add(tf.fill(statistic.shape, 0.3 if path.endswith("mean") else 0.5))
-    reference.set_weights(net.network.get_weights())
-    images = tf.constant(MemorySource(6, size=32).images)
-    with net.batch_statistics(lambda value, name: value) as moments:
-        features = net.network(tf.cast(images, tf.float32) / 127.5 - 1.0)
-    expected = reference(tf.cast(images, tf.float32) / 127.5 - 1.0, training=True)
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
-    net.move_statistics([moment / 6 for moment in net.moments_in_order(moments)], tf.constant(0.0))
-    for mine, theirs in zip(net.network.weights, reference.weights, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6, err_msg=mine.path)
+def test_a_skipped_step_moves_no_statistic() -> None:
+    net = normalised("all", "sync")
     still = {path: v.numpy() for path, v in net.statistics.items()}
     net.move_statistics([tf.fill(v.shape, np.nan) for v in net.statistics.values()], tf.constant(1.0))
     for path, value in still.items():
         np.testing.assert_array_equal(net.statistics[path], value)
+
+
+@pytest.mark.parametrize(
+    ("train_from", "settings", "synchronized"),
+    [
+        ("all", {"weights": "random"}, {"norm1", "norm2"}),
+        ("two", {"weights": "random"}, {"norm2"}),
+        ("all", {}, set()),
+        ("all", {"reinitialize": "two"}, {"norm2"}),
+    ],
+)
+def test_left_to_itself_a_trained_layer_is_synchronized_where_its_statistics_are_not_pretrained(
+    train_from: str, settings: dict[str, Any], synchronized: set[str]
+) -> None:
+    net = normalised(train_from, "auto", **settings)
+    assert {path.split("/")[1] for path in net.statistics} == synchronized
+    pretrained = {"norm1", "norm2"} - synchronized if train_from == "all" else {"norm2"} - synchronized
+    assert {f"backbone/{name}/gamma" for name in synchronized | pretrained} <= set(net.trainable)
+
+
+def test_a_backbone_that_another_run_has_trained_has_its_statistics() -> None:
+    config = ModelConfig(backbone="normalised", weights="random", train_from="all")
+    net = model.build(NORMALISED, config, image_size=32, num_classes=3, seed=0, carried=True)
+    assert not net.statistics
+
+
+def test_the_momentum_of_the_statistics_is_the_networks_own_unless_one_is_given() -> None:
+    own, given = normalised("all", "sync"), normalised("all", "sync", batch_norm_momentum=0.5)
+    assert set(own.momentum.values()) == {0.9} and set(given.momentum.values()) == {0.5}
+    assert own.momentum.keys() == own.statistics.keys()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ class Backbone:
     """the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
     adapt: Callable[[Arrays], Arrays] = unchanged
     """turns the arrays of a Keras file into those of `build`, where the two networks differ"""
+    batch_norm: bool = True
+    """whether it has batch-norm layers"""
 
 
 def application(

@@ -23,6 +23,7 @@ def _convnext(size: str) -> Backbone:
         },
         block=rf"{prefix}_stage_\d_(block_\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
+        batch_norm=False,
     )
 
 

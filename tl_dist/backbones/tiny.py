@@ -24,4 +24,5 @@ TINY = Backbone(
     min_size=8,
     preprocessing="tf",
     stages={f"block{k}": f"block{k}_conv1" for k in (1, 2, 3)},
+    batch_norm=False,
 )

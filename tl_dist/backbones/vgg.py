@@ -17,6 +17,7 @@ def _vgg(constructor: str) -> Backbone:
         stages={f"block{k}": f"block{k}_conv1" for k in range(1, 6)},
         block=r"block\d_(conv\d)",
         pretrained=partial(application, constructor, weights="imagenet"),
+        batch_norm=False,
     )
 
 

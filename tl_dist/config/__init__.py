@@ -124,12 +124,16 @@ class ModelConfig(Section):
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
     reinitialize: str | None = None
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
-    batch_norm: Literal["frozen", "inference", "train", "sync"] = "inference"
+    batch_norm: Literal["auto", "frozen", "inference", "train", "sync"] = "auto"
     """of the trained part (the frozen part always keeps its statistics):
+    auto       inference in layers with pretrained statistics, sync in others (random weights, reinitialize)
     frozen     nothing of these layers is trained
     inference  stored statistics normalize and never move; scale and offset are trained
     train      each replica normalizes by its own rows, so the worker count matters; statistics move with all rows
     sync       as train, by the statistics of the whole global batch on any number of workers"""
+    batch_norm_momentum: Fraction | None = None
+    """train and sync: the share of a moving statistic that a step keeps; default: the network's own (0.99, MobileNet
+    0.999). Before 3 / (1 - momentum) steps evaluation uses statistics recomputed over training batches"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give the features pooled from each stage mean 0 and variance 1 in each example (layer norm without parameters)"""
@@ -389,6 +393,11 @@ class Config(Section):
                 raise PydanticCustomError(
                     "rule", "{what}", {"what": what, "fix": fix, "path": ("stages", str(number))}
                 )
+
+    @property
+    def random_start(self) -> bool:
+        """Whether the whole backbone starts from random weights."""
+        return self.model.weights == "random" and self.source is None
 
     @property
     def parts(self) -> tuple[str, ...]:

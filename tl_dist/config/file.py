@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tl_dist.config import Config, DataConfig, yaml_text
+from tl_dist.config import Config, DataConfig, batch_norm, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.refusal import ExitCode, Refusal
@@ -105,7 +105,8 @@ def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 def dump(cfg: Config) -> str:
     """The resolved config as YAML, every default written out; `load` of it gives `cfg` again."""
-    return yaml_text.dump(cfg.model_dump(mode="json"))
+    text = yaml_text.dump(cfg.model_dump(mode="json"))
+    return text.replace("  batch_norm: auto\n", f"  batch_norm: auto  # {batch_norm.explained(cfg)}\n", 1)
 
 
 def trajectory(cfg: Config) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tl_dist.config import Config, ScheduleConfig
+from tl_dist.config import Config, ScheduleConfig, batch_norm
 from tl_dist.config.source import of_source
 from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 
@@ -206,7 +206,7 @@ def _model(cfg: Config) -> Iterator[Broken]:
         )
     # Random weights on random images measure speed, which is what the synthetic dataset is for.
     partly = [part for part in cfg.parts if part != "all"]
-    if model.weights == "random" and partly and cfg.data.name != "synthetic" and cfg.source is None:
+    if cfg.random_start and partly and cfg.data.name != "synthetic":
         yield Broken(
             ("model", "weights"),
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
@@ -219,7 +219,7 @@ def _model(cfg: Config) -> Iterator[Broken]:
             f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
             "remove it, or the stages.",
         )
-    if model.reinitialize is not None and all(part == "head" for part in cfg.parts):
+    if model.reinitialize is not None and "head" in cfg.parts:
         yield Broken(
             ("model", "reinitialize"),
             f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",
@@ -243,17 +243,32 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
             f"batch_norm '{model.batch_norm}' does nothing with train_from 'head', which trains no such layer.",
             "remove it, or write 'train_from: all' or a stage.",
         )
-    if model.batch_norm == "sync" and cfg.runtime.xla:
+    fresh = batch_norm.fresh(cfg)
+    if model.batch_norm in ("frozen", "inference") and fresh and cfg.data.name != "synthetic":
+        yield Broken(
+            ("model", "batch_norm"),
+            f"batch_norm '{model.batch_norm}' does not normalize {fresh}: means of 0 and variances of 1 stay.",
+            "remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
+        )
+    syncs = model.batch_norm == "sync" or (model.batch_norm == "auto" and fresh is not None)
+    sync = "batch_norm 'sync'" if model.batch_norm == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
+    if model.batch_norm_momentum is not None and not (syncs or model.batch_norm == "train" or cfg.source):
+        yield Broken(
+            ("model", "batch_norm_momentum"),
+            "batch_norm_momentum does nothing where no statistics move.",
+            "remove it, or write 'batch_norm: sync'.",
+        )
+    if syncs and cfg.runtime.xla:
         yield Broken(
             ("runtime", "xla"),
-            "XLA cannot compile the sums over workers that batch_norm 'sync' needs.",
+            f"XLA cannot compile the sums over workers that {sync} needs.",
             "write 'xla: false', or 'batch_norm: train' below 'model:'.",
         )
-    if model.batch_norm == "sync" and cfg.accumulate > 1:
+    if syncs and cfg.accumulate > 1:
         yield Broken(
             ("accumulate",),
-            "with batch_norm 'sync' each micro-batch would have statistics of its own.",
-            "write 'accumulate: 1', or 'batch_norm: inference' below 'model:'.",
+            f"with {sync} each micro-batch would have statistics of its own.",
+            f"write 'accumulate: 1', or 'batch_norm: {'train' if fresh else 'inference'}' below 'model:'.",
         )
 
 
@@ -337,8 +352,7 @@ def _optimizer(cfg: Config) -> Iterator[Broken]:
             "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
         )
-    random = cfg.model.weights == "random" and cfg.source is None
-    if optimizer.l2_sp and random and cfg.data.name != "synthetic":
+    if optimizer.l2_sp and cfg.random_start and cfg.data.name != "synthetic":
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",

@@ -163,3 +163,12 @@ def test_names_do_not_depend_on_what_was_built_before(name, networks):
     # The caller's own numbering goes on where it was.
     after = keras.layers.Conv2D(1, 1).name
     assert int(after.rpartition("_")[2]) == int(before.rpartition("_")[2]) + 1
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_record_says_whether_there_is_batch_norm(networks, name):
+    layers = networks(name).layers
+    assert (
+        any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
+        == RECORDS[name].batch_norm
+    )

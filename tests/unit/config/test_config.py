@@ -235,6 +235,32 @@ MISTAKES = {
         "x.yaml:7: weights 'random' with train_from 'head' would train on frozen random features. "
         "Fix: write 'train_from: all' or 'weights: imagenet'.",
     ),
+    "random weights that nothing would normalize": (
+        changed("resnet50", "resnet50\n  weights: random\n  train_from: all\n  batch_norm: inference"),
+        "x.yaml:9: batch_norm 'inference' does not normalize random weights: means of 0 and variances of 1 stay. "
+        "Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
+    ),
+    "reinitialized layers that nothing would normalize": (
+        changed("resnet50", "resnet50\n  reinitialize: conv5\n  train_from: conv4\n  batch_norm: frozen"),
+        "x.yaml:9: batch_norm 'frozen' does not normalize layers reinitialized from 'conv5': means of 0 and variances "
+        "of 1 stay. Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
+    ),
+    "reinitialized layers that a first stage keeps frozen": (
+        changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  reinitialize: conv5")
+        + "stages: [{train_from: head, epochs: 1}, {train_from: conv5, epochs: 1}]\n",
+        "x.yaml:6: reinitialize 'conv5' with train_from 'head' would train on random features. "
+        "Fix: write 'train_from: conv5', or remove 'reinitialize'.",
+    ),
+    "sums over workers that XLA would have to compile": (
+        changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "runtime: {xla: true}\n",
+        "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'auto' ('sync' for random weights) needs. "
+        "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
+    ),
+    "a momentum of what does not move": (
+        changed("resnet50", "resnet50\n  train_from: all\n  batch_norm_momentum: 0.9"),
+        "x.yaml:8: batch_norm_momentum does nothing where no statistics move. "
+        "Fix: remove it, or write 'batch_norm: sync'.",
+    ),
     "no weights for that backbone": (
         changed("resnet50", "tiny"),
         "x.yaml:5: tiny has no ImageNet weights. Fix: write 'weights: random' and 'train_from: all' below 'model:'.",
@@ -591,3 +617,37 @@ def test_loading_imports_no_framework() -> None:
     )
     root = str(Path(__file__).parents[3])
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": root})
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("{backbone: resnet50}", "inference, by pretrained statistics"),
+        (
+            "{backbone: resnet50, weights: random, train_from: all}",
+            "sync, since random weights hold no statistics",
+        ),
+        (
+            "{backbone: resnet50, reinitialize: conv5, train_from: conv4}",
+            "sync, since layers reinitialized from 'conv5' hold no statistics",
+        ),
+        ("{backbone: vgg16}", "vgg16 has no such layers"),
+    ],
+)
+def test_the_resolved_config_says_what_batch_norm_is_and_why(model: str, why: str) -> None:
+    cfg = load(f"data: {{name: digits}}\nmodel: {model}\noptimizer: {{learning_rate: 0.1}}\nepochs: 1\n")
+    text = config_file.dump(cfg)
+    assert f"  batch_norm: auto  # {why}\n" in text
+    Path("again.yaml").write_text(text)
+    assert config_file.load("again.yaml") == cfg
+
+
+def test_what_was_written_about_batch_norm_is_kept() -> None:
+    text = changed(
+        "resnet50",
+        "resnet50\n  weights: random\n  train_from: all\n  batch_norm: train\n  batch_norm_momentum: 0.9",
+    )
+    assert (load(text).model.batch_norm, load(text).model.batch_norm_momentum) == ("train", 0.9)
+    load(
+        text.replace("digits", "synthetic").replace("train\n  batch_norm_momentum: 0.9", "inference")
+    )  # measures speed
