@@ -1,31 +1,16 @@
-"""The update rules are those of Keras; a gradient that is not finite changes nothing but the loss scale."""
+"""A gradient that is not finite changes nothing but the loss scale; rates follow their schedule."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tl_dist import optim
 from tl_dist.config import OptimizerConfig, ScheduleConfig
-
-RULES = {
-    "sgd": ({"name": "sgd", "momentum": 0.0}, lambda: keras.optimizers.SGD(0.1)),
-    "momentum": ({"name": "sgd", "momentum": 0.9}, lambda: keras.optimizers.SGD(0.1, momentum=0.9)),
-    "nesterov": (
-        {"name": "sgd", "momentum": 0.9, "nesterov": True},
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
-    ),
-    "adam": ({"name": "adam"}, lambda: keras.optimizers.Adam(0.1)),
-    "adamw": (
-        {"name": "adamw", "weight_decay": 0.02, "clip_norm": 1.0},
-        lambda: keras.optimizers.AdamW(0.1, weight_decay=0.02, global_clipnorm=1.0),
-    ),
-}
 
 
 def variables() -> dict[str, Any]:
@@ -34,27 +19,6 @@ def variables() -> dict[str, Any]:
         "kernel": tf.Variable(values.normal(size=(3, 4)), dtype=tf.float32),
         "bias": tf.Variable(values.normal(size=4), dtype=tf.float32),
     }
-
-
-@pytest.mark.parametrize("rule", list(RULES))
-def test_twenty_updates_are_those_of_keras(rule: str) -> None:
-    settings, build = RULES[rule]
-    ours = variables()
-    theirs = [keras.Variable(v.numpy(), name=name) for name, v in ours.items()]
-    optimizer = optim.Optimizer(OptimizerConfig(learning_rate=0.1, **settings), ours, scale_loss=False)
-    reference = build()
-    if settings.get("weight_decay"):
-        reference.exclude_from_weight_decay(var_names=["bias"])
-    apply = tf.function(lambda grads: optimizer.apply(grads, tf.constant(0.1)))
-    draws = np.random.default_rng(2)
-    for _ in range(20):
-        grads = [tf.constant(draws.normal(size=v.shape), tf.float32) for v in ours.values()]
-        skipped, norm = apply(grads)
-        reference.apply(grads, theirs)
-        assert skipped.numpy() == 0
-        assert norm.numpy() == pytest.approx(tf.linalg.global_norm(grads).numpy(), rel=1e-6)
-    for mine, other in zip(ours.values(), theirs, strict=True):
-        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=2e-5, atol=2e-5)  # single steps are 0.1
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
