@@ -203,8 +203,7 @@ def _read(
         if read.some is not None:
             some = read.some
             parts = examples.rebatch(part_of(num_rows), drop_remainder=True)
-            # A copy: what `rebatch` gives are views into a larger tensor, and of one that comes to it again
-            # TensorFlow complains, in a line on stderr each.
+            # A copy: `rebatch` gives views into a larger tensor, and complains on stderr of each that it gets again.
             parts = parts.map(
                 lambda indices, positions, keys: (*some(indices, keys), tf.raw_ops.DeepCopy(x=positions)),
                 threads,
