@@ -118,7 +118,7 @@ def _out_of_fold(
         text += "" if fitted.converged else ", NOT converged"
         if choice is not None:
             text += f", {nested.said_of(choice, session.cfg.classifier)}"
-            chosen[seed].append({"l2": choice.l2, "layers": choice.layers})
+            chosen[seed].append({"l2": choice.l2, "layers": choice.layers, "edge": choice.edge})
         say({"event": "note", "text": text})
     return OutOfFold(
         np.array(pool.ids),

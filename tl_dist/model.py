@@ -384,6 +384,10 @@ def _last_layer(num_inputs: int, num_outputs: int) -> Any:
 
 
 def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:
-    """num_examples / (num_classes * examples of the class), 0 for a class without examples."""
+    """num_examples / (classes that occur * examples of the class): the mean over the examples is 1.
+
+    0 for a class without examples. The same as scikit-learn's compute_class_weight.
+    """
     counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    return [len(labels) / (num_classes * n) if n else 0.0 for n in counts]
+    present = np.count_nonzero(counts)
+    return [len(labels) / (present * n) if n else 0.0 for n in counts.tolist()]

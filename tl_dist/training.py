@@ -135,7 +135,7 @@ def _fit_head(session: Session, recorder: Recorder) -> None:
         facts: dict[str, Any] = {}
         if choice is not None:
             text += f", {nested.said_of(choice, settings)}"
-            facts = {"l2": choice.l2, "layers": choice.layers}
+            facts = {"l2": choice.l2, "layers": choice.layers, "edge": choice.edge}
             session.state.history["classifier"] = facts
         recorder.tell({"event": "note", "text": f"{text}, {time.monotonic() - began:.1f} s", **facts})
 

@@ -62,7 +62,7 @@ def test_another_classifier_and_another_split_read_no_image(workspace: Workspace
     (chosen,) = [r for r in records(workspace.run("other-split"), "note") if "l2" in r]
     assert f"l2 {chosen['l2']:g}, layers {chosen['layers']} by folds of the training examples" in said
     done = workspace.run("other-split").done or {}
-    assert done["classifier"] == {"l2": chosen["l2"], "layers": chosen["layers"]}
+    assert done["classifier"] == {key: chosen[key] for key in ("l2", "layers", "edge")}
     assert sets(workspace).keys() == before
     for name in ("means", "other-split"):
         assert not records(workspace.run(name), "extraction")

@@ -257,7 +257,7 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
 
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
-    assert model.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 9, 4 / 3, 0.0])
+    assert model.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
 
 
 def test_batch_norm_over_another_axis_than_the_last_is_not_taken_for_one_that_can_be_trained() -> None:

@@ -103,7 +103,8 @@ class Nested:
 
 
 def said_of(choice: selection.Choice, settings: ClassifierConfig) -> str:
-    """What was chosen, for people: "l2 0.1, layers block4 block5, by folds of the training examples"."""
+    """What was chosen, for people: "l2 0.1, layers block4 block5 by folds of the training examples"."""
     parts = [] if isinstance(settings.l2, int | float) else [f"l2 {choice.l2:g}"]
     parts += [f"layers {choice.layers}"] if settings.layers == "auto" else []
-    return f"{', '.join(parts)} by folds of the training examples"
+    beyond = "" if choice.edge is None else f" ({selection.edge_advice(choice.edge)})"
+    return f"{', '.join(parts)} by folds of the training examples{beyond}"

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist import figures
+from tl_dist import classifiers, figures
 
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))
 """l2 from 3.16 to 0.001, two to a decade"""
 FOLDS = 5
 TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
 MAX_ITERATIONS = 300
+CONSTANT = 1e-4  # of its spread over all: a feature that varies less within some examples says nothing there
 WORSE_IN_A_ROW = 2  # after which weaker ones are not tried
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The setting with the least log loss of the examples that were held out in turn."""
+    """The setting with the least log loss of the examples that were held out in turn, weighted as the fit is."""
 
     l2: float
     layers: str
@@ -34,6 +35,14 @@ class Choice:
     columns: NDArray[np.int64]
     log_loss: float
     num_tried: int
+    edge: Literal["least", "greatest"] | None = None
+    """set where l2 is an end of what was to be tried: the best may lie beyond it"""
+
+
+def edge_advice(edge: Literal["least", "greatest"]) -> str:
+    """What an l2 at an end of those tried means, and what to do."""
+    beyond = "smaller" if edge == "least" else "greater"
+    return f"the {edge} l2 that was tried: write {beyond} ones as classifier.l2"
 
 
 def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArray[np.int64]]:
@@ -66,7 +75,7 @@ def choose(
     out together.
     """
     columns = columns or {"all": np.arange(values.shape[-1])}
-    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights)[labels]
+    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights, float)[labels]
     present = np.unique(labels)
     numbers = np.searchsorted(present, labels).astype(np.int32)
     found: list[Choice] = []
@@ -77,14 +86,17 @@ def choose(
         for strength in sorted(set(l2), reverse=True):
             said = problem.probabilities(strength)
             tried += 1
-            loss = figures.log_loss(numbers, said)
+            loss = figures.log_loss(numbers, said, weights)
             found.append(Choice(strength, name, those, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
             if worse == WORSE_IN_A_ROW or len(present) == 1:
                 break
     chosen = min(found, key=lambda one: one.log_loss)
-    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried)
+    edge: Literal["least", "greatest"] | None = None
+    if len(present) > 1 and min(l2) < max(l2) and chosen.l2 in (min(l2), max(l2)):
+        edge = "least" if chosen.l2 == min(l2) else "greatest"
+    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried, edge)
 
 
 class _Folds:
@@ -98,8 +110,13 @@ class _Folds:
         self, values: Any, judged: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
     ) -> None:
         _, views, width = values.shape
-        self._rows = np.ascontiguousarray(values.reshape(-1, width), np.float32)
-        self._judged, self._fold = judged.astype(np.float32), fold
+        self._rows, self._judged, self._fold = values.reshape(-1, width), judged, fold
+        if scaling == "standardize":
+            # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
+            middle, unit = (np.float32(moment) for moment in classifiers.moments(self._rows))
+            self._rows, self._judged = ((x - middle) / unit for x in (self._rows, judged))
+        self._rows = np.ascontiguousarray(self._rows, np.float32)
+        self._judged = self._judged.astype(np.float32)
         self._num_classes = int(labels.max()) + 1
         self._logits = 1 if self._num_classes <= 2 else self._num_classes
         problems = np.arange(fold.max() + 1)
@@ -111,14 +128,10 @@ class _Folds:
         self._mean = np.zeros((width, len(problems)), np.float32)
         self._spread = np.ones((width, len(problems)), np.float32)
         if scaling == "standardize":
-            middle = self._rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-            self._rows = self._rows - middle  # so that squares lose nothing
-            self._judged = self._judged - middle
             self._mean = self._rows.T @ inside / counts
             square = (self._rows**2).T @ inside / counts - self._mean**2
             self._spread = np.sqrt(np.maximum(square, 0))
-            floor = 1e-4 * np.maximum(1.0, self._spread.max(axis=0))
-            self._spread[self._spread < floor] = np.inf  # a constant feature says nothing
+            self._spread[self._spread < CONSTANT] = np.inf  # in the training rows of this fold
         self._solution = np.zeros((width + 1) * len(problems) * self._logits)
 
     def probabilities(self, l2: float) -> figures.Probabilities:

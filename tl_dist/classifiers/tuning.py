@@ -48,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting, the folds it was tried on, and the means over them."""
+    """A setting, the folds it was tried on, and the means over them; examples weighted as in the fit."""
 
     setting: Setting
     folds: int
@@ -87,13 +87,15 @@ def search(
 
     `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
     """
+    of_class = classifier.class_weights(examples.labels)
+    weights = None if of_class is None else np.asarray(of_class, float)[examples.labels]
     scores: list[list[tuple[float, float]]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
     for k in range(int(fold.max()) + 1):
         for i in alive:
             if stop_requested():
                 return []
-            scores[i].append(_score(candidates[i], classifier, examples, fold == k))
+            scores[i].append(_score(candidates[i], classifier, examples, fold == k, weights))
         alive.sort(key=lambda i: _rank(scores[i]))
         alive = alive[: max(4, len(alive) // 2)]
     order = sorted(range(len(candidates)), key=lambda i: (-len(scores[i]), *_rank(scores[i])))
@@ -108,7 +110,11 @@ def _rank(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _score(
-    setting: Setting, classifier: Nested, examples: Examples, held_out: NDArray[np.bool_]
+    setting: Setting,
+    classifier: Nested,
+    examples: Examples,
+    held_out: NDArray[np.bool_],
+    weights: NDArray[np.float64] | None,
 ) -> tuple[float, float]:
     seen = replace(
         examples,
@@ -117,4 +123,6 @@ def _score(
     )
     said, *_ = replace(classifier, settings=setting.classifier).judge(seen, held_out)
     truth = examples.labels[held_out]
-    return float((said.argmax(axis=1) == truth).mean()), figures.log_loss(truth, said)
+    of_held_out = None if weights is None else weights[held_out]
+    accuracy = float(np.average(said.argmax(axis=1) == truth, weights=of_held_out))
+    return accuracy, figures.log_loss(truth, said, of_held_out)

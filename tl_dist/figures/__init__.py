@@ -129,13 +129,18 @@ def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_])
     return float((ranks.sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
-def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean negative log probability of the true class; a probability of 0 counts as the least float64 above it."""
-    return _mean_surprise(probabilities[np.arange(len(labels)), labels])
+def log_loss(
+    labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
+) -> float:
+    """Mean negative log probability of the true class; a probability of 0 counts as the least float64 above it.
+
+    `weights` [examples]: how much each counts in the mean; default: all the same.
+    """
+    return _mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
 
 
-def _mean_surprise(of_true: NDArray[np.float64]) -> float:
-    return float(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)).mean())
+def _mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
+    return float(np.average(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)), weights=weights))
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities, num_bins: int = NUM_BINS) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist import figures
+from tl_dist.classifiers import selection
 from tl_dist.config import Config
 from tl_dist.figures import cross_validation, predictions
 from tl_dist.launch.attempt import newest_commit
@@ -160,4 +161,9 @@ def chosen_line(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> str:
         several = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
         if set(counts) != {"all"}:
             parts.append(f"{key} {several}")
-    return f"chosen within the training folds: {' | '.join(parts)}"
+    line = f"chosen within the training folds: {' | '.join(parts)}"
+    edges = Counter(one.get("edge") for folds in chosen for one in folds)
+    for edge in ("least", "greatest"):
+        if edges[edge]:
+            line += f" | {edges[edge]} of {edges.total()} took {selection.edge_advice(edge)}"
+    return line

@@ -1,15 +1,11 @@
-"""Classifiers on features are exact: the optimum itself, as scikit-learn has it, at any scale of a feature."""
+"""Classifiers on features are exact: the optimum itself. tests/references compares them with scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestCentroid
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from tl_dist import classifiers, figures
+from tl_dist import classifiers
 
 
 def drawn(classes: int = 3, num: int = 240) -> tuple[np.ndarray, np.ndarray]:
@@ -18,21 +14,6 @@ def drawn(classes: int = 3, num: int = 240) -> tuple[np.ndarray, np.ndarray]:
     centres = rng.normal(size=(classes, 6))
     features = centres[labels] + rng.normal(size=(num, 6))
     return features * [1, 10, 0.1, 300, 1, 1] + [5, 0, 0, -900, 0, 1], labels
-
-
-@pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("l2", [1e-3, 0.1])
-def test_logistic_regression_is_scikit_learns(classes: int, l2: float) -> None:
-    features, labels = drawn(classes)
-    found = classifiers.fit("logistic", features, labels, classes, l2=l2)
-    other = make_pipeline(
-        StandardScaler(), LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-9, max_iter=10_000)
-    ).fit(features, labels)
-    np.testing.assert_allclose(found.probabilities(features), other.predict_proba(features), atol=1e-4)
-    scale, theirs = other[0].scale_, other[1].coef_.T
-    ours = found.kernel * scale[:, None]
-    np.testing.assert_allclose(ours if classes > 2 else (ours[:, 1] - ours[:, 0])[:, None], theirs, atol=1e-4)
-    assert found.converged and found.iterations > 3
 
 
 def test_the_gradient_at_the_result_is_zero() -> None:
@@ -44,16 +25,8 @@ def test_the_gradient_at_the_result_is_zero() -> None:
     rows = np.asarray(weights)[labels]
     error = (found.probabilities(x) - np.eye(3)[labels]) * rows[:, None] / rows.sum()
     scale = rows.sum() / len(labels)  # the penalty is over the count of examples, the loss over their weights
-    np.testing.assert_allclose(scale * (x.T @ error) + 0.02 * found.kernel, 0, atol=1e-5)
-    np.testing.assert_allclose(error.sum(axis=0), 0, atol=1e-5)
-
-
-def test_the_nearest_mean_is_scikit_learns() -> None:
-    features, labels = drawn()
-    found = classifiers.fit("nearest_mean", features, labels, 3, scaling="none")
-    other = NearestCentroid().fit(features, labels)
-    np.testing.assert_array_equal(found.logits(features).argmax(axis=1), other.predict(features))
-    assert figures.log_loss(labels, found.probabilities(features)) < np.log(3)
+    np.testing.assert_allclose(scale * (x.T @ error) + 0.02 * found.kernel, 0, atol=1e-9)
+    np.testing.assert_allclose(error.sum(axis=0), 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["logistic", "nearest_mean"])
@@ -73,7 +46,7 @@ def test_a_constant_feature_changes_nothing() -> None:
     assert constant.std() > 0  # by rounding: a spread, but not one of the feature
     more = np.concatenate([features, constant], axis=1)
     found, other = (classifiers.fit("logistic", x, labels, 3, l2=0.1) for x in (features, more))
-    np.testing.assert_allclose(found.probabilities(features), other.probabilities(more), atol=1e-6)
+    np.testing.assert_allclose(found.probabilities(features), other.probabilities(more), atol=1e-9)
 
 
 def test_without_a_penalty_the_loss_alone_is_at_its_minimum() -> None:
@@ -81,10 +54,10 @@ def test_without_a_penalty_the_loss_alone_is_at_its_minimum() -> None:
     x = (features - features.mean(axis=0)) / features.std(axis=0)
     found = classifiers.logistic(x, labels, 3, l2=0.0)
     error = (found.probabilities(x) - np.eye(3)[labels]) / len(labels)
-    np.testing.assert_allclose(x.T @ error, 0, atol=1e-5)
+    np.testing.assert_allclose(x.T @ error, 0, atol=1e-9)
 
 
 def test_a_fit_that_was_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = drawn()
-    monkeypatch.setattr(classifiers, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(classifiers, "MAX_ITERATIONS", 1)
     assert not classifiers.fit("logistic", features, labels, 3, l2=1e-3).converged

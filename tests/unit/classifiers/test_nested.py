@@ -140,3 +140,8 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
     assert cross_validation.summary(found)["chosen"] == chosen
     line = "chosen within the training folds: l2 0.1 (3), 0.0316 (1) | layers a b (2), b (2)"
     assert chosen_line(chosen) == line
+    at_edge = [
+        [{**one, "edge": "least" if one["l2"] == 0.0316 else None} for one in folds] for folds in chosen
+    ]
+    advice = "1 of 4 took the least l2 that was tried: write smaller ones as classifier.l2"
+    assert chosen_line(at_edge) == f"{line} | {advice}"

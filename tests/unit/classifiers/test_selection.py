@@ -7,7 +7,8 @@ import pytest
 
 from tests.doubles import drawn
 from tl_dist import classifiers, figures
-from tl_dist.classifiers import selection
+from tl_dist.classifiers import nested, selection
+from tl_dist.config import ClassifierConfig
 
 
 @pytest.mark.parametrize("scaling", ["standardize", "none"])
@@ -74,3 +75,22 @@ def test_one_class_or_one_candidate_is_no_choice() -> None:
     values, labels, fold = drawn(2)
     assert selection.choose(values, values, labels, fold, l2=[0.2]).l2 == 0.2
     assert selection.choose(values, values, np.zeros_like(labels), fold).log_loss < 1e-3
+
+
+def test_an_l2_at_an_end_of_those_tried_is_said_with_what_to_do() -> None:
+    values, labels, fold = drawn(2)
+    inside = selection.choose(values, values, labels, fold)
+    assert inside.edge is None
+    smaller, greater = (
+        selection.choose(values, values, labels, fold, l2=[inside.l2, inside.l2 * factor])
+        for factor in (10, 0.1)
+    )
+    assert (smaller.l2, smaller.edge) == (inside.l2, "least")
+    assert (greater.l2, greater.edge) == (inside.l2, "greatest")
+    settings = ClassifierConfig(name="logistic", l2=(1.0, 0.1))
+    assert nested.said_of(smaller, settings).endswith(
+        "(the least l2 that was tried: write smaller ones as classifier.l2)"
+    )
+    assert nested.said_of(inside, settings).endswith("by folds of the training examples")
+    assert selection.choose(values, values, labels, fold, l2=[0.2]).edge is None
+    assert selection.choose(values, values, np.zeros_like(labels), fold).edge is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,28 @@ def test_a_setting_is_judged_in_the_views_and_with_the_class_weights_that_its_ru
     unsure = np.concatenate([values, -values], axis=1)  # whose mean of probabilities is near a half
     assert search(logistic, values, labels, 3, judged=unsure)[0].log_loss > plain.log_loss + 0.1
     weighted = search(logistic, values, labels, 3, class_weights=lambda labels: (1e-3, 1.0))[0]
-    assert weighted.accuracy < 0.6 < plain.accuracy  # all are taken for the class that counts
+    assert (
+        weighted.accuracy > 0.99 > plain.accuracy
+    )  # all are taken for the class that counts, and count as it does
+
+
+def test_settings_are_ranked_by_examples_that_count_as_in_the_fit() -> None:
+    """Of two features one tells only the rare class apart, the other only the two frequent ones."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, 400, p=[0.45, 0.45, 0.1]).astype(np.int32)
+    values = rng.normal(size=(400, 1, 2)).astype(np.float32)
+    values[:, 0, 0] += 8 * (labels == 2)
+    values[:, 0, 1] += 3 * (labels == 1)
+    kind = ClassifierConfig(name="logistic", l2=0.01)
+    both = [
+        tuning.Setting(kind, [name], "average", np.array([k])) for k, name in enumerate(("rare", "frequent"))
+    ]
+    classifier = Nested(ClassifierConfig(name="logistic"), 3, {})
+    examples = Examples(values, values, labels, labels)
+    fold = folds_of(labels, 3, 0)
+    assert tuning.search(both, classifier, examples, fold)[0].setting.layers == ["frequent"]
+    weighted = replace(classifier, class_weights=lambda labels: (0.1, 0.1, 8.0))
+    assert tuning.search(both, weighted, examples, fold)[0].setting.layers == ["rare"]
 
 
 def test_what_a_config_says_of_a_setting() -> None:

@@ -17,22 +17,6 @@ def drawn(num: int = 200, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, 
     return labels, figures.softmax(logits)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 7])
-def test_figures_are_those_of_scikit_learn(classes: int) -> None:
-    labels, p = drawn(classes=classes)
-    predicted = p.argmax(axis=1)
-    found = figures.figures(labels, p)
-    assert found["accuracy"] == metrics.accuracy_score(labels, predicted)
-    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
-    assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
-    assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
-    assert found["log_loss"] == pytest.approx(metrics.log_loss(labels, p))
-    score = p[:, 1] if classes == 2 else p
-    auc = metrics.roc_auc_score(labels, score, multi_class="ovr", average="weighted")
-    assert found["roc_auc"] == pytest.approx(auc)
-    assert found["interval"][0] < found["accuracy"] < found["interval"][1]
-
-
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_figures_of_logits_are_those_of_their_probabilities_in_blocks(
     classes: int, monkeypatch: pytest.MonkeyPatch
@@ -73,10 +57,6 @@ def test_what_is_not_defined_is_none() -> None:
     assert "nan" not in figures.summary_line(broken)
 
 
-def test_the_wilson_interval_of_a_known_case() -> None:
-    assert figures.wilson(9, 10) == pytest.approx([0.5958, 0.9821], abs=1e-4)
-
-
 def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     p = np.repeat([[0.8, 0.2]], 10, axis=0)
     labels = np.array([0] * 6 + [1] * 4, np.int32)
@@ -105,15 +85,6 @@ def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken() -> None
     scores = np.array([0.1, 0.2, 0.3, 0.9])  # 0.15, 0.5 and 0.6 are all right three times
     p = np.stack([1 - scores, scores], axis=1)
     assert figures.best_threshold(np.array([0, 1, 0, 1], np.int32), p) == 0.5
-
-
-def test_folds_that_share_training_data_widen_the_interval() -> None:
-    values = [0.8, 0.82, 0.84, 0.86, 0.88]
-    low, high = figures.corrected_interval(values, 0.25)
-    plain_low, plain_high = figures.corrected_interval(values, 0.0)
-    assert (low + high) / 2 == pytest.approx(0.84)
-    assert (high - low) / (plain_high - plain_low) == pytest.approx(1.5)  # sqrt((1/5 + 1/4) / (1/5))
-    assert plain_high - 0.84 == pytest.approx(2.776 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
 
 
 def test_a_paired_test_sees_what_two_intervals_cannot() -> None:

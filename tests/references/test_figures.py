@@ -1,0 +1,97 @@
+"""Figures are scikit-learn's to 1e-6, and what it does not have is that of a second formula, written from the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn import metrics
+from sklearn.utils.class_weight import compute_sample_weight
+
+from tl_dist import figures
+
+
+def drawn(
+    classes: int, num: int = 400, shares: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of unequal classes, and probabilities that are over-confident."""
+    rng = np.random.default_rng(classes)
+    shares = shares or np.geomspace(1, 5, classes) / np.geomspace(1, 5, classes).sum()
+    labels = rng.choice(classes, num, p=shares).astype(np.int32)
+    logits = 2 * (rng.normal(size=(num, classes)) + 1.2 * np.eye(classes)[labels])
+    return labels, softmax(logits, axis=1)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_figures(classes: int) -> None:
+    labels, p = drawn(classes)
+    said = p.argmax(axis=1)
+    one_hot = np.eye(classes)[labels]
+    aucs = [metrics.roc_auc_score(one_hot[:, k], p[:, k]) for k in range(classes)]
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, said),
+        "balanced_accuracy": metrics.balanced_accuracy_score(labels, said),
+        "macro_f1": metrics.f1_score(labels, said, average="macro"),
+        "weighted_f1": metrics.f1_score(labels, said, average="weighted"),
+        "mcc": metrics.matthews_corrcoef(labels, said),
+        "roc_auc": np.average(aucs, weights=one_hot.sum(axis=0)),
+        "log_loss": metrics.log_loss(labels, p),
+        "ece": calibration_error(labels, p),
+    }
+    found = figures.figures(labels, p)
+    assert {*found} == {*expected, "interval"}  # a new figure needs a reference too
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_that_no_label_has_counts_in_f1_alone() -> None:
+    labels, p = drawn(4, shares=[0.5, 0.3, 0.2, 0.0])
+    said = p.argmax(axis=1)
+    assert 3 in said
+    found = figures.figures(labels, p)
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, said, average="macro"), abs=1e-6)
+    recalls = [np.mean(said[labels == k] == k) for k in range(3)]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert found["roc_auc"] is None
+
+
+def calibration_error(labels: np.ndarray, p: np.ndarray, num_bins: int = 15) -> float:
+    """Guo et al. 2017 (arXiv 1706.04599), equation 3, bin by bin: sum over m of |B_m| / n * |acc(B_m) - conf(B_m)|.
+
+    Section 2: B_m holds the examples whose confidence lies in ((m - 1) / M, m / M].
+    """
+    total = 0.0
+    for m in range(1, num_bins + 1):
+        inside = [
+            (float(row.max()), int(row.argmax()) == label)
+            for row, label in zip(p, labels, strict=True)
+            if (m - 1) / num_bins < row.max() <= m / num_bins
+        ]
+        if inside:
+            confidence = math.fsum(c for c, _ in inside) / len(inside)
+            accuracy = sum(hit for _, hit in inside) / len(inside)
+            total += len(inside) / len(labels) * abs(accuracy - confidence)
+    return total
+
+
+def test_weighted_log_loss() -> None:
+    labels, p = drawn(3)
+    weights = compute_sample_weight("balanced", labels)
+    expected = metrics.log_loss(labels, p, sample_weight=weights)
+    assert figures.log_loss(labels, p, weights) == pytest.approx(expected, abs=1e-6)
+    assert abs(expected - metrics.log_loss(labels, p)) > 0.01
+
+
+def test_the_threshold_is_the_best_point_of_the_roc_curve() -> None:
+    labels, p = drawn(2)
+    skewed = np.stack([1 - p[:, 1] ** 3, p[:, 1] ** 3], axis=1)
+    threshold = figures.best_threshold(labels, skewed)
+    false, true, _ = metrics.roc_curve(labels, skewed[:, 1], drop_intermediate=False)
+    positives = labels.mean()
+    best = (true * positives + (1 - false) * (1 - positives)).max()
+    assert figures.accuracy_at(labels, skewed, threshold) == pytest.approx(best, abs=1e-6)
+    said = (skewed[:, 1] >= threshold).astype(int)
+    assert metrics.accuracy_score(labels, said) == pytest.approx(best, abs=1e-6)
+    assert best > metrics.accuracy_score(labels, skewed.argmax(axis=1)) + 0.01
