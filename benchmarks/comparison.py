@@ -16,6 +16,7 @@ BENCHMARKS = (
     "step_overhead",
     "checkpoint_stall",
     "vs_keras_fit",
+    "vs_keras_accuracy",
     "horovod_workers",
     "elpv_features",
     "elpv_best",

@@ -182,7 +182,7 @@ class LossConfig(Section):
 
     label_smoothing: Fraction = 0.0
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """balanced: num_examples / (num_classes * examples of the class)"""
+    """balanced: num_examples / (classes that occur * examples of the class)"""
 
 
 class ScheduleConfig(Section):
