@@ -117,6 +117,6 @@ def averaging(
 
     @compiled
     def average(batches: Any, k: Any) -> Any:
-        return parallel.run(replica_step, next(batches), k)
+        return parallel.run(replica_step, batches.get_next(), k)
 
     return average
