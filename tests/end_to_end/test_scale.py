@@ -7,13 +7,10 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.end_to_end.harness import ONE_WORKER, TL_DIST, Workspace, records
 from tests.official_layouts import imagenet_record, photographs, write_tfrecords
 from tl_dist.figures import predictions
-
-pytestmark = pytest.mark.slow
 
 
 def test_300_shards_are_read_where_128_files_may_be_open(tmp_path: Path) -> None:

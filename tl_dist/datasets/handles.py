@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from threading import Lock
 
@@ -42,9 +43,9 @@ class Handle:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: `os` may be gone at exit
         if hasattr(self, "fd"):  # else it was never opened
-            os.close(self.fd)
+            close(self.fd)
 
 
 class Handles:

@@ -89,6 +89,17 @@ def test_a_file_that_makes_room_is_read_to_its_end_and_then_closed(files: list[P
     assert opened(files) == 1
 
 
+def test_a_file_is_closed_even_when_the_modules_are_gone(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow keeps the functions that it calls, and so what they hold, until the very end of a process."""
+    few = Handles(3)
+    few.of(str(files[0]))
+    monkeypatch.setattr(handles, "os", None)
+    del few
+    assert opened(files) == 0
+
+
 def test_many_threads_read_many_files_through_few_handles(files: list[Path]) -> None:
     few = Handles(2)
 
