@@ -48,12 +48,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting, the folds it was tried on, and the means over them; examples weighted as in the fit."""
+    """A setting, the folds it was tried on, and the means over them: as its run will report them, and ranked by.
+
+    `ranked_by` is the accuracy and the log loss of examples that count as in the fit, by the weights of their classes.
+    """
 
     setting: Setting
     folds: int
     accuracy: float
     log_loss: float
+    ranked_by: tuple[float, float]
 
 
 def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> list[Setting]:
@@ -85,11 +89,12 @@ def search(
 ) -> list[Tried]:
     """Settings from best to worst: those that were tried on more folds first, then by accuracy, then by log loss.
 
+    In these an example counts as in the fit, by the weight of its class.
     `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
     """
     of_class = classifier.class_weights(examples.labels)
     weights = None if of_class is None else np.asarray(of_class, float)[examples.labels]
-    scores: list[list[tuple[float, float]]] = [[] for _ in candidates]
+    scores: list[list[_Score]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
     for k in range(int(fold.max()) + 1):
         for i in alive:
@@ -99,13 +104,19 @@ def search(
         alive.sort(key=lambda i: _rank(scores[i]))
         alive = alive[: max(4, len(alive) // 2)]
     order = sorted(range(len(candidates)), key=lambda i: (-len(scores[i]), *_rank(scores[i])))
-    return [
-        Tried(candidates[i], len(scores[i]), *(float(x) for x in np.mean(scores[i], axis=0))) for i in order
-    ]
+    found = []
+    for i in order:
+        accuracy, log_loss, *ranked_by = (float(x) for x in np.mean(scores[i], axis=0))
+        found.append(Tried(candidates[i], len(scores[i]), accuracy, log_loss, (ranked_by[0], ranked_by[1])))
+    return found
 
 
-def _rank(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    accuracy, log_loss = np.mean(scores, axis=0)
+_Score = tuple[float, float, float, float]
+"""accuracy, log loss; the same by the weights of the classes"""
+
+
+def _rank(scores: Sequence[_Score]) -> tuple[float, float]:
+    _, _, accuracy, log_loss = np.mean(scores, axis=0)
     return -float(accuracy), float(log_loss)
 
 
@@ -115,7 +126,7 @@ def _score(
     examples: Examples,
     held_out: NDArray[np.bool_],
     weights: NDArray[np.float64] | None,
-) -> tuple[float, float]:
+) -> _Score:
     seen = replace(
         examples,
         values=examples.values[:, :, setting.columns],
@@ -124,5 +135,10 @@ def _score(
     said, *_ = replace(classifier, settings=setting.classifier).judge(seen, held_out)
     truth = examples.labels[held_out]
     of_held_out = None if weights is None else weights[held_out]
-    accuracy = float(np.average(said.argmax(axis=1) == truth, weights=of_held_out))
-    return accuracy, figures.log_loss(truth, said, of_held_out)
+    right = said.argmax(axis=1) == truth
+    return (
+        float(right.mean()),
+        figures.log_loss(truth, said),
+        float(np.average(right, weights=of_held_out)),
+        figures.log_loss(truth, said, of_held_out),
+    )

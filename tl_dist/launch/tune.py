@@ -34,7 +34,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
     found = json.loads(read_file(run.path / "tuning.json", max_bytes=MAX_BYTES))
     show(found, console)
     if cfg.loss.class_weights is not None:
-        show_line(console, "accuracy and log loss are weighted by loss.class_weights, as the fit is")
+        show_line(console, "ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")
     values = config_file.load(run.config_file).model_dump(mode="json")  # after its source task
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
