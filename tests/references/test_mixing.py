@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import beta, ks_2samp
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
@@ -49,6 +49,8 @@ def test_shares_have_timms_distribution(mixup: float, cutmix: float) -> None:
     _, shares = ours(mixup, cutmix)
     np.testing.assert_array_equal(shares[0::2], shares[1::2])  # a pair is mixed both ways
     assert ks_2samp(shares[::2], timms_shares(mixup, cutmix)).pvalue > P_MIN
+    if not cutmix:
+        assert shares[::2].var() == pytest.approx(beta(mixup, mixup).var(), rel=0.08)
 
 
 def test_boxes_lie_and_measure_as_timms() -> None:
