@@ -19,14 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks a test by its folder; a module, or a folder that shares what it starts, stays in one process."""
+    """Marks a test by its folder."""
     group = group_of(item.path)
     if group in ("end_to_end", "parallel"):
         item.add_marker("e2e")
     if group == "cluster":
         item.add_marker("cluster")
-    together = group if group in ("cluster", "parallel") else str(item.path.relative_to(TESTS))
-    item.add_marker(pytest.mark.xdist_group(together))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,10 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _failures(reporter: Any) -> Iterator[str]:
     """One line for each test that failed: the promise, and how to run the test alone."""
     for report in [*reporter.stats.get("failed", ()), *reporter.stats.get("error", ())]:
-        name = report.nodeid.partition("@")[0] if "@" in report.nodeid else report.nodeid
-        path = ROOT / name.partition("::")[0]
+        path = ROOT / report.nodeid.partition("::")[0]
         promise = promise_of(path) if path.is_file() else "the tests can be collected"
-        yield f"broken: {promise}\n  alone: .venv/bin/python -m pytest '{name}'"
+        yield f"broken: {promise}\n  alone: .venv/bin/python -m pytest '{report.nodeid}'"
 
 
 @pytest.hookimpl(trylast=True)

@@ -38,9 +38,11 @@ SPLIT = {
     "file": f"{PATH}/split.json",
     "digest": "0123456789abcdef",
 }
+REMARK = {"count": 12, "of": 123490, "what": "images have an alpha channel", "example": f"{PATH}/alpha.png"}
 INSPECTED = {
     "num_examples": 123490, "imbalance": 2.0, "sizes": {"min": [100, 200]}, "formats": {"JPEG": 123490},
     "modes": {"RGB": 123490}, "bytes": 1, "unreadable": 0, "counts": {CLASS: 123456, "b": 34},
+    "remarks": [REMARK],
 }  # fmt: skip
 FACTS = {"kind": "image_folder", "path": PATH, "classes": [CLASS, "b"], "splits": {"train": INSPECTED}}
 BAD = {
@@ -51,7 +53,7 @@ BAD = {
 }
 VERIFIED = {
     "kind": "csv", "num_examples": 9, "bad": [BAD], "equal": [[f"train: {PATH}/1.jpg", f"test: {PATH}/2.jpg"]],
-    "near": [], "leaks": 1,
+    "near": [], "leaks": 1, "remarks": [REMARK],
 }  # fmt: skip
 CV = {
     "interval": (0.8, 0.9), "accuracy": 0.85, "folds": 20, "seeds": 2, "num_examples": 100, "groups": {},
@@ -71,11 +73,11 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         [CLASS],
         [f"data.split={PATH}/split.json", "12,354", "functional", "109", "59", "groups"],
     ),
-    "data inspect": (lambda c: data_inspect.show(FACTS, c), [CLASS], [f"in {PATH},", "123,456", " b "]),
+    "data inspect": (lambda c: data_inspect.show(FACTS, c), [CLASS], [f"in {PATH},", "123,456", " b ", f"such as {REMARK['example']}"]),
     "data verify": (
         lambda c: data_verify.show(VERIFIED, c),
         [],
-        [f"train: {PATH}/a.jpg, byte 123456: {BAD['reason']}", f"  test: {PATH}/2.jpg", "1 across splits"],
+        [f"train: {PATH}/a.jpg, byte 123456: {BAD['reason']}", f"  test: {PATH}/2.jpg", "1 across splits", f"such as {REMARK['example']}"],
     ),
     "features list": (
         lambda c: feature_sets.show([feature_set()], c),
