@@ -39,6 +39,7 @@ SPLIT = {
     "digest": "0123456789abcdef",
 }
 REMARK = {"count": 12, "of": 123490, "what": "images have an alpha channel", "example": f"{PATH}/alpha.png"}
+REMARKED = f"such as {PATH}/alpha.png"
 INSPECTED = {
     "num_examples": 123490, "imbalance": 2.0, "sizes": {"min": [100, 200]}, "formats": {"JPEG": 123490},
     "modes": {"RGB": 123490}, "bytes": 1, "unreadable": 0, "counts": {CLASS: 123456, "b": 34},
@@ -73,11 +74,11 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         [CLASS],
         [f"data.split={PATH}/split.json", "12,354", "functional", "109", "59", "groups"],
     ),
-    "data inspect": (lambda c: data_inspect.show(FACTS, c), [CLASS], [f"in {PATH},", "123,456", " b ", f"such as {REMARK['example']}"]),
+    "data inspect": (lambda c: data_inspect.show(FACTS, c), [CLASS], [f"in {PATH},", "123,456", " b ", REMARKED]),
     "data verify": (
         lambda c: data_verify.show(VERIFIED, c),
         [],
-        [f"train: {PATH}/a.jpg, byte 123456: {BAD['reason']}", f"  test: {PATH}/2.jpg", "1 across splits", f"such as {REMARK['example']}"],
+        [f"train: {PATH}/a.jpg, byte 123456: {BAD['reason']}", f"  test: {PATH}/2.jpg", "1 across splits", REMARKED],
     ),
     "features list": (
         lambda c: feature_sets.show([feature_set()], c),
