@@ -1,8 +1,8 @@
 """Transfer learning in plain Keras, in the two steps of its guide: python fine_tune.py WEIGHTS FOLDER [FOLDER ...]
 
 First a new head on the frozen network, run in inference mode; then block 5 thawed, compiled anew, at a tenth of the
-rate. FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. Prints the test accuracies as JSON, one for each folder, each
-with the seed of its place. Imports nothing of tl_dist.
+rate. FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. Prints the test accuracies so far as JSON, one for each
+folder, each with the seed of its place. Imports nothing of tl_dist.
 """
 
 from __future__ import annotations
@@ -60,4 +60,7 @@ if __name__ == "__main__":
     parser.add_argument("--policy", default="float32")
     asked = parser.parse_args()
     keras.config.set_dtype_policy(asked.policy)
-    print(json.dumps([accuracy(folder, seed, asked) for seed, folder in enumerate(asked.folders)]))
+    accuracies: list[float] = []
+    for seed, folder in enumerate(asked.folders):
+        accuracies.append(accuracy(folder, seed, asked))
+        print(json.dumps(accuracies), flush=True)  # the last line has all of them
