@@ -152,8 +152,9 @@ def weights() -> str:
 
 def class_folders(directory: Path, files: Sequence[Path], labels: np.ndarray, train: np.ndarray) -> Path:
     """`directory` with train/CLASS and test/CLASS, which hold links to the files: sorted by class, as folders are."""
-    for k, (file, label) in enumerate(zip(files, labels, strict=True)):
-        folder = directory / ("train" if k in set(train.tolist()) else "test") / f"class-{label}"
+    seen = np.isin(np.arange(len(files)), train)
+    for file, label, is_seen in zip(files, labels, seen, strict=True):
+        folder = directory / ("train" if is_seen else "test") / f"class-{label}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file.name).symlink_to(file)
     return directory
