@@ -3,6 +3,9 @@
 The rival is in tests/references/keras_scripts, written as Keras's guides are and without anything of tl_dist. Both
 sides get the same five divisions of the examples, and the same network, rates and epochs. What differs is what each
 brings: order and shuffling, decoding and resizing, preprocessing, dropout, the update, evaluation.
+
+Measured, tl_dist and Keras: digits 0.965 and 0.959, features 0.845 and 0.847 (difference -0.002, interval -0.010 to
++0.006), fine-tuning 0.824 and 0.819. With the order of seed 0 as it once was, digits had 0.097.
 """
 
 from __future__ import annotations
