@@ -144,8 +144,8 @@ def _write_share(
 ) -> None:
     """Decode this worker's share of `rows` into the file, where images begin at the byte `start`.
 
-    All shares are on the disk when this returns.
-    Written, never mapped: a full disk is an error then, not a signal, and two hosts never write back one page.
+    All shares are on the disk when this returns. Written, never mapped: a full disk is an error then, not a signal,
+    and two hosts never write back one page.
     """
     share = rows_of(parallel.rank, parallel.world_size, len(rows))
     batches = images_of(rows[share.start : share.stop])

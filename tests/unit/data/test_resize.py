@@ -29,6 +29,13 @@ class Wide(MemorySource):
         self.images = np.random.default_rng(1).integers(0, 256, (11, 12, 20, 3), dtype=np.uint8)
 
 
+def on_disk(source: Any, fraction: float | None, directory: Path) -> Any:
+    return decoded.on_disk(
+        {"train": source}, 8, 1, crop_fraction=fraction,
+        directory=directory, parallel=PARALLEL, stop_requested=bool,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("fraction", [None, FRACTION])
 def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: Path) -> None:
     source = Wide()
@@ -40,15 +47,7 @@ def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: P
         np.testing.assert_array_equal(tf.stack([each(k, k)[0] for k in rows]), expected)
     for kept in (
         decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction),
-        decoded.on_disk(
-            {"train": source},
-            8,
-            1,
-            crop_fraction=fraction,
-            directory=tmp_path,
-            parallel=PARALLEL,
-            stop_requested=bool,
-        ),
+        on_disk(source, fraction, tmp_path),
     ):
         np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
     prefix = extraction.Prefix(lambda images: tf.cast(images, tf.float32), 8, {}, crop_fraction=fraction)
@@ -66,15 +65,7 @@ def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
     )
     assert len({stretched, cropped, more}) == 3
     for fraction in (None, FRACTION, 0.9):
-        decoded.on_disk(
-            {"train": source},
-            8,
-            1,
-            crop_fraction=fraction,
-            directory=tmp_path,
-            parallel=PARALLEL,
-            stop_requested=bool,
-        )
+        on_disk(source, fraction, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
