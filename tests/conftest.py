@@ -15,6 +15,7 @@ ROOT = TESTS.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all of tests/hostile, not the suite's part of it")
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
 
 

@@ -23,19 +23,17 @@ from tl_dist.durable import (
     Written,
     fsync_directory,
     open_directory,
-    open_regular,
-    read_file,
     reason,
     write_file,
 )
 from tl_dist.failpoint import failpoint
+from tl_dist.files import limits
+from tl_dist.files.foreign import open_regular, read_file
 from tl_dist.refusal import ExitCode, Refusal
 
 TENSORS, META, MANIFEST = "state.safetensors", "meta.json", "MANIFEST.json"
 FORMAT = 1
 
-_MAX_BYTES = {META: 16 << 20, MANIFEST: 1 << 16}
-_MAX_HEADER_BYTES = 16 << 20
 _NAMES = {
     "bool": "BOOL",
     **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
@@ -84,7 +82,7 @@ class Content:
         header = json.dumps(entries, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
         facts = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False).encode()
-        if len(header) > _MAX_HEADER_BYTES or len(facts) > _MAX_BYTES[META]:
+        if len(header) > limits.CHECKPOINT_HEADER or len(facts) > limits.CHECKPOINT_META:
             raise ValueError(
                 f"a commit of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
             )
@@ -139,7 +137,7 @@ def check(path: Path, step: int) -> None:
 def is_plausible(path: Path, step: int) -> bool:
     """Whether the manifest and the sizes of the files agree; cheap, and blind to changed bytes."""
     with suppress(OSError, Invalid), open_directory(path) as fd:
-        listed = _listed(read_file(MANIFEST, max_bytes=_MAX_BYTES[MANIFEST], dir_fd=fd))
+        listed = _listed(read_file(MANIFEST, max_bytes=limits.CHECKPOINT_MANIFEST, dir_fd=fd))
         sizes = {name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_size for name in (TENSORS, META)}
         return all(listed[name].size == size for name, size in sizes.items())
     return False
@@ -174,10 +172,10 @@ def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
     tensors = -1
     try:
         with open_directory(path) as fd:
-            manifest = read_file(MANIFEST, max_bytes=_MAX_BYTES[MANIFEST], dir_fd=fd)
+            manifest = read_file(MANIFEST, max_bytes=limits.CHECKPOINT_MANIFEST, dir_fd=fd)
             listed = _listed(manifest)
             tensors = open_regular(TENSORS, dir_fd=fd)
-            meta = read_file(META, max_bytes=_MAX_BYTES[META], dir_fd=fd)
+            meta = read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)
             found = {
                 TENSORS: _digest(tensors, listed[TENSORS].size),
                 META: Written(len(meta), hashlib.sha256(meta).hexdigest()),
@@ -234,7 +232,7 @@ def _how_different(name: str, found: Written, listed: Written) -> str:
 def _held(fd: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of every tensor by the file's header; its offsets are checked by the library."""
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
-    if length > _MAX_HEADER_BYTES:
+    if length > limits.CHECKPOINT_HEADER:
         raise Invalid(f"the header of {TENSORS} claims {length} bytes")
     entries = _object(TENSORS, os.pread(fd, length, 8))
     entries.pop("__metadata__", None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -125,31 +124,6 @@ def link_exclusively(source: Path, target: Path) -> None:
             raise
         os.close(os.open(target, _CREATE, 0o600))
         os.rename(source, target)
-
-
-def open_regular(path: Path | str, *, dir_fd: int | None = None) -> int:
-    """A descriptor for reading a regular file; raises OSError for a link, a pipe, a device, a directory."""
-    try:
-        # O_NONBLOCK: opening a named pipe would wait for its writer.
-        fd = os.open(path, _READ | os.O_NONBLOCK, dir_fd=dir_fd)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    return fd
-
-
-def read_file(path: Path | str, *, max_bytes: int, dir_fd: int | None = None) -> bytes:
-    """All bytes of a regular file; raises OSError for anything else, and for more than `max_bytes`."""
-    fd = open_regular(path, dir_fd=dir_fd)
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, f"is larger than {max_bytes} bytes", str(path))
-    return data
 
 
 @contextmanager

@@ -21,13 +21,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][0-9A-Za-z.+]{0,63})")
 """An exact version of one package. Nothing else is accepted, so no option or address can reach the client."""
 
-MAX_BYTES = 8 * 2**30
-MAX_MEMBERS = 500_000
 _DOWNLOAD_S = 3600.0
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
@@ -191,7 +190,7 @@ def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:
     )
 
 
-def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> None:
+def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> None:
     """Write the regular files of a wheel below `target`, which must not exist.
 
     Refuses, before writing anything, an archive with a link, a name that leaves `target` or is there twice,
@@ -216,8 +215,8 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> None:
 
 
 def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
-    if len(members) > MAX_MEMBERS or sum(entry.file_size for entry in members) > max_bytes:
-        raise ValueError(f"it holds more than {max_bytes} bytes or {MAX_MEMBERS} files")
+    if len(members) > limits.PACKAGE_MEMBERS or sum(entry.file_size for entry in members) > max_bytes:
+        raise ValueError(f"it holds more than {max_bytes} bytes or {limits.PACKAGE_MEMBERS} files")
     names = set()
     for entry in members:
         name, mode = entry.filename, entry.external_attr >> 16

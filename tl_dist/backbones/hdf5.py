@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_OBJECTS = 50_000
-MAX_DEPTH = 16
-MAX_NAMES = 20_000
 _LISTS = re.compile(r"(layer|weight)_names\d*")
 _SPARE_BYTES = 1 << 29
 
@@ -101,13 +99,13 @@ class _Walk:
         if address in self._seen:
             raise _UnsafeError(f"'{path}' is there under two names")
         self._seen.add(address)
-        if len(self._seen) > MAX_OBJECTS:
-            raise _UnsafeError(f"it holds more than {MAX_OBJECTS} objects")
+        if len(self._seen) > limits.HDF5_OBJECTS:
+            raise _UnsafeError(f"it holds more than {limits.HDF5_OBJECTS} objects")
         self._attributes(item, path)
 
     def _group(self, group: Any, path: str, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise _UnsafeError(f"'{path}' lies deeper than {MAX_DEPTH} groups")
+        if depth > limits.HDF5_DEPTH:
+            raise _UnsafeError(f"'{path}' lies deeper than {limits.HDF5_DEPTH} groups")
         for name in group:
             inner = f"{path}/{name}" if path else name
             if not isinstance(group.get(name, getlink=True), self._h5py.HardLink):
@@ -144,8 +142,8 @@ class _Walk:
     def _attributes(self, item: Any, path: str) -> None:
         h5a, h5t = self._h5py.h5a, self._h5py.h5t
         plain = h5t.TypeIntegerID | h5t.TypeFloatID | h5t.TypeStringID | h5t.TypeEnumID
-        if h5a.get_num_attrs(item.id) > MAX_NAMES:
-            raise _UnsafeError(f"'{path}' has more than {MAX_NAMES} attributes")
+        if h5a.get_num_attrs(item.id) > limits.HDF5_NAMES:
+            raise _UnsafeError(f"'{path}' has more than {limits.HDF5_NAMES} attributes")
         for name in item.attrs:
             attribute = h5a.open(item.id, name.encode())
             if not isinstance(attribute.get_type(), plain):
@@ -153,7 +151,7 @@ class _Walk:
             if _LISTS.fullmatch(name):
                 num_names = math.prod(attribute.shape or ())
                 # A list without names is one of numbers: NumPy's type for nothing.
-                if num_names > MAX_NAMES or (
+                if num_names > limits.HDF5_NAMES or (
                     num_names and not isinstance(attribute.get_type(), h5t.TypeStringID)
                 ):
                     raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")

@@ -16,11 +16,12 @@ from typing import Any
 
 from tl_dist import durable
 from tl_dist.backbones import Arrays, Backbone
+from tl_dist.files import limits
+from tl_dist.files.foreign import open_regular
 from tl_dist.package_index import fetch
 from tl_dist.refusal import ExitCode, Refusal
 
 FILE_SUFFIXES = (".safetensors", ".h5", ".hdf5")
-MAX_FILE_BYTES = 8 << 30
 _CONNECT_S = 30.0
 
 CheckDigest = Callable[[str], None]
@@ -104,7 +105,7 @@ def from_file(path: Path, backbone: Backbone, check_digest: CheckDigest, scratch
 @contextmanager
 def _private_copy(path: Path, scratch: Path) -> Iterator[tuple[Path, str]]:
     try:
-        file = os.fdopen(durable.open_regular(path), "rb")
+        file = os.fdopen(open_regular(path), "rb")
     except OSError as error:
         raise Refusal(
             f"weights file {path} cannot be read: {durable.reason(error)}.",
@@ -113,9 +114,9 @@ def _private_copy(path: Path, scratch: Path) -> Iterator[tuple[Path, str]]:
         ) from error
     copy = scratch / path.name
     with file:
-        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+        if os.fstat(file.fileno()).st_size > limits.WEIGHTS:
             raise Refusal(
-                f"weights file {path} is larger than {MAX_FILE_BYTES} bytes.",
+                f"weights file {path} is larger than {limits.WEIGHTS} bytes.",
                 fix="use a file with the weights of the network alone.",
                 code=ExitCode.UNSAFE,
             )

@@ -16,13 +16,9 @@ from typing import Any
 
 import yaml
 
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
-
-MAX_BYTES = 1_000_000
-MAX_ALIASES = 50
-MAX_DEPTH = 20
-MAX_VALUES = 10_000  # after aliases are expanded: fifty of them, nested, would make 2**50
 
 _STR = "tag:yaml.org,2002:str"
 # The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are bounded so that a
@@ -57,8 +53,8 @@ def read(path: Path) -> Document:
             raise _no_file(path, "is a directory, not a YAML file")
         if not stat.S_ISREG(status.st_mode):
             raise _no_file(path, "is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise _no_file(path, f"has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
+        if status.st_size > limits.CONFIG:
+            raise _no_file(path, f"has {status.st_size:,} bytes; a config has at most {limits.CONFIG:,}")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise _no_file(path, "does not exist") from None
@@ -73,9 +69,9 @@ def read(path: Path) -> Document:
 
 def parse(text: str, source: str) -> Document:
     """The document in `text`; `source` is its name in refusals."""
-    if len(text) > MAX_BYTES:
+    if len(text) > limits.CONFIG:
         raise Refusal(
-            f"{source} has more than {MAX_BYTES:,} characters.", fix="shorten it.", code=ExitCode.USAGE
+            f"{source} has more than {limits.CONFIG:,} characters.", fix="shorten it.", code=ExitCode.USAGE
         )
     try:
         root = _Loader(text, source).get_single_node()
@@ -111,13 +107,15 @@ class _Loader(yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1
-            if self._aliases > MAX_ALIASES:
-                raise _refused(self._source, line, f"over {MAX_ALIASES} aliases", "write the values out.")
+            if self._aliases > limits.CONFIG_ALIASES:
+                raise _refused(
+                    self._source, line, f"over {limits.CONFIG_ALIASES} aliases", "write the values out."
+                )
         elif event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
             raise _refused(self._source, line, f"the tag '{tag}' is not allowed", "use plain values.")
         self._depth += 1
-        if self._depth > MAX_DEPTH:
+        if self._depth > limits.CONFIG_DEPTH:
             raise _too_deep(self._source, line)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -151,9 +149,11 @@ class _Builder:
         line = node.start_mark.line + 1
         self._lines.setdefault(path, line)
         self._count += 1
-        if self._count > MAX_VALUES:
-            raise _refused(self._source, line, f"more than {MAX_VALUES:,} values", "shorten the file.")
-        if depth > MAX_DEPTH:  # an alias to its own parent ends here
+        if self._count > limits.CONFIG_VALUES:
+            raise _refused(
+                self._source, line, f"more than {limits.CONFIG_VALUES:,} values", "shorten the file."
+            )
+        if depth > limits.CONFIG_DEPTH:  # an alias to its own parent ends here
             raise _too_deep(self._source, line)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
@@ -209,7 +209,7 @@ def _refused(source: str, line: int, what: str, fix: str) -> Refusal:
 
 
 def _too_deep(source: str, line: int) -> Refusal:
-    return _refused(source, line, f"nested deeper than {MAX_DEPTH} levels", "a config has three.")
+    return _refused(source, line, f"nested deeper than {limits.CONFIG_DEPTH} levels", "a config has three.")
 
 
 def _syntax(error: yaml.MarkedYAMLError, source: str) -> Refusal:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Source, Splits, Subset
-from tl_dist.datasets.headers import MAX_PIXELS
 from tl_dist.datasets.location import Location, locator
+from tl_dist.files import limits
 
 Stored = Location | NDArray[np.uint8]
 """An encoded image on disk, or pixels [height, width, 3]."""
@@ -46,6 +46,6 @@ def opened(image: Stored) -> Image.Image:
     with image.path.open("rb") as file:
         file.seek(image.offset)
         found = Image.open(io.BytesIO(file.read(-1 if image.length is None else image.length)))
-    if found.width * found.height > MAX_PIXELS:
+    if found.width * found.height > limits.IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{found.width} x {found.height} pixels")
     return found

@@ -20,12 +20,13 @@ from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.datasets.table import columns_of, values_of
-from tl_dist.durable import read_file, reason
+from tl_dist.durable import reason
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import DATASETS, lookup
 
 SCHEMA = 1
-_MAX_BYTES = 1 << 30
 
 
 def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
@@ -78,7 +79,7 @@ def division(
 def read_manifest(file: Path) -> dict[str, Any]:
     """A manifest whose digest is right; refuses (78) any other file."""
     try:
-        content = json.loads(read_file(file, max_bytes=_MAX_BYTES))
+        content = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))
         digest = content.pop("digest")
         whole = content["schema"] == SCHEMA and ("splits" in content) != ("folds" in content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

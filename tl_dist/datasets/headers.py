@@ -13,9 +13,7 @@ from typing import NamedTuple
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
 from tl_dist.durable import reason
-
-MAX_PIXELS = 2 * 89_478_485
-"""Where Pillow refuses an image as a decompression bomb: 512 MiB of RGB."""
+from tl_dist.files import limits
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 32
@@ -78,8 +76,8 @@ def _fault(fd: int, offset: int, length: int) -> Fault | None:
             kind, width, height = dimensions(head)
         if width < 1 or height < 1:
             return Fault(offset, f"{kind} of {width} x {height} pixels")
-        if width * height > MAX_PIXELS:
-            return Fault(offset, f"{kind} of {width} x {height} pixels: more than {MAX_PIXELS:,}")
+        if width * height > limits.IMAGE_PIXELS:
+            return Fault(offset, f"{kind} of {width} x {height} pixels: more than {limits.IMAGE_PIXELS:,}")
         tail = os.pread(fd, min(length, _TAIL_BYTES), offset + max(0, length - _TAIL_BYTES))
         if _ends(kind, head, tail, length) or _ends_earlier(kind, os.pread(fd, length, offset)):
             return None

@@ -23,12 +23,12 @@ from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import RecordSource
 from tl_dist.datasets.split import divide, refuse_second_validation
-from tl_dist.durable import read_file
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
 FORMAT = "tl_dist packed 1"
 MANIFEST = "manifest.json"
-_MAX_INDEX = 1 << 32
 
 
 def open_packed(data: DataConfig) -> Splits:
@@ -52,7 +52,7 @@ def open_packed(data: DataConfig) -> Splits:
 def _manifest(root: Path) -> Mapping[str, Any]:
     path = root / MANIFEST
     try:
-        content = json.loads(read_file(path, max_bytes=_MAX_INDEX))
+        content = json.loads(read_file(path, max_bytes=limits.PACKED_INDEX))
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, not {FORMAT!r}")
         if not {"class_names", "splits"} <= content.keys() or "train" not in content["splits"]:

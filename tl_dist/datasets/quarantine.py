@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location, locator
-from tl_dist.durable import read_file, write_atomically
+from tl_dist.durable import write_atomically
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 1  # raise it when a check of headers changes
-_MAX_FILE_BYTES = 256 << 20
 _THREADS = 8  # a check waits for the disk more than it computes
 _SHOWN = 10
 
@@ -208,7 +209,7 @@ def bad_example(split: str, source: Source, index: int, found: Fault) -> Bad:
 
 def _read(file: Path) -> bytes:
     try:
-        return read_file(file, max_bytes=_MAX_FILE_BYTES)
+        return read_file(file, max_bytes=limits.QUARANTINE)
     except FileNotFoundError:
         return b""
 

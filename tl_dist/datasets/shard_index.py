@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import Bad
 from tl_dist.durable import temporary_name, write_file
+from tl_dist.files import limits
 from tl_dist.package_index import locked, try_locked
 
 SCHEMA = 1  # raise it when an index must be built anew
 _HEADER = struct.Struct("<QI")
 _CHUNK = 1 << 18  # bytes read at a time
-_MAX_RECORD = 1 << 31  # protocol buffers end there
 _HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
 
 
@@ -191,7 +191,7 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
                 problem = f"the checksum of the length is wrong: the last {size - start} bytes are lost"
                 yield start, None, 0, problem
                 return
-            if length >= _MAX_RECORD or start + length + 16 > size:
+            if length > limits.RECORD or start + length + 16 > size:
                 problem = f"the length is {length}, and the file ends after {size - start} bytes more"
                 yield start, None, 0, problem
                 return

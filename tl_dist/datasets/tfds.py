@@ -18,11 +18,12 @@ from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of
 from tl_dist.datasets.split import SPLIT_NAMES
 from tl_dist.datasets.tfrecord import open_shards
-from tl_dist.durable import read_file, reason
+from tl_dist.durable import reason
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
 INFO = "dataset_info.json"
-_MAX_BYTES = 64 << 20
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _READABLE_TYPES = ("", "uint8", "uint16")  # others are packed into the channels of a PNG, bit by bit
 
@@ -183,7 +184,7 @@ def _class_names(root: Path, name: str, spec: Mapping[str, Any]) -> Sequence[str
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(read_file(path, max_bytes=_MAX_BYTES)))
+        return dict(json.loads(read_file(path, max_bytes=limits.DATASET_METADATA)))
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 

@@ -17,10 +17,10 @@ from tl_dist.datasets.records import Bad, RecordSource
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
 from tl_dist.datasets.split import SPLIT_NAMES, divide
 from tl_dist.durable import reason
+from tl_dist.files import limits
 from tl_dist.package_index import user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
-MAX_CLASSES = 100_000  # a label beyond it is damage, not a class
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
 _SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
 _NAMES = ("labels.txt", "label.labels.txt", "synsets.txt")
@@ -130,7 +130,7 @@ class _Classes:
 
     def __init__(self, indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None) -> None:
         labels = np.unique(np.concatenate([index.labels for index in indexes]))
-        usual = labels[(labels >= 0) & (labels < MAX_CLASSES)]
+        usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
         if first is None:
             # tensorflow_datasets count from 0; in the TensorFlow scripts 0 is a background that no image shows.
             first = (

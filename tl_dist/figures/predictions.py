@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from tl_dist import figures
-from tl_dist.durable import open_regular, reason, replacing
+from tl_dist.durable import reason, replacing
+from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.state import Evaluation
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.durable import read_file
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.launch.attempt import ORDERLY, Launch, explained, first_failure
 from tl_dist.launch.command import num_workers, visible_gpus
 from tl_dist.launch.group import Group
@@ -21,8 +22,6 @@ from tl_dist.progress import Record
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.run.lock import holder
-
-MAX_RESULT_BYTES = 64 << 20
 
 
 def evaluate(
@@ -58,7 +57,7 @@ def evaluate(
     result.unlink(missing_ok=True)
     task = [word for override in overrides for word in ("--override", override)]
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
-    record: Record = json.loads(read_file(result, max_bytes=MAX_RESULT_BYTES))
+    record: Record = json.loads(read_file(result, max_bytes=limits.EVALUATION))
     return record
 
 

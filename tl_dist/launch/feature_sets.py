@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tl_dist.durable import children, read_file
+from tl_dist.durable import children
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.launch.report import ago, narrow_table, show_line
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from tl_dist.launch.train import Request
 
-MAX_MANIFEST_BYTES = 16 << 20
 FOREIGN_S = 86400.0  # after which an unfinished set of another host is taken for abandoned
 
 
@@ -130,7 +131,7 @@ def _read(path: Path) -> FeatureSetOnDisk:
     num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     manifest = path / "manifest.json"
     try:
-        found = json.loads(read_file(manifest, max_bytes=MAX_MANIFEST_BYTES))
+        found = json.loads(read_file(manifest, max_bytes=limits.FEATURE_MANIFEST))
         rows = sum(shard["rows"] for shard in found["shards"])
         age = max(0.0, time.time() - manifest.stat().st_mtime)
         return FeatureSetOnDisk(path, found["facts"], found["shape"], found["dtype"], rows, num_bytes, age)

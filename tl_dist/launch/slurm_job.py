@@ -8,12 +8,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tl_dist.files import limits
 from tl_dist.parallel.slots import Slot, in_slurm_step, integer, interface_address, slurm_slot, slurm_tasks
 from tl_dist.refusal import ExitCode, Refusal
 
 INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
-
-_MAX_HOSTS = 65536
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def expand_hostlist(text: str) -> list[str]:
         if name == ",":
             continue
         hosts.extend(_expand_name(name, text))
-        if len(hosts) > _MAX_HOSTS:
-            raise _unreadable(f"host list {text!r} has more than {_MAX_HOSTS} hosts.")
+        if len(hosts) > limits.HOSTS:
+            raise _unreadable(f"host list {text!r} has more than {limits.HOSTS} hosts.")
     if not hosts or text.startswith(",") or text.endswith(",") or ",," in text:
         raise _unreadable(f"host list {text!r} does not parse.")
     return hosts
@@ -124,7 +123,7 @@ def _expand_name(name: str, text: str) -> list[str]:
         if not closing or match is None:
             raise _unreadable(f"host list {text!r} does not parse.")
         first, last = match[1], match[2] or match[1]
-        if not 0 <= int(last) - int(first) < _MAX_HOSTS:
+        if not 0 <= int(last) - int(first) < limits.HOSTS:
             raise _unreadable(f"host list {text!r} has the range {part!r}.")
         numbers.extend(str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     tails = _expand_name(tail, text) if tail else [""]

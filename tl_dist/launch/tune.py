@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
-from tl_dist.durable import read_file, write_atomically
+from tl_dist.durable import write_atomically
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.launch.report import relative, show_line
 from tl_dist.launch.tasks import run_shown
 from tl_dist.launch.train import Request
@@ -16,7 +18,6 @@ from tl_dist.refusal import ExitCode, Refusal
 if TYPE_CHECKING:
     from rich.console import Console
 
-MAX_BYTES = 16 << 20
 SHOWN = 10
 
 
@@ -31,7 +32,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
         )
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
     run = run_shown(request, cfg, ("--tune", str(folds)), "tuning", console)
-    found = json.loads(read_file(run.path / "tuning.json", max_bytes=MAX_BYTES))
+    found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
     show(found, console)
     if cfg.loss.class_weights is not None:
         show_line(console, "ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")

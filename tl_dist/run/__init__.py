@@ -18,11 +18,12 @@ from tl_dist.durable import (
     children,
     fsync_directory,
     open_directory,
-    read_file,
     reason,
     server_time_ns,
     write_atomically,
 )
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
 from tl_dist.run.heartbeat import Beat, Heartbeats
@@ -31,7 +32,6 @@ from tl_dist.run.lock import holder
 __all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]
 
-MAX_JSON_BYTES = 16 << 20
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _LEFTOVER_S = 3600.0
 _UNWRITTEN = {"order": 1}
@@ -138,7 +138,7 @@ class RunDir:
     def features_referred_to(self) -> list[str]:
         """The keys of the feature sets that this run has read, in the order of first use."""
         try:
-            return read_file(self.features_file, max_bytes=MAX_JSON_BYTES).decode().split()
+            return read_file(self.features_file, max_bytes=limits.RUN_JSON).decode().split()
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -227,7 +227,7 @@ class RunDir:
                 fix="use another name=NAME, or go back to the old values.",
                 code=ExitCode.UNSAFE,
             )
-        if read_file(self.config_file, max_bytes=MAX_JSON_BYTES) == resolved:
+        if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
             return
         owner = holder(self)
         if owner:
@@ -300,7 +300,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object in a file of the run; None where there is no file, refused (78) where it holds something else."""
     try:
-        value = json.loads(read_file(path, max_bytes=MAX_JSON_BYTES))
+        value = json.loads(read_file(path, max_bytes=limits.RUN_JSON))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

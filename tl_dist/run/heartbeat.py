@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tl_dist.durable import children, read_file, server_time_ns
+from tl_dist.durable import children, server_time_ns
+from tl_dist.files.foreign import read_file
 
 _RECORD_BYTES = 512
 _FILE = re.compile(r"rank_(\d{4,})")

@@ -22,20 +22,20 @@ from typing import Protocol
 from tl_dist.durable import (
     link_exclusively,
     open_directory,
-    open_regular,
     reason,
     server_time_ns,
     temporary_name,
     write_file,
 )
 from tl_dist.failpoint import failpoint
+from tl_dist.files import limits
+from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
 
 MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
 
 _OWNER_FILE = re.compile(r"owner-(\d{8})\.json")
-_MAX_BYTES = 8192
 
 
 class HasLock(Protocol):
@@ -243,7 +243,7 @@ def _look(directory: Path) -> _Look | None:
         except FileNotFoundError:
             continue  # replaced between listing and reading
         try:
-            return _Look(number, decoded(os.read(fd, _MAX_BYTES)), os.fstat(fd).st_mtime_ns)
+            return _Look(number, decoded(os.read(fd, limits.LOCK)), os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
 

@@ -14,6 +14,7 @@ import pytest
 from tl_dist import durable
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.files import foreign
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, differences, heartbeat, step_name, steps_in, write_atomically
 from tl_dist.run.heartbeat import Heartbeats
@@ -236,9 +237,9 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
     (tmp_path / "big").write_bytes(b"x" * 11)
     for name, why in (("link", "symbolic link"), ("pipe", "not a regular file"), ("big", "larger than 10")):
         with pytest.raises(OSError, match=why):
-            durable.read_file(tmp_path / name, max_bytes=10)
+            foreign.read_file(tmp_path / name, max_bytes=10)
     with pytest.raises(OSError, match="not a regular file"):
-        durable.read_file(tmp_path, max_bytes=10)
+        foreign.read_file(tmp_path, max_bytes=10)
 
 
 # --- identity, stop, done -----------------------------------------------------------------------------------

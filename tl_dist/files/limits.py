@@ -1,0 +1,56 @@
+"""How much of anything tl_dist takes from a file, a name or a peer that it does not trust: the one table.
+
+A limit is far above what honest input needs, and low enough that no input takes the machine with it. Bytes unless
+the name says otherwise.
+"""
+
+from __future__ import annotations
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+# Text written by people
+CONFIG = 1_000_000
+CONFIG_ALIASES = 50
+CONFIG_DEPTH = 20  # levels of nesting
+CONFIG_VALUES = 10_000  # after aliases are expanded: fifty of them, nested, would make 2**50
+
+# Images
+ENCODED_IMAGE = 512 * MIB
+IMAGE_PIXELS = 2 * 89_478_485  # where Pillow refuses a decompression bomb: 512 MiB of RGB
+IMAGE_HEADER = 16 * MIB  # EXIF data, colour profiles and thumbnails in front of the frame's size
+JPEG_SEGMENTS = 10_000
+
+# Data sets
+CLASSES = 100_000  # a label beyond it is damage, not a class
+SHARDS = 100_000  # files of one split
+FOLDER_DEPTH = 64  # nested directories of images
+RECORD = 256 * MIB  # one example of a TFRecord file
+DATASET_METADATA = (
+    64 * MIB
+)  # what describes a data set: tfds's JSON, a list of class names, a pickle of CIFAR's names
+PACKED_INDEX = 4 * GIB
+SPLIT_MANIFEST = 1 * GIB
+QUARANTINE = 256 * MIB
+
+# Networks
+WEIGHTS = 8 * GIB
+PACKAGE = 8 * GIB
+PACKAGE_MEMBERS = 500_000
+HDF5_OBJECTS = 50_000
+HDF5_DEPTH = 16
+HDF5_NAMES = 20_000
+
+# Run directories
+RUN_JSON = 16 * MIB
+METRICS_LINE = 64 * MIB
+EVALUATION = 64 * MIB
+LOCK = 8 * KIB
+CHECKPOINT_META = 16 * MIB
+CHECKPOINT_MANIFEST = 64 * KIB
+CHECKPOINT_HEADER = 16 * MIB
+FEATURE_MANIFEST = 16 * MIB
+
+# Peers
+HOSTS = 65_536  # of a Slurm job
+RENDEZVOUS_VALUE = 64 * KIB  # a worker's addresses: 128 bytes or so for each of its peers
+RENDEZVOUS_TOTAL = 64 * MIB
