@@ -52,5 +52,4 @@ FEATURE_MANIFEST = 16 * MIB
 
 # Peers
 HOSTS = 65_536  # of a Slurm job
-RENDEZVOUS_VALUE = 64 * KIB  # a worker's addresses: 128 bytes or so for each of its peers
-RENDEZVOUS_TOTAL = 64 * MIB
+RENDEZVOUS_VALUE = 64 * KIB  # a worker's addresses, for each 256 of its peers; they take half of it

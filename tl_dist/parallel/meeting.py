@@ -11,11 +11,16 @@ import http.client
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
 
 from tl_dist.parallel.slots import integer
 from tl_dist.refusal import ExitCode, Refusal
 
-_SCOPE = "ready"
+READY = "ready"
+"""the scope in which workers say that they have come"""
+TOKEN_VARIABLE = "TL_DIST_RENDEZVOUS_TOKEN"
+"""what a worker shows a rendezvous of ours on another host; a process's variables are its user's alone to read"""
 _POLL_S = 0.1
 
 
@@ -28,18 +33,19 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float) -> None:
         return
     rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
     address, port = env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], integer(env, "HOROVOD_GLOO_RENDEZVOUS_PORT")
+    request = partial(_request, address, port, token=env.get(TOKEN_VARIABLE, ""))
     deadline = time.monotonic() + timeout_s
     missing = list(range(size))
     come = False
     while missing:
         late = time.monotonic() > deadline
         try:
-            come = come or _request(address, port, "PUT", rank, socket.gethostname().encode())
+            come = come or request("PUT", rank, body=socket.gethostname().encode())
             # One question at a time: in the end all that is needed is the answer about the last one.
-            while missing and _request(address, port, "GET", missing[0]):
+            while missing and request("GET", missing[0]):
                 del missing[0]
             if missing and late:
-                absent = [k for k in missing if not _request(address, port, "GET", k)]
+                absent = [k for k in missing if not request("GET", k)]
                 raise _lost(
                     f"rank {rank}: after {timeout_s:g} s these of {size} ranks had not come: {absent}."
                 )
@@ -52,11 +58,23 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _request(address: str, port: int, method: str, rank: int, body: bytes | None = None) -> bool:
+def authorization(token: str) -> str:
+    """The header by which a worker shows its token."""
+    return f"Bearer {token}"
+
+
+def _request(address: str, port: int, method: str, rank: int, token: str, body: bytes | None = None) -> bool:
     connection = http.client.HTTPConnection(address, port, timeout=5)
     try:
-        connection.request(method, f"/{_SCOPE}/{rank}", body)
-        return connection.getresponse().status == 200
+        connection.request(method, f"/{READY}/{rank}", body, {"Authorization": authorization(token)})
+        status = connection.getresponse().status
+        if status == HTTPStatus.FORBIDDEN:
+            raise Refusal(
+                f"rank {rank}: the rendezvous at {address}:{port} does not know this worker as one of its run.",
+                fix="let tl-dist submit start all workers, as one user.",
+                code=ExitCode.UNSAFE,
+            )
+        return status == 200
     finally:
         connection.close()
 

@@ -33,11 +33,12 @@ def ask(rendezvous: Rendezvous, method: str, path: str, body: bytes | None = Non
 
 
 def test_value_is_absent_until_it_is_put(rendezvous):
-    assert ask(rendezvous, "GET", "/global/rank_0") == (404, b"")
-    assert ask(rendezvous, "PUT", "/global/rank_0", b"\0\xffhost") == (200, b"")
-    assert ask(rendezvous, "GET", "/global/rank_0") == (200, b"\0\xffhost")
-    assert ask(rendezvous, "PUT", "/global/rank_0", b"again") == (200, b"")
-    assert ask(rendezvous, "GET", "/global/rank_0") == (200, b"again")
+    for key in ("2", "rank_2"):
+        assert ask(rendezvous, "GET", f"/global/{key}") == (404, b"")
+        assert ask(rendezvous, "PUT", f"/global/{key}", b"\0\xffhost") == (200, b"")
+        assert ask(rendezvous, "GET", f"/global/{key}") == (200, b"\0\xffhost")
+        assert ask(rendezvous, "PUT", f"/global/{key}", b"again") == (200, b"")
+        assert ask(rendezvous, "GET", f"/global/{key}") == (200, b"again")
 
 
 @pytest.mark.parametrize(
@@ -54,30 +55,62 @@ def test_scope_is_forgotten_when_all_its_members_have_left(rendezvous, scope, si
     assert ask(rendezvous, "GET", f"/{scope}/0") == (404, b"")
 
 
-def test_other_scope_loses_only_the_key(rendezvous):
-    ask(rendezvous, "PUT", "/global_process_set_hash_1f/0", b"x")
-    ask(rendezvous, "PUT", "/global_process_set_hash_1f/1", b"y")
-    ask(rendezvous, "DELETE", "/global_process_set_hash_1f/0")
-    assert ask(rendezvous, "GET", "/global_process_set_hash_1f/0")[0] == 404
-    assert ask(rendezvous, "GET", "/global_process_set_hash_1f/1") == (200, b"y")
-
-
 @pytest.mark.parametrize(
-    "path", ["/", "/global", "/global/", "/a/b/c", "/../etc/passwd", "/global/x%20y", f"/g/{'k' * 101}"]
+    "path",
+    [
+        *("/", "/global", "/global/", "/a/b/c", "/../etc/passwd", "/global/x%20y", f"/g/{'k' * 101}"),
+        *("/global/3", "/global/00", "/global/-1", "/local_a/2", "/local_c/0", "/cross_1/1", "/cross_2/0"),
+        *(
+            "/ready/3",
+            "/global/rank_3",
+            "/global/rank_",
+            "/global/rank_rank_0",
+            "/rank_and_size/a:0",
+            "/else_process_set_hash_1f/0",
+        ),
+    ],
 )
-def test_path_that_gloo_never_asks_for_is_refused(rendezvous, path):
-    assert ask(rendezvous, "GET", path)[0] == 400
-    assert ask(rendezvous, "PUT", path, b"x")[0] == 400
+def test_what_the_plan_has_no_use_for_is_refused(rendezvous, path):
+    for method in ("GET", "PUT", "DELETE"):
+        assert ask(rendezvous, method, path, b"x")[0] == 400
 
 
-def test_value_that_is_too_long_is_refused(rendezvous):
-    assert ask(rendezvous, "PUT", "/global/0", b"x" * (1 << 20))[0] == 200
+def test_the_set_of_all_workers_meets_in_scopes_of_its_own(rendezvous):
+    scope = "/local_a_process_set_hash_7d48533536350577"
+    assert ask(rendezvous, "PUT", f"{scope}/1", b"x") == (200, b"")
+    assert ask(rendezvous, "GET", "/local_a/1") == (404, b"")
+    assert ask(rendezvous, "GET", f"{scope}/2")[0] == 400
+    assert ask(rendezvous, "GET", "/global_process_set_hash_7d48533536350577/2")[0] == 404
+    assert ask(rendezvous, "GET", "/global_process_set_hash_8/2")[0] == 400  # there is but one such set
+    for rank in (0, 1):
+        ask(rendezvous, "DELETE", f"{scope}/{rank}")
+    assert ask(rendezvous, "GET", f"{scope}/1") == (404, b"")
+
+
+def test_members_of_no_plan_end_no_meeting(rendezvous):
+    ask(rendezvous, "PUT", "/global/0", b"x")
+    for key in ("7", "8", "00", "rank_1"):
+        ask(rendezvous, "DELETE", f"/global/{key}")
+    assert ask(rendezvous, "GET", "/global/0") == (200, b"x")
+
+
+@pytest.mark.parametrize("length", ["1000000000000", "9" * 5000, "\xb2", "-1", "0x10", "", None])
+def test_length_that_is_none_or_too_long_is_refused_without_a_word(rendezvous, length, capfd):
     connection = http.client.HTTPConnection(rendezvous.endpoint, timeout=5)
     connection.putrequest("PUT", "/global/1")
-    connection.putheader("Content-Length", str(10**12))
+    if length is not None:
+        connection.putheader("Content-Length", length)
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("workers", [3, 1024])
+def test_the_addresses_of_all_peers_fit_twice_and_little_more(workers):
+    with Rendezvous([("a", workers)], "127.0.0.1") as opened:
+        assert ask(opened, "PUT", "/global/0", b"x" * (2 * 128 * workers))[0] == 200
+        assert ask(opened, "PUT", "/global/0", b"x" * ((64 << 10) + 512 * workers))[0] == 413
 
 
 def test_only_the_declared_address_listens(rendezvous):
@@ -108,10 +141,9 @@ def test_worker_that_dies_while_sending_leaves_nothing(rendezvous, capfd):
 
 
 def test_environments_name_the_open_port(rendezvous):
-    assert rendezvous.job_environment() == {
-        "TL_DIST_PLAN": "a:2,b:1",
-        "TL_DIST_RENDEZVOUS": rendezvous.endpoint,
-    }
+    for_all = rendezvous.job_environment()
+    assert len(for_all.pop("TL_DIST_RENDEZVOUS_TOKEN")) == 32
+    assert for_all == {"TL_DIST_PLAN": "a:2,b:1", "TL_DIST_RENDEZVOUS": rendezvous.endpoint}
     worker = rendezvous.worker_environment(2, gloo_timeout_s=7)
     assert f"127.0.0.1:{worker['HOROVOD_GLOO_RENDEZVOUS_PORT']}" == rendezvous.endpoint
     assert (worker["HOROVOD_HOSTNAME"], worker["HOROVOD_GLOO_IFACE"]) == ("b", "lo")
