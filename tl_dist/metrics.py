@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from tl_dist.durable import replacing
 from tl_dist.figures.predictions import MAX_RECORDED_CLASSES
-from tl_dist.run import RunDir, write_atomically
+from tl_dist.record_file import lines, open_records, record_in
+from tl_dist.run import RunDir
 from tl_dist.state import Evaluation, Report
 
 MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
@@ -196,18 +200,17 @@ def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[t
 
 
 def drop_lines_after(run: RunDir, step: int) -> None:
-    """Remove records of steps beyond `step` (they are done again), and a line torn by a kill."""
-    if not run.metrics_file.exists():
-        return
-    kept = []
-    for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("step", 0) <= step and record.get("event") != "done":
-            kept.append(line + "\n")
-    write_atomically(run.metrics_file, "".join(kept).encode())
+    """Remove records of steps beyond `step` (they are done again), and lines that hold none, as one torn by a kill."""
+    with (
+        suppress(FileNotFoundError),
+        open_records(run.metrics_file) as file,
+        replacing(run.metrics_file) as fd,
+        os.fdopen(fd, "wb", closefd=False) as kept,
+    ):
+        for line in lines(file):
+            record = record_in(line)
+            if record is not None and record.get("step", 0) <= step and record.get("event") != "done":
+                kept.write(line.removesuffix(b"\n") + b"\n")
 
 
 class Board:

@@ -6,14 +6,9 @@ another process, shows the same as rank 0 under a foreign launcher.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -173,56 +168,6 @@ class Progress:
         from rich.text import Text
 
         return Text(text, style=style or "", no_wrap=True, overflow="ellipsis")
-
-
-class Records:
-    """The records appended to a `metrics.jsonl` since the last look; starts at its present end.
-
-    A restarted rank 0 replaces the file by one without the steps that are done again. Then the lines that
-    were there before are told from new ones by counting equal lines.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = 0
-        self._offset = 0
-        self._seen: Counter[bytes] = Counter()
-        self.new()
-
-    def new(self) -> list[dict[str, Any]]:
-        """Whole lines only: the last one may still be in the making."""
-        try:
-            with self._path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                replaced = inode != self._inode
-                file.seek(0 if replaced else self._offset)
-                whole, newline, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return []
-        before = self._seen if replaced else Counter[bytes]()
-        if replaced:
-            self._inode, self._offset, self._seen = inode, 0, Counter()
-        self._offset += len(whole) + len(newline)
-        fresh = []
-        for line in (whole + newline).splitlines(keepends=True):
-            digest = hashlib.blake2b(line, digest_size=8).digest()
-            self._seen[digest] += 1
-            if before[digest] > 0:
-                before[digest] -= 1
-            else:
-                fresh.append(line)
-        return list(parse_records(b"".join(fresh)))
-
-
-def parse_records(text: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects, one a line; a damaged line is passed over."""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 _RANKS_SHOWN = 4

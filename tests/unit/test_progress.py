@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tl_dist.progress import Progress, Records, confusion_table, evaluation_line, parse_records, progress_line
+from tl_dist.progress import Progress, confusion_table, evaluation_line, progress_line
 
 RECORD: dict[str, Any] = {
     "event": "train",
@@ -191,34 +190,3 @@ def test_a_run_outlives_the_terminal_that_it_was_shown_on(error: OSError, termin
 
 def lines_of(*records: dict[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def test_records_are_read_once_whole_and_from_the_present_end(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    records = Records(path)
-    assert records.new() == []
-    path.write_text(lines_of({"step": 1}) + '{"step": ')
-    assert records.new() == [{"step": 1}]
-    with path.open("a") as file:
-        file.write("2}\nno json\n[1]\n" + lines_of({"step": 3}))
-    assert records.new() == [{"step": 2}, {"step": 3}]
-    assert records.new() == []
-    assert Records(path).new() == []
-
-
-def test_a_replaced_file_shows_only_what_is_new(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    note = {"event": "note", "text": "resumed from step 2"}
-    path.write_text(lines_of({"step": 1}, note, {"step": 2}, {"step": 3}))
-    records = Records(path)
-    replacement = tmp_path / "new"
-    replacement.write_text(lines_of({"step": 1}, note, {"step": 2}))
-    replacement.rename(path)
-    with path.open("a") as file:
-        file.write(lines_of(note, {"step": 3, "loss": 1}))
-    assert records.new() == [note, {"step": 3, "loss": 1}]
-    assert records.new() == []
-
-
-def test_a_damaged_line_is_passed_over() -> None:
-    assert list(parse_records(b'{"a": 1}\n\xff\n{"b": 2}\n3\n')) == [{"a": 1}, {"b": 2}]

@@ -17,7 +17,8 @@ from tl_dist.config import Config
 from tl_dist.launch.command import Command
 from tl_dist.launch.group import Exit, Group
 from tl_dist.launch.silence import Silence
-from tl_dist.progress import Progress, Records
+from tl_dist.progress import Progress
+from tl_dist.record_file import NewRecords
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in, write_atomically
 from tl_dist.run.heartbeat import Beat
@@ -81,7 +82,7 @@ class Attempt:
         self._progress = progress
         self._signals = signals
         self._needs_marker = needs_marker
-        self._records = Records(run.metrics_file)
+        self._records = NewRecords(run.metrics_file)
         self._asked_to_stop = False
         self._from_step = max(newest_commit(run), 0)
         self._next_look = 0.0
@@ -91,8 +92,7 @@ class Attempt:
 
     def watch(self, launch: Launch) -> End:
         """Start the workers and stay until the last one has ended."""
-        earlier = (path.stem for path in self._run.attempts.glob("*.json"))
-        number = 1 + max((int(stem) for stem in earlier if stem.isdigit()), default=0)
+        number = self._run.next_attempt()
         heading = f"attempt {number}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {socket.gethostname()}"
         self._run.clear_beats()
         with launch() as commands:
@@ -201,7 +201,7 @@ class Attempt:
             self._progress.say(f"stopping after this step, saving{again}", style="yellow")
 
     def _show(self) -> None:
-        for record in self._records.new():
+        for record in self._records.read():
             self._progress.show(record)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_dist import figures
-from tl_dist.progress import Record, confusion_table, evaluation_line, parse_records
+from tl_dist.durable import reason
+from tl_dist.progress import Record, confusion_table, evaluation_line
+from tl_dist.record_file import records
 from tl_dist.run import RunDir
 from tl_dist.run.table import RunSummary
 
@@ -18,15 +20,21 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
 
 
 def show_end(run: RunDir, console: Console) -> None:
     """The figures of a finished run, where it is, and how to look at its curves."""
-    results = {r.get("split"): r for r in _records(run) if r.get("event") == "evaluation"}  # the last of each
+    # The last of each split.
+    results = {str(r.get("split")): r for r in records(run.metrics_file) if r.get("event") == "evaluation"}
     final = results.get("test") or results.get("validation")
     if final is not None:
-        show_evaluation(final, console)
+        try:
+            show_evaluation(final, console)
+        except _DAMAGED as error:
+            damage = f"its last evaluation is damaged ({reason(error)})"
+            show_line(console, f"{run.metrics_file}: {damage}", style="yellow")
     show_line(console, f"run directory: {relative(run.path)}")
     if any(run.tensorboard.glob("*tfevents*")):
         show_line(console, f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
@@ -36,7 +44,9 @@ def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
     """The last loss of each run: in training, and on the split that it held out."""
     for name, run in runs.items():
         last = {
-            r.get("split", "train"): r for r in _records(run) if r.get("event") in ("train", "evaluation")
+            str(r.get("split", "train")): r
+            for r in records(run.metrics_file)
+            if r.get("event") in ("train", "evaluation") and isinstance(r.get("loss"), float)
         }
         losses = ", ".join(f"{split} {record['loss']:.4f}" for split, record in last.items())
         show_line(console, f"{name} {relative(run.path)}: loss {losses}")
@@ -81,20 +91,21 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
 
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
-        colour = {"done": "green", "failed": "red", "running": "bold"}.get(run.state, "")
+        colour = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}.get(
+            run.state, ""
+        )
         shown = "\n".join(
             f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
         )
-        cells = [
-            run.name,
-            run.state,
-            f"{run.step:,}",
-            f"{run.strategy} x {run.workers}" if run.workers else run.strategy,
-            ago(run.age_s),
-            shown,
-        ]
+        cells = [run.name, run.state, "", "", "", ""]
+        if not run.problem:
+            workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy
+            cells[2:] = f"{run.step:,}", workers, ago(run.age_s), shown
         table.add_row(*(Text(cell, colour if k == 1 else "") for k, cell in enumerate(cells)))
     console.print(table)
+    for run in summaries:
+        if run.problem:
+            show_line(console, f"{run.name}: {run.problem}", style="yellow")
 
 
 def show_schema(model: type[BaseModel], console: Console) -> None:
@@ -147,10 +158,3 @@ def ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def _records(run: RunDir) -> list[dict[str, Any]]:
-    try:
-        return list(parse_records(run.metrics_file.read_bytes()))
-    except OSError:
-        return []

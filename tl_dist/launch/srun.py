@@ -77,8 +77,7 @@ class _Record:
     """The attempt's file below attempts/: written when it begins, completed when it ends."""
 
     def __init__(self, run: RunDir, job: SlurmJob, argv: list[str]) -> None:
-        earlier = [int(path.stem) for path in run.attempts.glob("*.json") if path.stem.isdigit()]
-        number = 1 + max(earlier, default=0)
+        number = run.next_attempt()
         self._run = run
         self._path = run.attempts / f"{number:04d}.json"
         self._log_starts = {rank: _size(run.rank_log(rank)) for rank in range(job.num_tasks)}

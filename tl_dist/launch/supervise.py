@@ -18,7 +18,7 @@ from tl_dist.launch.attempt import ORDERLY, Attempt, End, Launch, Signals, newes
 from tl_dist.progress import Progress
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
-from tl_dist.run.lock import holder
+from tl_dist.run.lock import cannot_lock, holder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LONGEST_PAUSE_S = 60.0  # before a restart; the first pause is 1 s, and each is twice the one before
@@ -41,7 +41,10 @@ def supervise(
     Exit codes of zero count as DONE only with the run's marker, unless there is to be none (`needs_marker`).
     `progress_of` is what changes whenever an attempt has brought something; default: the newest commit.
     """
-    owner = holder(run)
+    try:
+        owner = holder(run)
+    except OSError as error:
+        raise cannot_lock(run, error) from error
     if owner is not None and owner.host == socket.gethostname():
         raise Refusal(
             f"run '{run.name}' is in use by {owner}.",

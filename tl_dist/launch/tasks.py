@@ -9,7 +9,8 @@ from tl_dist.config import Config
 from tl_dist.launch.evaluate import run_task
 from tl_dist.launch.local import local_launch
 from tl_dist.launch.train import Request, after_source_task, open_run, prepare_shown, require_horovod
-from tl_dist.progress import Progress, Records
+from tl_dist.progress import Progress
+from tl_dist.record_file import NewRecords
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
@@ -33,11 +34,11 @@ def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, con
         require_horovod()
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)
-    records = Records(run.metrics_file)
+    records = NewRecords(run.metrics_file)
     with Progress(console, every_s=cfg.report.every_s) as progress:
 
         def watch() -> None:
-            for record in records.new():
+            for record in records.read():
                 progress.show(record)
 
         launch = local_launch(cfg, run.path, task=task)

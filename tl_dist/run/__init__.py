@@ -32,6 +32,7 @@ from tl_dist.run.lock import holder
 __all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]
 
+_ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _LEFTOVER_S = 3600.0
 _UNWRITTEN = {"order": 1}
@@ -104,6 +105,11 @@ class RunDir:
     def rank_log(self, rank: int) -> Path:
         """Where the output of one worker goes."""
         return self.logs / f"rank_{rank:04d}.out"
+
+    def next_attempt(self) -> int:
+        """The number of an attempt that begins now: one more than the highest that has a file."""
+        found = (_ATTEMPT.fullmatch(path.name) for path in children(self.attempts))
+        return 1 + max((int(match[1]) for match in found if match), default=0)
 
     def request_stop(self) -> None:
         """Ask the run to save and end. Safe in a signal handler: two system calls, and no wait for a disk."""

@@ -35,7 +35,7 @@ from tl_dist.run.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, st
 
 MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
 
-_OWNER_FILE = re.compile(r"owner-(\d{8})\.json")
+_OWNER_FILE = re.compile(r"owner-([0-9]{8,})\.json")
 
 
 class HasLock(Protocol):
@@ -98,11 +98,7 @@ class Lock:
                         return lock
                     continue  # somebody was quicker: look who
             except OSError as error:
-                raise Refusal(
-                    f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
-                    fix="make the run directory writable for this user, on this host.",
-                    code=ExitCode.CANNOT_CREATE,
-                ) from error
+                raise cannot_lock(run, error) from error
             if time.monotonic() >= deadline:
                 raise _in_use(run)
             sleep(min(1.0, heartbeat_s))
@@ -188,13 +184,25 @@ class Lock:
 
 
 def holder(run: HasLock) -> Owner | None:
-    """The process that owns the run and may be alive, or None. For showing: only `Lock.acquire` decides."""
+    """The process that owns the run and may be alive, or None; raises OSError where that cannot be read.
+
+    For showing: only `Lock.acquire` decides. Nothing is written into a directory of somebody else.
+    """
     seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
     if seen is None or seen.owner is None or seen.owner.released:
         return None
     if seen.owner.on_this_machine(this_process("", None, HEARTBEAT_S)):
         return seen.owner if still_runs(seen.owner) else None
-    return seen.owner if _age_s(run.lock_dir, seen) <= _patience_s(seen.owner) else None
+    return seen.owner if _shown_age_s(run.lock_dir, seen) <= _patience_s(seen.owner) else None
+
+
+def cannot_lock(run: HasLock, error: OSError) -> Refusal:
+    """A lock that can be neither read nor taken, for a person."""
+    return Refusal(
+        f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
+        fix="make the run directory writable for this user, on this host.",
+        code=ExitCode.CANNOT_CREATE,
+    )
 
 
 def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[float], object]) -> str | None:
@@ -224,7 +232,7 @@ def _in_use(run: HasLock) -> Refusal:
     with suppress(OSError):
         seen = _look(run.lock_dir)
         if seen is not None:
-            who = f"{seen.owner or who} (heartbeat {_age_s(run.lock_dir, seen):.0f} s ago)"
+            who = f"{seen.owner or who} (heartbeat {_shown_age_s(run.lock_dir, seen):.0f} s ago)"
     return Refusal(
         f"run '{run.name}' is in use by {who}.",
         fix="wait for it, stop it, or use another name=NAME.",
@@ -249,8 +257,10 @@ def _look(directory: Path) -> _Look | None:
 
 
 def _numbers(directory: Path) -> list[int]:
+    """Those of files by the very name that a number has: another spelling would be looked for in vain."""
     with open_directory(directory) as fd:
-        return [int(match[1]) for name in os.listdir(fd) if (match := _OWNER_FILE.fullmatch(name))]
+        found = [(name, int(match[1])) for name in os.listdir(fd) if (match := _OWNER_FILE.fullmatch(name))]
+    return [number for name, number in found if _owner_file(directory, number).name == name]
 
 
 def _owner_file(directory: Path, number: int) -> Path:
@@ -259,6 +269,14 @@ def _owner_file(directory: Path, number: int) -> Path:
 
 def _age_s(directory: Path, seen: _Look) -> float:
     return max(0.0, (server_time_ns(directory) - seen.mtime_ns) / 1e9)
+
+
+def _shown_age_s(directory: Path, seen: _Look) -> float:
+    """The same; by this host's clock where the directory is somebody else's, or cannot be written."""
+    if directory.stat().st_uid == os.geteuid():
+        with suppress(OSError):
+            return _age_s(directory, seen)
+    return abs(time.time() - seen.mtime_ns / 1e9)  # a date to come is that of a clock that was wrong
 
 
 def _patience_s(owner: Owner | None) -> float:

@@ -61,7 +61,8 @@ def decoded(data: bytes) -> Owner | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     numbers = (owner.pid, owner.started, owner.heartbeat_s, job.restart_count if job else 0)
-    return owner if all(isinstance(number, int | float) for number in numbers) else None
+    # Not NaN, than which no age is older; nor what is no number of a process.
+    return owner if all(isinstance(n, int | float) and abs(n) < 1e15 for n in numbers) else None
 
 
 def this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:

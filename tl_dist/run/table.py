@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl_dist.config import file as config_file
-from tl_dist.durable import children
+from tl_dist.durable import children, reason
+from tl_dist.record_file import records
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir, read_json, steps_in
 from tl_dist.run.lock import holder
@@ -22,18 +22,42 @@ class RunSummary:
     """One line of the table of runs."""
 
     name: str
-    state: str  # running, done, failed (its last attempt says so) or stopped
-    step: int
-    strategy: str
-    workers: int | None
-    age_s: float  # since something last happened
-    figures: Mapping[str, float]  # last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy
+    state: str  # running, done, failed (its last attempt says so), stopped or unreadable
+    step: int = 0
+    strategy: str = "?"
+    workers: int | None = None
+    age_s: float = float("inf")  # since something last happened
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy"""
+    problem: str = ""
+    """why it cannot be read, as a private run of somebody else"""
 
 
 def runs(root: str | Path) -> list[RunSummary]:
-    """Every run below `root`, the most recent first."""
-    found = [RunDir(path) for path in children(Path(root)) if (path / "config.yaml").is_file()]
-    return sorted((_summary(run) for run in found), key=lambda summary: summary.age_s)
+    """Every run below `root`, the most recent first; what cannot be looked into last, with the reason.
+
+    Refuses (64) a root that cannot be read itself. `root` may be a link, a run in it may not.
+    """
+    try:
+        found = children(Path(root).resolve())
+    except OSError as error:
+        raise Refusal(
+            f"{root} cannot be read ({reason(error)}).",
+            fix="name a directory that you may read.",
+            code=ExitCode.USAGE,
+        ) from error
+    listed = [summary for path in found if (summary := _listed(path)) is not None]
+    return sorted(listed, key=lambda summary: (summary.age_s, summary.name))
+
+
+def _listed(path: Path) -> RunSummary | None:
+    """None for what is no run."""
+    try:
+        return _summary(RunDir(path)) if (path / "config.yaml").is_file() else None
+    except OSError as error:
+        return RunSummary(path.name, "unreadable", problem=error.strerror or str(error))
+    except Refusal as refusal:
+        return RunSummary(path.name, "unreadable", problem=refusal.what)
 
 
 def _summary(run: RunDir) -> RunSummary:
@@ -66,16 +90,15 @@ def _summary(run: RunDir) -> RunSummary:
 
 def _metrics(path: Path) -> tuple[int, dict[str, float]]:
     """The last step that was reported, and the figures of a run for one line of a table."""
-    step, figures = 0, {}
-    with suppress(OSError), path.open("rb") as file:
-        for line in file:
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = json.loads(line)
-                step = record.get("step", step)
-                if record["event"] == "train":
-                    figures["loss"] = record["loss"]
-                elif record["event"] == "evaluation":
-                    name = f"{record['split']}_accuracy"
-                    figures[name] = record["accuracy"]
-                    figures[f"best_{name}"] = max(record["accuracy"], figures.get(f"best_{name}", 0.0))
+    step = 0
+    figures: dict[str, float] = {}
+    for record in records(path):
+        step = record.get("step", step)
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            if record["event"] == "train":
+                figures["loss"] = float(record["loss"])
+            elif record["event"] == "evaluation":
+                name, accuracy = f"{record['split']}_accuracy", float(record["accuracy"])
+                figures[name] = accuracy
+                figures[f"best_{name}"] = max(accuracy, figures.get(f"best_{name}", 0.0))
     return step, figures

@@ -221,7 +221,12 @@ def test_a_forked_child_does_not_own_its_parents_lock(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"pid": 1}', "[" * 4000, '{"job": 3}', '{"namespaces": 0}', "\0" * 100]
+    "text",
+    [
+        *("", "{", "[]", "null", '{"pid": 1}', "[" * 4000, '{"job": 3}', '{"namespaces": 0}', "\0" * 100),
+        *(f'{{"pid": {"9" * digits}}}' for digits in (300, 4000, 5000)),
+    ],
+    ids=range(12),
 )
 def test_an_owner_file_that_cannot_be_read_counts_as_an_owner_until_it_is_old(run, text):
     plant(run)
@@ -232,6 +237,52 @@ def test_an_owner_file_that_cannot_be_read_counts_as_an_owner_until_it_is_old(ru
     os.utime(owner_file(run), (1, 1))
     with Lock.acquire(run, sleep=lambda s: None) as lock:
         assert "unreadable" in lock.history
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"heartbeat_s": number} for number in (float("nan"), float("inf"), "1", None, 10**300)),
+        *({"pid": number} for number in (float("nan"), 10**300, [1])),
+        {"job": {"id": "1", "restart_count": float("nan")}},
+    ],
+    ids=range(9),
+)
+def test_an_owner_with_a_number_that_is_none_is_replaced_when_it_is_old(run, facts):
+    """Of a heartbeat of NaN seconds no age was too old, and no wait had an end."""
+    plant(run, age_s=301, **facts)
+    assert holder(run) is None
+    with Lock.acquire(run, sleep=lambda s: None) as lock:
+        assert lock.owned()
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("number", [99_999_998, 99_999_999, 10**18 - 1, 10**200])
+def test_a_lock_can_be_taken_after_any_number(run, number):
+    """The first number of nine digits was not seen, and made again for ever."""
+    Lock.acquire(run).release()
+    owner_file(run).rename(run.lock_dir / f"owner-{number:08d}.json")
+    for _ in range(2):
+        with Lock.acquire(run) as lock, pytest.raises(Refusal, match=f"pid {os.getpid()}"):
+            Lock.acquire(run)
+        assert [path.name for path in run.lock_dir.iterdir()] == [f"owner-{lock._number:08d}.json"]
+    assert lock._number == number + 2
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["000000000012", "\N{ARABIC-INDIC DIGIT THREE}" * 8, "+0000001", "0000001"])
+def test_a_name_that_no_number_has_is_no_lock(run, name):
+    (run.lock_dir / f"owner-{name}.json").write_text("{}")
+    with Lock.acquire(run) as lock:
+        assert lock._number == 1
+
+
+@pytest.mark.timeout(10)
+def test_a_number_whose_next_has_no_name_is_refused(run):
+    (run.lock_dir / f"owner-{'9' * 244}.json").write_text(json.dumps({"released": True}))
+    os.utime(owner_file(run), (1, 1))
+    with pytest.raises(Refusal, match="cannot be locked"):
+        Lock.acquire(run, sleep=lambda s: None)
 
 
 def test_a_link_or_pipe_as_owner_file_is_refused(run, tmp_path):

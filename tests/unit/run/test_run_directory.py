@@ -439,6 +439,21 @@ def test_only_canonical_step_names_are_commits(tmp_path):
     assert steps_in(tmp_path / "nowhere") == []
 
 
+def test_attempts_are_counted_by_the_files_that_are_theirs(tmp_path):
+    run = create(tmp_path)
+    assert run.next_attempt() == 1
+    for name in (
+        "0007.json",
+        "\N{SUPERSCRIPT TWO}.json",
+        "9" * 240 + ".json",
+        "0009.txt",
+        "x.json",
+        "99.json",
+    ):
+        (run.attempts / name).write_text("{}")
+    assert run.next_attempt() == 8
+
+
 def test_the_table_of_runs(tmp_path):
     assert runs(tmp_path / "nowhere") == []
     for name in ("finished", "busy", "stopped", "broken", "failed"):

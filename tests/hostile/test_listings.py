@@ -1,0 +1,187 @@
+"""One bad or private entry takes no listing down: it is shown with the reason, or without what is bad in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.arena import Arena, Case, Cases
+from tl_dist.launch.cli import main
+
+CASES = Cases()
+CONFIG = """\
+name: {name}
+steps: 4
+global_batch: 4
+data: {{name: synthetic, image_size: 32}}
+model: {{backbone: tiny, weights: random, train_from: all}}
+optimizer: {{name: adam, learning_rate: 3e-3}}
+"""
+NOBODY = 65534
+
+
+def test_listing(case: Case, arena: Arena) -> None:
+    arena.check(case)
+
+
+def make_run(root: Path, name: str, metrics: bytes = b'{"event": "train", "step": 3, "loss": 0.5}\n') -> Path:
+    """A run that has stopped."""
+    run = root / name
+    for below in ("lock", "attempts", "checkpoints"):
+        (run / below).mkdir(parents=True, mode=0o700)
+    run.chmod(0o700)
+    (run / "config.yaml").write_text(CONFIG.format(name=name))
+    (run / "metrics.jsonl").write_bytes(metrics)
+    return run
+
+
+def pair(arena: Arena) -> Path:
+    """Two runs; the one that is returned is to become the bad one."""
+    make_run(arena.folder / "runs", "good-run")
+    return make_run(arena.folder / "runs", "bad-run")
+
+
+SHOWN = r"good-run[^\n]*stopped[^\n]* 3 [^\n]*loss 0.5"
+
+
+@CASES.add(
+    "a lock whose owner is a link",
+    code=0,
+    says=rf"(?s){SHOWN}.*bad-run[^\n]*unreadable.*bad-run: [^\n]*symbolic link",
+)
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    (run / "lock" / "owner-00000001.json").symlink_to(arena.outside / "thesis.tex")
+    return "runs", "runs"
+
+
+@CASES.add(
+    "a lock whose owner was never born", code=0, says=rf"(?s)bad-run[^\n]*stopped.*{SHOWN}|{SHOWN}.*bad-run"
+)
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    owner = {"who": "x", "host": os.uname().nodename, "pid": int("9" * 300), "started": 1, "boot": ""}
+    owner |= {"namespaces": [0, 0], "token": "x", "heartbeat_s": float("nan")}
+    for name in (
+        "owner-00000001.json",
+        "owner-000000000002.json",
+        f"owner-{chr(0x663) * 8}.json",
+    ):
+        (run / "lock" / name).write_text(json.dumps(owner))
+    return "runs", "runs"
+
+
+@CASES.add(
+    "records of other types",
+    code=0,
+    says=rf"(?s)bad-run[^\n]*stopped[^\n]* 2 .*{SHOWN}|{SHOWN}.*bad-run[^\n]* 2 ",
+)
+def _(arena: Arena) -> Sequence[str]:
+    pair(arena)
+    damaged = [
+        *({"step": "x"}, {"step": [1]}, {"event": "train", "step": 1, "loss": "much"}),
+        *({"event": "train", "step": 2, "loss": [1]}, {"event": "train", "loss": 10**400}),
+        {"event": "evaluation", "split": ["test"], "accuracy": {"a": 1}},
+    ]
+    lines = b"".join(json.dumps(record).encode() + b"\n" for record in damaged)
+    arena.file("runs/bad-run/metrics.jsonl", b"5\nnull\n\xff\xfe\n" + b"[" * 10**6 + b"\n" + lines)
+    return "runs", "runs"
+
+
+@CASES.add("records from a pipe", code=0, says=rf"(?s){SHOWN}.*bad-run[^\n]*unreadable")
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    return "runs", "runs"
+
+
+@CASES.add("records from /dev/zero", code=0, says=rf"(?s){SHOWN}.*bad-run[^\n]*unreadable")
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("/dev/zero")
+    return "runs", "runs"
+
+
+@CASES.add("records of a gigabyte without an end", code=0, says=SHOWN, always=False)
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    os.truncate(run / "metrics.jsonl", 1 << 30)
+    return "runs", "runs"
+
+
+@CASES.add("directories that are links", code=0, says=SHOWN)
+def _(arena: Arena) -> Sequence[str]:
+    run = pair(arena)
+    for below in ("lock", "attempts", "checkpoints"):
+        (run / below).rmdir()
+        (run / below).symlink_to(arena.outside / "directory")
+    (arena.folder / "runs" / "loop").symlink_to("loop")
+    (arena.folder / "runs" / "gone").symlink_to("nowhere")
+    return "runs", "runs"
+
+
+@CASES.add("a root that is a link", code=0, says=SHOWN)
+def _(arena: Arena) -> Sequence[str]:
+    pair(arena)
+    (arena.folder / "linked").symlink_to(arena.folder / "runs")
+    return "runs", "linked"
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A root that everybody may look into."""
+    root = Path(tempfile.mkdtemp(prefix="tl-dist-shared-", dir="/tmp"))
+    root.chmod(0o755)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at its own runs as somebody else")
+@pytest.mark.parametrize("host", [os.uname().nodename, "elsewhere"])
+def test_runs_of_somebody_else_are_shown_as_far_as_they_can_be_read_and_not_touched(
+    shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    make_run(shared, "private")
+    readable = make_run(shared, "readable")
+    owner = {"who": "worker", "host": host, "pid": 2**22, "started": 1, "boot": "", "namespaces": [0, 0]}
+    (readable / "lock" / "owner-00000001.json").write_text(json.dumps(owner | {"token": "x"}))
+    for path in (readable, *readable.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    readable.joinpath("lock").chmod(0o777)  # a probe could be made there
+    assert main(["runs", str(shared)]) == 0  # imports what another user may not read
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in shared.rglob("*")}
+    os.seteuid(NOBODY)
+    try:
+        code = main(["runs", str(shared)])
+    finally:
+        os.seteuid(0)
+    said = capsys.readouterr()
+    assert code == 0, said
+    assert [line.split()[:2] for line in said.out.splitlines() if "r" in line and "s ago" in line] == [
+        ["readable", "running"]
+    ]
+    assert "private" in said.out and "unreadable" in said.out and "Permission denied" in said.out
+    assert {path: path.stat().st_mtime_ns for path in shared.rglob("*")} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at its own runs as somebody else")
+def test_a_root_that_cannot_be_read_is_refused(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(shared, "private")
+    shared.chmod(0o711)
+    os.seteuid(NOBODY)
+    try:
+        code = main(["runs", str(shared)])
+    finally:
+        os.seteuid(0)
+    said = capsys.readouterr().err
+    assert code == 64 and "cannot be read (Permission denied" in said and "Fix: " in said
