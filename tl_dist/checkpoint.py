@@ -67,6 +67,7 @@ class Checkpointer:
         self._num_failed = 0
         self._last_failure = ""
         self._lost = False
+        self._diverged = ""
         self._messages: deque[str] = deque()
         self._thread: threading.Thread | None = None
         self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
@@ -103,13 +104,20 @@ class Checkpointer:
     def poll(self) -> list[str]:
         """What finished or failed since the last call, in words.
 
-        Raises Refusal when another process owns the run now, or after `max_failed` failed saves in a row.
+        Raises Refusal when another process owns the run now, when a state was not finite (it is never saved), or
+        after `max_failed` failed saves in a row.
         """
         if self._lost:
             raise Refusal(
                 f"run '{self._name}' was taken over by another process; this one commits nothing more.",
                 fix="leave the run to its new owner, or stop that one first (lock/ names it).",
                 code=ExitCode.CANNOT_CREATE,
+            )
+        if self._diverged:
+            raise Refusal(
+                f"{self._diverged}; {self._newest()}.",
+                fix="start a run with another name=NAME and a lower optimizer.learning_rate or optimizer.clip_norm.",
+                code=ExitCode.NO_REQUEUE,
             )
         if self._num_failed >= self._max_failed:
             raise Refusal(
@@ -145,9 +153,13 @@ class Checkpointer:
     def _save(self, content: Content) -> None:
         start = time.monotonic()
         try:
+            for path, array in content.arrays.items():
+                commit.require_finite(path, array)
             num_bytes = self._commit(content)
         except _LostLock:
             self._lost = True
+        except commit.Invalid as problem:
+            self._diverged = f"step {content.step} was not saved: {problem}"
         except Exception as error:  # the writer's thread must not die of anything in silence
             self._num_failed += 1
             self._last_failure = reason(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _SHOWN = 5
+_AT_ONCE = 1 << 20  # numbers that are looked at together: their flags stay in the processor's cache
 
 Expected = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -66,15 +67,15 @@ class Content:
 
     step: int
     header: bytes
-    arrays: list[np.ndarray]
+    arrays: dict[str, np.ndarray]
     meta: bytes
 
     @classmethod
     def of(cls, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Content:
         """Raises ValueError for what cannot be written and read back unchanged."""
-        contiguous = [_contiguous(path, array) for path, array in arrays.items()]
+        contiguous = {path: _contiguous(path, array) for path, array in arrays.items()}
         entries, offset = {}, 0
-        for path, array in zip(arrays, contiguous, strict=True):
+        for path, array in contiguous.items():
             end = offset + array.nbytes
             dtype = _NAMES[array.dtype.name]
             entries[path] = {"dtype": dtype, "shape": array.shape, "data_offsets": (offset, end)}
@@ -91,7 +92,7 @@ class Content:
     def pieces(self) -> Iterator[Any]:
         """The safetensors file: length of the header, header, tensors."""
         yield len(self.header).to_bytes(8, "little") + self.header
-        for array in self.arrays:
+        for array in self.arrays.values():
             yield array.reshape(-1).view(np.uint8)
             failpoint("checkpoint.tensors")
 
@@ -113,25 +114,34 @@ def write(directory: Path, content: Content) -> int:
 
 
 def read(path: Path, step: int, expected: Expected | None = None) -> Commit:
-    """The commit in a directory, every byte verified first; raises Invalid.
+    """The commit in a directory, every byte verified first; raises Invalid, also for NaN and infinity in it.
 
-    Raises Refusal when it is whole but holds another set of (path, dtype, shape) than `expected`.
+    With `expected`, one to go on from: raises Refusal when it holds another set of (path, dtype, shape), and Invalid
+    when it has no history.
     """
     with _verified(path, step) as (tensors, meta):
         held = _held(tensors)
         if expected is not None:
             _compare(path, held, expected)
-        # By descriptor, so that it is the file that was verified; read, not mapped into memory, so that a
-        # file that shrinks meanwhile is an error and not a SIGBUS.
-        with safe_open(f"/proc/self/fd/{tensors}", framework="np", backend="pread") as file:
-            arrays = {name: file.get_tensor(name) for name in held}
-        return Commit(step, path, meta, arrays)
+            if not isinstance(meta.get("history"), dict):
+                raise Invalid(f"{META} has no history")
+        return Commit(step, path, meta, dict(_finite(tensors, held)))
 
 
 def check(path: Path, step: int) -> None:
-    """Verify every byte of a commit without keeping it; raises Invalid."""
-    with _verified(path, step):
-        pass
+    """The same for a commit that is not needed itself; raises Invalid."""
+    with _verified(path, step) as (tensors, _):
+        for _ in _finite(tensors, _held(tensors)):
+            pass
+
+
+def require_finite(path: str, array: np.ndarray) -> None:
+    """Raises Invalid for NaN and infinity, which no state may hold; a twentieth of the time that hashing takes."""
+    if "float" not in array.dtype.name:
+        return
+    flat = array.reshape(-1)
+    if not all(np.isfinite(flat[k : k + _AT_ONCE]).all() for k in range(0, flat.size, _AT_ONCE)):
+        raise Invalid(f"'{path}' holds numbers that are not finite")
 
 
 def is_plausible(path: Path, step: int) -> bool:
@@ -141,6 +151,16 @@ def is_plausible(path: Path, step: int) -> bool:
         sizes = {name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_size for name in (TENSORS, META)}
         return all(listed[name].size == size for name, size in sizes.items())
     return False
+
+
+def _finite(tensors: int, held: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    # By descriptor, so that it is the file that was verified; read, not mapped into memory, so that a
+    # file that shrinks meanwhile is an error and not a SIGBUS.
+    with safe_open(f"/proc/self/fd/{tensors}", framework="np", backend="pread") as file:
+        for name in held:
+            array = file.get_tensor(name)
+            require_finite(name, array)
+            yield name, array
 
 
 def _contiguous(path: str, array: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def main() -> int:
     ):
         found = restore(run, log=said.append)
         for step in steps:
-            saver.save(step, state(step), {"note": f"step {step}"}, wait=True)
+            saver.save(step, state(step), {"note": f"step {step}", "history": {}}, wait=True)
             said += saver.poll()
     assert "tensorflow" not in sys.modules
     print(json.dumps({"restored": found.step if found else None, "said": said}))

@@ -43,7 +43,7 @@ def expected(arrays):
 def save(run, *steps, keep=3):
     with Checkpointer(run, keep=keep, owned=owned) as saver:
         for step in steps:
-            saver.save(step, state(step), {"epoch": step / 10}, wait=True)
+            saver.save(step, state(step), {"epoch": step / 10, "history": {}}, wait=True)
             assert saver.last_commit == step, saver.poll()
         return saver.poll()
 
@@ -84,7 +84,9 @@ ARRAYS = {
     "longs": np.array([2**32 - 1], np.uint32),
     "empty": np.zeros((0, 5), np.float32),
     "half": np.array([1.5, -2.25], ml_dtypes.bfloat16),
-    "not numbers": np.array([np.nan, np.inf, -0.0], np.float32),
+    "extremes": np.array(
+        [np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, -0.0], np.float32
+    ),
     'ünïcode "quoted"\n/path': np.ones(3, np.float32),
 }
 
@@ -124,7 +126,7 @@ def test_the_own_writer_and_the_safetensors_library_agree(run, tmp_path):
 def test_contiguous_arrays_are_not_copied():
     kernel = np.zeros((1000, 10), np.float32)
     content = commit.Content.of(1, {"kernel": kernel}, {})
-    assert np.shares_memory(content.arrays[0], kernel)
+    assert np.shares_memory(content.arrays["kernel"], kernel)
     assert all(np.shares_memory(piece, kernel) for piece in list(content.pieces())[1:])
 
 
@@ -207,6 +209,41 @@ def test_a_commit_that_is_replaced_while_it_is_read_is_looked_for_again(run, mon
 
     monkeypatch.setattr(commit, "read", slow_read)
     assert restore(run).step == 20
+
+
+def test_a_state_that_is_not_finite_ends_the_run_and_the_last_commit_stays(run):
+    """Not the loss scale that a run in float16 has lowered, nor a number that is only large."""
+    for kind in (np.nan, np.inf, -np.inf):
+        broken = state(20) | {"dense/bias": np.array([np.finfo(np.float32).max, 0, kind], np.float32)}
+        with Checkpointer(run, keep=1, owned=owned) as saver:
+            saver.save(10, state(10) | {"optimizer/loss_scale": np.array(1, np.float32)}, {}, wait=True)
+            saver.save(20, broken, {}, wait=True)
+            text = refused(ExitCode.NO_REQUEUE, saver.poll)
+        assert "step 20 was not saved: 'dense/bias' holds numbers that are not finite" in text
+        assert "the last commit is step 10" in text
+        assert steps(run) == [step_name(10)]
+
+
+def test_a_commit_that_is_not_finite_is_passed_over_and_replaced(run, monkeypatch):
+    """Bit for bit as an earlier version wrote it."""
+    save(run, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "require_finite", lambda path, array: None)
+        with Checkpointer(run, keep=3, owned=owned) as saver:
+            saver.save(20, state(20) | {"dense/kernel": np.full((4, 3), np.nan, np.float32)}, {}, wait=True)
+    said = []
+    assert restore(run, log=said.append).step == 10
+    assert "step-00000020 is not valid ('dense/kernel' holds numbers that are not finite)" in said[0]
+    save(run, 20)
+    assert restore(run, strict=True).arrays["dense/kernel"].max() == 20
+
+
+@pytest.mark.parametrize("meta", [{}, {"history": 5}, {"history": [1]}, {"history": None}])
+def test_a_commit_without_history_is_passed_over_by_who_goes_on_from_it(run, meta):
+    save(run, 10)
+    with Checkpointer(run, keep=3, owned=owned) as saver:
+        saver.save(20, state(20), meta, wait=True)
+    assert restore(run, expected=expected(state(0)), log=lambda text: None).step == 10
 
 
 def test_another_set_of_arrays_is_refused_by_name(run):

@@ -48,7 +48,7 @@ def owned():
 def save(run, *steps, keep=3):
     with Checkpointer(run, keep=keep, owned=owned) as saver:
         for step in steps:
-            saver.save(step, state(step), {}, wait=True)
+            saver.save(step, state(step), {"history": {}}, wait=True)
             assert saver.last_commit == step, saver.poll()
 
 
@@ -117,7 +117,7 @@ def test_killed_at_a_named_place_the_last_commit_is_there_and_the_next_start_cle
     with Lock.acquire(run) as lock, Checkpointer(run, keep=1, owned=lock.owned) as saver:
         assert all(name.startswith("step-") for name in entries(run))
         assert_is_state_of(restore(run, strict=True), committed)
-        saver.save(20, state(20), {}, wait=True)
+        saver.save(20, state(20), {"history": {}}, wait=True)
         assert_is_state_of(restore(run, strict=True), 20)
         assert entries(run) == ["step-00000020"]
 
@@ -263,19 +263,19 @@ def test_on_a_full_disk_training_goes_on_until_too_many_saves_in_a_row_have_fail
     run = make_run(small_disk / "elpv")
     big = {"kernel": np.zeros(100_000, np.float32)}
     with Checkpointer(run, keep=2, owned=owned, max_failed=3) as saver:
-        saver.save(1, state(1), {}, wait=True)
+        saver.save(1, state(1), {"history": {}}, wait=True)
         assert "committed" in saver.poll()[0]
         for step in (2, 3):
-            saver.save(step, big, {}, wait=True)
+            saver.save(step, big, {"history": {}}, wait=True)
             (text,) = saver.poll()
             assert "No space left on device" in text
             assert "training goes on" in text
             assert "last commit is step 1" in text
         assert entries(run) == ["step-00000001"]
-        saver.save(4, state(4), {}, wait=True)  # a save that works forgives the ones before
+        saver.save(4, state(4), {"history": {}}, wait=True)  # a save that works forgives the ones before
         saver.poll()
         for step in (5, 6, 7):
-            saver.save(step, big, {}, wait=True)
+            saver.save(step, big, {"history": {}}, wait=True)
         text = refused(ExitCode.STORAGE, saver.poll)
     assert "3 saves in a row failed" in text
     assert "No space left on device" in text
@@ -291,7 +291,7 @@ def test_a_file_size_limit_is_a_failed_save(run):
         from tl_dist.run import RunDir
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         with Checkpointer(RunDir(sys.argv[1]), keep=2, owned=lambda: True) as saver:
-            saver.save(2, {"kernel": np.zeros(1000, np.float32)}, {}, wait=True)
+            saver.save(2, {"kernel": np.zeros(1000, np.float32)}, {"history": {}}, wait=True)
             sys.exit(saver.poll()[0])
     """
     save(run, 1)
@@ -314,11 +314,11 @@ def test_any_error_in_the_writer_is_a_failed_save_and_no_dead_thread(run, monkey
                 patch.setattr(error_in, "failpoint", surprise)
                 if error_in is checkpoint:  # the snapshot is taken by the caller, who gets the error
                     with pytest.raises(FailpointReached):
-                        saver.save(1, state(1), {}, wait=True)
+                        saver.save(1, state(1), {"history": {}}, wait=True)
                     continue
-                saver.save(1, state(1), {}, wait=True)
+                saver.save(1, state(1), {"history": {}}, wait=True)
             assert "FailpointReached" in saver.poll()[0]
-        saver.save(1, state(1), {}, wait=True)
+        saver.save(1, state(1), {"history": {}}, wait=True)
         assert "committed" in saver.poll()[0]
     assert entries(run) == ["step-00000001"]
 
@@ -329,7 +329,7 @@ def test_old_commits_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatc
         checkpoint, "_remove", lambda path: (_ for _ in ()).throw(OSError(16, "Device or resource busy"))
     )
     with Checkpointer(run, keep=1, owned=owned) as saver:
-        saver.save(2, state(2), {}, wait=True)
+        saver.save(2, state(2), {"history": {}}, wait=True)
         said = saver.poll()
     assert "step 2 committed" in said[0]
     assert "busy" in said[1]
@@ -352,7 +352,7 @@ def test_a_stopped_writer_that_was_replaced_commits_nothing_when_it_wakes(run):
     os.utime(owner, (mtime - 5, mtime - 5))
     with Lock.acquire(run) as lock, Checkpointer(run, keep=2, owned=lock.owned) as saver:
         assert restore(run).step == 10
-        saver.save(15, state(15), {}, wait=True)
+        saver.save(15, state(15), {"history": {}}, wait=True)
         os.kill(old.pid, signal.SIGCONT)
         code, report = finish(old)
         assert code == ExitCode.CANNOT_CREATE
@@ -385,10 +385,10 @@ def test_a_writer_replaced_at_any_place_renames_nothing_and_is_told(run, monkeyp
         monkeypatch.setattr(commit, "write", start)
         monkeypatch.setattr(commit, "failpoint", replaced)
         monkeypatch.setattr(checkpoint, "failpoint", replaced)
-        saver.save(20, state(20), {}, wait=True)
+        saver.save(20, state(20), {"history": {}}, wait=True)
         assert "taken over" in refused(ExitCode.CANNOT_CREATE, saver.poll)
         assert saver.last_commit is None
-        saver.save(30, state(30), {}, wait=True)
+        saver.save(30, state(30), {"history": {}}, wait=True)
         refused(ExitCode.CANNOT_CREATE, saver.poll)
     assert entries(run) == ["step-00000010", step_name(new_step)]
     assert (run.checkpoints / step_name(new_step)).stat().st_ino == new_owner[1]
@@ -413,9 +413,9 @@ def test_a_lock_that_cannot_be_read_is_a_failed_save_and_not_a_lost_run(run):
         return answer
 
     with Checkpointer(run, keep=1, owned=owned) as saver:
-        saver.save(1, state(1), {}, wait=True)
+        saver.save(1, state(1), {"history": {}}, wait=True)
         assert "Input/output error" in saver.poll()[0]
-        saver.save(1, state(1), {}, wait=True)
+        saver.save(1, state(1), {"history": {}}, wait=True)
         assert "committed" in saver.poll()[0]
 
 
