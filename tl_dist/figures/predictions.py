@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,22 @@ class Predictions:
     step: int
     groups: np.ndarray
     """the group of each example, empty where the dataset has none"""
+
+    def __post_init__(self) -> None:
+        num, classes = len(self.labels), len(self.class_names)
+        fits = {
+            "ids": self.ids.shape == (num,) and self.ids.dtype.kind == "U",
+            "labels": self.labels.shape == (num,) and self.labels.dtype.kind in "iu",
+            "class_names": self.class_names.shape == (classes,) and self.class_names.dtype.kind == "U",
+            "probabilities": self.probabilities.shape == (num, classes)
+            and self.probabilities.dtype.kind == "f",
+            "groups": self.groups.shape in ((num,), (0,)) and self.groups.dtype.kind in "US",
+        }
+        wrong = [name for name, right in fits.items() if not right]
+        if wrong:
+            raise ValueError(f"its {' and '.join(wrong)} have another shape or type than predictions")
+        if not num or not ((self.labels >= 0) & (self.labels < classes)).all():
+            raise ValueError(f"its labels are not those of {classes} classes")
 
 
 def file_of(run: Path, split: str) -> Path:
@@ -69,7 +84,7 @@ def load(path: Path) -> Predictions:
                 int(found["step"]),
                 found["groups"],
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise Refusal(
             f"{path} holds no predictions ({reason(error)}).",
             fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",

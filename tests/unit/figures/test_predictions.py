@@ -54,6 +54,51 @@ def test_without_logits_nothing_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ARRAYS = {
+    "ids": np.array(list("abcde")),
+    "labels": LABELS,
+    "probabilities": np.full((5, 2), 0.5, np.float32),
+    "class_names": np.array(["good", "bad"]),
+    "step": np.array(7),
+    "groups": np.array([], np.str_),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ids", np.array("abcde")),
+        ("ids", np.arange(5)),
+        ("labels", np.float32(LABELS)),
+        ("labels", LABELS[:4]),
+        ("labels", np.array(0)),
+        ("labels", LABELS + 1),
+        ("labels", -LABELS),
+        ("probabilities", np.full(5, 0.5)),
+        ("probabilities", np.full((5, 3), 0.5)),
+        ("probabilities", np.full((5, 2, 1), 0.5)),
+        ("probabilities", np.full((5, 2), 1)),
+        ("class_names", np.array("good")),
+        ("class_names", np.array([["good"], ["bad"]])),
+        ("step", np.array([7, 8])),
+        ("step", np.array("seven")),
+        ("groups", np.array(["a"])),
+        ("groups", np.array([None] * 5)),
+    ],
+    ids=range(17),
+)
+def test_arrays_of_another_shape_or_type_are_no_predictions(
+    tmp_path: Path, name: str, value: np.ndarray
+) -> None:
+    path = predictions.file_of(tmp_path, "test")
+    predictions.save(path, **ARRAYS)
+    assert predictions.load(path).step == 7
+    predictions.save(path, **ARRAYS | {name: value})
+    with pytest.raises(Refusal, match=r"holds no predictions .*Fix: ") as refusal:
+        predictions.load(path)
+    assert refusal.value.code == ExitCode.DATA
+
+
 @pytest.mark.parametrize("damage", ["missing", "torn", "text"])
 def test_what_is_no_file_of_predictions_is_refused(tmp_path: Path, damage: str) -> None:
     path = predictions.file_of(tmp_path, "test")
