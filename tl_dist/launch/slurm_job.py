@@ -41,7 +41,7 @@ class SlurmJob:
         total = slurm_tasks(env)  # the batch script of a job that named no number of tasks has none
         if len(hosts) != len(tasks) or total not in (None, sum(tasks)):
             raise Refusal(
-                f"Slurm job {env['SLURM_JOB_ID']} has tasks {layout!r} on nodes {nodelist!r}, "
+                f"Slurm job {env['SLURM_JOB_ID']} has tasks {_short(layout)} on nodes {_short(nodelist)}, "
                 f"{total} in all: that does not add up.",
                 fix="leave Slurm's variables as it set them.",
                 code=ExitCode.UNSAFE,
@@ -63,20 +63,27 @@ def expand_hostlist(text: str) -> list[str]:
             continue
         hosts.extend(_expand_name(name, text))
         if len(hosts) > limits.HOSTS:
-            raise _unreadable(f"host list {text!r} has more than {limits.HOSTS} hosts.")
+            raise _too_many(text)
     if not hosts or text.startswith(",") or text.endswith(",") or ",," in text:
-        raise _unreadable(f"host list {text!r} does not parse.")
+        raise _not_hosts(text)
     return hosts
 
 
 def tasks_per_node(text: str) -> list[int]:
     """Slurm's short form of the tasks on each node: "2(x3),1" -> [2, 2, 2, 1]."""
     tasks: list[int] = []
+    total = 0
     for entry in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", entry)
         if match is None:
-            raise _unreadable(f"tasks per node {text!r} does not parse.")
-        tasks.extend([int(match[1])] * int(match[2] or 1))
+            raise _unreadable(f"tasks per node {_short(text)} does not parse.")
+        count, nodes = int(match[1]), int(match[2] or 1)
+        total += count * nodes
+        if len(tasks) + nodes > limits.HOSTS or total > limits.WORKERS:
+            raise _unreadable(
+                f"tasks per node {_short(text)}: more than {limits.HOSTS:,} nodes or {limits.WORKERS:,} tasks."
+            )
+        tasks.extend([count] * nodes)
     return tasks
 
 
@@ -111,23 +118,47 @@ def rendezvous_address(
 
 
 def _expand_name(name: str, text: str) -> list[str]:
-    head, bracket, rest = name.partition("[")
-    if not bracket:
-        if "]" in name:
-            raise _unreadable(f"host list {text!r} does not parse.")
-        return [name]
-    ranges, closing, tail = rest.partition("]")
+    """All of one name: each stretch of plain text or of brackets multiplies what there is, if not beyond the limit."""
+    stretches = re.findall(r"\[[^\[\]]*\]|[^\[\]]+|.", name)
+    if {"[", "]"} & set(stretches) or len(stretches) > limits.HOST_BRACKETS:
+        raise _not_hosts(text)
+    found = [""]
+    for stretch in stretches:
+        ends = _numbers(stretch[1:-1], text) if stretch.startswith("[") else [stretch]
+        if len(ends[0]) > limits.HOST_NAME:
+            raise _not_hosts(text)
+        if len(found) * len(ends) > limits.HOSTS:
+            raise _too_many(text)
+        found = [head + end for head in found for end in ends]
+    return found
+
+
+def _numbers(ranges: str, text: str) -> list[str]:
+    """ "08-10,12" -> 08 09 10 12."""
     numbers: list[str] = []
     for part in ranges.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not closing or match is None:
-            raise _unreadable(f"host list {text!r} does not parse.")
-        first, last = match[1], match[2] or match[1]
-        if not 0 <= int(last) - int(first) < limits.HOSTS:
-            raise _unreadable(f"host list {text!r} has the range {part!r}.")
-        numbers.extend(str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    tails = _expand_name(tail, text) if tail else [""]
-    return [f"{head}{number}{end}" for number in numbers for end in tails]
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)
+        if match is None:
+            raise _not_hosts(text)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise _not_hosts(text)
+        if last - first + len(numbers) >= limits.HOSTS:
+            raise _too_many(text)
+        numbers.extend(str(number).zfill(len(match[1])) for number in range(first, last + 1))
+    return numbers
+
+
+def _not_hosts(text: str) -> Refusal:
+    return _unreadable(f"host list {_short(text)} does not parse.")
+
+
+def _too_many(text: str) -> Refusal:
+    return _unreadable(f"host list {_short(text)} has more than {limits.HOSTS:,} hosts.")
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 200 else repr(text[:200]) + "..."
 
 
 def _unreadable(what: str) -> Refusal:

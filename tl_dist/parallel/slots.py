@@ -12,6 +12,7 @@ import fcntl
 import re
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,11 +52,15 @@ def slots_of(plan: Plan) -> list[Slot]:
             f"a plan needs distinct hosts with one worker or more each, got {plan_text(plan)!r}."
         )
     size = sum(workers for _, workers in plan)
+    cross_sizes = Counter(local_rank for _, workers in plan for local_rank in range(workers))
+    met: Counter[int] = Counter()
     slots: list[Slot] = []
-    for node, (host, workers) in enumerate(plan):
+    for host, workers in plan:
         for local_rank in range(workers):
-            peers = [k for k, (_, others) in enumerate(plan) if others > local_rank]
-            slots.append(Slot(host, len(slots), size, local_rank, workers, peers.index(node), len(peers)))
+            slots.append(
+                Slot(host, len(slots), size, local_rank, workers, met[local_rank], cross_sizes[local_rank])
+            )
+            met[local_rank] += 1
     return slots
 
 

@@ -16,6 +16,7 @@ from tl_dist.launch.slurm_job import SlurmJob, expand_hostlist, rendezvous_addre
 from tl_dist.launch.srun_end import TasksEnded, attempt_code, first_cause, tasks_ended
 from tl_dist.launch.srun_step import srun_command
 from tl_dist.parallel.slots import (
+    Slot,
     expected_world_size,
     network_interface_towards,
     parse_plan,
@@ -78,12 +79,47 @@ def test_host_list_expands_in_slurms_order(text, hosts):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",a", "a,", "a,,b", "a[1-", "a]", "a[]", "a[x]", "a[3-1]", "a[1-9999999]"]
+    "text",
+    [
+        *(
+            "",
+            ",a",
+            "a,",
+            "a,,b",
+            "a[1-",
+            "a]",
+            "a[]",
+            "a[x]",
+            "a[3-1]",
+            "a[1-9999999]",
+            "a[[1]]",
+            "a[\u0663]",
+        ),
+        "a[0-65535][0-65535]",
+        "a[0-65535,0-65535]",
+        "a[" + ",".join(["0-65535"] * 10_000) + "]",
+        "a[0-65535]" + "[0]" * 40_000,
+        "a[0-65535],b",
+        "[0]" * 5_000,
+        f"a[{'9' * 5_000}]",
+        f"a[0-{'9' * 5_000}]",
+        "x" * 100_000 + "[0-65535]",
+        "[" * 100_000,
+    ],
+    ids=range(22),
 )
-def test_host_list_that_does_not_parse_is_refused(text):
+@pytest.mark.timeout(10)
+def test_host_list_that_does_not_parse_or_is_too_long_is_refused(text):
     with pytest.raises(Refusal, match="Fix: ") as refusal:
         expand_hostlist(text)
     assert refusal.value.code == ExitCode.UNSAFE
+    assert len(str(refusal.value)) < 500
+
+
+def test_as_many_hosts_as_any_job_has_are_placed_at_once():
+    plan = [(host, 1) for host in expand_hostlist("a[00000-65535]")]
+    assert slots_of(plan)[-1] == Slot("a65535", 65535, 65536, 0, 1, 65535, 65536)
+    assert len(tasks_per_node("1" + ",1" * 65_535)) == 65_536
 
 
 @pytest.mark.parametrize(
@@ -93,10 +129,18 @@ def test_tasks_per_node_expand(text, tasks):
     assert tasks_per_node(text) == tasks
 
 
-@pytest.mark.parametrize("text", ["", "a", "2(x)", "2(3)", "-1", "2,,1"])
-def test_tasks_per_node_that_do_not_parse_are_refused(text):
-    with pytest.raises(Refusal, match="Fix: "):
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "2(x)", "2(3)", "-1", "2,,1", "\u0663", "1(x9999999999)", "1(x65537)", "9999999"),
+        *("9" * 5000, f"1(x{'9' * 5000})", ",".join(["99(x60000)"] * 9)),
+    ],
+    ids=range(13),
+)
+def test_tasks_per_node_that_do_not_parse_or_are_too_many_are_refused(text):
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
         tasks_per_node(text)
+    assert len(str(refusal.value)) < 500
 
 
 def test_job_is_read_from_the_batch_scripts_environment():
