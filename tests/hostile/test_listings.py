@@ -23,6 +23,8 @@ data: {{name: synthetic, image_size: 32}}
 model: {{backbone: tiny, weights: random, train_from: all}}
 optimizer: {{name: adam, learning_rate: 3e-3}}
 """
+KEY = "0123456789abcdef" * 2
+"""of a feature set"""
 NOBODY = 65534
 
 
@@ -133,6 +135,21 @@ def _(arena: Arena) -> Sequence[str]:
     pair(arena)
     (arena.folder / "linked").symlink_to(arena.folder / "runs")
     return "runs", "linked"
+
+
+def keeps_the_set(arena: Arena) -> None:
+    assert (arena.folder / "runs" / "features" / KEY).is_dir()
+
+
+@CASES.add("a root that is a link, whose runs need the set", code=0, says="0 removed", after=keeps_the_set)
+def _(arena: Arena) -> Sequence[str]:
+    """Through the link no run was seen, and what all of them need was removed."""
+    (pair(arena) / "features.txt").write_text(f"{KEY}\n")
+    manifest = arena.file(f"runs/features/{KEY}/manifest.json", "{}")
+    for path in (manifest, manifest.parent):
+        os.utime(path, (1e9, 1e9))
+    (arena.folder / "linked").symlink_to(arena.folder / "runs")
+    return "features", "prune", "linked", "--unreferenced"
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(
 
 @features_app.command("prune")
 def features_prune(
-    runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs"),
+    runs: Annotated[Path, typer.Argument(metavar="[DIR]", resolve_path=True)] = Path("runs"),
     unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
     keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
     unreferenced: Annotated[
