@@ -1,4 +1,4 @@
-"""`python -m tl_dist` is `tl-dist`."""
+"""`python -P -m tl_dist` is `tl-dist`; without -P, Python looks for modules in the working directory first."""
 
 import sys
 

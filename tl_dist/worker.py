@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--in-turn", metavar="NAME", nargs="+", help="train the runs of these names beside RUN"
     )
     options = parser.parse_args(arguments)
+    os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
     rank = rank_before_start(os.environ)
     shown = sys.stderr

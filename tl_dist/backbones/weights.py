@@ -243,13 +243,11 @@ def _store(request: _Request, arrays: Arrays, source_sha256: str | None) -> Weig
 
 def _convert_in_child(request: _Request) -> None:
     """Run this module as a command; its refusal becomes ours."""
-    command = [sys.executable, "-m", "tl_dist.backbones.weights", request.spec, request.backbone.name]
+    command = [sys.executable, "-P", "-m", "tl_dist.backbones.weights", request.spec, request.backbone.name]
     command += ["--cache", str(request.cache), *(["--sha256", request.sha256] if request.sha256 else [])]
     try:
-        # From the directory that holds the package, so that the child runs the code that runs here.
         done = subprocess.run(
             command,
-            cwd=Path(__file__).resolve().parents[2],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -270,7 +268,7 @@ def _convert_in_child(request: _Request) -> None:
 def _failed(request: _Request, how: str, command: list[str]) -> Refusal:
     return Refusal(
         f"the conversion of the weights '{request.spec}' for {request.backbone.name} {how}.",
-        fix=f"run '{' '.join(command[1:5])}' to see why, and use no file that you do not trust.",
+        fix=f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust.",
         code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL,
     )
 

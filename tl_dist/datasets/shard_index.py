@@ -116,12 +116,9 @@ def _helpers(files: Sequence[Path], cache: Path, keys: Keys) -> Iterator[None]:
         cores = len(os.sched_getaffinity(0))
         size = sum(file.stat().st_size for file in files)
         number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
-        command = [sys.executable, "-m", "tl_dist.datasets.shard_index", str(cache)]
+        command = [sys.executable, "-P", "-m", "tl_dist.datasets.shard_index", str(cache)]
         task = json.dumps([keys.image, keys.label]).encode() + b"\n" + b"\0".join(map(os.fsencode, files))
-        started = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[2])
-            for _ in range(number)
-        ]
+        started = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(number)]
         try:
             for helper in started:
                 assert helper.stdin is not None

@@ -20,7 +20,7 @@ def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
             fix="add 'augment: [flip]' or others below 'data:'.",
             code=ExitCode.USAGE,
         )
-    command = [sys.executable, "-m", "tl_dist.augment_preview"]
+    command = [sys.executable, "-P", "-m", "tl_dist.augment_preview"]
     command += [str(path.absolute()), str(out.absolute()), str(rows), *overrides]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -29,7 +29,7 @@ def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
         if not known or done.returncode not in list(ExitCode):
             raise Refusal(
                 f"the preview ended with {done.returncode}: {last[:200]}.",
-                fix=f"run 'python -m tl_dist.augment_preview {path} {out} {rows}'.",
+                fix=f"run 'python -P -m tl_dist.augment_preview {path} {out} {rows}'.",
                 code=ExitCode.INTERNAL,
             )
         raise Refusal(what, fix=fix, code=ExitCode(done.returncode))

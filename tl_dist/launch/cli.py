@@ -288,6 +288,8 @@ def srun(run: RunPath) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Whatever goes wrong is one line on standard error."""
+    if arguments is None:
+        _import_nothing_from_here()
     try:
         command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="tl-dist", standalone_mode=False)
@@ -308,6 +310,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{type(error).__name__}: {error} Fix: report it, with {_traceback_file()} and 'tl-dist env'."
         )
         return ExitCode.INTERNAL
+
+
+def _import_nothing_from_here() -> None:
+    """For every Python that this process starts: the working directory may hold a random.py, or worse.
+
+    A checkout that `python -m` found there is named to them instead.
+    """
+    package = str(Path(__file__).parents[2])
+    if sys.path[0] == package:
+        paths = [package, os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _usage_error(error: Exception) -> int:

@@ -16,8 +16,16 @@ from pathlib import Path
 
 from tl_dist.config import Config
 
-SECRET = re.compile(r"TOKEN|SECRET|PASSW(?:OR)?D|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.IGNORECASE)
-"""Names of variables that workers do not get."""
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|(?:API|PRIVATE|ACCESS|ACCOUNT)_?KEY|JWT|COOKIE"
+    r"|KEYRING(?!_BACKEND)|CONNECTION_?STRING"
+    # As words: not PATH, COMPASS, BYPASS, PASSTHROUGH, GIT_AUTHOR_NAME or XAUTHORITY, which is a file's name.
+    r"|(?<!BY)(?<!COM)PASS(?![A-Z])|AUTH(?:2|KEY)?(?![A-Z])|(?<![A-Z])(?:PAT|DSN)(?![A-Z])",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s:@]*:[^/\s@]+@"
+)  # a password in an address, as of a proxy or a package index
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -33,7 +41,15 @@ PLACE = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SI
 SUPERVISED = "TL_DIST_SUPERVISED"
 """Tells a worker that its output goes to its log already, and that somebody else shows the progress."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Set, no Python imports from the working directory, where anything may lie: neither by -m and -c nor in a pool."""
+
 _GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable looks like a password or a key: workers do not get it, and no report shows it."""
+    return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ def worker_argv(
     run: Path, *, evaluate: str | None = None, task: Sequence[str] = (), python: str = sys.executable
 ) -> tuple[str, ...]:
     """The command line of every worker, whoever starts it."""
-    argv = (python, "-m", "tl_dist.worker", str(run))
+    argv = (python, "-P", "-m", "tl_dist.worker", str(run))
     return (*argv, *task) if evaluate is None else (*argv, "--evaluate", evaluate, *task)
 
 
@@ -81,7 +97,7 @@ def worker_environment(
     cfg: Config, inherited: Mapping[str, str], *, processes: int, cores: int
 ) -> dict[str, str]:
     """The environment of a worker, without its place among the others."""
-    kept = {k: v for k, v in inherited.items() if not SECRET.search(k) and k not in PLACE}
+    kept = {k: v for k, v in inherited.items() if not is_secret(k, v) and k not in PLACE}
     threads = cfg.runtime.threads or max(1, cores // processes)
     # Horovod's inspector only warns: it cannot tell a rank 0 that works from one that hangs. Heartbeats can.
     stall = {
@@ -95,7 +111,7 @@ def worker_environment(
         "PYTHONFAULTHANDLER": "1",  # SIGABRT from the supervisor leaves every thread's stack in the log
         **(stall if cfg.strategy == "horovod" else {}),
     }
-    return defaults | kept | {SUPERVISED: "1"}
+    return defaults | kept | {SUPERVISED: "1", SAFE_PATH: "1"}
 
 
 def local_commands(

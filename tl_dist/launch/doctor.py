@@ -76,7 +76,7 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """The findings, each as soon as it is known. A fault is a Finding whose `ok` is False."""
-    framework, problem = facts_of_child([sys.executable, "-c", _FRAMEWORK])
+    framework, problem = facts_of_child([sys.executable, "-P", "-c", _FRAMEWORK])
     if framework:
         cpu_only = "CPU only" if framework["cuda"] else "built for CPUs only"
         devices = f"{len(framework['gpus'])} GPU(s)" if framework["gpus"] else cpu_only
@@ -84,7 +84,7 @@ def examine() -> Iterator[Finding]:
     else:
         fix = "install the package's dependencies anew in this environment."
         yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
-    horovod, problem = facts_of_child([sys.executable, "-c", _HOROVOD])
+    horovod, problem = facts_of_child([sys.executable, "-P", "-c", _HOROVOD])
     install = "./launch/install_horovod"
     if not horovod:
         absent = "No module named 'horovod'" in problem
@@ -147,7 +147,6 @@ def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
         done = subprocess.run(
             command,
             env=environment,
-            cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -162,10 +161,8 @@ def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
 
 def _sum_commands(cfg: Config, file: Path, where: Callable[[int], dict[str, str]]) -> list[Command]:
     commands = local_commands(cfg, file, os.environ, processes=2, place=where)
-    # The code that runs here is the code that is examined, whatever the working directory.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-    argv = (sys.executable, "-c", _SUM, str(file))
-    return [Command(c.rank, argv, {**c.environment, "PYTHONPATH": path}) for c in commands]
+    argv = (sys.executable, "-P", "-c", _SUM, str(file))
+    return [Command(c.rank, argv, c.environment) for c in commands]
 
 
 def _facts(text: str) -> dict[str, Any] | None:

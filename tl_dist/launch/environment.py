@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.launch.command import SECRET, visible_gpus
+from tl_dist.launch.command import PLACE, SAFE_PATH, THREAD_VARIABLES, is_secret, visible_gpus
 
 PACKAGES = (
     "tl-dist",
@@ -26,9 +25,35 @@ PACKAGES = (
     "safetensors",
     "tensorboard",
 )
-_TELLING = re.compile(
-    r"^(?:HOROVOD|TF|KERAS|XLA|CUDA|NVIDIA|NCCL|OMP|OMPI|OPENBLAS|MKL|SLURM|TL_DIST|XDG_CACHE|PYTHON)"
-)
+VARIABLES = frozenset(
+    (
+        *THREAD_VARIABLES, *PLACE, SAFE_PATH, "TL_DIST_MPI", "TL_DIST_INTERFACE", "XDG_CACHE_HOME",
+        "PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "VIRTUAL_ENV", "CONDA_PREFIX",
+        "LD_LIBRARY_PATH", "LD_PRELOAD",
+        "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_HOME", "CUDA_LAUNCH_BLOCKING",
+        "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_TF32_OVERRIDE",
+        "TF_CPP_MIN_LOG_LEVEL", "TF_CPP_MAX_VLOG_LEVEL", "TF_XLA_FLAGS", "XLA_FLAGS", "TF_DETERMINISTIC_OPS",
+        "TF_ENABLE_ONEDNN_OPTS", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "TF_GPU_THREAD_MODE",
+        "TF_GPU_THREAD_COUNT", "TF_USE_LEGACY_KERAS", "KERAS_BACKEND", "KERAS_HOME",
+        "HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "HOROVOD_CYCLE_TIME", "HOROVOD_FUSION_THRESHOLD",
+        "HOROVOD_CACHE_CAPACITY", "HOROVOD_CROSS_RANK", "HOROVOD_CROSS_SIZE", "HOROVOD_GLOO_IFACE",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT", "HOROVOD_GLOO_TIMEOUT_SECONDS",
+        "HOROVOD_GPU_OPERATIONS", "HOROVOD_HIERARCHICAL_ALLREDUCE", "HOROVOD_HOSTNAME", "HOROVOD_LOG_LEVEL",
+        "HOROVOD_NUM_NCCL_STREAMS", "HOROVOD_STALL_CHECK_DISABLE", "HOROVOD_STALL_CHECK_TIME_SECONDS",
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "HOROVOD_THREAD_AFFINITY", "HOROVOD_TIMELINE",
+        "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE", "NCCL_IB_HCA", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE",
+        "NCCL_NET_GDR_LEVEL", "NCCL_ALGO", "NCCL_PROTO", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "KMP_BLOCKTIME",
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_MCA_btl", "OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_pml", "OMPI_MCA_oob_tcp_if_include",
+        "SLURM_CLUSTER_NAME", "SLURM_CPUS_ON_NODE", "SLURM_CPUS_PER_TASK", "SLURM_DISTRIBUTION", "SLURM_GPUS",
+        "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_JOB_CPUS_PER_NODE", "SLURM_JOB_GPUS",
+        "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_JOB_PARTITION", "SLURM_LOCALID",
+        "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_NODE", "SLURM_MPI_TYPE", "SLURM_NNODES", "SLURM_NODEID", "SLURM_NTASKS",
+        "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_RESTART_COUNT", "SLURM_STEP_GPUS", "SLURM_STEP_ID",
+        "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_TASKS_PER_NODE", "SLURM_TASK_PID",
+    )
+)  # fmt: skip
+"""those that are shown, by name: of a prefix one never knows what else begins with it"""
 _COMMANDS = {
     "mpirun": ("mpirun", "--version"),
     "sbatch": ("sbatch", "--version"),
@@ -50,7 +75,7 @@ def collect(env: Mapping[str, str] | None = None) -> dict[str, Any]:
         },
         "packages": {name: package_version(name) for name in PACKAGES},
         "commands": {name: first_line(*command) for name, command in _COMMANDS.items()},
-        "variables": {k: v for k, v in sorted(env.items()) if _TELLING.match(k) and not SECRET.search(k)},
+        "variables": {k: v for k, v in sorted(env.items()) if k in VARIABLES and not is_secret(k, v)},
     }
 
 

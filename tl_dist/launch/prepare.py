@@ -46,9 +46,9 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
 def fetch_weights(cfg: Config) -> str:
     """Convert the weights into the user's cache, where workers look, or find them there; one line on them."""
     model = cfg.model
-    command = [sys.executable, "-c", _RESOLVE, model.weights, model.backbone, model.weights_sha256 or ""]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    sha256 = model.weights_sha256 or ""
+    command = [sys.executable, "-P", "-c", _RESOLVE, model.weights, model.backbone, sha256]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     line = f"weights '{model.weights}' for {model.backbone}"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
@@ -60,7 +60,7 @@ def fetch_weights(cfg: Config) -> str:
             else f"{line}: the child that fetches them ended with {done.returncode}: {last[:200]}",
             fix=fix
             if known
-            else f"run 'python -m tl_dist.backbones.weights {model.weights} {model.backbone}'.",
+            else f"run 'python -P -m tl_dist.backbones.weights {model.weights} {model.backbone}'.",
             code=ExitCode(done.returncode) if known else ExitCode.INTERNAL,
         )
     path, sha256 = done.stdout.splitlines()[-2:]

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from tl_dist.launch.command import worker_argv
 from tl_dist.launch.slurm_job import SlurmJob
 from tl_dist.launch.srun import drive
 from tl_dist.launch.srun_step import srun_command
@@ -161,7 +162,7 @@ def render(
             fix="use letters, digits and _.,:+=- in its path.",
             code=ExitCode.USAGE,
         )
-    driver = [python, "-m", "tl_dist.launch.cli", "srun", str(run_dir)]
+    driver = [python, "-P", "-m", "tl_dist.launch.cli", "srun", str(run_dir)]
     return fill(
         template_text() if template is None else template,
         {
@@ -227,7 +228,7 @@ def template_text() -> str:
 def rank_commands(options: SubmitOptions, run_dir: Path) -> tuple[str, ...]:
     """One line for each rank: where it will run and what. The nodes have no names yet."""
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
-    command = shlex.join(_step_command(options, run_dir)[-4:])
+    command = shlex.join(_step_command(options, run_dir)[-len(worker_argv(run_dir)) :])
     return tuple(
         f"rank {slot.rank}, {slot.host}, local rank {slot.local_rank}: {command}" for slot in slots_of(plan)
     )

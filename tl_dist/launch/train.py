@@ -122,7 +122,6 @@ def open_run(root: Path, cfg: Config) -> RunDir:
     """The run directory of a config, made or found, private to this user, on storage that works."""
     if cfg.source is not None:
         source_run.opened(cfg)
-    os.umask(0o077)
     run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()
     return run

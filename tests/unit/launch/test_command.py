@@ -24,6 +24,7 @@ from tl_dist.launch.command import (
     worker_argv,
     worker_environment,
 )
+from tl_dist.launch.environment import collect
 from tl_dist.launch.local import local_launch, place
 from tl_dist.launch.rendezvous import Rendezvous
 from tl_dist.parallel.slots import slot_environment
@@ -95,6 +96,34 @@ def test_workers_are_started_as_the_golden_file_says(strategy: str) -> None:
     assert rendered(strategy) == (GOLDEN / f"command_{strategy}.txt").read_text()
 
 
+SECRETS = [
+    "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "WANDB_API_KEY", "SLURM_JWT", "TF_VAR_db_pass",
+    "PYTHON_KEYRING_PASS", "SLURM_SPANK_AUTH", "NVIDIA_NGC_AUTH", "TF_AUTH", "GITHUB_PAT", "PAT", "SENTRY_DSN",
+    "JUPYTER_COOKIE", "SSH_PASSPHRASE", "GNOME_KEYRING_CONTROL", "OAUTH2", "NETRC_AUTHKEY", "SSH_AUTH_SOCK",
+    "AZURE_STORAGE_CONNECTION_STRING",
+]  # fmt: skip
+HONEST = [
+    "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PATTERN", "XAUTHORITY", "GIT_AUTHOR_NAME", "AUTHOR",
+    "PASSTHROUGH", "UCX_BYPASS", "COMPASS", "PWD", "OLDPWD", "PYTHON_KEYRING_BACKEND", "MUNGE_SOCKET",
+    "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_CONF", "TMPDIR", "HOROVOD_GLOO_IFACE", "PATIENCE",
+]  # fmt: skip
+
+
+def test_workers_get_no_variable_that_looks_like_a_password_and_every_other_one() -> None:
+    """By name, or by an address with a password in it."""
+    addresses = {"http_proxy": "http://user:pass@proxy:3128", "https_proxy": "http://proxy:3128"}
+    given = dict.fromkeys((*SECRETS, *HONEST), "x") | addresses
+    found = worker_environment(config_of("single"), given, processes=1, cores=1)
+    assert not found.keys() & {*SECRETS, "http_proxy"}
+    assert {name for name in (*HONEST, "https_proxy") if name not in found} == set()
+
+
+def test_a_report_shows_only_variables_that_are_known_by_name() -> None:
+    telling = {"HOROVOD_CYCLE_TIME": "3", "SLURM_JOB_ID": "7", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    others = dict.fromkeys([*SECRETS, "SLURM_ANYTHING", "TF_VAR_db", "HOROVOD_X"], "x")
+    assert collect(telling | others | {"PYTHONPATH": "https://me:pw@host/"})["variables"] == telling
+
+
 def test_what_a_person_has_set_stays() -> None:
     chosen = {"OMP_NUM_THREADS": "3", "TF_CPP_MIN_LOG_LEVEL": "0", "HOROVOD_STALL_CHECK_TIME_SECONDS": "7"}
     found = worker_environment(config_of("horovod"), chosen, processes=2, cores=8)
@@ -152,7 +181,7 @@ def test_one_worker_for_each_gpu_unless_told(
 
 def test_an_evaluation_is_the_same_command_with_a_split() -> None:
     argv = worker_argv(Path("runs/x"), evaluate="test", python="python")
-    assert argv == ("python", "-m", "tl_dist.worker", "runs/x", "--evaluate", "test")
+    assert argv == ("python", "-P", "-m", "tl_dist.worker", "runs/x", "--evaluate", "test")
 
 
 def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

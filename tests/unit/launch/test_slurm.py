@@ -404,7 +404,7 @@ def test_dry_run_writes_nothing_and_shows_every_rank(tmp_path):
     assert len(result.rank_commands) == 4
     assert (
         result.rank_commands[3]
-        == f"rank 3, node 1, local rank 1: {sys.executable} -m tl_dist.worker {tmp_path}"
+        == f"rank 3, node 1, local rank 1: {sys.executable} -P -m tl_dist.worker {tmp_path}"
     )
 
 
