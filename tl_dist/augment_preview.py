@@ -20,7 +20,8 @@ from tl_dist.config import file as config_file
 from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
-from tl_dist.durable import reason, write_atomically
+from tl_dist.durable import write_output
+from tl_dist.files.picture import refuse_other_picture
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = 8
@@ -93,18 +94,18 @@ def _grid(images: np.ndarray) -> np.ndarray:
     return grid
 
 
+def is_grid(width: int, height: int) -> bool:
+    """Whether a picture of this size may be one of ours."""
+    pitch, rest = divmod(width + _GAP, COLUMNS + 1)
+    return not rest and not (height + _GAP) % pitch
+
+
 def write(picture: Image.Image, out: Path) -> None:
-    """As PNG; refuses a file that cannot be written."""
+    """As PNG, in the place of another such picture or of none; refuses a file that cannot be written."""
+    refuse_other_picture(out, is_grid, option="--out")
     target = io.BytesIO()
     picture.save(target, "PNG")
-    try:
-        write_atomically(out, target.getvalue())
-    except OSError as error:
-        raise Refusal(
-            f"{out} cannot be written: {reason(error)}.",
-            fix="name another file with --out.",
-            code=ExitCode.CANNOT_CREATE,
-        ) from error
+    write_output(out, target.getvalue(), option="--out")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tl_dist.refusal import ExitCode, Refusal
+
 CHUNK_BYTES = 4 << 20  # hashed and written in turn: still in the processor's cache, and without the GIL
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -55,6 +58,11 @@ def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True) -> Writt
         raise
     os.close(fd)
     return Written(size, digest.hexdigest())
+
+
+def open_to_append(path: Path) -> int:
+    """A descriptor that appends to a log of this user's, made where there is none; raises OSError for a link."""
+    return os.open(path, _APPEND, 0o600)
 
 
 def fsync_directory(path: Path) -> None:
@@ -104,6 +112,18 @@ def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> Non
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     fsync_directory(path.parent)
+
+
+def write_output(path: Path, data: bytes, *, option: str) -> None:
+    """The same for a file that a person asked for by `option`; refuses (73) where it cannot be written."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise Refusal(
+            f"{path} cannot be written: {reason(error)}.",
+            fix=f"name another file with {option}.",
+            code=ExitCode.CANNOT_CREATE,
+        ) from error
 
 
 def temporary_name(path: Path) -> Path:

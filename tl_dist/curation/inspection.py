@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from tl_dist.curation import images, remarks
 from tl_dist.curation.layout import opened
 from tl_dist.datasets import Source
 from tl_dist.datasets.rgb import rgb
+from tl_dist.durable import write_output
+from tl_dist.files.picture import refuse_other_picture
 
 _THREADS = 8
 _TILE = 96
@@ -42,6 +45,8 @@ def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
     No pixel is decoded but those of the samples, and of some images of 16 bits. `imbalance` is the largest class over
     the smallest.
     """
+    if sheet is not None:
+        refuse_other_picture(sheet, _is_sheet, option="--sheet")
     data, splits = opened(path)
     facts: dict[str, Any] = {
         "kind": data.name,
@@ -52,9 +57,15 @@ def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
     if sheet is not None:
         picture = contact_sheet(splits["train"])
         if picture is not None:
-            picture.save(sheet, "PNG")
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            write_output(sheet, content.getvalue(), option="--sheet")
             facts["sheet"] = str(sheet)
     return facts
+
+
+def _is_sheet(width: int, height: int) -> bool:
+    return width == _SAMPLES * _TILE and not height % (_TILE + _LABEL)
 
 
 def _split(source: Source) -> dict[str, Any]:

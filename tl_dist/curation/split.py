@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,26 @@ import numpy as np
 
 from tl_dist.curation.layout import opened
 from tl_dist.datasets.division import division, group_names, pooled
-from tl_dist.durable import write_atomically
+from tl_dist.durable import write_output
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.refusal import ExitCode, Refusal
 
 
-def split(path: Path, to: Path, *, group: str | None = None, **options: Any) -> dict[str, Any]:
+def split(
+    path: Path, to: Path, *, group: str | None = None, force: bool = False, **options: Any
+) -> dict[str, Any]:
     """Divide all examples of the data set, whatever split they were in; counts by part and class, as JSON.
 
-    `options` are those of `division`. The manifest is put at `to`.
+    `options` are those of `division`. The manifest is put at `to`, in the place of another file only with `force`.
     """
     _, splits = opened(path)
     pool = pooled(splits)
     manifest = division(pool, group=group, **options)
-    write_atomically(to, json.dumps(manifest).encode())
+    content = json.dumps(manifest).encode()
+    if not force:
+        _refuse_other(to, content)
+    write_output(to, content, option="--to")
     parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"])}
     label = dict(zip(pool.ids, pool.labels, strict=True))
     names = group_names(pool, group)
@@ -36,3 +46,17 @@ def split(path: Path, to: Path, *, group: str | None = None, **options: Any) -> 
         },
         "groups": {name: len({of[i] for i in ids}) for name, ids in parts.items()} if of else None,
     }
+
+
+def _refuse_other(file: Path, content: bytes) -> None:
+    """Runs may refer to the division that is there, or it is somebody's own file."""
+    if not os.path.lexists(file):
+        return
+    with suppress(OSError):
+        if read_file(file, max_bytes=limits.SPLIT_MANIFEST) == content:
+            return
+    raise Refusal(
+        f"{file} is there already and holds something else.",
+        fix="name another file with --to, or replace it with --force.",
+        code=ExitCode.CANNOT_CREATE,
+    )

@@ -82,12 +82,15 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),
+    force: Annotated[bool, typer.Option("--force", help="replace what FILE holds")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.launch import data_split
 
-    made = data_split.split(path, to, test=test, validation=validation, folds=folds, group=group, seed=seed)
+    made = data_split.split(
+        path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
+    )
     _show(made, data_split.show, as_json)
     return ExitCode.DONE
 
