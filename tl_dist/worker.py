@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from tl_dist import failpoint
 from tl_dist.datasets.handles import allow_many_open_files
-from tl_dist.durable import write_atomically
+from tl_dist.durable import open_to_append, write_atomically
 from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
@@ -121,9 +121,8 @@ def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
     session = Session(run, cores=cores.own_share(os.environ), overrides=overrides)
     result = evaluation.evaluate_commit(session, split)
     record = evaluation_record(session.state.step, result, session.splits[split].class_names)
-    directory = run.path / "evaluations"
-    directory.mkdir(exist_ok=True)
-    write_atomically(directory / f"{split}.json", json.dumps(record).encode())
+    run.evaluations.mkdir(exist_ok=True)
+    write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())
     return ExitCode.DONE
 
 
@@ -230,7 +229,7 @@ def _log_to_file(path: Path, *, keep_output: bool) -> Any:
     """Send this process's noise to its own log, append mode; returns the stream that a person still sees."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = os.fdopen(os.dup(2), "w", buffering=1)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = open_to_append(path)
     os.dup2(log, 2)
     if not keep_output:
         os.dup2(log, 1)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Split(StrEnum):
+    """A part of a data set; files are named after it."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.launch.arguments import ConfigFile, Overrides, Root, RunPath, Strategy, Workers
+from tl_dist.launch.arguments import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers
 from tl_dist.launch.data_app import data_app
 from tl_dist.launch.features_app import features_app
 from tl_dist.refusal import ExitCode, Refusal
@@ -75,7 +75,7 @@ def worker(run: RunPath) -> int:
 @app.command("eval")
 def evaluate(
     run: RunPath,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Split = Split.TEST,
     views: Annotated[
         str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
     ] = None,
@@ -122,7 +122,7 @@ def cross_validate(
 def compare(
     first: RunPath,
     second: RunPath,
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Split = Split.TEST,
 ) -> int:
     """Say whether two runs differ, by a paired test on the same examples."""
     from tl_dist.launch.compare import compare as compare_runs

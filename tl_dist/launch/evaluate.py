@@ -53,11 +53,10 @@ def evaluate(
             fix="wait for its end; while it trains, metrics.jsonl has its figures.",
             code=ExitCode.CANNOT_CREATE,
         )
-    result = run.path / "evaluations" / f"{split}.json"
-    result.unlink(missing_ok=True)
     task = [word for override in overrides for word in ("--override", override)]
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
-    record: Record = json.loads(read_file(result, max_bytes=limits.EVALUATION))
+    result = read_file(run.evaluations / f"{split}.json", max_bytes=limits.EVALUATION)
+    record: Record = json.loads(result)
     return record
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tl_dist.durable import open_to_append
 from tl_dist.launch import tether
 from tl_dist.launch.command import Command
 
@@ -129,7 +130,7 @@ class Group:
     def _start(self, command: Command) -> None:
         path = self._log(command.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
+        with os.fdopen(open_to_append(path), "ab") as log:
             if self._heading:
                 log.write(f"--- {self._heading}, rank {command.rank} ---\n".encode())
                 log.flush()

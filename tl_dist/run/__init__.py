@@ -24,6 +24,7 @@ from tl_dist.durable import (
 )
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
+from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
 from tl_dist.run.heartbeat import Beat, Heartbeats
@@ -35,6 +36,7 @@ __all__ += ["write_atomically"]
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _LEFTOVER_S = 3600.0
+_OTHER_NAME = "use another name=NAME"
 _UNWRITTEN = {"order": 1}
 """what an identity means that was written before it had these keys"""
 
@@ -55,6 +57,8 @@ class RunDir:
         self.features_file = self.path / "features.txt"
         self.tensorboard = self.path / "tb"
         self.logs = self.path / "logs"
+        self.evaluations = self.path / "evaluations"
+        self.predictions = self.path / "predictions"
         self.heartbeats = self.path / "heartbeats"
         self.stop_file = self.path / "stop"
         self.done_file = self.path / "DONE"
@@ -72,11 +76,12 @@ class RunDir:
         """
         run = cls(Path(root) / config.name)
         try:
-            run.path.parent.mkdir(parents=True, exist_ok=True)
+            run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            refuse_unsafe(run.path.parent, links=True, shared=True)
             for directory in run._directories():
                 with suppress(FileExistsError):
                     directory.mkdir(mode=0o700)
-                _refuse_unsafe(directory)
+                refuse_unsafe(directory, instead=_OTHER_NAME)
             run._refuse_links()
             if not run._write_first(run.config_file, resolved.encode()):
                 run._continue(config, resolved.encode())
@@ -97,8 +102,7 @@ class RunDir:
                 code=ExitCode.USAGE,
             )
         for directory in run._directories():
-            if directory == run.path or os.path.lexists(directory):
-                _refuse_unsafe(directory)
+            refuse_unsafe(directory, instead=_OTHER_NAME)
         run._refuse_links()
         return run
 
@@ -147,6 +151,8 @@ class RunDir:
             return read_file(self.features_file, max_bytes=limits.RUN_JSON).decode().split()
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except (OSError, ValueError) as error:
+            raise _unsafe(self.features_file, f"cannot be read ({reason(error)})", "remove it.") from error
 
     def read_identity(self) -> dict[str, Any] | None:
         return read_json(self.identity_file)
@@ -199,16 +205,23 @@ class RunDir:
         return [self.path, *below]
 
     def _refuse_links(self) -> None:
-        for path in (
+        """Refuse a link in a place where this run writes: what it leads to is not the run's."""
+        places = [
             self.config_file,
             self.identity_file,
             self.metrics_file,
             self.quarantine_file,
+            self.features_file,
             self.stop_file,
             self.done_file,
-        ):
-            if path.is_symlink():
-                raise _unsafe(path, "is a symbolic link", "remove the link.")
+            self.evaluations,
+            self.predictions,
+        ]
+        links = [path for path in places if path.is_symlink()]
+        with suppress(FileNotFoundError), os.scandir(self.logs) as logs:
+            links += [Path(entry) for entry in logs if entry.is_symlink()]
+        if links:
+            raise _unsafe(links[0], "is a symbolic link", "remove the link.")
 
     def _write_first(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet; of two processes that try at once, one does."""
@@ -314,19 +327,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise _unsafe(path, "is not a JSON object", "restore the file from a copy.")
     return value
-
-
-def _refuse_unsafe(directory: Path) -> None:
-    """Refuse a directory through which another user could change what this run reads or writes."""
-    status = directory.lstat()
-    if stat.S_ISLNK(status.st_mode):
-        raise _unsafe(directory, "is a symbolic link", "remove the link, or use another name=NAME.")
-    if not stat.S_ISDIR(status.st_mode):
-        raise _unsafe(directory, "is not a directory", "move it away, or use another name=NAME.")
-    if status.st_uid != os.geteuid():
-        raise _unsafe(directory, f"belongs to user {status.st_uid}", "use a directory of your own.")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _unsafe(directory, "can be written by other users", f"chmod go-w {directory}")
 
 
 def _unsafe(path: Path, what: str, fix: str) -> Refusal:

@@ -47,7 +47,7 @@ def _in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     os.umask(before)
     Path("fake.yaml").write_text(CONFIG)
     yield
-    os.umask(before)  # train makes runs private
+    assert os.umask(before) == before, "the command has changed the umask of whoever called it"
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
