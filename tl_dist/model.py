@@ -75,7 +75,7 @@ class Classifier:
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
-        self._prefix, self._suffix = self._divided(first)
+        self._prefix, self._suffix, self.prefix_shape = self._divided(first)
         self.bfloat16_paths = set()
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
@@ -222,8 +222,8 @@ class Classifier:
             )
         return prefix
 
-    def _divided(self, first: int) -> tuple[Any, Any]:
-        """(images -> outputs of the layers before `first`, these outputs -> pooled features).
+    def _divided(self, first: int) -> tuple[Any, Any, tuple[int, ...] | None]:
+        """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).
 
         The first is None where more than one tensor leaves the frozen part: there the second takes the images.
         """
@@ -238,7 +238,7 @@ class Classifier:
 
         whole = from_images(self._outputs)
         if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
-            return lambda images: pooled(whole(images)), lambda features: features
+            return lambda images: pooled(whole(images)), lambda features: features, (sum(self._widths),)
         # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
         try:
             between = seam(self.network, first) if first else None
@@ -247,11 +247,12 @@ class Classifier:
         except ValueError:  # inside a residual block, or with a stage to pool further below
             between = trained = None
         if trained is None:
-            return None, lambda images: pooled(whole(images))
+            return None, lambda images: pooled(whole(images)), None
         passed = len(self._outputs) - len(above)
         return (
             from_images(between),
             lambda outputs: pooled([[outputs] * passed, trained(outputs, training=False)]),
+            tuple(trained.input_shape[1:]),
         )
 
     @property

@@ -24,6 +24,7 @@ from tl_dist.failpoint import failpoint
 from tl_dist.features import cache_cost, extraction
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
+from tl_dist.files.private import make_private
 from tl_dist.parallel import rows_of
 from tl_dist.session import Session
 
@@ -44,7 +45,8 @@ def _prefix(session: Session, compute: Callable[[Any], Any]) -> extraction.Prefi
         "precision": session.precision,
     }
     dtype = session.cfg.features.dtype
-    return extraction.Prefix(compute, session.image_size, facts, dtype, session.crop_fraction)
+    shape = session.model.prefix_shape
+    return extraction.Prefix(compute, session.image_size, facts, dtype, session.crop_fraction, shape)
 
 
 def cache_prefix(session: Session, stop_requested: Callable[[], bool], say: extraction.Say) -> bool:
@@ -171,7 +173,7 @@ def _measured(session: Session) -> cache_cost.Measured:
     disk = np.zeros(2)
     if parallel.rank == 0:
         root = session.run.path.parent / "features"
-        root.mkdir(exist_ok=True)
+        make_private(root)
         disk[:] = _disk_speed(root), shutil.disk_usage(root).free
     totals = parallel.total({"image_s": image_s, "disk": disk})
     speed, free = (float(value) for value in totals["disk"])

@@ -22,6 +22,7 @@ from tl_dist.data.pipeline import as_written, plain
 from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
 from tl_dist.durable import children, fsync_directory, reason, server_time_ns
 from tl_dist.failpoint import failpoint
+from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -93,6 +94,7 @@ def on_disk(
         text += "" if crop_fraction is None else f" {crop_fraction}"
         file = directory / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
         first = parallel.rank == 0
+        refuse_unsafe(directory, links=True)
         if parallel.total({"missing": float(first and not file.exists())})["missing"]:
             # One name for all that make this file, now or after a kill: what they write there is the same.
             temporary = file.with_name(f"{_UNFINISHED}{file.name}")
@@ -185,7 +187,7 @@ def _write_at(fd: int, data: Any, offset: int) -> None:
 
 def _sweep(directory: Path) -> None:
     """Make the directory; remove what interrupted runs left there long ago, by the file server's clock."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_private(directory)
     before_ns = server_time_ns(directory) - _LEFTOVER_S * 1e9
     for path in children(directory):
         with suppress(FileNotFoundError):

@@ -23,6 +23,7 @@ from tl_dist.datasets.location import Location, locator
 from tl_dist.durable import write_atomically
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
+from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 
 SCHEMA = 1  # raise it when a check of headers changes
@@ -56,6 +57,7 @@ def screen(
     ]
     if not places:
         return []
+    refuse_unsafe(cache, links=True)
     stamps = gather(str(_stamp(places, rank, world_size)).encode())
     facts = {
         "schema": SCHEMA,
@@ -65,7 +67,7 @@ def screen(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     file = cache / f"{key}.jsonl"
     # Rank 0 alone looks for the file: on a network filesystem others may see it later.
-    (text, *_) = gather(_read(file) if rank == 0 else b"")
+    (text, *_) = gather(_kept(file) if rank == 0 else b"")
     if text:
         return list(_parse(text))
     mine = [bad for place in places for bad in _check(*place, rank, world_size)]
@@ -74,7 +76,7 @@ def screen(
     found = sorted((bad for text in everyone for bad in _parse(text)), key=lambda bad: order[bad.split])
     if rank == 0:
         with suppress(OSError):  # then the next start looks again
-            cache.mkdir(parents=True, exist_ok=True)
+            make_private(cache)
             write_atomically(file, b"\n" + _format(found))
     return found
 
@@ -212,6 +214,16 @@ def _read(file: Path) -> bytes:
         return read_file(file, max_bytes=limits.QUARANTINE)
     except FileNotFoundError:
         return b""
+
+
+def _kept(file: Path) -> bytes:
+    """What an earlier start has found; nothing where it cannot be read, and then all is looked at again."""
+    try:
+        text = _read(file)
+        list(_parse(text))
+    except (OSError, ValueError, TypeError):
+        return b""
+    return text
 
 
 def _parse(text: bytes) -> Iterator[Bad]:

@@ -26,12 +26,18 @@ import tensorflow as tf
 from tl_dist.data.pipeline import as_written
 from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
-from tl_dist.features.stored import MANIFEST, FeatureSet, commit, not_kept, replace_shards, sweep, write_shard
+from tl_dist.durable import open_directory
+from tl_dist.features import manifest as manifests
+from tl_dist.features import stored
+from tl_dist.features.manifest import MANIFEST, Manifest
+from tl_dist.features.stored import FeatureSet, not_kept
 from tl_dist.features.views import apply_views, views_of
+from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 
 SCHEMA = 3  # raise it when the same key must be computed anew
 ROWS_AT_ONCE = 32
+_TRIES = 3  # so often others may remove a set as soon as it is there
 AGREE_S = 5.0
 """about so often the workers agree on whether to stop, and rank 0 reports; each time all wait for the slowest"""
 
@@ -51,6 +57,8 @@ class Prefix:
     """the number format in which outputs are kept"""
     crop_fraction: float | None = None
     """how images become squares, as `resize` has it"""
+    shape: tuple[int, ...] | None = None
+    """of the features of one image, where it is known without computing any"""
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -76,24 +84,18 @@ def cached(
     """
     extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say)
     directory = root / _key(source, prefix, augmentations)
-    found = FeatureSet(directory, extraction.num_views)
-    if _agreed(parallel, directory.is_dir()):
-        own = json.dumps(found.damaged(parallel.rank, parallel.world_size)).encode()
-        bad = sorted({name for names in parallel.gather(own) for name in json.loads(names)})
-        if bad and parallel.rank == 0:
-            say({"event": "note", "text": f"features {directory}: {', '.join(bad)} damaged; computed again"})
-        if MANIFEST not in bad:
-            if bad and not extraction.mend(found, bad):
-                return None
-            if parallel.rank == 0:
-                sweep(directory)
-                with suppress(OSError):
-                    os.utime(directory / MANIFEST)  # says when it was last used
-            return FeatureSet(directory, extraction.num_views)
-        _wait(parallel)
-        if parallel.rank == 0:
-            shutil.rmtree(directory, ignore_errors=True)
-    return FeatureSet(directory, extraction.num_views) if extraction.make(directory) else None
+    for _ in range(_TRIES):
+        found = None
+        refuse_unsafe(root, links=True)
+        refuse_unsafe(directory)
+        if not (extraction.mend if _agreed(parallel, directory.is_dir()) else extraction.make)(directory):
+            return None
+        # Pruned a moment ago, it is not there; one that a worker on another host has just made is.
+        with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(root))):
+            found = FeatureSet.open(directory, extraction.num_views)
+        if _agreed(parallel, found is not None):
+            return found
+    raise stored.removed(directory)
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,13 @@ class _Extraction:
         parallel = self.parallel
         temporary = directory.with_name(f".tmp-{directory.name}-{_same_text(parallel, uuid4().hex[:12])}")
         if parallel.rank == 0:
-            temporary.mkdir(parents=True)
-            owner = {"host": socket.gethostname(), "pid": os.getpid()}
-            (temporary / "owner.json").write_text(json.dumps(owner))
+            try:
+                make_private(directory.parent)
+                temporary.mkdir(mode=0o700)
+                owner = {"host": socket.gethostname(), "pid": os.getpid()}
+                (temporary / "owner.json").write_text(json.dumps(owner))
+            except OSError as error:
+                raise not_kept(directory.parent, error) from error
         _wait(parallel)
         share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
         shard = None
@@ -134,44 +140,81 @@ class _Extraction:
         if parallel.rank == 0:
             prefix = self.prefix
             facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
-            commit(temporary, directory, [s for s in shards if s["rows"]], facts)
+            stored.commit(temporary, directory, [s for s in shards if s["rows"]], facts)
         _wait(parallel)
         return True
 
-    def mend(self, found: FeatureSet, bad: Sequence[str]) -> bool:
+    def mend(self, directory: Path) -> bool:
+        """Have the set whole that is there: what is damaged is computed again. False when asked to stop."""
+        parallel = self.parallel
+        manifest = self._manifest(directory)
+        if manifest is not None and parallel.rank == 0:
+            with suppress(OSError):
+                os.utime(directory / MANIFEST)  # says when it was last used, before anybody takes it for old
+        mine = [] if manifest is None else manifest.shards[parallel.rank :: parallel.world_size]
+        own = [MANIFEST] if manifest is None else stored.damaged(directory, manifest, mine)
+        gathered = parallel.gather(json.dumps(own).encode())
+        bad = sorted({name for names in gathered for name in json.loads(names)})
+        if bad and parallel.rank == 0:
+            text = f"features {directory}: {', '.join(bad)} damaged; computed again"
+            self.say({"event": "note", "text": text})
+        if manifest is None or MANIFEST in bad:
+            _wait(parallel)
+            if parallel.rank == 0:
+                manifests.discard(directory)
+            return self.make(directory)
+        return self._replace(directory, manifest, bad)
+
+    def _manifest(self, directory: Path) -> Manifest | None:
+        """None for one that is damaged, or of other rows than these examples make."""
+        try:
+            found = manifests.read(directory)
+        except (OSError, ValueError):
+            return None
+        prefix, num_views = self.prefix, self.num_views
+        as_asked = (
+            found.rows == self.source.num_examples * num_views
+            and not any(shard.rows % num_views for shard in found.shards)
+            and prefix.shape in (None, tuple(found.shape))
+            and found.dtype == (prefix.dtype if prefix.dtype != "computed" else found.computed or found.dtype)
+        )
+        return found if as_asked else None
+
+    def _replace(self, directory: Path, manifest: Manifest, bad: Sequence[str]) -> bool:
         """Compute the damaged shards again, one on each worker at a time; False when asked to stop.
 
         A new shard has another name, and the set changes to it with the manifest: killed before, the set is as it was.
         """
         parallel = self.parallel
-        begins, begin = {}, 0
-        for shard in found.shards:
-            begins[shard["file"]] = begin
-            begin += shard["rows"]
-        rows = {shard["file"]: shard["rows"] for shard in found.shards}
+        shares, begin = {}, 0
+        for shard in manifest.shards:
+            end = begin + shard.rows // self.num_views
+            shares[shard.file], begin = range(begin, end), end
         tag = _same_text(parallel, uuid4().hex[:8])
         for first in range(0, len(bad), parallel.world_size):
             some = bad[first : first + parallel.world_size]
-            mine, path, share = None, found.directory, range(0)
+            mine, path, share = None, directory, range(0)
             if parallel.rank < len(some):
                 mine = some[parallel.rank]
-                path = found.directory / f"{mine[:10]}-{tag}.npy"
-                ends = (begins[mine], begins[mine] + rows[mine])
-                share = range(*(end // found.num_views for end in ends))
+                path = directory / f"shard-{mine.removesuffix('.npy').split('-')[1]}-{tag}.npy"
+                share = shares[mine]
             new = self._shard(share, path)
             if new is None:
                 return False
             replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
             if parallel.rank == 0:
-                replace_shards(found, {old: shard for old, shard in replaced if old is not None})
+                shards = {old: stored.listed(shard) for old, shard in replaced if old is not None}
+                manifest = stored.replace_shards(directory, manifest, shards)
             _wait(parallel)
+        if parallel.rank == 0:
+            stored.sweep(directory, manifest)
         return True
 
     def _shard(self, share: range, path: Path) -> dict[str, Any] | None:
         """This worker's examples in one file; what the manifest says of it, or None when asked to stop."""
         try:
             num_rows = len(share) * self.num_views
-            return write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
+            return stored.write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
         except _Stopped:
             path.unlink(missing_ok=True)
             return None

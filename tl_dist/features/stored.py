@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -26,37 +26,29 @@ import tensorflow as tf
 from tl_dist.datasets import tensor_in_place
 from tl_dist.durable import children, fsync_directory, server_time_ns, write_atomically, write_file
 from tl_dist.failpoint import failpoint
+from tl_dist.features import manifest as manifests
+from tl_dist.features.manifest import MANIFEST, Facts, Manifest, Shard
+from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
-MANIFEST = "manifest.json"
-_LISTED = ("file", "rows", "sha256")
-"""what the manifest says of each shard"""
 _ORPHAN_S = 3600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """The rows of one split on disk: row `example * num_views + view`."""
+    """The rows of one split on disk: row `example * num_views + view`. Open: they stay when their files are removed."""
 
     directory: Path
     num_views: int
+    manifest: Manifest
+    _shards: Sequence[np.ndarray]
 
-    @cached_property
-    def _manifest(self) -> dict[str, Any]:
-        return dict(json.loads((self.directory / MANIFEST).read_text()))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._manifest["shape"])
-
-    @property
-    def shards(self) -> list[dict[str, Any]]:
-        """What the manifest says of each: `file`, `rows` and `sha256`."""
-        return list(self._manifest["shards"])
-
-    @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [np.load(self.directory / s["file"], mmap_mode="r") for s in self._manifest["shards"]]
+    @classmethod
+    def open(cls, directory: Path, num_views: int) -> FeatureSet:
+        """Raises OSError or ValueError where a file is missing or is not what the manifest says."""
+        manifest = manifests.read(directory)
+        shards = [_mapped(directory, manifest, shard) for shard in manifest.shards]
+        return cls(directory, num_views, manifest, shards)
 
     @cached_property
     def _read_rows(self) -> Callable[[Any], Any]:
@@ -79,35 +71,62 @@ class FeatureSet:
     def array(self) -> np.ndarray:
         """float32 [examples, views, ...]: everything, in memory."""
         rows = np.concatenate(self._shards)
-        if self._manifest["dtype"] == "bfloat16":
+        if self.manifest.dtype == "bfloat16":
             rows = rows.view(ml_dtypes.bfloat16)
-        return rows.reshape(-1, self.num_views, *self.shape).astype(np.float32)
+        return rows.reshape(-1, self.num_views, *self.manifest.shape).astype(np.float32)
 
     def rows(self, examples: Any, views: Any) -> Any:
         """[rows, ...]: the features of one view of each example, as computed, however they are kept."""
         values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
-        if self._manifest["dtype"] == "bfloat16":
+        if self.manifest.dtype == "bfloat16":
             values = tf.bitcast(values, tf.bfloat16)
-        values = tf.cast(values, self._manifest.get("computed", values.dtype))
-        return tf.ensure_shape(values, [examples.shape[0], *self.shape])
+        values = tf.cast(values, self.manifest.computed or values.dtype)
+        return tf.ensure_shape(values, [examples.shape[0], *self.manifest.shape])
 
-    def damaged(self, rank: int, world_size: int) -> list[str]:
-        """Names of the shards that are missing or changed, of this worker's share of them."""
-        bad = []
+
+def damaged(directory: Path, manifest: Manifest, shards: Sequence[Shard]) -> list[str]:
+    """Names of those of these files that are missing or changed."""
+    bad = []
+    for shard in shards:
         try:
-            shards = self._manifest["shards"][rank::world_size]
-        except (OSError, ValueError, KeyError):
-            return [MANIFEST]
-        for shard in shards:
-            path = self.directory / shard["file"]
-            if not path.is_file() or _sha256(path) != shard["sha256"]:
-                bad.append(shard["file"])
-        return bad
+            with _opened(directory, manifest, shard) as file:
+                file.seek(0)
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            bad.append(shard.file)
+    return bad
 
 
-def sweep(directory: Path) -> None:
+def _mapped(directory: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
+    """[rows, ...] as stored, in the page cache."""
+    with _opened(directory, manifest, shard) as file:
+        return np.memmap(file, _stored(manifest), "r", file.tell(), (shard.rows, *manifest.shape))
+
+
+@contextmanager
+def _opened(directory: Path, manifest: Manifest, shard: Shard) -> Iterator[io.BufferedReader]:
+    """The file of a shard at its first row; raises OSError or ValueError where it is not what the manifest says.
+
+    Nothing that the file says of itself is parsed: it has to begin as a file of ours with these rows does.
+    """
+    dtype, shape = _stored(manifest), (shard.rows, *manifest.shape)
+    header = _header(dtype, shape)
+    size = len(header) + math.prod(shape) * dtype.itemsize
+    with open(open_regular(directory / shard.file), "rb") as file:
+        if os.fstat(file.fileno()).st_size != size or file.read(len(header)) != header:
+            raise ValueError(f"{shard.file} holds other rows")
+        yield file
+
+
+def _stored(manifest: Manifest) -> np.dtype:
+    return np.dtype("uint16" if manifest.dtype == "bfloat16" else manifest.dtype)
+
+
+def sweep(directory: Path, manifest: Manifest) -> None:
     """Remove files that the manifest does not name and that are old: of a worker that was killed while it mended."""
-    named = {MANIFEST, *(shard["file"] for shard in json.loads((directory / MANIFEST).read_text())["shards"])}
+    named = {MANIFEST, *(shard.file for shard in manifest.shards)}
     with suppress(OSError):
         strays = [path for path in children(directory) if path.name not in named]
         now = server_time_ns(directory) if strays else 0  # leaves a trace: a set that is whole is only read
@@ -153,16 +172,21 @@ def write_shard(
 
 def _npy(first: np.ndarray, others: Iterator[np.ndarray], num_rows: int) -> Iterator[Any]:
     """The content of a .npy file, never more than a piece of it in memory."""
-    start = io.BytesIO()
-    header = np.lib.format.header_data_from_array_1_0(_storable(first))
-    np.lib.format.write_array_header_1_0(start, {**header, "shape": (num_rows, *first.shape[1:])})
-    yield start.getvalue()
+    yield _header(_storable(first).dtype, (num_rows, *first.shape[1:]))
     found = 0
     for piece in chain([first], others):
         found += len(piece)
         yield np.ascontiguousarray(_storable(piece)).reshape(-1).view(np.uint8).data
     if found != num_rows:
         raise RuntimeError(f"{found} rows of features where {num_rows} were to come")
+
+
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """How a .npy file of such an array begins."""
+    start = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(start, {"descr": descr, "fortran_order": False, "shape": shape})
+    return start.getvalue()
 
 
 def _storable(rows: np.ndarray) -> np.ndarray:
@@ -174,16 +198,17 @@ def commit(
     temporary: Path, directory: Path, shards: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
 ) -> None:
     """Give the shards in `temporary` their manifest, and the whole its name: complete by one rename, or absent."""
-    manifest = {
-        "dtype": shards[0]["dtype"],
-        "computed": shards[0]["computed"],
-        "shape": list(shards[0]["shape"]),
-        "shards": [{key: shard[key] for key in _LISTED} for shard in shards],
-        "facts": dict(facts),
-    }
+    first = shards[0]
+    manifest = Manifest(
+        dtype=first["dtype"],
+        computed=first["computed"],
+        shape=list(first["shape"]),
+        shards=[listed(shard) for shard in shards],
+        facts=Facts(**facts),
+    )
     try:
         failpoint("features.extracted", temporary)
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_atomically(temporary / MANIFEST, manifest.encoded())
         (temporary / "owner.json").unlink()
         fsync_directory(temporary)
         failpoint("features.before_rename", temporary)
@@ -205,19 +230,26 @@ def not_kept(root: Path, error: OSError) -> Refusal:
     )
 
 
-def replace_shards(found: FeatureSet, new: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put new shards in the place of old ones, by file name: all of them at once."""
-    manifest = json.loads((found.directory / MANIFEST).read_text())
-    manifest["shards"] = [
-        {key: new[old["file"]][key] for key in _LISTED} if old["file"] in new else old
-        for old in manifest["shards"]
-    ]
-    failpoint("features.mended", found.directory)
-    write_atomically(found.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+def removed(directory: Path) -> Refusal:
+    """What is said where a set does not stay."""
+    return Refusal(
+        f"features in {directory} are removed as soon as they are there.",
+        fix="end what removes them, or set runtime.prefix_cache=off.",
+        code=ExitCode.STORAGE,
+    )
+
+
+def replace_shards(directory: Path, manifest: Manifest, new: Mapping[str, Shard]) -> Manifest:
+    """Put new shards in the place of old ones, by file name: all of them at once. What the manifest says now."""
+    shards = [new.get(old.file, old) for old in manifest.shards]
+    manifest = manifest.model_copy(update={"shards": shards})
+    failpoint("features.mended", directory)
+    write_atomically(directory / MANIFEST, manifest.encoded())
     for name in new:
-        (found.directory / name).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
+    return manifest
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def listed(shard: Mapping[str, Any]) -> Shard:
+    """What the manifest says of a shard that was written."""
+    return Shard(file=shard["file"], rows=shard["rows"], sha256=shard["sha256"])

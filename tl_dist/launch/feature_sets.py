@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tl_dist.durable import children
-from tl_dist.files import limits
+from tl_dist.durable import children, reason
+from tl_dist.features import manifest
 from tl_dist.files.foreign import read_file
+from tl_dist.files.private import refuse_unsafe
 from tl_dist.launch.report import ago, narrow_table, show_line
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.lock import holder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
     from tl_dist.launch.train import Request
 
 FOREIGN_S = 86400.0  # after which an unfinished set of another host is taken for abandoned
+RECENT_S = 3600.0  # within which a run may have found a set, and not have noted yet that it reads it
+
+_NAME = re.compile("[0-9a-f]{32}")
+_UNFINISHED = re.compile(r"\.tmp-[0-9a-z-]+")
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,8 @@ class FeatureSetOnDisk:
 
 def sets(root: Path) -> list[FeatureSetOnDisk]:
     """Every finished set, the last used first."""
-    return sorted(
-        (_read(path) for path in children(root / "features") if _is_set(path)), key=lambda s: s.unused_s
-    )
+    found = filter(None, (_read(path) for path in _entries(root) if _NAME.fullmatch(path.name)))
+    return sorted(found, key=lambda s: s.unused_s)
 
 
 def extract(request: Request, console: Console) -> int:
@@ -82,12 +89,17 @@ def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
 
 
 def prune(
-    root: Path, *, unused_days: float | None = None, keep_mb: float | None = None, unreferenced: bool = False
+    root: Path,
+    *,
+    unused_days: float | None = None,
+    keep_mb: float | None = None,
+    unreferenced: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Remove sets that no run has used for so long, then the longest unused until the rest fits; and leftovers.
 
     `unreferenced`: and those that none of the runs in `root` has read, as when its run was deleted. What was removed.
-    A set that a run is reading goes on to be readable by it; the next run computes it again.
+    Spared, and told to `say`, is what a living run reads, or was used so recently that one may.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
         raise Refusal(
@@ -95,24 +107,28 @@ def prune(
             fix="give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them.",
             code=ExitCode.USAGE,
         )
-    gone = [path for path in children(root / "features") if _abandoned(path)]
-    referred = {key for path in children(root) for key in RunDir(path).features_referred_to()}
+    refuse_unsafe(root / "features", links=True)
+    runs = [RunDir(path) for path in children(root) if _is_own(path)]
+    readers = {run: run.features_referred_to() for run in runs}
+    referred = {key for keys in readers.values() for key in keys}
+    in_use = {key: run.name for run, keys in readers.items() if keys and _lives(run) for key in keys}
+    gone = [path for path in _entries(root) if _abandoned(path)]
     kept = 0.0
     for one in sets(root):
         kept += one.num_bytes / 1e6
         too_old = unused_days is not None and one.unused_s > unused_days * 86400
-        if (
-            too_old
-            or (unreferenced and one.path.name not in referred)
-            or (keep_mb is not None and kept > keep_mb)
-        ):
+        unknown = unreferenced and one.path.name not in referred
+        if not (too_old or unknown or (keep_mb is not None and kept > keep_mb)):
+            continue
+        if one.path.name in in_use:
+            say(f"spared {one.path.name}: run '{in_use[one.path.name]}' reads it")
+        elif one.unused_s < RECENT_S:
+            say(f"spared {one.path.name}: used within the last hour")
+        else:
             kept -= one.num_bytes / 1e6
             gone.append(one.path)
     for path in gone:
-        # Under another name first: a reader finds it whole or not at all.
-        removed = path.with_name(f".tmp-removed-{path.name.removeprefix('.tmp-')}")
-        path.rename(removed)
-        shutil.rmtree(removed)
+        manifest.discard(path)
     return gone
 
 
@@ -123,30 +139,59 @@ def show_pruned(gone: Sequence[Path], console: Console) -> None:
     show_line(console, f"{len(gone)} removed")
 
 
-def _is_set(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _read(path: Path) -> FeatureSetOnDisk:
-    num_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-    manifest = path / "manifest.json"
+def _entries(root: Path) -> list[Path]:
+    """What is below features/, which may be a link to another disk."""
+    place = Path(os.path.realpath(root / "features"))
     try:
-        found = json.loads(read_file(manifest, max_bytes=limits.FEATURE_MANIFEST))
-        rows = sum(shard["rows"] for shard in found["shards"])
-        age = max(0.0, time.time() - manifest.stat().st_mtime)
-        return FeatureSetOnDisk(path, found["facts"], found["shape"], found["dtype"], rows, num_bytes, age)
-    except (OSError, ValueError, KeyError, TypeError):
-        return FeatureSetOnDisk(path, {}, (), "", 0, num_bytes, max(0.0, time.time() - path.stat().st_mtime))
+        return children(place)
+    except OSError as error:
+        raise Refusal(
+            f"{place} cannot be read ({reason(error)}).",
+            fix="name a directory of your own.",
+            code=ExitCode.USAGE,
+        ) from error
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a directory of this user: runs of others cannot read what is private to this one."""
+    return path.is_dir() and not path.is_symlink() and path.lstat().st_uid == os.geteuid()
+
+
+def _lives(run: RunDir) -> bool:
+    """Also where nobody can tell."""
+    try:
+        return holder(run) is not None
+    except OSError:
+        return True
+
+
+def _read(path: Path) -> FeatureSetOnDisk | None:
+    """None for what is no directory, or not there any more."""
+    num_bytes, rows, dtype = 0, 0, ""
+    facts: dict[str, Any] = {}
+    shape: Sequence[int] = ()
+    try:
+        if path.is_symlink() or not path.is_dir():
+            return None
+        used = path.lstat().st_mtime
+        with suppress(OSError, ValueError):
+            num_bytes = sum(file.lstat().st_size for file in children(path))
+            found = manifest.read(path)
+            facts = found.facts.model_dump(exclude_unset=True)
+            shape, dtype, rows = found.shape, found.dtype, found.rows
+            used = (path / manifest.MANIFEST).lstat().st_mtime
+    except FileNotFoundError:
+        return None
+    # A clock that was wrong has left as wrong an age, not the youngest of all.
+    return FeatureSetOnDisk(path, facts, shape, dtype, rows, num_bytes, abs(time.time() - used))
 
 
 def _abandoned(path: Path) -> bool:
     """An unfinished set whose maker is gone."""
-    if not path.name.startswith(".tmp-"):
+    if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         owner = json.loads(read_file(path / "owner.json", max_bytes=4096))
         if owner["host"] == socket.gethostname():
             return not psutil.pid_exists(int(owner["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return time.time() - path.stat().st_mtime > FOREIGN_S
+    return time.time() - path.lstat().st_mtime > FOREIGN_S

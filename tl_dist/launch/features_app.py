@@ -54,7 +54,15 @@ def features_prune(
     from rich.console import Console
 
     from tl_dist.launch.feature_sets import prune, show_pruned
+    from tl_dist.launch.report import show_line
 
-    gone = prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced)
-    show_pruned(gone, Console(highlight=False))
+    console = Console(highlight=False)
+    gone = prune(
+        runs,
+        unused_days=unused_days,
+        keep_mb=keep_mb,
+        unreferenced=unreferenced,
+        say=lambda text: show_line(console, text),
+    )
+    show_pruned(gone, console)
     return ExitCode.DONE

@@ -227,8 +227,8 @@ def test_a_source_in_memory_is_only_resized() -> None:
 
 
 def test_a_place_that_cannot_be_written_is_refused(splits: Splits, tmp_path: Path) -> None:
-    (tmp_path / "decoded").write_text("a file")
+    (tmp_path / "file").touch()
     with pytest.raises(Refusal, match="decoded images cannot be kept") as refused:
-        made("disk", splits, tmp_path)
+        made("disk", splits, tmp_path / "file")
     assert refused.value.code == ExitCode.STORAGE
     assert refused.value.fix

@@ -25,7 +25,8 @@ from tl_dist.failpoint import failpoint
 from tl_dist.features import extraction
 from tl_dist.features import stored as feature_set
 from tl_dist.features import views as feature_views
-from tl_dist.features.stored import MANIFEST, FeatureSet
+from tl_dist.features.manifest import MANIFEST
+from tl_dist.features.stored import FeatureSet
 from tl_dist.memory import held_bytes
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -68,12 +69,12 @@ def test_rows_of_several_files_come_in_the_order_asked_for(tmp_path: Path) -> No
 
 
 def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 1 << 16, (512, 1 << 18), dtype=np.uint16)  # 256 MiB
+    rows = np.random.default_rng(0).integers(0, 1 << 14, (512, 1 << 18), dtype=np.uint16).view(np.float16)
     (tmp_path / "temporary").mkdir()
     (tmp_path / "temporary" / "owner.json").write_text("{}")
-    shard = feature_set.write_shard(tmp_path / "temporary" / "0.npy", iter([rows]), len(rows))
+    shard = feature_set.write_shard(tmp_path / "temporary" / "shard-0000.npy", iter([rows]), len(rows))
     feature_set.commit(tmp_path / "temporary", tmp_path / "set", [shard], {})
-    read = feature_views.reader(FeatureSet(tmp_path / "set", 1), MemorySource(len(rows)), (), seed=0)
+    read = feature_views.reader(FeatureSet.open(tmp_path / "set", 1), MemorySource(len(rows)), (), seed=0)
     order = Order(num_examples=len(rows), global_batch=4, seed=0)
     before = held_bytes()
     for batch in train_batches(read, order, rows=range(4), from_step=0, to_step=20):
@@ -118,7 +119,7 @@ WIDE = extraction.Prefix(lambda images: tf.cast(images, tf.float32) * 0.37 - 20.
 
 
 def num_bytes(found: Any) -> int:
-    return sum((found.directory / shard["file"]).stat().st_size for shard in found.shards)
+    return sum((found.directory / shard.file).stat().st_size for shard in found.manifest.shards)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 11)])
@@ -171,7 +172,7 @@ def test_a_damaged_set_is_named_and_computed_again(tmp_path: Path, damage: str) 
     assert any(name in record.get("text", "") for record in said)
     assert calls.count == 1
     again, _ = extract(tmp_path)
-    assert (again.directory / again.shards[0]["file"]).read_bytes() == whole
+    assert (again.directory / again.manifest.shards[0].file).read_bytes() == whole
 
 
 def in_two_shards(found: FeatureSet, first: int) -> FeatureSet:
@@ -185,13 +186,13 @@ def in_two_shards(found: FeatureSet, first: int) -> FeatureSet:
         shards.append({"file": file.name, "rows": len(part), "sha256": digest})
     manifest = json.loads((found.directory / MANIFEST).read_text())
     (found.directory / MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
-    return FeatureSet(found.directory, found.num_views)
+    return FeatureSet.open(found.directory, found.num_views)
 
 
 def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     found = in_two_shards(extract(tmp_path, ("flip",))[0], 12)
     expected = found.array()
-    whole, damaged = (found.directory / shard["file"] for shard in found.shards)
+    whole, damaged = (found.directory / shard.file for shard in found.manifest.shards)
     damaged.write_bytes(damaged.read_bytes()[:-8])
     before = whole.stat()
     computed: list[int] = []
@@ -209,7 +210,9 @@ def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     assert len(texts) == 1 and damaged.name in texts[0] and whole.name not in texts[0]
     np.testing.assert_array_equal(again.array(), expected)
     assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert not damaged.exists() and not again.damaged(0, 1)
+    assert not damaged.exists() and not feature_set.damaged(
+        again.directory, again.manifest, again.manifest.shards
+    )
 
 
 def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
@@ -247,7 +250,7 @@ def test_what_a_killed_repair_has_left_is_swept_away_later(
     assert orphan.exists()  # of a run that may yet name it, for all one knows
     hour_ago = time.time() - 3700
     os.utime(orphan, (hour_ago, hour_ago))
-    kept = {MANIFEST, *(shard["file"] for shard in extract(tmp_path)[0].shards)}
+    kept = {MANIFEST, *(shard.file for shard in extract(tmp_path)[0].manifest.shards)}
     assert {path.name for path in found.directory.iterdir()} == kept and len(kept) == 3
 
 

@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import PREFIX, extract
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
 from tl_dist.launch import feature_sets
 from tl_dist.launch.cli import main
+from tl_dist.refusal import Refusal
 from tl_dist.run import RunDir
+from tl_dist.run.lock import Lock
 
 
 def three(root: Path) -> list[Path]:
@@ -84,6 +88,48 @@ def test_pruning_by_reference_keeps_what_a_run_has_read(
     assert [path.exists() for path in made] == [True, True, False]
     (tmp_path / "a" / "features.txt").unlink()
     assert feature_sets.prune(tmp_path, unreferenced=True) == [made[0]]
+
+
+def test_pruning_spares_what_a_living_run_reads(tmp_path: Path) -> None:
+    made = three(tmp_path)
+    model = {"backbone": "tiny", "weights": "random"}
+    data, optimizer = {"name": "digits"}, {"learning_rate": 0.1}
+    cfg = Config.model_validate(
+        {"name": "x", "steps": 1, "data": data, "model": model, "optimizer": optimizer}
+    )
+    run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
+    run.refer_to_features(made[2].name)
+    said: list[str] = []
+    with Lock.acquire(run):
+        assert set(feature_sets.prune(tmp_path, keep_mb=0, say=said.append)) == set(made[:2])
+    assert said == [f"spared {made[2].name}: run 'x' reads it"]
+    assert feature_sets.prune(tmp_path, keep_mb=0) == [made[2]]
+
+
+def test_pruning_spares_what_a_run_may_just_have_found(tmp_path: Path) -> None:
+    made = three(tmp_path)
+    extract(tmp_path / "features", ("dihedral",))
+    said: list[str] = []
+    assert set(feature_sets.prune(tmp_path, keep_mb=0, say=said.append)) == set(made[:2])
+    assert said == [f"spared {made[2].name}: used within the last hour"]
+
+
+def test_pruning_takes_only_what_has_a_name_of_ours(tmp_path: Path) -> None:
+    made = three(tmp_path)
+    for name in ("notes", "ABC", ".tmp-", "0" * 31):
+        (tmp_path / "features" / name).mkdir()
+        os.utime(tmp_path / "features" / name, (1, 1))
+    assert set(feature_sets.prune(tmp_path, keep_mb=0)) == set(made)
+
+
+def test_runs_of_other_users_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = three(tmp_path)
+    (tmp_path / "a").mkdir()
+    RunDir(tmp_path / "a").features_file.write_bytes(b"\xff")
+    with pytest.raises(Refusal, match=r"a/features.txt cannot be read"):
+        feature_sets.prune(tmp_path, unreferenced=True)
+    monkeypatch.setattr(feature_sets, "_is_own", lambda path: False)
+    assert set(feature_sets.prune(tmp_path, unreferenced=True)) == set(made)
 
 
 def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
