@@ -16,10 +16,10 @@ STEPS, EVERY = 200, 50
 def comparisons() -> Iterator[Comparison]:
     from benchmarks.trainer import Trainer, advance, config
     from tl_dist.checkpoint import Checkpointer
-    from tl_dist.metrics import Metrics
     from tl_dist.parallel.single import SingleDevice
-    from tl_dist.recorder import RankZero
     from tl_dist.run import RunDir
+    from tl_dist.worker.metrics import Metrics
+    from tl_dist.worker.rank_zero import RankZero
 
     directory = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     run = RunDir(directory)

@@ -98,7 +98,8 @@ def worker(strategy: str, train_from: str, precision: str, threads: str, output:
             Path(output).write_text(json.dumps(figures))
 
     parallel.broadcast(list(trainer.state.variables.values()))
-    parallel.supervise(drive)
+    with parallel.naming_lost_peers():
+        drive()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tl_dist import loop, model, optim, registry, step
+from tl_dist import model, registry
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.datasets import Source
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.state import Report, TrainState
+from tl_dist.training import chunk, loop, optim, step
+from tl_dist.training.state import Report, TrainState
 
 ENDLESS = 10**9
 
@@ -60,7 +61,9 @@ class Trainer:
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
         rate = partial(optim.learning_rate, cfg.optimizer, steps_per_epoch=32, total_steps=ENDLESS)
         objective = step.Objective(source.num_classes, cfg.global_batch)
-        self._run_steps = step.train_chunk(self.model, self.optimizer, objective, parallel, rate)
+        self._run_steps = chunk.train_chunk(
+            step.TrainStep(self.model, self.optimizer, objective, parallel, rate)
+        )
         self._batches = train_batches(
             plain(source, size),
             Order(0, source.num_examples, cfg.global_batch),

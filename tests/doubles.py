@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -12,10 +14,18 @@ import tensorflow as tf
 from tl_dist import model, registry
 from tl_dist.backbones import Backbone
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import Read
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.parallel.single import SingleDevice
+from tl_dist.run import RunDir
+from tl_dist.stages import Stage, plan
+from tl_dist.training.state import TrainState
+from tl_dist.worker.examples import Examples
+from tl_dist.worker.setup import Built, Setup
+from tl_dist.worker.stage_input import StageInput
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
 PARALLEL = SingleDevice(
@@ -111,3 +121,30 @@ def extract(
     source = settings.pop("source", FEATURE_SOURCE)
     found = extraction.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
     return found, said
+
+
+def setup_of(
+    cfg: Config,
+    splits: Mapping[str, Any],
+    net: Any = None,
+    *,
+    run: RunDir | None = None,
+    parallel: Any = PARALLEL,
+    step: int = 0,
+    bad: Sequence[Any] = (),
+    digest: str | None = None,
+) -> Setup:
+    """A setup that has read `splits` and built `net`, and whose optimizer nobody uses."""
+    run = run or RunDir(Path("runs/x"))
+    order = Order(cfg.seed, splits["train"].num_examples, cfg.global_batch)
+    examples = Examples(run, splits, splits, list(bad), 100, digest, threads=1)
+    built = Built(net, 32, SimpleNamespace(start={}, variables={}), {}, None, None)  # type: ignore[arg-type]
+    stages = plan(cfg, order.steps)
+    return Setup(run, cfg, parallel, 1, "float32", examples, order, stages, built, TrainState({}, step))
+
+
+def given_to(
+    setup: Setup, *, net: Any = None, stage: Stage | None = None, features: Any = None
+) -> StageInput:
+    """The input of a stage (the first) of images that nobody reads."""
+    return StageInput(stage or setup.stages[0], net or setup.model, Read(), {}, features)

@@ -207,20 +207,21 @@ class Classifier:
         """Whether `prefix` computes anything."""
         return self._prefix is not None
 
-    def take_prefix(self) -> Callable[[Any], Any]:
-        """The prefix as a function of its own; from now on the model takes the outputs of it in place of images.
+    def on_features(self) -> Classifier:
+        """The same model, which takes the outputs of `prefix` in place of images.
 
         Refuses where the frozen part cannot be told from the rest.
         """
-        prefix, self._prefix = self._prefix, None
-        if prefix is None:
+        if self._prefix is None:
             raise Refusal(
                 f"train_from '{self._train_from}' leaves no frozen part from which one tensor goes on.",
                 fix=f"train from a stage ({', '.join(self._backbone.stages)}) and pool none that ends below it, "
                 "or set runtime.prefix_cache=off.",
                 code=ExitCode.USAGE,
             )
-        return prefix
+        view = copy.copy(self)
+        view._prefix = None
+        return view
 
     def _divided(self, first: int) -> tuple[Any, Any, tuple[int, ...] | None]:
         """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).

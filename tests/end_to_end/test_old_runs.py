@@ -1,4 +1,4 @@
-"""A run directory of an earlier tl_dist opens, resumes and is evaluated: one of November 2026, stopped at step 5 of 8."""
+"""A run directory of an earlier tl_dist opens, resumes and is evaluated: one that was stopped at step 5 of 8."""
 
 from __future__ import annotations
 

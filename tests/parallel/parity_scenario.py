@@ -16,15 +16,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import loop, model, optim, registry, step
+from tl_dist import model, registry
 from tl_dist.backbones import Backbone
 from tl_dist.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
 from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
-from tl_dist.precise_statistics import averaging
-from tl_dist.state import Batch, Report, TrainState
+from tl_dist.training import chunk, evaluation, loop, optim, step
+from tl_dist.training.state import Report, TrainState
+from tl_dist.worker.precise_statistics import averaging
 
 NUM_STEPS = 20
 GLOBAL_BATCH = 10  # uneven over 3 and 4 workers
@@ -180,8 +182,8 @@ def run_variant(
             batches = batches.map(overflow_at_one_position)
         if number:
             opt.begin(number)
-        run_steps = step.train_chunk(
-            views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate
+        run_steps = chunk.train_chunk(
+            step.TrainStep(views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate)
         )
         reports = loop.train(
             state, parallel.feed(batches), run_steps, parallel,
@@ -199,10 +201,10 @@ def run_variant(
             global_batch=GLOBAL_BATCH,
         )
         with opt.averaged(len(parts) - 1):
-            result = loop.evaluate(
+            result = evaluation.evaluate(
                 "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
                 parallel.feed(held_out),
-                step.evaluation_step(
+                evaluation.evaluation_step(
                     net, step.Objective(10, GLOBAL_BATCH), parallel, global_batch=GLOBAL_BATCH
                 ),
                 parallel, stop_requested=lambda: False,
@@ -235,7 +237,8 @@ def run_variant(
         }
 
     parallel.broadcast(list(state.variables.values()))
-    return parallel.supervise(drive)
+    with parallel.naming_lost_peers():
+        return drive()
 
 
 def main() -> None:

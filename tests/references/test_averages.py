@@ -7,8 +7,8 @@ import tensorflow as tf
 import torch
 from timm.utils import ModelEmaV3
 
-from tl_dist import optim
 from tl_dist.config import OptimizerConfig
+from tl_dist.training import optim
 
 DECAY, WARM, STEPS = 0.6, 13, 40  # (1 + n) / (10 + n) reaches 0.6 at n = 12.5
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from tl_dist import optim, recipes
+from tl_dist import recipes
 from tl_dist.config import OptimizerConfig, ScheduleConfig
+from tl_dist.training import optim
 
 # fewer examples than | end of warm-up, tenths after, end | mixup
 TABLE = (

@@ -9,9 +9,9 @@ import tensorflow as tf
 from scipy import stats
 
 from tests.doubles import PARALLEL, MemorySource, build
-from tl_dist import loop, step
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import evaluation_batches, plain, train_batches
+from tl_dist.training import evaluation, step
 
 SOURCE = MemorySource(11, size=32)
 BATCH = 4
@@ -29,8 +29,8 @@ def test_evaluation_gives_exactly_the_logits_of_keras(dropout: float) -> None:
     head.set_weights([kernel.numpy(), bias.numpy()])
 
     batches = evaluation_batches(plain(SOURCE, 32), 11, rows=range(BATCH), global_batch=BATCH)
-    judge = step.evaluation_step(net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH)
-    found = loop.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
+    judge = evaluation.evaluation_step(net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH)
+    found = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None and found.logits is not None
     # In the same batches: a kernel may add up a batch of another size in another order.
     padded = [SOURCE.images[np.minimum(np.arange(k, k + BATCH), 10)] for k in (0, 4, 8)]

@@ -9,9 +9,9 @@ import tensorflow as tf
 from sklearn import metrics
 
 from tests.doubles import PARALLEL, MemorySource, build
-from tl_dist import loop, step
 from tl_dist.data.pipeline import evaluation_batches, plain
 from tl_dist.parallel import rows_of
+from tl_dist.training import evaluation, step
 
 
 def test_confusion_accuracy_and_loss() -> None:
@@ -22,8 +22,8 @@ def test_confusion_accuracy_and_loss() -> None:
     kernel = net.trainable["head/logits/kernel"]
     kernel.assign(10 * tf.random.stateless_normal(kernel.shape, [1, 2]))
     batches = evaluation_batches(plain(source, 32), 53, rows=rows_of(0, 1, 8), global_batch=8)
-    judge = step.evaluation_step(net, step.Objective(3, 8), PARALLEL, global_batch=8)
-    found = loop.evaluate("test", 53, 7, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
+    judge = evaluation.evaluation_step(net, step.Objective(3, 8), PARALLEL, global_batch=8)
+    found = evaluation.evaluate("test", 53, 7, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None
     logits = net(tf.constant(source.images)).numpy()
     expected = metrics.confusion_matrix(source.labels, logits.argmax(axis=1), labels=range(3))

@@ -15,10 +15,11 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import NORMALISED, PARALLEL, MemorySource, normalised_network
-from tl_dist import model, optim, registry, step
+from tl_dist import model, registry
 from tl_dist.config import ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
+from tl_dist.training import chunk, optim, step
 
 NUM_STEPS, BATCH, SIZE, CLASSES = 50, 8, 32, 3
 SOURCE = MemorySource(40, size=SIZE, num_classes=CLASSES)
@@ -68,7 +69,9 @@ def trained(net: model.Classifier, config: OptimizerConfig) -> list[float]:
     """The loss of each of our steps."""
     optimizer = optim.Optimizer(config, net.trainable, scale_loss=False)
     rate = partial(optim.learning_rate, config, steps_per_epoch=5, total_steps=NUM_STEPS)
-    run_steps = step.train_chunk(net, optimizer, step.Objective(CLASSES, BATCH), PARALLEL, rate)
+    run_steps = chunk.train_chunk(
+        step.TrainStep(net, optimizer, step.Objective(CLASSES, BATCH), PARALLEL, rate)
+    )
     feed, one = iter(batches()), tf.constant(1, tf.int64)
     return [float(run_steps(feed, tf.constant(k, tf.int64), one)["loss"]) / BATCH for k in range(NUM_STEPS)]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_dist import optim
 from tl_dist.config import OptimizerConfig
+from tl_dist.training import optim
 
 RULES = {
     "sgd": ({"name": "sgd", "momentum": 0.0}, lambda: keras.optimizers.SGD(0.1)),

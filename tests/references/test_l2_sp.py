@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_dist import optim
 from tl_dist.config import OptimizerConfig
+from tl_dist.training import optim
 
 KERNEL, BIAS, HEAD = "backbone/a/kernel", "backbone/a/bias", "head/logits/kernel"
 SHAPES = {KERNEL: (5, 4), BIAS: (4,), HEAD: (4, 3)}

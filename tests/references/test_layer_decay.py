@@ -13,8 +13,9 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from tl_dist import model, optim, registry
+from tl_dist import model, registry
 from tl_dist.config import ModelConfig, OptimizerConfig
+from tl_dist.training import optim
 
 DECAY = 0.8
 Blocks = list[tuple[float, int]]

@@ -10,9 +10,9 @@ from scipy.stats import beta, ks_2samp
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
+from tl_dist.data.batch import Batch
 from tl_dist.data.mixing import Mixing
-from tl_dist.state import Batch
-from tl_dist.step import Objective
+from tl_dist.training.step import Objective
 
 PAIRS, SIZE = 1500, 64
 P_MIN = 1e-3  # the draws are fixed: this passes or fails for good

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 import torch
 
-from tl_dist import optim
 from tl_dist.config import OptimizerConfig
+from tl_dist.training import optim
 
 SHAPES = {"kernel": (6, 5), "bias": (5,)}
 RULES: dict[str, tuple[dict[str, Any], Any]] = {

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tests.doubles import PARALLEL, MemorySource, normalised, normalised_network
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
-from tl_dist.precise_statistics import averaging
+from tl_dist.worker.precise_statistics import averaging
 
 NUM_BATCHES, BATCH = 5, 8
 

@@ -14,8 +14,8 @@ import tensorflow as tf
 import torch
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 
-from tl_dist import optim
 from tl_dist.config import OptimizerConfig, ScheduleConfig
+from tl_dist.training import optim
 
 RATE, TOTAL, PER_EPOCH = 0.4, 200, 20
 

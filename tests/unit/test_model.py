@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import NORMALISED, OPTIMIZER, PARALLEL, MemorySource, build, normalised
-from tl_dist import batch_norm, model, optim, step
+from tl_dist import batch_norm, model
 from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.refusal import Refusal
+from tl_dist.training import chunk, optim, step
 
 
 def train(
@@ -31,8 +32,8 @@ def train(
         dropout=0.5,
     )
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
-    run = step.train_chunk(
-        net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), xla=xla
+    run = chunk.train_chunk(
+        step.TrainStep(net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), xla=xla)
     )
     sums = run(iter(batches), tf.constant(0, tf.int64), tf.constant(steps, tf.int64))
     return {key: float(value) for key, value in sums.items()}
@@ -94,7 +95,7 @@ def test_stages_are_pooled_in_the_trained_part_as_in_the_frozen_one(
     assert moved(net, before) == set(net.trainable)
     if not has_prefix:
         with pytest.raises(Refusal, match="no frozen part from which one tensor goes on"):
-            net.take_prefix()
+            net.on_features()
 
 
 def test_reinitialized_layers_keep_the_random_start_of_the_seed_and_the_rest_is_loaded() -> None:

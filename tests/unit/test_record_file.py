@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tl_dist.metrics import drop_lines_after
+
 from tl_dist.record_file import NewRecords, record_in, records
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir

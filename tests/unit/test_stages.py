@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import optim, stages
+from tl_dist import stages
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StageConfig
+from tl_dist.training import optim
 
 
 def config(*parts: StageConfig, **settings: object) -> Config:

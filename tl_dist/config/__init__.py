@@ -314,7 +314,7 @@ class RuntimeConfig(Section):
     """compile the forward and backward pass"""
     prefix_cache: Literal["off", "on", "auto"] = "off"
     """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
-    auto: where that saves time, by a measurement at the begin of each stage"""
+    auto: where that at least halves the images that go through it, and its output is small enough to keep"""
     decoded_images: Literal["off", "memory", "disk"] = "off"
     """decode and resize every image once: into the memory of each worker, or into decoded/ beside the runs"""
     deterministic: bool = False

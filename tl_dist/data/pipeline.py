@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.augment import augment
+from tl_dist.data.batch import Batch
 from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.data.resize import resize
 from tl_dist.datasets import SoftLabels, Source, host_tensor, is_encoded, reads_many
-from tl_dist.state import Batch
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import numpy as np
 
 from tl_dist import figures
 from tl_dist.durable import reason, replacing
+from tl_dist.figures.evaluation import Evaluation
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.state import Evaluation
 
 MAX_RECORDED_CLASSES = 100
 """up to which a record of an evaluation has the confusion matrix: of 1,000 classes it would be 3 MB each time"""

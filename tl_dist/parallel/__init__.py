@@ -62,8 +62,8 @@ class DataParallel(Protocol):
         """Outside `fn`: give `variables` the values of rank 0, on every replica. Blocks."""
         ...
 
-    def supervise(self, drive: Callable[[], T]) -> T:
-        """`drive()`; a lost peer, whatever the framework calls it, becomes a `Refusal` with `ExitCode.PEER_LOST`."""
+    def naming_lost_peers(self) -> AbstractContextManager[None]:
+        """Within it a lost peer, whatever the framework calls it, is a `Refusal` with `ExitCode.PEER_LOST`."""
         ...
 
 

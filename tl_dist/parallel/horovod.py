@@ -11,7 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -164,9 +164,10 @@ class Horovod:
         for variable, values in zip(variables, tf.split(received, sizes), strict=True):
             variable.assign(tf.reshape(values, variable.shape))
 
-    def supervise(self, drive: Callable[[], T]) -> T:
+    @contextmanager
+    def naming_lost_peers(self) -> Iterator[None]:
         try:
-            return drive()
+            yield
         except (tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
             if "orovod" not in str(error) and "gloo" not in str(error).lower():
                 raise

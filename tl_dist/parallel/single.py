@@ -52,5 +52,5 @@ class SingleDevice:
     def broadcast(self, variables: Sequence[Any]) -> None:
         pass  # there is one copy
 
-    def supervise(self, drive: Callable[[], T]) -> T:
-        return drive()
+    def naming_lost_peers(self) -> AbstractContextManager[None]:
+        return nullcontext()

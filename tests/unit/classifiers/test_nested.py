@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, MemorySource, drawn
-from tl_dist import transfer
+from tests.doubles import MemorySource, drawn, given_to, setup_of
 from tl_dist.classifiers import nested, selection
 from tl_dist.config import ClassifierConfig, Config
 from tl_dist.datasets import Subset
 from tl_dist.figures import cross_validation
 from tl_dist.figures.cross_validation import OutOfFold
 from tl_dist.launch.folds import chosen_line
+from tl_dist.worker import cached
+from tl_dist.worker.stage_input import TrainFeatures
 
 COLUMNS = selection.columns_of(["a", "b"], [30, 10])
 SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
@@ -104,18 +105,15 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None) -> Non
             "head/logits/kernel": tf.Variable(tf.zeros([40, 2])),
             "head/logits/bias": tf.Variable(tf.zeros([2])),
         }
-        session: Any = SimpleNamespace(
-            cfg=cfg,
-            parallel=PARALLEL,
-            train_features=(Kept(), np.arange(90)),
-            splits={"train": Subset(pool, np.arange(90)), "test": Subset(pool, np.arange(90, 120))},
-            model=SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head),
-            state=SimpleNamespace(variables={}, step=0),
-            class_weights=lambda: None,
-        )
-        fitted = transfer.fit_head(session)
-        assert fitted is not None and fitted[1] is not None and session.state.step == 1
-        chosen.append((fitted[1].l2, fitted[1].layers, head["head/logits/kernel"].numpy().tobytes()))
+        splits = {"train": Subset(pool, np.arange(90)), "test": Subset(pool, np.arange(90, 120))}
+        net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
+        setup = setup_of(cfg, splits, net)
+        features = TrainFeatures(Kept(), np.arange(90))  # type: ignore[arg-type]
+        told: list[Any] = []
+        cached.fit_head(setup, given_to(setup, features=features), told.append)
+        (record,) = told
+        assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
+        chosen.append((record["l2"], record["layers"], head["head/logits/kernel"].numpy().tobytes()))
     assert chosen[0] == chosen[1]
 
 

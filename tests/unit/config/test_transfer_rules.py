@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tl_dist import model, optim, registry
+from tl_dist import model, registry
 from tl_dist.config import ModelConfig, OptimizerConfig
+from tl_dist.training import optim
 
 KERNEL, BIAS, HEAD = "backbone/top/kernel", "backbone/top/bias", "head/logits/kernel"
 SHAPES = {KERNEL: (3, 4), BIAS: (4,), HEAD: (4, 2)}

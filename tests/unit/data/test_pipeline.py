@@ -15,7 +15,7 @@ from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read, augmented, evaluation_batches, part_of, plain, train_batches
 from tl_dist.datasets import SoftLabels
 from tl_dist.parallel import rows_of
-from tl_dist.step import Objective
+from tl_dist.training.step import Objective
 
 SOURCE = MemorySource(23)
 ORDER = Order(seed=5, num_examples=23, global_batch=7)

@@ -23,7 +23,7 @@ from tl_dist.datasets.location import Location
 from tl_dist.datasets.records import RecordSource
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
-from tl_dist.session import Session
+from tl_dist.worker.examples import Examples
 
 NUM_FILES = 40
 
@@ -169,20 +169,19 @@ def test_too_many_open_files_are_no_examples_fault(
     few = Handles(4)
     monkeypatch.setattr("tl_dist.datasets.records.shared_handles", lambda: few)
     source = source_of(files, kind)
-    examples = in_a_graph(source)
-    next(examples)  # TensorFlow opens files of its own, and ends the process where it cannot
-    session = Session.__new__(Session)
-    session.run, session.threads = RunDir(tmp_path), 2
-    session.splits = {"train": source}
+    read = in_a_graph(source)
+    next(read)  # TensorFlow opens files of its own, and ends the process where it cannot
+    splits = {"train": source}
+    examples = Examples(RunDir(tmp_path), splits, splits, [], 100, None, threads=2)
     with (
         pytest.raises(Refusal) as caught,
-        session.naming_bad_examples("train", lambda: range(NUM_FILES)),
+        examples.naming_bad("train", lambda: range(NUM_FILES)),
         no_more_files(),
     ):
-        next(examples)
+        next(read)
     assert caught.value.code == ExitCode.STORAGE
     assert "split 'train' cannot be read: Too many open files" in str(caught.value)
-    assert not session.run.quarantine_file.exists()
+    assert not examples.run.quarantine_file.exists()
 
 
 @pytest.mark.parametrize("number", handles.MACHINE_FAULTS)

@@ -27,8 +27,8 @@ from tl_dist.features import stored as feature_set
 from tl_dist.features import views as feature_views
 from tl_dist.features.manifest import MANIFEST
 from tl_dist.features.stored import FeatureSet
-from tl_dist.memory import held_bytes
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.worker.memory import held_bytes
 
 
 class Calls:

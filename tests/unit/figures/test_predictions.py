@@ -9,8 +9,8 @@ import pytest
 
 from tl_dist import figures
 from tl_dist.figures import predictions
+from tl_dist.figures.evaluation import Evaluation
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.state import Evaluation
 
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)

@@ -65,10 +65,7 @@ def test_under_a_launcher_of_ones_own_it_has_the_patience_of_the_longest_phase(
     ],
 )
 def test_a_stall_is_not_called_a_death(environment: dict[str, str], said: str, fate: str) -> None:
-    def collective() -> None:
+    with pytest.raises(Refusal) as refused, horovod.Horovod(CONFIG).naming_lost_peers():
         raise tf.errors.UnknownError(None, None, said)
-
-    with pytest.raises(Refusal) as refused:
-        horovod.Horovod(CONFIG).supervise(collective)
     assert f"since another worker {fate}" in str(refused.value)
     assert refused.value.code == ExitCode.PEER_LOST

@@ -1,0 +1,91 @@
+"""Test-time views: a held-out example is judged by the mean of its probabilities over them, cached or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.doubles import PARALLEL, MemorySource, build
+from tl_dist import model
+from tl_dist.data.pipeline import Read, evaluation_batches, plain
+from tl_dist.features import extraction
+from tl_dist.features import views as feature_views
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.parallel import rows_of
+from tl_dist.training import evaluation, step
+
+SOURCE = MemorySource(11, size=32)
+BATCH = 4
+VIEWS = ("flip", "dihedral")
+
+
+def with_a_head(**settings: Any) -> model.Classifier:
+    net = build(**settings)
+    kernel = net.trainable["head/logits/kernel"]
+    kernel.assign(tf.random.stateless_normal(kernel.shape, [1, 2]))
+    return net
+
+
+def evaluate(net: model.Classifier, read: Read, views: int) -> Evaluation:
+    batches = evaluation_batches(read, 11, rows=rows_of(0, 1, BATCH), global_batch=BATCH)
+    judge = evaluation.evaluation_step(
+        net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
+    )
+    found = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
+    assert found is not None
+    return found
+
+
+def expected(net: model.Classifier) -> np.ndarray:
+    """[examples, classes]: the mean over the sixteen views, made one by one."""
+    total = np.zeros((11, 3))
+    for image in range(2):
+        flipped = SOURCE.images[:, :, ::-1] if image else SOURCE.images
+        for mirror in range(2):
+            seen = flipped[:, :, ::-1] if mirror else flipped
+            for turns in range(4):
+                turned = np.ascontiguousarray(np.rot90(seen, turns, axes=(1, 2)))
+                total += tf.nn.softmax(net(tf.constant(turned))).numpy()
+    return total / 16
+
+
+def test_figures_are_those_of_the_mean_probabilities() -> None:
+    net = with_a_head()
+    found = evaluate(net, feature_views.in_views(plain(SOURCE, 32), VIEWS), 16)
+    mean = expected(net)
+    assert found.logits is not None
+    np.testing.assert_allclose(np.exp(found.logits), mean, rtol=2e-4, atol=1e-6)
+    own = mean[np.arange(11), SOURCE.labels]
+    assert found.mean_loss == pytest.approx(float(-np.log(own).mean()), rel=1e-4)
+    assert found.num_correct == int((mean.argmax(1) == SOURCE.labels).sum())
+    plainly = evaluate(net, plain(SOURCE, 32), 1)
+    assert plainly.mean_loss != pytest.approx(found.mean_loss, rel=1e-3)
+
+
+def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -> None:
+    net = with_a_head(train_from="block3")
+    whole = evaluate(net, feature_views.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
+    prefix = extraction.Prefix(net.prefix, 32, {})
+    kept = extraction.cached(
+        SOURCE,
+        prefix,
+        ("dihedral",),
+        root=tmp_path,
+        split="test",
+        parallel=PARALLEL,
+        stop_requested=lambda: False,
+        say=lambda record: None,
+    )
+    assert kept is not None
+    cached = evaluate(net.on_features(), feature_views.reader_of_views(kept, SOURCE), 8)
+    assert whole.logits is not None and cached.logits is not None
+    np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
+    rows = np.array([3, 1, 7])
+    read = feature_views.reader_of_views(kept, SOURCE, rows).rows
+    assert read is not None
+    some, _ = read(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
+    np.testing.assert_array_equal(some, kept.array()[rows])

@@ -1,0 +1,79 @@
+"""A gradient that is not finite changes nothing but the loss scale; rates follow their schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tl_dist.config import OptimizerConfig, ScheduleConfig
+from tl_dist.training import optim
+
+
+def variables() -> dict[str, Any]:
+    values = np.random.default_rng(1)
+    return {
+        "kernel": tf.Variable(values.normal(size=(3, 4)), dtype=tf.float32),
+        "bias": tf.Variable(values.normal(size=4), dtype=tf.float32),
+    }
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("scale_loss", [True, False])
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_slot(bad: float, scale_loss: bool) -> None:
+    ours = variables()
+    optimizer = optim.Optimizer(OptimizerConfig(name="adam", learning_rate=0.1), ours, scale_loss=scale_loss)
+    before = {path: v.numpy().copy() for path, v in {**ours, **optimizer.variables}.items()}
+    skipped, _ = optimizer.apply([tf.fill((3, 4), bad), tf.ones(4)], tf.constant(0.1))
+    after = {path: v.numpy() for path, v in {**ours, **optimizer.variables}.items()}
+    assert skipped.numpy() == 1
+    for path, value in before.items():
+        expected = value / 2 if scale_loss and path == "optimizer/loss_scale" else value
+        np.testing.assert_array_equal(after[path], expected, err_msg=path)
+
+
+def test_scaled_gradients_are_unscaled_and_the_scale_grows_after_enough_finite_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optim, "GROW_AFTER", 3)
+    ours = {"w": tf.Variable([1.0])}
+    optimizer = optim.Optimizer(
+        OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.5), ours, scale_loss=True
+    )
+    scales = []
+    for _ in range(4):
+        scale = optimizer.scale().numpy()
+        scales.append(float(scale))
+        optimizer.apply([tf.constant([0.25 * scale])], tf.constant(0.5))
+    assert scales == [2.0**15] * 3 + [2.0**16]
+    np.testing.assert_allclose(ours["w"].numpy(), [1.0 - 4 * 0.5 * 0.25])
+
+
+def rates(schedule: ScheduleConfig, total_steps: int = 100) -> list[float]:
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule)
+    return [
+        float(
+            optim.learning_rate(config, tf.constant(s, tf.int64), steps_per_epoch=10, total_steps=total_steps)
+        )
+        for s in range(total_steps)
+    ]
+
+
+def test_constant_rate_with_warm_up() -> None:
+    found = rates(ScheduleConfig(warmup_epochs=0.5))
+    np.testing.assert_allclose(found[:6], [0.4, 0.8, 1.2, 1.6, 2.0, 2.0], rtol=1e-6)
+    assert set(found[5:]) == {2.0}
+
+
+def test_cosine_falls_from_the_rate_to_its_fraction() -> None:
+    found = rates(ScheduleConfig(name="cosine", final_fraction=0.1))
+    expected = [2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * s / 100))) for s in range(100)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_step_drops_at_its_epochs() -> None:
+    found = rates(ScheduleConfig(name="step", drop_at_epochs=(3.0, 6.0), drop_factor=0.5))
+    np.testing.assert_allclose([found[k] for k in (29, 30, 59, 60)], [2.0, 1.0, 1.0, 0.5], rtol=1e-6)

@@ -1,0 +1,129 @@
+"""Curves do not fold back after a restart; TensorBoard shows scalars, pictures and hyperparameters."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.run import RunDir
+from tl_dist.training.state import Report
+from tl_dist.worker.metrics import Metrics, confusion_picture, grid_picture
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / "run")
+    made.path.mkdir()
+    return made
+
+
+def report(step: int, **changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "step": step,
+        "steps": 10,
+        "mean_loss": 1.0 / step,
+        "accuracy": 0.5,
+        "learning_rate": 0.1,
+        "gradient_norm": 2.0,
+        "num_examples": 320,
+        "num_skipped": 1,
+        "loss_scale": 4.0,
+        "elapsed_s": 2.0,
+        "data_wait_s": [0.1, 0.4],
+        "reduction_s": 0.2,
+    }
+    return Report(**(values | changes))
+
+
+def metrics(run: RunDir, from_step: int = 0, **changes: Any) -> Metrics:
+    settings: dict[str, Any] = {
+        "total_steps": 100,
+        "steps_per_epoch": 20.0,
+        "epochs": 5.0,
+        "num_workers": 2,
+        "class_names": ["cat", "dog"],
+        "tensorboard": True,
+    }
+    return Metrics(run, from_step=from_step, **(settings | changes))
+
+
+def lines(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+
+
+def test_a_report_becomes_rates_and_shares(run: RunDir) -> None:
+    writer = metrics(run)
+    writer.train(report(10))
+    writer.train(report(20))
+    writer.close()
+    first, line = lines(run)
+    assert first["eta_s"] is None  # it has compiled
+    assert line["event"] == "train"
+    assert line["examples_per_s"] == 160
+    assert line["data_wait_share"] == pytest.approx(0.2)  # of the slowest worker
+    assert line["reduction_share"] == pytest.approx(0.1)
+    assert (line["epoch"], line["eta_s"]) == (1.0, 16.0)
+
+
+def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
+    first = metrics(run)
+    for step in (10, 20, 30):
+        first.train(report(step))
+    first.note("something")
+    first.close()
+    with run.metrics_file.open("a") as file:
+        file.write('{"event": "train", "st')  # torn by a kill
+    second = metrics(run, from_step=20)
+    second.train(report(30, mean_loss=9.0))
+    second.close()
+    found = [(line["event"], line.get("step")) for line in lines(run)]
+    assert found == [("train", 10), ("train", 20), ("note", None), ("train", 30)]
+    board = EventAccumulator(str(run.tensorboard)).Reload()
+    scalars = board.Scalars("train/loss")
+    assert [event.step for event in scalars] == [10, 20, 30]
+    assert scalars[-1].value == 9.0
+
+
+def test_tensorboard_has_every_page(run: RunDir) -> None:
+    writer = metrics(run)
+    writer.hyperparameters({"optimizer.learning_rate": 0.1, "model.backbone": "vgg16"})
+    writer.images(0, np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
+    writer.train(report(10))
+    writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
+    writer.close()
+    board = EventAccumulator(str(run.tensorboard)).Reload()
+    assert {
+        "train/loss", "train/accuracy", "optimizer/learning_rate", "optimizer/loss_scale", "optimizer/skipped_steps",
+        "speed/images_per_s", "step_time/data_wait_s", "step_time/compute_s", "step_time/reduction_s",
+        "validation/loss", "validation/accuracy",
+    } <= set(board.Tags()["scalars"])  # fmt: skip
+    assert {"train/augmented_images", "validation/confusion"} <= set(board.Tags()["images"])
+    assert board.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
+
+
+def test_pictures_are_png() -> None:
+    for png in (
+        confusion_picture(np.array([[5, 1], [0, 3]]), ["functional", "defective"]),
+        confusion_picture(np.eye(100, dtype=int), [str(k) for k in range(100)]),
+        grid_picture(np.zeros((20, 8, 8, 3), np.uint8), ["a"] * 20),
+    ):
+        picture = Image.open(io.BytesIO(png))
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
+
+
+def test_records_reach_the_listener(run: RunDir) -> None:
+    heard: list[Any] = []
+    writer = metrics(run, tensorboard=False, listen=heard.append)
+    writer.commit(10)
+    writer.close()
+    assert heard == [{"event": "commit", "step": 10}]
+    assert not run.tensorboard.exists()

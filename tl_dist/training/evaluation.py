@@ -1,0 +1,173 @@
+"""Exact figures of a split: the compiled evaluation step, and the loop over all batches and workers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.data.batch import Batch
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.model import Classifier
+from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.training.loop import MAX_CHUNK_S
+from tl_dist.training.step import Objective, compiled, counted
+
+MAX_LOGITS = 1 << 26  # of a split that rank 0 gathers: 256 MiB, ImageNet's 50,000 x 1,000 among them
+PIECE_BYTES = 8 << 20  # of logits that are exchanged at a time
+
+
+def evaluation_step(
+    model: Classifier, objective: Objective, parallel: DataParallel, *, global_batch: int, views: int = 1
+) -> Callable[[Any], dict[str, Any]]:
+    """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
+
+    `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
+    index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
+    those of this process's rows in their place in the global batch, and 0 elsewhere.
+
+    With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities.
+    """
+
+    def judged(batch: Batch) -> Any:
+        if views == 1:
+            return model(batch.images)
+        # One view at a time is in memory.
+        each = tf.map_fn(
+            lambda view: tf.nn.log_softmax(model(tf.gather(batch.images, view, axis=1))),
+            tf.range(views),
+            fn_output_signature=tf.TensorSpec([batch.images.shape[0], objective.num_classes], tf.float32),
+            parallel_iterations=1,
+        )
+        return tf.reduce_logsumexp(each, axis=0) - math.log(views)
+
+    def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
+        del step
+        logits = judged(batch)
+        real = counted(batch)
+        return {
+            "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),
+            "examples": tf.cast(tf.reduce_sum(real), tf.float64),
+            "confusion": tf.math.confusion_matrix(
+                batch.labels,
+                tf.argmax(logits, axis=-1),
+                objective.num_classes,
+                weights=tf.cast(real, tf.float64),
+                dtype=tf.float64,
+            ),
+            "seen": tf.reduce_sum(
+                tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)
+            ),
+            "logits": tf.scatter_nd(
+                (batch.positions % global_batch)[:, None],
+                tf.where(real[:, None] > 0, logits, 0.0),
+                [global_batch, objective.num_classes],
+            ),
+        }
+
+    @compiled
+    def evaluate_batch(batches: Any) -> dict[str, Any]:
+        return parallel.run(replica_step, batches.get_next(), tf.constant(0, tf.int64))
+
+    return evaluate_batch
+
+
+def example_hash(index: Any) -> Any:
+    """An integer below 2**31 for each index (Knuth's multiplicative hash); works on tensors and NumPy arrays."""
+    return (index * 2654435761) % 2147483647
+
+
+def evaluate(
+    split: str,
+    num_examples: int,
+    num_batches: int,
+    batches: Iterator[Any],
+    evaluate_batch: Callable[[Any], dict[str, Any]],
+    parallel: DataParallel,
+    *,
+    stop_requested: Callable[[], bool],
+) -> Evaluation | None:
+    """Figures over all `num_examples`, each counted once whatever the worker count; None if asked to stop.
+
+    Refuses a result that does not stand for exactly N of N examples: a hash of the indices that were seen is
+    compared with that of all of them.
+    """
+    sums: dict[str, Any] = {}
+    gathered: _Logits | None = None
+    interval, next_check, checked = 1, 1, time.monotonic()
+    for done in range(1, num_batches + 1):
+        found = evaluate_batch(batches)
+        logits = found.pop("logits").numpy()
+        if num_examples * logits.shape[1] <= MAX_LOGITS:
+            gathered = gathered or _Logits(parallel, num_batches, *logits.shape)
+            gathered.add(logits)
+        for key, value in found.items():
+            sums[key] = sums.get(key, 0.0) + value.numpy()
+        # Workers look at the stop flag after the same batch, since the interval comes from a total.
+        if done == next_check:
+            took = parallel.total({"s": time.monotonic() - checked, "stop": float(stop_requested())})
+            if took["stop"] > 0:
+                return None
+            per_batch_s = float(took["s"]) / parallel.world_size / interval
+            interval = max(1, int(MAX_CHUNK_S / max(per_batch_s, 1e-3)))
+            next_check, checked = done + interval, time.monotonic()
+    totals = parallel.total(sums)
+    seen, expected = float(totals["seen"]), float(example_hash(np.arange(num_examples)).sum())
+    if round(float(totals["examples"])) != num_examples or seen != expected:
+        raise Refusal(
+            f"evaluation of '{split}' saw {round(float(totals['examples']))} of {num_examples} examples, "
+            "or not each once.",
+            fix="report this as a bug: the figures cannot be trusted.",
+            code=ExitCode.INTERNAL,
+        )
+    confusion = np.rint(totals["confusion"]).astype(np.int64)
+    return Evaluation(
+        split=split,
+        num_examples=num_examples,
+        num_correct=int(np.trace(confusion)),
+        mean_loss=float(totals["loss"]) / num_examples,
+        confusion=confusion,
+        logits=None if gathered is None else gathered.of_all(num_examples),
+    )
+
+
+class _Logits:
+    """The logits of a split, a few batches at a time brought to rank 0, which alone keeps them.
+
+    Each row comes from one worker, as it is: any number of workers gathers the same bits.
+    """
+
+    def __init__(self, parallel: DataParallel, num_batches: int, batch: int, classes: int) -> None:
+        self._parallel = parallel
+        self._shares = [rows_of(k, parallel.world_size, batch) for k in range(parallel.world_size)]
+        self._at_once = max(1, PIECE_BYTES // (4 * batch * classes))  # batches; the same on every worker
+        self._own: list[np.ndarray] = []
+        self._done = 0
+        self._all = np.empty((num_batches if parallel.rank == 0 else 0, batch, classes), np.float32)
+
+    def add(self, logits: np.ndarray) -> None:
+        """Those of the next batch, [batch, classes], of which this worker's rows count."""
+        share = self._shares[self._parallel.rank]
+        self._own.append(logits[share.start : share.stop].copy())
+        if len(self._own) == self._at_once:
+            self._exchange()
+
+    def of_all(self, num_examples: int) -> np.ndarray | None:
+        """float32 [examples, classes] on rank 0, without the padding of the last batch."""
+        if self._own:
+            self._exchange()
+        return None if self._parallel.rank else self._all.reshape(-1, self._all.shape[-1])[:num_examples]
+
+    def _exchange(self) -> None:
+        everyone = self._parallel.gather(np.stack(self._own).tobytes())
+        batches = slice(self._done, self._done + len(self._own))
+        if self._parallel.rank == 0:
+            for share, rows in zip(self._shares, everyone, strict=True):
+                place = self._all[batches, share.start : share.stop]
+                place[:] = np.frombuffer(rows, np.float32).reshape(place.shape)
+        self._done, self._own = batches.stop, []

@@ -1,0 +1,62 @@
+"""What training changes, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class TrainState:
+    """All that a run needs to go on: variables by path, and the number of the next step.
+
+    `variables` holds what training changes (trainable weights, optimizer slots, counters, loss scale), each under a
+    name that does not depend on the strategy. Frozen weights are not in it: they are pinned by digest.
+    """
+
+    variables: Mapping[str, Any]
+    step: int = 0
+    history: dict[str, Any] = field(default_factory=dict)
+    """small JSON facts that must survive a restart, such as the best validation figure"""
+    _host: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A host copy of every variable; later updates do not reach it, but the next call writes over it.
+
+        The memory is taken once: to fault in fresh pages for each copy would take five times as long as to fill them.
+        """
+        if not self._host:
+            self._host = {
+                path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()
+            }
+        for path, variable in self.variables.items():
+            # The tensor's own memory, where it is on the host: Tensor.numpy() would copy it to fresh pages first.
+            np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))
+        return self._host
+
+    def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Set every variable; refuses nothing: `checkpoint.restore` has compared the sets before."""
+        for path, variable in self.variables.items():
+            variable.assign(arrays[path])
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one chunk of steps did, over all workers. Means are over the examples of the chunk; times are seconds."""
+
+    step: int  # steps done, after the chunk
+    steps: int  # in this chunk
+    mean_loss: float
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    num_examples: int
+    num_skipped: int  # steps skipped for a non-finite gradient
+    loss_scale: float
+    elapsed_s: float
+    data_wait_s: Sequence[float]  # by rank: time spent waiting for input
+    reduction_s: float  # mean over workers: reduction not hidden behind computation
+    stop: bool = False

@@ -1,0 +1,1 @@
+"""One process of a run, from its run directory to its exit code; `attempt` tells the story."""

@@ -1,0 +1,233 @@
+"""One process's life: wire everything from the run directory, drive the loop, leave with an exit code.
+
+    python -m tl_dist.worker RUN_DIR [--evaluate SPLIT]
+
+Started by `tl-dist`, horovodrun, mpirun or srun; all it knows comes from RUN_DIR/config.yaml and the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tl_dist import failpoint
+from tl_dist.datasets.handles import allow_many_open_files
+from tl_dist.durable import open_to_append, write_atomically
+from tl_dist.parallel import cores, slots
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+from tl_dist.run.owner import SlurmJob
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one worker and return its exit code; a refusal is one line on standard error, `refused: rank R: ...`."""
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument("--extract", action="store_true")
+    parser.add_argument("--tune", metavar="FOLDS", type=int)
+    parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
+    parser.add_argument(
+        "--in-turn", metavar="NAME", nargs="+", help="train the runs of these names beside RUN"
+    )
+    options = parser.parse_args(arguments)
+    os.umask(0o077)  # a run is private, whoever starts its workers
+    allow_many_open_files()
+    rank = rank_before_start(os.environ)
+    shown = sys.stderr
+    try:
+        run = RunDir.open(options.run)
+        supervised = "TL_DIST_SUPERVISED" in os.environ
+        if not supervised and not (
+            options.evaluate or options.extract or options.tune or options.cross_validate
+        ):
+            shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
+        _stop_on_signals(run)
+        failpoint.set_rank(rank)
+        # Under srun the launcher's variables become Horovod's, before anything looks at them.
+        os.environ.update(slots.slurm_task_environment(os.environ))
+        import_keras()
+        if options.evaluate:
+            return _evaluate(run, options.evaluate, options.override)
+        if options.extract:
+            return _extract(run)
+        if options.tune:
+            return _tune(run, options.tune)
+        if options.cross_validate:
+            return _cross_validate(run, *options.cross_validate)
+        if options.in_turn:
+            from tl_dist.worker.fold_runs import in_turn
+
+            return in_turn(run, options.in_turn, cores=cores.own_share(os.environ))
+        return _train(run, show_progress=rank == 0 and not supervised)
+    except Refusal as refusal:
+        line = f"refused: rank {rank}: {refusal}\n"
+        for stream in {shown, sys.stderr}:
+            stream.write(line)
+        return _leave(refusal.code)
+    except Exception as error:
+        traceback.print_exc()
+        shown.write(f"failed: rank {rank}: {type(error).__name__}: {str(error).strip()[:300]}\n")
+        return _leave(ExitCode.INTERNAL)
+
+
+def import_keras() -> None:
+    """Keras and TensorFlow, without what Keras imports where it finds it, for wrappers that no worker uses.
+
+    Those are scikit-learn, with SciPy's statistics, and matplotlib: 770 of 3,900 modules, and a third of the time that
+    the import takes on each worker. Whoever needs one of them imports it afterwards, as ever.
+    """
+    optional = {"sklearn", "matplotlib"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(optional))  # type: ignore[arg-type]  # None: the import fails
+    try:
+        import keras  # noqa: F401
+    finally:
+        for name in optional:
+            del sys.modules[name]
+
+
+def _train(run: RunDir, *, show_progress: bool) -> int:
+    from tl_dist.worker import attempt
+    from tl_dist.worker.setup import setup
+
+    with contextlib.ExitStack() as stack:
+        listen = None
+        if show_progress:
+            from rich.console import Console
+
+            from tl_dist.progress import Progress
+
+            listen = stack.enter_context(Progress(Console())).show
+        made = setup(run, cores=cores.own_share(os.environ))
+        return attempt.train(made, job=_slurm_job(os.environ), listen=listen)
+
+
+def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
+    from tl_dist.worker.evaluate import evaluate_checkpoint
+    from tl_dist.worker.metrics import evaluation_record
+    from tl_dist.worker.setup import setup
+
+    made = setup(run, cores=cores.own_share(os.environ), overrides=overrides)
+    result = evaluate_checkpoint(made, split)
+    record = evaluation_record(made.state.step, result, made.splits[split].class_names)
+    run.evaluations.mkdir(exist_ok=True)
+    write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())
+    return ExitCode.DONE
+
+
+@contextlib.contextmanager
+def _on_features(run: RunDir, phase: str, *, alone: bool) -> Iterator[tuple[Any, Any, Any]]:
+    """For a task on features alone: a setup, what asks for a stop, and what writes a record to the run's metrics."""
+    from tl_dist.worker.setup import setup
+
+    made = setup(run, cores=cores.own_share(os.environ))
+    with (
+        run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines,
+        made.parallel.naming_lost_peers(),
+    ):
+        stop_requested = partial(made.stop_requested, phase, alone=alone)
+        yield made, stop_requested, lambda record: lines.write(json.dumps(record) + "\n")
+
+
+def _extract(run: RunDir) -> int:
+    # These workers meet every few seconds, and each look of Horovod at its queue takes a core from the backbone.
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
+    from tl_dist.worker import cached
+    from tl_dist.worker.stage_input import from_images
+
+    with _on_features(run, "extracting features", alone=False) as (made, stop_requested, say):
+        given = from_images(made, made.stages[0])
+        finished = cached.from_features(made, given, stop_requested, say) is not None
+    return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
+def _tune(run: RunDir, folds: int) -> int:
+    from tl_dist.worker.cross_validation import tune
+
+    with _on_features(run, "trying settings", alone=True) as (made, stop_requested, say):
+        tried = tune(made, folds, stop_requested, say)
+    if tried:
+        found = [
+            {
+                **one.setting.overrides,
+                "folds": one.folds,
+                "accuracy": one.accuracy,
+                "log_loss": one.log_loss,
+            }
+            for one in tried
+        ]
+        write_atomically(run.path / "tuning.json", json.dumps(found, indent=1).encode())
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
+
+
+def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
+    from tl_dist.figures.cross_validation import summary
+    from tl_dist.worker.cross_validation import cross_validate
+
+    with _on_features(run, "cross-validating", alone=True) as (made, stop_requested, say):
+        found = cross_validate(made, folds, seeds, stop_requested, say)
+    if found is not None:
+        found.save(run.path / "predictions" / "out_of_fold.npz")
+        run.mark_done({"cross_validation": summary(found)})
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
+
+
+def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
+    if "SLURM_JOB_ID" not in env:
+        return None
+    restarts = slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
+    return SlurmJob(env["SLURM_JOB_ID"], restarts)
+
+
+def rank_before_start(env: Mapping[str, str]) -> int:
+    """This worker's rank by its launcher's variables, known before any library has started; 0 without a launcher."""
+    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"):
+        if name in env:
+            return slots.integer(env, name)
+    return slots.integer(env, "SLURM_PROCID") if slots.in_slurm_step(env) else 0
+
+
+def _leave(code: ExitCode) -> int:
+    """End at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop_on_signals(run: RunDir) -> None:
+    """A signal only leaves a mark; the loop stops at a step boundary that all workers agree on."""
+
+    def leave_mark(*_: object) -> None:
+        with contextlib.suppress(OSError):
+            run.request_stop()
+
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, leave_mark)
+
+
+def _log_to_file(path: Path, *, keep_output: bool) -> Any:
+    """Send this process's noise to its own log, append mode; returns the stream that a person still sees."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = os.fdopen(os.dup(2), "w", buffering=1)
+    log = open_to_append(path)
+    os.dup2(log, 2)
+    if not keep_output:
+        os.dup2(log, 1)
+    os.close(log)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The proof that all workers run the same thing, before the first step and while they train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_dist.config import file as config_file
+from tl_dist.data import order
+from tl_dist.datasets import manifest
+from tl_dist.durable import write_atomically
+from tl_dist.model import digest
+from tl_dist.parallel import DataParallel
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.worker.setup import Setup
+
+
+def versions() -> dict[str, str]:
+    """What this worker computes with: library versions, and a digest of this package's own code."""
+    found = {"python": platform.python_version(), "code": code_digest()}
+    for package in ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def code_digest() -> str:
+    """sha256 over the names and bytes of this package's Python files, shortened."""
+    total = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def prove(setup: Setup) -> None:
+    """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
+    cfg, examples, built = setup.cfg, setup.examples, setup.built
+    facts: dict[str, Any] = {
+        "trajectory": config_file.trajectory(cfg),
+        "precision": setup.precision,
+        "order": order.VERSION,
+        "data": {name: source.fingerprint for name, source in examples.opened.items()},
+        "class_names": list(setup.splits["train"].class_names),
+        "weights_sha256": built.weights_sha256,
+        "frozen_sha256": setup.model.frozen_digest(),
+        "start_sha256": digest({path: v.numpy() for path, v in setup.optimizer.start.items()}),
+        "collectives": plan(setup.model.moving),
+    }
+    if cfg.model.batch_norm == "train":
+        # What a replica's own batch statistics depend on: the one setting by which the worker count is visible.
+        facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
+    if built.origin_sha256 is not None:
+        facts["source_sha256"] = built.origin_sha256
+    if examples.split_digest is not None:
+        facts["split"] = examples.split_digest
+    used = {name: source.fingerprint for name, source in setup.splits.items()}
+    agree(setup.parallel, {**facts, "used": used, "versions": versions()})
+    if setup.is_first:
+        # Newer libraries may go on with a run; other data, weights or settings may not.
+        setup.run.freeze_identity(facts)
+        write_atomically(setup.run.path / "split.json", json.dumps(manifest(examples.opened)).encode())
+
+
+def plan(variables: Mapping[str, Any]) -> str:
+    """Digest of the order, names, types and shapes of what is reduced: the collectives that each worker will call."""
+    lines = [f"{path} {v.dtype.name} {tuple(v.shape)}" for path, v in variables.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def agree(parallel: DataParallel, facts: Mapping[str, Any]) -> None:
+    """Compare `facts` over all workers; refuses (78) with the first rank and key that differ from rank 0."""
+    mine = json.dumps(facts, sort_keys=True).encode()
+    everyone = [json.loads(text) for text in parallel.gather(mine)]
+    for rank, theirs in enumerate(everyone):
+        for key in sorted(everyone[0].keys() | theirs.keys()):
+            if theirs.get(key) != everyone[0].get(key):
+                raise Refusal(
+                    f"rank {rank} and rank 0 disagree on {key}: "
+                    f"{_short(theirs.get(key))} against {_short(everyone[0].get(key))}.",
+                    fix="run all workers from one environment, one checkout and one data directory.",
+                    code=ExitCode.UNSAFE,
+                )
+
+
+def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
+    """Refuses (70) unless each row of the global batch is read by exactly one worker; `rows` are this one's."""
+    readers = np.zeros(global_batch)
+    readers[rows.start : rows.stop] += 1
+    totals = parallel.total({"readers": readers, "rows": len(rows)})
+    wrong = np.flatnonzero(np.rint(totals["readers"]) != 1)
+    if wrong.size or round(float(totals["rows"])) != global_batch:
+        row = int(wrong[0]) if wrong.size else global_batch
+        raise Refusal(
+            f"row {row} of each batch of {global_batch} is read by {round(float(totals['readers'][row]))} workers"
+            if wrong.size
+            else f"workers read {round(float(totals['rows']))} rows of each batch of {global_batch}.",
+            fix="report this as a bug: the workers do not share the batch as they must.",
+            code=ExitCode.INTERNAL,
+        )
+
+
+def compare_weights(checksums: np.ndarray, names: Sequence[str], step: int) -> None:
+    """Refuses (76, to restart from the last commit) when the weights of two replicas differ.
+
+    `checksums` is [replica, variable]; names the first replica that differs from replica 0 and its first variable.
+    """
+    different = np.argwhere(checksums != checksums[0])
+    if len(different):
+        replica, variable = different[0]
+        raise Refusal(
+            f"after step {step} the weights of replica {replica} differ from those of replica 0, first in "
+            f"{names[variable]} ({len(set(different[:, 1]))} of {len(names)} variables).",
+            fix="the run goes on from the last commit; if it happens again, suspect that host's memory or device.",
+            code=ExitCode.PEER_LOST,
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,134 @@
+"""One attempt at a run: from the newest checkpoint through the stages that are left, to DONE or a stop.
+
+Start here to read how a run goes. What each worker holds is made by `setup`, what falls due between the steps of a
+stage is in `stage`, the loop over steps in `training.loop`, and a step's arithmetic in `training.step`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+from tl_dist.checkpoint import Checkpointer
+from tl_dist.config import batch_norm
+from tl_dist.data.order import batch_deviation
+from tl_dist.refusal import ExitCode
+from tl_dist.run.lock import Lock
+from tl_dist.run.owner import SlurmJob
+from tl_dist.stages import Stage
+from tl_dist.worker import agreement, cached, rank_zero
+from tl_dist.worker.rank_zero import Listen, Recorder
+from tl_dist.worker.setup import Setup, restore
+from tl_dist.worker.stage import StageTraining
+from tl_dist.worker.stage_input import StageInput, from_images
+
+REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
+
+
+def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = None) -> ExitCode:
+    """Train from the newest checkpoint to the end, then evaluate every held-out split. Returns DONE or REQUEUE.
+
+    `job` is the Slurm job that this is a part of; `listen` gets each record that rank 0 writes down.
+    """
+    with ExitStack() as held, setup.parallel.naming_lost_peers():
+        checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
+        setup.beat("starting")
+        agreement.prove(setup)
+        notes = _notes(setup)
+        if checkpointer is not None:
+            restored = restore(setup, notes.append)
+            checkpointer.last_commit = restored.step if restored else None
+        _same_state(setup)
+        recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
+        finished = all(_train_stage(setup, stage, recorder) for stage in setup.stages_left)
+        setup.beat("saving", alone=True)
+        recorder.commit(wait=True)
+        if finished:
+            recorder.done()
+    return ExitCode.DONE if finished else ExitCode.REQUEUE
+
+
+def _checkpointer(setup: Setup, job: SlurmJob | None, held: ExitStack) -> Checkpointer:
+    """The run's only writer of checkpoints: takes the lock, and removes what an earlier owner left unfinished."""
+    # A job that was requeued may start while the heartbeat of its first life, on another host, is still fresh.
+    wait_s = REQUEUE_WAIT_S if job and job.restart_count else 0.0
+    lock = held.enter_context(Lock.acquire(setup.run, job=job, wait_s=wait_s))
+    setup.run.probe_storage()
+    cfg = setup.cfg.checkpoint
+    return Checkpointer(setup.run, keep=cfg.keep, owned=lock.owned, max_failed=cfg.max_failed)
+
+
+def _same_state(setup: Setup) -> None:
+    """Give all workers the state of rank 0."""
+    state, parallel = setup.state, setup.parallel
+    parallel.broadcast(list(state.variables.values()))
+    state.step = int(parallel.total({"step": state.step if setup.is_first else 0})["step"])
+
+
+def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:
+    """Do what is left of a stage; whether its end was reached, rather than a stop."""
+    first_step = setup.state.step
+    setup.prepare_for(f"preparing stage {stage.number + 1}")
+    given = from_images(setup, stage)
+    for text in _of_stage(setup, given):
+        recorder.tell({"event": "note", "text": text})
+    if stage.number and first_step == stage.first_step:
+        setup.optimizer.begin(stage.number)
+    if cached.is_wanted(setup, given, recorder.tell):
+        stop_requested = partial(setup.stop_requested, "extracting features")
+        features = cached.from_features(setup, given, stop_requested, recorder.tell)
+        if features is None:
+            return False
+        given = features
+    if setup.cfg.classifier.computed and first_step == 0:
+        cached.fit_head(setup, given, recorder.tell)
+    setup.prepare_for(f"compiling stage {stage.number + 1}")
+    return StageTraining(setup, given, recorder).run()
+
+
+def _notes(setup: Setup) -> list[str]:
+    """What rank 0 writes down before anything else."""
+    notes, bad = [], setup.examples.bad
+    if bad:
+        several = "s" if len(bad) > 1 else ""
+        file = setup.run.quarantine_file.name
+        notes.append(f"{len(bad)} bad example{several} in {file}, first {bad[0].id}: {bad[0].reason}")
+    if setup.is_first and setup.order.block:
+        notes.append(_how_mixed(setup))
+    if setup.model.statistics and setup.cfg.model.batch_norm == "auto":
+        notes.append(f"batch norm: {batch_norm.explained(setup.cfg)}")
+    return notes
+
+
+def _how_mixed(setup: Setup) -> str:
+    order, labels = setup.order, setup.splits["train"].labels
+    ours, full = (batch_deviation(made, labels) for made in (order, replace(order, block=0)))
+    return (
+        f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate by "
+        f"{ours:.3f} from those of the set, {full:.3f} if fully shuffled"
+    )
+
+
+def _of_stage(setup: Setup, given: StageInput) -> list[str]:
+    """What rank 0 writes down of a stage that begins or resumes."""
+    notes, stage = [], given.stage
+    if setup.cfg.stages:
+        notes.append(
+            f"stage {stage.number + 1} of {len(setup.stages)}: train_from '{stage.train_from}' to step {stage.end}"
+        )
+    if stage.optimizer.layer_decay < 1 and stage.train_from != "head":
+        notes.append(_rates(setup, given))
+    return notes
+
+
+def _rates(setup: Setup, given: StageInput) -> str:
+    """What layer_decay makes of the learning rate: published values mean little without the number of blocks."""
+    settings = given.stage.optimizer
+    path, factor = setup.optimizer.slowest(given.stage.number)
+    blocks = {depth for path, depth in setup.model.depths.items() if path in given.model.trainable}
+    return (
+        f"layer_decay {settings.layer_decay:g} over {len(blocks)} block{'s' * (len(blocks) > 1)}: "
+        f"{path.split('/')[1]} learns at {settings.learning_rate * factor:.2g}, "
+        f"the head at {settings.head_learning_rate or settings.learning_rate:g}"
+    )

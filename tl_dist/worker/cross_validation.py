@@ -1,0 +1,133 @@
+"""Cross-validation of a classifier on cached features: one extraction, then every fold of every seed in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tl_dist.classifiers import nested, tuning
+from tl_dist.datasets import Source, Subset, pool_of, strata_of, types_of
+from tl_dist.datasets.split import folds_of
+from tl_dist.features import extraction
+from tl_dist.figures.cross_validation import OutOfFold
+from tl_dist.worker import cached
+from tl_dist.worker.setup import Setup
+from tl_dist.worker.stage_input import StageInput, from_images
+
+
+def tune(
+    setup: Setup, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
+) -> list[tuning.Tried] | None:
+    """Classifiers on the cached features, best first, judged within the training examples; None on other ranks.
+
+    By the validation split where there is one, else by `folds` folds of the training split.
+    """
+    cfg, splits = setup.cfg, setup.splits
+    given = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
+    if given is None or not setup.is_first:
+        return None
+    assert given.features is not None
+    built, found, rows = given.model, given.features.found, given.features.rows
+    train = splits["train"]
+    source = train if rows is None else pool_of(train)[0]
+    rows = np.arange(train.num_examples) if rows is None else rows
+    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, getattr(train, "groups", None))
+    if "validation" in splits:
+        pool, held_out = pool_of(splits["validation"])
+        if pool is source:
+            fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
+            rows = np.concatenate([rows, held_out])
+    examples = cached.examples_of(Subset(source, rows), found.array()[rows], cfg)
+    candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
+    say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
+    return tuning.search(
+        candidates, cached.classifier_of(setup, given), examples, fold, stop_requested=stop_requested
+    )
+
+
+def cross_validate(
+    setup: Setup, folds: int, seeds: int, stop_requested: Callable[[], bool], say: extraction.Say
+) -> OutOfFold | None:
+    """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
+
+    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
+    evaluation.views. None also when asked to stop before the end.
+    """
+    cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
+    given = from_images(setup, setup.stages[0])
+    prefix = cached.prefix_of(setup, given)
+
+    def in_views(views: tuple[str, ...]) -> NDArray[np.float32] | None:
+        """[examples, views, features], on every worker."""
+        found = extraction.cached(
+            pool,
+            prefix,
+            views,
+            root=setup.run.path.parent / "features",
+            split="all examples",
+            parallel=setup.parallel,
+            stop_requested=stop_requested,
+            say=say,
+        )
+        if found is None:
+            return None
+        cached.refer(setup, found)
+        values = found.array()
+        return given.model.normalized(tf.constant(values)).numpy() if cfg.model.normalize else values
+
+    values = in_views(cfg.data.augment)
+    if values is None:
+        return None
+    examples = cached.examples_of(pool, values, cfg)
+    if cfg.evaluation.views not in ((), cfg.data.augment):
+        judged = in_views(cfg.evaluation.views)
+        if judged is None:
+            return None
+        examples = replace(examples, judged=judged)
+    if not setup.is_first:
+        return None
+    fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
+    return _out_of_fold(setup, given, pool, examples, fold, stop_requested, say)
+
+
+def _out_of_fold(
+    setup: Setup,
+    given: StageInput,
+    pool: Source,
+    examples: nested.Examples,
+    fold: NDArray[np.int64],
+    stop_requested: Callable[[], bool],
+    say: extraction.Say,
+) -> OutOfFold | None:
+    """Every fold [seeds, examples] in turn; None when asked to stop."""
+    labels, classifier = examples.labels, cached.classifier_of(setup, given)
+    seeds, folds = len(fold), int(fold.max()) + 1
+    probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
+    chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
+    for seed, k in np.ndindex(seeds, folds):
+        if stop_requested():
+            return None
+        held_out = fold[seed] == k
+        said, fitted, choice = classifier.judge(examples, held_out)
+        probabilities[seed, held_out] = said
+        accuracy = float((said.argmax(axis=1) == labels[held_out]).mean())
+        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
+        text += "" if fitted.converged else ", NOT converged"
+        if choice is not None:
+            text += f", {nested.said_of(choice, setup.cfg.classifier)}"
+            chosen[seed].append({"l2": choice.l2, "layers": choice.layers, "edge": choice.edge})
+        say({"event": "note", "text": text})
+    return OutOfFold(
+        np.array(pool.ids),
+        labels,
+        np.array(types_of(pool), np.str_),
+        np.array(pool.class_names),
+        fold,
+        probabilities,
+        chosen if setup.cfg.classifier.chosen else None,
+    )

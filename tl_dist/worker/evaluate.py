@@ -1,0 +1,101 @@
+"""Exact figures of a held-out split, over all workers: in training, and of a checkpoint on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tl_dist.data import pipeline
+from tl_dist.datasets import types_of
+from tl_dist.failpoint import failpoint
+from tl_dist.features.views import views_of
+from tl_dist.figures import predictions
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.parallel import rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.stages import at
+from tl_dist.training import evaluation
+from tl_dist.training.step import Objective
+from tl_dist.worker.precise_statistics import PreciseStatistics
+from tl_dist.worker.setup import Setup, restore
+from tl_dist.worker.stage_input import StageInput, from_images
+
+EvaluateBatch = Callable[[Any], dict[str, Any]]
+
+
+def compiled_evaluation(setup: Setup, given: StageInput) -> EvaluateBatch:
+    """The evaluation step of a stage's model: `evaluation.evaluation_step`."""
+    return evaluation.evaluation_step(
+        given.model,
+        Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
+        setup.parallel,
+        global_batch=setup.evaluation_batch,
+        views=views_of(setup.cfg.evaluation.views),
+    )
+
+
+def evaluate(
+    setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
+) -> Evaluation | None:
+    """Figures over every example of a split, over all workers; None when asked to stop before the end.
+
+    They are those of the averaged weights where the run keeps an average, and of statistics that fit the weights.
+    """
+    source, parallel, batch = setup.splits[split], setup.parallel, setup.evaluation_batch
+    batches = pipeline.evaluation_batches(
+        given.read[split],
+        source.num_examples,
+        rows=rows_of(parallel.rank, parallel.world_size, batch),
+        global_batch=batch,
+        threads=setup.threads,
+    )
+    with (
+        setup.optimizer.averaged(given.stage.number),
+        precise.in_force(),
+        setup.examples.naming_bad(split, lambda: range(source.num_examples)),
+    ):
+        result = evaluation.evaluate(
+            split,
+            source.num_examples,
+            -(-source.num_examples // batch),
+            parallel.feed(batches),
+            evaluate_batch,
+            parallel,
+            stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
+        )
+    setup.beat(f"writing the figures of {split}", alone=True)
+    if result is None or not setup.is_first:
+        return result
+    failpoint("evaluation.figures")
+    return predictions.with_figures(
+        result,
+        setup.run.path,
+        step=setup.state.step,
+        ids=source.ids,
+        labels=source.labels,
+        class_names=source.class_names,
+        groups=types_of(source),
+    )
+
+
+def evaluate_checkpoint(setup: Setup, split: str) -> Evaluation:
+    """Figures of the newest checkpoint on a split. Trains and writes nothing."""
+    if split not in setup.splits:
+        raise Refusal(
+            f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
+            fix=f"use one of {', '.join(setup.splits)}.",
+            code=ExitCode.USAGE,
+        )
+    if restore(setup, lambda text: None) is None:
+        raise Refusal(
+            f"{setup.run.path} has no checkpoint to evaluate.",
+            fix="train it first: tl-dist train CONFIG.",
+            code=ExitCode.USAGE,
+        )
+    given = from_images(setup, at(setup.stages, setup.state.step))
+    precise = PreciseStatistics(setup, given, lambda record: None)
+    result = evaluate(setup, given, split, compiled_evaluation(setup, given), precise)
+    if result is None:
+        raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
+    return result

@@ -1,0 +1,122 @@
+"""The examples of a run: what of its data set can be read, the same on all workers, and what is put in quarantine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tl_dist.config import Config
+from tl_dist.data import decoded
+from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
+from tl_dist.datasets import Splits, quarantine
+from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.handles import machine_refusal
+from tl_dist.parallel import DataParallel
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The splits of a run."""
+
+    run: RunDir
+    opened: Splits
+    """as the data set has them"""
+    splits: Splits
+    """what can be read of them"""
+    bad: list[quarantine.Bad]
+    """what cannot"""
+    budget: int
+    """how many examples may be bad"""
+    split_digest: str | None
+    """of the manifest that divided them, where one did"""
+    threads: int
+
+    @contextmanager
+    def naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
+        """A failure inside, of which an example of `split` is the cause, names it and puts it in quarantine.
+
+        `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
+        the last checkpoint without them. A fault of the machine is no example's: it is refused as one of storage.
+        """
+        try:
+            with self._naming_bad(split, indices):
+                yield
+        except MACHINE_ERRORS as error:
+            if (fault := machine_fault(error)) is None:
+                raise
+            raise machine_refusal(f"split '{split}'", fault) from error
+
+    @contextmanager
+    def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
+        try:
+            yield
+        except READ_ERRORS:
+            source = self.splits[split]
+            faults = undecodable(source, indices(), self.threads)
+            if not faults:
+                raise
+            bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
+            file = self.run.quarantine_file
+            known = quarantine.merged(quarantine.read(file), bad)
+            quarantine.write(file, known)
+            quarantine.refuse_beyond(self.budget, known)
+            raise Refusal(
+                f"{bad[0].id} {bad[0].reason}"
+                + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
+                + f": put in {file.name}.",
+                fix="the same command goes on from the last commit without it; restore the file for the next run.",
+                code=ExitCode.INTERNAL,
+            ) from None
+
+
+def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
+    """The data set without what cannot be read, by its header or since an earlier attempt failed on it."""
+    opened, digest = open_splits(cfg.data)
+    (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
+    found = quarantine.screen(
+        opened,
+        cache=run.path.parent / "header_checks",
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        gather=parallel.gather,
+    )
+    found = [*quarantine.left_out(opened), *found]
+    bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], found)
+    if bad and parallel.rank == 0:
+        quarantine.write(run.quarantine_file, bad)
+    budget = quarantine.budget(cfg.data.max_bad, opened)
+    quarantine.refuse_beyond(budget, bad)
+    return Examples(run, opened, quarantine.without(opened, bad), bad, budget, digest, threads)
+
+
+def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:
+    """The same with their images decoded now, into memory or a local file, where the config asks for it."""
+    where, run, splits = cfg.runtime.decoded_images, examples.run, examples.splits
+    if where == "off":
+        return examples
+
+    def stop_requested() -> bool:
+        run.beat(parallel.rank, "decoding images", 0)
+        return parallel.rank == 0 and run.stop_requested()
+
+    with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
+        if where == "memory":
+            made = decoded.in_memory(
+                splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction
+            )
+        else:
+            with parallel.naming_lost_peers():
+                made = decoded.on_disk(
+                    splits,
+                    image_size,
+                    examples.threads,
+                    crop_fraction=cfg.data.kept_fraction,
+                    directory=run.path.parent / "decoded",
+                    parallel=parallel,
+                    stop_requested=stop_requested,
+                )
+    return replace(examples, splits=made)

@@ -1,0 +1,324 @@
+"""What rank 0 writes down: JSON lines, which everything else reads, and TensorBoard. Imports no TensorFlow.
+
+After a restart both continue at the restored step: lines of steps that are done again are dropped, and TensorBoard
+is told to purge them, so that no curve folds back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from tl_dist.durable import replacing
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.figures.predictions import MAX_RECORDED_CLASSES
+from tl_dist.record_file import lines, open_records, record_in
+from tl_dist.run import RunDir
+from tl_dist.training.state import Report
+
+MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
+MAX_SIDE = 1024  # pixels of a picture of more classes
+MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix
+
+
+class Metrics:
+    """The writer of one attempt; used by rank 0 alone.
+
+    `listen` gets each record as it is written: the terminal's progress line, where no supervisor reads the file.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        from_step: int,
+        total_steps: int,
+        steps_per_epoch: float,
+        epochs: float,
+        num_workers: int,
+        class_names: Sequence[str],
+        tensorboard: bool,
+        listen: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._epochs = epochs
+        self._num_workers = num_workers
+        self._class_names = list(class_names)
+        self._listen = listen
+        self._warm = False
+        drop_lines_after(run, from_step)
+        self._lines = run.metrics_file.open("a", encoding="utf-8")
+        self._board = Board(str(run.tensorboard), from_step) if tensorboard else None
+
+    def train(self, report: Report) -> None:
+        """One chunk of steps."""
+        seconds = max(report.elapsed_s, 1e-9)
+        per_step = report.elapsed_s / report.steps
+        waits = [wait / seconds for wait in report.data_wait_s]
+        reduction = report.reduction_s / seconds
+        values = {
+            "loss": report.mean_loss,
+            "accuracy": report.accuracy,
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "loss_scale": report.loss_scale,
+            "skipped": report.num_skipped,
+            "examples_per_s": report.num_examples / seconds,
+            "data_wait_share": max(waits),
+            "reduction_share": reduction,
+        }
+        self._write(
+            {
+                "event": "train",
+                "step": report.step,
+                "total_steps": self._total_steps,
+                # The last batch may reach a little into the epoch after the last.
+                "epoch": min(report.step / self._steps_per_epoch, self._epochs),
+                "epochs": self._epochs,
+                **values,
+                "data_wait_shares": waits,
+                "step_s": per_step,
+                # The first report of an attempt is of one step, which also compiled.
+                "eta_s": per_step * (self._total_steps - report.step) if self._warm else None,
+                "workers": self._num_workers,
+            }
+        )
+        self._warm = True
+        if self._board:
+            self._board.scalars(
+                report.step,
+                {
+                    "train/loss": report.mean_loss,
+                    "train/accuracy": report.accuracy,
+                    "optimizer/learning_rate": report.learning_rate,
+                    "optimizer/gradient_norm": report.gradient_norm,
+                    "optimizer/loss_scale": report.loss_scale,
+                    "optimizer/skipped_steps": report.num_skipped,
+                    "speed/images_per_s": values["examples_per_s"],
+                    "step_time/data_wait_s": per_step * max(waits),
+                    "step_time/reduction_s": per_step * reduction,
+                    "step_time/compute_s": per_step * max(0.0, 1.0 - max(waits) - reduction),
+                },
+            )
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        """Figures of a whole split, and its confusion matrix as a picture."""
+        self._write(evaluation_record(step, result, self._class_names))
+        if self._board:
+            self._board.scalars(
+                step, {f"{result.split}/loss": result.mean_loss, f"{result.split}/accuracy": result.accuracy}
+            )
+            self._picture(
+                step,
+                f"{result.split}/confusion",
+                lambda: confusion_picture(result.confusion, self._class_names),
+            )
+
+    def images(self, step: int, images: np.ndarray, labels: Sequence[int]) -> None:
+        """A grid of augmented training images, as the network gets them: uint8 [n, h, w, 3]."""
+        if self._board:
+            names = [self._class_names[label] for label in labels]
+            self._picture(step, "train/augmented_images", lambda: grid_picture(images, names))
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """The flat config, for TensorBoard's HParams page."""
+        if self._board:
+            self._board.hyperparameters(values)
+
+    def note(self, text: str) -> None:
+        """A sentence for the person who watches."""
+        self._write({"event": "note", "text": text})
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """A record that somebody else has made."""
+        self._write(record)
+
+    def commit(self, step: int) -> None:
+        """A checkpoint has become durable."""
+        self._write({"event": "commit", "step": step})
+
+    def done(self, summary: Mapping[str, Any]) -> None:
+        self._write({"event": "done", **summary})
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._board:
+            self._board.close()
+
+    def _picture(self, step: int, tag: str, draw: Callable[[], bytes]) -> None:
+        """Show a picture; one that cannot be drawn is a note, and no reason to end a run."""
+        assert self._board
+        try:
+            self._board.image(step, tag, draw())
+        except Exception as error:  # fonts, memory, a library's own faults
+            self.note(f"no picture {tag} of step {step:,}: {type(error).__name__}: {error}")
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        if self._listen:
+            self._listen(record)
+
+
+def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+    """An evaluation as a line of metrics.jsonl.
+
+    Beyond MAX_RECORDED_CLASSES it has the largest errors in place of the confusion matrix, which lies beside the
+    predictions.
+    """
+    counts: dict[str, Any] = (
+        {"confusion": result.confusion.tolist(), "class_names": list(class_names)}
+        if len(class_names) <= MAX_RECORDED_CLASSES
+        else {"largest_errors": _largest_errors(result.confusion, class_names)}
+    )
+    return {
+        "event": "evaluation",
+        "step": step,
+        "split": result.split,
+        "accuracy": result.accuracy,
+        "loss": result.mean_loss,
+        "num_correct": result.num_correct,
+        "num_examples": result.num_examples,
+        "figures": dict(result.figures),
+        **counts,
+    }
+
+
+def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(true class, what was said, how often) of what was confused most often."""
+    errors = confusion.copy()
+    np.fill_diagonal(errors, 0)
+    largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_ERRORS]
+    pairs = zip(*np.unravel_index(largest, errors.shape), strict=True)
+    return [(class_names[i], class_names[k], int(errors[i, k])) for i, k in pairs if errors[i, k]]
+
+
+def drop_lines_after(run: RunDir, step: int) -> None:
+    """Remove records of steps beyond `step` (they are done again), and lines that hold none, as one torn by a kill."""
+    with (
+        suppress(FileNotFoundError),
+        open_records(run.metrics_file) as file,
+        replacing(run.metrics_file) as fd,
+        os.fdopen(fd, "wb", closefd=False) as kept,
+    ):
+        for line in lines(file):
+            record = record_in(line)
+            if record is not None and record.get("step", 0) <= step and record.get("event") != "done":
+                kept.write(line.removesuffix(b"\n") + b"\n")
+
+
+class Board:
+    """TensorBoard's event file, written by its own writer thread."""
+
+    def __init__(self, directory: str, from_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(directory, flush_secs=30)
+        # TensorBoard drops what an earlier attempt wrote at this step or later.
+        start = Event(step=from_step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()])
+        self._add(Event(step=step, summary=summary))
+
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        picture = Summary.Image(encoded_image_string=png, colorspace=3)
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=picture)])))
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.hparams import summary_v2
+
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
+        self._add(Event(step=0, summary=summary_v2.hparams_pb(plain)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, event: Any) -> None:
+        import time
+
+        event.wall_time = time.time()
+        self._writer.add_event(event)
+
+
+def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """PNG of counts by true (row) and predicted (column) class, shaded by the share of the row.
+
+    Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
+    pixels for each pair of classes, or one for several neighbours.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if len(counts) > MAX_NAMED_CLASSES:
+        return _pixels(counts)
+    shares = _shares(counts)
+    side = 2.0 + 0.45 * len(counts)
+    figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(counts))
+    # Names are text: "$x_1$" is no formula.
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, class_names, parse_math=False)
+    for true, predicted in np.ndindex(*counts.shape):
+        colour = "white" if shares[true, predicted] > 0.5 else "black"
+        axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour)
+    axes.set(xlabel="predicted", ylabel="true")
+    return _png(FigureCanvasAgg(figure))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def _pixels(counts: np.ndarray) -> bytes:
+    from matplotlib import colormaps
+    from PIL import Image
+
+    first = np.arange(0, len(counts), -(-len(counts) // MAX_SIDE))  # of the classes that share a pixel
+    binned = np.add.reduceat(np.add.reduceat(counts, first, axis=0), first, axis=1)
+    picture = Image.fromarray(colormaps["Blues"](_shares(binned), bytes=True)).convert("RGB")
+    side = MAX_SIDE // len(binned) * len(binned)
+    buffer = io.BytesIO()
+    picture.resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
+    """PNG of up to 16 images with their class below each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    images = images[:16]
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.6 * columns, 1.8 * rows), dpi=110, layout="constrained")
+    for k, (image, name) in enumerate(zip(images, names, strict=False)):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        axes.imshow(image)
+        axes.set_title(name, fontsize=8, parse_math=False)
+        axes.set_axis_off()
+    return _png(FigureCanvasAgg(figure))
+
+
+def _png(canvas: Any) -> bytes:
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,188 @@
+"""The side effects of training that rank 0 alone has: metrics, checkpoints, the DONE marker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+from tl_dist.checkpoint import Checkpointer
+from tl_dist.figures.evaluation import Evaluation
+from tl_dist.run import RunDir
+from tl_dist.training.state import Report, TrainState
+from tl_dist.worker import agreement
+from tl_dist.worker.metrics import Metrics
+from tl_dist.worker.setup import Setup
+
+Listen = Callable[[Mapping[str, Any]], None]
+
+
+class Recorder:
+    """What training tells. This one, of every rank but 0, keeps nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Waits for the last save."""
+
+    def report(self, report: Report) -> None:
+        """A chunk of steps is done."""
+
+    def evaluated(self, result: Evaluation) -> None:
+        """A split was evaluated."""
+
+    def images(self, images: Any, labels: Any) -> None:
+        """The first training images, as the network sees them."""
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """One more record of the run."""
+
+    def commit(self, *, wait: bool = False) -> None:
+        """Save the state of this step, unless it is saved already."""
+
+    def done(self) -> None:
+        """All figures are known: leave the marker that says so."""
+
+
+def recorder(
+    setup: Setup, checkpointer: Checkpointer | None, notes: Sequence[str], listen: Listen | None
+) -> Recorder:
+    """That of this worker; rank 0 alone has a checkpointer, and writes down `notes`."""
+    if checkpointer is None:
+        return Recorder()
+    cfg = setup.cfg
+    metrics = Metrics(
+        setup.run,
+        from_step=setup.state.step,
+        total_steps=setup.total_steps,
+        steps_per_epoch=setup.steps_per_epoch,
+        epochs=cfg.epochs or setup.total_steps / setup.steps_per_epoch,
+        num_workers=setup.parallel.num_replicas,
+        class_names=setup.splits["train"].class_names,
+        tensorboard=cfg.report.tensorboard,
+        listen=listen,
+    )
+    if setup.state.step == 0:
+        metrics.hyperparameters(_flat(cfg.model_dump(mode="json")))
+    else:
+        notes = [*notes, f"resumed from step {setup.state.step}"]
+    for note in notes:
+        metrics.note(note)
+    return RankZero(
+        setup.run,
+        metrics,
+        checkpointer,
+        setup.state,
+        meta={"versions": agreement.versions(), "precision": setup.precision},
+        commit_every_s=cfg.checkpoint.every_s,
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class RankZero(Recorder):
+    """The recorder of rank 0. Commits when told, and by itself `commit_every_s` after the last commit.
+
+    `meta` is stored with each commit. A failed save is a note, and an error only when several in a row have failed.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        metrics: Metrics,
+        checkpointer: Checkpointer,
+        state: TrainState,
+        *,
+        meta: Mapping[str, Any],
+        commit_every_s: float,
+    ) -> None:
+        self._run = run
+        self._metrics = metrics
+        self._checkpointer = checkpointer
+        self._state = state
+        self._meta = meta
+        self._commit_every_s = commit_every_s
+        self._last_save = self._began = time.monotonic()
+        self._saved_step: int | None = state.step or None
+        self._announced: int | None = checkpointer.last_commit
+        self._figures: dict[str, Any] = {}
+        self.blocked_s = 0.0  # that training has waited for snapshots, and for a save before the last
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        # In this order, since the last save is still written down.
+        self._stack.callback(self._metrics.close)
+        self._stack.callback(self._settle)
+        self._stack.enter_context(self._checkpointer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def report(self, report: Report) -> None:
+        self._metrics.train(report)
+        self._settle()
+        if time.monotonic() - self._last_save >= self._commit_every_s:
+            self.commit()
+
+    def evaluated(self, result: Evaluation) -> None:
+        self._metrics.evaluation(self._state.step, result)
+        self._figures[result.split] = {
+            "accuracy": result.accuracy,
+            "loss": result.mean_loss,
+            "num_correct": result.num_correct,
+            "num_examples": result.num_examples,
+            **{key: value for key, value in result.figures.items() if key != "accuracy"},
+        }
+        # The best of a test split would be a selection by it.
+        best = self._state.history.get("best_validation")
+        if result.split == "validation" and (best is None or result.accuracy > best["accuracy"]):
+            self._state.history["best_validation"] = {"accuracy": result.accuracy, "step": self._state.step}
+
+    def images(self, images: Any, labels: Any) -> None:
+        self._metrics.images(self._state.step, images, labels)
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        self._metrics.tell(record)
+
+    def commit(self, *, wait: bool = False) -> None:
+        if self._saved_step != self._state.step:
+            start = time.monotonic()
+            meta = {**self._meta, "history": self._state.history}
+            self._checkpointer.wait()  # the snapshot is written over the one before
+            self._checkpointer.save(self._state.step, self._state.arrays(), meta)
+            self.blocked_s += time.monotonic() - start
+            self._saved_step, self._last_save = self._state.step, time.monotonic()
+        if wait:
+            self._checkpointer.wait()
+            self._settle()
+
+    def done(self) -> None:
+        summary = {
+            "step": self._state.step,
+            "figures": self._figures,
+            **{key: self._state.history.get(key) for key in ("best_validation", "classifier")},
+            "seconds": time.monotonic() - self._began,
+            "checkpoint_blocked_s": self.blocked_s,
+        }
+        self._metrics.done(summary)
+        self._run.mark_done(summary)
+
+    def _settle(self) -> None:
+        """Write down what the background writer has done since the last look."""
+        for message in self._checkpointer.poll():
+            self._metrics.note(message)
+        committed = self._checkpointer.last_commit
+        if committed is not None and committed != self._announced:
+            self._announced = committed
+            self._metrics.commit(committed)

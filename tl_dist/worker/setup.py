@@ -1,0 +1,225 @@
+"""What one worker needs for a run, built from the run directory in the order in which it must be built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tl_dist import checkpoint, model, precision, registry
+from tl_dist.backbones import weights
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.data.order import Order
+from tl_dist.datasets import Splits
+from tl_dist.model import Classifier
+from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.run import RunDir
+from tl_dist.stages import Stage, plan
+from tl_dist.training import optim
+from tl_dist.training.optim import Optimizer
+from tl_dist.training.state import TrainState
+from tl_dist.worker import audit, examples, origin
+from tl_dist.worker.examples import Examples
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model and its optimizer with their start, and where that comes from."""
+
+    model: Classifier
+    """takes images, and trains whatever any stage trains"""
+    image_size: int
+    optimizer: Optimizer
+    statistics: Mapping[str, NDArray[Any]]
+    """of batch norm, at the start"""
+    weights_sha256: str | None
+    """digest of the file of pretrained weights"""
+    origin_sha256: str | None
+    """digest of the backbone that was carried over from another run"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that one attempt works with, the same on every worker but for `parallel.rank`.
+
+    Variables and `state` change as the run goes on; nothing here is ever replaced.
+    """
+
+    run: RunDir
+    cfg: Config
+    parallel: DataParallel
+    threads: int
+    precision: str
+    examples: Examples
+    order: Order
+    stages: Sequence[Stage]
+    built: Built
+    state: TrainState
+
+    @property
+    def splits(self) -> Splits:
+        """What can be read of each split."""
+        return self.examples.splits
+
+    @property
+    def model(self) -> Classifier:
+        """The model that takes images, and trains whatever any stage trains."""
+        return self.built.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of all stages."""
+        return self.built.optimizer
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return self.parallel.rank == 0
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples of a batch of evaluation, over all workers."""
+        return self.cfg.evaluation.batch or self.cfg.global_batch
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Not rounded: an epoch ends within a batch."""
+        return self.splits["train"].num_examples / self.cfg.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.stages[-1].end
+
+    @property
+    def stages_left(self) -> list[Stage]:
+        """The stages that have steps to do; the last, for its evaluation, where none has."""
+        return [stage for stage in self.stages if stage.end > self.state.step] or [self.stages[-1]]
+
+    def beat(self, phase: str, *, alone: bool = False) -> None:
+        """Show that this worker lives, and what it does. Every worker says every phase: their beats are compared.
+
+        `alone`: rank 0 does it, for as long as `safety.alone_s`, while the others wait.
+        """
+        patience_s = self.cfg.safety.alone_s if alone and self.is_first else 0.0
+        self.run.beat(self.parallel.rank, phase, self.state.step, patience_s)
+
+    def prepare_for(self, phase: str) -> None:
+        """The same where all workers build and compile, or read back what is large: as before the first step."""
+        self.run.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
+
+    def stop_requested(self, phase: str, *, alone: bool = False) -> bool:
+        """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
+        self.beat(phase, alone=alone)
+        return self.is_first and self.run.stop_requested()
+
+    def upcoming(self, num_steps: int) -> Iterator[int]:
+        """The training examples of this worker in so many steps from now on, in the order in which it reads them."""
+        rows = np.array(rows_of(self.parallel.rank, self.parallel.world_size, self.order.global_batch))
+        for step in range(self.state.step, self.state.step + num_steps):
+            yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
+
+    def class_weights(self) -> list[float] | None:
+        """The loss weight of each class, as the config asks."""
+        wanted = self.cfg.loss.class_weights
+        train = self.splits["train"]
+        if wanted == "balanced":
+            return model.balanced_class_weights(train.labels, train.num_classes)
+        if wanted is not None and len(wanted) != train.num_classes:
+            raise Refusal(
+                f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",
+                fix=f"give one for each of {', '.join(train.class_names)}.",
+                code=ExitCode.USAGE,
+            )
+        return list(wanted) if wanted else None
+
+
+def setup(run: RunDir, *, cores: int, overrides: Sequence[str] = ()) -> Setup:
+    """Everything of one attempt, as `run`'s config says. The first thing that a process does with TensorFlow."""
+    cfg = config_file.load(run.config_file, overrides)
+    threads = _start_tensorflow(cfg, cores)
+    parallel: DataParallel = registry.lookup(registry.STRATEGIES, cfg.strategy)(cfg)
+    found = examples.readable(cfg, run, parallel, threads)
+    computed_in = precision.resolve(cfg.precision)
+    data = cfg.data
+    block = data.shuffle_block if data.shuffle == "blocks" else 0
+    order = Order(cfg.seed, found.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window)
+    run_stages = plan(cfg, order.steps)
+    built = _build(cfg, run_stages, found.splits, parallel, computed_in)
+    found = examples.decoded_once(found, cfg, parallel, built.image_size)
+    state = TrainState({**built.model.moving, **built.optimizer.variables})
+    return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state)
+
+
+def restore(setup: Setup, log: Callable[[str], None]) -> checkpoint.Commit | None:
+    """Set the state to the newest valid checkpoint, where there is one, on this process alone.
+
+    `log` gets a line for each checkpoint that had to be passed over.
+    """
+    state = setup.state
+    expected = {path: (v.dtype.name, tuple(v.shape)) for path, v in state.variables.items()}
+    commit = checkpoint.restore(setup.run, expected=expected, log=log)
+    if commit is not None:
+        state.assign(commit.arrays)
+        state.step, state.history = commit.step, dict(commit.meta["history"])
+    return commit
+
+
+def _start_tensorflow(cfg: Config, cores: int) -> int:
+    """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
+    threads = cfg.runtime.threads or cores
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    keras.utils.set_random_seed(cfg.seed)
+    if cfg.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return threads
+
+
+def _build(
+    cfg: Config, run_stages: Sequence[Stage], splits: Splits, parallel: DataParallel, computed_in: str
+) -> Built:
+    keras.config.set_dtype_policy(computed_in)
+    backbone = registry.lookup(registry.BACKBONES, cfg.model.backbone)
+    file = origin_sha256 = None
+    if cfg.source is None:
+        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+    image_size = cfg.data.image_size or backbone.input_size
+    with parallel.scope():
+        built = model.build(
+            backbone,
+            cfg.model,
+            image_size=image_size,
+            num_classes=splits["train"].num_classes,
+            seed=cfg.seed,
+            carried=cfg.source is not None,
+        )
+        views = [built.trained_from(stage.train_from) for stage in run_stages]
+        whole = model.widest(views)
+        for view in views:
+            view.refuse_frozen_random()
+        with whole.keeping_new():
+            if file is not None:
+                weights.load(built.network, file)
+            if cfg.source is not None:
+                every = {**whole.moving, **whole.frozen}
+                carried = {path: v for path, v in every.items() if path.startswith("backbone/")}
+                origin_sha256 = origin.carry(built.network, carried, cfg)
+        statistics = audit.statistics(whole)
+        optimizer = Optimizer(
+            cfg.optimizer,
+            whole.trainable,
+            scale_loss=computed_in == "mixed_float16",
+            stages=[
+                optim.rules(stage.optimizer, view.trainable, built.depths, built.new)
+                for stage, view in zip(run_stages, views, strict=True)
+            ],
+        )
+    return Built(whole, image_size, optimizer, statistics, file.sha256 if file else None, origin_sha256)

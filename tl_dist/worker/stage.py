@@ -1,0 +1,206 @@
+"""One stage of a run: what it reads, its compiled functions, and what falls due between its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.data import pipeline
+from tl_dist.data.batch import Batch
+from tl_dist.failpoint import failpoint
+from tl_dist.parallel import rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.training import loop, optim
+from tl_dist.training.chunk import no_clock, train_chunk
+from tl_dist.training.state import Report
+from tl_dist.training.step import Objective, TrainStep, weight_checksums
+from tl_dist.worker import agreement, audit, evaluate
+from tl_dist.worker.precise_statistics import PreciseStatistics
+from tl_dist.worker.rank_zero import Recorder
+from tl_dist.worker.setup import Setup
+from tl_dist.worker.stage_input import StageInput, from_images
+
+_kept: list[object] = []
+"""iterators, until the process ends: destroying one waits for its threads, and was seen to hang"""
+
+
+class StageTraining:
+    """The compiled functions of one stage in one attempt, and the events around them."""
+
+    def __init__(self, setup: Setup, given: StageInput, recorder: Recorder) -> None:
+        self._setup, self._given, self._recorder = setup, given, recorder
+        self._stage = stage = given.stage
+        cfg, parallel = setup.cfg, setup.parallel
+        self._rate = lambda at: optim.learning_rate(
+            stage.optimizer,
+            at - stage.first_step,
+            steps_per_epoch=setup.steps_per_epoch,
+            total_steps=stage.end - stage.first_step,
+        )
+        objective = Objective(
+            setup.splits["train"].num_classes,
+            cfg.global_batch,
+            cfg.loss.label_smoothing,
+            setup.class_weights(),
+            mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
+        )
+        step = TrainStep(
+            given.model,
+            setup.optimizer,
+            objective,
+            parallel,
+            self._rate,
+            stage=stage.number,
+            accumulate=cfg.accumulate,
+            xla=cfg.runtime.xla,
+            clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
+        )
+        self._run_steps = train_chunk(step)
+        self._precise = PreciseStatistics(setup, given, recorder.tell)
+        self._checksums = weight_checksums(setup.model, parallel)
+        self._evaluate_batch = evaluate.compiled_evaluation(setup, given)
+        self._skipped_in_a_row = 0
+        self._evaluated_at: dict[str, int] = {}
+
+    def run(self) -> bool:
+        """Train to the end of the stage; evaluate after the last. Whether the end was reached, rather than a stop."""
+        setup, cfg = self._setup, self._setup.cfg
+        every: dict[Callable[[], bool], int] = {self._same_weights: cfg.safety.checksum_every_steps}
+        if "validation" in setup.splits:
+            evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
+            every[partial(self.evaluate, "validation")] = evaluate_every
+        if cfg.checkpoint.every_steps:
+            every[self._commit] = cfg.checkpoint.every_steps
+        with setup.examples.naming_bad("train", self._next_epoch):
+            if not self._train(every):
+                return False
+        # The weights of the stage are final: keep them before spending time on figures or on another prefix.
+        self._commit()
+        if self._stage is not setup.stages[-1]:
+            return True
+        self._audit()
+        return all(self.evaluate(split) for split in ("validation", "test") if split in setup.splits)
+
+    def _train(self, every: Mapping[Callable[[], bool], int]) -> bool:
+        """All steps, and what falls due between them; False when asked to stop."""
+        setup, cfg = self._setup, self._setup.cfg
+        self._show_images()
+        rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
+        agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
+        batches = setup.parallel.feed(_train_batches(setup, self._given, rows))
+        _kept.append(batches)
+        for report in loop.train(
+            setup.state,
+            batches,
+            self._run_steps,
+            setup.parallel,
+            cadence=loop.Cadence([cfg.report.every_steps, *every.values()], self._stage.end),
+            rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
+            stop_requested=partial(setup.stop_requested, "stepping"),
+        ):
+            if report.step == self._stage.end:
+                self._settle_statistics()
+            setup.beat("reporting", alone=True)  # rank 0 writes it down, and may have to wait for a save
+            failpoint("train.chunk_done")
+            self._recorder.report(report)
+            self._count_skipped(report)
+            if report.stop:
+                return False
+            for event, period in every.items():
+                if loop.is_due(report.step, period) and not event():
+                    return False
+            setup.beat("stepping")
+        return True
+
+    def evaluate(self, split: str) -> bool:
+        """Figures of a whole split, written down once per step; False when asked to stop before the end."""
+        if self._evaluated_at.get(split) == self._setup.state.step:
+            return True
+        result = evaluate.evaluate(self._setup, self._given, split, self._evaluate_batch, self._precise)
+        if result is not None:
+            self._recorder.evaluated(result)
+            self._evaluated_at[split] = self._setup.state.step
+        return result is not None
+
+    def _next_epoch(self) -> Iterator[int]:
+        """What this worker reads after the last report."""
+        return self._setup.upcoming(self._setup.order.steps(1.0))
+
+    def _settle_statistics(self) -> None:
+        """After the last step, before any commit of it: statistics that fit what the stage ends with.
+
+        Of the last stage that are the averaged weights, where there are any; the next stage goes on with the others.
+        """
+        last = self._stage is self._setup.stages[-1]
+        if self._precise.needed:
+            with self._setup.optimizer.averaged(self._stage.number) if last else nullcontext():
+                self._precise.compute()
+
+    def _same_weights(self) -> bool:
+        setup = self._setup
+        totals = setup.parallel.total({"weights": self._checksums().numpy()})
+        agreement.compare_weights(totals["weights"], list(setup.model.moving), setup.state.step)
+        return True
+
+    def _audit(self) -> None:
+        setup = self._setup
+        record = audit.batch_norm(
+            setup.model, setup.cfg.model.batch_norm, setup.built.statistics, setup.parallel
+        )
+        if record is not None:
+            self._recorder.tell({**record, "step": setup.state.step})
+
+    def _commit(self) -> bool:
+        self._recorder.commit()
+        return True
+
+    def _count_skipped(self, report: Report) -> None:
+        """Under loss scaling a few skipped steps are normal; many in a row are a run that has diverged."""
+        self._skipped_in_a_row = (
+            self._skipped_in_a_row + report.steps if report.num_skipped == report.steps else 0
+        )
+        if self._skipped_in_a_row >= self._setup.cfg.safety.max_skipped:
+            raise Refusal(
+                f"the last {self._skipped_in_a_row} steps up to step {report.step} had a gradient that is not finite, "
+                "and were skipped.",
+                fix="lower optimizer.learning_rate, set optimizer.clip_norm, or look at the data of these steps.",
+                code=ExitCode.NO_REQUEUE,
+            )
+
+    def _show_images(self) -> None:
+        """Put the first training images, augmented, where TensorBoard shows them."""
+        setup = self._setup
+        if setup.is_first and setup.state.step == 0 and setup.cfg.report.tensorboard:
+            rows = range(min(16, setup.cfg.global_batch))
+            batch = next(iter(_train_batches(setup, from_images(setup, self._stage), rows)))
+            self._recorder.images(batch.images.numpy(), batch.labels.numpy())
+
+
+def _train_batches(setup: Setup, given: StageInput, rows: range) -> tf.data.Dataset:
+    train = setup.splits["train"]
+    batches = pipeline.train_batches(
+        given.read_train,
+        setup.order,
+        rows=rows,
+        from_step=setup.state.step,
+        to_step=given.stage.end,
+        mask_features=given.model.mask_features,
+        dropout=setup.cfg.model.dropout,
+        weights=getattr(train, "weights", None),
+        soft=getattr(train, "soft", None),
+        threads=setup.threads,
+    )
+    return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches
+
+
+def _through_failpoint(batch: Batch) -> Batch:
+    def reach() -> np.int32:
+        failpoint("data.batch")
+        return np.int32(0)
+
+    with tf.control_dependencies([tf.numpy_function(reach, [], tf.int32)]):
+        return Batch(*[tf.identity(field) for field in batch])
