@@ -26,7 +26,7 @@ _RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\
 class Arena:
     """An empty working directory for an attack, beside a tree that no command may touch."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, temporary: Path) -> None:
         self.folder = root / "folder"
         """where the attack lies and the command runs"""
         self.outside = root / "outside"
@@ -34,14 +34,14 @@ class Arena:
         self.ran = root / "ran"
         """where hostile code leaves its mark: empty unless it ran"""
         self.home = root / "home"
-        for directory in (self.folder, self.outside / "directory", self.ran, self.home, root / "tmp"):
+        for directory in (self.folder, self.outside / "directory", self.ran, self.home):
             directory.mkdir(parents=True)
         (self.outside / "thesis.tex").write_text("years of work\n")
         (self.outside / "directory" / "data.json").write_text("{}\n")
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "HOROVOD_", "TL_"))},
             "HOME": str(self.home),
-            "TMPDIR": str(root / "tmp"),
+            "TMPDIR": str(temporary),
             "XDG_CACHE_HOME": str(self.home / "cache"),
             "RAN": str(self.ran),
             "COLUMNS": "100",

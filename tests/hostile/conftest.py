@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from tests.hostile.arena import Arena
 
 
 @pytest.fixture
-def arena(tmp_path: Path) -> Arena:
-    return Arena(tmp_path)
+def arena(tmp_path: Path) -> Iterator[Arena]:
+    # A socket in it has to have a short path.
+    with tempfile.TemporaryDirectory(prefix="arena-") as temporary:
+        yield Arena(tmp_path, Path(temporary))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
