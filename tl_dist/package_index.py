@@ -36,6 +36,7 @@ _DAMAGE = (
         NotADirectoryError,
     ),  # one member is a file and the directory of another
 )
+_LONGEST_NAME = 1024  # bytes of a path in a wheel
 _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
 
 
@@ -226,6 +227,10 @@ def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
             raise ValueError(f"member {name!r} is a link or a special file")
         if name in names:
             raise ValueError(f"member {name!r} is there twice")
+        if len(os.fsencode(name)) > _LONGEST_NAME or max(len(os.fsencode(part)) for part in parts) > 255:
+            raise ValueError(f"member {name[:80]!r}... has a longer name than a file can have")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"member {name!r} is compressed as no wheel is")
         names.add(name)
 
 

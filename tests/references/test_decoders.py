@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.rgb import rgb
 
 
@@ -131,3 +132,17 @@ def test_what_the_commands_on_data_look_at_is_what_training_sees(name: str) -> N
     content = make()
     looked_at = np.asarray(rgb(Image.open(io.BytesIO(content)))).astype(int)
     assert np.abs(looked_at - decode_rgb(tf.constant(content)).numpy()).max() <= to_pillow
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"comment": b"x" * 700}, {"interlace": 1}, {"transparency": 3}])
+def test_the_first_frame_of_a_gif_is_that_which_tensorflow_takes_of_all(
+    frames: int, options: dict[str, Any]
+) -> None:
+    images = [photograph().rotate(40 * k).quantize(64) for k in range(frames)]
+    target = io.BytesIO()
+    images[0].save(target, "GIF", save_all=True, append_images=images[1:], loop=0, **options)
+    for content in (target.getvalue(), target.getvalue()[: -300 * (frames - 1) or None] + b";"):
+        whole = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
+        assert (decode_rgb(tf.constant(content)).numpy() == whole).all()
+    assert len(first_frame_alone(target.getvalue())) < len(target.getvalue()) or frames == 1

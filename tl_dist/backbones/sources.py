@@ -91,7 +91,7 @@ def from_file(path: Path, backbone: Backbone, check_digest: CheckDigest, scratch
         check_digest(digest)
         network = backbone.build((backbone.min_size, backbone.min_size, 3))
         if copy.suffix == ".safetensors":
-            arrays = _read_safetensors(copy)
+            arrays = _read_safetensors(copy, path, network)
         else:
             from tl_dist.backbones import hdf5, keras_files
 
@@ -127,12 +127,15 @@ def _private_copy(path: Path, scratch: Path) -> Iterator[tuple[Path, str]]:
         copy.unlink()
 
 
-def _read_safetensors(path: Path) -> Arrays:
+def _read_safetensors(path: Path, source: Path, network: Any) -> Arrays:
+    """The arrays, of which none is read before all have the shapes of the network's."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
+            compare(source, network, _shapes(network), shapes)
+            return {name: stored.get_tensor(name) for name in shapes}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise Refusal(
             f"weights file {path.name} cannot be read: {error}.",
@@ -196,12 +199,15 @@ def fitted(arrays: Arrays, network: Any, source: object) -> Arrays:
     """The arrays in the types of the network's variables; refuses other names or shapes, NaN and infinity."""
     import numpy as np
 
-    shapes = {v.path: tuple(v.shape) for v in network.weights}
-    compare(source, network, shapes, {name: array.shape for name, array in arrays.items()})
+    compare(source, network, _shapes(network), {name: array.shape for name, array in arrays.items()})
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise _does_not_hold(source, network, f"'{name}' has values that are not finite numbers")
     return {v.path: np.asarray(arrays[v.path], str(v.dtype)) for v in network.weights}
+
+
+def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    return {v.path: tuple(v.shape) for v in network.weights}
 
 
 def compare(source: object, network: Any, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

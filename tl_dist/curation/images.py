@@ -13,6 +13,7 @@ from PIL import Image
 from tl_dist.datasets import Source, Splits, Subset
 from tl_dist.datasets.location import Location, locator
 from tl_dist.files import limits
+from tl_dist.files.foreign import read_file, read_slice
 
 Stored = Location | NDArray[np.uint8]
 """An encoded image on disk, or pixels [height, width, 3]."""
@@ -39,13 +40,21 @@ def everything(splits: Splits) -> list[tuple[str, str, Stored]]:
     ]
 
 
+def encoded(image: Location) -> bytes:
+    """The bytes of an encoded image; OSError if they cannot be had."""
+    if image.length is None:
+        return read_file(image.path, max_bytes=limits.ENCODED_IMAGE, links=True)
+    return read_slice(image.path, image.offset, image.length)
+
+
 def opened(image: Stored) -> Image.Image:
-    """The image with its header read and its pixels not; OSError or Image.DecompressionBombError if that fails."""
+    """The image with its header read and its pixels not; OSError or Image.DecompressionBombError if that fails.
+
+    Pillow's reader of headers knows no bounds: whatever is nobody's own is to pass `headers.fault` before.
+    """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
-    with image.path.open("rb") as file:
-        file.seek(image.offset)
-        found = Image.open(io.BytesIO(file.read(-1 if image.length is None else image.length)))
+    found = Image.open(io.BytesIO(encoded(image)))
     if found.width * found.height > limits.IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{found.width} x {found.height} pixels")
     return found

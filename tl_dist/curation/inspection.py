@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,11 @@ from PIL import Image, ImageDraw
 from tl_dist.curation import images, remarks
 from tl_dist.curation.layout import opened
 from tl_dist.datasets import Source
+from tl_dist.datasets.headers import fault
+from tl_dist.datasets.location import Location
 from tl_dist.datasets.rgb import rgb
 from tl_dist.durable import write_output
+from tl_dist.files.foreign import open_regular
 from tl_dist.files.picture import refuse_other_picture
 
 _THREADS = 8
@@ -106,10 +110,12 @@ def _header(image: images.Stored) -> _Header | None:
     try:
         if isinstance(image, np.ndarray):
             return _header_of(images.opened(image), image.nbytes)
-        if image.length is None and image.offset == 0:
-            with Image.open(image.path) as found:
-                return _header_of(found, image.path.stat().st_size)
-        return _header_of(images.opened(image), image.length or 0)
+        if fault(image):
+            return None
+        if image.length is None:
+            with os.fdopen(open_regular(image.path, links=True), "rb") as file:
+                return _header_of(Image.open(file), os.fstat(file.fileno()).st_size)
+        return _header_of(images.opened(image), image.length)
     except _DAMAGED:
         return None
 
@@ -153,12 +159,14 @@ def contact_sheet(source: Source) -> Image.Image | None:
 def _tile(image: images.Stored) -> Image.Image:
     tile = Image.new("RGB", (_TILE, _TILE), (24, 24, 24))
     try:
-        found = rgb(images.opened(image))
+        if isinstance(image, Location) and (found := fault(image)):
+            raise ValueError(found.reason)
+        pixels = rgb(images.opened(image))
     except _DAMAGED:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
         return tile
-    scale = (_TILE - 2) / max(found.size)
-    width, height = (max(1, round(side * scale)) for side in found.size)
+    scale = (_TILE - 2) / max(pixels.size)
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
     kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    tile.paste(found.resize((width, height), kind), (1, 1))
+    tile.paste(pixels.resize((width, height), kind), (1, 1))
     return tile

@@ -121,9 +121,5 @@ def _changed(image: Location) -> Fault | None:
         return None
     import google_crc32c
 
-    with image.path.open("rb") as file:
-        file.seek(image.offset)
-        content = file.read(-1 if image.length is None else image.length)
-    return (
-        None if google_crc32c.value(content) == image.crc32c else Fault(image.offset, "has a wrong checksum")
-    )
+    right = google_crc32c.value(images.encoded(image)) == image.crc32c
+    return None if right else Fault(image.offset, "has a wrong checksum")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
+from tl_dist.datasets.files import bytes_in
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 _DTYPES = frozenset(
@@ -16,6 +20,21 @@ _DTYPES = frozenset(
 
 _NDARRAY = "numpy.ndarray"  # not the class itself, which a pickle could call with any shape and type
 
+_TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
+_CONTAINERS = _TUPLES | {
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BUILD")
+}
+_PUTS, _GETS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"}), frozenset({"GET", "BINGET", "LONG_BINGET"})
+_OPCODES = frozenset(
+    {
+        *(_CONTAINERS | _PUTS | _GETS),
+        *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "EMPTY_TUPLE"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    }
+)
+
 
 def load_array_pickle(path: Path) -> dict[str, Any]:
     """The dictionary pickled in `path` by Python 2 or 3: integer arrays, lists, dictionaries, numbers, text.
@@ -23,9 +42,10 @@ def load_array_pickle(path: Path) -> dict[str, Any]:
     Text that Python 2 wrote stays bytes, except that all keys are str. Refuses a pickle that asks for
     anything else (78) and one that is damaged or holds no dictionary (65).
     """
+    data = bytes_in(path, limits.CIFAR_FILE)
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, path).load()
+        _check_opcodes(data, path)
+        content = _ArrayUnpickler(data, path).load()
     except Refusal:
         raise
     # A damaged pickle can raise nearly anything, MemoryError included.
@@ -33,12 +53,45 @@ def load_array_pickle(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise _damaged(path, f"it holds a {type(content).__name__}, not a dictionary")
+    if not all(isinstance(key, str | bytes) for key in content):
+        raise _damaged(path, "its keys are not text")
     return {text_of(key): value for key, value in content.items()}
 
 
-def text_of(value: Any) -> str:
+def text_of(value: str | bytes) -> str:
     """What Python 2 or 3 pickled as text, as text."""
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _check_opcodes(data: bytes, path: Path) -> None:
+    """Refuse what a pickle of arrays has no need of, before anything is made of it.
+
+    Without it some 200 bytes are enough to keep a process busy for ever: tuples that hold one another twice, as a key,
+    whose hash is the work of 2**60. So a list, a tuple or a dictionary may be used once, and tuples are few but for
+    the arguments of a call. Numbers of more than 64 bits could be given equal hashes.
+    """
+    before, num_memoized, num_tuples = "", 0, 0
+    memo: dict[Any, str] = {}  # by place, the opcode that made what lies there
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name = opcode.name
+        if name not in _OPCODES or count > limits.PICKLE_OPCODES:
+            _refuse(path, f"the opcode {name}" if name not in _OPCODES else f"more than {count:,} opcodes")
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
+            _refuse(path, "a number of more than 64 bits")
+        if name in _PUTS or name == "MEMOIZE":
+            place = num_memoized if argument is None else argument
+            if place > limits.PICKLE_OPCODES:
+                _refuse(path, f"a memory of {place:,} places")
+            num_memoized += place not in memo
+            memo[place] = before
+            continue
+        if name in _GETS and memo.get(argument) in _CONTAINERS:
+            _refuse(path, "one container in two places")
+        num_tuples += before in _TUPLES and name not in ("REDUCE", "BUILD")
+        if num_tuples > limits.PICKLE_TUPLES:
+            _refuse(path, f"more than {limits.PICKLE_TUPLES} tuples")
+        if name not in ("FRAME", "PROTO"):  # which leave the stack alone
+            before = name
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -48,9 +101,10 @@ class _ArrayUnpickler(pickle.Unpickler):
     stands for is a method or a string, to which a pickle cannot attach anything.
     """
 
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="bytes")
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
         self._path = path
+        self._to_encode = len(data)
         self._known: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): _NDARRAY,
             ("numpy", "dtype"): self._dtype,
@@ -62,36 +116,37 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self._known[module, name]
         except KeyError:
-            self._refuse(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        self._refuse(f"the persistent object {pid!r}")
+            _refuse(self._path, f"{module}.{name}")
 
     def _dtype(self, name: str | bytes, *_flags: Any) -> np.dtype[Any]:
         # Only integers: an array of objects could hold anything.
         text = text_of(name)
         if text not in _DTYPES:
-            self._refuse(f"an array of type {text!r}")
+            _refuse(self._path, f"an array of type {text!r}")
         return np.dtype(text)
 
     def _encode(self, text: str, encoding: str) -> bytes:
         # How Python 3 writes bytes in the protocols that Python 2 can read.
         if encoding != "latin1":
-            self._refuse(f"the codec {encoding!r}")
+            _refuse(self._path, f"the codec {encoding!r}")
+        self._to_encode -= len(text)
+        if self._to_encode < 0:  # each text is there once
+            _refuse(self._path, "more text than it has")
         return text.encode("latin1")
 
     def _empty_array(self, kind: Any, _shape: Any, _typecode: Any) -> Any:
         # Shape and type come again together with the bytes, where they cannot claim more memory than these.
         if kind is not _NDARRAY:
-            self._refuse(f"an array of class {kind!r}")
+            _refuse(self._path, "an array of another class")
         return np.empty(0, np.int8)
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise Refusal(
-            f"{self._path} is a pickle that asks for {what}: it is not what it claims and could run code.",
-            fix="obtain the file again from its publisher, or use the binary version of the dataset.",
-            code=ExitCode.UNSAFE,
-        )
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise Refusal(
+        f"{path} is a pickle that asks for {what}: it is not what it claims and could do harm.",
+        fix="obtain the file again from its publisher, or use the binary version of the dataset.",
+        code=ExitCode.UNSAFE,
+    )
 
 
 def _damaged(path: Path, why: str) -> Refusal:

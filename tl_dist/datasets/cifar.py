@@ -14,8 +14,9 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.array_pickle import load_array_pickle, text_of
 from tl_dist.datasets.arrays import ArraySource
-from tl_dist.datasets.files import directory_of, size_of
+from tl_dist.datasets.files import bytes_in, directory_of, size_of
 from tl_dist.datasets.split import divide
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 _PIXELS = 3 * 32 * 32
@@ -126,9 +127,11 @@ def _find(cifar: _Cifar, data: DataConfig) -> tuple[Path, bool]:
 def _read_binary(cifar: _Cifar, file: Path) -> _Part:
     """Records of one byte for each kind of label, then the pixels."""
     record = len(cifar.labels) + _PIXELS
-    if size_of(file) % record:
+    size_of(file)
+    content = bytes_in(file, limits.CIFAR_FILE)
+    if len(content) % record:
         raise _wrong(file, f"its size is no multiple of {record} bytes: it is cut off or of another kind")
-    records = np.fromfile(file, np.uint8).reshape(-1, record)
+    records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = {kind: records[:, column].astype(np.int64) for column, kind in enumerate(cifar.labels)}
     return _Part(file, records[:, len(labels) :], labels)
 
@@ -159,11 +162,12 @@ def _class_names(cifar: _Cifar, kind: str, root: Path, binary: bool) -> list[str
     file = root / (where.names_file if binary else cifar.names)
     size_of(file)
     if binary:
-        names = [line.strip() for line in file.read_text("latin1").splitlines() if line.strip()]
+        text = bytes_in(file, limits.DATASET_METADATA).decode("latin1")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         listed = load_array_pickle(file).get(where.names_key)
         listed = listed if isinstance(listed, list) else []
-        names = [text_of(name) for name in listed]
+        names = [text_of(name) for name in listed if isinstance(name, str | bytes)]
     if len(names) != where.num_classes or len(set(names)) != len(names):
         raise _wrong(
             file, f"it holds {len(set(names))} different {kind} names instead of {where.num_classes}"

@@ -98,7 +98,7 @@ def _read(table: Path) -> Iterator[_Row]:
         header = list(reader.fieldnames or ())
         for column in COLUMNS[:2]:
             if column not in header:
-                raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header)}")
+                raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header[:20])}")
         for values in reader:
             row = _row(table, reader.line_num, values)
             if row.path in seen:
@@ -128,6 +128,8 @@ def _size(table: Path, row: _Row) -> int:
         size = (table.parent / row.path).stat().st_size
     except OSError as error:
         raise wrong(table, row.line, f"{row.path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL
+        raise wrong(table, row.line, f"this path is none: {error}") from error
     if size == 0:
         raise wrong(table, row.line, f"{row.path} is empty")
     return size

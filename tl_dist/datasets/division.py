@@ -81,11 +81,20 @@ def read_manifest(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))
         digest = content.pop("digest")
-        whole = content["schema"] == SCHEMA and ("splits" in content) != ("folds" in content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        whole = content["schema"] == SCHEMA and digest == _digest(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refused(f"{file} is no manifest of splits ({reason(error)})") from error
-    if not whole or digest != _digest(content):
+    if not whole:
         raise _refused(f"{file} was changed: its digest is not {str(digest)[:12]}")
+    splits, folds, group = (content.get(key) for key in ("splits", "folds", "group"))
+    parts = list(splits.values()) if isinstance(splits, dict) and "train" in splits else folds
+    if not (
+        (splits is None) != (folds is None)
+        and isinstance(parts, list)
+        and all(isinstance(part, list) and {*map(type, part)} <= {str} for part in parts)
+        and isinstance(group, str | None)
+    ):
+        raise _refused(f"{file} holds neither splits with a train split nor folds, each a list of ids")
     return {"digest": digest, **content}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import SoftLabels, Splits
-from tl_dist.datasets.files import FileSource, directory_of, size_of
+from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
 from tl_dist.datasets.split import divide
 from tl_dist.package_index import fetch
 from tl_dist.refusal import ExitCode, Refusal
@@ -71,7 +71,7 @@ def _read_labels(file: Path) -> list[_Cell]:
     """The rows (path, probability, type, parted by spaces), sorted by path: their order means nothing."""
     size_of(file)
     cells: dict[str, _Cell] = {}
-    for number, line in enumerate(file.read_text("utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(text_in(file).splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue

@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Counted, SoftLabels, host_tensor
+from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.location import Location
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:  # the processes that index TFRecord files start in half of the time without the schema
@@ -70,7 +73,7 @@ class FileSource(Counted):
         return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index)
 
     def encoded_bytes(self, index: int) -> bytes:
-        return (self.root / self.ids[index]).read_bytes()
+        return read_file(self.root / self.ids[index], max_bytes=limits.ENCODED_IMAGE, links=True)
 
     def read(self, index: Any) -> tuple[Any, Any]:
         encoded, label = self.encoded(index)
@@ -101,6 +104,7 @@ def decode_rgb(encoded: Any) -> Any:
                 lambda: tf.io.decode_jpeg(encoded, **JPEG_OPTIONS),
             ),
             (tf.strings.substr(head, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
+            (tf.strings.substr(head, 0, 4) == b"GIF8", lambda: _decode_gif(encoded)),
             (tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP"), lambda: _decode_webp(encoded)),
         ],
         default=other,
@@ -124,6 +128,17 @@ def _decode_bmp(encoded: Any) -> Any:
         return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
 
     return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
+
+
+def _decode_gif(encoded: Any) -> Any:
+    """TensorFlow decodes every frame before it takes the first: of a few megabytes of them, many gigabytes."""
+    import tensorflow as tf
+
+    def alone(content: Any) -> bytes:
+        return first_frame_alone(content if isinstance(content, bytes) else content.item())
+
+    first = tf.numpy_function(alone, [encoded], tf.string, stateful=False)
+    return tf.io.decode_image(tf.ensure_shape(first, []), channels=3, expand_animations=False)
 
 
 def _decode_webp(encoded: Any) -> Any:
@@ -161,16 +176,30 @@ def directory_of(data: DataConfig, expected: str) -> Path:
     return root.resolve()
 
 
+def bytes_in(path: Path, max_bytes: int) -> bytes:
+    """All of a file; refuses (65) one that is missing, no regular file, or larger."""
+    try:
+        return read_file(path, max_bytes=max_bytes, links=True)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def text_in(path: Path) -> str:
+    """The text of a file that describes a data set."""
+    return bytes_in(path, limits.DATASET_METADATA).decode("utf-8", "replace")
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, which must not be empty; refuses (65) one that is missing, naming it."""
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise Refusal(
-            f"{path} cannot be read: {error.strerror}.",
-            fix="restore the file, or correct data.path.",
-            code=ExitCode.DATA,
-        ) from error
+        raise _unreadable(path, error) from error
     if size == 0:
         raise Refusal(f"{path} is empty.", fix="restore or delete the file.", code=ExitCode.DATA)
     return size
+
+
+def _unreadable(path: Path, error: OSError) -> Refusal:
+    fix = "restore the file, or correct data.path."
+    return Refusal(f"{path} cannot be read: {error.strerror}.", fix=fix, code=ExitCode.DATA)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from threading import Lock
 
+from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
 MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
@@ -41,7 +42,7 @@ class Handle:
     """A descriptor of a file for reading, closed when nobody holds this object any more."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = open_regular(path, links=True)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound: `os` may be gone at exit
         if hasattr(self, "fd"):  # else it was never opened

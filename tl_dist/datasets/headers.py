@@ -6,10 +6,14 @@ Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649).
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+from tl_dist.datasets import gif
+from tl_dist.datasets.gif import CutOff
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
 from tl_dist.durable import reason
@@ -17,6 +21,8 @@ from tl_dist.files import limits
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 32
+_CHUNK_BYTES = 1 << 20
+_FILL = re.compile(b"\xff+")
 _NO_SIZE = frozenset({0xD8, 0x01, *range(0xD0, 0xD8)})  # JPEG markers without a segment
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -26,10 +32,6 @@ class Fault(NamedTuple):
 
     offset: int
     reason: str
-
-
-class _CutOff(Exception):
-    """The bytes end before the header does."""
 
 
 def fault(location: Location) -> Fault | None:
@@ -67,43 +69,66 @@ def _unreadable(location: Location, error: OSError) -> Fault:
 def _fault(fd: int, offset: int, length: int) -> Fault | None:
     if length == 0:
         return Fault(offset, "is empty")
+    if length > limits.ENCODED_IMAGE:
+        return Fault(offset, f"is larger than {limits.ENCODED_IMAGE:,} bytes")
     head = os.pread(fd, min(length, _HEAD_BYTES), offset)
     try:
         try:
             kind, width, height = dimensions(head)
-        except _CutOff:
-            head = os.pread(fd, length, offset)  # a long EXIF block or colour profile comes first
+        except CutOff:  # a long EXIF block or colour profile comes first
+            head = os.pread(fd, min(length, limits.IMAGE_HEADER), offset)
             kind, width, height = dimensions(head)
         if width < 1 or height < 1:
             return Fault(offset, f"{kind} of {width} x {height} pixels")
         if width * height > limits.IMAGE_PIXELS:
             return Fault(offset, f"{kind} of {width} x {height} pixels: more than {limits.IMAGE_PIXELS:,}")
         tail = os.pread(fd, min(length, _TAIL_BYTES), offset + max(0, length - _TAIL_BYTES))
-        if _ends(kind, head, tail, length) or _ends_earlier(kind, os.pread(fd, length, offset)):
+        if _ends(kind, head, tail, length) or _ends_earlier(kind, fd, offset, length):
             return None
-    except _CutOff:
-        return Fault(offset + length, "is cut off in its header")
+    except CutOff as error:
+        if length > limits.IMAGE_HEADER:
+            return Fault(offset, f"its header has more than {limits.IMAGE_HEADER:,} bytes")
+        return Fault(offset + length, str(error))
     except ValueError as error:
         return Fault(offset, str(error))
     return Fault(offset + length, f"{kind} is cut off: its end is missing")
 
 
 def dimensions(head: bytes) -> tuple[str, int, int]:
-    """(format, width, height) from the first bytes; ValueError where they are those of no image."""
+    """(format, width, height) from the first bytes; ValueError where they are those of no image.
+
+    What comes before the pixels is bounded: Pillow and others take time and memory for each piece of it. Of a GIF it
+    is the larger of canvas and first frame.
+    """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        if head[12:16] != b"IHDR":
-            raise ValueError("PNG without a header chunk") if len(head) >= 16 else _CutOff
-        return "PNG", *_pair(">II", head, 16)
+        return "PNG", *_png_size(head)
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG", *_jpeg_frame(head)
     if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF", *_pair("<HH", head, 6)
+        return "GIF", *_gif_size(head)
     if head.startswith(b"BM"):
         width, height = _unpack("<ii", head, 18)
         return "BMP", width, abs(height)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WebP", *_webp_canvas(head)
     raise ValueError(f"is no image: it begins with {head[:8]!r}")
+
+
+def _png_size(head: bytes) -> tuple[int, int]:
+    if head[12:16] != b"IHDR":
+        raise ValueError("PNG without a header chunk") if len(head) >= 16 else CutOff
+    at = 8
+    for _ in range(limits.IMAGE_SEGMENTS):
+        size, kind = _unpack(">I4s", head, at)
+        if kind == b"IDAT":
+            return _pair(">II", head, 16)
+        at += 12 + size
+    raise ValueError(f"PNG has more than {limits.IMAGE_SEGMENTS:,} chunks before its pixels")
+
+
+def _gif_size(head: bytes) -> tuple[int, int]:
+    _, *frame = gif.first_frame(head, limits.IMAGE_SEGMENTS)
+    return max(_pair("<HH", head, 6), (frame[0], frame[1]), key=lambda size: size[0] * size[1])
 
 
 def _jpeg_frame(head: bytes) -> tuple[int, int]:
@@ -113,24 +138,26 @@ def _jpeg_frame(head: bytes) -> tuple[int, int]:
             return width, height
         if marker in (0xDA, 0xD9):
             raise ValueError("JPEG without a frame header")
-    raise _CutOff
+    raise CutOff
 
 
-def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """(place, marker) of each segment up to the first scan, or as far as `data` goes."""
-    found, at = [], 0
-    while at + 4 <= len(data):
+    at = 0
+    for _ in range(limits.IMAGE_SEGMENTS):
+        if at + 4 > len(data):
+            return
         if data[at] != 0xFF:
             raise ValueError(f"JPEG has no marker at byte {at}")
         marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
+        if marker == 0xFF:  # fill bytes
+            at = _FILL.match(data, at).end() - 1  # type: ignore[union-attr]
             continue
-        found.append((at, marker))
+        yield at, marker
         if marker in (0xDA, 0xD9):
-            break
+            return
         at += 2 if marker in _NO_SIZE else 2 + struct.unpack_from(">H", data, at + 2)[0]
-    return found
+    raise ValueError(f"JPEG has more than {limits.IMAGE_SEGMENTS:,} segments before its pixels")
 
 
 def _webp_canvas(head: bytes) -> tuple[int, int]:
@@ -149,11 +176,11 @@ def _pair(form: str, data: bytes, at: int) -> tuple[int, int]:
     return first, second
 
 
-def _unpack(form: str, data: bytes, at: int) -> tuple[int, ...]:
+def _unpack(form: str, data: bytes, at: int) -> tuple[Any, ...]:
     try:
         return struct.unpack_from(form, data, at)
     except struct.error:
-        raise _CutOff from None
+        raise CutOff from None
 
 
 def _ends(kind: str, head: bytes, tail: bytes, length: int) -> bool:
@@ -170,13 +197,25 @@ def _ends(kind: str, head: bytes, tail: bytes, length: int) -> bool:
     return length >= _bmp_bytes(head)
 
 
-def _ends_earlier(kind: str, data: bytes) -> bool:
+def _ends_earlier(kind: str, fd: int, offset: int, length: int) -> bool:
     """Whether something was appended to a whole image, as cameras and editors do."""
     if kind == "JPEG":
-        scan = next((at for at, marker in _jpeg_segments(data) if marker == 0xDA), len(data))
+        head = os.pread(fd, min(length, limits.IMAGE_HEADER), offset)
+        scan = next((at for at, marker in _jpeg_segments(head) if marker == 0xDA), length)
         # In a scan every 0xFF of the data is followed by 0x00, so this is no chance.
-        return data.find(b"\xff\xd9", scan) >= 0
-    return kind == "PNG" and b"IEND\xaeB`\x82" in data
+        return _holds(fd, b"\xff\xd9", offset + scan, offset + length)
+    return kind == "PNG" and _holds(fd, b"IEND\xaeB`\x82", offset, offset + length)
+
+
+def _holds(fd: int, wanted: bytes, begin: int, end: int) -> bool:
+    """Whether these bytes are somewhere between two places of a file."""
+    before = b""
+    for at in range(begin, end, _CHUNK_BYTES):
+        chunk = before + os.pread(fd, min(_CHUNK_BYTES, end - at), at)
+        if wanted in chunk:
+            return True
+        before = chunk[-len(wanted) + 1 :]
+    return False
 
 
 def _bmp_bytes(head: bytes) -> int:

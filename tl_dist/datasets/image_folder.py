@@ -14,6 +14,7 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.files import FileSource, directory_of
 from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp"})
@@ -134,6 +135,10 @@ def _images(
     place = folder.resolve()
     if place in above:
         raise _wrong(f"{folder} is a link to a folder that holds it", "delete the link")
+    if len(above) >= limits.FOLDER_DEPTH:
+        raise _wrong(
+            f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
+        )
     for entry in _visible(folder):
         name = f"{prefix}/{entry.name}"
         suffix = _suffix(entry.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
-from tl_dist.datasets.files import FileSource, directory_of, size_of
+from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
 from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.datasets.table import opened
 from tl_dist.datasets.tfrecord import class_names, find_shards, open_shards
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -112,10 +112,12 @@ def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str,
     """The wnid of each validation image by file name."""
     file = _truth_file(root, base, split)
     if file.suffix == ".csv":
-        with file.open(newline="") as rows:
-            pairs = [(row["ImageId"], row["PredictionString"].split()) for row in csv.DictReader(rows)]
+        with opened(file) as rows:
+            if not {"imageid", "predictionstring"} <= {*(rows.fieldnames or ())}:
+                raise _wrong(f"{file} has no columns ImageId and PredictionString", "restore the file")
+            pairs = [(row["imageid"], (row["predictionstring"] or "").split()) for row in rows]
         return {f"{image}.JPEG": words[0] for image, words in pairs if words}
-    lines = file.read_text().split()
+    lines = text_in(file).split()
     if len(lines) != len(names):
         raise _wrong(
             f"{file} has {len(lines)} lines for {len(names)} images in {base / split}", "restore the files"

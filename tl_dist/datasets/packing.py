@@ -24,10 +24,12 @@ import numpy as np
 from tl_dist.datasets import Source, Splits, Subset, is_encoded
 from tl_dist.datasets.annotations import Annotations, packed_text
 from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.headers import dimensions
 from tl_dist.datasets.packed import FORMAT, MANIFEST
 from tl_dist.datasets.rgb import rgb
 from tl_dist.durable import Written, fsync_directory, reason, temporary_name, write_atomically, write_file
 from tl_dist.failpoint import failpoint
+from tl_dist.files import limits
 from tl_dist.package_index import locked, try_locked
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -244,6 +246,7 @@ def _png(source: Source, k: int) -> bytes:
 def _scaled(content: bytes, size: int, quality: int) -> bytes:
     from PIL import Image
 
+    dimensions(content[: limits.IMAGE_HEADER])  # of a header without end Pillow would find none
     with Image.open(io.BytesIO(content)) as image:
         scale = size / min(image.size)
         if scale >= 1:

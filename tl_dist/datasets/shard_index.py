@@ -189,7 +189,9 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
                 yield start, None, 0, problem
                 return
             if length > limits.RECORD or start + length + 16 > size:
-                problem = f"the length is {length}, and the file ends after {size - start} bytes more"
+                why = f"the file ends after {size - start} bytes more"
+                why = why if length <= limits.RECORD else f"a record has at most {limits.RECORD}"
+                problem = f"the length is {length}, and {why}"
                 yield start, None, 0, problem
                 return
             if ahead.end - at < length + 16 and not ahead.has(length + 16):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
-from tl_dist.datasets.files import directory_of
+from tl_dist.datasets.files import directory_of, text_in
 from tl_dist.datasets.split import SPLIT_NAMES
 from tl_dist.datasets.tfrecord import open_shards
 from tl_dist.durable import reason
@@ -25,6 +26,8 @@ from tl_dist.refusal import ExitCode, Refusal
 
 INFO = "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_FIELD = re.compile(r"\{(\w+)\}")
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _READABLE_TYPES = ("", "uint8", "uint16")  # others are packed into the channels of a PNG, bit by bit
 
 _log = logging.getLogger(__name__)
@@ -48,10 +51,10 @@ def open_tfds(data: DataConfig) -> Splits:
         )
     try:
         splits = [_split(info, split) for split in info["splits"]]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        files = _files_by_split(root, splits)
+        keys, names = _features(root, info)
+    except _DAMAGE as error:
         raise _damaged(root / INFO, error) from error
-    files = _files_by_split(root, splits)
-    keys, names = _features(root, info)
     numbers = {name: n for split in splits for name, n in split.numbers.items()}
     # The library's classes begin at 0 whether or not an image shows the first.
     data = data.model_copy(update={"first_label": 0})
@@ -89,6 +92,8 @@ class _Split(NamedTuple):
 
 def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
     lengths = [int(length) for length in split.get("shardLengths", ())]
+    if len(lengths) > limits.SHARDS:
+        raise ValueError(f"{len(lengths):,} shards, more than {limits.SHARDS:,}")
     digits = max(5, len(str(len(lengths))))
 
     def name(k: int) -> str:
@@ -100,9 +105,14 @@ def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
             "NUM_SHARDS": f"{len(lengths):0{digits}}",
             "SHARD_X_OF_Y": f"{k:0{digits}}-of-{len(lengths):0{digits}}",
         }
-        return str(split.get("filepathTemplate") or _TEMPLATE).format(**parts)
+        # Not by str.format, which would also look up attributes, and pad to any width.
+        template = str(split.get("filepathTemplate") or _TEMPLATE)
+        filled = _FIELD.sub(lambda field: str(parts[field[1]]), template)
+        if Path(filled).name != filled or not filled.isprintable() or "{" in filled:
+            raise ValueError(f"{filled[:80]!r} is no name of a file")
+        return filled
 
-    return _Split(split["name"], {name(k): length for k, length in enumerate(lengths) if length})
+    return _Split(str(split["name"]), {name(k): length for k, length in enumerate(lengths) if length})
 
 
 def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
@@ -135,7 +145,7 @@ def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] 
     if path.is_file():  # releases before 4.2 wrote none
         try:
             found = list(_flat(_json(path)))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (*_DAMAGE, RecursionError) as error:
             raise _damaged(path, error) from error
     if not found:
         return KEYS, _class_names(root, "label", {})
@@ -176,16 +186,17 @@ def _pair(root: Path, found: Sequence[_Feature], info: Mapping[str, Any]) -> tup
 def _class_names(root: Path, name: str, spec: Mapping[str, Any]) -> Sequence[str] | None:
     file = root / f"{name}.labels.txt"
     if file.is_file():
-        lines = file.read_text("utf-8", errors="replace").split("\n")
-        return [line.strip() for line in lines if line.strip()]
+        return [line.strip() for line in text_in(file).split("\n") if line.strip()]
     number = spec.get("classLabel", {}).get("numClasses")
+    if number is not None and not 0 < int(number) <= limits.CLASSES:
+        raise ValueError(f"numClasses is {number}, not 1 to {limits.CLASSES:,}")
     return None if number is None else [f"class {k}" for k in range(int(number))]
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(read_file(path, max_bytes=limits.DATASET_METADATA)))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(json.loads(read_file(path, max_bytes=limits.DATASET_METADATA, links=True)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
 
 

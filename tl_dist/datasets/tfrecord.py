@@ -12,7 +12,7 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
-from tl_dist.datasets.files import directory_of, size_of
+from tl_dist.datasets.files import directory_of, size_of, text_in
 from tl_dist.datasets.records import Bad, RecordSource
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
 from tl_dist.datasets.split import SPLIT_NAMES, divide
@@ -58,11 +58,10 @@ def find_shards(root: Path) -> dict[str, list[str]]:
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
         found.setdefault(split, []).append(path.name)
     for (stem, number), numbers in counts.items():
-        if missing := sorted(set(range(number)) - numbers):
-            first = f"{stem}-{missing[0]:05}-of-{number:05}"
-            raise _wrong(
-                f"{root}: {len(missing)} of {number} shards are missing, the first is {first}", "restore them"
-            )
+        if missing := number - len({k for k in numbers if k < number}):  # any number may stand in a name
+            first = next(k for k in range(number) if k not in numbers)
+            what = f"{missing} of {number} shards are missing, the first is {stem}-{first:05}-of-{number:05}"
+            raise _wrong(f"{root}: {what}", "restore them")
     if "" in found and len(found) > 1:
         raise _wrong(f"{root}: {found[''][0]} belongs to no split, but other files do", "move it elsewhere")
     if found and "train" not in found and "" not in found:
@@ -74,7 +73,7 @@ def class_names(root: Path) -> Sequence[str] | None:
     """The lines of the file of class names beside the records, if there is one; "0:name" is "name"."""
     for file in (*(root / name for name in _NAMES), *sorted(root.glob("*.labels.txt"))):
         if file.is_file():
-            lines = file.read_text("utf-8", errors="replace").splitlines()
+            lines = text_in(file).splitlines()
             return [re.sub(rf"^{k}:", "", line.strip()) for k, line in enumerate(lines) if line.strip()]
     return None
 

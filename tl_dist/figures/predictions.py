@@ -20,6 +20,7 @@ from tl_dist import figures
 from tl_dist.durable import reason, replacing
 from tl_dist.figures.evaluation import Evaluation
 from tl_dist.files.foreign import open_regular
+from tl_dist.files.npz import read_npz
 from tl_dist.refusal import ExitCode, Refusal
 
 MAX_RECORDED_CLASSES = 100
@@ -75,15 +76,16 @@ def save(path: Path, **arrays: Any) -> None:
 def load(path: Path) -> Predictions:
     """Refuses (65) what is not there or no file of predictions."""
     try:
-        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as found:
-            return Predictions(
-                found["ids"],
-                found["labels"],
-                found["probabilities"],
-                found["class_names"],
-                int(found["step"]),
-                found["groups"],
-            )
+        with open(open_regular(path), "rb") as file:
+            found = read_npz(file)
+        return Predictions(
+            found["ids"],
+            found["labels"],
+            found["probabilities"],
+            found["class_names"],
+            int(found["step"]),
+            found["groups"],
+        )
     except Exception as error:  # a damaged archive can raise nearly anything
         raise Refusal(
             f"{path} holds no predictions ({reason(error)}).",

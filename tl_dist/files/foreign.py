@@ -28,10 +28,19 @@ def open_regular(path: Path | str, *, dir_fd: int | None = None, links: bool = F
     return fd
 
 
+def read_slice(path: Path, offset: int, length: int) -> bytes:
+    """At most `length` bytes of a regular file, perhaps behind a link, from `offset`; raises OSError for another."""
+    fd = open_regular(path, links=True)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
 def read_file(path: Path | str, *, max_bytes: int, dir_fd: int | None = None, links: bool = False) -> bytes:
     """All bytes of a regular file; raises OSError for anything else, and for more than `max_bytes`."""
     with os.fdopen(open_regular(path, dir_fd=dir_fd, links=links), "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes", str(path))
+        return file.read(size)  # Python asks for the memory of as many bytes before it reads the first

@@ -18,17 +18,19 @@ CONFIG_VALUES = 10_000  # after aliases are expanded: fifty of them, nested, wou
 ENCODED_IMAGE = 512 * MIB
 IMAGE_PIXELS = 2 * 89_478_485  # where Pillow refuses a decompression bomb: 512 MiB of RGB
 IMAGE_HEADER = 16 * MIB  # EXIF data, colour profiles and thumbnails in front of the frame's size
-JPEG_SEGMENTS = 10_000
+IMAGE_SEGMENTS = 10_000  # of a JPEG in front of its pixels; chunks of a PNG, blocks of a GIF
 
 # Data sets
 CLASSES = 100_000  # a label beyond it is damage, not a class
 SHARDS = 100_000  # files of one split
+TABLE_LINE = 1 * MIB  # of a CSV file
 FOLDER_DEPTH = 64  # nested directories of images
 RECORD = 256 * MIB  # one example of a TFRecord file
-DATASET_METADATA = (
-    64 * MIB
-)  # what describes a data set: tfds's JSON, a list of class names, a pickle of CIFAR's names
-PACKED_INDEX = 4 * GIB
+DATASET_METADATA = 32 * MIB  # a JSON or a text that describes a data set, or names its classes
+PACKED_INDEX = 256 * MIB  # of one shard
+CIFAR_FILE = 256 * MIB  # CIFAR-100's examples to train on are 155 MB
+PICKLE_OPCODES = 1_000_000  # a file of CIFAR-100 has some 200,000
+PICKLE_TUPLES = 64  # beside the arguments of calls; an array takes two
 SPLIT_MANIFEST = 1 * GIB
 QUARANTINE = 256 * MIB
 

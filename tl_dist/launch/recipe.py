@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from statistics import median
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from tl_dist import recipes
 from tl_dist.config import Config, DataConfig
 from tl_dist.config import file as config_file
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import BACKBONES, lookup
 
 _LOOKED_AT = 64
@@ -48,8 +50,15 @@ def _typical_area(train: Any) -> float:
     dimensions = import_module(_HEADERS).dimensions
     if hasattr(train, "encoded_bytes"):
         looked_at = min(_LOOKED_AT, train.num_examples)
-        heads = (train.encoded_bytes(k * train.num_examples // looked_at) for k in range(looked_at))
-        return float(median(width * height for _, width, height in map(dimensions, heads)))
+        areas = []
+        for k in range(looked_at):
+            with suppress(OSError, ValueError):  # training will leave it out, and say so
+                _, width, height = dimensions(train.encoded_bytes(k * train.num_examples // looked_at))
+                areas.append(width * height)
+        if areas:
+            return float(median(areas))
+        what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
+        raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)
     source = import_module("tl_dist.datasets").pool_of(train)[0]
     height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2
     return float(height * width)

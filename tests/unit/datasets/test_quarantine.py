@@ -101,7 +101,9 @@ def test_a_header_tells_what_is_wrong_and_where(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-def test_whole_images_pass_with_their_size(kind: str, tmp_path: Path) -> None:
+def test_whole_images_pass_with_their_size(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"exif": b"Exif\0\0" + b"x" * 60_000} if kind == "JPEG" else {}
     for size in ((60, 40), (1, 1), (301, 7)):
         content = photograph(kind, size, **options)
@@ -111,8 +113,11 @@ def test_whole_images_pass_with_their_size(kind: str, tmp_path: Path) -> None:
         assert headers.dimensions(content)[1:] == size
         assert decode_rgb(tf.constant(content)).shape == (size[1], size[0], 3)
     if kind in ("PNG", "JPEG"):
-        file.write_bytes(content + b"appended by an editor")
-        assert fault(Location(file)) is None
+        for chunk in (1 << 20, 7):  # the end lies across two of them, sooner or later
+            monkeypatch.setattr(headers, "_CHUNK_BYTES", chunk)
+            for appended in (b"appended by an editor", bytes(chunk + 5)):
+                file.write_bytes(content + appended)
+                assert fault(Location(file)) is None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "1"])

@@ -12,6 +12,7 @@ from tl_dist import recipes
 from tl_dist.config import Config, ScheduleConfig
 from tl_dist.config import file as config_file
 from tl_dist.launch import recipe
+from tl_dist.refusal import ExitCode, Refusal
 
 LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
 
@@ -114,3 +115,17 @@ def test_the_typical_size_is_that_of_the_whole_set_though_its_first_class_is_sma
             Image.new("RGB", (side, side), (k, 0, 0)).save(tmp_path / "set" / name / f"{k:03}.png")
     text = f"recipe: auto\ndata: {{name: image_folder, path: {tmp_path}/set}}\nmodel: {{backbone: vgg16}}\n"
     assert load(tmp_path, text).data.image_size == 224
+
+
+def test_an_image_that_cannot_be_read_is_passed_over_and_a_set_without_others_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "broken.png").write_bytes(b"<html>")
+    whole = "test_fraction: 0, validation_fraction: 0"
+    data = f"{{name: image_folder, path: {tmp_path}/set, {whole}}}"
+    text = f"recipe: auto\ndata: {data}\nmodel: {{backbone: vgg16}}\n"
+    with pytest.raises(Refusal, match=r"none can be read, as a/broken\.png") as refused:
+        load(tmp_path, text)
+    assert refused.value.code == ExitCode.DATA
+    Image.new("RGB", (32, 32)).save(tmp_path / "set" / "a" / "whole.png")
+    assert load(tmp_path, text).data.image_size == 128
