@@ -1,0 +1,455 @@
+"""No description of a data set hangs a command, takes the machine's memory or ends in a traceback: it is named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.hostile.arena import Arena, Case, Cases
+from tests.official_layouts import CIFAR10_NAMES, write_python2_pickle
+from tests.peak_memory import taken_by
+from tl_dist.config import DataConfig
+from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.packed import open_packed
+from tl_dist.datasets.shard_index import masked_crc32c
+from tl_dist.package_index import unpack
+from tl_dist.refusal import ExitCode, Refusal
+
+CASES = Cases()
+INSPECT = ("data", "inspect", "set")
+
+
+def test_command(case: Case, arena: Arena) -> None:
+    try:
+        arena.check(case)
+    finally:  # folders too deep, and files too long, for whoever clears up after the tests
+        subprocess.run(["rm", "-rf", arena.folder], check=True)
+
+
+def described(arena: Arena, data: str) -> Sequence[str]:
+    """A look at the data set of a config."""
+    more = "model: {backbone: vgg16}\noptimizer: {name: sgd, learning_rate: 0.1}\nsteps: 1\n"
+    arena.file("a.yaml", f"data: {data}\n{more}")
+    return "data", "inspect", "a.yaml"
+
+
+# ------------------------------------------------------------------------------------------- packed sets
+
+Columns = dict[str, Any]
+SHARD = "train-00000-of-00001"
+
+
+def columns() -> Columns:
+    return {
+        "offsets": np.array([0, 4], np.int64),
+        "sizes": np.array([4, 4], np.int64),
+        "checks": np.zeros(2, np.uint32),
+        "labels": np.array([0, 1], np.int32),
+        "ids": np.frombuffer(b"a\0b\0", np.uint8),
+    }
+
+
+def manifest() -> dict[str, Any]:
+    shard = {"name": SHARD, "num_examples": 2, "images": {"size": 8}, "index": {}}
+    return {"format": "tl_dist packed 1", "class_names": ["a", "b"], "splits": {"train": [shard]}}
+
+
+def write_packed(root: Path, index: bytes, content: Any) -> None:
+    root.mkdir(exist_ok=True)
+    (root / f"{SHARD}.images").write_bytes(bytes(8))
+    (root / f"{SHARD}.npz").write_bytes(index)
+    text = json.dumps(content).replace(
+        '"index": {}', f'"index": {{"sha256": "{hashlib.sha256(index).hexdigest()}"}}'
+    )
+    (root / "manifest.json").write_text(text)
+
+
+def npz(arrays: Columns, save: Callable[..., None] = np.savez) -> bytes:
+    target = io.BytesIO()
+    save(target, **arrays)
+    return target.getvalue()
+
+
+def with_column(name: str, values: Any) -> bytes:
+    return npz({**columns(), name: values})
+
+
+def without(name: str) -> bytes:
+    return npz({k: v for k, v in columns().items() if k != name})
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch $RAN/packed",)
+
+
+INDEXES: dict[str, Callable[[], bytes]] = {
+    "no zip": lambda: b"x" * 100,
+    "empty": lambda: b"",
+    "compressed": lambda: npz(columns(), np.savez_compressed),
+    "no labels": lambda: without("labels"),
+    "no ids": lambda: without("ids"),
+    "an id missing": lambda: with_column("ids", np.frombuffer(b"a\0", np.uint8)),
+    "ids of another type": lambda: with_column("ids", np.array([1.5])),
+    "a label out of range": lambda: with_column("labels", np.array([0, 2], np.int32)),
+    "a negative label": lambda: with_column("labels", np.array([0, -1], np.int32)),
+    "labels of another type": lambda: with_column("labels", np.array([0.0, 1.0])),
+    "a pickle": lambda: with_column("labels", np.array([Runs(), Runs()])),
+    "more labels than images": lambda: with_column("labels", np.array([0, 1, 1], np.int32)),
+    "an offset outside": lambda: with_column("offsets", np.array([0, 5], np.int64)),
+    "a size of 2^62": lambda: with_column("sizes", np.array([4, 2**62], np.int64)),
+    "a weight that is no number": lambda: with_column("weights", np.array([1, np.nan], np.float32)),
+    "half of soft labels": lambda: with_column("soft_others", np.array([1, 0], np.int32)),
+}
+MANIFESTS: dict[str, dict[str, Any]] = {
+    "splits a list": {"splits": [1]},
+    "splits without shards": {"splits": {"train": []}},
+    "a shard that is text": {"splits": {"train": ["x"]}},
+    "class_names a number": {"class_names": 5},
+    "class_names of numbers": {"class_names": [1, 2]},
+    "a file elsewhere": {"splits": {"train": [{"name": f"../{SHARD}"}]}},
+    "a size that lies": {"splits": {"train": [{"name": SHARD, "images": {"size": 2**62}}]}},
+    "no digest": {"splits": {"train": [{"name": SHARD, "images": {"size": 8}, "num_examples": 2}]}},
+}
+
+
+def packed(path: Path) -> Any:
+    return open_packed(DataConfig(name="packed", path=str(path), test_fraction=0.0, validation_fraction=0.0))
+
+
+def test_the_packed_set_that_is_changed_here_is_whole(tmp_path: Path) -> None:
+    write_packed(tmp_path / "set", npz(columns()), manifest())
+    assert packed(tmp_path / "set")["train"].num_examples == 2
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+def test_the_index_of_a_packed_set_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAN", str(tmp_path))
+    write_packed(tmp_path / "set", INDEXES[kind](), manifest())
+    with pytest.raises(Refusal, match=f"{SHARD}.npz") as refused:
+        packed(tmp_path / "set")
+    assert refused.value.code == ExitCode.DATA
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_the_manifest_of_a_packed_set_is_named(kind: str, tmp_path: Path) -> None:
+    write_packed(tmp_path / "set", npz(columns()), manifest() | MANIFESTS[kind])
+    with pytest.raises(Refusal, match=f"manifest.json|{SHARD}") as refused:
+        packed(tmp_path / "set")
+    assert refused.value.code == ExitCode.DATA
+
+
+@CASES.add("a packed index that unpacks to 3 GB", code=65, says=f"{SHARD}.npz .*compressed", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, column in columns().items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, column)
+        with archive.open("more.npy", "w", force_zip64=True) as member:
+            facts = {"descr": "|u1", "fortran_order": False, "shape": (3 << 30,)}
+            np.lib.format.write_array_header_1_0(member, facts)  # type: ignore[no-untyped-call]
+            for _ in range(3 << 6):
+                member.write(bytes(1 << 24))
+    write_packed(arena.folder / "set", target.getvalue(), manifest())
+    return INSPECT
+
+
+@CASES.add("a packed label out of range", code=65, says=f"{SHARD}.npz .*labels are not below 2")
+def _(arena: Arena) -> Sequence[str]:
+    write_packed(arena.folder / "set", with_column("labels", np.array([0, 1000], np.int32)), manifest())
+    return INSPECT
+
+
+# ------------------------------------------------------------------------------------------- tfds, TFRecord
+
+
+def tfds(arena: Arena, *, split: Any = None, classes: Any = None) -> Sequence[str]:
+    described = {"name": "x", "splits": [{"name": "train", "shardLengths": ["1"], **(split or {})}]}
+    arena.file("set/dataset_info.json", json.dumps(described))
+    label = {"classLabel": {"numClasses": classes or 2}}
+    features = {"featuresDict": {"features": {"image": {"image": {}}, "label": label}}}
+    arena.file("set/features.json", json.dumps(features))
+    return INSPECT
+
+
+@CASES.add("a template of 9 GB", code=65, says=r"dataset_info\.json cannot be read .*is no name of a file")
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"filepathTemplate": "{DATASET:>9000000000}"})
+
+
+@CASES.add("a template of attributes", code=65, says=r"is no name of a file", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"filepathTemplate": "{DATASET.nope}/{DATASET.__class__}"})
+
+
+@CASES.add("a template of a field that is not there", code=65, says=r"KeyError", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"filepathTemplate": "{NOPE}"})
+
+
+@CASES.add("a template that leads out of the set", code=65, says="is no name of a file", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"filepathTemplate": "../../outside/thesis.tex"})
+
+
+@CASES.add("a split that is a number", code=65, says="has no split train, only 5", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"name": 5})
+
+
+@CASES.add("a shard of infinitely many records", code=65, says=r"dataset_info\.json", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, split={"shardLengths": [float("inf")]})
+
+
+@CASES.add("900 million classes", code=65, says="numClasses is 900000000", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return tfds(arena, classes=900_000_000)
+
+
+@CASES.add("a name that claims 10^11 shards", code=65, says="99999999998 of 99999999999 shards are missing")
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set/train-00000-of-99999999999.tfrecord", b"x")
+    return INSPECT
+
+
+@CASES.add("a record of two gigabytes", code=65, says="the length is 2147483647, and a record has at most")
+def _(arena: Arena) -> Sequence[str]:
+    size = struct.pack("<Q", 2**31 - 1)
+    with arena.file("set/train.tfrecord", size + struct.pack("<I", masked_crc32c(size))).open("r+b") as file:
+        file.truncate(2**31 + 100)
+    return INSPECT
+
+
+@CASES.add(
+    "names of classes without end", code=65, says=r"labels\.txt cannot be read: is larger than", always=False
+)
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set/train.tfrecord", b"x")
+    with arena.file("set/labels.txt").open("wb") as file:
+        file.truncate(9 << 30)
+    return INSPECT
+
+
+# ------------------------------------------------------------------------------------------- tables, folders
+
+
+@CASES.add("a path with a NUL", code=65, says=r"set\.csv:2: this path is none: embedded null byte")
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set.csv", "path,label\na\0.png,1\nb.png,2\n")
+    return "data", "inspect", "set.csv"
+
+
+@CASES.add("a million columns", code=65, says=r"set\.csv:.* more than 1,048,576 characters", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set.csv", ",".join(f"c{k}" for k in range(10**6)) + "\n1,2\n")
+    return "data", "inspect", "set.csv"
+
+
+@CASES.add("a thousand columns, none of a path", code=65, says="there is no column 'path'", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set.csv", ",".join(f"column{k}" for k in range(1000)) + "\n1,2\n")
+    return "data", "inspect", "set.csv"
+
+
+@CASES.add("a line of three gigabytes", code=65, says=r"set\.csv:.* more than 1,048,576 characters")
+def _(arena: Arena) -> Sequence[str]:
+    with arena.file("set.csv", "path,label\n").open("r+b") as file:
+        file.truncate(3 << 30)
+    return "data", "inspect", "set.csv"
+
+
+@CASES.add("a table that is a device", code=65, says=r"set\.csv is empty", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    (arena.folder / "set").mkdir()
+    (arena.folder / "set" / "set.csv").symlink_to("/dev/zero")
+    return described(arena, "{name: csv, path: set}")
+
+
+@CASES.add("1,500 nested folders", code=65, says="lies deeper than 64 folders")
+def _(arena: Arena) -> Sequence[str]:
+    for name in "ab":
+        arena.file(f"set/{name}/x.png", b"x")
+    at = os.open(arena.folder / "set" / "a", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=at)
+        inner = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    return INSPECT
+
+
+# ------------------------------------------------------------------------------------------- split manifests
+
+SPLITS: dict[str, dict[str, Any]] = {
+    "no train": {"splits": {"test": ["a/0", "b/0"]}},
+    "a list": {"splits": ["a/0", "b/0"]},
+    "a number": {"splits": 5},
+    "an id that is a dictionary": {"splits": {"train": [{}]}},
+    "folds of numbers": {"folds": [[1], [2]]},
+    "a fold that is a number": {"folds": [1, 2]},
+    "a group that is a number": {"folds": [["a/0"], ["b/0"]], "group": 5},
+    "both": {"folds": [["a/0"], ["b/0"]], "splits": {"train": ["a/0", "b/0"]}},
+}
+
+
+def write_division(folder: Path, content: dict[str, Any]) -> Path:
+    content = {"schema": 1, "seed": 0, **content}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file = folder / "split.json"
+    file.write_text(json.dumps({"digest": digest, **content}))
+    (folder / "t.csv").write_text("path,label\na/0,a\nb/0,b\n")
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "0").write_bytes(b"x")
+    return file
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_manifest_of_splits_is_named(kind: str, tmp_path: Path) -> None:
+    file = write_division(tmp_path, SPLITS[kind])
+    fold = 0 if "folds" in SPLITS[kind] else None
+    with pytest.raises(Refusal, match=r"split\.json") as refused:
+        open_splits(DataConfig(name="csv", path=str(tmp_path / "t.csv"), split=str(file), fold=fold))
+    assert refused.value.code == ExitCode.UNSAFE
+
+
+@CASES.add("a manifest of splits without a train split", code=78, says=r"split\.json holds neither splits")
+def _(arena: Arena) -> Sequence[str]:
+    write_division(arena.folder, SPLITS["no train"])
+    return described(arena, "{name: csv, path: t.csv, split: split.json}")
+
+
+# ------------------------------------------------------------------------------------------- CIFAR
+
+
+def cifar(arena: Arena, names: bytes) -> Sequence[str]:
+    arena.file("set/batches.meta", names)
+    arena.file("set/data_batch_1", b"x")
+    return INSPECT
+
+
+@CASES.add("a key of nested tuples", code=78, says="asks for one container in two places")
+def _(arena: Arena) -> Sequence[str]:
+    twice = b"".join(b"q%ch%c\x86" % (k, k) for k in range(60))
+    return cifar(arena, b"\x80\x02})" + b"N\x85" + twice + b"K\1s.")
+
+
+@CASES.add("a name of nested lists", code=78, says="asks for one container in two places", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    names = b"".join(b"]q%c" % k + (b"(h%ch%ce" % (k - 1, k - 1) if k else b"") for k in range(34))
+    return cifar(arena, b"\x80\x02}U\x0blabel_names](" + names + b"es.")
+
+
+@CASES.add("tuples 100,000 deep", code=78, says="asks for more than 64 tuples", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return cifar(arena, b"\x80\x02})" + b"\x85" * 100_000 + b"K\1s.")
+
+
+@CASES.add("a key of 3,000 bytes of integer", code=78, says="asks for the opcode LONG4", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return cifar(arena, pickle.dumps({1 << 24_000: 1}, protocol=2))
+
+
+@CASES.add("16 million lists", code=78, says="opcodes", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return cifar(arena, b"\x80\x02(" + b"]" * (16 << 20) + b"l.")
+
+
+@CASES.add("a memory of 2^32 places", code=78, says="a memory of 4,294,967,295 places", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    return cifar(arena, b"\x80\x02}r\xff\xff\xff\xff.")
+
+
+@CASES.add("a pickle without end", code=65, says="data_batch_1 cannot be read: is larger than", always=False)
+def _(arena: Arena) -> Sequence[str]:
+    arguments = cifar(arena, b"")
+    write_python2_pickle(
+        arena.folder / "set" / "batches.meta", {b"label_names": [n.encode() for n in CIFAR10_NAMES]}
+    )
+    with (arena.folder / "set" / "data_batch_1").open("r+b") as file:
+        file.truncate(9 << 30)
+    return arguments
+
+
+# ------------------------------------------------------------------------------------------- packages, weights
+
+
+def wheel(target: Path, name: str, method: int = zipfile.ZIP_STORED) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w", method) as archive:
+        archive.writestr(name, b"content " * 100)
+
+
+def damaged_bz2(target: Path) -> None:
+    wheel(target, "x", zipfile.ZIP_BZIP2)
+    data = bytearray(target.read_bytes())
+    data[45:50] = bytes(5)
+    target.write_bytes(data)
+
+
+WHEELS: dict[str, Callable[[Path], None]] = {
+    "a name of 400 characters": lambda target: wheel(target, "n" * 400),
+    "a path of 2,000 characters": lambda target: wheel(target, "nnn/" * 500 + "x"),
+    "damaged bz2": damaged_bz2,
+    "LZMA": lambda target: wheel(target, "x", zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("kind", WHEELS)
+def test_a_wheel_is_named_and_nothing_written(kind: str, tmp_path: Path) -> None:
+    WHEELS[kind](tmp_path / "x.whl")
+    with pytest.raises(Refusal, match=r"x\.whl is not unpacked") as refused:
+        unpack(tmp_path / "x.whl", tmp_path / "to")
+    assert refused.value.code == ExitCode.UNSAFE
+    assert not (tmp_path / "to").exists()
+
+
+@CASES.add("a wheel with a name of 400 characters", code=78, says="has a longer name than a file can have")
+def _(arena: Arena) -> Sequence[str]:
+    packages = arena.home / "cache" / "tl_dist" / "packages"
+    WHEELS["a name of 400 characters"](packages / "elpv_dataset-1.0.0.post1-py3-none-any.whl")
+    return described(arena, "{name: elpv}")
+
+
+def test_weights_are_not_read_before_their_shapes_are_right(tmp_path: Path) -> None:
+    facts = {"a/kernel": {"dtype": "F32", "shape": [3 << 28], "data_offsets": [0, 3 << 30]}}
+    header = json.dumps(facts).encode()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + (3 << 30))
+    setup = f"""
+from pathlib import Path
+from types import SimpleNamespace
+from tl_dist.backbones import sources
+from tl_dist.refusal import Refusal
+import safetensors, numpy
+file = Path({str(tmp_path / "x.safetensors")!r})
+network = SimpleNamespace(name="tiny", weights=[SimpleNamespace(path="a/kernel", shape=(3, 2), dtype="float32")])
+"""
+    measured = """
+try:
+    sources._read_safetensors(file, file, network)
+except Refusal as refused:
+    assert "does not hold the weights of tiny" in str(refused), refused
+else:
+    raise AssertionError
+"""
+    assert taken_by(measured, setup=setup).grown_mb < 100
