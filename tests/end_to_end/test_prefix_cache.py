@@ -52,7 +52,12 @@ def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way:
 
 def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> None:
     said = workspace.train("auto", *FROZEN, *ONE_WORKER, "runtime.prefix_cache=auto")
-    assert said.count("prefix cache: off: 520 images go through the frozen part, 384 would have to for the cache") == 1
+    assert (
+        said.count(
+            "prefix cache: off: 520 images go through the frozen part, 384 would have to for the cache"
+        )
+        == 1
+    )
     found, expected = losses(workspace.run("auto")), losses(workspace.run("uncached"))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
     assert not list((workspace.directory / "runs" / "features").glob(".tmp-*"))
