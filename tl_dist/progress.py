@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tl_dist.printable import printable
+
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
+
+    from tl_dist.terminal import Console
 
 Record = Mapping[str, Any]
 
@@ -48,7 +52,8 @@ def evaluation_line(record: Record) -> str:
 def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     """The confusion matrix of an "evaluation" record as a table; its largest errors where it does not fit."""
     from rich.table import Table
-    from rich.text import Text
+
+    from tl_dist.terminal import plain
 
     if "largest_errors" in record:  # of many classes there is no more
         errors = int(record["num_examples"]) - int(record["num_correct"])
@@ -56,17 +61,17 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     counts: Sequence[Sequence[int]] = record.get("confusion") or ()
     if not counts:
         return None
-    names = [str(name) for name in record.get("class_names") or range(len(counts))]
+    names = [printable(str(name)) for name in record.get("class_names") or range(len(counts))]
     cells = [max(len(names[k]), *(len(f"{row[k]:,}") for row in counts)) + 3 for k in range(len(counts))]
     first = max(len("true / predicted"), *(len(name) for name in names)) + 4
     if len(counts) > _MAX_TABLE_CLASSES or first + sum(cells) > width:
         return _largest_errors(counts, names)
     table = Table("true / predicted")
     for name in names:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(plain(name), justify="right", no_wrap=True)
     for true, row in enumerate(counts):
-        figures = [Text(f"{n:,}", "bold" if k == true else "") if n else "·" for k, n in enumerate(row)]
-        table.add_row(Text(names[true]), *figures)
+        figures = [plain(f"{n:,}", "bold" if k == true else "") if n else "·" for k, n in enumerate(row)]
+        table.add_row(plain(names[true]), *figures)
     return table
 
 
@@ -165,9 +170,9 @@ class Progress:
 
     @staticmethod
     def _text(text: str, style: str | None = None) -> RenderableType:
-        from rich.text import Text
+        from tl_dist.terminal import plain
 
-        return Text(text, style=style or "", no_wrap=True, overflow="ellipsis")
+        return plain(text, style or "", no_wrap=True, overflow="ellipsis")
 
 
 _RANKS_SHOWN = 4
@@ -250,10 +255,11 @@ def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Re
 
 def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType:
     from rich.table import Table
-    from rich.text import Text
+
+    from tl_dist.terminal import plain
 
     table = Table("true class", "predicted as")
     table.add_column(f"times, of {num_errors:,} errors", justify="right")
     for true, predicted, times in largest:
-        table.add_row(Text(str(true)), Text(str(predicted)), f"{int(times):,}")
+        table.add_row(plain(str(true)), plain(str(predicted)), f"{int(times):,}")
     return table

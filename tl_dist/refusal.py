@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import IntEnum
+
+from tl_dist.printable import printable, shortened
+
+_LONGEST_WHAT, _LONGEST_FIX = 1_000, 700  # characters: names and values come from files of any size
+_GAP = re.compile(r"\s+", re.ASCII)  # other spaces, as of Japanese, are part of a name
 
 
 class ExitCode(IntEnum):
@@ -22,16 +28,16 @@ class ExitCode(IntEnum):
 
 
 class Refusal(Exception):
-    """A condition that a person can mend: one line that says what and where, then how to fix it.
+    """A condition that a person can mend: one printable line that says what and where, then how to fix it.
 
     `str()` gives "WHAT Fix: HOW". Nobody shows a traceback for it; the process exits with `code`.
     """
 
     def __init__(self, what: str, *, fix: str, code: ExitCode) -> None:
-        self.what = " ".join(what.split())
-        self.fix = fix
+        self.what = shortened(printable(_GAP.sub(" ", what).strip(" ")), _LONGEST_WHAT)
+        self.fix = shortened(printable(fix), _LONGEST_FIX)
         self.code = code
-        super().__init__(f"{self.what} Fix: {fix}")
+        super().__init__(f"{self.what} Fix: {self.fix}")
 
     def __reduce__(self) -> tuple[Callable[..., Refusal], tuple[str, str, ExitCode]]:
         # A process pool brings it from a child; an exception is otherwise made again from its text alone.

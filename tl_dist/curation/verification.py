@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import left_out
 from tl_dist.datasets.rgb import rgb
+from tl_dist.processes import process_pool
 
 Advance = Callable[[int, int], None]
 """Told (done, total) as it goes on."""
@@ -80,10 +79,9 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
 def _check_all(every: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
     chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
     checked: list[_Checked] = []
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context) as pool:
-        for part in pool.map(_check, chunks):
-            checked += part
+    with process_pool(workers, "forkserver") as pool:
+        for part in [pool.submit(_check, chunk) for chunk in chunks]:
+            checked += part.result()
             advance(len(checked), len(every))
     return checked
 

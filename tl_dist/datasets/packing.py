@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from tl_dist.durable import Written, fsync_directory, reason, temporary_name, wr
 from tl_dist.failpoint import failpoint
 from tl_dist.files import limits
 from tl_dist.package_index import locked, try_locked
+from tl_dist.processes import process_pool
 from tl_dist.refusal import ExitCode, Refusal
 
 ROWS = 4096
@@ -139,8 +139,7 @@ def _run(job: _Job, shards: list[_Shard], workers: int, progress: Progress) -> N
                     is_there(shard)
         return
     # Not by fork: the caller may run threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), context, _start, (job,)) as pool:
+    with process_pool(min(workers, len(missing)), "spawn", _start, job) as pool:
         for wait in (False, True):
             futures = {pool.submit(_pack_shard, shard, wait): shard for shard in missing}
             for future in as_completed(futures):

@@ -118,7 +118,8 @@ def _helpers(files: Sequence[Path], cache: Path, keys: Keys) -> Iterator[None]:
         number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
         command = [sys.executable, "-P", "-m", "tl_dist.datasets.shard_index", str(cache)]
         task = json.dumps([keys.image, keys.label]).encode() + b"\n" + b"\0".join(map(os.fsencode, files))
-        started = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(number)]
+        # Of a process group of its own: a terminal's Ctrl-C is for this process to answer.
+        started = [subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0) for _ in range(number)]
         try:
             for helper in started:
                 assert helper.stdin is not None

@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl_dist.launch.arguments import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers
+from tl_dist.launch.complaint import INTERRUPTED, complain
 from tl_dist.launch.data_app import data_app
 from tl_dist.launch.features_app import features_app
+from tl_dist.printable import printable
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 app = typer.Typer(
     name="tl-dist",
@@ -85,9 +85,10 @@ def evaluate(
     """Evaluate the newest checkpoint of a run."""
     from tl_dist.launch.evaluate import evaluate as evaluate_run
     from tl_dist.launch.report import show_evaluation, show_line
+    from tl_dist.terminal import plain
 
     console = _console()
-    with console.status(f"evaluating {run}") if console.is_terminal else nullcontext():
+    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
         record = evaluate_run(
             run,
             split,
@@ -196,7 +197,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
     from tl_dist.launch.environment import as_text, collect
 
     facts = collect()
-    print(json.dumps(facts, indent=1) if as_json else as_text(facts))
+    print(json.dumps(facts, indent=1) if as_json else printable(as_text(facts), lines=True))
     return ExitCode.DONE
 
 
@@ -292,24 +293,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _import_nothing_from_here()
     try:
         command = typer.main.get_command(app)
-        code = command.main(arguments, prog_name="tl-dist", standalone_mode=False)
-        return int(code or 0)
-    except Refusal as refusal:
-        _complain(str(refusal))
-        return refusal.code
-    except typer.Abort:
-        _complain("interrupted. Fix: run the same command again.")
-        return 130
-    except typer.TyperException as error:
-        return _usage_error(error)
+        code = int(command.main(arguments, prog_name="tl-dist", standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # Typer has answered Ctrl-C by it, and by nothing else
+            raise KeyboardInterrupt
+        return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more on exit
         return 0
-    except Exception as error:
-        _complain(
-            f"{type(error).__name__}: {error} Fix: report it, with {_traceback_file()} and 'tl-dist env'."
-        )
-        return ExitCode.INTERNAL
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error)
 
 
 def _import_nothing_from_here() -> None:
@@ -324,39 +316,10 @@ def _import_nothing_from_here() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-def _usage_error(error: Exception) -> int:
-    message = str(getattr(error, "format_message", lambda: error)())
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing
-        print(message)
-        return ExitCode.USAGE
-    path = context.command_path if context else "tl-dist"
-    what = " ".join(message.split()).rstrip(".?")
-    _complain(f"{what}. Fix: see {path} --help.")
-    return ExitCode.USAGE
-
-
-def _traceback_file() -> str:
-    with suppress(OSError):
-        handle, path = tempfile.mkstemp(prefix="tl-dist-traceback-", suffix=".txt")
-        with os.fdopen(handle, "w") as file:
-            traceback.print_exc(file=file)
-        return path
-    return "the command line"
-
-
-def _complain(line: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    console.print(Text.assemble(("error:", "bold red"), " ", line), soft_wrap=True)
-
-
 def _console() -> Console:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
-    return Console(highlight=False)
+    return Console()
 
 
 if __name__ == "__main__":

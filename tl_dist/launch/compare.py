@@ -13,7 +13,7 @@ from tl_dist.launch.report import show_line
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 
 def compare(first: Path, second: Path, split: str) -> dict[str, Any]:

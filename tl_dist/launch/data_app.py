@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_dist.parallel import cores, slots
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 Facts = dict[str, Any]
 
@@ -43,6 +43,7 @@ def inspect(
     """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
     from tl_dist.launch import data_inspect
 
+    _has_a_place(sheet)
     facts = data_inspect.inspect(path, sheet)
     _show(facts, data_inspect.show, as_json)
     return ExitCode.DONE
@@ -59,9 +60,8 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Decode everything. Exit code 65 for bad files, and for images that are in two splits."""
-    from rich.console import Console
-
     from tl_dist.launch import data_verify
+    from tl_dist.terminal import Console
 
     found = data_verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
     _show(found, data_verify.show, as_json)
@@ -88,6 +88,7 @@ def split(
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.launch import data_split
 
+    _has_a_place(to)
     made = data_split.split(
         path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
     )
@@ -115,13 +116,15 @@ def pack(
 
     Start it several times, on one host or many (by srun, mpirun or horovodrun, or by hand), to share the work.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tl_dist.launch.report import show_line
+    from tl_dist.terminal import Console
 
     packing = import_module(_PACKING)
     rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
     splits = import_module(_LAYOUT).opened_whole(source)
-    console = Console(highlight=False)
+    console = Console()
     columns = (
         TextColumn("packing"),
         BarColumn(),
@@ -144,18 +147,28 @@ def pack(
         return ExitCode.DONE
     total = sum(s.num_examples for s in splits.values())
     taken = sum(path.stat().st_size for path in target.glob("*.images"))
-    console.print(
+    show_line(
+        console,
         f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}",
-        soft_wrap=True,
     )
     return ExitCode.DONE
 
 
+def _has_a_place(path: Path | None) -> None:
+    """Refuses (73) a file in a directory that does not exist, before anything is read."""
+    if path is not None and not path.parent.is_dir():
+        raise Refusal(
+            f"{path.parent} is no directory.",
+            fix="make it, or name another file.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+
+
 def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
     """One answer, for a program or for a person."""
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
     else:
-        show(facts, Console(highlight=False))
+        show(facts, Console())

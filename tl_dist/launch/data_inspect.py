@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from tl_dist.launch.report import show_line, show_remarks
 from tl_dist.registry import CURATION, lookup
+from tl_dist.terminal import Console, plain
 
 _BAR = 30
 _MAX_CLASSES = 40
@@ -27,13 +27,15 @@ def show(facts: dict[str, Any], console: Console) -> None:
     place = facts["path"] or "the cache of packages"
     show_line(console, f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
     for name, split in facts["splits"].items():
-        console.print(Text(f"\n{name}: {_line(split)}"))
+        console.print()
+        show_line(console, f"{name}: {_line(split)}")
         _show_counts(split["counts"], console)
         show_remarks(split["remarks"], console)
     if "sheet" in facts:
         if console.is_terminal and console.color_system in ("truecolor", "256"):
             console.print(blocks(Path(facts["sheet"]), console.width))
-        show_line(console, f"\nsamples of train: {facts['sheet']}")
+        console.print()
+        show_line(console, f"samples of train: {facts['sheet']}")
 
 
 def _line(split: dict[str, Any]) -> str:
@@ -65,13 +67,15 @@ def _show_counts(counts: dict[str, int], console: Console) -> None:
     table.add_column(no_wrap=True)
     largest = max([1, *counts.values()])
     for name, number in list(counts.items())[:_MAX_CLASSES]:
-        table.add_row(Text(name), Text(f"{number:,}", justify="right"), "█" * round(_BAR * number / largest))
+        table.add_row(
+            plain(name), plain(f"{number:,}", justify="right"), "█" * round(_BAR * number / largest)
+        )
     console.print(table)
     if len(counts) > _MAX_CLASSES:
         console.print(f"  and {len(counts) - _MAX_CLASSES} more classes")
 
 
-def blocks(picture: Path, width: int) -> Text:
+def blocks(picture: Path, width: int) -> RenderableType:
     """An image as half blocks, two pixels to a character."""
     from PIL import Image
 
@@ -79,7 +83,7 @@ def blocks(picture: Path, width: int) -> Text:
         columns = min(width, 96)
         rows = max(2, round(image.height * columns / image.width) // 2 * 2)
         small = image.convert("RGB").resize((columns, rows))
-    text = Text()
+    text = plain("")
     for y in range(0, rows, 2):
         for x in range(columns):
             upper, lower = (small.getpixel((x, y + k)) for k in (0, 1))

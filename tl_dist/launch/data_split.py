@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from tl_dist.launch.report import column_groups, narrow_table, show_line
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import CURATION, lookup
+from tl_dist.terminal import Console, plain
 
 _MAX_CLASSES = 20
 
@@ -46,7 +44,7 @@ def show(made: dict[str, Any], console: Console) -> None:
         table = narrow_table("class", *some, folds=("class",))
         table.add_row("all", *(f"{sum(parts[name]):,}" for name in some), end_section=True)
         for k, name in enumerate(classes[:_MAX_CLASSES]):
-            table.add_row(Text(name), *(f"{parts[part][k]:,}" for part in some))
+            table.add_row(plain(name), *(f"{parts[part][k]:,}" for part in some))
         if made["groups"]:
             table.add_section()
             table.add_row("groups", *(f"{made['groups'][name]:,}" for name in some))

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tl_dist.launch.report import show_line, show_remarks
 from tl_dist.registry import CURATION, lookup
+from tl_dist.terminal import Console
 
 _SHOWN = 20
 

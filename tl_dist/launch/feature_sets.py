@@ -25,9 +25,8 @@ from tl_dist.run import RunDir
 from tl_dist.run.lock import holder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tl_dist.launch.train import Request
+    from tl_dist.terminal import Console
 
 FOREIGN_S = 86400.0  # after which an unfinished set of another host is taken for abandoned
 RECENT_S = 3600.0  # within which a run may have found a set, and not have noted yet that it reads it
@@ -66,8 +65,6 @@ def extract(request: Request, console: Console) -> int:
 
 def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
     """One line for each set."""
-    from rich.text import Text
-
     table = narrow_table("key", "features", "rows", "of", "MB", "last used", folds=("features",))
     for one in found:
         what = [str(one.facts[key]) for key in ("backbone", "cut") if key in one.facts]
@@ -84,7 +81,7 @@ def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
             f"{one.num_bytes / 1e6:,.1f}",
             ago(one.unused_s),
         ]
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     console.print(table)
 
 

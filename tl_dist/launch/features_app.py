@@ -22,22 +22,20 @@ def features_extract(
     runs: Root = Path("runs"),
 ) -> int:
     """Compute the features that a config needs, by all of its workers."""
-    from rich.console import Console
-
     from tl_dist.launch.feature_sets import extract
     from tl_dist.launch.train import Request
+    from tl_dist.terminal import Console
 
-    return extract(Request(config, overrides or (), strategy, workers, runs), Console(highlight=False))
+    return extract(Request(config, overrides or (), strategy, workers, runs), Console())
 
 
 @features_app.command("list")
 def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
     """List the feature sets beside the runs in a directory, the last used first."""
-    from rich.console import Console
-
     from tl_dist.launch.feature_sets import sets, show
+    from tl_dist.terminal import Console
 
-    show(sets(runs), Console(highlight=False))
+    show(sets(runs), Console())
     return ExitCode.DONE
 
 
@@ -51,12 +49,11 @@ def features_prune(
     ] = False,
 ) -> int:
     """Remove feature sets that nobody needs, and what interrupted extractions have left."""
-    from rich.console import Console
-
     from tl_dist.launch.feature_sets import prune, show_pruned
     from tl_dist.launch.report import show_line
+    from tl_dist.terminal import Console
 
-    console = Console(highlight=False)
+    console = Console()
     gone = prune(
         runs,
         unused_days=unused_days,

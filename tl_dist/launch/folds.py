@@ -23,7 +23,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 
 def cross_validate(request: Request, folds: int, seeds: int, console: Console) -> int:

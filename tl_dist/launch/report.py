@@ -17,8 +17,9 @@ from tl_dist.run.table import RunSummary
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
     from rich.table import Table
+
+    from tl_dist.terminal import Console
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
@@ -87,7 +88,7 @@ def column_groups(names: Sequence[str], width: int, console: Console, *, beside:
 
 def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """One line for each run, the most recent first."""
-    from rich.text import Text
+    from tl_dist.terminal import plain
 
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
@@ -97,11 +98,11 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
         shown = "\n".join(
             f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
         )
-        cells = [run.name, run.state, "", "", "", ""]
+        cells = ["", "", "", ""]
         if not run.problem:
             workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy
-            cells[2:] = f"{run.step:,}", workers, ago(run.age_s), shown
-        table.add_row(*(Text(cell, colour if k == 1 else "") for k, cell in enumerate(cells)))
+            cells = [f"{run.step:,}", workers, ago(run.age_s), shown]
+        table.add_row(plain(run.name), plain(run.state, colour), *cells)
     console.print(table)
     for run in summaries:
         if run.problem:
@@ -112,9 +113,9 @@ def show_schema(model: type[BaseModel], console: Console) -> None:
     """Every key of a config: its default, what it holds and what that does."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     from tl_dist.config import problems as config_problems
+    from tl_dist.terminal import plain
 
     table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
     for path in config_problems.key_paths(model):
@@ -125,15 +126,15 @@ def show_schema(model: type[BaseModel], console: Console) -> None:
             default = "file's name"
         meaning = " ".join((field.description or "").split())
         holds = config_problems.expects(field) + (f". {meaning}" if meaning else "")
-        table.add_row(*(Text(cell) for cell in (".".join(path), default.strip('"'), holds)))
+        table.add_row(*(plain(cell) for cell in (".".join(path), default.strip('"'), holds)))
     console.print(table)
 
 
 def show_line(console: Console, text: str, *, style: str = "") -> None:
-    """Plain text, whole, whatever the width: people copy it."""
-    from rich.text import Text
+    """One line of plain text, whole, whatever the width: people copy it."""
+    from tl_dist.terminal import plain
 
-    console.print(Text(text, style), soft_wrap=True)
+    console.print(plain(text, style), soft_wrap=True)
 
 
 def show_remarks(remarks: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -30,6 +30,7 @@ from tl_dist.launch.srun_end import attempt_code, first_cause
 from tl_dist.launch.srun_step import Step, say, srun_command
 from tl_dist.launch.supervise import signals_counted
 from tl_dist.parallel.slots import integer, plan_text
+from tl_dist.printable import printable
 from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir, steps_in, write_atomically
 
@@ -171,7 +172,7 @@ def _report(run: RunDir, end: End) -> None:
     """Say it in the job's log, after the end of the worker's log that shows it."""
     if end.rank is not None and end.lines:
         say(f"the end of {run.rank_log(end.rank)}:")
-        sys.stderr.write("".join(f"    {line[:_LINE_WIDTH]}\n" for line in end.lines))
+        sys.stderr.write("".join(f"    {printable(line[:_LINE_WIDTH])}\n" for line in end.lines))
     who = "" if end.rank is None else f"rank {end.rank}: "
     fix = f". Fix: {end.fix}" if end.fix else ""
     say(f"{who}{end.cause}{fix} (exit code {int(end.code)})")

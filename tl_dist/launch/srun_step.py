@@ -11,6 +11,7 @@ from pathlib import Path
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.slurm_job import SlurmJob
 from tl_dist.launch.srun_end import TasksEnded, tasks_ended
+from tl_dist.printable import printable
 from tl_dist.refusal import ExitCode, Refusal
 
 _STACKS_S = 3.0
@@ -102,7 +103,7 @@ class Step:
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            sys.stderr.write(line)
+            sys.stderr.write(printable(line, lines=True))
             sys.stderr.flush()
             if (end := tasks_ended(line)) is not None:
                 self.ended.append(end)
@@ -110,5 +111,5 @@ class Step:
 
 def say(text: str) -> None:
     """One line in the log of the job."""
-    sys.stderr.write(f"tl-dist: {text}\n")
+    sys.stderr.write(f"tl-dist: {printable(text)}\n")
     sys.stderr.flush()

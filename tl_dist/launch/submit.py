@@ -20,7 +20,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 
 def submit_run(
@@ -39,8 +39,7 @@ def submit_run(
     if dry_run:
         result = submit(run.path, wanted, dry_run=True)
         show_line(console, f"would write {relative(result.script_path)}:")
-        show_line(console, result.script)
-        for line in (result.step_command, *result.rank_commands):
+        for line in (*result.script.split("\n"), result.step_command, *result.rank_commands):
             show_line(console, line)
         return ExitCode.DONE
     if cfg.strategy == "horovod":

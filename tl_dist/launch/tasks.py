@@ -15,7 +15,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 
 def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, console: Console) -> RunDir:

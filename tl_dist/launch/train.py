@@ -26,7 +26,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,14 @@ def headline(cfg: Config, run: RunDir) -> str:
 
 def prepare_shown(cfg: Config, console: Console) -> None:
     """`prepare`, with a sign of life on a terminal."""
+    from tl_dist.terminal import plain
+
     status = console.status("preparing") if console.is_terminal else None
     with status or nullcontext():
         prepare(
             cfg,
             say=lambda text: show_line(console, text, style="dim"),
-            busy=lambda text: status.update(f"preparing {text}") if status else None,
+            busy=lambda text: status.update(plain(f"preparing {text}")) if status else None,
         )
 
 

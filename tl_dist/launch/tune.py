@@ -16,7 +16,7 @@ from tl_dist.launch.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tl_dist.terminal import Console
 
 SHOWN = 10
 

@@ -24,6 +24,7 @@ from tl_dist import failpoint
 from tl_dist.datasets.handles import allow_many_open_files
 from tl_dist.durable import open_to_append, write_atomically
 from tl_dist.parallel import cores, slots
+from tl_dist.printable import printable
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 from tl_dist.run.owner import SlurmJob
@@ -78,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _leave(refusal.code)
     except Exception as error:
         traceback.print_exc()
-        shown.write(f"failed: rank {rank}: {type(error).__name__}: {str(error).strip()[:300]}\n")
+        why = printable(" ".join(str(error).split())[:300])
+        shown.write(f"failed: rank {rank}: {type(error).__name__}: {why}\n")
         return _leave(ExitCode.INTERNAL)
 
 
@@ -104,9 +106,8 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
     with contextlib.ExitStack() as stack:
         listen = None
         if show_progress:
-            from rich.console import Console
-
             from tl_dist.progress import Progress
+            from tl_dist.terminal import Console
 
             listen = stack.enter_context(Progress(Console())).show
         made = setup(run, cores=cores.own_share(os.environ))

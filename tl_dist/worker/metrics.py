@@ -6,7 +6,6 @@ is told to purge them, so that no curve folds back.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +16,12 @@ import numpy as np
 
 from tl_dist.durable import replacing
 from tl_dist.figures.evaluation import Evaluation
+from tl_dist.figures.pictures import confusion_picture, grid_picture
 from tl_dist.figures.predictions import MAX_RECORDED_CLASSES
 from tl_dist.record_file import lines, open_records, record_in
 from tl_dist.run import RunDir
 from tl_dist.training.state import Report
 
-MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
-MAX_SIDE = 1024  # pixels of a picture of more classes
 MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix
 
 
@@ -255,70 +253,3 @@ class Board:
 
         event.wall_time = time.time()
         self._writer.add_event(event)
-
-
-def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """PNG of counts by true (row) and predicted (column) class, shaded by the share of the row.
-
-    Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
-    pixels for each pair of classes, or one for several neighbours.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if len(counts) > MAX_NAMED_CLASSES:
-        return _pixels(counts)
-    shares = _shares(counts)
-    side = 2.0 + 0.45 * len(counts)
-    figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(counts))
-    # Names are text: "$x_1$" is no formula.
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(ticks, class_names, parse_math=False)
-    for true, predicted in np.ndindex(*counts.shape):
-        colour = "white" if shares[true, predicted] > 0.5 else "black"
-        axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour)
-    axes.set(xlabel="predicted", ylabel="true")
-    return _png(FigureCanvasAgg(figure))
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-
-def _pixels(counts: np.ndarray) -> bytes:
-    from matplotlib import colormaps
-    from PIL import Image
-
-    first = np.arange(0, len(counts), -(-len(counts) // MAX_SIDE))  # of the classes that share a pixel
-    binned = np.add.reduceat(np.add.reduceat(counts, first, axis=0), first, axis=1)
-    picture = Image.fromarray(colormaps["Blues"](_shares(binned), bytes=True)).convert("RGB")
-    side = MAX_SIDE // len(binned) * len(binned)
-    buffer = io.BytesIO()
-    picture.resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
-    """PNG of up to 16 images with their class below each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    images = images[:16]
-    columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.8 * rows), dpi=110, layout="constrained")
-    for k, (image, name) in enumerate(zip(images, names, strict=False)):
-        axes = figure.add_subplot(rows, columns, k + 1)
-        axes.imshow(image)
-        axes.set_title(name, fontsize=8, parse_math=False)
-        axes.set_axis_off()
-    return _png(FigureCanvasAgg(figure))
-
-
-def _png(canvas: Any) -> bytes:
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()

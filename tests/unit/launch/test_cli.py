@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -346,6 +347,36 @@ def test_only_packaged_data_without_a_path_is_fetched() -> None:
     assert package("data.name=elpv", "data.path=/data/elpv") is None
 
 
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.ENOSPC, ExitCode.STORAGE), (errno.EROFS, ExitCode.CANNOT_CREATE), (errno.EIO, ExitCode.INTERNAL)],
+)
+def test_a_full_or_read_only_disk_is_nobodys_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: ExitCode
+) -> None:
+    def fails(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(number, os.strerror(number), "split.json")
+
+    monkeypatch.setattr("tl_dist.launch.data_split.split", fails)
+    found, _, err = said(capsys, "data", "split", "fake.yaml", "--test", "0.5")
+    assert found == code and err.startswith("error: ") and len(err.splitlines()) == 1
+    if code != ExitCode.INTERNAL:
+        assert err == (
+            f"error: {os.strerror(number)}: split.json. Fix: make room or get access there, or name another place.\n"
+        )
+
+
+def test_ctrl_c_is_answered_by_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tl_dist.launch.data_split.split", interrupted)
+    code, _, err = said(capsys, "data", "split", "fake.yaml", "--test", "0.5")
+    assert (code, err) == (130, "error: interrupted. Fix: run the same command again.\n")
+
+
 # --- under a launcher ----------------------------------------------------------------------------------------
 
 
@@ -438,7 +469,7 @@ def test_a_dry_run_of_submit_shows_the_job_and_writes_nothing(capsys: pytest.Cap
     assert code == ExitCode.USAGE and "gpus_per_node=4 asks for no CPUs" in err and "--cpus-per-task" in err
     code, out, err = said(capsys, "submit", "fake.yaml", *arguments, "--cpus-per-task", "14")
     assert (code, err) == (0, "")
-    assert "#SBATCH --nodes=2" in out and "#SBATCH --cpus-per-task=14" in out
+    assert "#SBATCH --nodes=2" in out.splitlines() and "#SBATCH --cpus-per-task=14" in out
     assert "horovod, 8 workers" in out
     assert "rank 7, node 1, local rank 3" in out
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["fake.yaml"]

@@ -14,12 +14,13 @@ from PIL import Image
 from tests.peak_memory import taken_by
 from tl_dist.figures import predictions
 from tl_dist.figures.evaluation import Evaluation
+from tl_dist.figures.pictures import MAX_SIDE, confusion_picture, grid_picture
 from tl_dist.parallel import rows_of
 from tl_dist.progress import confusion_table
 from tl_dist.run import RunDir
 from tl_dist.training import evaluation
 from tl_dist.training.evaluation import example_hash
-from tl_dist.worker.metrics import MAX_SIDE, Metrics, confusion_picture, evaluation_record, grid_picture
+from tl_dist.worker.metrics import Metrics, evaluation_record
 
 NUM, CLASSES, BATCH = 20_000, 500, 250
 LOGITS_MB = NUM * CLASSES * 4 / 2**20  # 38
@@ -126,7 +127,7 @@ def test_any_number_of_workers_and_pieces_gathers_the_same_bits(
 def test_the_picture_of_1000_classes_takes_2_seconds_and_300_mb() -> None:
     taken = taken_by(
         "png = confusion_picture(counts, [str(k) for k in range(1000)])",
-        setup="import numpy as np\nfrom tl_dist.worker.metrics import confusion_picture\n"
+        setup="import numpy as np\nfrom tl_dist.figures.pictures import confusion_picture\n"
         "counts = np.random.default_rng(0).integers(0, 50, (1000, 1000))",
     )
     assert taken.seconds < 2 and taken.peak_mb < 300
@@ -134,7 +135,7 @@ def test_the_picture_of_1000_classes_takes_2_seconds_and_300_mb() -> None:
 
 DRAW = """
 import numpy as np
-from tl_dist.worker.metrics import confusion_picture
+from tl_dist.figures.pictures import confusion_picture
 for classes in {sizes}:
     counts = np.eye(classes, dtype=np.int64)
     counts[0, classes - 1] = 1  # half of the first row
@@ -157,6 +158,14 @@ def test_a_large_picture_has_whole_pixels_for_each_class(tmp_path: Path) -> None
 
 def test_names_are_no_formulas_in_any_picture() -> None:
     names = [r"$\frac$", "$x_1$", "a$b", "$$"]
+    assert confusion_picture(np.eye(4, dtype=np.int64), names)
+    assert grid_picture(np.zeros((4, 8, 8, 3), np.uint8), names)
+
+
+@pytest.mark.timeout(60)
+def test_any_name_can_be_drawn() -> None:
+    """Bytes that are not UTF-8 are no text for matplotlib, and a long name took it five minutes."""
+    names = ["caf\udce9", "\x1b]0;title\x07", "x" * 1_000_000, "Kätzchen"]
     assert confusion_picture(np.eye(4, dtype=np.int64), names)
     assert grid_picture(np.zeros((4, 8, 8, 3), np.uint8), names)
 
