@@ -14,7 +14,9 @@ from tl_dist.config import file as config_file
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.prepare import prepare
 from tl_dist.launch.train import Request, open_run, require_horovod, with_trained_source
+from tl_dist.parallel.meeting import SILENT_S
 from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher
+from tl_dist.printable import printable
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.run import RunDir
 
@@ -32,17 +34,25 @@ def join(
     request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
 ) -> NoReturn:
     """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
+    rank, size = rank_of(env), expected_world_size(env)
+    who = f"rank {rank} of {size or 'unknown'} ({rank_variable(env)})"
+    if not 0 <= rank < (size or rank + 1):
+        raise Refusal(
+            f"this process would be {who}.",
+            fix=f"unset {rank_variable(env)} where no launcher has started this process.",
+            code=ExitCode.UNSAFE,
+        )
     require_horovod()
-    cfg = request.load("strategy=horovod", f"workers={expected_world_size(env) or 1}")
+    cfg = request.load("strategy=horovod", f"workers={size or 1}")
     cfg = with_trained_source(cfg, request.runs)
     run = RunDir(request.runs / cfg.name)
-    if rank_of(env) == 0:
+    if rank == 0:
         run = open_run(request.runs, cfg)
         if run.done is None:
             run.clear_stop()  # what asked an earlier start to stop
             prepare(cfg, say=lambda text: None, busy=lambda text: None)
     else:
-        wait_for_run(run, cfg)
+        wait_for_run(run, cfg, who=who)
     if run.done is not None:
         sys.exit(ExitCode.DONE)
     (become or become_worker)(run.path)
@@ -50,13 +60,19 @@ def join(
 
 def rank_of(env: Mapping[str, str]) -> int:
     """This worker's rank, from the variables of the launcher that started it."""
-    launcher = started_by_launcher(env) or "srun"
-    return integer(env, next((name for name in _RANKS[launcher] if name in env), _RANKS[launcher][0]))
+    return integer(env, rank_variable(env))
 
 
-def wait_for_run(run: RunDir, cfg: Config, *, seconds: float = JOIN_S) -> None:
-    """Wait until rank 0 has written the config that this worker was asked for."""
+def rank_variable(env: Mapping[str, str]) -> str:
+    """The variable in which the launcher of this worker says its rank."""
+    names = _RANKS[started_by_launcher(env) or "srun"]
+    return next((name for name in names if name in env), names[0])
+
+
+def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds: float = JOIN_S) -> None:
+    """Wait until rank 0 has written the config that this worker was asked for; say so when it takes long."""
     deadline = time.monotonic() + seconds
+    say_at = time.monotonic() + SILENT_S
     while True:
         found = _config_of(run)
         if found is not None and _same_run(found, cfg):
@@ -68,6 +84,10 @@ def wait_for_run(run: RunDir, cfg: Config, *, seconds: float = JOIN_S) -> None:
                 fix="start all workers with one command line, on storage that all hosts share.",
                 code=ExitCode.CANNOT_CREATE,
             )
+        if time.monotonic() >= say_at:
+            say_at = deadline
+            what = f"{who} waits for rank 0 to make {run.path}, at most {seconds:.0f} s"
+            sys.stderr.write(printable(what) + "\n")
         time.sleep(0.1)
 
 

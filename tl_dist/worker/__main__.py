@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.evaluate or options.extract or options.tune or options.cross_validate
         ):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
+            logging.getLogger("tl_dist").addHandler(logging.StreamHandler(shown))
         _stop_on_signals(run)
         failpoint.set_rank(rank)
         # Under srun the launcher's variables become Horovod's, before anything looks at them.

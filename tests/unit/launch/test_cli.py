@@ -424,6 +424,27 @@ def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
 
 
 @pytest.mark.usefixtures("_with_horovod")
+def test_a_rank_that_waits_says_for_what(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "SILENT_S", 0.1)
+    cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
+    with pytest.raises(Refusal, match="is not there after 1 s"):
+        join.wait_for_run(RunDir("runs/none"), cfg, who="rank 1 of 2 (HOROVOD_RANK)", seconds=0.6)
+    line = "rank 1 of 2 (HOROVOD_RANK) waits for rank 0 to make runs/none, at most 1 s\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_left_over_rank_is_refused_at_once() -> None:
+    env = {"HOROVOD_RANK": "5", "HOROVOD_SIZE": "2"}
+    with pytest.raises(
+        Refusal, match=r"would be rank 5 of 2 \(HOROVOD_RANK\).*Fix: unset HOROVOD_RANK where"
+    ) as refused:
+        join.join(Request(Path("fake.yaml")), env, become=become)
+    assert refused.value.code == ExitCode.UNSAFE
+
+
+@pytest.mark.usefixtures("_with_horovod")
 def test_an_old_stop_is_cleared_and_a_finished_run_is_not_started() -> None:
     (lone,) = ranks(1)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=1")
