@@ -40,6 +40,7 @@ The others (strategy, workers, accumulate, evaluation, checkpoint, report, safet
 attempts.
 """
 
+_PATHS = ("data.path", "data.split", "source.run", "source.data.path", "source.data.split", "model.weights")
 
 Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
 """(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
@@ -65,14 +66,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | No
         _override(data, where, text)
     if "name" not in data:
         data["name"] = path.name.removesuffix(path.suffix)
-    _absolute(data, "data", "path", lambda text: True)
-    _absolute(data, "data", "split", lambda text: True)
-    _absolute(data, "source", "run", lambda text: True)
-    if isinstance(data.get("source"), dict):
-        data["source"] = dict(data["source"])
-        _absolute(data["source"], "data", "path", lambda text: True)
-        _absolute(data["source"], "data", "split", lambda text: True)
-    _absolute(data, "model", "weights", lambda text: text.endswith(config_rules.WEIGHTS_FILES))
+    for dotted in _PATHS:
+        _absolute(data, dotted, where)
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: named below, with all else
             found = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
@@ -166,10 +161,27 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
             section.pop(other, None)
 
 
-def _absolute(data: dict[str, Any], section: str, key: str, applies: Callable[[str], bool]) -> None:
-    values = data.get(section)
-    if isinstance(values, dict) and isinstance(values.get(key), str) and values[key] and applies(values[key]):
-        data[section] = values | {key: str(Path(values[key]).expanduser().absolute())}
+def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> None:
+    """Make one of the paths in `data` absolute, where it is given; sections on the way there are copied."""
+    *sections, key = dotted.split(".")
+    for name in sections:
+        if not isinstance(data.get(name), dict):
+            return
+        data[name] = dict(data[name])
+        data = data[name]
+    text = data.get(key)
+    if not isinstance(text, str) or not text:
+        return
+    if dotted == "model.weights" and not text.endswith(config_rules.WEIGHTS_FILES):
+        return
+    try:
+        data[key] = str(Path(text).expanduser().absolute())
+    except RuntimeError:
+        place = config_problems.place(tuple(dotted.split(".")), where)
+        what = (
+            f"{place}: {dotted} begins with the home directory '{Path(text).parts[0]}', which is not known."
+        )
+        raise _usage(what, "write the whole path, from '/' on.") from None
 
 
 def _tuples(value: Any) -> Any:

@@ -20,6 +20,8 @@ from tl_dist.registry import nearest
 
 Path = tuple[str, ...]
 
+_DIGITS = 18  # of a number; more are text even without quotes
+
 # What people write who know another tool. Values are leaf names of the schema.
 SYNONYMS = {
     "lr": "learning_rate",
@@ -201,7 +203,7 @@ def _mend(key: str, field: FieldInfo, value: Any, words: str) -> str:
     guess = _nearest_literal(field.annotation, value)
     if guess is not None:
         return f"write '{key}: [{guess}]'." if bare.startswith("a list") else f"write '{key}: {guess}'."
-    if isinstance(value, str) and _is_number(value) and "number" in words:
+    if isinstance(value, str) and len(value) <= _DIGITS and _is_number(value) and "number" in words:
         return f"remove the quotes around {value.strip()}."
     if bare == "true or false" and str(value).lower() in ("yes", "no", "on", "off"):
         return f"write '{key}: {'true' if str(value).lower() in ('yes', 'on') else 'false'}'."

@@ -8,7 +8,6 @@ file alone says what the run does.
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,13 @@ from typing import Any
 import yaml
 
 from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.printable import is_printable
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.registry import nearest
 
+# By an escape such as "\\0": PyYAML refuses them where they are written out. No path and no name has one.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _STR = "tag:yaml.org,2002:str"
 # The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are bounded so that a
 # digest made of digits stays text and no number overflows.
@@ -48,14 +51,7 @@ class Document:
 def read(path: Path) -> Document:
     """The document in a file; refuses what is missing, no regular file, too big or not UTF-8."""
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise _no_file(path, "is a directory, not a YAML file")
-        if not stat.S_ISREG(status.st_mode):
-            raise _no_file(path, "is not a regular file")
-        if status.st_size > limits.CONFIG:
-            raise _no_file(path, f"has {status.st_size:,} bytes; a config has at most {limits.CONFIG:,}")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, max_bytes=limits.CONFIG, links=True).decode("utf-8-sig")
     except FileNotFoundError:
         raise _no_file(path, "does not exist") from None
     except UnicodeDecodeError as error:
@@ -63,7 +59,10 @@ def read(path: Path) -> Document:
             f"{path}: byte {error.start} is not UTF-8.", fix="save the file as UTF-8.", code=ExitCode.USAGE
         ) from None
     except OSError as error:
-        raise _no_file(path, f"cannot be read: {error.strerror}") from None
+        if path.is_dir():
+            raise _no_file(path, "is a directory, not a YAML file") from None
+        why = str(error.strerror)
+        raise _no_file(path, why if why.startswith("is ") else f"cannot be read: {why}") from None
     return parse(text, str(path))
 
 
@@ -74,7 +73,8 @@ def parse(text: str, source: str) -> Document:
             f"{source} has more than {limits.CONFIG:,} characters.", fix="shorten it.", code=ExitCode.USAGE
         )
     try:
-        root = _Loader(text, source).get_single_node()
+        loader = _Loader(text, source)
+        root = loader.get_single_node()
         if root is None:
             return Document(None, {})
         return _Builder(source).document(root)
@@ -85,11 +85,20 @@ def parse(text: str, source: str) -> Document:
         raise Refusal(
             f"{source}:{line}: an unprintable character.", fix="remove it.", code=ExitCode.USAGE
         ) from None
+    except (ValueError, OverflowError):  # PyYAML's own, of numbers in escapes and in %YAML
+        what = "an escape or a version with a number that is too large"
+        raise _refused(source, loader.line + 1, what, "correct it.") from None
 
 
 def dump(data: Any) -> str:
-    """YAML text that `parse` reads back as `data`, key order kept."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """YAML text that `parse` reads back as `data`, key order kept; fit for a terminal."""
+    text = _dumped(data, allow_unicode=True)
+    return text if is_printable(text) else _dumped(data, allow_unicode=False)
+
+
+def _dumped(data: Any, *, allow_unicode: bool) -> str:
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=100)
+    return text
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,6 +109,7 @@ class _Loader(yaml.SafeLoader):
         self._source = source
         self._aliases = 0
         self._depth = 0
+        self._nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         # Limits hold while composing: PyYAML recurses here, and a deep file would exhaust the stack first.
@@ -114,11 +124,18 @@ class _Loader(yaml.SafeLoader):
         elif event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
             raise _refused(self._source, line, f"the tag '{tag}' is not allowed", "use plain values.")
+        self._nodes += 1
+        if self._nodes > 2 * limits.CONFIG_VALUES:  # each with a key
+            raise _too_many(self._source, line)
         self._depth += 1
         if self._depth > limits.CONFIG_DEPTH:
             raise _too_deep(self._source, line)
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and _UNPRINTABLE.search(node.value):
+            raise _refused(
+                self._source, line, f"an unprintable character in '{_short(node.value)}'", "remove it."
+            )
         return node
 
 
@@ -150,9 +167,7 @@ class _Builder:
         self._lines.setdefault(path, line)
         self._count += 1
         if self._count > limits.CONFIG_VALUES:
-            raise _refused(
-                self._source, line, f"more than {limits.CONFIG_VALUES:,} values", "shorten the file."
-            )
+            raise _too_many(self._source, line)
         if depth > limits.CONFIG_DEPTH:  # an alias to its own parent ends here
             raise _too_deep(self._source, line)
         if isinstance(node, yaml.MappingNode):
@@ -208,6 +223,10 @@ def _refused(source: str, line: int, what: str, fix: str) -> Refusal:
     return Refusal(f"{source}:{line}: {what}.", fix=fix, code=ExitCode.USAGE)
 
 
+def _too_many(source: str, line: int) -> Refusal:
+    return _refused(source, line, f"more than {limits.CONFIG_VALUES:,} values", "shorten the file.")
+
+
 def _too_deep(source: str, line: int) -> Refusal:
     return _refused(source, line, f"nested deeper than {limits.CONFIG_DEPTH} levels", "a config has three.")
 
@@ -231,7 +250,7 @@ def _syntax(error: yaml.MarkedYAMLError, source: str) -> Refusal:
 
 def _no_file(path: Path, what: str) -> Refusal:
     folder = path if path.is_dir() else path.parent
-    files = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    files = sorted(p.name for p in folder.glob("*.y*ml") if p.name != path.name) if folder.is_dir() else []
     guess = nearest(path.name, files) if not path.is_dir() else (files[0] if files else None)
     fix = f"use '{folder / guess}'." if guess else "give the path of a YAML file."
     return Refusal(f"{path} {what}.", fix=fix, code=ExitCode.USAGE)

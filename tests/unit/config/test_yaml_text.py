@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tl_dist.config import yaml_text
+from tl_dist.printable import is_printable
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -93,6 +94,13 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
             "Fix: check indentation, brackets and quotes.",
         ),
         ("a: 1\nb: \x00", "x.yaml:2: an unprintable character. Fix: remove it."),
+        (r'b: "a\0"', r"x.yaml:1: an unprintable character in 'a\x00'. Fix: remove it."),
+        ('a: 1\n"\\N": 2', r"x.yaml:2: an unprintable character in '\x85'. Fix: remove it."),
+        (
+            r'a: "\UFFFFFFFF"',
+            "x.yaml:1: an escape or a version with a number that is too large. Fix: correct it.",
+        ),
+        ("[" + "1, " * 300_000 + "]", "x.yaml:1: more than 10,000 values. Fix: shorten the file."),
         ("[" * 2000, "x.yaml:1: nested deeper than 20 levels. Fix: a config has three."),
         ("a: &a [*a]", "x.yaml:1: nested deeper than 20 levels. Fix: a config has three."),
         ("x: &x 1\ny: [" + "*x, " * 51 + "]", "x.yaml:2: over 50 aliases. Fix: write the values out."),
@@ -125,7 +133,10 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         with pytest.raises(Refusal) as refused:
             yaml_text.read(path)
         assert str(refused.value) == message
-    for name, words in {"pipe.yaml": "is not a regular file", "big.yaml": "1,000,001 bytes"}.items():
+    for name, words in {
+        "pipe.yaml": "is not a regular file",
+        "big.yaml": "is larger than 1,000,000 bytes",
+    }.items():
         with pytest.raises(Refusal, match=words):
             yaml_text.read(tmp_path / name)
 
@@ -146,6 +157,15 @@ SCALARS = st.one_of(
     ),
 )
 KEYS = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=10)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u202egnp.exe", "\u2066Kätzchen\u2069", "a\u2028b", "a\nb\tc", "👩\u200d🔬"]
+)
+def test_what_is_dumped_obeys_no_terminal_and_is_read_back(text: str) -> None:
+    dumped = yaml_text.dump({"path": text})
+    assert is_printable(dumped)
+    assert yaml_text.parse(dumped, "x.yaml").data == {"path": text}
 
 
 @given(
