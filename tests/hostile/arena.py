@@ -92,7 +92,7 @@ class Arena:
             raw = _RAW.search(_COLOUR.sub("", text))
             assert raw is None, f"{raw!r} reached the terminal\n{shown!r}"
         assert "Traceback" not in out + err, shown
-        errors = [line for line in err.splitlines() if line.startswith("error:")]
+        errors = [line for line in err.splitlines() if line.startswith(("error:", "refused:"))]
         if case.code:
             assert len(errors) == 1, shown
             assert "Fix: " in errors[0], shown
