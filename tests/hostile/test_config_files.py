@@ -130,20 +130,6 @@ def _(arena: Arena) -> Sequence[str]:
     return *SHOW, "data.augment=" + "[" * 100_000
 
 
-@CASES.add("a division into a directory that is not there", code=73, says="nowhere is no directory")
-def _(arena: Arena) -> Sequence[str]:
-    arena.file("a.yaml", CONFIG)
-    return "data", "split", "a.yaml", "--test", "0.5", "--to", "nowhere/split.json"
-
-
-@CASES.add(
-    "samples into a directory that is not there", code=73, says="nowhere is no directory", always=False
-)
-def _(arena: Arena) -> Sequence[str]:
-    arena.file("a.yaml", CONFIG)
-    return "data", "inspect", "a.yaml", "--sheet", "nowhere/samples.png"
-
-
 @CASES.add(
     "variables that a launcher has left over",
     code=78,

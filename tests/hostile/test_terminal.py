@@ -244,8 +244,9 @@ def _(arena: Arena) -> Sequence[str]:
 @CASES.add("facts of a feature set", code=0, says=r"\\x1b\]0;")
 def _(arena: Arena) -> Sequence[str]:
     facts = {"backbone": TITLE, "cut": "\u202ecut", "image_size": 8}
-    manifest = {"facts": facts, "shape": [4], "dtype": "float32", "rows": 0, "shards": []}
-    arena.file("runs/features/0123456789abcdef/manifest.json", json.dumps(manifest))
+    shard = {"file": "shard-0000.npy", "rows": 1, "sha256": "0" * 64}
+    manifest = {"facts": facts, "shape": [4], "dtype": "float32", "shards": [shard]}
+    arena.file(f"runs/features/{'0' * 32}/manifest.json", json.dumps(manifest))
     return "features", "list"
 
 

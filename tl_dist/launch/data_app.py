@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_dist.parallel import cores, slots
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode
 
 if TYPE_CHECKING:
     from tl_dist.terminal import Console
@@ -43,7 +43,6 @@ def inspect(
     """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
     from tl_dist.launch import data_inspect
 
-    _has_a_place(sheet)
     facts = data_inspect.inspect(path, sheet)
     _show(facts, data_inspect.show, as_json)
     return ExitCode.DONE
@@ -88,7 +87,6 @@ def split(
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.launch import data_split
 
-    _has_a_place(to)
     made = data_split.split(
         path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
     )
@@ -152,16 +150,6 @@ def pack(
         f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}",
     )
     return ExitCode.DONE
-
-
-def _has_a_place(path: Path | None) -> None:
-    """Refuses (73) a file in a directory that does not exist, before anything is read."""
-    if path is not None and not path.parent.is_dir():
-        raise Refusal(
-            f"{path.parent} is no directory.",
-            fix="make it, or name another file.",
-            code=ExitCode.CANNOT_CREATE,
-        )
 
 
 def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
