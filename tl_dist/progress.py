@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.printable import printable
+from tl_dist.refusal import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

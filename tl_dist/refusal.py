@@ -1,4 +1,9 @@
-"""The one exception that a person sees, and the exit codes that a scheduler reads."""
+"""What a person sees of a failure and a scheduler reads: one exception, the exit codes, and text that may be shown.
+
+A file's name, a class or a key of a config can hold an escape sequence that renames the window, or a bidirectional
+control that shows `gnp.exe` as `exe.png`. Whatever is printed has gone through `printable`: errors as they are made,
+all else in `tl_dist.terminal.console`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,15 @@ import re
 from collections.abc import Callable
 from enum import IntEnum
 
-from tl_dist.printable import printable, shortened
-
 _LONGEST_WHAT, _LONGEST_FIX = 1_000, 700  # characters: names and values come from files of any size
 _GAP = re.compile(r"\s+", re.ASCII)  # other spaces, as of Japanese, are part of a name
+
+# Control characters (C0 but the tab, and C1), line and paragraph separators, bidirectional controls, and the halves
+# of surrogate pairs, which stand for the bytes of names that are not UTF-8. Joiners, which emoji and Persian need,
+# are no danger.
+_BEYOND_C0 = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_OBEYED = re.compile(f"[\x00-\x08\n-\x1f{_BEYOND_C0}]")
+_OBEYED_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_BEYOND_C0}]")
 
 
 class ExitCode(IntEnum):
@@ -46,3 +56,25 @@ class Refusal(Exception):
 
 def _refusal(what: str, fix: str, code: ExitCode) -> Refusal:
     return Refusal(what, fix=fix, code=code)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text with its escape, such as `\\x1b`, for each character that is not shown but obeyed.
+
+    `lines`: the ends of lines are meant, and stay.
+    """
+    pattern = _OBEYED_IN_LINES if lines else _OBEYED
+    return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_printable(text: str) -> bool:
+    """Whether `printable` would leave these lines as they are."""
+    return _OBEYED_IN_LINES.search(text) is None
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text, of a long one its two ends: at most `limit` characters."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 5]} ... {text[-tail:]}"

@@ -10,7 +10,7 @@ from typing import Any
 import rich.console
 from rich.text import Text
 
-from tl_dist.printable import printable, shortened
+from tl_dist.refusal import printable, shortened
 
 _LONGEST = 100_000  # characters of a line or a cell: the longest of ours is a plan of thousands of hosts
 

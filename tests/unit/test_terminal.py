@@ -14,9 +14,8 @@ from rich.table import Table
 from tests.promises import TESTS
 from tl_dist.launch import srun_step
 from tl_dist.launch.report import show_line
-from tl_dist.printable import is_printable, printable, shortened
 from tl_dist.progress import Progress
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, is_printable, printable, shortened
 from tl_dist.terminal import Console, plain
 
 TITLE = "\x1b]0;PWNED\x07"

@@ -17,8 +17,7 @@ import yaml
 
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
-from tl_dist.printable import is_printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, is_printable
 from tl_dist.registry import nearest
 
 # By an escape such as "\\0": PyYAML refuses them where they are written out. No path and no name has one.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.printable import printable, shortened
+from tl_dist.refusal import printable, shortened
 
 MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
 MAX_SIDE = 1024  # pixels of a picture of more classes

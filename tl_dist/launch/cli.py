@@ -20,8 +20,7 @@ from tl_dist.launch.arguments import ConfigFile, Overrides, Root, RunPath, Split
 from tl_dist.launch.complaint import INTERRUPTED, complain
 from tl_dist.launch.data_app import data_app
 from tl_dist.launch.features_app import features_app
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable
 
 if TYPE_CHECKING:
     from tl_dist.terminal import Console

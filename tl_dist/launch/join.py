@@ -16,8 +16,7 @@ from tl_dist.launch.prepare import prepare
 from tl_dist.launch.train import Request, open_run, require_horovod, with_trained_source
 from tl_dist.parallel.meeting import SILENT_S
 from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.run import RunDir
 
 JOIN_S = 60.0

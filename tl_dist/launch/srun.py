@@ -30,8 +30,7 @@ from tl_dist.launch.srun_end import attempt_code, first_cause
 from tl_dist.launch.srun_step import Step, say, srun_command
 from tl_dist.launch.supervise import signals_counted
 from tl_dist.parallel.slots import integer, plan_text
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, printable
 from tl_dist.run import RunDir, steps_in, write_atomically
 
 MPI_VARIABLE = "TL_DIST_MPI"

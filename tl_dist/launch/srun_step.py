@@ -11,8 +11,7 @@ from pathlib import Path
 from tl_dist.launch.command import worker_argv
 from tl_dist.launch.slurm_job import SlurmJob
 from tl_dist.launch.srun_end import TasksEnded, tasks_ended
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable
 
 _STACKS_S = 3.0
 

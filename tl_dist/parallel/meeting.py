@@ -16,8 +16,7 @@ from functools import partial
 from http import HTTPStatus
 
 from tl_dist.parallel.slots import integer
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable
 
 READY = "ready"
 """the scope in which workers say that they have come"""

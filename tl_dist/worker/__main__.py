@@ -24,8 +24,7 @@ from tl_dist import failpoint
 from tl_dist.datasets.handles import allow_many_open_files
 from tl_dist.durable import open_to_append, write_atomically
 from tl_dist.parallel import cores, slots
-from tl_dist.printable import printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.run import RunDir
 from tl_dist.run.owner import SlurmJob
 

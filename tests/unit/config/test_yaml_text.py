@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tl_dist.config import yaml_text
-from tl_dist.printable import is_printable
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, is_printable
 
 
 @pytest.mark.parametrize(
