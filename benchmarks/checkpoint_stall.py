@@ -15,9 +15,9 @@ STEPS, EVERY = 200, 50
 
 def comparisons() -> Iterator[Comparison]:
     from benchmarks.trainer import Trainer, advance, config
-    from tl_dist.checkpoint import Checkpointer
     from tl_dist.parallel.single import SingleDevice
-    from tl_dist.run import RunDir
+    from tl_dist.runs.checkpoint import Checkpointer
+    from tl_dist.runs.directory import RunDir
     from tl_dist.worker.metrics import Metrics
     from tl_dist.worker.rank_zero import RankZero
 

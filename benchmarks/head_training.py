@@ -40,7 +40,7 @@ def comparisons() -> Iterator[Comparison]:
 def seconds() -> tuple[float, float, dict[str, float]]:
     """Of the first command, of another head on the same features, and of model.fit under each precision."""
     from benchmarks.cells import tl_dist
-    from tl_dist.precision import cpu_has_bfloat16
+    from tl_dist.models.precision import cpu_has_bfloat16
 
     directory = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     try:
@@ -60,7 +60,7 @@ def fit(precision: str) -> float:
     import tensorflow as tf
 
     from tl_dist.config import DataConfig
-    from tl_dist.datasets.elpv import open_elpv
+    from tl_dist.datasets.formats.elpv import open_elpv
 
     source = open_elpv(DataConfig(name="elpv", test_fraction=0.0))["train"]
 

@@ -27,7 +27,7 @@ ROUNDS = 3
 
 
 def comparisons() -> Iterator[Comparison]:
-    from tl_dist.precision import cpu_has_bfloat16
+    from tl_dist.models.precision import cpu_has_bfloat16
 
     for name, (train_from, precision, bar) in CASES.items():
         if precision == "mixed_bfloat16" and not cpu_has_bfloat16():
@@ -71,7 +71,7 @@ def worker(strategy: str, train_from: str, precision: str, threads: str, output:
     import statistics
 
     from benchmarks.trainer import Trainer, advance, config, use_threads
-    from tl_dist import registry
+    from tl_dist.config import registry
 
     use_threads(int(threads))
     cfg = config(strategy, batch=64, train_from=train_from)

@@ -26,7 +26,7 @@ AUGMENT = ("random_resized_crop", "flip")
 
 def comparisons() -> Iterator[Comparison]:
     from tl_dist.config import AugmentConfig
-    from tl_dist.curation.layout import opened_whole
+    from tl_dist.datasets.curation.layout import opened_whole
 
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     cores = len(os.sched_getaffinity(0))

@@ -48,7 +48,7 @@ class _Pixels:
 
 
 def comparisons() -> Iterator[Comparison]:
-    from tl_dist.curation.layout import opened_whole
+    from tl_dist.datasets.curation.layout import opened_whole
 
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     cores = len(os.sched_getaffinity(0))

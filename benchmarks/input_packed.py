@@ -23,10 +23,10 @@ def comparisons() -> Iterator[Comparison]:
     import tensorflow as tf
 
     from tl_dist.config import DataConfig
-    from tl_dist.curation.layout import opened_whole
     from tl_dist.data.order import Order
+    from tl_dist.datasets.curation.layout import opened_whole
     from tl_dist.datasets.files import decode_rgb
-    from tl_dist.datasets.packed import open_packed
+    from tl_dist.datasets.formats.packed import open_packed
     from tl_dist.datasets.packing import pack
 
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 def comparisons() -> Iterator[Comparison]:
-    from tl_dist.curation.layout import opened_whole
+    from tl_dist.datasets.curation.layout import opened_whole
 
     python = interpreter()
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
@@ -97,7 +97,7 @@ def interpreter() -> Path:
     """A Python with torchvision: the one that is named, or one in a cache directory, made now if it is not there."""
     if named := os.environ.get("TL_DIST_TORCH"):
         return Path(named)
-    from tl_dist.package_index import user_cache
+    from tl_dist.files.packages import user_cache
 
     home = user_cache() / "benchmark-torchvision"
     python = home / "bin" / "python"

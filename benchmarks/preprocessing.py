@@ -19,8 +19,7 @@ BARS = {"digits": 1.5, "elpv": 1.05}
 def comparisons() -> Iterator[Comparison]:
     import numpy as np
 
-    from tl_dist import registry
-    from tl_dist.config import DataConfig
+    from tl_dist.config import DataConfig, registry
 
     for name, bar in BARS.items():
         source = registry.lookup(registry.DATASETS, name)(DataConfig(name=name, test_fraction=0.0))["train"]
@@ -42,9 +41,9 @@ def features(source: Any) -> tuple[Any, Any]:
     import tensorflow as tf
 
     from benchmarks.cells import WEIGHTS
-    from tl_dist import registry
-    from tl_dist.backbones import preprocess, weights
+    from tl_dist.config import registry
     from tl_dist.data.resize import resize
+    from tl_dist.models.backbones import preprocess, weights
 
     record = registry.lookup(registry.BACKBONES, "vgg16")
     network = record.build((SIZE, SIZE, 3))

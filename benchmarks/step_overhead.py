@@ -35,7 +35,7 @@ def comparisons() -> Iterator[Comparison]:
 def ours(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float]:
     from benchmarks.trainer import Trainer, advance, config
     from tl_dist.parallel.single import SingleDevice
-    from tl_dist.run import RunDir
+    from tl_dist.runs.directory import RunDir
     from tl_dist.worker.metrics import Metrics
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
@@ -62,8 +62,8 @@ def bare(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float
     import tensorflow as tf
 
     from benchmarks.trainer import config, synthetic_images
-    from tl_dist import registry
-    from tl_dist.backbones import preprocess
+    from tl_dist.config import registry
+    from tl_dist.models.backbones import preprocess
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
     images, labels = synthetic_images(cfg)

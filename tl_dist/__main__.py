@@ -2,7 +2,7 @@
 
 import sys
 
-from tl_dist.launch.cli import main
+from tl_dist.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_dist.launch.rendezvous import Rendezvous
+from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel.slots import Plan
 
 from .slurm_cluster import SlurmCluster

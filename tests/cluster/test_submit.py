@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tl_dist.refusal import ExitCode
-from tl_dist.run import RunDir, steps_in
+from tl_dist.runs.directory import RunDir, steps_in
 
 from .slurm_cluster import ClusterError, FinishedJob, SlurmCluster
 
@@ -75,7 +75,7 @@ class Harness:
         return said
 
     def _command(self, verb: str, name: str, *more: str, env: dict[str, str] | None = None) -> str:
-        argv = [sys.executable, "-m", "tl_dist.launch.cli", verb, str(self._config), f"name={name}"]
+        argv = [sys.executable, "-m", "tl_dist.cli.main", verb, str(self._config), f"name={name}"]
         # A job starts where it was submitted, and so finds the package of this checkout.
         return self._slurm.run(*argv, f"--runs={self._runs}", *more, env=env, cwd=CHECKOUT)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_dist.run import RunDir, steps_in
+from tl_dist.runs.directory import RunDir, steps_in
 
 BIN = Path(sys.executable).parent
 TL_DIST = str(BIN / "tl-dist")

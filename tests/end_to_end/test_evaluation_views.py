@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import SMALL, Workspace
-from tl_dist.figures import predictions
+from tl_dist.scores import predictions
 
 TRIAL = (
     SMALL

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import SMALL, Workspace, records
-from tl_dist import classifiers
-from tl_dist.figures import predictions
+from tl_dist.features import classifiers
+from tl_dist.scores import predictions
 
 LOGISTIC = (
     SMALL

@@ -23,7 +23,7 @@ from tests.end_to_end.harness import (
     wait_for,
 )
 from tl_dist.refusal import ExitCode
-from tl_dist.run import steps_in
+from tl_dist.runs.directory import steps_in
 
 KILLS = [(rank, random.Random(rank).randrange(62, NUM_STEPS - 5)) for rank in (0, 1)]
 """which worker, and in the middle of which step"""

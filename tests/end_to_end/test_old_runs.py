@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.end_to_end.harness import TL_DIST, records
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "run_before_redesign.tar.xz"
 PLACE = "/home/me"

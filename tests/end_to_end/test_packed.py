@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.end_to_end.harness import records
 from tests.official_layouts import digits_32px
-from tl_dist.launch.cli import main
-from tl_dist.run import RunDir
+from tl_dist.cli.main import main
+from tl_dist.runs.directory import RunDir
 
 CONFIG = """\
 global_batch: 8

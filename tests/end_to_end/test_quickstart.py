@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.harness import TL_DIST, records
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.end_to_end.harness import ONE_WORKER, TL_DIST, Workspace, records
 from tests.official_layouts import imagenet_record, photographs, write_tfrecords
-from tl_dist.figures import predictions
+from tl_dist.scores import predictions
 
 
 def test_300_shards_are_read_where_128_files_may_be_open(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.end_to_end.harness import Workspace, bits, step_of, wait_for
-from tl_dist.run import steps_in
+from tl_dist.runs.directory import steps_in
 
 TRIAL = """\
 global_batch: 8

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.end_to_end.harness import ONE_WORKER, Workspace, bits, losses, records
-from tl_dist.run import steps_in
+from tl_dist.runs.directory import steps_in
 
 # LP-FT with a stage between; every method of the optimizer at once.
 STAGES = (

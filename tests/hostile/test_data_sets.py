@@ -22,9 +22,9 @@ from tests.official_layouts import CIFAR10_NAMES, write_python2_pickle
 from tests.peak_memory import taken_by
 from tl_dist.config import DataConfig
 from tl_dist.datasets.division import open_splits
-from tl_dist.datasets.packed import open_packed
+from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.shard_index import masked_crc32c
-from tl_dist.package_index import unpack
+from tl_dist.files.packages import unpack
 from tl_dist.refusal import ExitCode, Refusal
 
 CASES = Cases()
@@ -438,7 +438,7 @@ def test_weights_are_not_read_before_their_shapes_are_right(tmp_path: Path) -> N
     setup = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from tl_dist.backbones import sources
+from tl_dist.models.backbones import sources
 from tl_dist.refusal import Refusal
 import safetensors, numpy
 file = Path({str(tmp_path / "x.safetensors")!r})

@@ -34,18 +34,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.official_layouts import varint, write_python2_pickle
-from tl_dist.backbones import hdf5, sources
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.array_pickle import load_array_pickle
-from tl_dist.datasets.csv_file import open_csv
 from tl_dist.datasets.division import open_splits, read_manifest
 from tl_dist.datasets.example_proto import parse
+from tl_dist.datasets.formats.csv_file import open_csv
+from tl_dist.datasets.formats.packed import open_packed
+from tl_dist.datasets.formats.tfds import open_tfds
 from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.location import Location
-from tl_dist.datasets.packed import open_packed
 from tl_dist.datasets.shard_index import masked_crc32c, read_shard
-from tl_dist.datasets.tfds import open_tfds
+from tl_dist.models.backbones import hdf5, sources
 from tl_dist.refusal import Refusal
 
 MEMORY = 1 << 30  # bytes that a parser may add to those of the process

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
-from tl_dist.launch.cli import main
+from tl_dist.cli.main import main
 
 CASES = Cases()
 CONFIG = """\

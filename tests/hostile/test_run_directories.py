@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
-from tl_dist import checkpoint, commit
 from tl_dist.config import file as config_file
-from tl_dist.figures import predictions
-from tl_dist.run import RunDir, step_name
+from tl_dist.runs import checkpoint, checkpoint_format
+from tl_dist.runs.directory import RunDir, step_name
+from tl_dist.scores import predictions
 
 CASES = Cases()
 CONFIG = """\
@@ -53,9 +53,9 @@ def plant(run: RunDir, step: int, *, meta: bytes = b"", nan: bool = False) -> No
     assert found is not None
     if nan:
         next(array for path, array in found.arrays.items() if not path.startswith("optimizer/"))[:1] = np.nan
-    content = commit.Content.of(step, found.arrays, found.meta)
-    content = commit.Content(step, content.header, content.arrays, meta or content.meta)
-    commit.write(run.checkpoints / step_name(step), content)
+    content = checkpoint_format.Content.of(step, found.arrays, found.meta)
+    content = checkpoint_format.Content(step, content.header, content.arrays, meta or content.meta)
+    checkpoint_format.write(run.checkpoints / step_name(step), content)
 
 
 def is_whole(arena: Arena) -> None:

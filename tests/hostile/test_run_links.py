@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import file as config_file
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 
 CASES = Cases()
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import registry
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint8", "bool")
 SHAPES = ((), (0,), (3, 0, 2), (1,), (257,), (3, 3, 16, 4))

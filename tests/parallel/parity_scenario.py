@@ -16,13 +16,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tl_dist import model, registry
-from tl_dist.backbones import Backbone
-from tl_dist.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from tl_dist.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    registry,
+)
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
 from tl_dist.datasets import SoftLabels
+from tl_dist.models import classifier
+from tl_dist.models.backbones import Backbone
 from tl_dist.parallel import rows_of
 from tl_dist.training import chunk, evaluation, loop, optim, step
 from tl_dist.training.state import Report, TrainState
@@ -151,9 +159,9 @@ def run_variant(
     source = Digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = model.build(backbone, config, image_size=24, num_classes=10, seed=1)
+        built = classifier.build(backbone, config, image_size=24, num_classes=10, seed=1)
         views = [built.trained_from(train_from) for train_from, _ in parts]
-        net = model.widest(views)
+        net = classifier.widest(views)
         opt = optim.Optimizer(
             optimizer,
             net.trainable,

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from tl_dist import recipes
-from tl_dist.config import OptimizerConfig, ScheduleConfig
+from tl_dist.config import OptimizerConfig, ScheduleConfig, auto
 from tl_dist.training import optim
 
 # fewer examples than | end of warm-up, tenths after, end | mixup
@@ -41,7 +40,7 @@ def authors_rate(step: float, num_examples: int) -> float:
 
 
 def ours(num_examples: int, batch: int) -> tuple[dict[str, Any], Any]:
-    found = recipes.auto({"global_batch": batch}, num_examples, 300 * 300, 480)
+    found = auto.auto({"global_batch": batch}, num_examples, 300 * 300, 480)
     optimizer = found["optimizer"]
     schedule = ScheduleConfig(
         **{**optimizer["schedule"], "drop_at_epochs": tuple(optimizer["schedule"]["drop_at_epochs"])}
@@ -83,6 +82,6 @@ def test_mixup_follows_the_number_of_examples(num_examples: int) -> None:
 @pytest.mark.parametrize("area", [32 * 32, 96 * 96 - 1, 96 * 96, 500 * 375])
 def test_resolutions_are_the_authors_for_a_backbone_that_takes_them(area: int) -> None:
     before, size = RESOLUTIONS[area < 96 * 96]
-    data = recipes.auto({}, 1000, area, 480)["data"]
+    data = auto.auto({}, 1000, area, 480)["data"]
     assert data["image_size"] == size
     assert data["augmentation"]["crop_area"][0] == pytest.approx((size / before) ** 2, abs=1e-4)

@@ -16,11 +16,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import stats
 
-from tl_dist import model, registry
-from tl_dist.config import ModelConfig
+from tl_dist.config import ModelConfig, registry
 from tl_dist.data import draws
 from tl_dist.data.augment import drawn_view
 from tl_dist.data.order import Order
+from tl_dist.models import classifier
 
 ALPHA = 5e-6
 PURPOSES = ["flip", "dihedral", "random_resized_crop", "mixing", "dropout", "order/examples"]
@@ -130,7 +130,7 @@ def test_weights_of_neighbouring_seeds_are_independent_and_as_keras_draws_them()
     backbone = registry.lookup(registry.BACKBONES, "tiny")
     starts = []
     for seed in (0, 1, 2, 3, 256):
-        made = model.build(backbone, config, image_size=32, num_classes=3, seed=seed)
+        made = classifier.build(backbone, config, image_size=32, num_classes=3, seed=seed)
         kernels = {path: v.numpy() for path, v in {**made.moving, **made.frozen}.items() if v.shape.rank >= 2}
         hidden = next(value for path, value in kernels.items() if "hidden" in path)
         limit = np.sqrt(6 / sum(hidden.shape))  # Glorot and Bengio 2010, equation 16

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sklearn import metrics
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tl_dist import figures
+from tl_dist.scores import figures
 
 
 def drawn(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_dist import figures
+from tl_dist.scores import figures
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 

@@ -15,10 +15,10 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import NORMALISED, PARALLEL, MemorySource, normalised_network
-from tl_dist import model, registry
-from tl_dist.config import ModelConfig, OptimizerConfig
+from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
+from tl_dist.models import classifier
 from tl_dist.training import chunk, optim, step
 
 NUM_STEPS, BATCH, SIZE, CLASSES = 50, 8, 32, 3
@@ -45,11 +45,11 @@ def adamw_rule() -> tuple[OptimizerConfig, Any]:
 
 def both(
     backbone: str, reference_network: Callable[..., Any], **settings: Any
-) -> tuple[model.Classifier, Any]:
+) -> tuple[classifier.Classifier, Any]:
     """Ours, and Keras's with the same weights, which rescales images by a layer of its own."""
     record = NORMALISED if backbone == "normalised" else registry.lookup(registry.BACKBONES, backbone)
     config = ModelConfig(backbone=backbone, weights="random", train_from="all", **settings)
-    ours = model.build(record, config, image_size=SIZE, num_classes=CLASSES, seed=3)
+    ours = classifier.build(record, config, image_size=SIZE, num_classes=CLASSES, seed=3)
     network = reference_network((SIZE, SIZE, 3))
     inputs = keras.Input((SIZE, SIZE, 3))
     x = network(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs))
@@ -65,7 +65,7 @@ def batches() -> tf.data.Dataset:
     )
 
 
-def trained(net: model.Classifier, config: OptimizerConfig) -> list[float]:
+def trained(net: classifier.Classifier, config: OptimizerConfig) -> list[float]:
     """The loss of each of our steps."""
     optimizer = optim.Optimizer(config, net.trainable, scale_loss=False)
     rate = partial(optim.learning_rate, config, steps_per_epoch=5, total_steps=NUM_STEPS)

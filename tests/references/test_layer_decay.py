@@ -13,8 +13,8 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from tl_dist import model, registry
-from tl_dist.config import ModelConfig, OptimizerConfig
+from tl_dist.config import ModelConfig, OptimizerConfig, registry
+from tl_dist.models import classifier
 from tl_dist.training import optim
 
 DECAY = 0.8
@@ -25,7 +25,7 @@ Blocks = list[tuple[float, int]]
 def ours(name: str) -> Blocks:
     backbone = registry.lookup(registry.BACKBONES, name)
     config = ModelConfig(backbone=name, weights="random", train_from="all")
-    net = model.build(backbone, config, image_size=backbone.min_size, num_classes=3, seed=0)
+    net = classifier.build(backbone, config, image_size=backbone.min_size, num_classes=3, seed=0)
     settings = OptimizerConfig(learning_rate=0.1, layer_decay=DECAY)
     rules = optim.rules(settings, net.trainable, net.depths)
     assert {rule.rate for path, rule in rules.items() if path.startswith("head/")} == {1.0}

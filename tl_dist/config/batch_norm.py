@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tl_dist.config import Config
-from tl_dist.registry import BACKBONES, lookup
+from tl_dist.config.registry import BACKBONES, lookup
 
 
 def fresh(cfg: Config) -> str | None:

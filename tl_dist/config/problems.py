@@ -15,8 +15,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tl_dist.config.registry import nearest
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.registry import nearest
 
 Path = tuple[str, ...]
 

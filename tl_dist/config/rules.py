@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tl_dist.config import Config, ScheduleConfig, batch_norm
+from tl_dist.config.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 from tl_dist.config.source import of_source
-from tl_dist.registry import BACKBONES, DATASETS, STRATEGIES, lookup, nearest
 
 NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfds", "tfrecord")
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
+from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal, is_printable
-from tl_dist.registry import nearest
 
 # By an escape such as "\\0": PyYAML refuses them where they are written out. No path and no name has one.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import as_written, plain
 from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
-from tl_dist.durable import children, fsync_directory, reason, server_time_ns
-from tl_dist.failpoint import failpoint
+from tl_dist.files.atomic import children, fsync_directory, reason, server_time_ns
+from tl_dist.files.failpoint import failpoint
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal

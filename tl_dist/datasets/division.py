@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
+from tl_dist.config.registry import DATASETS, lookup
 from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.datasets.table import columns_of, values_of
-from tl_dist.durable import reason
 from tl_dist.files import limits
+from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.registry import DATASETS, lookup
 
 SCHEMA = 1
 

@@ -16,8 +16,8 @@ from tl_dist.datasets import gif
 from tl_dist.datasets.gif import CutOff
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
-from tl_dist.durable import reason
 from tl_dist.files import limits
+from tl_dist.files.atomic import reason
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 32

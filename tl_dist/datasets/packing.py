@@ -23,14 +23,21 @@ import numpy as np
 from tl_dist.datasets import Source, Splits, Subset, is_encoded
 from tl_dist.datasets.annotations import Annotations, packed_text
 from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import dimensions
-from tl_dist.datasets.packed import FORMAT, MANIFEST
+from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.rgb import rgb
-from tl_dist.durable import Written, fsync_directory, reason, temporary_name, write_atomically, write_file
-from tl_dist.failpoint import failpoint
 from tl_dist.files import limits
-from tl_dist.package_index import locked, try_locked
-from tl_dist.processes import process_pool
+from tl_dist.files.atomic import (
+    Written,
+    fsync_directory,
+    reason,
+    temporary_name,
+    write_atomically,
+    write_file,
+)
+from tl_dist.files.failpoint import failpoint
+from tl_dist.files.packages import locked, try_locked
 from tl_dist.refusal import ExitCode, Refusal
 
 ROWS = 4096

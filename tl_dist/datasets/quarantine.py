@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Source, Splits, Subset, pool_of
 from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location, locator
-from tl_dist.durable import write_atomically
 from tl_dist.files import limits
+from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal

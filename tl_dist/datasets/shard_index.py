@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import Bad
-from tl_dist.durable import temporary_name, write_file
 from tl_dist.files import limits
-from tl_dist.package_index import locked, try_locked
+from tl_dist.files.atomic import temporary_name, write_file
+from tl_dist.files.packages import locked, try_locked
 
 SCHEMA = 1  # raise it when an index must be built anew
 _HEADER = struct.Struct("<QI")

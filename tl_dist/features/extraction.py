@@ -26,12 +26,12 @@ import tensorflow as tf
 from tl_dist.data.pipeline import as_written
 from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
-from tl_dist.durable import open_directory
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
 from tl_dist.features.manifest import MANIFEST, Manifest
 from tl_dist.features.stored import FeatureSet, not_kept
 from tl_dist.features.views import apply_views, views_of
+from tl_dist.files.atomic import open_directory
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 

@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.datasets import tensor_in_place
-from tl_dist.durable import children, fsync_directory, server_time_ns, write_atomically, write_file
-from tl_dist.failpoint import failpoint
 from tl_dist.features import manifest as manifests
 from tl_dist.features.manifest import MANIFEST, Facts, Manifest, Shard
+from tl_dist.files.atomic import children, fsync_directory, server_time_ns, write_atomically, write_file
+from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 

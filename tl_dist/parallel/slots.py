@@ -2,7 +2,7 @@
 
 A *plan* is the run's hosts in rank order, each with its number of workers; ranks go over it in blocks. `srun`
 starts workers that know only Slurm's variables; the plan and the address of the rendezvous
-(`tl_dist.launch.rendezvous`) travel with them in two variables of our own, the same for all, and each worker
+(`tl_dist.launcher.rendezvous`) travel with them in two variables of our own, the same for all, and each worker
 derives its own slot.
 """
 

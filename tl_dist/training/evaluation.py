@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.batch import Batch
-from tl_dist.figures.evaluation import Evaluation
-from tl_dist.model import Classifier
+from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.loop import MAX_CHUNK_S
 from tl_dist.training.step import Objective, compiled, counted
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tl_dist.data.batch import Batch
-from tl_dist.model import Classifier
+from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training.optim import Optimizer
 

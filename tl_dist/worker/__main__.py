@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_dist import failpoint
 from tl_dist.datasets.handles import allow_many_open_files
-from tl_dist.durable import open_to_append, write_atomically
+from tl_dist.files import failpoint
+from tl_dist.files.atomic import open_to_append, write_atomically
 from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal, printable
-from tl_dist.run import RunDir
-from tl_dist.run.owner import SlurmJob
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.owner import SlurmJob
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,8 +106,8 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
     with contextlib.ExitStack() as stack:
         listen = None
         if show_progress:
-            from tl_dist.progress import Progress
-            from tl_dist.terminal import Console
+            from tl_dist.terminal.console import Console
+            from tl_dist.terminal.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
         made = setup(run, cores=cores.own_share(os.environ))
@@ -173,7 +173,7 @@ def _tune(run: RunDir, folds: int) -> int:
 
 
 def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
-    from tl_dist.figures.cross_validation import summary
+    from tl_dist.scores.cross_validation import summary
     from tl_dist.worker.cross_validation import cross_validate
 
     with _on_features(run, "cross-validating", alone=True) as (made, stop_requested, say):

@@ -15,8 +15,8 @@ import numpy as np
 from tl_dist.config import file as config_file
 from tl_dist.data import order
 from tl_dist.datasets import manifest
-from tl_dist.durable import write_atomically
-from tl_dist.model import digest
+from tl_dist.files.atomic import write_atomically
+from tl_dist.models.classifier import digest
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.worker.setup import Setup

@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from tl_dist.checkpoint import Checkpointer
 from tl_dist.config import batch_norm
+from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
 from tl_dist.refusal import ExitCode
-from tl_dist.run.lock import Lock
-from tl_dist.run.owner import SlurmJob
-from tl_dist.stages import Stage
+from tl_dist.runs.checkpoint import Checkpointer
+from tl_dist.runs.lock import Lock
+from tl_dist.runs.owner import SlurmJob
 from tl_dist.worker import agreement, cached, rank_zero
 from tl_dist.worker.rank_zero import Listen, Recorder
 from tl_dist.worker.setup import Setup, restore

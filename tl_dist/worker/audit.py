@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.batch_norm import is_batch_norm
-from tl_dist.model import MOVING, Classifier
+from tl_dist.models.batch_norm import is_batch_norm
+from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel
 
 

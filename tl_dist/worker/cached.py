@@ -14,15 +14,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist import classifiers, model
-from tl_dist.classifiers import nested, selection
 from tl_dist.config import Config
 from tl_dist.config import rules as config_rules
 from tl_dist.datasets import Source, pool_of, strata_of
-from tl_dist.failpoint import failpoint
-from tl_dist.features import extraction
+from tl_dist.features import classifiers, extraction
 from tl_dist.features import views as feature_views
+from tl_dist.features.classifiers import nested, selection
 from tl_dist.features.stored import FeatureSet
+from tl_dist.files.failpoint import failpoint
+from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import StageInput, TrainFeatures
@@ -228,7 +228,9 @@ def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
         selection.columns_of(built.stage_names, widths),
         # By the examples that are fitted: those that are held out may not even be counted.
         lambda labels: (
-            model.balanced_class_weights(labels, train.num_classes) if balanced else setup.class_weights()
+            classifier.balanced_class_weights(labels, train.num_classes)
+            if balanced
+            else setup.class_weights()
         ),
         cfg.data.split_seed,
     )

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.classifiers import nested, tuning
 from tl_dist.datasets import Source, Subset, pool_of, strata_of, types_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
-from tl_dist.figures.cross_validation import OutOfFold
+from tl_dist.features.classifiers import nested, tuning
+from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import StageInput, from_images

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tl_dist.config.stages import at
 from tl_dist.data import pipeline
 from tl_dist.datasets import types_of
-from tl_dist.failpoint import failpoint
 from tl_dist.features.views import views_of
-from tl_dist.figures import predictions
-from tl_dist.figures.evaluation import Evaluation
+from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.stages import at
+from tl_dist.scores import predictions
+from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
 from tl_dist.worker.precise_statistics import PreciseStatistics

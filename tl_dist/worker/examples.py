@@ -15,7 +15,7 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.handles import machine_refusal
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 
 
 @dataclass(frozen=True)

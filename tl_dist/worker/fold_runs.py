@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from tl_dist.refusal import ExitCode
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 from tl_dist.worker import attempt
 from tl_dist.worker.memory import available_bytes, held_bytes
 from tl_dist.worker.setup import setup

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.durable import replacing
-from tl_dist.figures.evaluation import Evaluation
-from tl_dist.figures.pictures import confusion_picture, grid_picture
-from tl_dist.figures.predictions import MAX_RECORDED_CLASSES
-from tl_dist.record_file import lines, open_records, record_in
-from tl_dist.run import RunDir
+from tl_dist.files.atomic import replacing
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.records import lines, open_records, record_in
+from tl_dist.scores.evaluation import Evaluation
+from tl_dist.scores.pictures import confusion_picture, grid_picture
+from tl_dist.scores.predictions import MAX_RECORDED_CLASSES
 from tl_dist.training.state import Report
 
 MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix

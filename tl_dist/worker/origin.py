@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tl_dist import checkpoint, model, source_run
-from tl_dist.backbones import weights
 from tl_dist.config import Config
+from tl_dist.models import classifier
+from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint, origin
 
 
 def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
@@ -18,7 +19,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     them: the weights that it evaluated (`Optimizer.begin`). Refuses a run whose frozen weights are not to be had as
     they were.
     """
-    run, found = source_run.opened(cfg)
+    run, found = origin.opened(cfg)
     if found.source is not None:
         carry(network, variables, found)
     else:
@@ -32,10 +33,10 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
         if value is not None:
             variable.assign(value)
     frozen = {path: v.numpy() for path, v in variables.items() if path not in commit.arrays}
-    if model.digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
+    if classifier.digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
             f"source.run {run.path} kept weights frozen that are not those of '{found.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
-    return model.digest({path: v.numpy() for path, v in variables.items()})
+    return classifier.digest({path: v.numpy() for path, v in variables.items()})

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.data import pipeline
-from tl_dist.model import Classifier
+from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training.step import compiled
 from tl_dist.worker.setup import Setup

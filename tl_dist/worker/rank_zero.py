@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
-from tl_dist.checkpoint import Checkpointer
-from tl_dist.figures.evaluation import Evaluation
-from tl_dist.run import RunDir
+from tl_dist.runs.checkpoint import Checkpointer
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.state import Report, TrainState
 from tl_dist.worker import agreement
 from tl_dist.worker.metrics import Metrics

@@ -11,17 +11,18 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist import checkpoint, model, precision, registry
-from tl_dist.backbones import weights
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
+from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.datasets import Splits
-from tl_dist.model import Classifier
+from tl_dist.models import classifier, precision
+from tl_dist.models.backbones import weights
+from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.run import RunDir
-from tl_dist.stages import Stage, plan
+from tl_dist.runs import checkpoint
+from tl_dist.runs.directory import RunDir
 from tl_dist.training import optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
@@ -131,7 +132,7 @@ class Setup:
         wanted = self.cfg.loss.class_weights
         train = self.splits["train"]
         if wanted == "balanced":
-            return model.balanced_class_weights(train.labels, train.num_classes)
+            return classifier.balanced_class_weights(train.labels, train.num_classes)
         if wanted is not None and len(wanted) != train.num_classes:
             raise Refusal(
                 f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",
@@ -193,7 +194,7 @@ def _build(
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
     image_size = cfg.data.image_size or backbone.input_size
     with parallel.scope():
-        built = model.build(
+        built = classifier.build(
             backbone,
             cfg.model,
             image_size=image_size,
@@ -202,7 +203,7 @@ def _build(
             carried=cfg.source is not None,
         )
         views = [built.trained_from(stage.train_from) for stage in run_stages]
-        whole = model.widest(views)
+        whole = classifier.widest(views)
         for view in views:
             view.refuse_frozen_random()
         with whole.keeping_new():

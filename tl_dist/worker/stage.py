@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tl_dist.data import pipeline
 from tl_dist.data.batch import Batch
-from tl_dist.failpoint import failpoint
+from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.training import loop, optim

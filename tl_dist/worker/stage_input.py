@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tl_dist.config.stages import Stage
 from tl_dist.data import pipeline
 from tl_dist.features import views as feature_views
 from tl_dist.features.stored import FeatureSet
-from tl_dist.model import Classifier
-from tl_dist.stages import Stage
+from tl_dist.models.classifier import Classifier
 from tl_dist.worker.setup import Setup
 
 

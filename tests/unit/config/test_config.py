@@ -9,8 +9,7 @@ from typing import get_args
 
 import pytest
 
-from tl_dist import registry
-from tl_dist.config import Config, DataConfig
+from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules

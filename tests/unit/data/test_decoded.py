@@ -17,8 +17,7 @@ import tensorflow as tf
 
 from tests.doubles import PARALLEL, MemorySource
 from tests.official_layouts import digits_32px, write_image_folder
-from tl_dist import registry
-from tl_dist.config import DataConfig
+from tl_dist.config import DataConfig, registry
 from tl_dist.data import decoded
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, plain, train_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tl_dist.curation.layout import opened_whole
+from tl_dist.datasets.curation.layout import opened_whole
 from tl_dist.datasets.packing import pack
 
 if __name__ == "__main__":

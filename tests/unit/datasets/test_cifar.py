@@ -29,7 +29,7 @@ from tests.official_layouts import (
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, manifest
 from tl_dist.datasets.array_pickle import load_array_pickle
-from tl_dist.datasets.cifar import open_cifar10, open_cifar100
+from tl_dist.datasets.formats.cifar import open_cifar10, open_cifar100
 from tl_dist.refusal import ExitCode, Refusal
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.official_layouts import digits_32px
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
-from tl_dist.datasets.csv_file import open_csv
+from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.refusal import ExitCode, Refusal
 
 DIGITS = digits_32px(40)

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from tests.doubles import array_source
 from tests.official_layouts import digits_32px, write_elpv
-from tl_dist import registry
-from tl_dist.config import DataConfig
+from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, Subset, manifest
 from tl_dist.datasets.arrays import ArraySource
 from tl_dist.datasets.split import divide, hold_out

@@ -15,12 +15,12 @@ from PIL import Image
 
 from tests.doubles import MemorySource
 from tests.official_layouts import digits_32px, write_cifar10_binary, write_image_folder
+from tl_dist.cli.main import main
 from tl_dist.config import DataConfig
 from tl_dist.datasets import manifest, quarantine
 from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.division import division, open_splits, pooled, read_manifest
-from tl_dist.datasets.image_folder import open_image_folder
-from tl_dist.launch.cli import main
+from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]

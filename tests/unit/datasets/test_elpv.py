@@ -14,9 +14,9 @@ from PIL import Image
 from tests.official_layouts import cells_32px, digits_32px, write_cifar10_binary, write_elpv
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits, Subset, manifest
-from tl_dist.datasets.cifar import open_cifar10
-from tl_dist.datasets.elpv import NUM_CELLS, NUM_DEFECTIVE, PACKAGE, open_elpv
-from tl_dist.package_index import fetch
+from tl_dist.datasets.formats.cifar import open_cifar10
+from tl_dist.datasets.formats.elpv import NUM_CELLS, NUM_DEFECTIVE, PACKAGE, open_elpv
+from tl_dist.files.packages import fetch
 from tl_dist.refusal import ExitCode, Refusal
 
 

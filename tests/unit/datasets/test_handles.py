@@ -22,7 +22,7 @@ from tl_dist.datasets.handles import Handles
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.records import RecordSource
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 from tl_dist.worker.examples import Examples
 
 NUM_FILES = 40

@@ -18,10 +18,10 @@ from sklearn.datasets import load_sample_image
 from tests.doubles import array_source
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.config import DataConfig
-from tl_dist.curation.layout import recognise
 from tl_dist.datasets import Splits, Subset, is_encoded, manifest, quarantine
+from tl_dist.datasets.curation.layout import recognise
 from tl_dist.datasets.files import decode_rgb
-from tl_dist.datasets.image_folder import open_image_folder
+from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]

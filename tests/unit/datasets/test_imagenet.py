@@ -13,7 +13,7 @@ from scipy.io import savemat
 from tests.official_layouts import photographs
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
-from tl_dist.datasets.imagenet import open_imagenet
+from tl_dist.datasets.formats.imagenet import open_imagenet
 from tl_dist.refusal import ExitCode, Refusal
 
 WNIDS = ["n01440764", "n01443537", "n02119789", "n03131574"]

@@ -24,14 +24,14 @@ from tests.official_layouts import (
     write_elpv,
     write_image_folder,
 )  # fmt: skip
+from tl_dist.cli.main import main
 from tl_dist.config import DataConfig
-from tl_dist.curation.layout import opened_whole
 from tl_dist.datasets import Source, Splits, packing, strata_of, types_of
-from tl_dist.datasets.csv_file import open_csv
-from tl_dist.datasets.elpv import open_elpv
-from tl_dist.datasets.packed import open_packed
+from tl_dist.datasets.curation.layout import opened_whole
+from tl_dist.datasets.formats.csv_file import open_csv
+from tl_dist.datasets.formats.elpv import open_elpv
+from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.packing import pack
-from tl_dist.launch.cli import main
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]

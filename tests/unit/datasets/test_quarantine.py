@@ -21,8 +21,8 @@ from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.undecodable import undecodable
 from tl_dist.datasets import Splits, Subset, headers, quarantine
 from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.datasets.headers import fault
-from tl_dist.datasets.image_folder import open_image_folder
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import Bad
 from tl_dist.parallel import rows_of

@@ -16,9 +16,9 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from tl_dist.config import DataConfig
-from tl_dist.curation.layout import recognise
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.tfds import open_tfds
+from tl_dist.datasets.curation.layout import recognise
+from tl_dist.datasets.formats.tfds import open_tfds
 from tl_dist.refusal import ExitCode, Refusal
 
 TINY_DIGITS = Path(__file__).parents[2] / "data" / "tiny_digits"
@@ -92,7 +92,7 @@ def test_a_set_is_recognised_from_any_of_its_directories(tmp_path: Path) -> None
 
 
 def test_the_library_is_not_imported() -> None:
-    code = "import sys; from tl_dist.datasets.tfds import open_tfds; from tl_dist.config import DataConfig; "
+    code = "import sys; from tl_dist.datasets.formats.tfds import open_tfds; from tl_dist.config import DataConfig; "
     code += f"open_tfds(DataConfig(name='tfds', path={str(TINY_DIGITS / 'plain')!r})); "
     code += "sys.exit('tensorflow' in sys.modules or 'tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,8 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.official_layouts import example_of, imagenet_record, photographs, write_tfrecords
-from tl_dist import registry
-from tl_dist.config import DataConfig
+from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Splits, is_encoded, shard_index
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import RecordSource

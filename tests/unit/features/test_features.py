@@ -21,12 +21,12 @@ from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import train_batches
-from tl_dist.failpoint import failpoint
 from tl_dist.features import extraction
 from tl_dist.features import stored as feature_set
 from tl_dist.features import views as feature_views
 from tl_dist.features.manifest import MANIFEST
 from tl_dist.features.stored import FeatureSet
+from tl_dist.files.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.worker.memory import held_bytes
 

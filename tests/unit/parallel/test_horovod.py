@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, SafetyConfig
-from tl_dist.launch.command import worker_environment
+from tl_dist.launcher.command import worker_environment
 from tl_dist.parallel import horovod
 from tl_dist.refusal import ExitCode, Refusal
 

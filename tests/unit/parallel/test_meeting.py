@@ -6,7 +6,7 @@ import http.client
 
 import pytest
 
-from tl_dist.launch.rendezvous import Rendezvous
+from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel import meeting
 from tl_dist.parallel.meeting import await_peers
 from tl_dist.refusal import Refusal

@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import PARALLEL, MemorySource, build
-from tl_dist import model
 from tl_dist.data.pipeline import Read, evaluation_batches, plain
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
-from tl_dist.figures.evaluation import Evaluation
+from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
+from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation, step
 
 SOURCE = MemorySource(11, size=32)
@@ -23,14 +23,14 @@ BATCH = 4
 VIEWS = ("flip", "dihedral")
 
 
-def with_a_head(**settings: Any) -> model.Classifier:
+def with_a_head(**settings: Any) -> classifier.Classifier:
     net = build(**settings)
     kernel = net.trainable["head/logits/kernel"]
     kernel.assign(tf.random.stateless_normal(kernel.shape, [1, 2]))
     return net
 
 
-def evaluate(net: model.Classifier, read: Read, views: int) -> Evaluation:
+def evaluate(net: classifier.Classifier, read: Read, views: int) -> Evaluation:
     batches = evaluation_batches(read, 11, rows=rows_of(0, 1, BATCH), global_batch=BATCH)
     judge = evaluation.evaluation_step(
         net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
@@ -40,7 +40,7 @@ def evaluate(net: model.Classifier, read: Read, views: int) -> Evaluation:
     return found
 
 
-def expected(net: model.Classifier) -> np.ndarray:
+def expected(net: classifier.Classifier) -> np.ndarray:
     """[examples, classes]: the mean over the sixteen views, made one by one."""
     total = np.zeros((11, 3))
     for image in range(2):

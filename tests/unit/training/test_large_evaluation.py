@@ -12,12 +12,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.peak_memory import taken_by
-from tl_dist.figures import predictions
-from tl_dist.figures.evaluation import Evaluation
-from tl_dist.figures.pictures import MAX_SIDE, confusion_picture, grid_picture
 from tl_dist.parallel import rows_of
-from tl_dist.progress import confusion_table
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores import predictions
+from tl_dist.scores.evaluation import Evaluation
+from tl_dist.scores.pictures import MAX_SIDE, confusion_picture, grid_picture
+from tl_dist.terminal.progress import confusion_table
 from tl_dist.training import evaluation
 from tl_dist.training.evaluation import example_hash
 from tl_dist.worker.metrics import Metrics, evaluation_record
@@ -127,7 +127,7 @@ def test_any_number_of_workers_and_pieces_gathers_the_same_bits(
 def test_the_picture_of_1000_classes_takes_2_seconds_and_300_mb() -> None:
     taken = taken_by(
         "png = confusion_picture(counts, [str(k) for k in range(1000)])",
-        setup="import numpy as np\nfrom tl_dist.figures.pictures import confusion_picture\n"
+        setup="import numpy as np\nfrom tl_dist.scores.pictures import confusion_picture\n"
         "counts = np.random.default_rng(0).integers(0, 50, (1000, 1000))",
     )
     assert taken.seconds < 2 and taken.peak_mb < 300
@@ -135,7 +135,7 @@ def test_the_picture_of_1000_classes_takes_2_seconds_and_300_mb() -> None:
 
 DRAW = """
 import numpy as np
-from tl_dist.figures.pictures import confusion_picture
+from tl_dist.scores.pictures import confusion_picture
 for classes in {sizes}:
     counts = np.eye(classes, dtype=np.int64)
     counts[0, classes - 1] = 1  # half of the first row

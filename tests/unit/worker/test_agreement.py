@@ -15,7 +15,7 @@ from tl_dist.config import Config, DataConfig, ModelConfig
 from tl_dist.data import order
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 from tl_dist.worker import agreement
 
 

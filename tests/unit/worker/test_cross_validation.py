@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from tests.doubles import MemorySource, given_to, setup_of
-from tl_dist import classifiers
-from tl_dist.classifiers import tuning
 from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets import Subset, strata_of
 from tl_dist.datasets.split import folds_of
-from tl_dist.features import extraction
-from tl_dist.figures.cross_validation import OutOfFold
+from tl_dist.features import classifiers, extraction
+from tl_dist.features.classifiers import tuning
+from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached, cross_validation
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import TrainFeatures

@@ -13,7 +13,7 @@ from tests.doubles import OPTIMIZER, MemorySource, setup_of
 from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets import Subset
 from tl_dist.refusal import ExitCode
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
 from tl_dist.worker import cached, fold_runs
 
 

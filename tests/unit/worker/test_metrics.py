@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tl_dist.figures.evaluation import Evaluation
-from tl_dist.figures.pictures import confusion_picture, grid_picture
-from tl_dist.run import RunDir
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores.evaluation import Evaluation
+from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.training.state import Report
 from tl_dist.worker.metrics import Metrics
 

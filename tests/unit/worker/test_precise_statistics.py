@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import PARALLEL, given_to, normalised, setup_of
-from tl_dist import model
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import evaluation_batches, plain, train_batches
-from tl_dist.datasets.digits import open_digits
-from tl_dist.run import RunDir
+from tl_dist.datasets.formats.digits import open_digits
+from tl_dist.models import classifier
+from tl_dist.runs.directory import RunDir
 from tl_dist.training import chunk, evaluation, optim, step
 from tl_dist.worker.precise_statistics import PreciseStatistics
 
@@ -24,7 +24,7 @@ STEPS, BATCH = 60, 32
 SPLITS = open_digits(DataConfig(name="digits"))
 
 
-def trained() -> model.Classifier:
+def trained() -> classifier.Classifier:
     """After sixty steps with the momentum of MobileNet: its statistics are nearly those of the begin."""
     net = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999, pooling="flatten")
     optimizer = optim.Optimizer(
@@ -40,7 +40,7 @@ def trained() -> model.Classifier:
 
 
 def precise_of(
-    net: model.Classifier, tell: Any = print, *, at: int = STEPS, total_steps: int = 1000
+    net: classifier.Classifier, tell: Any = print, *, at: int = STEPS, total_steps: int = 1000
 ) -> PreciseStatistics:
     """The recomputation of a run that has done `at` steps."""
     cfg = Config(
@@ -61,7 +61,7 @@ def precise_of(
     return PreciseStatistics(setup, given, tell)
 
 
-def accuracy(net: model.Classifier) -> float:
+def accuracy(net: classifier.Classifier) -> float:
     num = SPLITS["test"].num_examples
     batches = evaluation_batches(plain(SPLITS["test"], 32), num, rows=range(BATCH), global_batch=BATCH)
     judge = evaluation.evaluation_step(net, step.Objective(10, BATCH), PARALLEL, global_batch=BATCH)
@@ -72,7 +72,7 @@ def accuracy(net: model.Classifier) -> float:
     return found.accuracy
 
 
-def statistics(net: model.Classifier) -> dict[str, np.ndarray]:
+def statistics(net: classifier.Classifier) -> dict[str, np.ndarray]:
     return {path: variable.numpy() for path, variable in net.statistics.items()}
 
 

@@ -1,0 +1,50 @@
+"""Two runs are compared on the same examples only, matched by id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tl_dist.cli.main import main
+from tl_dist.scores import predictions
+
+
+def keep(run: Path, ids: str, right: str, labels: str = "01010101") -> None:
+    """Predictions of the examples `ids`, right for those in `right`."""
+    all_labels = dict(zip("abcdefgh", map(int, labels), strict=True))
+    chosen = np.array([all_labels[k] for k in ids], np.int32)
+    said = np.array([all_labels[k] if k in right else 1 - all_labels[k] for k in ids])
+    run.mkdir()
+    predictions.save(
+        predictions.file_of(run, "test"),
+        ids=np.array(list(ids)), labels=chosen, probabilities=np.eye(2)[said].astype(np.float32),
+        class_names=np.array(["x", "y"]), step=1, groups=np.array([], np.str_),
+    )  # fmt: skip
+
+
+def test_examples_are_matched_by_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(tmp_path / "a", "abcdefgh", "abcd")
+    keep(tmp_path / "b", "hgfedcba", "abcdefg")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().out
+    assert "difference +0.3750" in said and "p = 0.25" in said
+    assert "right in one alone: 0 and 3" in said
+
+
+@pytest.mark.parametrize(("ids", "labels"), [("abcdefg", "01010101"), ("abcdefgh", "11010101")])
+def test_other_examples_or_labels_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ids: str, labels: str
+) -> None:
+    keep(tmp_path / "a", "abcdefgh", "abcd")
+    keep(tmp_path / "b", ids, "abcd", labels)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 65
+    error = capsys.readouterr().err
+    assert "not evaluated on the same examples" in error and "Fix: " in error
+
+
+def test_a_run_without_predictions_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(tmp_path / "a", "abcdefgh", "abcd")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 65
+    assert "holds no predictions" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""`tl-dist eval` takes what this machine has, whatever the run was trained on, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tl_dist.cli import evaluate
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.launcher.command import Command
+from tl_dist.refusal import Refusal
+from tl_dist.runs.directory import RunDir
+
+RUN = {
+    "name": "large", "strategy": "horovod", "workers": 64, "global_batch": 64, "epochs": 1,
+    "data": {"name": "synthetic"}, "model": {"backbone": "tiny", "weights": "random"},
+    "optimizer": {"learning_rate": 0.1},
+}  # fmt: skip
+
+
+def config_of(**changes: Any) -> Config:
+    return Config.model_validate(RUN | changes)
+
+
+@pytest.mark.parametrize(
+    ("run", "strategy", "workers", "gpus", "expected"),
+    [
+        (("horovod", 64), None, None, 0, ("single", 1)),
+        (("horovod", 64), None, None, 1, ("single", 1)),
+        (("horovod", 64), None, None, 8, ("horovod", 8)),
+        (("horovod", 4), None, None, 8, ("horovod", 4)),
+        (("horovod", None), None, None, 8, ("horovod", 8)),
+        (("horovod", 64), None, 3, 0, ("horovod", 3)),
+        (("horovod", 64), "mirrored", None, 8, ("mirrored", 8)),
+        (("horovod", 64), "single", None, 8, ("single", 1)),
+        (("horovod", 64), "horovod", 1, 8, ("horovod", 1)),
+        (("mirrored", 4), None, None, 2, ("mirrored", 2)),
+        (("mirrored", None), None, None, 8, ("mirrored", 8)),
+        (("single", None), None, None, 8, ("single", 1)),
+        (("single", None), None, 2, 0, ("horovod", 2)),
+    ],
+)
+def test_workers_are_those_that_this_machine_has_unless_told(
+    run: tuple[str, int | None],
+    strategy: str | None,
+    workers: int | None,
+    gpus: int,
+    expected: tuple[str, int],
+) -> None:
+    cfg = config_of(strategy=run[0], workers=run[1])
+    layout = evaluate.workers_here(cfg, strategy, workers, gpus)
+    assert layout == [f"strategy={expected[0]}", f"workers={expected[1]}"]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Command]]:
+    """The commands of each task that would have been run; it leaves a result."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cfg = config_of()
+    run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
+    (run.path / "evaluations").mkdir()
+    commands: list[Sequence[Command]] = []
+
+    def run_task(run: RunDir, launch: Any, **_: Any) -> None:
+        with launch() as found:
+            commands.append(found)
+        (run.path / "evaluations" / "test.json").write_text('{"event": "evaluation"}')
+
+    monkeypatch.setattr(evaluate, "run_task", run_task)
+    return commands
+
+
+def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
+    started: list[Sequence[Command]], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    evaluate.evaluate(tmp_path / "large", "test", say=said.append)
+    (commands,) = started
+    assert len(commands) == 1 and "HOROVOD_RANK" not in commands[0].environment
+    words = " ".join(commands[0].argv)
+    assert "--override strategy=single --override workers=1" in words
+    assert said == ["evaluating with strategy=single workers=1"]
+
+
+def test_what_is_asked_for_is_started(started: list[Sequence[Command]], tmp_path: Path) -> None:
+    evaluate.evaluate(tmp_path / "large", "test", "flip", workers=3)
+    (commands,) = started
+    assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
+    assert "--override evaluation.views=[flip] --override strategy=horovod" in " ".join(commands[0].argv)
+    with pytest.raises(Refusal, match="'single' has one worker, not 3"):
+        evaluate.evaluate(tmp_path / "large", "test", strategy="single", workers=3)

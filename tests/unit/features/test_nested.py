@@ -1,0 +1,145 @@
+"""What a classifier chooses, it chooses by its own training examples: nothing that is held out can influence it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.doubles import MemorySource, drawn, given_to, setup_of
+from tl_dist.cli.cross_validation import chosen_line
+from tl_dist.config import ClassifierConfig, Config
+from tl_dist.datasets import Subset
+from tl_dist.features.classifiers import nested, selection
+from tl_dist.scores import cross_validation
+from tl_dist.scores.cross_validation import OutOfFold
+from tl_dist.worker import cached
+from tl_dist.worker.stage_input import TrainFeatures
+
+COLUMNS = selection.columns_of(["a", "b"], [30, 10])
+SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
+
+
+def examples(labels: np.ndarray | None = None, **changes: Any) -> nested.Examples:
+    values, known, _ = drawn(2)
+    labels = known if labels is None else labels
+    given: dict[str, Any] = {"values": values, "judged": values[:, :1], "labels": labels, "strata": labels}
+    return nested.Examples(**{**given, **changes})
+
+
+def test_labels_that_are_held_out_influence_neither_the_choice_nor_a_bit() -> None:
+    held_out = np.arange(120) % 3 == 1
+    shuffled = examples().labels.copy()
+    shuffled[held_out] = np.random.default_rng(0).permutation(shuffled[held_out])
+    assert (shuffled != examples().labels).any()
+    classifier = nested.Nested(SETTINGS, 2, COLUMNS)
+    said, _, choice = classifier.judge(examples(), held_out)
+    other, _, again = classifier.judge(examples(shuffled), held_out)
+    assert choice is not None and again is not None
+    assert (choice.l2, choice.layers, choice.log_loss) == (again.l2, again.layers, again.log_loss)
+    np.testing.assert_array_equal(said, other)
+
+
+def test_labels_of_the_training_examples_do_influence_the_choice() -> None:
+    """The control: without what the labels say, the strongest l2 is best."""
+    _, labels, _ = drawn(2)
+    classifier = nested.Nested(ClassifierConfig(name="logistic", l2="auto"), 2, COLUMNS)
+    noise = np.random.default_rng(1).permutation(labels)
+    assert classifier.fit(examples())[1].l2 < classifier.fit(examples(noise))[1].l2  # type: ignore[union-attr]
+
+
+def test_a_list_is_chosen_from_and_a_number_is_taken() -> None:
+    for l2, expected in (((0.001, 0.1), 0.1), (0.2, None)):
+        classifier = nested.Nested(ClassifierConfig(name="logistic", l2=l2), 2, COLUMNS)
+        _, choice = classifier.fit(examples())
+        assert (choice and choice.l2) == expected
+
+
+def test_layers_that_were_not_chosen_have_coefficients_of_zero() -> None:
+    values, _, _ = drawn(2)
+    turned = values[:, :, ::-1].copy()  # what is known is in the last layer
+    fitted, choice = nested.Nested(SETTINGS, 2, COLUMNS).fit(examples(values=turned, judged=turned))
+    assert choice is not None and choice.layers == "b"
+    assert not fitted.kernel[:30].any() and fitted.kernel[30:].all()
+
+
+def test_groups_stay_together_and_small_strata_do_not_stop_the_folds() -> None:
+    groups = [str(k // 6) for k in range(120)]
+    classifier = nested.Nested(SETTINGS, 2, COLUMNS)
+    fold = classifier.folds(examples(groups=groups))
+    assert all(len(set(fold[k : k + 6])) == 1 for k in range(0, 120, 6)) and fold.max() == 4
+    strata = examples().labels.copy()
+    strata[:3] = 7
+    assert np.bincount(classifier.folds(examples(strata=strata))).tolist() == [24] * 5
+    few = np.repeat([0, 1], [117, 3]).astype(np.int32)
+    assert classifier.folds(examples(few, strata=few)).max() == 2
+
+
+class Kept:
+    """A feature set in memory."""
+
+    def array(self) -> np.ndarray:
+        return drawn(2)[0]
+
+
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_a_run_chooses_without_its_test_labels(class_weights: str | None) -> None:
+    chosen = []
+    for labels in (drawn(2)[1], np.concatenate([drawn(2)[1][:90], np.zeros(30, np.int32)])):
+        cfg = Config.model_validate(
+            {
+                "name": "x",
+                "data": {"name": "synthetic", "test_fraction": 0.25},
+                "model": {"backbone": "tiny"},
+                "classifier": SETTINGS.model_dump(),
+                "loss": {"class_weights": class_weights},
+            }
+        )
+        pool = MemorySource(120, size=8)
+        pool.labels, pool.num_classes = labels, 2
+        head = {
+            "head/logits/kernel": tf.Variable(tf.zeros([40, 2])),
+            "head/logits/bias": tf.Variable(tf.zeros([2])),
+        }
+        splits = {"train": Subset(pool, np.arange(90)), "test": Subset(pool, np.arange(90, 120))}
+        net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
+        setup = setup_of(cfg, splits, net)
+        features = TrainFeatures(Kept(), np.arange(90))  # type: ignore[arg-type]
+        told: list[Any] = []
+        cached.fit_head(setup, given_to(setup, features=features), told.append)
+        (record,) = told
+        assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
+        chosen.append((record["l2"], record["layers"], head["head/logits/kernel"].numpy().tobytes()))
+    assert chosen[0] == chosen[1]
+
+
+def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
+    chosen = [
+        [{"l2": 0.1, "layers": "a b"}, {"l2": 0.0316, "layers": "a b"}],
+        [{"l2": 0.1, "layers": "b"}] * 2,
+    ]
+    fold = np.array([[0, 1, 0, 1], [1, 0, 1, 0]])
+    found = OutOfFold(
+        np.array(list("abcd")),
+        np.array([0, 1, 1, 0], np.int32),
+        np.array([], np.str_),
+        np.array(["x", "y"]),
+        fold,
+        np.full((2, 4, 2), 0.5),
+        chosen,
+    )
+    found.save(tmp_path / "predictions" / "out_of_fold.npz")
+    with np.load(tmp_path / "predictions" / "out_of_fold.npz", allow_pickle=False) as kept:
+        assert kept["l2"].tolist() == [[0.1, 0.0316], [0.1, 0.1]] and kept["layers"][1, 0] == "b"
+    assert cross_validation.summary(found)["chosen"] == chosen
+    line = "chosen within the training folds: l2 0.1 (3), 0.0316 (1) | layers a b (2), b (2)"
+    assert chosen_line(chosen) == line
+    at_edge = [
+        [{**one, "edge": "least" if one["l2"] == 0.0316 else None} for one in folds] for folds in chosen
+    ]
+    advice = "1 of 4 took the least l2 that was tried: write smaller ones as classifier.l2"
+    assert chosen_line(at_edge) == f"{line} | {advice}"

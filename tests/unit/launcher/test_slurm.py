@@ -1,0 +1,541 @@
+"""Slurm without Slurm: what a job's environment means, the batch script, what an end of srun means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tl_dist import config
+from tl_dist.launcher.hang import Silence
+from tl_dist.launcher.slurm import script
+from tl_dist.launcher.slurm.end import TasksEnded, attempt_code, first_cause, tasks_ended
+from tl_dist.launcher.slurm.job import SlurmJob, expand_hostlist, rendezvous_address, tasks_per_node
+from tl_dist.launcher.slurm.step import srun_command
+from tl_dist.parallel.slots import (
+    Slot,
+    expected_world_size,
+    network_interface_towards,
+    parse_plan,
+    plan_text,
+    slot_environment,
+    slots_of,
+    slurm_task_environment,
+    started_by_launcher,
+)
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import Beat
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+UNEVEN = [("node1", 2), ("node2", 1)]
+
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "node[1-2]",
+    "SLURM_TASKS_PER_NODE": "2,1",
+    "SLURM_NTASKS": "3",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+"""What a batch script sees (Slurm 24.11): it has a PROCID, but no step."""
+
+TASK_1 = BATCH | {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+}
+PLANNED_TASK_1 = TASK_1 | {"TL_DIST_PLAN": "node1:2,node2:1", "TL_DIST_RENDEZVOUS": "10.0.0.1:4000"}
+
+MPIRUN_IN_SLURM = TASK_1 | {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "0",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "3",
+    "PMIX_RANK": "1",
+}
+"""Every rank inherits the variables of its node's daemon, which srun started."""
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("node7", ["node7"]),
+        ("node[1-3,7],gpu-a", ["node1", "node2", "node3", "node7", "gpu-a"]),
+        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("r[1-2]c[1-2]-ib", ["r1c1-ib", "r1c2-ib", "r2c1-ib", "r2c2-ib"]),
+        ("b,a", ["b", "a"]),
+    ],
+)
+def test_host_list_expands_in_slurms_order(text, hosts):
+    assert expand_hostlist(text) == hosts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            ",a",
+            "a,",
+            "a,,b",
+            "a[1-",
+            "a]",
+            "a[]",
+            "a[x]",
+            "a[3-1]",
+            "a[1-9999999]",
+            "a[[1]]",
+            "a[\u0663]",
+        ),
+        "a[0-65535][0-65535]",
+        "a[0-65535,0-65535]",
+        "a[" + ",".join(["0-65535"] * 10_000) + "]",
+        "a[0-65535]" + "[0]" * 40_000,
+        "a[0-65535],b",
+        "[0]" * 5_000,
+        f"a[{'9' * 5_000}]",
+        f"a[0-{'9' * 5_000}]",
+        "x" * 100_000 + "[0-65535]",
+        "[" * 100_000,
+    ],
+    ids=range(22),
+)
+@pytest.mark.timeout(10)
+def test_host_list_that_does_not_parse_or_is_too_long_is_refused(text):
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
+        expand_hostlist(text)
+    assert refusal.value.code == ExitCode.UNSAFE
+    assert len(str(refusal.value)) < 500
+
+
+def test_as_many_hosts_as_any_job_has_are_placed_at_once():
+    plan = [(host, 1) for host in expand_hostlist("a[00000-65535]")]
+    assert slots_of(plan)[-1] == Slot("a65535", 65535, 65536, 0, 1, 65535, 65536)
+    assert len(tasks_per_node("1" + ",1" * 65_535)) == 65_536
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"), [("1", [1]), ("2,1", [2, 1]), ("2(x3),1", [2, 2, 2, 1]), ("4(x2),3(x2)", [4, 4, 3, 3])]
+)
+def test_tasks_per_node_expand(text, tasks):
+    assert tasks_per_node(text) == tasks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "a", "2(x)", "2(3)", "-1", "2,,1", "\u0663", "1(x9999999999)", "1(x65537)", "9999999"),
+        *("9" * 5000, f"1(x{'9' * 5000})", ",".join(["99(x60000)"] * 9)),
+    ],
+    ids=range(13),
+)
+def test_tasks_per_node_that_do_not_parse_or_are_too_many_are_refused(text):
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
+        tasks_per_node(text)
+    assert len(str(refusal.value)) < 500
+
+
+def test_job_is_read_from_the_batch_scripts_environment():
+    job = SlurmJob.from_env(BATCH | {"SLURM_RESTART_COUNT": "2"})
+    assert (job.job_id, job.restart_count, job.num_tasks) == (7, 2, 3)
+    assert list(job.plan) == UNEVEN
+    assert job.slot is None
+
+
+def test_job_is_read_from_a_tasks_environment():
+    slot = SlurmJob.from_env(TASK_1).slot
+    assert slot is not None
+    assert (slot.host, slot.rank, slot.local_rank, slot.size) == ("node1", 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"SLURM_JOB_ID": None}, ExitCode.USAGE),
+        ({"SLURM_TASKS_PER_NODE": "2"}, ExitCode.UNSAFE),
+        ({"SLURM_TASKS_PER_NODE": "2,2"}, ExitCode.UNSAFE),
+        ({"SLURM_NTASKS": "4"}, ExitCode.UNSAFE),
+        ({"SLURM_JOB_NODELIST": None}, ExitCode.UNSAFE),
+        ({"SLURM_JOB_ID": "seven"}, ExitCode.UNSAFE),
+    ],
+)
+def test_inconsistent_job_is_refused(change, code):
+    env = {name: value for name, value in (BATCH | change).items() if value is not None}
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
+        SlurmJob.from_env(env)
+    assert refusal.value.code == code
+
+
+def test_cross_rank_counts_only_hosts_that_have_the_local_rank():
+    slots = slots_of([("a", 1), ("b", 3), ("c", 2)])
+    assert [(s.rank, s.host, s.local_rank, s.local_size, s.cross_rank, s.cross_size) for s in slots] == [
+        (0, "a", 0, 1, 0, 3),
+        (1, "b", 0, 3, 1, 3),
+        (2, "b", 1, 3, 0, 2),
+        (3, "b", 2, 3, 0, 1),
+        (4, "c", 0, 2, 2, 3),
+        (5, "c", 1, 2, 1, 2),
+    ]
+
+
+def test_plan_survives_its_text():
+    assert plan_text(UNEVEN) == "node1:2,node2:1"
+    assert parse_plan(plan_text(UNEVEN)) == UNEVEN
+
+
+@pytest.mark.parametrize("plan", [[], [("a", 0)], [("a", 1), ("a", 1)]])
+def test_plan_that_is_none_is_refused(plan):
+    with pytest.raises(Refusal, match="Fix: "):
+        slots_of(plan)
+
+
+def test_slot_environment_is_that_of_horovods_static_launcher():
+    assert slot_environment(UNEVEN, 2, rendezvous="10.0.0.1:4000", interface="eth0") == {
+        "HOROVOD_HOSTNAME": "node2",
+        "HOROVOD_RANK": "2",
+        "HOROVOD_SIZE": "3",
+        "HOROVOD_LOCAL_RANK": "0",
+        "HOROVOD_LOCAL_SIZE": "1",
+        "HOROVOD_CROSS_RANK": "1",
+        "HOROVOD_CROSS_SIZE": "2",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": "4000",
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_IFACE": "eth0",
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
+    }
+
+
+def test_srun_task_finds_its_slot():
+    added = slurm_task_environment(PLANNED_TASK_1, interface_towards=lambda address: f"towards {address}")
+    assert added["HOROVOD_RANK"] == "1"
+    assert added["HOROVOD_LOCAL_RANK"] == "1"
+    assert added["HOROVOD_CROSS_SIZE"] == "1"
+    assert added["HOROVOD_GLOO_IFACE"] == added["NCCL_SOCKET_IFNAME"] == "towards 10.0.0.1"
+
+
+def test_srun_task_keeps_what_the_user_set():
+    mine = {"HOROVOD_GLOO_IFACE": "ib0", "NCCL_SOCKET_IFNAME": "ib1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "5"}
+    assert mine.items() <= slurm_task_environment(PLANNED_TASK_1 | mine).items()
+
+
+def test_task_without_a_plan_adds_nothing():
+    assert slurm_task_environment(TASK_1) == {}
+    assert slurm_task_environment({}) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SLURM_LOCALID": "0"},  # srun was told to distribute in another way
+        {"SLURM_NODEID": "1"},
+        {"SLURM_PROCID": "3"},
+        {"SLURM_STEP_NUM_TASKS": "2"},
+        {"TL_DIST_PLAN": "node1:3,node2:1"},
+        {"TL_DIST_PLAN": "node1"},
+        {"TL_DIST_RENDEZVOUS": "10.0.0.1"},
+        {"SLURM_STEP_ID": ""},
+    ],
+)
+def test_task_that_is_not_where_the_plan_has_it_is_refused(change):
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
+        slurm_task_environment(PLANNED_TASK_1 | change, interface_towards=lambda _: "lo")
+    assert refusal.value.code == ExitCode.UNSAFE
+
+
+@pytest.mark.parametrize(
+    ("env", "launcher", "size"),
+    [
+        ({}, None, None),
+        (BATCH, None, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}, None, None),  # salloc's shell
+        (TASK_1, "srun", 3),
+        (TASK_1 | {"SLURM_STEP_ID": "4294967290"}, None, None),  # the interactive step of salloc
+        (TASK_1 | {"SLURM_STEP_ID": "4294967291"}, None, None),  # the batch step
+        (TASK_1 | {"PMIX_RANK": "1"}, "srun", 3),  # srun --mpi=pmix
+        (TASK_1 | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None, 1),  # srun --pty bash
+        (PLANNED_TASK_1 | {"SLURM_STEP_NUM_TASKS": "1"}, "srun", 1),
+        (TASK_1 | {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "horovodrun", 2),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "horovodrun", 2),
+        (MPIRUN_IN_SLURM, "mpirun", 3),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "mpirun", 2),
+        ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "mpirun", 4),
+    ],
+)
+def test_launcher_and_world_size_are_told_from_the_environment(env, launcher, size):
+    assert started_by_launcher(env) == launcher
+    assert expected_world_size(env) == size
+
+
+def test_interface_towards_loopback_is_loopback():
+    assert network_interface_towards("127.0.0.1") == "lo"
+
+
+OPTIONS = {
+    "least": script.SubmitOptions(),
+    "most": script.SubmitOptions(
+        nodes=4,
+        ntasks_per_node=2,
+        gpus_per_node=2,
+        cpus_per_task=8,
+        partition="gpu",
+        time="1-00:00:00",
+        account="vision",
+        signal_lead_s=300,
+        max_requeue=9,
+        mpi="pmix",
+        interface="ib0",
+        extra=("--constraint=a100", "--exclusive"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_batch_script_is_the_golden_one(name):
+    text = script.render(OPTIONS[name], run_dir=Path("/data/runs/digits"), python="/opt/venv/bin/python")
+    assert text == (GOLDEN / f"slurm_{name}.sbatch").read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_srun_command_is_the_golden_one():
+    argv = srun_command(
+        Path("/data/runs/digits"), num_tasks=3, cpus_per_task=8, python="/opt/venv/bin/python"
+    )
+    assert "\n".join(argv) + "\n" == (GOLDEN / "slurm_srun.txt").read_text()
+
+
+def test_template_with_an_unknown_or_a_missing_hole_is_refused():
+    assert script.fill("a {{x}} b", {"x": "1"}) == "a 1 b\n"
+    assert (
+        script.fill("#SBATCH -p {{x}}\n#SBATCH {{y}}", {"x": None, "y": ("-A", "-B")})
+        == "#SBATCH -A\n#SBATCH -B\n"
+    )
+    for template, values in [
+        ("{{y}}", {"x": "1"}),
+        ("", {"x": "1"}),
+        ("{{x}}", {"x": None}),
+        ("{{x}} {{x}}", {"x": "1"}),
+        ("{{ x }}", {"x": "1"}),
+    ]:
+        with pytest.raises(Refusal, match="Fix: ") as refusal:
+            script.fill(template, values)
+        assert refusal.value.code == ExitCode.INTERNAL
+
+
+def test_values_are_never_taken_for_holes():
+    assert script.fill("{{x}}", {"x": "{{y}}"}) == "{{y}}\n"
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/my runs/x", "/data/%j", '/data/"', "/data/x\n#SBATCH --wrap", "/data/$HOME"]
+)
+def test_path_that_an_option_line_cannot_hold_is_refused(path):
+    with pytest.raises(Refusal, match="Fix: "):
+        script.render(script.SubmitOptions(), run_dir=Path(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"nods": 2}, "unknown Slurm option 'nods'. Fix: use nodes."),
+        ({"nodes": 0}, "nodes=0"),
+        ({"time": "1h"}, "time='1h'"),
+        ({"time": "3"}, "never get to train"),
+        ({"partition": "a b"}, "partition='a b'"),
+        ({"account": "x\n#SBATCH --wrap=y"}, "account="),
+        ({"extra": ("--comment=a\n#SBATCH --wrap=y",)}, "extra.0="),
+        ({"ntasks_per_node": 2, "gpus_per_node": 1}, "without a GPU"),
+        ({"gpus_per_node": 8, "ntasks_per_node": 8}, "asks for no CPUs"),
+        ({"gpus_per_node": 8, "extra": ("--exclusive", "--constraint=a100")}, "Fix: add --cpus-per-task"),
+        ({"mpi": "pmi2"}, "mpi='pmi2'"),
+    ],
+)
+def test_option_that_is_wrong_is_refused_by_name(given, message):
+    with pytest.raises(Refusal, match="Fix: ") as refusal:
+        script.options_from(**given)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    "more", [{"cpus_per_task": 14}, {"extra": ("--cpus-per-gpu=14",)}, {"extra": ("-c14",)}]
+)
+def test_gpus_with_cpus_are_asked_for(more):
+    assert script.options_from(gpus_per_node=8, ntasks_per_node=8, **more).gpus_per_node == 8
+
+
+def test_options_that_were_not_given_keep_their_defaults():
+    assert script.options_from(nodes=2, time=None) == script.SubmitOptions(nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:05:30", 3930),
+        ("1-0", 86400),
+        ("1-2:30", 95400),
+        ("1-2:30:05", 95405),
+        ("0", 0),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(limit, expected):
+    assert script.seconds(limit) == expected
+
+
+def test_dry_run_writes_nothing_and_shows_every_rank(tmp_path):
+    result = script.submit(tmp_path, script.SubmitOptions(nodes=2, ntasks_per_node=2), dry_run=True)
+    assert result.job_id is None
+    assert list(tmp_path.iterdir()) == []
+    assert result.script == script.render(script.SubmitOptions(nodes=2, ntasks_per_node=2), run_dir=tmp_path)
+    assert result.step_command.startswith("srun --mpi=none --ntasks=4 ")
+    assert len(result.rank_commands) == 4
+    assert (
+        result.rank_commands[3]
+        == f"rank 3, node 1, local rank 1: {sys.executable} -P -m tl_dist.worker {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("srun: error: node2: task 1: Exited with exit code 75\n", TasksEnded("node2", (1,), 75)),
+        ("srun: error: node1: tasks 0-1,3: Killed", TasksEnded("node1", (0, 1, 3), 137)),
+        ("srun: error: n1: task 2: Aborted (core dumped)", TasksEnded("n1", (2,), 134)),
+        ("srun: error: n1: task 2: Segmentation fault", TasksEnded("n1", (2,), 139)),
+        ("srun: error: n1: task 2: Out Of Memory", TasksEnded("n1", (2,), 137)),
+        (
+            "srun: error: n1: task 2: Exited with exit code 137",
+            TasksEnded("n1", (2,), 137),
+        ),  # a shell says so
+        ("srun: Terminating StepId=1.0", None),
+        ("srun: error: Unable to create step for job 5: Invalid Trackable RESource", None),
+        ("srun: StepId=3.0 task 0: running", None),
+        ("", None),
+    ],
+)
+def test_failed_tasks_are_read_from_srun(line, expected):
+    assert tasks_ended(line) == expected
+
+
+def ends(*codes: int) -> list[TasksEnded]:
+    return [TasksEnded("node1", (k,), code) for k, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "codes", "done", "meaning"),
+    [
+        (0, [], True, ExitCode.DONE),
+        (0, [], False, ExitCode.INTERNAL),  # nobody failed, nobody finished
+        (75, [75, 75], False, ExitCode.REQUEUE),
+        (137, [75, 137], False, ExitCode.REQUEUE),  # killed while it ended, after the commit
+        (137, [137], False, ExitCode.PEER_LOST),
+        (137, [137, 76], False, ExitCode.PEER_LOST),
+        (137, [76, 75], False, ExitCode.PEER_LOST),
+        (137, [78, 137], False, ExitCode.UNSAFE),  # a refusal is the reason, not the peers it took along
+        (137, [137, 93], False, ExitCode.NO_REQUEUE),
+        (76, [76, 65], False, ExitCode.DATA),
+        (1, [1], False, ExitCode.INTERNAL),  # a traceback
+        (1, [], False, ExitCode.PEER_LOST),  # srun itself: a node is gone
+        (1, [1], True, ExitCode.INTERNAL),
+    ],
+)
+def test_end_of_an_attempt_means_what_its_workers_said(returncode, codes, done, meaning):
+    assert attempt_code(returncode, ends(*codes), done=done) == meaning
+
+
+@pytest.mark.parametrize(
+    ("codes", "meaning", "rank"),
+    [
+        ([76, 137], ExitCode.PEER_LOST, 1),  # the first one only lost its peer
+        ([137, 78], ExitCode.UNSAFE, 1),
+        ([76, 76], ExitCode.PEER_LOST, 0),
+        ([1, 137], ExitCode.INTERNAL, 0),
+    ],
+)
+def test_the_end_that_decided_is_named(codes, meaning, rank):
+    assert first_cause(ends(*codes), meaning) == ends(*codes)[rank]
+    assert first_cause([], meaning) is None
+
+
+SAFETY = config.SafetyConfig(hang_s=10, first_step_s=100)
+
+
+@pytest.mark.parametrize(
+    ("steps_and_ages", "now", "hung"),
+    [
+        ([(8, 9.0), (8, 9.0)], 50.0, []),
+        ([(8, 9.0), (8, 11.0)], 50.0, [1]),
+        ([(8, 12.0), (8, 11.0)], 50.0, [0, 1]),  # the longest silent first
+        ([(5, 99.0), (5, 11.0)], 150.0, []),  # not one step in this attempt yet: it may compile
+        ([(5, 101.0), (5, 11.0)], 150.0, [0]),
+        ([(8, 1.0), None], 99.0, []),  # still importing
+        ([(8, 1.0), None], 101.0, [1]),
+    ],
+)
+def test_silent_workers_are_found(steps_and_ages, now, hung):
+    beats = {
+        rank: Beat(age_s=known[1], phase="training", step=known[0], host="node1", pid=1)
+        for rank, known in enumerate(steps_and_ages)
+        if known
+    }
+    found = Silence(SAFETY, from_step=5, now=0.0).hung(range(2), beats, now=now)
+    assert list(found) == hung
+    assert all("stalled, without progress for " in how for how in found.values())
+
+
+def job(num_nodes: int) -> SlurmJob:
+    return SlurmJob(7, 0, tuple((f"node{k}", 1) for k in range(num_nodes)), None)
+
+
+def test_rendezvous_listens_on_loopback_when_the_job_is_on_one_node():
+    assert rendezvous_address(job(1), {}) == "127.0.0.1"
+
+
+def test_rendezvous_listens_where_slurm_reaches_the_node():
+    assert (
+        rendezvous_address(job(2), {"SLURMD_NODENAME": "node0"}, node_address=lambda _: "10.0.0.7")
+        == "10.0.0.7"
+    )
+
+
+def test_rendezvous_listens_on_the_declared_interface():
+    assert rendezvous_address(job(2), {"TL_DIST_INTERFACE": "lo"}) == "127.0.0.1"
+    assert rendezvous_address(job(2), {"TL_DIST_INTERFACE": "10.0.0.8"}) == "10.0.0.8"
+    with pytest.raises(Refusal, match="Fix: use one of"):
+        rendezvous_address(job(2), {"TL_DIST_INTERFACE": "none7"})
+
+
+@pytest.mark.parametrize("name", ["localhost", "no-such-host.invalid"])
+def test_rendezvous_that_other_nodes_cannot_reach_is_refused(name):
+    with pytest.raises(Refusal, match="Fix: name the network interface") as refusal:
+        rendezvous_address(job(2), {}, node_address=lambda _: name)
+    assert refusal.value.code == ExitCode.UNSAFE
+
+
+@pytest.mark.parametrize(("answer", "said"), [(0, "requeued"), (1, "not requeued by itself. Fix: ")])
+def test_the_batch_script_says_whether_slurm_took_the_requeue(tmp_path: Path, answer: int, said: str) -> None:
+    """Slurm refuses it for a job that a preemption has requeued already."""
+    for name, lines in (("scontrol", f"exit {answer}"), ("driver", "exit 75")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "logs").mkdir()
+    text = script.render(
+        script.SubmitOptions(max_requeue=3), run_dir=tmp_path, python=str(tmp_path / "driver")
+    )
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 75
+    assert f"attempt 0: {said}" in done.stderr

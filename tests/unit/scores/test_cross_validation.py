@@ -1,0 +1,98 @@
+"""Folds are stratified and complete; figures of a cross-validation stand for what its examples were told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import strata_of, types_of
+from tl_dist.datasets.formats.digits import open_digits
+from tl_dist.datasets.split import folds_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import cross_validation, figures
+from tl_dist.scores.cross_validation import OutOfFold
+from tl_dist.scores.predictions import Predictions
+
+
+def test_folds_deal_out_each_stratum_evenly_and_by_seed() -> None:
+    strata = np.repeat([0, 1, 2], [23, 40, 11]).astype(np.int32)
+    fold = folds_of(strata, 5, seed=0)
+    for k in range(3):
+        counts = np.bincount(fold[strata == k], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert (folds_of(strata, 5, seed=0) == fold).all() and (folds_of(strata, 5, seed=1) != fold).any()
+
+
+def test_more_folds_than_examples_of_a_class_are_refused() -> None:
+    with pytest.raises(
+        Refusal, match="4 folds need as many examples of each class and type; there are 3"
+    ) as caught:
+        folds_of(np.array([0] * 9 + [1] * 3, np.int32), 4, seed=0)
+    assert caught.value.code == ExitCode.DATA
+
+
+def test_the_folds_of_a_config_cover_every_example_once() -> None:
+    parts = [open_digits(DataConfig(name="digits", folds=4, fold=k)) for k in range(4)]
+    held_out = [name for part in parts for name in part["test"].ids]
+    assert len(held_out) == len(set(held_out)) == 1797
+    for part in parts:
+        assert not set(part["train"].ids) & set(part["test"].ids)
+        assert part["train"].num_examples + part["test"].num_examples == 1797
+    assert types_of(parts[0]["test"]) == []
+    np.testing.assert_array_equal(strata_of(parts[0]["test"]), parts[0]["test"].labels)
+
+
+def part(ids: list[str], labels: list[int], sure: list[float]) -> Predictions:
+    p = np.array([[1 - s, s] for s in sure])
+    groups = np.array(["mono" if name < "c" else "poly" for name in ids])
+    return Predictions(np.array(ids), np.array(labels, np.int32), p, np.array(["ok", "bad"]), 1, groups)
+
+
+def found() -> OutOfFold:
+    first = [part(["c", "a"], [1, 0], [0.9, 0.1]), part(["b", "d"], [1, 0], [0.2, 0.3])]
+    second = [part(["d", "b"], [0, 1], [0.3, 0.8]), part(["a", "c"], [0, 1], [0.1, 0.6])]
+    return cross_validation.merged([first, second])
+
+
+def test_predictions_of_the_folds_are_merged_by_id() -> None:
+    merged = found()
+    assert list(merged.ids) == list("abcd")
+    np.testing.assert_array_equal(merged.labels, [0, 1, 1, 0])
+    np.testing.assert_array_equal(merged.fold, [[0, 1, 0, 1], [1, 0, 1, 0]])
+    assert list(merged.groups) == ["mono", "mono", "poly", "poly"]
+    np.testing.assert_allclose(merged.probabilities[:, :, 1], [[0.1, 0.2, 0.9, 0.3], [0.1, 0.8, 0.6, 0.3]])
+
+
+def test_three_folds_are_trained_on_twice_what_they_are_tested_on() -> None:
+    parts = [part([f"{k}a", f"{k}b"], [0, 1], [0.1, 0.9 - 0.3 * k]) for k in range(3)]
+    result = cross_validation.summary(cross_validation.merged([parts]))
+    assert result["fold_accuracies"] == [[1.0, 1.0, 0.5]]
+    assert result["interval"] == figures.corrected_interval([1.0, 1.0, 0.5], 0.5)
+
+
+def test_a_figure_that_one_fold_does_not_define_has_no_mean() -> None:
+    of_one_class = part(["c", "d"], [1, 1], [0.9, 0.2])
+    result = cross_validation.summary(
+        cross_validation.merged([[part(["a", "b"], [0, 1], [0.1, 0.9]), of_one_class]])
+    )
+    assert result["figures"]["roc_auc"] is None
+    assert result["figures"]["balanced_accuracy"] == 0.75
+
+
+def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
+    result = cross_validation.summary(found())
+    assert result["fold_accuracies"] == [[1.0, 0.5], [1.0, 1.0]]
+    assert result["seed_accuracies"] == [0.75, 1.0]
+    assert result["accuracy"] == 0.875
+    # Of two folds each test part is as large as the training part.
+    assert result["interval"] == figures.corrected_interval([1.0, 0.5, 1.0, 1.0], 1.0)
+    assert result["groups"] == {
+        "mono": {"num_examples": 2, "accuracy": 0.75},
+        "poly": {"num_examples": 2, "accuracy": 1.0},
+    }
+    found().save(tmp_path / "predictions" / "out_of_fold.npz")
+    with np.load(tmp_path / "predictions" / "out_of_fold.npz", allow_pickle=False) as kept:
+        assert kept["probabilities"].shape == (2, 4, 2) and list(kept["ids"]) == list("abcd")

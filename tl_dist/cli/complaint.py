@@ -1,0 +1,70 @@
+"""What ends a command before it is done: one line on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+
+import typer
+
+from tl_dist.refusal import ExitCode, Refusal
+
+INTERRUPTED = 130  # 128 + SIGINT
+
+# What a disk or its owner refuses, whatever the command: nobody's bug.
+_OF_THE_MACHINE = {
+    errno.ENOSPC: ExitCode.STORAGE,
+    errno.EDQUOT: ExitCode.STORAGE,
+    errno.EROFS: ExitCode.CANNOT_CREATE,
+    errno.EACCES: ExitCode.CANNOT_CREATE,
+}
+
+
+def complain(error: BaseException) -> int:
+    """Say what went wrong and how to mend it; returns the exit code."""
+    from tl_dist.terminal.console import Console, plain
+
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing
+        sys.stdout.write(f"{_message(error)}\n")
+        return ExitCode.USAGE
+    refusal = _as_refusal(error)
+    line = plain(f"error: {refusal}")
+    line.stylize("bold red", 0, len("error:"))
+    Console(stderr=True).print(line, soft_wrap=True)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt | typer.Abort) else refusal.code
+
+
+def _as_refusal(error: BaseException) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Refusal("interrupted.", fix="run the same command again.", code=ExitCode.REQUEUE)
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        fix = f"see {context.command_path if context else 'tl-dist'} --help."
+        what = _message(error).strip().rstrip(".?")
+        return Refusal(f"{what}.", fix=fix, code=ExitCode.USAGE)
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        from tl_dist.files.atomic import reason
+
+        fix = "make room or get access there, or name another place."
+        return Refusal(f"{reason(error)}.", fix=fix, code=_OF_THE_MACHINE[error.errno])
+    fix = f"report it, with {_traceback_file(error)} and 'tl-dist env'."
+    return Refusal(f"{type(error).__name__}: {error}", fix=fix, code=ExitCode.INTERNAL)
+
+
+def _message(error: BaseException) -> str:
+    return str(getattr(error, "format_message", lambda: error)())
+
+
+def _traceback_file(error: BaseException) -> str:
+    with suppress(OSError):
+        handle, path = tempfile.mkstemp(prefix="tl-dist-traceback-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+        return path
+    return "the command line"

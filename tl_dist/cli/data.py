@@ -1,0 +1,162 @@
+"""`tl-dist data VERB`: look at a data set before training on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tl_dist.parallel import cores, slots
+from tl_dist.refusal import ExitCode
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+Facts = dict[str, Any]
+
+_LAYOUT = "tl_dist.datasets.curation.layout"
+_PACKING = "tl_dist.datasets.packing"  # by name, as datasets are: this side imports none of their rooms
+
+data_app = typer.Typer(help="Look at a data set, prove it whole, divide it.", no_args_is_help=True)
+
+DataPath = Annotated[
+    Path,
+    typer.Argument(metavar="PATH|CONFIG", help="directory of a data set, or a config", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="as JSON")]
+
+
+@data_app.command()
+def inspect(
+    path: DataPath,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="where to put samples")] = Path(
+        "samples.png"
+    ),
+    as_json: AsJson = False,
+) -> int:
+    """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
+    from tl_dist.cli import data_inspect
+
+    facts = data_inspect.inspect(path, sheet)
+    _show(facts, data_inspect.show, as_json)
+    return ExitCode.DONE
+
+
+@data_app.command()
+def verify(
+    path: DataPath,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core")] = None,
+    distance: Annotated[
+        int,
+        typer.Option(min=-1, max=16, help="bits of 64 in which near duplicates differ; -1: none are sought"),
+    ] = 3,
+    as_json: AsJson = False,
+) -> int:
+    """Decode everything. Exit code 65 for bad files, and for images that are in two splits."""
+    from tl_dist.cli import data_verify
+    from tl_dist.terminal.console import Console
+
+    found = data_verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
+    _show(found, data_verify.show, as_json)
+    return ExitCode.DONE if found["ok"] else ExitCode.DATA
+
+
+@data_app.command()
+def split(
+    path: DataPath,
+    test: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
+    validation: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
+    folds: Annotated[int | None, typer.Option(min=2, help="folds for cross-validation, instead")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="column of a CSV file, or regular expression on ids: what has the same value stays together"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),
+    force: Annotated[bool, typer.Option("--force", help="replace what FILE holds")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Divide a data set by class (and group) into a manifest that `data.split` uses."""
+    from tl_dist.cli import data_split
+
+    made = data_split.split(
+        path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
+    )
+    _show(made, data_split.show, as_json)
+    return ExitCode.DONE
+
+
+@data_app.command()
+def pack(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="a config, a CSV file, or the directory of a data set"),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="directory, new or of the same command")],
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="scale larger images to this shorter side; default: keep all bytes"),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs that --size makes")] = 95,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-n", min=1, help="processes; default: one for each core")
+    ] = None,
+) -> int:
+    """Pack a data set into a few large files. The same command goes on with one that was stopped.
+
+    Start it several times, on one host or many (by srun, mpirun or horovodrun, or by hand), to share the work.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_line
+
+    packing = import_module(_PACKING)
+    rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
+    splits = import_module(_LAYOUT).opened_whole(source)
+    console = Console()
+    columns = (
+        TextColumn("packing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("packing", total=None)
+        packing.pack(
+            splits,
+            target,
+            size=size,
+            quality=quality,
+            workers=workers or cores.own_share(os.environ),
+            part=(rank % size_of_job, size_of_job),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if rank:  # of many alike the first one says it
+        return ExitCode.DONE
+    total = sum(s.num_examples for s in splits.values())
+    taken = sum(path.stat().st_size for path in target.glob("*.images"))
+    show_line(
+        console,
+        f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}",
+    )
+    return ExitCode.DONE
+
+
+def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
+    """One answer, for a program or for a person."""
+    from tl_dist.terminal.console import Console
+
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+    else:
+        show(facts, Console())

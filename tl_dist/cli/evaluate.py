@@ -1,0 +1,103 @@
+"""`tl-dist eval`: the figures of a run's newest commit, computed by workers as in training."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from tl_dist.cli.train import require_horovod
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.launcher.attempt import ORDERLY, Launch, explained, first_failure
+from tl_dist.launcher.command import num_workers, visible_gpus
+from tl_dist.launcher.group import Group
+from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.supervise import signals_counted
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.lock import holder
+from tl_dist.terminal.progress import Record
+
+
+def evaluate(
+    path: Path,
+    split: str,
+    views: str | None = None,
+    *,
+    strategy: str | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
+
+    `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views. The figures are those
+    of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told.
+    """
+    run = RunDir.open(path)
+    overrides = [] if views is None else [f"evaluation.views=[{views}]"]
+    layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
+    overrides += layout
+    cfg = config_file.load(run.config_file, overrides)
+    if cfg.strategy == "horovod":
+        require_horovod()
+    say(f"evaluating with {' '.join(layout)}")
+    owner = holder(run)
+    if owner is not None:  # its workers would see our heartbeats, and we their stop file
+        raise Refusal(
+            f"run '{run.name}' is in use by {owner}.",
+            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+    task = [word for override in overrides for word in ("--override", override)]
+    run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
+    result = read_file(run.evaluations / f"{split}.json", max_bytes=limits.EVALUATION)
+    record: Record = json.loads(result)
+    return record
+
+
+def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
+    """The strategy and workers of a task whose result is the same for any, as overrides of the run's config."""
+    if workers is None:
+        workers = 1 if strategy == "single" else min(max(1, gpus), num_workers(cfg, gpus))
+    if strategy is None:
+        strategy = "single" if workers == 1 else "horovod" if cfg.strategy == "single" else cfg.strategy
+    return [f"strategy={strategy}", f"workers={workers}"]
+
+
+def run_task(
+    run: RunDir, launch: Launch, *, what: str, heading: str, watch: Callable[[], None] = lambda: None
+) -> None:
+    """Have the workers do one thing, and wait for it; a failure or a stop is refused with its reason.
+
+    `watch` is called while they work. Their output is in logs/WHAT_rank_0000.out.
+    """
+    run.clear_stop()
+    with (
+        signals_counted() as signals,
+        launch() as commands,
+        Group(commands, lambda rank: run.logs / f"{what}_rank_{rank:04d}.out", heading=heading) as group,
+    ):
+        while not group.wait(0.1) and not signals.stop and _orderly(group):
+            watch()
+        group.end(grace_s=0 if signals.stop else None)
+        watch()
+        run.clear_stop()
+        if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
+            stopped = f"the {what} was stopped."
+            raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
+        if not _orderly(group):
+            first = first_failure(group.exits)
+            end = explained(first, group.last_lines(first.rank))
+            log = run.logs / f"{what}_rank_{first.rank:04d}.out"
+            code = ExitCode(end.code) if end.code in list(ExitCode) else ExitCode.INTERNAL
+            failed = f"rank {first.rank} on {socket.gethostname()}: {end.cause}."
+            raise Refusal(failed, fix=end.fix or f"read {os.path.relpath(log)}.", code=code)
+
+
+def _orderly(group: Group) -> bool:
+    return all(exit.code in ORDERLY for exit in group.exits)

@@ -1,0 +1,65 @@
+"""`tl-dist features VERB`: cached outputs of frozen backbones, computed, listed, removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
+from tl_dist.refusal import ExitCode
+
+features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
+
+
+@features_app.command("extract")
+def features_extract(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Compute the features that a config needs, by all of its workers."""
+    from tl_dist.cli.feature_sets import extract
+    from tl_dist.cli.train import Request
+    from tl_dist.terminal.console import Console
+
+    return extract(Request(config, overrides or (), strategy, workers, runs), Console())
+
+
+@features_app.command("list")
+def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+    """List the feature sets beside the runs in a directory, the last used first."""
+    from tl_dist.cli.feature_sets import sets, show
+    from tl_dist.terminal.console import Console
+
+    show(sets(runs), Console())
+    return ExitCode.DONE
+
+
+@features_app.command("prune")
+def features_prune(
+    runs: Annotated[Path, typer.Argument(metavar="[DIR]", resolve_path=True)] = Path("runs"),
+    unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
+    keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
+    unreferenced: Annotated[
+        bool, typer.Option("--unreferenced", help="remove what no run here reads")
+    ] = False,
+) -> int:
+    """Remove feature sets that nobody needs, and what interrupted extractions have left."""
+    from tl_dist.cli.feature_sets import prune, show_pruned
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_line
+
+    console = Console()
+    gone = prune(
+        runs,
+        unused_days=unused_days,
+        keep_mb=keep_mb,
+        unreferenced=unreferenced,
+        say=lambda text: show_line(console, text),
+    )
+    show_pruned(gone, console)
+    return ExitCode.DONE

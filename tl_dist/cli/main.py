@@ -1,0 +1,325 @@
+"""The command line: `tl-dist VERB ...`. Each verb parses, calls one function, and shows what it returns.
+
+Modules are imported by the verb that needs them, so that `--help` answers at once and nothing here can bring
+TensorFlow in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers
+from tl_dist.cli.complaint import INTERRUPTED, complain
+from tl_dist.cli.data import data_app
+from tl_dist.cli.features import features_app
+from tl_dist.refusal import ExitCode, Refusal, printable
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+app = typer.Typer(
+    name="tl-dist",
+    help="Distributed transfer learning of vision networks: one config file, any number of workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(features_app, name="features")
+augment_app = typer.Typer(help="See what the augmentations of a config do.", no_args_is_help=True)
+app.add_typer(augment_app, name="augment")
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Train to the end. The same command goes on with a run that was stopped or that failed."""
+    from tl_dist.cli.train import Request
+    from tl_dist.parallel.slots import started_by_launcher
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    if started_by_launcher(os.environ):
+        from tl_dist.cli.join import join
+
+        join(request, os.environ)
+    from tl_dist.cli.train import train as train_here
+
+    return train_here(request, _console())
+
+
+@app.command()
+def worker(run: RunPath) -> int:
+    """Be one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
+    from tl_dist.cli.join import become_worker
+
+    become_worker(run)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    split: Split = Split.TEST,
+    views: Annotated[
+        str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
+    ] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Evaluate the newest checkpoint of a run."""
+    from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.terminal.console import plain
+    from tl_dist.terminal.tables import show_evaluation, show_line
+
+    console = _console()
+    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
+        record = evaluate_run(
+            run,
+            split,
+            views,
+            strategy=strategy,
+            workers=workers,
+            say=lambda text: show_line(console, text, style="dim"),
+        )
+    show_evaluation(record, console)
+    return ExitCode.DONE
+
+
+@app.command("cv")
+def cross_validate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2)] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="divisions into folds")] = 5,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Cross-validate a config: mean, interval, figures by fold and group, out-of-fold predictions."""
+    from tl_dist.cli.cross_validation import cross_validate as run_folds
+    from tl_dist.cli.train import Request
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    return run_folds(request, folds, seeds, _console())
+
+
+@app.command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Split = Split.TEST,
+) -> int:
+    """Say whether two runs differ, by a paired test on the same examples."""
+    from tl_dist.cli.compare import compare as compare_runs
+    from tl_dist.cli.compare import show
+
+    show(compare_runs(first, second, split), (str(first), str(second)), _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="of the training split, without a validation split")] = 5,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Search for the best classifier on cached features, without the test split, and write it as YAML."""
+    from tl_dist.cli.train import Request
+    from tl_dist.cli.tune import tune as search
+
+    return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
+
+
+@augment_app.command("preview")
+def augment_preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", metavar="PNG")] = Path("augment.png"),
+    rows: Annotated[int, typer.Option(min=1, max=64, help="images to show, one in each row")] = 4,
+) -> int:
+    """Show a few training images, each as it is and then augmented eight times."""
+    from tl_dist.cli.augment_preview import preview
+    from tl_dist.terminal.tables import show_line
+
+    preview(config, overrides or (), out, rows)
+    show_line(_console(), f"each row: an image, then the same augmented at eight positions: {out}")
+    return ExitCode.DONE
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
+    """Print a config with every default filled in."""
+    from tl_dist.cli.train import Request
+    from tl_dist.config.file import dump
+
+    print(dump(Request(config, overrides or ()).load()), end="")
+    return ExitCode.DONE
+
+
+@config_app.command("schema")
+def config_schema(
+    as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
+) -> int:
+    """List every key that a config may hold: its type, its default, what it does."""
+    from tl_dist.config import Config
+    from tl_dist.config import file as config_file
+    from tl_dist.terminal.tables import show_schema
+
+    if as_json:
+        print(json.dumps(config_file.schema(), indent=1))
+    else:
+        show_schema(Config, _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
+    """Describe this machine and this installation, for a report about a problem."""
+    from tl_dist.cli.environment import as_text, collect
+
+    facts = collect()
+    print(json.dumps(facts, indent=1) if as_json else printable(as_text(facts), lines=True))
+    return ExitCode.DONE
+
+
+@app.command()
+def doctor() -> int:
+    """Say what is built in, and prove it by a sum over two workers. Exit code 1 if something is broken."""
+    from tl_dist.cli.doctor import examine
+    from tl_dist.terminal.tables import show_line
+
+    console = _console()
+    healthy = True
+    for finding in examine():
+        style = "" if finding.ok else "dim" if finding.ok is None else "bold red"
+        show_line(console, str(finding), style=style)
+        healthy = healthy and finding.ok is not False
+    return 0 if healthy else 1
+
+
+@app.command("runs")
+def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+    """List the runs in a directory."""
+    from tl_dist.runs.table import runs
+    from tl_dist.terminal.tables import show_runs
+
+    if not root.is_dir():
+        raise Refusal(
+            f"{root} is no directory.", fix="name the one that holds the runs.", code=ExitCode.USAGE
+        )
+    show_runs(runs(root), _console())
+    return ExitCode.DONE
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="default: 1")] = None,
+    ntasks_per_node: Annotated[
+        int | None, typer.Option(help="workers on each node; default: its GPUs")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option()] = None,
+    cpus_per_task: Annotated[int | None, typer.Option()] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    time: Annotated[str | None, typer.Option(help="limit, as sbatch takes it: 8:00:00, 1-12")] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    signal_lead_s: Annotated[
+        int | None, typer.Option(help="ask for the stop so long before the limit")
+    ] = None,
+    max_requeue: Annotated[int | None, typer.Option(help="restarts of the job; default: 3")] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="network interface or address of the first node")
+    ] = None,
+    mpi: Annotated[str | None, typer.Option(help="none or pmix")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option(help='one more #SBATCH option, "--constraint=a100"')
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be submitted")] = False,
+    runs: Root = Path("runs"),
+) -> int:
+    """Submit a run to Slurm; the job asks itself to stop before its limit and requeues itself."""
+    from tl_dist.cli.submit import submit_run
+    from tl_dist.cli.train import Request
+
+    options: dict[str, Any] = {
+        "nodes": nodes,
+        "ntasks_per_node": ntasks_per_node or gpus_per_node,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task,
+        "partition": partition,
+        "time": time,
+        "account": account,
+        "signal_lead_s": signal_lead_s,
+        "max_requeue": max_requeue,
+        "interface": interface,
+        "mpi": mpi,
+        "extra": tuple(extra) if extra else None,
+    }
+    request = Request(config, overrides or (), runs=runs)
+    return submit_run(request, options, _console(), dry_run=dry_run)
+
+
+@app.command(hidden=True)
+def srun(run: RunPath) -> int:
+    """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
+    from tl_dist.launcher.slurm.script import drive
+
+    return drive(run, os.environ)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Whatever goes wrong is one line on standard error."""
+    if arguments is None:
+        _import_nothing_from_here()
+    try:
+        command = typer.main.get_command(app)
+        code = int(command.main(arguments, prog_name="tl-dist", standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # Typer has answered Ctrl-C by it, and by nothing else
+            raise KeyboardInterrupt
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains once more on exit
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error)
+
+
+def _import_nothing_from_here() -> None:
+    """For every Python that this process starts: the working directory may hold a random.py, or worse.
+
+    A checkout that `python -m` found there is named to them instead.
+    """
+    package = str(Path(__file__).parents[2])
+    if sys.path[0] == package:
+        paths = [package, os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _console() -> Console:
+    from tl_dist.terminal.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`recipe: auto`: the data set is looked at once, on the login node, and the resolved config holds what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from statistics import median
+from typing import Any
+
+from tl_dist.config import Config, DataConfig, auto
+from tl_dist.config import file as config_file
+from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.refusal import ExitCode, Refusal
+
+_LOOKED_AT = 64
+_DIVISION, _HEADERS = (
+    "tl_dist.datasets.division",
+    "tl_dist.datasets.headers",
+)  # rooms that this side never imports
+
+
+def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
+    """What `auto.auto` says of a data set for the keys that a config leaves out."""
+    train = import_module(_DIVISION).open_splits(data)[0]["train"]
+    backbone = lookup(BACKBONES, str(config_file.section(written, "model").get("backbone")))
+    return auto.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
+
+
+def line(cfg: Config) -> str:
+    """What a config trained by a recipe says, on one line."""
+    optimizer, data = cfg.optimizer, cfg.data
+    augment = f"augment {' '.join(data.augment) or 'none'}"
+    if cfg.classifier.computed:
+        return f"recipe auto: {cfg.classifier.name} of images of {data.image_size} px, {augment}"
+    length = f"{cfg.steps:,} steps" if cfg.steps else f"{cfg.epochs or 0:g} epochs"
+    schedule = optimizer.schedule
+    drops = f", a tenth after {', '.join(f'{e:g}' for e in schedule.drop_at_epochs)} epochs"
+    return (
+        f"recipe auto: {length} of {cfg.global_batch} images of {data.image_size} px, "
+        f"train_from {cfg.model.train_from}, "
+        f"{optimizer.name} at {optimizer.learning_rate:.3g}{drops if schedule.drop_at_epochs else ''}, "
+        f"{augment}, mixup {data.augmentation.mixup:g}"
+    )
+
+
+def _typical_area(train: Any) -> float:
+    """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
+    dimensions = import_module(_HEADERS).dimensions
+    if hasattr(train, "encoded_bytes"):
+        looked_at = min(_LOOKED_AT, train.num_examples)
+        areas = []
+        for k in range(looked_at):
+            with suppress(OSError, ValueError):  # training will leave it out, and say so
+                _, width, height = dimensions(train.encoded_bytes(k * train.num_examples // looked_at))
+                areas.append(width * height)
+        if areas:
+            return float(median(areas))
+        what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
+        raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)
+    source = import_module("tl_dist.datasets").pool_of(train)[0]
+    height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2
+    return float(height * width)

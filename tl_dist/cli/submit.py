@@ -1,0 +1,46 @@
+"""`tl-dist submit`: a config becomes a run directory and a Slurm job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_horovod, with_trained_source
+from tl_dist.launcher.slurm.script import options_from, submit
+from tl_dist.refusal import ExitCode
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.tables import relative, show_line
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+
+def submit_run(
+    request: Request, options: Mapping[str, Any], console: Console, *, dry_run: bool = False
+) -> int:
+    """Submit a run, or show what would be submitted, of which nothing is then written.
+
+    More than one task means Horovod, with one worker in each.
+    """
+    wanted = options_from(**options)
+    workers = wanted.nodes * wanted.ntasks_per_node
+    layout = ["strategy=horovod", f"workers={workers}"] if workers > 1 else []
+    cfg = with_trained_source(request.load(*layout), request.runs)
+    run = RunDir(request.runs / cfg.name)
+    show_line(console, headline(cfg, run), style="bold")
+    if dry_run:
+        result = submit(run.path, wanted, dry_run=True)
+        show_line(console, f"would write {relative(result.script_path)}:")
+        for line in (*result.script.split("\n"), result.step_command, *result.rank_commands):
+            show_line(console, line)
+        return ExitCode.DONE
+    if cfg.strategy == "horovod":
+        require_horovod()
+    run = open_run(request.runs, cfg)
+    prepare_shown(cfg, console)  # on the login node, which often has the only way out
+    result = submit(run.path, wanted, env=os.environ)
+    show_line(
+        console, f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}"
+    )
+    return ExitCode.DONE

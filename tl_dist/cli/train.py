@@ -1,0 +1,162 @@
+"""`tl-dist train`: from a config file to a finished run on this host."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_dist.cli import recipe
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.config import source as config_source
+from tl_dist.launcher.attempt import newest_commit
+from tl_dist.launcher.command import num_workers, visible_gpus
+from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.prepare import prepare
+from tl_dist.launcher.supervise import supervise
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import origin
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.progress import Progress
+from tl_dist.terminal.tables import relative, show_end, show_line, show_losses
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
+
+    config: Path
+    overrides: Sequence[str] = ()
+    strategy: str | None = None
+    workers: int | None = None
+    runs: Path = Path("runs")
+
+    def load(self, *extra: str) -> Config:
+        """The config with everything that the command line says, and `extra`, put over it."""
+        short = [f"strategy={self.strategy}"] if self.strategy else []
+        short += [f"workers={self.workers}"] if self.workers else []
+        return config_file.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
+
+
+def train(request: Request, console: Console) -> int:
+    """Train to the end with workers on this host, and show the figures."""
+    cfg = request.load()
+    if cfg.strategy == "horovod":
+        require_horovod()
+        if cfg.workers is None:
+            cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
+    code, cfg = after_source_task(cfg, request.runs, console)
+    return _train(cfg, request.runs, console) if code == ExitCode.DONE else code
+
+
+def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
+    """DONE and the config that starts from its source task, which is trained first where it is not done yet.
+
+    Another code where that was stopped.
+    """
+    if cfg.source is None or cfg.source.data is None:
+        return ExitCode.DONE, cfg
+    first = config_source.of_source(cfg)
+    run = RunDir(runs / first.name)
+    code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
+    return code, config_source.after_source(cfg, run.path)
+
+
+def with_trained_source(cfg: Config, runs: Path) -> Config:
+    """The config that starts from its source task, where that is done; refuses where it is not.
+
+    For launchers whose workers are there for one run alone.
+    """
+    if cfg.source is None or cfg.source.data is None:
+        return cfg
+    first = config_source.of_source(cfg)
+    run = RunDir(runs / first.name)
+    if run.done is None:
+        raise Refusal(
+            f"the source task of '{cfg.name}' has not been trained: {relative(run.path)} is not done.",
+            fix=f"make 'source.data' a config of its own with 'name: {first.name}', launch that first, and write "
+            f"'source: {{run: {relative(run.path)}}}' here; or train both by 'tl-dist train' without a launcher.",
+            code=ExitCode.USAGE,
+        )
+    _unchanged(first, runs)
+    return config_source.after_source(cfg, run.path)
+
+
+def _unchanged(cfg: Config, runs: Path) -> int:
+    """Refuses a finished run that was made by another config."""
+    RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
+    return ExitCode.DONE
+
+
+def _train(cfg: Config, runs: Path, console: Console) -> int:
+    run = open_run(runs, cfg)
+    show_line(console, headline(cfg, run), style="bold")
+    if cfg.recipe:
+        show_line(console, recipe.line(cfg))
+    if run.done is not None:
+        show_line(console, "this run is done; another name=NAME starts a new one")
+        show_end(run, console)
+        return ExitCode.DONE
+    prepare_shown(cfg, console)
+    with Progress(console, every_s=cfg.report.every_s) as progress:
+        code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+    if code == ExitCode.DONE:
+        show_end(run, console)
+        if cfg.source is not None and cfg.source.run is not None:
+            show_losses({"source": RunDir(cfg.source.run), "target": run}, console)
+    else:
+        step = max(newest_commit(run), 0)
+        show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
+    return code
+
+
+def open_run(root: Path, cfg: Config) -> RunDir:
+    """The run directory of a config, made or found, private to this user, on storage that works."""
+    if cfg.source is not None:
+        origin.opened(cfg)
+    run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
+    run.probe_storage()
+    return run
+
+
+def headline(cfg: Config, run: RunDir) -> str:
+    """What will run, in one line."""
+    step = newest_commit(run)
+    start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
+    count = num_workers(cfg, visible_gpus(os.environ))
+    workers = f"{count} workers" if count > 1 else "1 worker"
+    strategy = cfg.strategy if cfg.strategy == "single" else f"{cfg.strategy}, {workers}"
+    return (
+        f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
+    )
+
+
+def prepare_shown(cfg: Config, console: Console) -> None:
+    """`prepare`, with a sign of life on a terminal."""
+    from tl_dist.terminal.console import plain
+
+    status = console.status("preparing") if console.is_terminal else None
+    with status or nullcontext():
+        prepare(
+            cfg,
+            say=lambda text: show_line(console, text, style="dim"),
+            busy=lambda text: status.update(plain(f"preparing {text}")) if status else None,
+        )
+
+
+def require_horovod() -> None:
+    """Refuses before anything starts where there is no Horovod; that it works is for the doctor to say."""
+    if importlib.util.find_spec("horovod") is None:
+        raise Refusal(
+            "Horovod is not installed in this Python environment.",
+            fix="run ./launch/install_horovod, or use strategy=mirrored.",
+            code=ExitCode.USAGE,
+        )

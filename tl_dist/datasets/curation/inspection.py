@@ -1,0 +1,172 @@
+"""What a data set holds: classes, sizes, kinds of files, and a picture of samples."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tl_dist.datasets import Source
+from tl_dist.datasets.curation import images, remarks
+from tl_dist.datasets.curation.layout import opened
+from tl_dist.datasets.headers import fault
+from tl_dist.datasets.location import Location
+from tl_dist.datasets.rgb import rgb
+from tl_dist.files.atomic import write_output
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.picture import refuse_other_picture
+
+_THREADS = 8
+_TILE = 96
+_LABEL = 14
+_MAX_CLASSES = 20
+_SAMPLES = 8
+_DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_LOOKED_AT = 64  # images of 16 bits that are decoded
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+    remarks: list[str]
+    has_16_bits: bool
+
+
+def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
+    """Facts about the data set at `path`, as JSON; with `sheet`, a PNG of samples of each class is put there.
+
+    No pixel is decoded but those of the samples, and of some images of 16 bits. `imbalance` is the largest class over
+    the smallest.
+    """
+    if sheet is not None:
+        refuse_other_picture(sheet, _is_sheet, option="--sheet")
+    data, splits = opened(path)
+    facts: dict[str, Any] = {
+        "kind": data.name,
+        "path": data.path,
+        "classes": list(splits["train"].class_names),
+        "splits": {name: _split(source) for name, source in splits.items()},
+    }
+    if sheet is not None:
+        picture = contact_sheet(splits["train"])
+        if picture is not None:
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            write_output(sheet, content.getvalue(), option="--sheet")
+            facts["sheet"] = str(sheet)
+    return facts
+
+
+def _is_sheet(width: int, height: int) -> bool:
+    return width == _SAMPLES * _TILE and not height % (_TILE + _LABEL)
+
+
+def _split(source: Source) -> dict[str, Any]:
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on large images: the threads below share this setting
+        with ThreadPoolExecutor(_THREADS) as pool:
+            headers = list(pool.map(_header, images.stored(source), chunksize=64))
+    known = [header for header in headers if header is not None]
+    sizes = np.array([header[:2] for header in known]).reshape(-1, 2)
+    deep = [k for k, header in enumerate(headers) if header is not None and header.has_16_bits]
+    deep = [deep[at] for at in np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep))).astype(int)]
+    narrow = _narrow(source, deep)
+    return {
+        "num_examples": source.num_examples,
+        "counts": {name: int(n) for name, n in zip(source.class_names, counts, strict=True)},
+        "imbalance": float(counts.max() / counts.min()) if counts.min() else None,
+        "sizes": {
+            name: [int(v) for v in np.rint(measure(sizes, axis=0))]
+            for name, measure in (("min", np.min), ("median", np.median), ("max", np.max))
+        }
+        if len(sizes)
+        else {},
+        "modes": dict(Counter(header.mode for header in known)),
+        "formats": dict(Counter(header.format for header in known)),
+        "bytes": sum(header.bytes for header in known),
+        "unreadable": len(headers) - len(known),
+        "remarks": remarks.summed(
+            [(source.ids[k], header.remarks) for k, header in enumerate(headers) if header is not None]
+            + [(source.ids[k], ["narrow"]) for k in narrow],
+            total=len(known),
+            total_16_bits=len(deep),
+        ),
+    }
+
+
+def _header(image: images.Stored) -> _Header | None:
+    try:
+        if isinstance(image, np.ndarray):
+            return _header_of(images.opened(image), image.nbytes)
+        if fault(image):
+            return None
+        if image.length is None:
+            with os.fdopen(open_regular(image.path, links=True), "rb") as file:
+                return _header_of(Image.open(file), os.fstat(file.fileno()).st_size)
+        return _header_of(images.opened(image), image.length)
+    except _DAMAGED:
+        return None
+
+
+def _header_of(image: Image.Image, size: int) -> _Header:
+    kind, deep = image.format or "pixels", remarks.has_16_bits(image)
+    return _Header(image.width, image.height, image.mode, kind, size, remarks.by_header(image), deep)
+
+
+def _narrow(source: Source, rows: list[int]) -> list[int]:
+    """Which of these images of 16 bits use few of them."""
+    every = list(images.stored(source)) if rows else []
+    found = []
+    for k in rows:
+        with suppress(*_DAMAGED):
+            if remarks.is_narrow(rgb(images.opened(every[k]))):
+                found.append(k)
+    return found
+
+
+def contact_sheet(source: Source) -> Image.Image | None:
+    """A few samples of each class in a row with its name; None for a source that makes its images up."""
+    every = list(images.stored(source))
+    if not every:
+        return None
+    labels = source.labels
+    shown = np.unique(labels)[:_MAX_CLASSES]
+    sheet = Image.new("RGB", (_SAMPLES * _TILE, len(shown) * (_TILE + _LABEL)), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(shown):
+        members = np.flatnonzero(labels == label)
+        picked = members[np.linspace(0, len(members) - 1, min(_SAMPLES, len(members))).astype(int)]
+        top = row * (_TILE + _LABEL)
+        text = f"{source.class_names[label]} ({len(members):,})"
+        draw.text((3, top + 1), text.encode("latin1", "replace").decode("latin1"), fill=(255, 255, 255))
+        for column, k in enumerate(picked):
+            sheet.paste(_tile(every[k]), (column * _TILE, top + _LABEL))
+    return sheet
+
+
+def _tile(image: images.Stored) -> Image.Image:
+    tile = Image.new("RGB", (_TILE, _TILE), (24, 24, 24))
+    try:
+        if isinstance(image, Location) and (found := fault(image)):
+            raise ValueError(found.reason)
+        pixels = rgb(images.opened(image))
+    except _DAMAGED:
+        ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
+        return tile
+    scale = (_TILE - 2) / max(pixels.size)
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
+    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    tile.paste(pixels.resize((width, height), kind), (1, 1))
+    return tile

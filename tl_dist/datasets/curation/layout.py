@@ -1,0 +1,88 @@
+"""Which data set lies at a path: by names of files and folders alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tl_dist.config import DataConfig
+from tl_dist.config import file as config_file
+from tl_dist.config.registry import DATASETS
+from tl_dist.datasets import Splits
+from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.formats.image_folder import READABLE
+from tl_dist.datasets.formats.tfds import is_prepared
+from tl_dist.refusal import ExitCode, Refusal
+
+_SHARD = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in READABLE
+
+
+def _has(*names: str) -> Callable[[Path, set[str]], bool]:
+    return lambda path, found: all(name in found for name in names)
+
+
+# The first that fits; each gets the path and the names in it (none for a file).
+_LAYOUTS: list[tuple[str, Callable[[Path, set[str]], bool]]] = [
+    ("csv", lambda path, found: path.is_file() and path.suffix.lower() in (".csv", ".tsv")),
+    ("cifar10", _has("cifar-10-batches-bin")),
+    ("cifar10", _has("cifar-10-batches-py")),
+    ("cifar10", _has("data_batch_1.bin")),
+    ("cifar10", _has("data_batch_1", "batches.meta")),
+    ("cifar100", _has("cifar-100-binary")),
+    ("cifar100", _has("cifar-100-python")),
+    ("cifar100", _has("train.bin", "fine_label_names.txt")),
+    ("cifar100", _has("train", "meta", "test")),
+    ("elpv", _has("labels.csv", "images")),
+    ("packed", _has("manifest.json")),
+    ("tfds", lambda path, found: path.is_dir() and is_prepared(path)),
+    ("tfrecord", lambda path, found: any(_SHARD.fullmatch(name) for name in found)),
+    (
+        "image_folder",
+        lambda path, found: any(os.path.isdir(path / name) or _is_image(name) for name in found),
+    ),
+]
+
+
+def recognise(path: Path) -> DataConfig:
+    """The `data` section that reads what lies at `path`, without a split of its own making; refuses (65) else."""
+    if not path.exists():
+        raise Refusal(f"there is nothing at {path}.", fix="correct the path.", code=ExitCode.DATA)
+    try:
+        found = {name for name in os.listdir(path) if not name.startswith(".")} if path.is_dir() else set()
+    except OSError as error:
+        what = f"{path} cannot be listed: {error.strerror}."
+        raise Refusal(what, fix="permit it, or correct the path.", code=ExitCode.DATA) from error
+    if path.is_dir() and not found:
+        fix = "correct the path, or put the data there."
+        raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
+    for name, fits in _LAYOUTS:
+        if name in DATASETS and fits(path, found):
+            return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)
+    raise Refusal(
+        f"{path} is no data set that is known here.",
+        fix=f"give a config (.yaml), or a directory of one of {', '.join(DATASETS)}.",
+        code=ExitCode.DATA,
+    )
+
+
+def opened(path: Path) -> tuple[DataConfig, Splits]:
+    """The data set of a config (.yaml), or the one that lies at `path`."""
+    data = _described(path)
+    return data, open_splits(data)[0]
+
+
+def opened_whole(path: Path) -> Splits:
+    """The same with nothing held out: only splits that the files themselves make are there."""
+    whole = {"validation_fraction": 0.0, "test_fraction": 0.0, "split": None, "folds": None, "fold": None}
+    return open_splits(_described(path).model_copy(update=whole))[0]
+
+
+def _described(path: Path) -> DataConfig:
+    is_config = path.suffix in (".yaml", ".yml") and path.is_file()
+    return config_file.load(path).data if is_config else recognise(path)

@@ -1,0 +1,123 @@
+"""The proof that a data set is whole: every image is decoded, and none is there twice across splits."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tl_dist.datasets.curation import duplicates, images, remarks
+from tl_dist.datasets.curation.layout import opened
+from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.location import Location
+from tl_dist.datasets.processes import process_pool
+from tl_dist.datasets.quarantine import left_out
+from tl_dist.datasets.rgb import rgb
+
+Advance = Callable[[int, int], None]
+"""Told (done, total) as it goes on."""
+
+_CHUNK = 64
+
+
+class _Checked(NamedTuple):
+    fault: Fault | None
+    digest: str = ""  # of size and RGB pixels
+    hash: int = 0  # perceptual
+    remarks: tuple[str, ...] = ()
+    has_16_bits: bool = False
+
+
+def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict[str, Any]:
+    """What is wrong with the data set at `path`, as JSON: `bad` files, `equal` and `near` duplicates, `leaks`.
+
+    `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; below
+    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `remarks` are on what
+    training does to some images (see `remarks`). `ok` is whether there is neither a bad file nor a leak.
+    """
+    data, splits = opened(path)
+    every = images.everything(splits)
+    checked = _check_all([image for _, _, image in every], workers, advance)
+    bad = [bad._asdict() for bad in left_out(splits)] + [
+        {"split": split, "id": name, "offset": found.fault.offset, "reason": found.fault.reason}
+        for (split, name, _), found in zip(every, checked, strict=True)
+        if found.fault is not None
+    ]
+    whole = [k for k, found in enumerate(checked) if found.fault is None]
+    equal = [[whole[i] for i in group] for group in duplicates.equal([checked[k].digest for k in whole])]
+    again = {k for group in equal for k in group[1:]}
+    once = [k for k in whole if k not in again] if distance >= 0 else []
+    near = duplicates.near(np.array([checked[k].hash for k in once], np.uint64), distance)
+    pairs = [[once[i], once[j]] for i, j in near.tolist()]
+    leaks = sum(len({every[k][0] for k in group}) > 1 for group in [*equal, *pairs])
+
+    def named(groups: Sequence[Sequence[int]]) -> list[list[str]]:
+        return [[f"{every[k][0]}: {every[k][1]}" for k in group] for group in groups]
+
+    return {
+        "kind": data.name,
+        "path": data.path,
+        "num_examples": len(every),
+        "bad": bad,
+        "equal": named(equal),
+        "near": named(pairs),
+        "leaks": leaks,
+        "remarks": remarks.summed(
+            ((name, found.remarks) for (_, name, _), found in zip(every, checked, strict=True)),
+            total=len(every),
+            total_16_bits=sum(found.has_16_bits for found in checked),
+        ),
+        "ok": not bad and not leaks,
+    }
+
+
+def _check_all(every: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
+    chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
+    checked: list[_Checked] = []
+    with process_pool(workers, "forkserver") as pool:
+        for part in [pool.submit(_check, chunk) for chunk in chunks]:
+            checked += part.result()
+            advance(len(checked), len(every))
+    return checked
+
+
+def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on what `fault` has let through
+        return [_check_one(image) for image in chunk]
+
+
+def _check_one(image: images.Stored) -> _Checked:
+    import imagehash
+
+    offset = 0 if isinstance(image, np.ndarray) else image.offset
+    if not isinstance(image, np.ndarray):
+        found = fault(image) or _changed(image)
+        if found is not None:
+            return _Checked(found)
+    try:
+        whole = images.opened(image)
+        found_remarks, has_16_bits = remarks.by_header(whole), remarks.has_16_bits(whole)
+        pixels = rgb(whole)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        return _Checked(Fault(offset, f"cannot be decoded: {error}"))
+    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
+    if has_16_bits and remarks.is_narrow(pixels):
+        found_remarks.append("narrow")
+    phash = int(str(imagehash.phash(pixels)), 16)
+    return _Checked(None, digest, phash, tuple(found_remarks), has_16_bits)
+
+
+def _changed(image: Location) -> Fault | None:
+    """Whether the bytes are not those that were stored, where a checksum tells."""
+    if image.crc32c is None:
+        return None
+    import google_crc32c
+
+    right = google_crc32c.value(images.encoded(image)) == image.crc32c
+    return None if right else Fault(image.offset, "has a wrong checksum")

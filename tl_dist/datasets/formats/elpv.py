@@ -1,0 +1,98 @@
+"""ELPV: 2,624 electroluminescence images of solar cells, each with a defect probability given by experts.
+
+Deitsch et al. 2019 (arXiv 1807.02894), https://github.com/zae-bayern/elpv-dataset; data CC BY-NC-SA 4.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import SoftLabels, Splits
+from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
+from tl_dist.datasets.split import divide
+from tl_dist.files.packages import fetch
+from tl_dist.refusal import ExitCode, Refusal
+
+PACKAGE = "elpv-dataset==1.0.0.post1"
+NUM_CELLS = 2624
+NUM_DEFECTIVE = 821
+
+_TYPES = ("mono", "poly")
+
+
+class _Cell(NamedTuple):
+    path: str
+    probability: float  # that the cell is defective: 0, 1/3, 2/3 or 1
+    type: str  # of the module, mono- or polycrystalline
+
+
+def open_elpv(data: DataConfig) -> Splits:
+    """Cells as functional or defective (probability above 1/2), split by type and class as in the paper.
+
+    With the default test_fraction there are 1,968 examples to train on and 656 to test. The files come from
+    the package index, or from `data.path`: a directory with labels.csv and the images that it names.
+    """
+    if data.path is None:
+        root = fetch(PACKAGE, "elpv_dataset/data").resolve()
+    else:
+        root = directory_of(data, f"labels.csv and images of {PACKAGE}; without it they are fetched")
+    cells = _read_labels(root / "labels.csv")
+    labels = np.array([cell.probability > 0.5 for cell in cells], np.int32)
+    if data.path is None and (len(cells), int(labels.sum())) != (NUM_CELLS, NUM_DEFECTIVE):
+        raise _wrong(
+            root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}"
+        )
+    source = FileSource(
+        root=root,
+        ids=[cell.path for cell in cells],
+        sizes=np.array([size_of(root / cell.path) for cell in cells], np.int64),
+        labels=labels,
+        class_names=("functional", "defective"),
+        annotations=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
+        types=[cell.type for cell in cells],
+        soft=_soft_labels(cells) if data.soft_labels else None,
+    )
+    return divide(source, data)
+
+
+def _soft_labels(cells: Sequence[_Cell]) -> SoftLabels:
+    """The probability of the likelier class, which is the label; the rest is of the other one."""
+    defective = np.array([cell.probability for cell in cells], np.float32)
+    return SoftLabels((defective <= 0.5).astype(np.int32), np.maximum(defective, 1 - defective))
+
+
+def _read_labels(file: Path) -> list[_Cell]:
+    """The rows (path, probability, type, parted by spaces), sorted by path: their order means nothing."""
+    size_of(file)
+    cells: dict[str, _Cell] = {}
+    for number, line in enumerate(text_in(file).splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            path, probability, kind = fields
+            cell = _Cell(path, float(probability), kind)
+        except ValueError:
+            raise _wrong(file, f"line {number} is not 'path probability type' but {line[:80]!r}") from None
+        if not 0 <= cell.probability <= 1 or kind not in _TYPES:
+            raise _wrong(
+                file, f"line {number}: {probability} is no probability, or {kind} neither mono nor poly"
+            )
+        if path in cells:
+            raise _wrong(file, f"line {number} names {path} a second time")
+        cells[path] = cell
+    if not cells:
+        raise _wrong(file, "it names no image")
+    return [cells[path] for path in sorted(cells)]
+
+
+def _wrong(file: Path, why: str) -> Refusal:
+    return Refusal(
+        f"{file}: {why}.", fix=f"restore the file from {PACKAGE}, or correct data.path.", code=ExitCode.DATA
+    )

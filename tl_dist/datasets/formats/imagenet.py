@@ -1,0 +1,156 @@
+"""ImageNet (ILSVRC 2012) as it is kept: folders of JPEG by wnid, and TFRecord files of the TensorFlow scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Splits
+from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
+from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
+from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.datasets.table import opened
+from tl_dist.refusal import ExitCode, Refusal
+
+_WNID = re.compile(r"n\d{8}")
+_IMAGE = (".jpeg", ".jpg", ".png")  # one image of ILSVRC is a PNG named .JPEG
+_PLACES = (".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+_TRUTH = (
+    "LOC_val_solution.csv",
+    "ILSVRC2012_validation_ground_truth.txt",
+    "imagenet_2012_validation_synset_labels.txt",
+    "validation_synset_labels.txt",
+)
+_KIT = ("", "data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12")
+
+
+def open_imagenet(data: DataConfig) -> Splits:
+    """ILSVRC 2012 below `data.path`: train and val in a folder for each wnid, or TFRecord files.
+
+    The validation images may lie flat, with their labels beside them: `LOC_val_solution.csv` of Kaggle, a file of
+    one wnid a line, or `ILSVRC2012_validation_ground_truth.txt`, whose numbers are ILSVRC2012_IDs: only `meta.mat`
+    of the same development kit says which class they are. Classes are the train folders in the order of their
+    wnids. There is no test split with labels. Refuses (65) what does not fit together, naming it.
+    """
+    root = directory_of(data, "train/WNID/*.JPEG and val, or train-00000-of-01024")
+    shards = find_shards(root)
+    if shards:
+        names = class_names(root)
+        return open_shards(root, shards, data, names[-1000:] if names and len(names) == 1001 else names)
+    base = next((root / p for p in _PLACES if (root / p / "train").is_dir()), None)
+    if base is None:
+        raise _wrong(
+            f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
+        )
+    wnids = sorted(p.name for p in (base / "train").iterdir() if _WNID.fullmatch(p.name) and p.is_dir())
+    if len(wnids) < 2:
+        raise _wrong(
+            f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
+            "unpack the class archives",
+        )
+    train = _by_folder(base, "train", wnids)
+    folder = next((name for name in ("val", "validation") if (base / name).is_dir()), None)
+    if folder is None:
+        return divide(train, data, test=False)
+    refuse_second_validation(data, f"{base / folder} is a validation split")
+    flat = sorted(p.name for p in (base / folder).iterdir() if p.suffix.lower() in _IMAGE)
+    validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids)
+    return {"train": train, "validation": validation}
+
+
+def _by_folder(base: Path, split: str, wnids: list[str]) -> FileSource:
+    ids: list[str] = []
+    labels: list[int] = []
+    for label, wnid in enumerate(wnids):
+        place = base / split / wnid
+        found = (
+            sorted(p.name for p in place.iterdir() if p.suffix.lower() in _IMAGE) if place.is_dir() else []
+        )
+        if not found:
+            raise _wrong(f"{place} holds no image", "restore it")
+        ids += [f"{split}/{wnid}/{name}" for name in found]
+        labels += [label] * len(found)
+    return _source(base, ids, labels, wnids)
+
+
+def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]) -> FileSource:
+    number = {wnid: k for k, wnid in enumerate(wnids)}
+    truth = _truth(root, base, split, names)
+    labels = []
+    for name in names:
+        wnid = truth.get(name)
+        if wnid not in number:
+            what = (
+                f"has no label in {_truth_file(root, base, split)}" if wnid is None else f"is of class {wnid}"
+            )
+            raise _wrong(f"{base / split / name} {what}, which is no folder of train", "restore the files")
+        labels.append(number[wnid])
+    return _source(base, [f"{split}/{name}" for name in names], labels, wnids)
+
+
+def _source(base: Path, ids: list[str], labels: list[int], wnids: list[str]) -> FileSource:
+    sizes = np.array([size_of(base / name) for name in ids], np.int64)
+    return FileSource(base, tuple(ids), sizes, np.array(labels, np.int32), tuple(wnids))
+
+
+def _truth_file(root: Path, base: Path, split: str) -> Path:
+    for folder in (base / split, base, root, *(root / kit for kit in _KIT)):
+        for name in _TRUTH:
+            if (folder / name).is_file():
+                return folder / name
+    raise _wrong(
+        f"{base / split} holds images in no class folder, and no label file is beside them",
+        f"put {_TRUTH[0]}, or {_TRUTH[1]} and meta.mat, into {root}",
+    )
+
+
+def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str, str]:
+    """The wnid of each validation image by file name."""
+    file = _truth_file(root, base, split)
+    if file.suffix == ".csv":
+        with opened(file) as rows:
+            if not {"imageid", "predictionstring"} <= {*(rows.fieldnames or ())}:
+                raise _wrong(f"{file} has no columns ImageId and PredictionString", "restore the file")
+            pairs = [(row["imageid"], (row["predictionstring"] or "").split()) for row in rows]
+        return {f"{image}.JPEG": words[0] for image, words in pairs if words}
+    lines = text_in(file).split()
+    if len(lines) != len(names):
+        raise _wrong(
+            f"{file} has {len(lines)} lines for {len(names)} images in {base / split}", "restore the files"
+        )
+    if all(_WNID.fullmatch(line) for line in lines):
+        return dict(zip(names, lines, strict=True))
+    by_number = _synsets(root, file)
+    for k, line in enumerate(lines, start=1):
+        if line not in by_number:
+            raise _wrong(
+                f"{file}:{k}: {line!r} is the ILSVRC2012_ID of no class in meta.mat", "restore the files"
+            )
+    return {name: by_number[line] for name, line in zip(names, lines, strict=True)}
+
+
+def _synsets(root: Path, truth: Path) -> Mapping[str, str]:
+    """wnid by ILSVRC2012_ID, from meta.mat of the development kit; the numbers are not in the order of wnids."""
+    from scipy.io import loadmat
+
+    places = [truth.parent / "meta.mat", *(root / kit / "meta.mat" for kit in _KIT)]
+    meta = next((place for place in places if place.is_file()), None)
+    if meta is None:
+        raise _wrong(
+            f"{truth} numbers the classes in an order of its own, and {places[0]} is not there",
+            "put meta.mat of the same development kit beside it, or use a file of one wnid a line",
+        )
+    try:
+        table = np.atleast_1d(loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"])
+        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in table}
+    # A damaged file can raise nearly anything in SciPy's reader.
+    except Exception as error:
+        raise _wrong(f"{meta} cannot be read: {error}", "obtain the development kit again") from error
+
+
+def _wrong(what: str, fix: str) -> Refusal:
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)

@@ -1,0 +1,208 @@
+"""Data sets that tensorflow_datasets has prepared on disk, read without it: JSON descriptions and TFRecord files.
+
+The files are those of `tfds.core.DatasetInfo.write_to_directory`: dataset_info.json, features.json, and class names in
+FEATURE.labels.txt. https://www.tensorflow.org/datasets/external_tfrecord
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Splits
+from tl_dist.datasets.example_proto import KEYS, Keys
+from tl_dist.datasets.files import directory_of, text_in
+from tl_dist.datasets.formats.tfrecord import open_shards
+from tl_dist.datasets.split import SPLIT_NAMES
+from tl_dist.files import limits
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import read_file
+from tl_dist.refusal import ExitCode, Refusal
+
+INFO = "dataset_info.json"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+_FIELD = re.compile(r"\{(\w+)\}")
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+_READABLE_TYPES = ("", "uint8", "uint16")  # others are packed into the channels of a PNG, bit by bit
+
+_log = logging.getLogger(__name__)
+
+
+def open_tfds(data: DataConfig) -> Splits:
+    """The prepared data set in `data.path`: the directory NAME/VERSION or NAME/CONFIG/VERSION, or one above it.
+
+    The image and the label are the supervised pair of the set, else its features `image` and `label`, else its only
+    Image and its only ClassLabel. Splits train, validation and test are read; others, and those without labels, are
+    left out and named in the log. A set of train alone is a pool that the fractions divide. Refuses (65) a directory
+    with several sets, file formats other than TFRecord, and shards that are missing or hold other than so many records.
+    """
+    root = _prepared(directory_of(data, f"{INFO}: what tfds.load has prepared, such as NAME/1.0.0"))
+    info = _json(root / INFO)
+    kind = info.get("fileFormat") or "tfrecord"
+    if kind != "tfrecord":
+        raise _wrong(
+            f"{root} is written as {kind}, which cannot be read here",
+            "prepare it again with tfds.builder(NAME, file_format='tfrecord')",
+        )
+    try:
+        splits = [_split(info, split) for split in info["splits"]]
+        files = _files_by_split(root, splits)
+        keys, names = _features(root, info)
+    except _DAMAGE as error:
+        raise _damaged(root / INFO, error) from error
+    numbers = {name: n for split in splits for name, n in split.numbers.items()}
+    # The library's classes begin at 0 whether or not an image shows the first.
+    data = data.model_copy(update={"first_label": 0})
+    return open_shards(root, files, data, names, keys=keys, numbers=numbers)
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether a directory looks like a prepared set, or like the place of its versions or configs."""
+    versions = (child for child in path.glob("[0-9]*.[0-9]*.[0-9]*") if (child / INFO).is_file())
+    return (
+        (path / INFO).is_file()
+        or (path / ".config" / "metadata.json").is_file()
+        or next(versions, None) is not None
+    )
+
+
+def _prepared(root: Path) -> Path:
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        found = sorted(file.parent for file in root.glob(depth + INFO) if "incomplete." not in str(file))
+        if len(found) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path in found[:8])
+            raise _wrong(f"{root} holds {len(found)} prepared sets: {names}", "set data.path to one of them")
+        if found:
+            return found[0]
+    raise _wrong(
+        f"there is no {INFO} in {root} or below",
+        "let tfds.load prepare the set, or use data.name: tfrecord for records without it",
+    )
+
+
+class _Split(NamedTuple):
+    name: str
+    numbers: Mapping[str, int]  # records by file name
+
+
+def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
+    lengths = [int(length) for length in split.get("shardLengths", ())]
+    if len(lengths) > limits.SHARDS:
+        raise ValueError(f"{len(lengths):,} shards, more than {limits.SHARDS:,}")
+    digits = max(5, len(str(len(lengths))))
+
+    def name(k: int) -> str:
+        parts = {
+            "DATASET": info["name"],
+            "SPLIT": split["name"],
+            "FILEFORMAT": "tfrecord",
+            "SHARD_INDEX": f"{k:0{digits}}",
+            "NUM_SHARDS": f"{len(lengths):0{digits}}",
+            "SHARD_X_OF_Y": f"{k:0{digits}}-of-{len(lengths):0{digits}}",
+        }
+        # Not by str.format, which would also look up attributes, and pad to any width.
+        template = str(split.get("filepathTemplate") or _TEMPLATE)
+        filled = _FIELD.sub(lambda field: str(parts[field[1]]), template)
+        if Path(filled).name != filled or not filled.isprintable() or "{" in filled:
+            raise ValueError(f"{filled[:80]!r} is no name of a file")
+        return filled
+
+    return _Split(str(split["name"]), {name(k): length for k, length in enumerate(lengths) if length})
+
+
+def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
+    """File names by our own split; "" for the one pool."""
+    known = {
+        SPLIT_NAMES[split.name]: list(split.numbers)
+        for split in splits
+        if split.name in SPLIT_NAMES and split.numbers
+    }
+    names = ", ".join(split.name for split in splits)
+    if "train" not in known:
+        raise _wrong(f"{root} has no split train, only {names or 'none'}", "choose another set")
+    if others := [split.name for split in splits if split.name not in SPLIT_NAMES]:
+        _log.warning("%s: neither train, validation nor test, and left out: %s", root, ", ".join(others))
+    return {"": known["train"]} if len(known) == 1 else known
+
+
+class _Feature(NamedTuple):
+    key: str
+    """as in the records"""
+    name: str
+    """as in the names of files"""
+    spec: Mapping[str, Any]
+
+
+def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] | None]:
+    """Where the image and the label are in a record, and the names of the classes."""
+    path = root / "features.json"
+    found: list[_Feature] = []
+    if path.is_file():  # releases before 4.2 wrote none
+        try:
+            found = list(_flat(_json(path)))
+        except (*_DAMAGE, RecursionError) as error:
+            raise _damaged(path, error) from error
+    if not found:
+        return KEYS, _class_names(root, "label", {})
+    image, label = _pair(root, found, info)
+    kind = str(image.spec["image"].get("dtype", ""))
+    if kind not in _READABLE_TYPES:
+        raise _wrong(f"{root}: its images hold numbers of type {kind}", "choose a set with 8-bit images")
+    return Keys((image.key,), (label.key,)), _class_names(root, label.name, label.spec)
+
+
+def _flat(spec: Mapping[str, Any], key: str = "", name: str = "") -> Iterator[_Feature]:
+    """The features that have one value in each record, also those in dictionaries of features."""
+    if "featuresDict" in spec:
+        for child, below in spec["featuresDict"].get("features", {}).items():
+            inside = child.replace("/", ".")
+            yield from _flat(below, f"{key}/{child}" if key else child, f"{name}-{inside}" if key else inside)
+    elif key:
+        yield _Feature(key, name, spec)
+
+
+def _pair(root: Path, found: Sequence[_Feature], info: Mapping[str, Any]) -> tuple[_Feature, _Feature]:
+    images = {feature.key: feature for feature in found if "image" in feature.spec}
+    labels = {feature.key: feature for feature in found if "classLabel" in feature.spec}
+    items = ((info.get("supervisedKeys") or {}).get("tuple") or {}).get("items") or ()
+    supervised = [item.get("featureKey") for item in items]
+    for image, label in [supervised] * (len(supervised) == 2) + [["image", "label"]]:
+        if image in images and label in labels:
+            return images[image], labels[label]
+    if len(images) == len(labels) == 1:
+        return next(iter(images.values())), next(iter(labels.values()))
+    kinds = f"{len(images)} images ({', '.join(images) or 'none'}) and {len(labels)} class labels"
+    raise _wrong(
+        f"{root}: its records hold {kinds} ({', '.join(labels) or 'none'}), so it is no set of one labelled image each",
+        "choose a set for classification, or write its images into class folders",
+    )
+
+
+def _class_names(root: Path, name: str, spec: Mapping[str, Any]) -> Sequence[str] | None:
+    file = root / f"{name}.labels.txt"
+    if file.is_file():
+        return [line.strip() for line in text_in(file).split("\n") if line.strip()]
+    number = spec.get("classLabel", {}).get("numClasses")
+    if number is not None and not 0 < int(number) <= limits.CLASSES:
+        raise ValueError(f"numClasses is {number}, not 1 to {limits.CLASSES:,}")
+    return None if number is None else [f"class {k}" for k in range(int(number))]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(read_file(path, max_bytes=limits.DATASET_METADATA, links=True)))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> Refusal:
+    return _wrong(f"{path} cannot be read ({reason(error)})", "prepare the set again")
+
+
+def _wrong(what: str, fix: str) -> Refusal:
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)

@@ -1,0 +1,203 @@
+"""TFRecord files of tf.train.Example: those of the TensorFlow scripts, of tensorflow_datasets, and one's own."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tl_dist.config import DataConfig
+from tl_dist.datasets import Splits
+from tl_dist.datasets.example_proto import KEYS, Keys
+from tl_dist.datasets.files import directory_of, size_of, text_in
+from tl_dist.datasets.records import Bad, RecordSource
+from tl_dist.datasets.shard_index import ShardIndex, index_shards
+from tl_dist.datasets.split import SPLIT_NAMES, divide
+from tl_dist.files import limits
+from tl_dist.files.atomic import reason
+from tl_dist.files.packages import user_cache
+from tl_dist.refusal import ExitCode, Refusal
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
+_SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
+_NAMES = ("labels.txt", "label.labels.txt", "synsets.txt")
+
+_log = logging.getLogger(__name__)
+
+
+def open_tfrecord(data: DataConfig) -> Splits:
+    """The records of the TFRecord files in `data.path`: an encoded image and an integer label in each.
+
+    Keys are `image/encoded` and `image/class/label` (the TensorFlow scripts), or `image` and `label`
+    (tensorflow_datasets). Files named train, validation, val or test, as in `train-00000-of-01024`, are these
+    splits; without such names all files are one pool, divided by the fractions. Labels count from 0, or from 1
+    when no record has a 0 (`data.first_label` says which). Class names are those of a file labels.txt, or the
+    synsets in the records. Refuses (65) missing shards, and more bad records than data.max_bad.
+    """
+    root = directory_of(data, "TFRecord files, such as train-00000-of-01024")
+    files = find_shards(root)
+    if not files:
+        raise _wrong(f"{root} holds no TFRecord files", "name the directory that they are in")
+    return open_shards(root, files, data, class_names(root))
+
+
+def find_shards(root: Path) -> dict[str, list[str]]:
+    """The names of TFRecord files in a directory by split, "" for no split; refuses an incomplete set (65)."""
+    found: dict[str, list[str]] = {}
+    counts: dict[tuple[str, int], set[int]] = {}
+    for path in sorted(root.iterdir()):
+        shard = _SHARD.fullmatch(path.name)
+        if path.name.startswith(".") or not (shard or path.name.endswith(_SUFFIXES)) or not path.is_file():
+            continue
+        if shard:
+            counts.setdefault((shard["stem"], int(shard["n"])), set()).add(int(shard["k"]))
+        words = re.split(r"[-_.]", path.name.lower())
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+        found.setdefault(split, []).append(path.name)
+    for (stem, number), numbers in counts.items():
+        if missing := number - len({k for k in numbers if k < number}):  # any number may stand in a name
+            first = next(k for k in range(number) if k not in numbers)
+            what = f"{missing} of {number} shards are missing, the first is {stem}-{first:05}-of-{number:05}"
+            raise _wrong(f"{root}: {what}", "restore them")
+    if "" in found and len(found) > 1:
+        raise _wrong(f"{root}: {found[''][0]} belongs to no split, but other files do", "move it elsewhere")
+    if found and "train" not in found and "" not in found:
+        raise _wrong(f"{root} holds TFRecord files of {', '.join(found)} alone", "add those of train")
+    return found
+
+
+def class_names(root: Path) -> Sequence[str] | None:
+    """The lines of the file of class names beside the records, if there is one; "0:name" is "name"."""
+    for file in (*(root / name for name in _NAMES), *sorted(root.glob("*.labels.txt"))):
+        if file.is_file():
+            lines = text_in(file).splitlines()
+            return [re.sub(rf"^{k}:", "", line.strip()) for k, line in enumerate(lines) if line.strip()]
+    return None
+
+
+def open_shards(
+    root: Path,
+    files: Mapping[str, Sequence[str]],
+    data: DataConfig,
+    names: Sequence[str] | None,
+    *,
+    keys: Keys = KEYS,
+    numbers: Mapping[str, int] | None = None,
+) -> Splits:
+    """The sources of TFRecord files by split; `names` are the classes, None when only the records know them.
+
+    A split other than train whose records all have the label -1 has no labels, and is left out. `numbers` says how
+    many records each file must hold, where that is known.
+    """
+    indexes: dict[str, list[ShardIndex]] = {}
+    everything = [root / name for group in files.values() for name in group]
+    for path in everything:
+        size_of(path)
+    try:
+        built = iter(index_shards(everything, user_cache() / "tfrecord", keys))
+    except OSError as error:
+        raise Refusal(
+            f"the TFRecord files in {root} cannot be indexed: {reason(error)}.",
+            fix=f"permit it; the index is kept in {user_cache() / 'tfrecord'}.",
+            code=ExitCode.DATA,
+        ) from error
+    for split, group in files.items():
+        indexes[split] = [next(built) for _ in group]
+        for name, index in zip(group, indexes[split], strict=True):
+            found, wanted = len(index.labels), (numbers or {}).get(name)
+            if wanted is not None and found != wanted and not index.lost:
+                raise _wrong(f"{root / name} holds {found} records instead of {wanted}", "restore the file")
+    for split in [s for s, group in indexes.items() if s not in ("", "train") and not _labelled(group)]:
+        _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
+        del indexes[split]
+    classes = _Classes([index for group in indexes.values() for index in group], data.first_label, names)
+    sources = {s: _source(root, files[s], group, classes, data.max_bad) for s, group in indexes.items()}
+    if "" in sources:
+        return divide(sources[""], data)
+    return {**sources, **divide(sources["train"], data, test=False)}
+
+
+def _labelled(indexes: Sequence[ShardIndex]) -> bool:
+    return any((index.labels != -1).any() for index in indexes)
+
+
+class _Classes:
+    """How the numbers in the records are classes."""
+
+    def __init__(self, indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None) -> None:
+        labels = np.unique(np.concatenate([index.labels for index in indexes]))
+        usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
+        if first is None:
+            # tensorflow_datasets count from 0; in the TensorFlow scripts 0 is a background that no image shows.
+            first = (
+                0
+                if 0 in usual or (names and len(names) > usual.max(initial=0) and names[0] != "background")
+                else 1
+            )
+        self.first = first
+        if names and first == 1 and names[0] == "background":
+            names = names[1:]
+        seen: dict[int, tuple[str, str]] = {}
+        for index in indexes:
+            seen = {**index.synsets, **seen}
+        number = len(names) if names else int(usual.max(initial=0)) + 1 - first
+        self.names = names or [_name(seen.get(k + first), k) for k in range(number)]
+
+
+def _name(synset_and_text: tuple[str, str] | None, k: int) -> str:
+    return next((text for text in synset_and_text or () if text), f"class {k}")
+
+
+def _source(
+    root: Path,
+    files: Sequence[str],
+    indexes: Sequence[ShardIndex],
+    classes: _Classes,
+    max_bad: int | None,
+) -> RecordSource:
+    bad: list[Bad] = [entry for index in indexes for entry in index.bad]
+    lost = sum(index.lost for index in indexes)
+    kept: list[np.ndarray] = []
+    for name, index in zip(files, indexes, strict=True):
+        good = (index.labels >= classes.first) & (index.labels < len(classes.names) + classes.first)
+        kept.append(good)
+        for start, label in zip(index.starts[~good].tolist(), index.labels[~good].tolist(), strict=True):
+            last = len(classes.names) + classes.first - 1
+            bad.append(Bad(f"{name}:{start}", start, f"label {label} is not in {classes.first} to {last}"))
+            lost += 1
+
+    def column(field: str) -> np.ndarray:
+        return np.concatenate(
+            [getattr(index, field)[good] for index, good in zip(indexes, kept, strict=True)]
+        )
+
+    total = sum(int(good.sum()) for good in kept)
+    most = max(100, (total + lost) // 10_000) if max_bad is None else max_bad
+    if lost > most or total == 0:
+        shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
+        raise _wrong(
+            f"{root}: about {lost} of {total + lost} records are bad: {shown}"
+            if lost
+            else f"{root} holds no record",
+            "restore these files, or raise data.max_bad" if total else "restore these files",
+        )
+    starts = [index.starts[good].tolist() for index, good in zip(indexes, kept, strict=True)]
+    return RecordSource(
+        root=root,
+        files=tuple(files),
+        shards=np.repeat(np.arange(len(files), dtype=np.int32), [int(good.sum()) for good in kept]),
+        offsets=column("offsets"),
+        sizes=column("sizes"),
+        checks=column("checks"),
+        labels=(column("labels") - classes.first).astype(np.int32),
+        ids=[f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows],
+        class_names=tuple(classes.names),
+        bad=tuple(bad),
+    )
+
+
+def _wrong(what: str, fix: str) -> Refusal:
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)

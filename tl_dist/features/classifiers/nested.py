@@ -1,0 +1,111 @@
+"""A classifier on features, with what its config leaves open chosen by folds within its own training examples.
+
+Nested cross-validation: whoever holds examples out gives this the others alone, so the choice is part of the training
+that is being judged, and the figures of the held-out examples stay honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import ClassifierConfig
+from tl_dist.datasets.split import folds_of
+from tl_dist.features import classifiers
+from tl_dist.features.classifiers import selection
+from tl_dist.scores import figures
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Features of some examples: `values` [examples, views, features] to be fitted, `judged` likewise to be judged."""
+
+    values: NDArray[np.float32]
+    judged: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    strata: NDArray[np.int32]
+    groups: Sequence[str] | None = None
+
+    def only(self, inside: NDArray[np.bool_]) -> Examples:
+        """Those where `inside` [examples] is true."""
+        groups = None if self.groups is None else np.asarray(self.groups)[inside].tolist()
+        return Examples(
+            self.values[inside], self.judged[inside], self.labels[inside], self.strata[inside], groups
+        )
+
+
+@dataclass(frozen=True)
+class Nested:
+    """How a classifier is fitted: its settings, and what they leave open.
+
+    columns        the features by the layers they come from, as `classifier.layers: auto` may choose them
+    class_weights  of the training labels, in the loss
+    seed           of the folds within the training examples
+    """
+
+    settings: ClassifierConfig
+    num_classes: int
+    columns: Mapping[str, NDArray[np.int64]]
+    class_weights: Callable[[NDArray[np.int32]], Sequence[float] | None] = lambda labels: None
+    seed: int = 0
+
+    def fit(self, train: Examples) -> tuple[classifiers.Linear, selection.Choice | None]:
+        """The classifier of these examples, and what was chosen by them where something is open."""
+        settings = self.settings
+        weights = self.class_weights(train.labels)
+        candidates = selection.GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
+        l2, columns, choice = candidates[0], np.arange(train.values.shape[-1]), None
+        if settings.chosen:
+            choice = selection.choose(
+                train.values,
+                train.judged,
+                train.labels,
+                self.folds(train),
+                l2=candidates,
+                columns=self.columns if settings.layers == "auto" else None,
+                scaling=settings.scaling,
+                class_weights=weights,
+            )
+            l2, columns = choice.l2, choice.columns
+        fitted = classifiers.fit(
+            settings.name,
+            train.values[:, :, columns].reshape(-1, len(columns)),
+            np.repeat(train.labels, train.values.shape[1]),
+            self.num_classes,
+            l2=l2,
+            scaling=settings.scaling,
+            class_weights=weights,
+        )
+        kernel = np.zeros((train.values.shape[-1], self.num_classes))
+        kernel[columns] = fitted.kernel
+        return classifiers.Linear(kernel, fitted.bias, fitted.iterations, fitted.converged), choice
+
+    def folds(self, train: Examples) -> NDArray[np.int64]:
+        """The fold of each training example: by strata where each has enough examples, else by class."""
+        strata = train.strata
+        if np.unique(strata, return_counts=True)[1].min() < selection.FOLDS:
+            strata = train.labels
+        smallest = int(np.unique(strata, return_counts=True)[1].min())
+        if train.groups is not None:
+            smallest = min(smallest, len(set(train.groups)))
+        return folds_of(strata, max(2, min(selection.FOLDS, smallest)), self.seed, train.groups)
+
+    def judge(
+        self, examples: Examples, held_out: NDArray[np.bool_]
+    ) -> tuple[figures.Probabilities, classifiers.Linear, selection.Choice | None]:
+        """Probabilities of the held-out examples, by a classifier of the others and of nothing else."""
+        fitted, choice = self.fit(examples.only(~held_out))
+        judged = examples.judged[held_out]
+        said = fitted.probabilities(judged.reshape(-1, judged.shape[-1]))
+        return said.reshape(len(judged), judged.shape[1], -1).mean(axis=1), fitted, choice
+
+
+def said_of(choice: selection.Choice, settings: ClassifierConfig) -> str:
+    """What was chosen, for people: "l2 0.1, layers block4 block5 by folds of the training examples"."""
+    parts = [] if isinstance(settings.l2, int | float) else [f"l2 {choice.l2:g}"]
+    parts += [f"layers {choice.layers}"] if settings.layers == "auto" else []
+    beyond = "" if choice.edge is None else f" ({selection.edge_advice(choice.edge)})"
+    return f"{', '.join(parts)} by folds of the training examples{beyond}"

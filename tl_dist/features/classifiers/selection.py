@@ -1,0 +1,186 @@
+"""Which l2 and which layers a logistic regression takes, by folds within its own training examples. No TensorFlow.
+
+Whoever judges the classifier on other examples calls this with the training examples alone (nested cross-validation),
+so what is held out cannot influence the choice. The folds are fitted as one stacked problem, from the strongest l2 to
+weaker ones, each from the solution before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.features import classifiers
+from tl_dist.scores import figures
+
+GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))
+"""l2 from 3.16 to 0.001, two to a decade"""
+FOLDS = 5
+TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
+MAX_ITERATIONS = 300
+CONSTANT = 1e-4  # of its spread over all: a feature that varies less within some examples says nothing there
+WORSE_IN_A_ROW = 2  # after which weaker ones are not tried
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The setting with the least log loss of the examples that were held out in turn, weighted as the fit is."""
+
+    l2: float
+    layers: str
+    """the name of the chosen columns"""
+    columns: NDArray[np.int64]
+    log_loss: float
+    num_tried: int
+    edge: Literal["least", "greatest"] | None = None
+    """set where l2 is an end of what was to be tried: the best may lie beyond it"""
+
+
+def edge_advice(edge: Literal["least", "greatest"]) -> str:
+    """What an l2 at an end of those tried means, and what to do."""
+    beyond = "smaller" if edge == "least" else "greater"
+    return f"the {edge} l2 that was tried: write {beyond} ones as classifier.l2"
+
+
+def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """The columns of the last layer alone, of the last two and so on, by the names of the layers.
+
+    `widths` is how many columns each layer has, in the order of the features.
+    """
+    starts = np.cumsum([0, *widths])
+    return {
+        " ".join(layers[first:]): np.arange(starts[first], starts[-1])
+        for first in reversed(range(len(layers)))
+    }
+
+
+def choose(
+    values: NDArray[np.float32],
+    judged: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    fold: NDArray[np.int64],
+    *,
+    l2: Sequence[float] = GRID,
+    columns: Mapping[str, NDArray[np.int64]] | None = None,
+    scaling: str = "standardize",
+    class_weights: Sequence[float] | None = None,
+) -> Choice:
+    """The best of `l2` and of `columns` (default: all of them) for logistic regression on these examples.
+
+    values [examples, views, features] are fitted; judged [examples, judged views, features] are the same examples as
+    they are to be judged, by the mean of the probabilities over views; fold [examples], from 0 on, says which are held
+    out together.
+    """
+    columns = columns or {"all": np.arange(values.shape[-1])}
+    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights, float)[labels]
+    present = np.unique(labels)
+    numbers = np.searchsorted(present, labels).astype(np.int32)
+    found: list[Choice] = []
+    tried = 0
+    for name, those in columns.items():
+        problem = _Folds(values[:, :, those], judged[:, :, those], numbers, fold, weights, scaling)
+        best, worse = np.inf, 0
+        for strength in sorted(set(l2), reverse=True):
+            said = problem.probabilities(strength)
+            tried += 1
+            loss = figures.log_loss(numbers, said, weights)
+            found.append(Choice(strength, name, those, loss, 0))
+            worse = 0 if loss < best else worse + 1
+            best = min(best, loss)
+            if worse == WORSE_IN_A_ROW or len(present) == 1:
+                break
+    chosen = min(found, key=lambda one: one.log_loss)
+    edge: Literal["least", "greatest"] | None = None
+    if len(present) > 1 and min(l2) < max(l2) and chosen.l2 in (min(l2), max(l2)):
+        edge = "least" if chosen.l2 == min(l2) else "greatest"
+    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried, edge)
+
+
+class _Folds:
+    """The classifiers of all folds as one problem, whose solution is kept for the next l2.
+
+    Q problems of K logits each: coefficients [features, Q * K], for features that each problem scales by its own
+    training rows. Of two classes there is one logit, as in `classifiers.logistic`.
+    """
+
+    def __init__(
+        self, values: Any, judged: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
+    ) -> None:
+        _, views, width = values.shape
+        self._rows, self._judged, self._fold = values.reshape(-1, width), judged, fold
+        if scaling == "standardize":
+            # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
+            middle, unit = (np.float32(moment) for moment in classifiers.moments(self._rows))
+            self._rows, self._judged = ((x - middle) / unit for x in (self._rows, judged))
+        self._rows = np.ascontiguousarray(self._rows, np.float32)
+        self._judged = self._judged.astype(np.float32)
+        self._num_classes = int(labels.max()) + 1
+        self._logits = 1 if self._num_classes <= 2 else self._num_classes
+        problems = np.arange(fold.max() + 1)
+        inside = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
+        counts = inside.sum(axis=0)
+        self._share = inside * weights.repeat(views).astype(np.float32)[:, None] / counts
+        truth = np.eye(max(2, self._num_classes), dtype=np.float32)[labels].repeat(views, axis=0)
+        self._truth = truth[:, 1:] if self._logits == 1 else truth
+        self._mean = np.zeros((width, len(problems)), np.float32)
+        self._spread = np.ones((width, len(problems)), np.float32)
+        if scaling == "standardize":
+            self._mean = self._rows.T @ inside / counts
+            square = (self._rows**2).T @ inside / counts - self._mean**2
+            self._spread = np.sqrt(np.maximum(square, 0))
+            self._spread[self._spread < CONSTANT] = np.inf  # in the training rows of this fold
+        self._solution = np.zeros((width + 1) * len(problems) * self._logits)
+
+    def probabilities(self, l2: float) -> figures.Probabilities:
+        """[examples, classes]: of each example by the fold that did not see it."""
+        from scipy.optimize import minimize
+
+        options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": MAX_ITERATIONS, "maxcor": 20}
+        found = minimize(self._loss, self._solution, args=(l2,), jac=True, method="L-BFGS-B", options=options)
+        self._solution = found.x
+        kernel, bias = self._map(found.x)
+        num, views, width = self._judged.shape
+        probabilities = np.zeros((num, max(2, self._num_classes)))
+        for k in range(kernel.shape[1]):
+            held_out = self._fold == k
+            logits = self._judged[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
+            if self._logits == 1:
+                logits = np.concatenate([-logits / 2, logits / 2], axis=1)
+            said = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
+            probabilities[held_out] = said.mean(axis=1)
+        return probabilities
+
+    def _map(self, solution: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Coefficients of the features as they are, [features, Q, K], and intercepts [Q, K]."""
+        width, num = self._mean.shape
+        both = solution.reshape(width + 1, num, self._logits)
+        kernel = (both[:-1] / self._spread[:, :, None]).astype(np.float32)
+        bias = both[-1] - (self._mean[:, :, None] * kernel).sum(axis=0)
+        return kernel, bias.astype(np.float32)
+
+    def _loss(self, solution: NDArray[np.float64], l2: float) -> tuple[float, NDArray[np.float64]]:
+        """Sum over the problems of mean cross-entropy + l2 / 2 * |coefficients|^2, and its gradient."""
+        kernel, bias = self._map(solution)
+        width, num, k = kernel.shape
+        logits = (self._rows @ kernel.reshape(width, -1)).reshape(-1, num, k) + bias
+        truth = self._truth[:, None, :]
+        if k == 1:
+            each = (np.logaddexp(0, logits) - truth * logits)[..., 0]
+            error = 1 / (1 + np.exp(-np.clip(logits, -80, 80))) - truth
+        else:
+            logits = logits - logits.max(axis=-1, keepdims=True)
+            powers = np.exp(logits)
+            sums = powers.sum(axis=-1, keepdims=True)
+            each = np.log(sums[..., 0]) - (truth * logits).sum(axis=-1)
+            error = powers / sums - truth
+        error *= self._share[:, :, None]
+        slope = (self._rows.T @ error.reshape(len(error), -1)).reshape(width, num, k)
+        total = error.sum(axis=0)
+        coefficients = solution.reshape(width + 1, num, k)[:-1]
+        slope = (slope - self._mean[:, :, None] * total) / self._spread[:, :, None] + l2 * coefficients
+        loss = float((each * self._share).sum(dtype=np.float64)) + l2 / 2 * float((coefficients**2).sum())
+        return loss, np.concatenate([slope.reshape(-1), total.reshape(-1)]).astype(np.float64)

@@ -1,1 +1,0 @@
-"""What runs on the login node or beside the workers. Importing it never imports TensorFlow."""

@@ -1,0 +1,1 @@
+"""Start workers, watch them, restart them. Importing it never imports TensorFlow."""

@@ -1,0 +1,49 @@
+"""The workers of a run on this host, with a rendezvous of their own where they need one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from tl_dist.config import Config
+from tl_dist.launcher.attempt import Launch
+from tl_dist.launcher.command import Command, local_commands, num_processes, visible_gpus
+from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.parallel.slots import GLOO_TIMEOUT_S, GLOO_TIMEOUT_VARIABLE
+
+
+def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: Sequence[str] = ()) -> Launch:
+    """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt.
+
+    `task` is added to each worker's command line: what it does other than train.
+    """
+    processes = num_processes(cfg, visible_gpus(os.environ))
+
+    @contextmanager
+    def launch() -> Iterator[Sequence[Command]]:
+        # Horovod of size 1 meets itself as well: one way for any number of workers.
+        meeting = Rendezvous([("localhost", processes)], "127.0.0.1") if cfg.strategy == "horovod" else None
+        with meeting or nullcontext():
+            yield local_commands(
+                cfg,
+                run,
+                os.environ,
+                processes=processes,
+                place=None if meeting is None else lambda rank: place(meeting, rank),
+                evaluate=evaluate,
+                task=task,
+            )
+
+    return launch
+
+
+def place(meeting: Rendezvous, rank: int) -> dict[str, str]:
+    """Horovod's variables for one worker; the network interface and the timeout may be set by hand."""
+    timeout = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
+    return meeting.worker_environment(
+        rank,
+        interface=os.environ.get("HOROVOD_GLOO_IFACE"),
+        gloo_timeout_s=int(timeout) if timeout.isdigit() else GLOO_TIMEOUT_S,
+    )

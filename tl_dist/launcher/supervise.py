@@ -1,0 +1,125 @@
+"""Bring a run to its end: attempt after attempt, each from the last commit, as long as that helps.
+
+Nothing is repaired inside a running job: the first failure ends all workers, and the next attempt is a fresh
+one. How often is bounded: so many restarts in a row that brought no progress, with growing pauses, and none at
+all after a refusal, which another attempt would only repeat.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tl_dist.config import Config
+from tl_dist.launcher.attempt import ORDERLY, Attempt, End, Launch, Signals, newest_commit
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.lock import cannot_lock, holder
+from tl_dist.terminal.progress import Progress
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+LONGEST_PAUSE_S = 60.0  # before a restart; the first pause is 1 s, and each is twice the one before
+_POLL_S = 0.1
+
+
+def supervise(
+    run: RunDir,
+    cfg: Config,
+    launch: Launch,
+    progress: Progress,
+    *,
+    needs_marker: bool = True,
+    longest_pause_s: float = LONGEST_PAUSE_S,
+    progress_of: Callable[[RunDir], object] | None = None,
+) -> ExitCode:
+    """Bring the run to its end: DONE, or REQUEUE when it was asked to stop; any other end is a Refusal.
+
+    Call it from the main thread. A first signal asks the workers to stop and save; a second Ctrl-C ends them.
+    Exit codes of zero count as DONE only with the run's marker, unless there is to be none (`needs_marker`).
+    `progress_of` is what changes whenever an attempt has brought something; default: the newest commit.
+    """
+    try:
+        owner = holder(run)
+    except OSError as error:
+        raise cannot_lock(run, error) from error
+    if owner is not None and owner.host == socket.gethostname():
+        raise Refusal(
+            f"run '{run.name}' is in use by {owner}.",
+            fix="wait for it, stop it, or use another name=NAME.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+    run.clear_stop()
+    brought = progress_of or _progress_of
+    restarts = 0
+    with signals_counted() as signals:
+        while True:
+            before = brought(run)
+            end = Attempt(run, cfg, progress, signals, needs_marker).watch(launch)
+            if end.rank is None and end.code in ORDERLY:
+                return ExitCode(end.code)
+            _report(run, end, progress)
+            if not end.restartable:
+                raise _final(end, end.code, run)
+            restarts = 0 if brought(run) != before else restarts
+            if restarts >= cfg.safety.max_restarts:
+                raise _final(end, ExitCode.NO_REQUEUE if restarts else end.code, run, restarts)
+            restarts += 1
+            pause_s = min(2.0 ** (restarts - 1), longest_pause_s)
+            progress.say(
+                f"restart {restarts} of {cfg.safety.max_restarts} from step {max(newest_commit(run), 0):,} "
+                f"in {pause_s:.0f} s",
+                style="yellow",
+            )
+            until = time.monotonic() + pause_s
+            while time.monotonic() < until and not (signals.stop or run.stop_requested()):
+                time.sleep(min(_POLL_S, pause_s))
+            if signals.stop or run.stop_requested():
+                return ExitCode.REQUEUE
+
+
+def _progress_of(run: RunDir) -> tuple[int, int]:
+    """What an attempt may have brought: a newer commit, or one more example that is known to be bad."""
+    known = run.quarantine_file
+    return newest_commit(run), known.stat().st_size if known.exists() else 0
+
+
+@contextmanager
+def signals_counted() -> Iterator[Signals]:
+    """Signals that end a process by default are counted instead."""
+    signals = Signals()
+    # nohup has SIGHUP ignored: the run is to outlive the terminal.
+    before = {n: signal.getsignal(n) for n in _SIGNALS}
+    before = {n: handler for n, handler in before.items() if n != signal.SIGHUP or handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signals.handle)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(run: RunDir, end: End, progress: Progress) -> None:
+    rank = end.rank or 0
+    progress.say(f"rank {rank} on {_host(run, rank)}: {end.cause} (exit code {end.code})", style="bold red")
+    if end.restartable:
+        progress.say(f"the end of {run.rank_log(rank)}:")
+        for line in end.lines:
+            progress.say(f"  {line}", style="dim")
+
+
+def _final(end: End, code: int, run: RunDir, restarts: int = 0) -> Refusal:
+    rank = end.rank or 0
+    what = f"rank {rank} on {_host(run, rank)}: {end.cause}."
+    if restarts:
+        what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer commit."
+    known = ExitCode(code) if code in list(ExitCode) else ExitCode.PEER_LOST  # 128 + N: a worker was killed
+    return Refusal(what, fix=end.fix or f"read {run.rank_log(rank)}.", code=known)
+
+
+def _host(run: RunDir, rank: int) -> str:
+    beat = run.read_beats().get(rank)
+    return beat.host if beat else socket.gethostname()

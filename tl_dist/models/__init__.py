@@ -1,0 +1,1 @@
+"""A backbone with a head, and what its layers compute in."""

@@ -1,0 +1,38 @@
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381) and MobileNetV3 (Howard et al., arXiv 1905.02244)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from tl_dist.models.backbones import Backbone, Preprocessing, application
+
+
+def _mobilenet(constructor: str, preprocessing: Preprocessing, stages: Mapping[str, str]) -> Backbone:
+    return Backbone(
+        name=constructor.lower(),
+        build=partial(application, constructor),
+        input_size=224,
+        min_size=32,
+        preprocessing=preprocessing,
+        stages=stages,
+        pretrained=partial(application, constructor, weights="imagenet"),
+    )
+
+
+def _v3_stages(first_block: str, num_blocks: int) -> Mapping[str, str]:
+    blocks = {f"block{k}": f"expanded_conv_{k}_expand" for k in range(1, num_blocks)}
+    return {"stem": "conv", "block0": first_block} | blocks | {"top": "conv_1"}
+
+
+_V2_STAGES = {
+    "stem": "Conv1",
+    "block0": "expanded_conv_depthwise",
+    **{f"block{k}": f"block_{k}_expand" for k in range(1, 17)},
+    "top": "Conv_1",
+}
+
+MOBILENETV2 = _mobilenet("MobileNetV2", "tf", _V2_STAGES)
+# The first block of the small network reduces the resolution, so it pads first.
+MOBILENETV3SMALL = _mobilenet("MobileNetV3Small", "included", _v3_stages("expanded_conv_depthwise_pad", 11))
+MOBILENETV3LARGE = _mobilenet("MobileNetV3Large", "included", _v3_stages("expanded_conv_depthwise", 15))

@@ -1,0 +1,395 @@
+"""Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
+
+Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
+result does not depend on how a batch is shared among workers. In a training step the trained ones normalize by the
+batch where `model.batch_norm` asks for it or they have no pretrained statistics, and dropout is a mask that comes with
+the batch. Evaluation has neither.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.config import ModelConfig
+from tl_dist.models import batch_norm
+from tl_dist.models.backbones import Backbone, blocks, preprocess, seam
+from tl_dist.refusal import ExitCode, Refusal
+
+MOVING = ("/moving_mean", "/moving_variance")
+"""ends of the paths of a batch-norm layer's statistics"""
+
+
+class Classifier:
+    """A backbone and a head, called as one function.
+
+    `trainable` and `frozen` hold every variable by a path that is the same on every strategy and worker:
+    `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        network: Any,
+        config: ModelConfig,
+        num_classes: int,
+        seed: int,
+        *,
+        random: bool,
+    ) -> None:
+        self._backbone = backbone
+        self.network = network
+        self._config = config
+        self._random = random
+        self._train_from = config.train_from
+        self._outputs = stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
+        self.stage_names = [name for name in backbone.stages if name in config.layers] or [
+            [*backbone.stages][-1]
+        ]
+        """the stages whose outputs are pooled, from input to output, and the channels of each"""
+        self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
+        self._widths = [num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
+        features = sum(self._widths)
+        self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
+        self.mask_features: int = (config.hidden or features) if config.dropout else 0
+        self._logits = _last_layer(config.hidden or features, num_classes)
+        self.bfloat16_paths: set[str] = set()
+        """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
+        self.new = self._reinitialized()
+        """paths in the backbone that keep their random start when pretrained weights are loaded"""
+        self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
+        deep = blocks.depths(backbone, network)
+        self.depths: dict[str, int] = {
+            f"backbone/{layer.name}/{variable_path(layer, variable)}": deep[layer.name]
+            for layer in network.layers
+            for variable in layer.weights
+        }
+        """of each variable of the backbone, in blocks below the head"""
+
+    def _start_training_at(self, first: int) -> None:
+        self._first = first
+        self._prefix, self._suffix, self.prefix_shape = self._divided(first)
+        self.bfloat16_paths = set()
+        self.trainable: dict[str, Any] = {}
+        self.frozen: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
+        """moving statistics of batch norm that the training step moves; neither trainable nor frozen"""
+        self.momentum: dict[str, float] = {}
+        """of each of them"""
+        for position, layer in enumerate(self.network.layers):
+            learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
+            policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
+            if policy == "frozen":
+                learned = set()
+            for variable in layer.weights:
+                table = self.trainable if id(variable) in learned else self.frozen
+                path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                if policy in ("train", "sync") and path.endswith(MOVING):
+                    table, kept = self.statistics, self._config.batch_norm_momentum
+                    self.momentum[path] = layer.momentum if kept is None else kept
+                table[path] = variable.value
+                if table is self.trainable and reads_bfloat16(layer):
+                    self.bfloat16_paths.add(path)
+        for layer in filter(None, (self._hidden, self._logits)):
+            for variable in layer.weights:
+                self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
+
+    def _policy(self, layer: Any) -> str:
+        """How a trained batch-norm layer normalizes: what the config says or, under `auto`, by what it starts with."""
+        if self._config.batch_norm != "auto":
+            return self._config.batch_norm
+        fresh = self._random or f"backbone/{layer.name}{MOVING[0]}" in self.new
+        return "sync" if fresh else "inference"
+
+    def trained_from(self, train_from: str) -> Classifier:
+        """The same layers and variables, trained from another place on: what one stage of a run sees."""
+        view = copy.copy(self)
+        view._start_training_at(first_trainable_layer(self._backbone, self.network, train_from))
+        view._train_from = train_from
+        return view
+
+    def refuse_frozen_random(self) -> None:
+        """Refuses where a layer that keeps its random start is never trained."""
+        stuck = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
+        if stuck:
+            raise Refusal(
+                f"model.reinitialize '{self._config.reinitialize}' reaches below train_from '{self._train_from}': "
+                f"{stuck[0]} would stay random.",
+                fix=f"reinitialize from '{self._train_from}' or later, or train from '{self._config.reinitialize}'.",
+                code=ExitCode.USAGE,
+            )
+
+    def _reinitialized(self) -> set[str]:
+        name = self._config.reinitialize
+        if name is None:
+            return set()
+        first = first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
+        return {
+            f"backbone/{layer.name}/{variable_path(layer, variable)}"
+            for layer in self.network.layers[first:]
+            for variable in layer.weights
+        }
+
+    @contextmanager
+    def keeping_new(self) -> Iterator[None]:
+        """Within it pretrained weights are loaded; afterwards what is reinitialized has its random start again."""
+        variables = {**self.moving, **self.frozen}
+        start = {path: variables[path].numpy() for path in self.new}
+        yield
+        for path, value in start.items():
+            variables[path].assign(value)
+
+    def __call__(self, images: Any) -> Any:
+        """uint8 [rows, size, size, 3] -> float32 logits [rows, num_classes], as they are evaluated: no dropout."""
+        return self.suffix(self.prefix(images))
+
+    def prefix(self, images: Any) -> Any:
+        """The outputs of the frozen part, [rows, ...]; the images themselves where it cannot be told from the rest."""
+        return self._prefix(images) if self._prefix else images
+
+    def suffix(self, outputs: Any, masks: Any = None) -> Any:
+        """Logits from what `prefix` gives: the part that is trained.
+
+        `masks`, bool [rows, mask_features], are those of a training step: what they keep is divided by the share that
+        is kept, so that without them the features are what they are with masks on average (Srivastava et al., Journal
+        of Machine Learning Research 15, 2014, section 10; keras.layers.Dropout).
+        """
+        features = self._suffix(outputs)
+        if self._config.normalize:
+            features = self.normalized(features)
+        if self._hidden:
+            features = self._hidden(features)
+        if self.mask_features and masks is not None:
+            keep = tf.cast(masks, features.dtype)
+            features = features * keep / (1.0 - self._config.dropout)
+        return self._logits(features)
+
+    def normalized(self, features: Any) -> Any:
+        """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
+        if len(self._widths) == 1:
+            return normalize(features)
+        return tf.concat([normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1)
+
+    @property
+    def moving(self) -> dict[str, Any]:
+        """Every variable that training changes."""
+        return {**self.trainable, **self.statistics}
+
+    @contextmanager
+    def batch_statistics(self, total: batch_norm.Total) -> Iterator[batch_norm.Moments]:
+        """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
+        names = {path.split("/")[1] for path in self.statistics}
+        with batch_norm.collecting(names, None if self._config.batch_norm == "train" else total) as moments:
+            yield moments
+
+    def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
+        """`rows * moment` for each of `statistics`, in its order."""
+        return [moments.of[path.split("/")[1]][path.endswith(MOVING[1])] for path in self.statistics]
+
+    def move_statistics(self, moments: Sequence[Any], skipped: Any, momentum: Any = None) -> None:
+        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped.
+
+        By the momentum of each, or by one for all.
+        """
+        for (path, variable), moment in zip(self.statistics.items(), moments, strict=True):
+            kept = self.momentum[path] if momentum is None else momentum
+            batch_norm.move(variable, moment, momentum=kept, skipped=skipped)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether `prefix` computes anything."""
+        return self._prefix is not None
+
+    def on_features(self) -> Classifier:
+        """The same model, which takes the outputs of `prefix` in place of images.
+
+        Refuses where the frozen part cannot be told from the rest.
+        """
+        if self._prefix is None:
+            raise Refusal(
+                f"train_from '{self._train_from}' leaves no frozen part from which one tensor goes on.",
+                fix=f"train from a stage ({', '.join(self._backbone.stages)}) and pool none that ends below it, "
+                "or set runtime.prefix_cache=off.",
+                code=ExitCode.USAGE,
+            )
+        view = copy.copy(self)
+        view._prefix = None
+        return view
+
+    def _divided(self, first: int) -> tuple[Any, Any, tuple[int, ...] | None]:
+        """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).
+
+        The first is None where more than one tensor leaves the frozen part: there the second takes the images.
+        """
+
+        def from_images(outputs: Any) -> Callable[[Any], Any]:
+            network = keras.Model(self.network.inputs, outputs)
+            return lambda images: network(preprocess(self._backbone.preprocessing, images), training=False)
+
+        def pooled(maps: Any) -> Any:
+            """of one feature map or several, as Keras gives them"""
+            return tf.concat([pool(one, self._config.pooling) for one in keras.tree.flatten(maps)], axis=-1)
+
+        whole = from_images(self._outputs)
+        if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
+            return lambda images: pooled(whole(images)), lambda features: features, (sum(self._widths),)
+        # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
+        try:
+            between = seam(self.network, first) if first else None
+            above = [output for output in self._outputs if output is not between]
+            trained = keras.Model(between, above) if first else None
+        except ValueError:  # inside a residual block, or with a stage to pool further below
+            between = trained = None
+        if trained is None:
+            return None, lambda images: pooled(whole(images)), None
+        passed = len(self._outputs) - len(above)
+        return (
+            from_images(between),
+            lambda outputs: pooled([[outputs] * passed, trained(outputs, training=False)]),
+            tuple(trained.input_shape[1:]),
+        )
+
+    @property
+    def cut_at(self) -> str:
+        """Name of the layer at which training begins: part of what determines the prefix."""
+        layers = self.network.layers
+        if self._first < len(layers):
+            return layers[self._first].name
+        joined = self.stage_names if self._config.layers else []
+        return " ".join([f"{self._config.pooling} pooling", *joined])
+
+    def frozen_digest(self) -> str:
+        """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""
+        return digest({path: v.numpy() for path, v in self.frozen.items()})
+
+
+def build(
+    backbone: Backbone,
+    config: ModelConfig,
+    *,
+    image_size: int,
+    num_classes: int,
+    seed: int,
+    carried: bool = False,
+) -> Classifier:
+    """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights.
+
+    `carried`: these are another run's, whatever the config says of weights.
+    """
+    keras.utils.set_random_seed(seed)
+    network = backbone.build((image_size, image_size, 3))
+    batch_norm.adopt(network)
+    random = config.weights == "random" and not carried
+    return Classifier(backbone, network, config, num_classes, seed, random=random)
+
+
+def widest(views: Iterable[Classifier]) -> Classifier:
+    """The view that trains the most: its variables are those of any of them."""
+    return max(views, key=lambda view: len(view.trainable))
+
+
+def pool(features: Any, kind: str) -> Any:
+    """Feature maps [rows, h, w, c] -> [rows, n]: n is c, 2c for both, h*w*c for flatten."""
+    if kind == "flatten":
+        return tf.reshape(features, [-1, np.prod(features.shape[1:])])
+    average = tf.reduce_mean(features, axis=(1, 2))
+    if kind == "average":
+        return average
+    maximum = tf.reduce_max(features, axis=(1, 2))
+    return maximum if kind == "maximum" else tf.concat([average, maximum], axis=-1)
+
+
+def num_pooled(shape: Sequence[int], kind: str) -> int:
+    """How many numbers `pool` makes of a feature map [h, w, c]."""
+    height, width, channels = shape
+    return {"flatten": height * width * channels, "both": 2 * channels}.get(kind, channels)
+
+
+def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
+    """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
+    names = [layer.name for layer in network.layers]
+    starts = [names.index(first) for first in backbone.stages.values()]
+    ends = dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
+    return [seam(network, ends[name]) for name in backbone.stages if name in stages]
+
+
+def normalize(features: Any) -> Any:
+    """Each row with mean 0 and variance 1, computed in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
+
+    Pooled features of a network without batch norm can be in the hundreds, where one rate does not fit the head and
+    the backbone.
+    """
+    wide = tf.cast(features, tf.float32)
+    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
+    return tf.cast((wide - mean) * tf.math.rsqrt(variance + 1e-6), features.dtype)
+
+
+def first_trainable_layer(
+    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
+) -> int:
+    """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
+    names = [layer.name for layer in network.layers]
+    if train_from == "head":
+        return len(names)
+    if train_from == "all":
+        return 0
+    first = backbone.stages.get(train_from, train_from)
+    if first not in names:
+        raise Refusal(
+            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
+            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
+            code=ExitCode.USAGE,
+        )
+    return names.index(first)
+
+
+def reads_bfloat16(layer: Any) -> bool:
+    """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
+    return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"
+
+
+def variable_path(layer: Any, variable: Any) -> str:
+    """Name of a variable below its layer, such as `kernel`, or `depthwise/kernel` inside a nested layer."""
+    return str(variable.path).split(f"{layer.name}/", 1)[-1]
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over (path, dtype, shape, bytes), in the order of the paths."""
+    total = hashlib.sha256()
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        total.update(f"{path} {array.dtype} {array.shape} ".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()
+
+
+def _hidden_layer(num_inputs: int, num_outputs: int, seed: int) -> Any:
+    """relu, in the type that the policy computes in."""
+    initial = keras.initializers.GlorotUniform(seed=seed)
+    layer = keras.layers.Dense(num_outputs, activation="relu", kernel_initializer=initial, name="hidden")
+    layer.build((None, num_inputs))
+    return layer
+
+
+def _last_layer(num_inputs: int, num_outputs: int) -> Any:
+    """Logits in float32, all 0 at first, as in Big Transfer (arXiv 1912.11370): a new head shakes no backbone."""
+    layer = keras.layers.Dense(num_outputs, kernel_initializer="zeros", dtype="float32", name="logits")
+    layer.build((None, num_inputs))
+    return layer
+
+
+def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:
+    """num_examples / (classes that occur * examples of the class): the mean over the examples is 1.
+
+    0 for a class without examples. The same as scikit-learn's compute_class_weight.
+    """
+    counts = np.bincount(np.asarray(labels), minlength=num_classes)
+    present = np.count_nonzero(counts)
+    return [len(labels) / (present * n) if n else 0.0 for n in counts.tolist()]

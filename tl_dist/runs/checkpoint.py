@@ -1,0 +1,326 @@
+"""Snapshots become commits in the background, and the newest valid one is found again. Imports no TensorFlow.
+
+A commit is made in a temporary directory, made durable, and renamed. The rename is fenced: a new owner of
+the run's lock moves every temporary directory away before it reads anything, and this process asks whether
+it is still the owner after its own exists. So either it learns that it lost the lock, or its rename finds
+nothing to rename.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from tl_dist.files.atomic import children, fsync_directory, reason
+from tl_dist.files.failpoint import failpoint
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint_format
+from tl_dist.runs.checkpoint_format import Commit, Content, Expected
+from tl_dist.runs.directory import RunDir, step_name, steps_in
+
+__all__ = ["Checkpointer", "Commit", "restore"]
+
+_LOGGER = logging.getLogger(__name__)
+_TEMPORARY, _TRASH = ".tmp-", ".trash-"
+
+
+class _LostLock(Exception):
+    pass
+
+
+class Checkpointer:
+    """The writer of a run's commits; a context manager, used by the owner of the lock alone.
+
+    Make it before `restore`: what interrupted writers left is removed, and with it the last chance of an
+    earlier owner to commit anything. `keep` commits are kept; the newest valid one always is.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        keep: int,
+        owned: Callable[[], bool],
+        max_failed: int = 3,
+        last_commit: int | None = None,
+    ) -> None:
+        self.blocked_s = 0.0
+        """seconds that `save` has kept its callers from going on"""
+        self.last_commit = last_commit
+        """the newest step known to be on the disk"""
+        self._name = run.name
+        self._directory = run.checkpoints
+        self._keep = keep
+        self._owned = owned
+        self._max_failed = max_failed
+        self._num_failed = 0
+        self._last_failure = ""
+        self._lost = False
+        self._diverged = ""
+        self._messages: deque[str] = deque()
+        self._thread: threading.Thread | None = None
+        self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
+        self._sweep()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight, so that another one would wait."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(
+        self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
+    ) -> float:
+        """Commit `arrays`, a private host copy, in the background; returns the seconds that the caller lost.
+
+        Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
+        it, if that is still running, and with `wait` for its own end; whether it then succeeded is in `last_commit`,
+        why not comes from `poll`. Raises ValueError for what cannot be written.
+        """
+        start = time.monotonic()
+        failpoint("checkpoint.snapshot")
+        content = Content.of(step, arrays, meta)
+        self._join()
+        self._thread = threading.Thread(
+            target=self._save, args=(content,), name="checkpoint-writer", daemon=True
+        )
+        self._thread.start()
+        if wait:
+            self._join()
+        blocked_s = time.monotonic() - start
+        self.blocked_s += blocked_s
+        return blocked_s
+
+    def poll(self) -> list[str]:
+        """What finished or failed since the last call, in words.
+
+        Raises Refusal when another process owns the run now, when a state was not finite (it is never saved), or
+        after `max_failed` failed saves in a row.
+        """
+        if self._lost:
+            raise Refusal(
+                f"run '{self._name}' was taken over by another process; this one commits nothing more.",
+                fix="leave the run to its new owner, or stop that one first (lock/ names it).",
+                code=ExitCode.CANNOT_CREATE,
+            )
+        if self._diverged:
+            raise Refusal(
+                f"{self._diverged}; {self._newest()}.",
+                fix="start a run with another name=NAME and a lower optimizer.learning_rate or optimizer.clip_norm.",
+                code=ExitCode.NO_REQUEUE,
+            )
+        if self._num_failed >= self._max_failed:
+            raise Refusal(
+                f"{self._num_failed} saves in a row failed, the last one with: {self._last_failure} "
+                f"({self._directory}; {self._newest()}).",
+                fix="free space or mend the storage, then start the run again.",
+                code=ExitCode.STORAGE,
+            )
+        messages = []
+        with suppress(IndexError):
+            while True:
+                messages.append(self._messages.popleft())
+        return messages
+
+    def wait(self) -> None:
+        """Wait for the save in flight."""
+        self._join()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.wait()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _newest(self) -> str:
+        return "no commit yet" if self.last_commit is None else f"the last commit is step {self.last_commit}"
+
+    def _save(self, content: Content) -> None:
+        start = time.monotonic()
+        try:
+            for path, array in content.arrays.items():
+                checkpoint_format.require_finite(path, array)
+            num_bytes = self._commit(content)
+        except _LostLock:
+            self._lost = True
+        except checkpoint_format.Invalid as problem:
+            self._diverged = f"step {content.step} was not saved: {problem}"
+        except Exception as error:  # the writer's thread must not die of anything in silence
+            self._num_failed += 1
+            self._last_failure = reason(error)
+            consequence = f"training goes on; {self._newest()}"
+            self._messages.append(f"saving step {content.step} failed ({self._last_failure}): {consequence}.")
+        else:
+            self._num_failed = 0
+            self.last_commit = content.step
+            cost = (
+                f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
+                if num_bytes
+                else "it was there"
+            )
+            self._messages.append(f"step {content.step} committed: {cost}.")
+            self._retire(content.step)
+
+    def _commit(self, content: Content) -> int:
+        """Make the commit durable; returns its bytes, 0 when a valid one was there."""
+        if not self._owned():
+            raise _LostLock
+        final = self._directory / step_name(content.step)
+        damaged = None
+        if os.path.lexists(final):
+            try:
+                checkpoint_format.check(final, content.step)
+            except checkpoint_format.Invalid:
+                damaged = os.lstat(final)
+            else:
+                fsync_directory(self._directory)  # whoever made it may have died before doing so
+                return 0
+        temporary = self._unique(_TEMPORARY, final.name)
+        try:
+            num_bytes = checkpoint_format.write(temporary, content)
+            if not self._owned():
+                raise _LostLock
+            failpoint("checkpoint.before_rename", temporary)
+            if damaged and os.path.samestat(damaged, os.lstat(final)):  # not what a new owner put there since
+                self._discard(final)
+            os.rename(temporary, final)
+            failpoint("checkpoint.after_rename", final)
+            fsync_directory(self._directory)
+        except BaseException as error:
+            with suppress(OSError):
+                _remove(temporary)
+            if isinstance(error, OSError) and not self._owned():
+                raise _LostLock from error  # a new owner has swept the directory away
+            raise
+        return num_bytes
+
+    def _retire(self, newest: int) -> None:
+        """Remove old commits. Those beyond `newest` were passed over at the start and never count."""
+        try:
+            if not self._owned():
+                return
+            commits = steps_in(self._directory)
+            self._distrusted.update(step for step, _ in commits if step > newest)
+            self._distrusted.discard(newest)
+            num_kept = 1
+            for step, path in commits:
+                if step >= newest:
+                    continue
+                trusted = step not in self._distrusted
+                if num_kept < self._keep and trusted and checkpoint_format.is_plausible(path, step):
+                    num_kept += 1
+                else:
+                    self._discard(path)
+        except Exception as error:
+            self._messages.append(f"old commits could not be removed: {reason(error)}.")
+
+    def _discard(self, path: Path) -> None:
+        """Remove a commit in one step, as far as any reader can see."""
+        trash = self._unique(_TRASH, path.name)
+        os.rename(path, trash)
+        failpoint("checkpoint.trash_renamed", trash)
+        _remove(trash)
+
+    def _sweep(self) -> None:
+        """Remove what interrupted saves left. Part of the fence: see the top of this file."""
+        if not self._owned():
+            raise Refusal(
+                f"run '{self._name}' is not owned by this process.",
+                fix="acquire its lock before writing commits.",
+                code=ExitCode.CANNOT_CREATE,
+            )
+        try:
+            for path in children(self._directory):
+                if path.name.startswith(_TEMPORARY):
+                    with suppress(FileNotFoundError):  # its writer has renamed it: a commit like any other
+                        os.rename(path, self._unique(_TRASH, path.name))
+        except OSError as error:
+            raise Refusal(
+                f"{self._directory} cannot be cleared of interrupted saves ({reason(error)}).",
+                fix="make it writable for this user.",
+                code=ExitCode.CANNOT_CREATE,
+            ) from error
+        trash = [path for path in children(self._directory) if path.name.startswith(_TRASH)]
+        try:
+            for path in trash:
+                _remove(path)
+        except OSError as error:
+            self._messages.append(f"leftovers of interrupted saves could not be removed: {reason(error)}.")
+        else:
+            if trash:
+                self._messages.append(f"removed {len(trash)} leftovers of interrupted saves.")
+
+    def _unique(self, prefix: str, name: str) -> Path:
+        return self._directory / f"{prefix}{name.lstrip('.')}-{uuid4().hex[:12]}"
+
+
+def restore(
+    run_or_dir: RunDir | str | Path,
+    *,
+    expected: Expected | None = None,
+    strict: bool = False,
+    log: Callable[[str], object] = _LOGGER.warning,
+) -> Commit | None:
+    """The newest valid commit, or None if there never was one; nothing on the disk is changed.
+
+    Damaged commits are passed over, and `log` is told which, why, and what is used instead; with `strict`
+    the first one is refused. Refused as well: commits of which none is valid, and a set of (path, dtype,
+    shape) that is not exactly `expected`, a mapping from path to dtype name and shape.
+    """
+    directory = run_or_dir.checkpoints if isinstance(run_or_dir, RunDir) else Path(run_or_dir)
+    for _ in range(3):
+        commits = steps_in(directory)
+        passed_over: list[tuple[int, str]] = []
+        for step, path in commits:
+            try:
+                found = checkpoint_format.read(path, step, expected)
+            except checkpoint_format.Invalid as problem:
+                passed_over.append((step, f"{path.name} is not valid ({problem})"))
+                if strict:
+                    break
+                continue
+            for newer, why in passed_over:
+                log(f"{why}; going back to {path.name}: {newer - step} steps are done again.")
+            return found
+        if not commits:
+            return None
+        if steps_in(directory) == commits:
+            break
+        # Their owner has replaced commits while they were read here: look again.
+    shown = "; ".join(why for _, why in passed_over[:3])
+    raise Refusal(
+        f"{directory}: {shown}{'; no commit is valid' if not strict else ''}.",
+        fix="restore the files from a copy, or move the commits away to start from step 0.",
+        code=ExitCode.UNSAFE,
+    )
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a directory with all that is in it; no link is followed."""
+    try:
+        entries = list(os.scandir(path)) if not path.is_symlink() else []
+    except NotADirectoryError:
+        entries = []
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+            failpoint("checkpoint.mid_rmtree", path)
+    shutil.rmtree(path)

@@ -1,0 +1,286 @@
+"""One commit on disk: a directory with tensors (safetensors), facts (JSON) and a manifest that proves both.
+
+Writing goes straight from the arrays to the file, in the layout of
+https://github.com/huggingface/safetensors#format; reading is left to the safetensors library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from tl_dist.files import limits
+from tl_dist.files.atomic import CHUNK_BYTES, Written, fsync_directory, open_directory, reason, write_file
+from tl_dist.files.failpoint import failpoint
+from tl_dist.files.foreign import open_regular, read_file
+from tl_dist.refusal import ExitCode, Refusal
+
+TENSORS, META, MANIFEST = "state.safetensors", "meta.json", "MANIFEST.json"
+FORMAT = 1
+
+_NAMES = {
+    "bool": "BOOL",
+    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bfloat16": "BF16",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_SHOWN = 5
+_AT_ONCE = 1 << 20  # numbers that are looked at together: their flags stay in the processor's cache
+
+Expected = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+class Invalid(Exception):
+    """A directory that is not a whole commit; `str()` says why."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """State after `step` steps, read back and verified."""
+
+    step: int
+    path: Path
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a commit will hold, checked and laid out, with the array data still where it was."""
+
+    step: int
+    header: bytes
+    arrays: dict[str, np.ndarray]
+    meta: bytes
+
+    @classmethod
+    def of(cls, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Content:
+        """Raises ValueError for what cannot be written and read back unchanged."""
+        contiguous = {path: _contiguous(path, array) for path, array in arrays.items()}
+        entries, offset = {}, 0
+        for path, array in contiguous.items():
+            end = offset + array.nbytes
+            dtype = _NAMES[array.dtype.name]
+            entries[path] = {"dtype": dtype, "shape": array.shape, "data_offsets": (offset, end)}
+            offset = end
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+        facts = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False).encode()
+        if len(header) > limits.CHECKPOINT_HEADER or len(facts) > limits.CHECKPOINT_META:
+            raise ValueError(
+                f"a commit of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
+            )
+        return cls(step, header, contiguous, facts)
+
+    def pieces(self) -> Iterator[Any]:
+        """The safetensors file: length of the header, header, tensors."""
+        yield len(self.header).to_bytes(8, "little") + self.header
+        for array in self.arrays.values():
+            yield array.reshape(-1).view(np.uint8)
+            failpoint("checkpoint.tensors")
+
+
+def write(directory: Path, content: Content) -> int:
+    """Make `directory` and everything in it durable, the manifest last; returns the bytes written."""
+    os.mkdir(directory, 0o700)
+    failpoint("checkpoint.temp_made", directory)
+    files = {
+        TENSORS: write_file(directory / TENSORS, content.pieces()),
+        META: write_file(directory / META, [content.meta]),
+    }
+    failpoint("checkpoint.files_done", directory)
+    manifest = _manifest(content.step, files)
+    files[MANIFEST] = write_file(directory / MANIFEST, _halves(manifest))
+    failpoint("checkpoint.manifest_done", directory)
+    fsync_directory(directory)
+    return sum(file.size for file in files.values())
+
+
+def read(path: Path, step: int, expected: Expected | None = None) -> Commit:
+    """The commit in a directory, every byte verified first; raises Invalid, also for NaN and infinity in it.
+
+    With `expected`, one to go on from: raises Refusal when it holds another set of (path, dtype, shape), and Invalid
+    when it has no history.
+    """
+    with _verified(path, step) as (tensors, meta):
+        held = _held(tensors)
+        if expected is not None:
+            _compare(path, held, expected)
+            if not isinstance(meta.get("history"), dict):
+                raise Invalid(f"{META} has no history")
+        return Commit(step, path, meta, dict(_finite(tensors, held)))
+
+
+def check(path: Path, step: int) -> None:
+    """The same for a commit that is not needed itself; raises Invalid."""
+    with _verified(path, step) as (tensors, _):
+        for _ in _finite(tensors, _held(tensors)):
+            pass
+
+
+def require_finite(path: str, array: np.ndarray) -> None:
+    """Raises Invalid for NaN and infinity, which no state may hold; a twentieth of the time that hashing takes."""
+    if "float" not in array.dtype.name:
+        return
+    flat = array.reshape(-1)
+    if not all(np.isfinite(flat[k : k + _AT_ONCE]).all() for k in range(0, flat.size, _AT_ONCE)):
+        raise Invalid(f"'{path}' holds numbers that are not finite")
+
+
+def is_plausible(path: Path, step: int) -> bool:
+    """Whether the manifest and the sizes of the files agree; cheap, and blind to changed bytes."""
+    with suppress(OSError, Invalid), open_directory(path) as fd:
+        listed = _listed(read_file(MANIFEST, max_bytes=limits.CHECKPOINT_MANIFEST, dir_fd=fd))
+        sizes = {name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_size for name in (TENSORS, META)}
+        return all(listed[name].size == size for name, size in sizes.items())
+    return False
+
+
+def _finite(tensors: int, held: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    # By descriptor, so that it is the file that was verified; read, not mapped into memory, so that a
+    # file that shrinks meanwhile is an error and not a SIGBUS.
+    with safe_open(f"/proc/self/fd/{tensors}", framework="np", backend="pread") as file:
+        for name in held:
+            array = file.get_tensor(name)
+            require_finite(name, array)
+            yield name, array
+
+
+def _contiguous(path: str, array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    if path == "__metadata__" or array.dtype.name not in _NAMES:
+        raise ValueError(f"'{path}' of type {array.dtype} cannot be kept in a safetensors file")
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _manifest(step: int, files: Mapping[str, Written]) -> bytes:
+    facts = {name: {"sha256": file.sha256, "size": file.size} for name, file in sorted(files.items())}
+    return json.dumps({"files": facts, "format": FORMAT, "step": step}, indent=1).encode()
+
+
+def _halves(manifest: bytes) -> Iterator[bytes]:
+    yield manifest[: len(manifest) // 2]
+    failpoint("checkpoint.manifest_mid")
+    yield manifest[len(manifest) // 2 :]
+
+
+@contextmanager
+def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """An open descriptor of the tensors and the facts of a whole commit.
+
+    In the end the manifest is made anew from what was read and compared byte by byte: no part of it, not
+    even a blank, can have changed unnoticed.
+    """
+    tensors = -1
+    try:
+        with open_directory(path) as fd:
+            manifest = read_file(MANIFEST, max_bytes=limits.CHECKPOINT_MANIFEST, dir_fd=fd)
+            listed = _listed(manifest)
+            tensors = open_regular(TENSORS, dir_fd=fd)
+            meta = read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)
+            found = {
+                TENSORS: _digest(tensors, listed[TENSORS].size),
+                META: Written(len(meta), hashlib.sha256(meta).hexdigest()),
+            }
+            for name, file in found.items():
+                if file != listed[name]:
+                    raise Invalid(_how_different(name, file, listed[name]))
+            if manifest != _manifest(step, found):
+                raise Invalid(f"{MANIFEST} is damaged or of another step")
+            facts = _object(META, meta)
+        yield tensors, facts
+    except FileNotFoundError as error:
+        raise Invalid(f"{error.filename or path.name} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise Invalid(reason(error)) from error
+    finally:
+        if tensors >= 0:
+            os.close(tensors)
+
+
+def _listed(manifest: bytes) -> dict[str, Written]:
+    facts = _object(MANIFEST, manifest)
+    if facts.get("format") != FORMAT:
+        raise Invalid(f"{MANIFEST} has format {facts.get('format')!r}, this version reads {FORMAT}")
+    try:
+        files = {name: Written(**facts["files"][name]) for name in (TENSORS, META)}
+    except (KeyError, TypeError):
+        files = {}
+    if not files or not all(type(file.size) is int and type(file.sha256) is str for file in files.values()):
+        raise Invalid(f"{MANIFEST} does not list {TENSORS} and {META}")
+    return files
+
+
+def _digest(fd: int, size: int) -> Written:
+    """What a file holds; not read when its size is another than `size`."""
+    found = os.fstat(fd).st_size
+    if found != size:
+        return Written(found, "")
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(size + 1, CHUNK_BYTES)))
+    offset = 0
+    while count := os.preadv(fd, [buffer], offset):
+        digest.update(buffer[:count])
+        offset += count
+    return Written(offset, digest.hexdigest())
+
+
+def _how_different(name: str, found: Written, listed: Written) -> str:
+    if found.size != listed.size:
+        return f"{name} has {found.size} bytes instead of {listed.size}"
+    return f"{name} is damaged: its sha256 is not the one in {MANIFEST}"
+
+
+def _held(fd: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor by the file's header; its offsets are checked by the library."""
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if length > limits.CHECKPOINT_HEADER:
+        raise Invalid(f"the header of {TENSORS} claims {length} bytes")
+    entries = _object(TENSORS, os.pread(fd, length, 8))
+    entries.pop("__metadata__", None)
+    try:
+        return {path: (_DTYPES[entry["dtype"]], tuple(entry["shape"])) for path, entry in entries.items()}
+    except (KeyError, TypeError, AttributeError):
+        raise Invalid(f"the header of {TENSORS} is malformed") from None
+
+
+def _object(name: str, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise Invalid(f"{name} names something twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Invalid(f"{name} is not a JSON object")
+    return value
+
+
+def _compare(path: Path, held: Expected, expected: Expected) -> None:
+    problems = [f"no '{name}'" for name in expected if name not in held]
+    problems += [f"unexpected '{name}'" for name in held if name not in expected]
+    for name, (dtype, shape) in expected.items():
+        if name in held and held[name] != (dtype, tuple(shape)):
+            was = f"{held[name][0]} {list(held[name][1])}"
+            problems.append(f"'{name}' is {was} instead of {dtype} {list(shape)}")
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise Refusal(
+            f"{path} does not fit the model and optimizer: {', '.join(problems[:_SHOWN])}{more}.",
+            fix="go back to the model and optimizer that the run started with, or use another name=NAME.",
+            code=ExitCode.UNSAFE,
+        )

@@ -1,0 +1,341 @@
+"""The run directory: what lies where, what makes it the same run, and files that processes talk through."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.config.registry import nearest
+from tl_dist.files import limits
+from tl_dist.files.atomic import (
+    children,
+    fsync_directory,
+    open_directory,
+    reason,
+    server_time_ns,
+    write_atomically,
+)
+from tl_dist.files.foreign import read_file
+from tl_dist.files.private import refuse_unsafe
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.heartbeats import Beat, Heartbeats
+from tl_dist.runs.lock import holder
+
+__all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
+__all__ += ["write_atomically"]
+
+_ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
+_STEP_NAME = re.compile(r"step-(\d{8,18})")
+_LEFTOVER_S = 3600.0
+_OTHER_NAME = "use another name=NAME"
+_UNWRITTEN = {"order": 1}
+"""what an identity means that was written before it had these keys"""
+
+
+class RunDir:
+    """One run on disk. Constructing it touches nothing; `create` and `open` check what they find."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.name
+        self.config_file = self.path / "config.yaml"
+        self.identity_file = self.path / "run.json"
+        self.lock_dir = self.path / "lock"
+        self.attempts = self.path / "attempts"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.quarantine_file = self.path / "quarantine.jsonl"
+        self.features_file = self.path / "features.txt"
+        self.tensorboard = self.path / "tb"
+        self.logs = self.path / "logs"
+        self.evaluations = self.path / "evaluations"
+        self.predictions = self.path / "predictions"
+        self.heartbeats = self.path / "heartbeats"
+        self.stop_file = self.path / "stop"
+        self.done_file = self.path / "DONE"
+        self._beats = Heartbeats(self.heartbeats)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
+        """The directory `root`/NAME with `resolved` as its config.yaml: made, or found and continued.
+
+        An existing run keeps its trajectory (refused otherwise, naming what differs); other keys are
+        replaced.
+        """
+        run = cls(Path(root) / config.name)
+        try:
+            run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            refuse_unsafe(run.path.parent, links=True, shared=True)
+            for directory in run._directories():
+                with suppress(FileExistsError):
+                    directory.mkdir(mode=0o700)
+                refuse_unsafe(directory, instead=_OTHER_NAME)
+            run._refuse_links()
+            if not run._write_first(run.config_file, resolved.encode()):
+                run._continue(config, resolved.encode())
+        except OSError as error:
+            raise _cannot_create(run.path, error) from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """The run in an existing directory; refuses one that is none, or that others could have changed."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            names = [entry.name for entry in children(run.path.parent) if (entry / "config.yaml").is_file()]
+            guess = nearest(run.name, names)
+            raise Refusal(
+                f"{run.path} is not a run: it has no config.yaml.",
+                fix=f"use '{run.path.parent / guess}'." if guess else "name a directory that training made.",
+                code=ExitCode.USAGE,
+            )
+        for directory in run._directories():
+            refuse_unsafe(directory, instead=_OTHER_NAME)
+        run._refuse_links()
+        return run
+
+    def rank_log(self, rank: int) -> Path:
+        """Where the output of one worker goes."""
+        return self.logs / f"rank_{rank:04d}.out"
+
+    def next_attempt(self) -> int:
+        """The number of an attempt that begins now: one more than the highest that has a file."""
+        found = (_ATTEMPT.fullmatch(path.name) for path in children(self.attempts))
+        return 1 + max((int(match[1]) for match in found if match), default=0)
+
+    def request_stop(self) -> None:
+        """Ask the run to save and end. Safe in a signal handler: two system calls, and no wait for a disk."""
+        os.close(os.open(self.stop_file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+    def stop_requested(self) -> bool:
+        """Whether the stop file is there, as the file server sees it now."""
+        with open_directory(self.path) as fd:
+            try:
+                os.stat(self.stop_file.name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def clear_stop(self) -> None:
+        self.stop_file.unlink(missing_ok=True)
+
+    def mark_done(self, summary: Mapping[str, Any]) -> None:
+        """Say that the run has ended as planned; `done` gives the summary back."""
+        write_atomically(self.done_file, _json(summary))
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        return read_json(self.done_file)
+
+    def refer_to_features(self, key: str) -> None:
+        """Note that this run reads a feature set, so that pruning can tell what nobody refers to."""
+        known = self.features_referred_to()
+        if key not in known:
+            write_atomically(self.features_file, "".join(f"{k}\n" for k in [*known, key]).encode())
+
+    def features_referred_to(self) -> list[str]:
+        """The keys of the feature sets that this run has read, in the order of first use."""
+        try:
+            return read_file(self.features_file, max_bytes=limits.RUN_JSON).decode().split()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (OSError, ValueError) as error:
+            raise _unsafe(self.features_file, f"cannot be read ({reason(error)})", "remove it.") from error
+
+    def read_identity(self) -> dict[str, Any] | None:
+        return read_json(self.identity_file)
+
+    def freeze_identity(self, identity: Mapping[str, Any]) -> None:
+        """Record what the run was started with, or refuse when it was something else."""
+        if self._write_first(self.identity_file, _json(identity)):
+            return
+        old, new = (_UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
+        if old["order"] != new["order"]:
+            raise Refusal(
+                f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
+                f"training examples, and this is version {new['order']}.",
+                fix="start a new run with another name=NAME, or finish it with the tl_dist that started it.",
+                code=ExitCode.UNSAFE,
+            )
+        changes = differences(old, new, sorted(old.keys() | new.keys()))
+        if changes:
+            raise Refusal(
+                f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}.",
+                fix="bring back what it was started with, or start a new run with another name=NAME.",
+                code=ExitCode.UNSAFE,
+            )
+
+    def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
+        """Show that worker `rank` lives, and what it does; cheap. `patience_s`: where that may last long."""
+        self._beats.beat(rank, phase, step, patience_s)
+
+    def read_beats(self) -> dict[int, Beat]:
+        """The last word of every worker, with its age."""
+        return self._beats.read()
+
+    def clear_beats(self) -> None:
+        """Forget the workers of an earlier attempt; call it before the next ones start."""
+        self._beats.clear()
+
+    def probe_storage(self) -> None:
+        """Refuse now, not at the first save, when files here cannot be written, made durable and renamed."""
+        for directory in self._directories():
+            probe = directory / f".probe-{uuid4().hex}"
+            try:
+                write_atomically(probe, b"probe")
+                probe.unlink()
+                _sweep(directory)
+            except OSError as error:
+                raise _cannot_create(directory, error) from error
+
+    def _directories(self) -> list[Path]:
+        below = [self.lock_dir, self.attempts, self.checkpoints, self.tensorboard, self.logs, self.heartbeats]
+        return [self.path, *below]
+
+    def _refuse_links(self) -> None:
+        """Refuse a link in a place where this run writes: what it leads to is not the run's."""
+        places = [
+            self.config_file,
+            self.identity_file,
+            self.metrics_file,
+            self.quarantine_file,
+            self.features_file,
+            self.stop_file,
+            self.done_file,
+            self.evaluations,
+            self.predictions,
+        ]
+        links = [path for path in places if path.is_symlink()]
+        with suppress(FileNotFoundError), os.scandir(self.logs) as logs:
+            links += [Path(entry) for entry in logs if entry.is_symlink()]
+        if links:
+            raise _unsafe(links[0], "is a symbolic link", "remove the link.")
+
+    def _write_first(self, path: Path, data: bytes) -> bool:
+        """Write a file that is not there yet; of two processes that try at once, one does."""
+        if os.path.lexists(path):
+            return False
+        try:
+            write_atomically(path, data, exclusive=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def _continue(self, config: Config, resolved: bytes) -> None:
+        old = config_file.load(self.config_file)
+        changes = differences(
+            config_file.trajectory(old), config_file.trajectory(config), config_file.TRAJECTORY
+        )
+        # An attempt that ended before it began, refused for its first config, has bound the run to nothing.
+        began = self.identity_file.exists() or steps_in(self.checkpoints) or not children(self.attempts)
+        if changes and began:
+            raise Refusal(
+                f"{self.path} was started with other values: {'; '.join(changes)}.",
+                fix="use another name=NAME, or go back to the old values.",
+                code=ExitCode.UNSAFE,
+            )
+        if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
+            return
+        owner = holder(self)
+        if owner:
+            raise Refusal(
+                f"run '{self.name}' is in use by {owner}, so its config cannot be changed.",
+                fix="stop it first, or use another name=NAME.",
+                code=ExitCode.CANNOT_CREATE,
+            )
+        write_atomically(self.config_file, resolved)
+
+
+def step_name(step: int) -> str:
+    """The name of the commit of a step, below checkpoints/."""
+    return f"step-{step:08d}"
+
+
+def steps_in(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Every entry that is named as a commit, the highest step first. Nothing is said about what it holds."""
+    found = []
+    for path in children(checkpoints):
+        match = _STEP_NAME.fullmatch(path.name)
+        if match and step_name(int(match[1])) == path.name:
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """What changed below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
+    changes = []
+    for key in keys:
+        before, after = _flat(key, old.get(key, _ABSENT)), _flat(key, new.get(key, _ABSENT))
+        for dotted in [*before, *(dotted for dotted in after if dotted not in before)]:
+            was, is_ = before.get(dotted, _ABSENT), after.get(dotted, _ABSENT)
+            if was != is_ and not (was is _ABSENT and is_ is _ABSENT):
+                changes.append(f"{dotted}: {_short(was)} -> {_short(is_)}")
+    return changes
+
+
+_ABSENT: Any = object()
+
+
+def _flat(dotted: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {leaf: item for key in value for leaf, item in _flat(f"{dotted}.{key}", value[key]).items()}
+    return {dotted: list(value) if isinstance(value, tuple) else value}
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "(none)"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _sweep(directory: Path) -> None:
+    """Remove small files that interrupted processes left here, long ago by the file server's clock."""
+    before_ns = server_time_ns(directory) - _LEFTOVER_S * 1e9
+    for path in children(directory):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            ours = path.name.startswith((".tmp-", ".probe-")) and stat.S_ISREG(status.st_mode)
+            if ours and status.st_mtime_ns < before_ns:
+                path.unlink()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object in a file of the run; None where there is no file, refused (78) where it holds something else."""
+    try:
+        value = json.loads(read_file(path, max_bytes=limits.RUN_JSON))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unsafe(path, f"cannot be read ({reason(error)})", "restore the file from a copy.") from error
+    if not isinstance(value, dict):
+        raise _unsafe(path, "is not a JSON object", "restore the file from a copy.")
+    return value
+
+
+def _unsafe(path: Path, what: str, fix: str) -> Refusal:
+    return Refusal(f"{path} {what}.", fix=fix, code=ExitCode.UNSAFE)
+
+
+def _cannot_create(path: Path, error: OSError) -> Refusal:
+    return Refusal(
+        f"{path} cannot be used as a run directory ({reason(error)}).",
+        fix="choose a directory that can be written, on a disk with free space.",
+        code=ExitCode.CANNOT_CREATE,
+    )

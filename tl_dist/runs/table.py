@@ -1,0 +1,104 @@
+"""The runs in a directory, one line each: what became of them, how far they are, their figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tl_dist.config import file as config_file
+from tl_dist.files.atomic import children, reason
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir, read_json, steps_in
+from tl_dist.runs.lock import holder
+from tl_dist.runs.records import records
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of the table of runs."""
+
+    name: str
+    state: str  # running, done, failed (its last attempt says so), stopped or unreadable
+    step: int = 0
+    strategy: str = "?"
+    workers: int | None = None
+    age_s: float = float("inf")  # since something last happened
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy"""
+    problem: str = ""
+    """why it cannot be read, as a private run of somebody else"""
+
+
+def runs(root: str | Path) -> list[RunSummary]:
+    """Every run below `root`, the most recent first; what cannot be looked into last, with the reason.
+
+    Refuses (64) a root that cannot be read itself. `root` may be a link, a run in it may not.
+    """
+    try:
+        found = children(Path(root).resolve())
+    except OSError as error:
+        raise Refusal(
+            f"{root} cannot be read ({reason(error)}).",
+            fix="name a directory that you may read.",
+            code=ExitCode.USAGE,
+        ) from error
+    listed = [summary for path in found if (summary := _listed(path)) is not None]
+    return sorted(listed, key=lambda summary: (summary.age_s, summary.name))
+
+
+def _listed(path: Path) -> RunSummary | None:
+    """None for what is no run."""
+    try:
+        return _summary(RunDir(path)) if (path / "config.yaml").is_file() else None
+    except OSError as error:
+        return RunSummary(path.name, "unreadable", problem=error.strerror or str(error))
+    except Refusal as refusal:
+        return RunSummary(path.name, "unreadable", problem=refusal.what)
+
+
+def _summary(run: RunDir) -> RunSummary:
+    config, attempt = None, None
+    with suppress(Refusal):
+        config = config_file.load(run.config_file)
+    with suppress(Refusal, ValueError):
+        attempt = read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
+    if run.done_file.exists():
+        state = "done"
+    elif holder(run):
+        state = "running"
+    elif (attempt or {}).get("exit_code") in (None, ExitCode.DONE, ExitCode.REQUEUE):
+        state = "stopped"
+    else:
+        state = "failed"
+    step, figures = _metrics(run.metrics_file)
+    touched = [run.config_file, run.metrics_file, run.checkpoints, run.done_file, *children(run.lock_dir)]
+    newest_s = max((path.lstat().st_mtime for path in touched if os.path.lexists(path)), default=0.0)
+    return RunSummary(
+        name=run.name,
+        state=state,
+        step=max([step, *(number for number, _ in steps_in(run.checkpoints))]),
+        strategy=config.strategy if config else "?",
+        workers=config.workers if config else None,
+        age_s=max(0.0, time.time() - newest_s),
+        figures=figures,
+    )
+
+
+def _metrics(path: Path) -> tuple[int, dict[str, float]]:
+    """The last step that was reported, and the figures of a run for one line of a table."""
+    step = 0
+    figures: dict[str, float] = {}
+    for record in records(path):
+        step = record.get("step", step)
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            if record["event"] == "train":
+                figures["loss"] = float(record["loss"])
+            elif record["event"] == "evaluation":
+                name, accuracy = f"{record['split']}_accuracy", float(record["accuracy"])
+                figures[name] = accuracy
+                figures[f"best_{name}"] = max(accuracy, figures.get(f"best_{name}", 0.0))
+    return step, figures

@@ -1,0 +1,1 @@
+"""Figures, their intervals, and predictions kept with them. Imports no framework."""

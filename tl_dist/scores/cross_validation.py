@@ -1,0 +1,107 @@
+"""The figures of a cross-validation from its out-of-fold predictions. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_dist.scores import figures, predictions
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """What was said of each example by classifiers that had not seen it, once for each seed.
+
+    ids, labels, groups [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
+    [seeds][folds]: the `l2` and `layers` that each classifier took, where it chose them.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    class_names: np.ndarray
+    fold: np.ndarray
+    probabilities: np.ndarray
+    chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
+
+    def save(self, path: Path) -> None:
+        chosen = {
+            key: np.array([[one[key] for one in folds] for folds in self.chosen])
+            for key in ("l2", "layers")
+            if self.chosen is not None
+        }
+        predictions.save(
+            path,
+            ids=self.ids,
+            labels=self.labels,
+            groups=self.groups,
+            class_names=self.class_names,
+            fold=self.fold,
+            probabilities=self.probabilities.astype(np.float32),
+            **chosen,
+        )
+
+
+def summary(found: OutOfFold) -> dict[str, Any]:
+    """Means over folds and seeds, the 95 % interval of the accuracy, and every fold and group by itself.
+
+    The interval is that of `figures.corrected_interval` over all folds of all seeds: how the mean would vary with
+    other data of the same size.
+    """
+    seeds, num_folds = len(found.fold), int(found.fold.max()) + 1
+    each = [
+        [
+            figures.figures(found.labels[inside], found.probabilities[seed][inside])
+            for inside in (found.fold[seed] == k for k in range(num_folds))
+        ]
+        for seed in range(seeds)
+    ]
+    accuracies = [[fold["accuracy"] for fold in folds] for folds in each]
+    flat = [fold for folds in each for fold in folds]
+    right = found.probabilities.argmax(axis=-1) == found.labels
+    chosen = {} if found.chosen is None else {"chosen": found.chosen}
+    return {
+        **chosen,
+        "folds": num_folds,
+        "seeds": seeds,
+        "num_examples": len(found.labels),
+        "accuracy": float(np.mean(accuracies)),
+        "interval": figures.corrected_interval(np.ravel(accuracies).tolist(), 1 / (num_folds - 1)),
+        "fold_accuracies": accuracies,
+        "seed_accuracies": right.mean(axis=1).tolist(),
+        "figures": {key: mean_of(flat, key) for key in flat[0] if key not in ("accuracy", "interval")},
+        "groups": {
+            str(name): {
+                "num_examples": int((found.groups == name).sum()),
+                "accuracy": float(right[:, found.groups == name].mean()),
+            }
+            for name in np.unique(found.groups)
+        },
+    }
+
+
+def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a figure over folds; None where one fold does not define it."""
+    values = [fold[key] for fold in folds]
+    return None if None in values else float(np.mean(values))
+
+
+def merged(folds: Sequence[Sequence[predictions.Predictions]]) -> OutOfFold:
+    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
+    probabilities, numbers = [], []
+    for of_seed in folds:
+        ids = np.concatenate([part.ids for part in of_seed])
+        order = np.argsort(ids)
+        probabilities.append(np.concatenate([part.probabilities for part in of_seed])[order])
+        number = np.concatenate([np.full(len(part.ids), k) for k, part in enumerate(of_seed)])
+        numbers.append(number[order])
+        labels = np.concatenate([part.labels for part in of_seed])[order]
+        groups = np.concatenate([part.groups for part in of_seed])
+        groups = groups[order] if len(groups) else groups
+        ids = ids[order]
+    names = folds[0][0].class_names
+    return OutOfFold(ids, labels, groups, names, np.stack(numbers), np.stack(probabilities))

@@ -1,0 +1,144 @@
+"""What a run said of each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and a look at the errors.
+
+The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and
+`groups` (text); no pickled object is ever written or read. A confusion matrix that is too large for a record lies
+beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_dist.files.atomic import reason, replacing
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.npz import read_npz
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import figures
+from tl_dist.scores.evaluation import Evaluation
+
+MAX_RECORDED_CLASSES = 100
+"""up to which a record of an evaluation has the confusion matrix: of 1,000 classes it would be 3 MB each time"""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The probabilities of each example of a split; `step` is that of the weights."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: np.ndarray
+    step: int
+    groups: np.ndarray
+    """the group of each example, empty where the dataset has none"""
+
+    def __post_init__(self) -> None:
+        num, classes = len(self.labels), len(self.class_names)
+        fits = {
+            "ids": self.ids.shape == (num,) and self.ids.dtype.kind == "U",
+            "labels": self.labels.shape == (num,) and self.labels.dtype.kind in "iu",
+            "class_names": self.class_names.shape == (classes,) and self.class_names.dtype.kind == "U",
+            "probabilities": self.probabilities.shape == (num, classes)
+            and self.probabilities.dtype.kind == "f",
+            "groups": self.groups.shape in ((num,), (0,)) and self.groups.dtype.kind in "US",
+        }
+        wrong = [name for name, right in fits.items() if not right]
+        if wrong:
+            raise ValueError(f"its {' and '.join(wrong)} have another shape or type than predictions")
+        if not num or not ((self.labels >= 0) & (self.labels < classes)).all():
+            raise ValueError(f"its labels are not those of {classes} classes")
+
+
+def file_of(run: Path, split: str) -> Path:
+    """Where a run keeps the predictions of a split."""
+    return run / "predictions" / f"{split}.npz"
+
+
+def confusion_file_of(run: Path, split: str) -> Path:
+    """Where a run keeps the confusion matrix of a split of more than MAX_RECORDED_CLASSES."""
+    return run / "predictions" / f"{split}_confusion.npz"
+
+
+def save(path: Path, **arrays: Any) -> None:
+    """Write arrays as one .npz, without a copy in memory: the old file or the new one, whatever happens."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+        np.savez(file, **arrays)
+
+
+def load(path: Path) -> Predictions:
+    """Refuses (65) what is not there or no file of predictions."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            found = read_npz(file)
+        return Predictions(
+            found["ids"],
+            found["labels"],
+            found["probabilities"],
+            found["class_names"],
+            int(found["step"]),
+            found["groups"],
+        )
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise Refusal(
+            f"{path} holds no predictions ({reason(error)}).",
+            fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def with_figures(
+    result: Evaluation,
+    run: Path,
+    *,
+    step: int,
+    ids: Sequence[str],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    groups: Sequence[str] = (),
+) -> Evaluation:
+    """The evaluation with all its figures; what it predicted is kept in the run.
+
+    For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. The logits
+    are used up: as float32 probabilities they would be as large again.
+    """
+    if len(class_names) > MAX_RECORDED_CLASSES:
+        path = confusion_file_of(run, result.split)
+        save(path, confusion=result.confusion, class_names=np.array(class_names), step=step)
+    if result.logits is None:
+        return result
+    said = figures.Softmax(result.logits)
+    found = figures.figures(labels, said)
+    if len(class_names) == 2 and found["log_loss"] is not None:
+        probabilities = said[:]
+        if result.split == "validation":
+            found["threshold"] = figures.best_threshold(labels, probabilities)
+        elif (threshold := _threshold(run, step)) is not None:
+            found["threshold"] = threshold
+            found["accuracy_at_threshold"] = figures.accuracy_at(labels, probabilities, threshold)
+    save(
+        file_of(run, result.split),
+        ids=np.array(ids),
+        labels=labels,
+        probabilities=said.in_place(),
+        class_names=np.array(class_names),
+        step=step,
+        groups=np.array(groups, np.str_),
+    )
+    return dataclasses.replace(result, figures=found, logits=None)
+
+
+def _threshold(run: Path, step: int) -> float | None:
+    """The one chosen on the validation examples by the same weights."""
+    path = file_of(run, "validation")
+    if not path.exists():
+        return None
+    chosen = load(path)
+    return figures.best_threshold(chosen.labels, chosen.probabilities) if chosen.step == step else None

@@ -1,0 +1,265 @@
+"""What a person sees of a training run: one live line on a terminal, a plain line now and then elsewhere.
+
+Everything shown comes from the records that rank 0 appends to `metrics.jsonl`, so the supervisor, which is
+another process, shows the same as rank 0 under a foreign launcher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.refusal import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from tl_dist.terminal.console import Console
+
+Record = Mapping[str, Any]
+
+_MAX_TABLE_CLASSES = 12
+_MAX_CONFUSIONS = 10
+
+
+def progress_line(record: Record, width: int | None = None) -> str:
+    """One line about a "train" record; what matters least is left out until it fits into `width` columns."""
+    parts = _parts(record)
+    for least in (None, "shares", "rate", "workers", "scale", "speed"):
+        if least is not None:
+            parts.pop(least, None)
+        line = " | ".join(_joined(parts))
+        if width is None or len(line) <= width:
+            return line
+    return line[: max(width or 1, 1) - 1] + "…"
+
+
+def evaluation_line(record: Record) -> str:
+    """One line about an "evaluation" record: counts first, since they can be compared exactly."""
+    correct, total = int(record["num_correct"]), int(record["num_examples"])
+    split = record.get("split", "evaluation")
+    line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
+    if "loss" in record:
+        line += f" | loss {float(record['loss']):.4g}"
+    if "step" in record:
+        line += f" | step {int(record['step']):,}"
+    return line
+
+
+def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
+    """The confusion matrix of an "evaluation" record as a table; its largest errors where it does not fit."""
+    from rich.table import Table
+
+    from tl_dist.terminal.console import plain
+
+    if "largest_errors" in record:  # of many classes there is no more
+        errors = int(record["num_examples"]) - int(record["num_correct"])
+        return _error_table(record["largest_errors"], errors)
+    counts: Sequence[Sequence[int]] = record.get("confusion") or ()
+    if not counts:
+        return None
+    names = [printable(str(name)) for name in record.get("class_names") or range(len(counts))]
+    cells = [max(len(names[k]), *(len(f"{row[k]:,}") for row in counts)) + 3 for k in range(len(counts))]
+    first = max(len("true / predicted"), *(len(name) for name in names)) + 4
+    if len(counts) > _MAX_TABLE_CLASSES or first + sum(cells) > width:
+        return _largest_errors(counts, names)
+    table = Table("true / predicted")
+    for name in names:
+        table.add_column(plain(name), justify="right", no_wrap=True)
+    for true, row in enumerate(counts):
+        figures = [plain(f"{n:,}", "bold" if k == true else "") if n else "·" for k, n in enumerate(row)]
+        table.add_row(plain(names[true]), *figures)
+    return table
+
+
+def batch_norm_line(record: Record) -> str:
+    """What became of the batch-norm layers: "batch norm (sync): 52 layers, 12 trained, statistics of 12 moved"."""
+    layers = record["layers"]
+    trained = sum(layer["trainable"] for layer in layers)
+    moved = sum(layer["statistics_moved"] for layer in layers)
+    line = f"batch norm ({record['policy']}): {len(layers)} layers, {trained} trained, statistics of {moved} moved"
+    spread = max(layer["spread"] for layer in layers)
+    return line + (f", workers apart by {spread:.1e}" if spread else "")
+
+
+def extraction_line(record: Record) -> str:
+    """One line about an "extraction" record: how far the frozen part's outputs are."""
+    line = f"features of {record['split']} {int(record['done']):,}/{int(record['total']):,}"
+    return (
+        line + f" | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
+    )
+
+
+class Progress:
+    """Shows records as they come; a context manager, since it may own the terminal's last line.
+
+    `every_s` is the time between plain lines where the output is no terminal.
+    """
+
+    def __init__(
+        self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._every_s = every_s
+        self._clock = clock
+        self._last_line_at = float("-inf")
+        self._line: str | None = None  # not yet printed for good
+        self._live: Live | None = None
+        self._nobody_looks = False
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            self._try(live.stop)
+        if self._line is not None:
+            self._print(self._line)
+            self._line = None
+
+    def show(self, record: Record) -> None:
+        """Show one record of `metrics.jsonl`; other events show nothing."""
+        event = record.get("event")
+        if event == "train":
+            self._moving(
+                lambda width: progress_line(record, width), record.get("step") == record.get("total_steps")
+            )
+        elif event == "extraction":
+            self._moving(lambda width: extraction_line(record), record["done"] == record["total"])
+        elif event == "evaluation":
+            self.say(evaluation_line(record), style="bold")
+        elif event == "batch_norm":
+            self.say(batch_norm_line(record))
+        elif event == "note":
+            self.say(str(record.get("text", "")))
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Print a line above the live one."""
+        self._print(text, style)
+
+    def _moving(self, line: Callable[[int | None], str], last: bool) -> None:
+        """Replace the live line; where there is none, print it when it is time, or when it is the last."""
+        now = self._clock()
+        if self._live is not None:
+            self._line = line(self._console.width)
+            self._try(partial(self._live.update, self._text(self._line), refresh=True))
+        elif last or now - self._last_line_at >= self._every_s:
+            self._last_line_at = now
+            self._print(line(None))
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # soft_wrap: a log file has no width, and a terminal wraps by itself
+        self._try(partial(self._console.print, self._text(text, style), soft_wrap=True))
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """A terminal that was closed, or a pipe without reader, is no reason to end a run."""
+        if not self._nobody_looks:
+            try:
+                show()
+            except (OSError, SystemExit):  # rich leaves by SystemExit when a pipe breaks
+                self._nobody_looks = True
+
+    @staticmethod
+    def _text(text: str, style: str | None = None) -> RenderableType:
+        from tl_dist.terminal.console import plain
+
+        return plain(text, style or "", no_wrap=True, overflow="ellipsis")
+
+
+_RANKS_SHOWN = 4
+
+
+def _parts(record: Record) -> dict[str, str]:
+    """The parts of a progress line by name, in order."""
+    parts = {"place": f"step {_count(record, 'step')}/{_count(record, 'total_steps')}"}
+    if record.get("epochs"):
+        epochs = float(record["epochs"])
+        now = min(int(float(record.get("epoch", 0))) + 1, max(1, -int(-epochs // 1)))
+        parts["place"] = f"epoch {now}/{epochs:g} {parts['place']}"
+    parts["loss"] = (
+        f"loss {float(record.get('loss', float('nan'))):.3g} acc {float(record.get('accuracy', 0)):.3f}"
+    )
+    if "learning_rate" in record:
+        parts["rate"] = f"lr {_short_float(float(record['learning_rate']))}"
+    if "examples_per_s" in record:
+        parts["speed"] = f"{float(record['examples_per_s']):,.0f} img/s"
+    workers = int(record.get("workers", 1))
+    if workers > 1:
+        parts["workers"] = f"({workers} workers)"
+    if "data_wait_share" in record:
+        shares = [_data_wait(record)]
+        if workers > 1 and "reduction_share" in record:
+            shares.append(f"reduce {100 * float(record['reduction_share']):.0f} %")
+        parts["shares"] = " ".join(shares)
+    if record.get("skipped"):
+        parts["skipped"] = f"skipped {_count(record, 'skipped')}"
+    if float(record.get("loss_scale") or 1.0) != 1.0:
+        parts["scale"] = f"scale {float(record['loss_scale']):g}"
+    if record.get("eta_s") is not None:
+        parts["eta"] = f"ETA {_clock_time(float(record['eta_s']))}"
+    return parts
+
+
+def _data_wait(record: Record) -> str:
+    """The share of the time that was spent waiting for data: of each rank, or of many the largest and its rank."""
+    largest = f"{100 * float(record['data_wait_share']):.0f}"
+    ranks = [100 * float(share) for share in record.get("data_wait_shares", ())]
+    if len(ranks) < 2:
+        return f"data {largest} %"
+    if len(ranks) > _RANKS_SHOWN:
+        return f"data {largest} % (rank {ranks.index(max(ranks))})"
+    return f"data {'/'.join(f'{share:.0f}' for share in ranks)} %"
+
+
+def _joined(parts: Mapping[str, str]) -> Iterator[str]:
+    for name, text in parts.items():
+        if name == "workers":
+            continue
+        yield f"{text} {parts['workers']}" if name == "speed" and "workers" in parts else text
+
+
+def _count(record: Record, key: str) -> str:
+    return f"{int(record[key]):,}" if key in record else "?"
+
+
+def _short_float(value: float) -> str:
+    """3.0e-4 rather than 3.0e-04."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def _clock_time(seconds: float) -> str:
+    if not 0 <= seconds < 1e8:
+        return "?"
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
+
+
+def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType:
+    pairs = sorted(
+        ((n, true, k) for true, row in enumerate(counts) for k, n in enumerate(row) if k != true and n),
+        key=lambda pair: (-pair[0], pair[1:]),
+    )
+    largest = [(names[true], names[k], n) for n, true, k in pairs[:_MAX_CONFUSIONS]]
+    return _error_table(largest, sum(n for n, *_ in pairs))
+
+
+def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType:
+    from rich.table import Table
+
+    from tl_dist.terminal.console import plain
+
+    table = Table("true class", "predicted as")
+    table.add_column(f"times, of {num_errors:,} errors", justify="right")
+    for true, predicted, times in largest:
+        table.add_row(plain(str(true)), plain(str(predicted)), f"{int(times):,}")
+    return table

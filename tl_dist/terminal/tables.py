@@ -1,0 +1,161 @@
+"""What is shown of runs when they are not training: the end of one, and the table of all."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.files.atomic import reason
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.records import records
+from tl_dist.runs.table import RunSummary
+from tl_dist.scores import figures
+from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.table import Table
+
+    from tl_dist.terminal.console import Console
+
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+_FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
+
+
+def show_end(run: RunDir, console: Console) -> None:
+    """The figures of a finished run, where it is, and how to look at its curves."""
+    # The last of each split.
+    results = {str(r.get("split")): r for r in records(run.metrics_file) if r.get("event") == "evaluation"}
+    final = results.get("test") or results.get("validation")
+    if final is not None:
+        try:
+            show_evaluation(final, console)
+        except _DAMAGED as error:
+            damage = f"its last evaluation is damaged ({reason(error)})"
+            show_line(console, f"{run.metrics_file}: {damage}", style="yellow")
+    show_line(console, f"run directory: {relative(run.path)}")
+    if any(run.tensorboard.glob("*tfevents*")):
+        show_line(console, f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
+
+
+def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
+    """The last loss of each run: in training, and on the split that it held out."""
+    for name, run in runs.items():
+        last = {
+            str(r.get("split", "train")): r
+            for r in records(run.metrics_file)
+            if r.get("event") in ("train", "evaluation") and isinstance(r.get("loss"), float)
+        }
+        losses = ", ".join(f"{split} {record['loss']:.4f}" for split, record in last.items())
+        show_line(console, f"{name} {relative(run.path)}: loss {losses}")
+
+
+def show_evaluation(record: Record, console: Console) -> None:
+    """One evaluation: "x of N", the other figures, how far one split can be trusted, and its confusion matrix."""
+    show_line(console, evaluation_line(record), style="bold")
+    found = record.get("figures")
+    if found:
+        show_line(console, figures.summary_line(found))
+        low, high = found["interval"]
+        show_line(console, f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}", style="dim")
+    if found and "accuracy_at_threshold" in found:
+        chosen = f"{found['threshold']:.3f}, chosen on the validation split"
+        show_line(console, f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
+    confusion = confusion_table(record, console.width)
+    if confusion is not None:
+        console.print(confusion)
+
+
+def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
+    """A table that fits into 80 columns: those named in `folds` go over several lines, and nothing is cut off."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name not in folds)
+    return table
+
+
+def column_groups(names: Sequence[str], width: int, console: Console, *, beside: int) -> list[Sequence[str]]:
+    """The names of columns of this width, in as many tables as it takes; `beside` is the room for other columns."""
+    at_once = max(1, (console.width - beside - 2) // (width + 1))
+    return [names[first : first + at_once] for first in range(0, len(names), at_once)]
+
+
+def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
+    """One line for each run, the most recent first."""
+    from tl_dist.terminal.console import plain
+
+    table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
+    for run in summaries:
+        colour = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}.get(
+            run.state, ""
+        )
+        shown = "\n".join(
+            f"{name} {run.figures[key]:.4g}" for key, name in _FIGURES.items() if key in run.figures
+        )
+        cells = ["", "", "", ""]
+        if not run.problem:
+            workers = f"{run.strategy} x {run.workers}" if run.workers else run.strategy
+            cells = [f"{run.step:,}", workers, ago(run.age_s), shown]
+        table.add_row(plain(run.name), plain(run.state, colour), *cells)
+    console.print(table)
+    for run in summaries:
+        if run.problem:
+            show_line(console, f"{run.name}: {run.problem}", style="yellow")
+
+
+def show_schema(model: type[BaseModel], console: Console) -> None:
+    """Every key of a config: its default, what it holds and what that does."""
+    from rich import box
+    from rich.table import Table
+
+    from tl_dist.config import problems as config_problems
+    from tl_dist.terminal.console import plain
+
+    table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
+    for path in config_problems.key_paths(model):
+        field = config_problems.field_at(model, path)
+        assert field is not None
+        default = "required" if field.is_required() else config_problems.shown(field.default)
+        if path == ("name",):
+            default = "file's name"
+        meaning = " ".join((field.description or "").split())
+        holds = config_problems.expects(field) + (f". {meaning}" if meaning else "")
+        table.add_row(*(plain(cell) for cell in (".".join(path), default.strip('"'), holds)))
+    console.print(table)
+
+
+def show_line(console: Console, text: str, *, style: str = "") -> None:
+    """One line of plain text, whole, whatever the width: people copy it."""
+    from tl_dist.terminal.console import plain
+
+    console.print(plain(text, style), soft_wrap=True)
+
+
+def show_remarks(remarks: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """What training does to some images, a line each."""
+    for one in remarks:
+        show_line(
+            console,
+            f"{one['count']:,} of {one['of']:,} {one['what']}; such as {one['example']}",
+            style="yellow",
+        )
+
+
+def relative(path: Path) -> str:
+    """The path as a person in the working directory would write it."""
+    inside = path.absolute().is_relative_to(Path.cwd())
+    return os.path.relpath(path) if inside else str(path)
+
+
+def ago(seconds: float) -> str:
+    """An age in its largest unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
