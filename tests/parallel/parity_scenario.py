@@ -229,6 +229,7 @@ def run_variant(
                 average(batches, tf.constant(k, tf.int64))
         return {
             "losses": [report.mean_loss for report in reports],
+            "gradient_norms": [report.gradient_norm for report in reports],
             "skipped": [report.num_skipped for report in reports],
             "loss_scale": [report.loss_scale for report in reports],
             "replicas_equal": bool((checksums == checksums[0]).all()),

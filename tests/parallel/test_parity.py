@@ -28,10 +28,13 @@ EXACT = ("plain", "clipped", "accumulated", "overflow", "sync_batch_norm")
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of(*EXACT, but="single"))
-def test_every_step_has_the_loss_of_a_single_device(figures: Figures, name: str, variant: str) -> None:
-    losses = figures(name)[variant]["losses"]
-    assert len(losses) == NUM_STEPS
-    np.testing.assert_allclose(losses, figures("single")[variant]["losses"], rtol=1e-5)
+def test_every_step_has_the_loss_and_the_norm_of_a_single_device(
+    figures: Figures, name: str, variant: str
+) -> None:
+    found, single = figures(name)[variant], figures("single")[variant]
+    for key, tolerance in (("losses", 1e-5), ("gradient_norms", 1e-3)):
+        assert len(found[key]) == NUM_STEPS
+        np.testing.assert_allclose(found[key], single[key], rtol=tolerance, err_msg=key)
 
 
 @pytest.mark.parametrize(("name", "variant"), launches_of(*METHODS, but="single"))

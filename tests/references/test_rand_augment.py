@@ -1,16 +1,21 @@
-"""RandAugment's operations and strengths against torchvision's, on Pillow images; its ranges against timm's."""
+"""Colours, RandAugment's operations and strengths against torchvision's; its ranges against timm's."""
 
 from __future__ import annotations
+
+import colorsys
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import torch
 from PIL import Image
 from timm.data import auto_augment
-from torchvision.transforms import InterpolationMode, RandAugment
+from torchvision.transforms import InterpolationMode, RandAugment, functional
 from torchvision.transforms.autoaugment import _apply_op
 
-from tl_dist.data.rand_augment import OPERATIONS
+from tl_dist.data.colour import jittered
+from tl_dist.data.rand_augment import OPERATIONS, rand_augmented
 
 NAMES = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
@@ -68,3 +73,49 @@ def test_timms_ranges_are_these_but_for_the_translation() -> None:
     increasing = abs(auto_augment._enhance_increasing_level_to_arg(level, {})[0] - 1)
     assert most["Brightness"] == pytest.approx(increasing)
     assert abs(auto_augment._translate_rel_level_to_arg(level, {})[0]) == 0.45  # 150/331 = 0.4532 here
+
+
+def test_numbers_choose_each_operation_equally_often_and_its_sign_and_all_are_done_in_turn() -> None:
+    image, num = tf.constant(picture()[::8, ::8]), len(OPERATIONS)
+    drawn, once, twice = [], [], []
+    for k, operation in enumerate(OPERATIONS):
+        for place, sign in ((1e-4, -1.0), (0.9999, 1.0)):
+            drawn.append([(k + place) / num, place, (num - k - 0.5) / num, 1 - place])
+            once.append(operation(image, 0.3, tf.constant(sign)))
+            twice.append(OPERATIONS[num - 1 - k](once[-1], 0.3, tf.constant(-sign)))
+    images, numbers = tf.stack([image] * len(drawn)), tf.constant(drawn, tf.float32)
+    for steps, expected in ((1, once), (2, twice)):
+        found = rand_augmented(images, lambda width: numbers[:, :width], steps, 9)
+        np.testing.assert_array_equal(found, expected)
+
+
+def jitter(strength: float, hue: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images of which no colour is clipped, what was drawn for each, and the jittered images."""
+    draws = np.random.default_rng(3)
+    images = draws.integers(60, 121, (8, 16, 16, 3)).astype(np.uint8)
+    drawn = draws.random((8, 4)).astype(np.float32)
+    return images, drawn, jittered(tf.constant(images), tf.constant(drawn), strength, hue).numpy()
+
+
+def test_brightness_contrast_and_saturation_are_torchvisions_adjustments_after_one_another() -> None:
+    for image, drawn, found in zip(*jitter(0.3, 0.0), strict=True):
+        theirs: Any = torch.tensor(image / 255).permute(2, 0, 1)
+        for k, adjust in enumerate(
+            (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+        ):
+            theirs = adjust(theirs, 0.7 + 0.6 * float(drawn[k]))
+        assert np.abs(found - 255 * theirs.permute(1, 2, 0).numpy()).max() < 0.6
+
+
+def test_hue_is_an_angle_between_the_colour_axes_of_pythons_colorsys() -> None:
+    """Its axes are rounded otherwise: 0.05 of a radian."""
+    for image, drawn, found in zip(*jitter(0.0, 0.2), strict=True):
+        before, after = (
+            np.array([colorsys.rgb_to_yiq(*pixel) for pixel in pixels.reshape(-1, 3) / 255.0])
+            for pixels in (image, found)
+        )
+        np.testing.assert_allclose(after[:, 0], before[:, 0], atol=0.012)
+        vivid = np.hypot(before[:, 1], before[:, 2]) > 0.06
+        start, end = (colours[vivid, 1] + 1j * colours[vivid, 2] for colours in (before, after))
+        turned = np.angle(end / start)
+        assert abs(turned.mean() - 2 * np.pi * 0.2 * (2 * drawn[3] - 1)) < 0.05

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.doubles import MemorySource
 from tl_dist.config import AugmentConfig
-from tl_dist.data.augment import OPERATIONS
+from tl_dist.data.augment import OPERATIONS, augment
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read, augmented, evaluation_batches, part_of, plain, train_batches
 from tl_dist.datasets import SoftLabels
@@ -67,6 +67,15 @@ def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way:
         for field, value in zip(batch._fields, batch, strict=True):
             together = np.concatenate([getattr(share[step], field) for share in shares])
             np.testing.assert_array_equal(together, value, err_msg=field)
+
+
+def test_after_a_crop_from_the_file_the_other_operations_are_still_done() -> None:
+    images, positions = tf.constant(SOURCE.images), tf.range(23, dtype=tf.int64)
+    expected = augment(images, ("dihedral",), AugmentConfig(), 5, positions)
+    for crop in (("random_resized_crop",), ("random_resized_crop", "flip")):
+        np.testing.assert_array_equal(augmented(Files(), crop, 5, 8).finish(images, positions), images)
+        done = augmented(Files(), (*crop, "dihedral"), 5, 8).finish(images, positions)
+        np.testing.assert_array_equal(done, expected)
 
 
 class Jpegs(Files):

@@ -126,7 +126,8 @@ def test_a_split_depends_on_the_seed_and_on_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "strata"), [(0.01, [0, 1] * 20), (0.5, [0] * 9 + [1]), (0.001, [0, 1] * 20)]
+    ("fraction", "strata"),
+    [(0.01, [0, 1] * 20), (0.5, [0] * 9 + [1]), (0.001, [0, 1] * 20), (0.1, [*range(20)] * 2)],
 )
 def test_what_cannot_be_shared_out_is_refused(fraction: float, strata: list[int]) -> None:
     with pytest.raises(Refusal, match=r"data\.test_fraction") as refused:

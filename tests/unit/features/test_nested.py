@@ -52,6 +52,27 @@ def test_labels_of_the_training_examples_do_influence_the_choice() -> None:
     assert classifier.fit(examples())[1].l2 < classifier.fit(examples(noise))[1].l2  # type: ignore[union-attr]
 
 
+def test_folds_are_even_in_strata_that_are_large_enough_and_in_classes_otherwise() -> None:
+    labels = examples().labels
+    classifier = nested.Nested(SETTINGS, 2, COLUMNS)
+    for rare in (10, 4):  # examples of each class that are of the rarer type
+        strata = labels + 2 * (np.arange(120) < 2 * rare).astype(np.int32)
+        fold = classifier.folds(examples(strata=strata))
+        for kinds, num in ((strata, rare), (labels, 60)):
+            counts = np.array([np.bincount(fold[kinds == k], minlength=5) for k in np.unique(kinds)])
+            even = (np.ptp(counts, axis=1) <= 1).all()
+            assert even == (num >= 5), (rare, counts)
+
+
+def test_groups_of_the_training_examples_stay_together_in_their_folds() -> None:
+    inside = np.arange(120) % 3 != 1
+    groups = [f"module {k // 4}" for k in range(120)]
+    train = examples(groups=groups).only(inside)
+    fold = nested.Nested(SETTINGS, 2, COLUMNS).folds(train)
+    of_each = {(group, k) for group, k in zip(np.array(groups)[inside], fold.tolist(), strict=True)}
+    assert len(of_each) == 30 and len(set(fold.tolist())) == 5
+
+
 def test_a_list_is_chosen_from_and_a_number_is_taken() -> None:
     for l2, expected in (((0.001, 0.1), 0.1), (0.2, None)):
         classifier = nested.Nested(ClassifierConfig(name="logistic", l2=l2), 2, COLUMNS)

@@ -74,7 +74,8 @@ def test_layers_that_know_nothing_are_left_out() -> None:
 
 def test_one_class_or_one_candidate_is_no_choice() -> None:
     values, labels, fold = drawn(2)
-    assert selection.choose(values, values, labels, fold, l2=[0.2]).l2 == 0.2
+    only = selection.choose(values, values, labels, fold, l2=[0.2])
+    assert (only.l2, only.num_tried) == (0.2, 1)
     assert selection.choose(values, values, np.zeros_like(labels), fold).log_loss < 1e-3
 
 

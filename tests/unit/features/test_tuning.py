@@ -50,6 +50,13 @@ def test_settings_name_the_columns_of_their_features() -> None:
     }
 
 
+def test_of_one_pooling_each_setting_is_tried_once() -> None:
+    found = [
+        (s.classifier, tuple(s.layers), s.columns.tolist()) for s in tuning.settings(["b"], [2], "average")
+    ]
+    assert found == [(kind, ("b",), [0, 1]) for kind in tuning.KINDS]
+
+
 def test_the_best_setting_sees_what_matters_and_half_is_dropped_in_each_round() -> None:
     values, labels = data()
     tried = search(CANDIDATES, values, labels, 5)

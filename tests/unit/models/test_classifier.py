@@ -19,7 +19,7 @@ from tl_dist.training import chunk, optim, step
 
 
 def train(
-    net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, xla: bool = False
+    net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any
 ) -> dict[str, float]:
     source = MemorySource(12, size=image_size)
     batches = train_batches(
@@ -33,7 +33,7 @@ def train(
     )
     optimizer = optim.Optimizer(OPTIMIZER, net.trainable, scale_loss=False)
     run = chunk.train_chunk(
-        step.TrainStep(net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), xla=xla)
+        step.TrainStep(net, optimizer, step.Objective(3, 4), PARALLEL, lambda s: tf.constant(0.1), **settings)
     )
     sums = run(iter(batches), tf.constant(0, tf.int64), tf.constant(steps, tf.int64))
     return {key: float(value) for key, value in sums.items()}
@@ -89,6 +89,8 @@ def test_stages_are_pooled_in_the_trained_part_as_in_the_frozen_one(
     expected = np.concatenate(scaled, axis=-1) @ kernel.numpy()
 
     assert net.has_prefix == has_prefix
+    assert net.stage_names == sorted(layers)
+    assert net.stage_channels == [output.shape[-1] for output in outputs]
     np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-4)
     before = {path: v.numpy().copy() for path, v in {**net.trainable, **net.frozen}.items()}
     train(net)
@@ -198,8 +200,27 @@ def test_the_momentum_of_the_statistics_is_the_networks_own_unless_one_is_given(
 )
 def test_pooling_gives_its_features_to_the_head(pooling: str, features: int) -> None:
     net = build(pooling=pooling, dropout=0.5)
-    assert net.mask_features == features
-    assert net.trainable["head/logits/kernel"].shape == (features, 3)
+    assert (net.mask_features, net.stage_names, net.stage_channels) == (features, ["block3"], [64])
+    kernel = net.trainable["head/logits/kernel"]
+    assert kernel.shape == (features, 3)
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
+    images = tf.constant(MemorySource(2, size=32).images)
+    maps = net.network(tf.cast(images, tf.float32) / 127.5 - 1.0)
+    pools = {
+        "average": [keras.layers.GlobalAveragePooling2D()],
+        "maximum": [keras.layers.GlobalMaxPooling2D()],
+        "both": [keras.layers.GlobalAveragePooling2D(), keras.layers.GlobalMaxPooling2D()],
+        "flatten": [keras.layers.Flatten()],
+    }
+    expected = tf.concat([layer(maps) for layer in pools[pooling]], axis=1) @ kernel
+    np.testing.assert_allclose(net(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_checksums_are_the_sums_of_the_bits_of_each_variable_modulo_a_power_of_two() -> None:
+    net = build(train_from="block2")
+    found = step.weight_checksums(net, PARALLEL)().numpy()
+    bits = [variable.numpy().view(np.int32).ravel().tolist() for variable in net.moving.values()]
+    assert found.tolist() == [[sum(one) % 2**40 for one in bits]]
 
 
 def test_classic_head_is_flatten_dense_relu_dense() -> None:
@@ -241,6 +262,28 @@ def test_logits_are_float32_under_mixed_precision() -> None:
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_is_bfloat16_travels_as_such_and_a_sum_of_several_as_float32(
+    accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reduced: list[Any] = []
+
+    def reduce(grads: list[Any]) -> list[Any]:
+        reduced.extend(grads)
+        return [tf.cast(grad, tf.float32) for grad in grads]
+
+    monkeypatch.setattr(PARALLEL, "reduce_gradients", reduce)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        net = build(train_from="block3", hidden=8)
+        train(net, steps=1, accumulate=accumulate)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    narrow = {path for path, grad in zip(net.trainable, reduced, strict=True) if grad.dtype == tf.bfloat16}
+    backbone = {path for path in net.trainable if path.startswith("backbone/")}
+    assert narrow == (backbone if accumulate == 1 else set())
+
+
 def test_an_unknown_stage_is_refused_with_the_stages() -> None:
     with pytest.raises(Refusal, match=r"'block9'.*Fix: use head, all, or one of block1, block2, block3\."):
         build(train_from="block9")
@@ -259,6 +302,17 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
     assert classifier.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
+
+
+def test_a_digest_tells_arrays_apart_whose_bytes_are_the_same() -> None:
+    kernel, wide = np.zeros((2, 3), np.float32), np.arange(8).reshape(2, 4)
+    alike = [
+        {"a": kernel}, {"b": kernel}, {"a": kernel.T}, {"a": kernel.view(np.int32)}, {"a": kernel[:1], "b": kernel[1:]},
+    ]  # fmt: skip
+    assert len({classifier.digest(arrays) for arrays in alike}) == len(alike)
+    assert classifier.digest({"a": kernel, "b": wide.T}) == classifier.digest(
+        {"b": wide.T.copy(), "a": kernel}
+    )
 
 
 def test_batch_norm_over_another_axis_than_the_last_is_not_taken_for_one_that_can_be_trained() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import strata_of, types_of
@@ -87,6 +88,12 @@ def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
     assert result["fold_accuracies"] == [[1.0, 0.5], [1.0, 1.0]]
     assert result["seed_accuracies"] == [0.75, 1.0]
     assert result["accuracy"] == 0.875
+    assert {*result["figures"]} == {*figures.figures(found().labels, found().probabilities[0])} - {
+        "accuracy",
+        "interval",
+    }
+    told = [([0, 1], [0.1, 0.9]), ([1, 0], [0.2, 0.3]), ([0, 1], [0.3, 0.8]), ([0, 1], [0.1, 0.6])]
+    assert result["figures"]["log_loss"] == pytest.approx(np.mean([log_loss(*fold) for fold in told]))
     # Of two folds each test part is as large as the training part.
     assert result["interval"] == figures.corrected_interval([1.0, 0.5, 1.0, 1.0], 1.0)
     assert result["groups"] == {

@@ -85,6 +85,8 @@ def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken() -> None
     scores = np.array([0.1, 0.2, 0.3, 0.9])  # 0.15, 0.5 and 0.6 are all right three times
     p = np.stack([1 - scores, scores], axis=1)
     assert figures.best_threshold(np.array([0, 1, 0, 1], np.int32), p) == 0.5
+    # Where all are of class 1, which the scores do not say, it is the probability from which on every one is.
+    assert figures.best_threshold(np.array([1, 1, 1, 0], np.int32), p) == 0.0
 
 
 def test_a_paired_test_sees_what_two_intervals_cannot() -> None:

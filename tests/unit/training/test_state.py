@@ -27,3 +27,13 @@ def test_the_next_snapshot_takes_no_new_memory() -> None:
     state.variables["kernel"].assign(tf.ones([100]))
     assert state.arrays()["kernel"] is first
     np.testing.assert_array_equal(first, np.ones(100))
+
+
+def test_what_a_snapshot_holds_is_put_back_into_every_variable() -> None:
+    state = TrainState({"kernel": tf.Variable([[1.5, -2.0]]), "step": tf.Variable(3, dtype=tf.int64)})
+    kept = {path: value.copy() for path, value in state.arrays().items()}
+    for variable in state.variables.values():
+        variable.assign(tf.zeros_like(variable))
+    state.assign(kept)
+    np.testing.assert_array_equal(state.variables["kernel"], [[1.5, -2.0]])
+    assert state.variables["step"].numpy() == 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -80,8 +81,8 @@ def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
         first.train(report(step))
     first.note("something")
     first.close()
-    with run.metrics_file.open("a") as file:
-        file.write('{"event": "train", "st')  # torn by a kill
+    whole = run.metrics_file.read_text()
+    run.metrics_file.write_text('{"event": "tr\n' + whole + '{"event": "train", "st')  # torn by a kill
     second = metrics(run, from_step=20)
     second.train(report(30, mean_loss=9.0))
     second.close()
@@ -119,6 +120,17 @@ def test_pictures_are_png() -> None:
         picture = Image.open(io.BytesIO(png))
         assert picture.format == "PNG"
         assert min(picture.size) > 100
+
+
+def test_a_class_is_shaded_by_the_share_of_its_own_examples_however_few_they_are() -> None:
+    """Forty classes of 1 to 40 examples, all right: the diagonal is as dark as the colour scale goes."""
+    counts = np.diag(np.arange(1, 41))
+    picture = np.asarray(Image.open(io.BytesIO(confusion_picture(counts, [str(k) for k in range(40)]))))
+    side = len(picture) // 40
+    squares = picture[side // 2 :: side, side // 2 :: side]
+    darkest = (np.array(colormaps["Blues"](1.0)[:3]) * 255).astype(int)
+    assert np.abs(squares[np.eye(40, dtype=bool)].astype(int) - darkest).max() <= 1
+    assert squares[~np.eye(40, dtype=bool)].min() > 240
 
 
 def test_records_reach_the_listener(run: RunDir) -> None:

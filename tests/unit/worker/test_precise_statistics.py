@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -95,6 +96,22 @@ def test_a_short_run_is_evaluated_by_what_its_weights_give_and_goes_on_undisturb
     precise.compute()  # as at the end of a stage
     for path, value in statistics(net).items():
         np.testing.assert_array_equal(value, first[path])
+
+
+def test_they_are_the_means_over_the_batches_that_come_next_of_1024_images() -> None:
+    """By NumPy, of the layer that no other one normalizes for."""
+    net, at, number = normalised("all", "sync", num_classes=10), 5, 1024 // BATCH
+    precise_of(net, at=at).compute()
+    order = Order(0, SPLITS["train"].num_examples, BATCH)
+    batches = train_batches(
+        plain(SPLITS["train"], 32), order, rows=range(BATCH), from_step=at, to_step=at + number
+    )
+    conv1 = keras.Model(net.network.inputs, net.network.get_layer("conv1").output)
+    outputs = np.stack([conv1(tf.cast(b.images, tf.float32) / 127.5 - 1.0) for b in batches]).astype(float)
+    found = statistics(net)
+    expected = {"mean": outputs.mean(axis=(0, 1, 2, 3)), "variance": outputs.var(axis=(1, 2, 3)).mean(axis=0)}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[f"backbone/norm1/moving_{name}"], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("at", "total_steps"), [(3000, 5000), (1000, 1000)], ids=["enough steps", "the end"])
