@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,5 +53,8 @@ def test_what_two_workers_extract_serves_every_run_until_nothing_refers_to_it(wo
     shutil.rmtree(runs / "trial")
     assert "0 removed" in features(workspace, "prune", "--unreferenced")
     shutil.rmtree(runs / "other")
+    assert "spared" in features(workspace, "prune", "--unreferenced")  # a run may be about to read them
+    for manifest in (runs / "features").glob("*/manifest.json"):
+        os.utime(manifest, (time.time() - 2 * 3600,) * 2)
     assert "2 removed" in features(workspace, "prune", "--unreferenced")
     assert not list((runs / "features").iterdir())

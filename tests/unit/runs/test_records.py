@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tl_dist.metrics import drop_lines_after
 
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import NewRecords, record_in, records
+from tl_dist.worker.metrics import drop_lines_after
 
 
 def lines_of(*records: dict[str, Any]) -> str:
