@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.cli.tasks import run_shown
-from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, train
+from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, train_config
 from tl_dist.config import Config
 from tl_dist.features.classifiers import selection
 from tl_dist.launcher.attempt import newest_commit
@@ -62,7 +62,12 @@ def _by_training(request: Request, name: str, folds: int, seeds: int, console: C
     if strategy != "single":
         show_line(console, f"strategy '{strategy}' starts its workers anew for each fold", style="dim")
         return next(
-            (code for one in requests if (code := train(one, console)) != ExitCode.DONE), ExitCode.DONE
+            (
+                code
+                for one in requests
+                if (code := train_config(one.load(), one.runs, console)) != ExitCode.DONE
+            ),
+            ExitCode.DONE,
         )
     left: list[Config] = []
     for one in requests:

@@ -58,9 +58,9 @@ def train(
         from tl_dist.cli.join import join
 
         join(request, os.environ)
-    from tl_dist.cli.train import train as train_here
+    from tl_dist.cli.train import train_config
 
-    return train_here(request, _console())
+    return train_config(request.load(), runs, _console())
 
 
 @app.command()

@@ -46,15 +46,14 @@ class Request:
         return config_file.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
 
 
-def train(request: Request, console: Console) -> int:
+def train_config(cfg: Config, runs: Path, console: Console) -> int:
     """Train to the end with workers on this host, and show the figures."""
-    cfg = request.load()
     if cfg.strategy == "horovod":
         require_horovod()
         if cfg.workers is None:
-            cfg = request.load(f"workers={num_workers(cfg, visible_gpus(os.environ))}")
-    code, cfg = after_source_task(cfg, request.runs, console)
-    return _train(cfg, request.runs, console) if code == ExitCode.DONE else code
+            cfg = cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
+    code, cfg = after_source_task(cfg, runs, console)
+    return _train(cfg, runs, console) if code == ExitCode.DONE else code
 
 
 def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -283,11 +284,22 @@ def build(
 
     `carried`: these are another run's, whatever the config says of weights.
     """
-    keras.utils.set_random_seed(seed)
-    network = backbone.build((image_size, image_size, 3))
+    with _drawing_from(seed):
+        network = backbone.build((image_size, image_size, 3))
     batch_norm.adopt(network)
-    random = config.weights == "random" and not carried
-    return Classifier(backbone, network, config, num_classes, seed, random=random)
+    is_random = config.weights == "random" and not carried
+    return Classifier(backbone, network, config, num_classes, seed, random=is_random)
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Within it Keras's initializers, which take their seeds from Python's generator, start from `seed`."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:

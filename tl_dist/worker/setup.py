@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,8 +144,12 @@ class Setup:
         return list(wanted) if wanted else None
 
 
-def setup(run: RunDir, *, cores: int, overrides: Sequence[str] = ()) -> Setup:
-    """Everything of one attempt, as `run`'s config says. The first thing that a process does with TensorFlow."""
+def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> Setup:
+    """Everything of one attempt, as `run`'s config says. The first thing that a process does with TensorFlow.
+
+    That is, of a process of our own, which computes on `cores`; None in one that others use too: its TensorFlow stays
+    as it was started.
+    """
     cfg = config_file.load(run.config_file, overrides)
     threads = _start_tensorflow(cfg, cores)
     parallel: DataParallel = registry.lookup(registry.STRATEGIES, cfg.strategy)(cfg)
@@ -173,8 +179,21 @@ def restore(setup: Setup, log: Callable[[str], None]) -> checkpoint.Commit | Non
     return commit
 
 
-def _start_tensorflow(cfg: Config, cores: int) -> int:
+@contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Within it a run may change what belongs to the whole process, and makes files that are private; not after it."""
+    policy, umask = keras.config.dtype_policy(), os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        keras.config.set_dtype_policy(policy)
+
+
+def _start_tensorflow(cfg: Config, cores: int | None) -> int:
     """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
+    if cores is None:
+        return cfg.runtime.threads or len(os.sched_getaffinity(0))
     threads = cfg.runtime.threads or cores
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)

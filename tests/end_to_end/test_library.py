@@ -1,0 +1,162 @@
+"""From Python as from the command line: a run trained in this process, its figures, and its model as plain Keras."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tl_dist as tl
+from tests.end_to_end.harness import TL_DIST, bits
+from tl_dist.data.resize import resize
+from tl_dist.runs.directory import RunDir
+
+CONFIG = """\
+steps: 30
+global_batch: 32
+precision: float32
+data: {name: digits, image_size: 16, validation_fraction: 0.1}
+model: {backbone: tiny, weights: random, train_from: all, pooling: both, normalize: true, hidden: 8, dropout: 0.1}
+optimizer: {name: adam, learning_rate: 0.01, ema: 0.9}
+report: {tensorboard: false, every_steps: 10}
+runtime: {threads: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("library") / "digits.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(config: Path) -> tl.Run:
+    return tl.train(tl.load_config(config), runs=config.parent / "runs", here=True)
+
+
+def test_importing_costs_nothing() -> None:
+    heavy = {"tensorflow", "numpy", "pydantic", "rich"}
+    code = f"import sys, tl_dist; print(sorted({heavy} & sys.modules.keys()), dir(tl_dist))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    loaded, _, names = done.stdout.partition("]")
+    assert loaded == "["
+    assert {"Config", "Refusal", "Run", "load_config", "open_dataset", "train"} <= set(eval(names))
+
+
+def test_a_run_in_this_process_is_that_of_the_command_line(config: Path, run: tl.Run) -> None:
+    subprocess.run([TL_DIST, "train", config.name, "name=apart"], cwd=config.parent, check=True, timeout=240)
+    apart = tl.Run(config.parent / "runs" / "apart")
+    assert run.done and apart.done
+    assert run.scores.keys() == apart.scores.keys() == {"validation", "test"}
+    assert [r["step"] for r in run.history()] == [r["step"] for r in apart.history()]
+    np.testing.assert_allclose(
+        [r["loss"] for r in run.history()], [r["loss"] for r in apart.history()], rtol=1e-5
+    )
+    assert run.scores["test"]["accuracy"] == pytest.approx(apart.scores["test"]["accuracy"], abs=0.01)
+    assert run.config == tl.load_config(config)
+
+
+def test_the_process_is_as_it_was_and_trains_again(config: Path, run: tl.Run) -> None:
+    def state() -> tuple[Any, ...]:
+        mask = os.umask(0)
+        os.umask(mask)
+        numbers = (random.getstate(), tuple(np.random.get_state()[1]))
+        return keras.config.dtype_policy().name, mask, numbers, signal.getsignal(signal.SIGTERM)
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        before = state()
+        again = tl.train(tl.load_config(config, "name=again"), runs=config.parent / "runs", here=True)
+        assert state() == before
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert bits(RunDir(again.path)) == bits(RunDir(run.path))
+    assert tl.train(tl.load_config(config), runs=config.parent / "runs", here=True).path == run.path
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
+def test_predictions_and_the_keras_model_agree(config: Path, run: tl.Run, tmp_path: Path) -> None:
+    kept = run.predictions("test")
+    images = images_of_the_test_split(run)
+    model = run.keras_model()
+    assert model.input_shape == (None, 16, 16, 3) and model.inputs[0].dtype == "uint8"
+    np.testing.assert_allclose(model(images).numpy(), kept.probabilities, atol=1e-5)
+    # Keras alone, in another process, reads it back: nothing of tl_dist is inside.
+    model.save(tmp_path / "digits.keras")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy, keras; m = keras.models.load_model('digits.keras'); "
+        "numpy.save('said.npy', m.predict(numpy.load('images.npy'), verbose=0)); print('tl_dist' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    np.testing.assert_allclose(np.load(tmp_path / "said.npy"), kept.probabilities, atol=1e-5)
+
+
+def images_of_the_test_split(run: tl.Run) -> np.ndarray:
+    source = tl.open_dataset(run.config)["test"]
+    images, _ = source.read(tf.range(source.num_examples, dtype=tf.int64))
+    return resize(images, 16, None).numpy()
+
+
+def test_what_this_process_cannot_do_is_refused(config: Path) -> None:
+    for override, what in (
+        ("strategy=mirrored", "mirrored"),
+        ("runtime.deterministic=true", "deterministic"),
+    ):
+        with pytest.raises(tl.Refusal, match=rf"{what}.* Fix: "):
+            tl.train(tl.load_config(config, override), runs=config.parent / "runs", here=True)
+    with pytest.raises(tl.Refusal, match=r"Fix: "):
+        tl.Run(config.parent / "runs" / "nowhere")
+    with pytest.raises(tl.Refusal, match=r"bakbone.* Fix: "):
+        tl.load_config(config, "model.bakbone=tiny")
+
+
+@pytest.mark.parametrize("pooling", ["average", "maximum", "both", "flatten"])
+@pytest.mark.parametrize("backbone", ["tiny", "vgg16", "resnet50"])
+def test_the_assembled_model_is_the_classifier(backbone: str, pooling: str) -> None:
+    """One of each way of preprocessing, on random weights; by Keras's own layers on the one side."""
+    from tests.doubles import build
+    from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+    from tl_dist.config.registry import BACKBONES, lookup
+    from tl_dist.models.keras_model import assemble
+
+    net = build(backbone, pooling=pooling, normalize=pooling == "both", train_from="all")
+    for path, variable in net.trainable.items():
+        if path.startswith("head/"):
+            variable.assign(np.random.default_rng(len(path)).normal(size=variable.shape))
+    cfg = Config(
+        name="x",
+        steps=1,
+        data=DataConfig(name="digits", image_size=32),
+        model=ModelConfig(
+            backbone=backbone,
+            weights="random",
+            pooling=pooling,
+            normalize=pooling == "both",  # type: ignore[arg-type]
+        ),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+    )
+    head = {path: v.numpy() for path, v in net.trainable.items() if path.startswith("head/")}
+    model = assemble(lookup(BACKBONES, backbone), cfg, head, net.network, 3)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    expected = tf.nn.softmax(net(tf.constant(images))).numpy()
+    np.testing.assert_allclose(model(images).numpy(), expected, atol=2e-5)
+
+
+def test_history_holds_every_kind_of_record(run: tl.Run) -> None:
+    assert [record["step"] for record in run.history("evaluation")][-1] == 30
+    assert all(json.dumps(record) for record in run.history("note"))

@@ -1,0 +1,140 @@
+"""tl_dist from Python: what `import tl_dist` offers. Importing this module imports no framework.
+
+import tl_dist as tl
+
+cfg = tl.load_config("configs/quickstart.yaml", "epochs=4")
+run = tl.train(cfg)
+run.scores["test"]["accuracy"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.config import Config, DataConfig
+from tl_dist.config import file as config_file
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+
+if TYPE_CHECKING:
+    from tl_dist.datasets import Splits
+    from tl_dist.scores.predictions import Predictions
+
+
+def load_config(path: str | Path, *overrides: str) -> Config:
+    """The config of a YAML file with `overrides`, each KEY=VALUE, put over it, as the command line reads them.
+
+    Raises `Refusal` for a file that is missing, and for a key or value that is wrong, with its line and a fix.
+    """
+    from tl_dist.cli.recipe import values_for
+
+    return config_file.load(Path(path), overrides, choose=values_for)
+
+
+def open_dataset(data: Config | DataConfig) -> Splits:
+    """The splits of a data set by name: "train" always, "validation" and "test" where they are.
+
+    Each has `num_examples`, `class_names`, `ids`, `labels` int32 [N], and `read(index)`, to be traced by tf.data.
+    Nothing is decoded. Raises `Refusal` for data that is not there or not what its format says.
+    """
+    from tl_dist.datasets.division import open_splits
+
+    return open_splits(data.data if isinstance(data, Config) else data)[0]
+
+
+def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
+    """Train a config to its end, or resume it, below the directory `runs`; the same as `tl-dist train`.
+
+    Workers are started as the config says, and shown as on the command line. With `here` this process is the only
+    worker, as in a notebook: `strategy` must be single. It leaves dtype policy, seeds, umask and signal handlers as
+    it found them, and may be called again. Interrupted, it returns a run whose `done` is False, and that the same call
+    resumes. Raises `Refusal`.
+    """
+    from tl_dist.cli.train import train_config
+    from tl_dist.terminal.console import Console
+
+    code = _train_here(cfg, Path(runs)) if here else train_config(cfg, Path(runs), Console())
+    if code not in (ExitCode.DONE, ExitCode.REQUEUE):
+        raise Refusal(
+            f"run '{cfg.name}' ended with exit code {code}.",
+            fix=f"see the lines above, and {Path(runs) / cfg.name / 'logs'}.",
+            code=ExitCode(code),
+        )
+    return Run(Path(runs) / cfg.name)
+
+
+def _train_here(cfg: Config, runs: Path) -> int:
+    if cfg.strategy != "single" or cfg.runtime.deterministic:
+        what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
+        raise Refusal(
+            f"{what} needs processes of its own, and here=True has this one alone.",
+            fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
+            code=ExitCode.USAGE,
+        )
+    from tl_dist.cli.train import open_run, with_trained_source
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.progress import Progress
+    from tl_dist.worker import attempt
+    from tl_dist.worker.setup import process_as_it_was, setup
+
+    with process_as_it_was():
+        run = open_run(runs, with_trained_source(cfg, runs))
+        if run.done is not None:
+            return ExitCode.DONE
+        run.clear_stop()
+        try:
+            with Progress(Console(), every_s=cfg.report.every_s) as progress:
+                return attempt.train(setup(run, cores=None), listen=progress.show)
+        except KeyboardInterrupt:
+            return ExitCode.REQUEUE
+
+
+class Run:
+    """A run on disk: its figures, its history, its predictions and its model. Reads only."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens a run directory; raises `Refusal` where there is none."""
+        self._directory = RunDir.open(path)
+        self.path = self._directory.path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def config(self) -> Config:
+        """What the run was started with, every value written out."""
+        return config_file.load(self._directory.config_file)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been trained to its end and evaluated."""
+        return self._directory.done is not None
+
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Any]]:
+        """By split: accuracy, loss, and every other figure with its interval; empty before the end of the run."""
+        return dict((self._directory.done or {}).get("figures", {}))
+
+    def history(self, event: str = "train") -> list[dict[str, Any]]:
+        """The records of one kind, oldest first: "train" (every `report.every_steps`), "evaluation", "note"."""
+        from tl_dist.runs.records import records
+
+        return [record for record in records(self._directory.metrics_file) if record.get("event") == event]
+
+    def predictions(self, split: str) -> Predictions:
+        """ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any."""
+        from tl_dist.scores import predictions
+
+        return predictions.load(predictions.file_of(self.path, split))
+
+    def keras_model(self) -> Any:
+        """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
+
+        Preprocessing, backbone and head of the newest checkpoint, with averaged weights where the run keeps them: what
+        the run evaluated. Made of Keras's own layers. Raises `Refusal` without a checkpoint.
+        """
+        from tl_dist.worker.restored import keras_model
+
+        return keras_model(self._directory)
