@@ -1,4 +1,4 @@
-"""Folds that are trained on one device share a process and its caches, and are the runs that they would be alone."""
+"""The folds of `cv` share their cached features, and are the runs that they would be alone; a killed one resumes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import TL_DIST, Workspace, bits, records
+from tl_dist.refusal import ExitCode
 
 CONFIG = """\
 global_batch: 8
@@ -38,29 +39,21 @@ def attempts(workspace: Workspace, name: str) -> int:
     return len(list(workspace.run(name).attempts.glob("*.json")))
 
 
-def test_one_process_trains_all_folds_and_a_killed_one_goes_on(workspace: Workspace) -> None:
-    said = cv(workspace, "folds")
-    assert "mean of 2 folds x 1 seeds of 64 examples" in said
-    assert attempts(workspace, "folds-cv") == 1
-    assert attempts(workspace, "folds-cv-0-0") == attempts(workspace, "folds-cv-0-1") == 0
+def test_folds_share_their_features_and_a_killed_one_resumes(workspace: Workspace) -> None:
+    cv(
+        workspace, "folds", "checkpoint.every_steps=1", "safety.max_restarts=0", expect=ExitCode.PEER_LOST,
+        TL_FAILPOINT="train.chunk_done:3=kill", TL_ALLOW_FAILPOINTS="1",
+    )  # fmt: skip
+    assert "mean of 2 folds x 1 seeds of 64 examples" in cv(workspace, "folds")
+    killed, second = (workspace.run(f"folds-cv-0-{fold}") for fold in range(2))
+    assert any("resumed from step" in record["text"] for record in records(killed, "note"))
     # The pool in all its views and the official test split, once for both folds.
     sets = list((workspace.directory / "runs" / "features").iterdir())
     assert sorted(sum(len(np.load(file)) for file in path.glob("*.npy")) for path in sets) == [16, 2 * 64]
-    assert records(workspace.run("folds-cv-0-0"), "extraction")
-    assert not records(workspace.run("folds-cv-0-1"), "extraction")
+    assert records(killed, "extraction") and not records(second, "extraction")
 
-    workspace.train("alone", "seed=0", "data.split_seed=0", "data.folds=2", "data.fold=1")
-    assert bits(workspace.run("alone")) == bits(workspace.run("folds-cv-0-1"))
+    workspace.train("alone", "seed=0", "data.split_seed=0", "data.folds=2", "data.fold=0")
+    assert bits(workspace.run("alone")) == bits(killed)
 
-    # In the second fold, after its first commit.
-    cv(
-        workspace, "killed", "checkpoint.every_steps=1",
-        TL_FAILPOINT="train.chunk_done:7=kill", TL_ALLOW_FAILPOINTS="1",
-    )  # fmt: skip
-    assert attempts(workspace, "killed-cv") == 2
-    notes = [record["text"] for record in records(workspace.run("killed-cv-0-1"), "note")]
-    assert any("resumed from step" in text for text in notes)
-    for fold in range(2):
-        assert bits(workspace.run(f"killed-cv-0-{fold}")) == bits(workspace.run(f"folds-cv-0-{fold}"))
-    assert cv(workspace, "killed").count("this run is done") == 2
-    assert attempts(workspace, "killed-cv") == 2
+    assert cv(workspace, "folds").count("this run is done") == 2
+    assert attempts(workspace, "folds-cv-0-0") == 2 and attempts(workspace, "folds-cv-0-1") == 1

@@ -9,16 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.cli.tasks import run_shown
-from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, train_config
+from tl_dist.cli.train import Request, after_source_task, open_run, train_config, with_workers
 from tl_dist.config import Config
 from tl_dist.features.classifiers import selection
-from tl_dist.launcher.attempt import newest_commit
-from tl_dist.launcher.local import local_launch
-from tl_dist.launcher.supervise import supervise
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation, figures, predictions
-from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_line
 
 if TYPE_CHECKING:
@@ -29,14 +25,14 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console) -
     """Run what is missing of the folds, and show the figures; the same command goes on after a stop.
 
     A classifier that is computed from features takes one extraction and one process; any other config is trained once
-    for each fold, as a run of its own: NAME-cv-SEED-FOLD. On one device they share a process too.
+    for each fold, as a run of its own: NAME-cv-SEED-FOLD.
     """
     cfg = request.load()
     name = f"{cfg.name}-cv"
     if cfg.classifier.computed:
         found = _on_features(request, name, folds, seeds, console)
     else:
-        code = _by_training(request, name, folds, seeds, console)
+        code = _by_training(request, cfg, folds, seeds, console)
         if code != ExitCode.DONE:
             return code
         found = _merged(request, name, folds, seeds)
@@ -55,66 +51,24 @@ def _on_features(request: Request, name: str, folds: int, seeds: int, console: C
     return dict((run.done or {})["cross_validation"])
 
 
-def _by_training(request: Request, name: str, folds: int, seeds: int, console: Console) -> int:
-    """Train every fold of every seed that is not done: on one device all in one process, else each in its own."""
-    requests = [_of_fold(request, name, folds, seed, fold) for seed in range(seeds) for fold in range(folds)]
-    strategy = request.load().strategy
-    if strategy != "single":
-        show_line(console, f"strategy '{strategy}' starts its workers anew for each fold", style="dim")
-        return next(
-            (
-                code
-                for one in requests
-                if (code := train_config(one.load(), one.runs, console)) != ExitCode.DONE
-            ),
-            ExitCode.DONE,
-        )
-    left: list[Config] = []
-    for one in requests:
-        code, cfg = after_source_task(one.load(), request.runs, console)
-        if code != ExitCode.DONE:
-            return code
-        if open_run(request.runs, cfg).done is None:
-            left.append(cfg)
-        else:
-            show_line(console, f"{cfg.name}: this run is done", style="dim")
-    return _in_one_process(request, name, left, console) if left else ExitCode.DONE
+def _by_training(request: Request, cfg: Config, folds: int, seeds: int, console: Console) -> int:
+    """Train every fold of every seed that is not done, each in a process of its own; DONE, or the code of a stop."""
+    requests = [_of_fold(request, cfg, folds, seed, fold) for seed in range(seeds) for fold in range(folds)]
+    code, first = after_source_task(with_workers(requests[0].load()), request.runs, console)
+    if code != ExitCode.DONE:
+        return code
+    # What they amount to is a run as well: refused now, if another config has its name.
+    open_run(request.runs, cfg.model_copy(update={"name": f"{cfg.name}-cv", "source": first.source}))
+    codes = (train_config(one.load(), one.runs, console, figures=False) for one in requests)
+    return next((code for code in codes if code != ExitCode.DONE), ExitCode.DONE)
 
 
-def _in_one_process(request: Request, name: str, left: Sequence[Config], console: Console) -> int:
-    """Have one worker train these runs in turn, led by the run of the whole; a new worker where one gave up."""
-    cfg = request.load().model_copy(update={"name": name, "source": left[0].source})
-    leader = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)
-    runs = [RunDir(request.runs / one.name) for one in left]
-
-    def progress_of(leader: RunDir) -> object:
-        """Changes with every commit and every fold that is done."""
-        return [(run.done is not None, newest_commit(run)) for run in runs]
-
-    with Progress(console, every_s=cfg.report.every_s) as progress:
-        while missing := [run.name for run in runs if run.done is None]:
-            before = progress_of(leader)
-            launch = local_launch(cfg, leader.path, task=("--in-turn", *missing))
-            code = supervise(leader, cfg, launch, progress, needs_marker=False, progress_of=progress_of)
-            if code != ExitCode.DONE:
-                show_line(console, "stopped; the same command goes on from there")
-                return code
-            if progress_of(leader) == before:
-                raise Refusal(
-                    f"the worker of {leader.path} ended without training {missing[0]}.",
-                    fix=f"read {leader.rank_log(0)}.",
-                    code=ExitCode.INTERNAL,
-                )
-    return ExitCode.DONE
-
-
-def _of_fold(request: Request, name: str, folds: int, seed: int, fold: int) -> Request:
-    changes = {"name": json.dumps(f"{name}-{seed}-{fold}"), "seed": seed, "data.split_seed": seed}
+def _of_fold(request: Request, cfg: Config, folds: int, seed: int, fold: int) -> Request:
+    name = f"{cfg.name}-cv-{seed}"
+    changes = {"name": json.dumps(f"{name}-{fold}"), "seed": seed, "data.split_seed": seed}
     changes |= {"data.folds": folds, "data.fold": fold}
-    source = request.load().source
-    if source is not None and source.data is not None:  # one for all folds of a seed
-        changes["source.name"] = json.dumps(f"{name}-{seed}-source")
+    if cfg.source is not None and cfg.source.data is not None:  # one for all folds of a seed
+        changes["source.name"] = json.dumps(f"{name}-source")
     return replace(request, overrides=[*request.overrides, *(f"{key}={v}" for key, v in changes.items())])
 
 
@@ -126,7 +80,6 @@ def _merged(request: Request, name: str, folds: int, seeds: int) -> dict[str, An
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     found = cross_validation.merged(parts)
     run = RunDir(request.runs / name)
-    run.path.mkdir(mode=0o700, exist_ok=True)
     found.save(run.path / OUT_OF_FOLD)
     result = cross_validation.summary(found)
     run.mark_done({"cross_validation": result})

@@ -46,14 +46,19 @@ class Request:
         return config_file.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
 
 
-def train_config(cfg: Config, runs: Path, console: Console) -> int:
-    """Train to the end with workers on this host, and show the figures."""
+def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
+    """Train to the end with workers on this host, and show the figures, unless they are a part of others."""
+    code, cfg = after_source_task(with_workers(cfg), runs, console)
+    return _train(cfg, runs, console, figures=figures) if code == ExitCode.DONE else code
+
+
+def with_workers(cfg: Config) -> Config:
+    """The config, with the number of its workers on this host where they are Horovod's."""
     if cfg.strategy == "horovod":
         require_horovod()
         if cfg.workers is None:
-            cfg = cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
-    code, cfg = after_source_task(cfg, runs, console)
-    return _train(cfg, runs, console) if code == ExitCode.DONE else code
+            return cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
+    return cfg
 
 
 def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
@@ -95,25 +100,26 @@ def _unchanged(cfg: Config, runs: Path) -> int:
     return ExitCode.DONE
 
 
-def _train(cfg: Config, runs: Path, console: Console) -> int:
+def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
     run = open_run(runs, cfg)
     show_line(console, headline(cfg, run), style="bold")
     if cfg.recipe:
         show_line(console, recipe.line(cfg))
     if run.done is not None:
         show_line(console, "this run is done; another name=NAME starts a new one")
-        show_end(run, console)
+        if figures:
+            show_end(run, console)
         return ExitCode.DONE
     prepare_shown(cfg, console)
     with Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
-    if code == ExitCode.DONE:
+    if code != ExitCode.DONE:
+        step = max(newest_commit(run), 0)
+        show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
+    elif figures:
         show_end(run, console)
         if cfg.source is not None and cfg.source.run is not None:
             show_losses({"source": RunDir(cfg.source.run), "target": run}, console)
-    else:
-        step = max(newest_commit(run), 0)
-        show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
     return code
 
 

@@ -74,14 +74,11 @@ class Signals:
 class Attempt:
     """One start of all workers, from their commands to the reason of their end."""
 
-    def __init__(
-        self, run: RunDir, cfg: Config, progress: Progress, signals: Signals, needs_marker: bool
-    ) -> None:
+    def __init__(self, run: RunDir, cfg: Config, progress: Progress, signals: Signals) -> None:
         self._run = run
         self._cfg = cfg
         self._progress = progress
         self._signals = signals
-        self._needs_marker = needs_marker
         self._records = NewRecords(run.metrics_file)
         self._asked_to_stop = False
         self._from_step = max(newest_commit(run), 0)
@@ -142,7 +139,7 @@ class Attempt:
     def _in_order(self, group: Group) -> End:
         if any(exit.code == ExitCode.REQUEUE for exit in group.exits):
             return End(ExitCode.REQUEUE)
-        if self._needs_marker and self._run.done is None:
+        if self._run.done is None:
             return End(
                 ExitCode.INTERNAL,
                 0,

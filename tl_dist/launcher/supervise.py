@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tl_dist.config import Config
@@ -31,15 +31,12 @@ def supervise(
     launch: Launch,
     progress: Progress,
     *,
-    needs_marker: bool = True,
     longest_pause_s: float = LONGEST_PAUSE_S,
-    progress_of: Callable[[RunDir], object] | None = None,
 ) -> ExitCode:
     """Bring the run to its end: DONE, or REQUEUE when it was asked to stop; any other end is a Refusal.
 
     Call it from the main thread. A first signal asks the workers to stop and save; a second Ctrl-C ends them.
-    Exit codes of zero count as DONE only with the run's marker, unless there is to be none (`needs_marker`).
-    `progress_of` is what changes whenever an attempt has brought something; default: the newest commit.
+    Exit codes of zero count as DONE only with the run's marker.
     """
     try:
         owner = holder(run)
@@ -52,18 +49,17 @@ def supervise(
             code=ExitCode.CANNOT_CREATE,
         )
     run.clear_stop()
-    brought = progress_of or _progress_of
     restarts = 0
     with signals_counted() as signals:
         while True:
-            before = brought(run)
-            end = Attempt(run, cfg, progress, signals, needs_marker).watch(launch)
+            before = _progress_of(run)
+            end = Attempt(run, cfg, progress, signals).watch(launch)
             if end.rank is None and end.code in ORDERLY:
                 return ExitCode(end.code)
             _report(run, end, progress)
             if not end.restartable:
                 raise _final(end, end.code, run)
-            restarts = 0 if brought(run) != before else restarts
+            restarts = 0 if _progress_of(run) != before else restarts
             if restarts >= cfg.safety.max_restarts:
                 raise _final(end, ExitCode.NO_REQUEUE if restarts else end.code, run, restarts)
             restarts += 1

@@ -38,9 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
-    parser.add_argument(
-        "--in-turn", metavar="NAME", nargs="+", help="train the runs of these names beside RUN"
-    )
     options = parser.parse_args(arguments)
     os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
@@ -67,10 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
             return _tune(run, options.tune)
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate)
-        if options.in_turn:
-            from tl_dist.worker.fold_runs import in_turn
-
-            return in_turn(run, options.in_turn, cores=cores.own_share(os.environ))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"

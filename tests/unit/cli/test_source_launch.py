@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.unit.cli.conftest import Became, become, ranks, said
-from tl_dist.cli import cross_validation, join, tasks, train
+from tl_dist.cli import join, tasks, train
 from tl_dist.cli.train import Request
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
@@ -53,7 +53,6 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ExitCode.DONE
 
     monkeypatch.setattr(train, "supervise", supervise)
-    monkeypatch.setattr(cross_validation, "supervise", supervise)
     monkeypatch.setattr(train, "show_end", lambda run, console: None)
     monkeypatch.setattr(tasks, "run_task", lambda run, *_, **__: reached(run))
     return names
@@ -66,8 +65,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (("features", "extract", "src.yaml", "runtime.prefix_cache=on"), "src", "src-source"),
         (("tune", "src.yaml", *COMPUTED), "src-tune", "src-source"),
         (("cv", "src.yaml", *COMPUTED), "src-cv", "src-source"),
-        (("cv", "src.yaml", "--seeds", "1"), "src-cv", "src-cv-0-source"),
-        (("cv", "src.yaml", "--seeds", "1", "source.name=mine-source"), "src-cv", "src-cv-0-source"),
+        (("cv", "src.yaml", "--seeds", "1"), "src-cv-0-0", "src-cv-0-source"),
+        (("cv", "src.yaml", "--seeds", "1", "source.name=mine-source"), "src-cv-0-0", "src-cv-0-source"),
     ],
 )
 def test_the_source_task_comes_first_and_once(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 
@@ -28,7 +29,6 @@ from tl_dist.features.manifest import MANIFEST
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.worker.memory import held_bytes
 
 
 class Calls:
@@ -66,6 +66,12 @@ def test_rows_of_several_files_come_in_the_order_asked_for(tmp_path: Path) -> No
         for view in (0, 1):
             rows = divided.rows(tf.constant(examples, tf.int64), tf.constant(view))
             np.testing.assert_array_equal(rows, expected[np.array(examples, int), view])
+
+
+def held_bytes() -> int:
+    """What this process alone takes: pages of files that it has mapped do not count."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - info.shared)
 
 
 def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> None:

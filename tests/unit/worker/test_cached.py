@@ -147,6 +147,25 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     assert [source.num_examples for _, source in found] == ([50] if shared else [30, 20])
 
 
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ((), [(["train", "validation", "test"], 50)]),
+        (("flip",), [(["train", "validation", "test"], 50)]),
+        (("dihedral",), [(["train"], 50), (["validation", "test"], 50)]),
+    ],
+)
+def test_a_fold_reads_sets_of_the_whole_pool(views: tuple[str, ...], expected: Any) -> None:
+    cfg = made(2, augment=("flip",), folds=4, fold=0).cfg.model_copy(
+        update={"evaluation": EvaluationConfig(views=views)}  # type: ignore[arg-type]
+    )
+    pool = MemorySource(50)
+    parts = {"train": range(30), "validation": range(30, 40), "test": range(40, 50)}
+    splits = {name: Subset(pool, np.array(rows)) for name, rows in parts.items()}
+    found = cached._sets(setup_of(cfg, splits, NET))
+    assert [(names, source.num_examples) for names, source in found] == expected
+
+
 def test_passes_of_a_stage_are_its_own_and_the_last_evaluation_is_of_the_last_stage() -> None:
     three = [{"train_from": place, "steps": 10} for place in ("head", "block3", "block2")]
     setup = made(2, stages=three)  # evaluated after 2.5 steps: every second one
