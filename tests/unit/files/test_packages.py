@@ -225,7 +225,7 @@ def test_damaged_archives_are_refused_and_leave_no_directory(cache):
 FETCH_AND_COUNT = """
 import sys
 from pathlib import Path
-from tl_dist import package_index
+from tl_dist.files import packages
 original = packages.unpack
 def counted(*args):
     with open(sys.argv[2], "a") as log:
