@@ -26,13 +26,16 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import Bad
 from tl_dist.files import limits
 from tl_dist.files.atomic import temporary_name, write_file
+from tl_dist.files.npz import read_npz
 from tl_dist.files.packages import locked
 
 SCHEMA = 1  # raise it when an index must be built anew
+_COLUMNS = ("offsets", "sizes", "labels", "checks", "starts")
 _HEADER = struct.Struct("<QI")
 _CHUNK = 1 << 18  # bytes read at a time
 _HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
@@ -247,42 +250,25 @@ def _dump(index: ShardIndex) -> bytes:
     bad = [(b.id, str(b.offset), b.reason) for b in index.bad]
     np.savez(
         target,
-        **{name: getattr(index, name) for name in ("offsets", "sizes", "labels", "checks", "starts")},
-        filenames=_packed(index.filenames),
-        synsets=_packed([text for row in pairs for text in row]),
-        bad=_packed([text for row in bad for text in row]),
+        **{name: getattr(index, name) for name in _COLUMNS},
+        filenames=packed_text(index.filenames),
+        synsets=packed_text(text for row in pairs for text in row),
+        bad=packed_text(text for row in bad for text in row),
         lost=np.int64(index.lost),
     )
     return target.getvalue()
 
 
 def _load(path: Path) -> ShardIndex:
-    # From memory: NumPy leaves a damaged file open.
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        columns = [file[name] for name in ("offsets", "sizes", "labels", "checks", "starts")]
-        filenames, synsets, bad = (_unpacked(file[name]) for name in ("filenames", "synsets", "bad"))
-        lost = int(file["lost"])
-    offsets, sizes, labels, checks, starts = columns
+    kept = read_npz(io.BytesIO(path.read_bytes()))  # from memory: NumPy leaves a damaged file open
+    filenames, synsets, bad = (unpacked_text(kept[name]) for name in ("filenames", "synsets", "bad"))
     return ShardIndex(
-        offsets,
-        sizes,
-        labels,
-        checks,
-        starts,
-        filenames,
-        {int(k): (synset, text) for k, synset, text in _threes(synsets)},
-        [Bad(name, int(offset), reason) for name, offset, reason in _threes(bad)],
-        lost,
+        **{name: kept[name] for name in _COLUMNS},
+        filenames=filenames,
+        synsets={int(k): (synset, text) for k, synset, text in _threes(synsets)},
+        bad=[Bad(name, int(offset), reason) for name, offset, reason in _threes(bad)],
+        lost=int(kept["lost"]),
     )
-
-
-def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Texts as bytes, each ended by a zero: smaller and faster than an array of text, and no pickle."""
-    return np.frombuffer("".join(text.replace("\0", "") + "\0" for text in texts).encode(), np.uint8)
-
-
-def _unpacked(content: NDArray[np.uint8]) -> list[str]:
-    return content.tobytes().decode().split("\0")[:-1]
 
 
 def _threes(texts: list[str]) -> Iterator[tuple[str, str, str]]:
