@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
 Facts = dict[str, Any]
-
-_LAYOUT = "tl_dist.datasets.curation.layout"
-_PACKING = "tl_dist.datasets.packing"  # by name, as datasets are: this side imports none of their rooms
 
 data_app = typer.Typer(help="Look at a data set, prove it whole, divide it.", no_args_is_help=True)
 
@@ -42,9 +38,9 @@ def inspect(
 ) -> int:
     """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
     from tl_dist.cli import data_inspect
+    from tl_dist.datasets.curation import inspection
 
-    facts = data_inspect.inspect(path, sheet)
-    _show(facts, data_inspect.show, as_json)
+    _show(inspection.inspect(path, sheet), data_inspect.show, as_json)
     return ExitCode.DONE
 
 
@@ -116,12 +112,13 @@ def pack(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from tl_dist.datasets import packing
+    from tl_dist.datasets.curation import layout
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_line
 
-    packing = import_module(_PACKING)
     rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
-    splits = import_module(_LAYOUT).opened_whole(source)
+    splits = layout.opened_whole(source)
     console = Console()
     columns = (
         TextColumn("packing"),

@@ -8,18 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from tl_dist.config.registry import CURATION, lookup
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import show_line, show_remarks
 
 _BAR = 30
 _MAX_CLASSES = 40
-
-
-def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
-    """The facts, as JSON; `sheet` is where the picture goes."""
-    facts: dict[str, Any] = lookup(CURATION, "inspect")(path, sheet)
-    return facts
 
 
 def show(facts: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tl_dist.config.registry import CURATION, lookup
+from tl_dist.datasets.curation import split as division
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import column_groups, narrow_table, show_line
@@ -27,10 +27,7 @@ def split(
     if what is not None:
         fix = "such as --test 0.2 --validation 0.1, or --folds 5."
         raise Refusal(what, fix=fix, code=ExitCode.USAGE)
-    made: dict[str, Any] = lookup(CURATION, "split")(
-        path, to, test=test, validation=validation, folds=folds, **more
-    )
-    return made
+    return division.split(path, to, test=test, validation=validation, folds=folds, **more)
 
 
 def show(made: dict[str, Any], console: Console) -> None:

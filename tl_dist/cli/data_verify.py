@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tl_dist.config.registry import CURATION, lookup
+from tl_dist.datasets.curation import verification
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_line, show_remarks
 
@@ -20,13 +20,12 @@ def verify(path: Path, *, workers: int | None, distance: int, console: Console) 
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        found: dict[str, Any] = lookup(CURATION, "verify")(
+        return verification.verify(
             path,
             workers=workers or len(os.sched_getaffinity(0)),
             distance=distance,
             advance=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    return found
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -14,15 +13,13 @@ from tl_dist.config.registry import BACKBONES, lookup
 from tl_dist.refusal import ExitCode, Refusal
 
 _LOOKED_AT = 64
-_DIVISION, _HEADERS = (
-    "tl_dist.datasets.division",
-    "tl_dist.datasets.headers",
-)  # rooms that this side never imports
 
 
 def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     """What `auto.auto` says of a data set for the keys that a config leaves out."""
-    train = import_module(_DIVISION).open_splits(data)[0]["train"]
+    from tl_dist.datasets.division import open_splits
+
+    train = open_splits(data)[0]["train"]
     backbone = lookup(BACKBONES, str(config_file.section(written, "model").get("backbone")))
     return auto.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
 
@@ -46,7 +43,9 @@ def line(cfg: Config) -> str:
 
 def _typical_area(train: Any) -> float:
     """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
-    dimensions = import_module(_HEADERS).dimensions
+    from tl_dist.datasets import pool_of
+    from tl_dist.datasets.headers import dimensions
+
     if hasattr(train, "encoded_bytes"):
         looked_at = min(_LOOKED_AT, train.num_examples)
         areas = []
@@ -58,6 +57,6 @@ def _typical_area(train: Any) -> float:
             return float(median(areas))
         what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
         raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)
-    source = import_module("tl_dist.datasets").pool_of(train)[0]
+    source: Any = pool_of(train)[0]  # which attribute it has depends on the format
     height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2
     return float(height * width)

