@@ -57,6 +57,15 @@ def test_more_than_the_budget_ends_with_65_and_names_them(workspace: Workspace) 
     workspace.train("trial", *options(), "data.max_bad=2")
 
 
+def test_weights_that_do_not_fit_bind_the_run_to_nothing(workspace: Workspace) -> None:
+    """Neither does a folder that the workers refuse: the same name is for whoever corrects the command."""
+    (workspace.directory / "mine.safetensors").write_bytes(b"no weights")
+    said = workspace.train("trial", *options(), "model.weights=mine.safetensors", expect=65)
+    assert "mine.safetensors" in said
+    workspace.train("trial", *options(), "data.path=elsewhere", "seed=3", expect=65)
+    workspace.train("trial", *options(), "model.weights=random")
+
+
 @pytest.mark.parametrize("strategy", ["single", "horovod"])
 def test_what_only_decoding_finds_is_named_and_the_run_goes_on(workspace: Workspace, strategy: str) -> None:
     for name in (FIRST, SECOND):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_horovod, with_trained_source
+from tl_dist.cli.train import Request, headline, prepared_run, require_horovod, with_trained_source
 from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
@@ -37,8 +37,7 @@ def submit_run(
         return ExitCode.DONE
     if cfg.strategy == "horovod":
         require_horovod()
-    run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)  # on the login node, which often has the only way out
+    run = prepared_run(request.runs, cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)
     show_line(
         console, f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}"

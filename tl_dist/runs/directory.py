@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.heartbeats import Beat, Heartbeats
-from tl_dist.runs.lock import holder
+from tl_dist.runs.lock import Lock
 
 __all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]
@@ -177,6 +177,15 @@ class RunDir:
                 code=ExitCode.UNSAFE,
             )
 
+    def refuse_other_config(self, config: Config) -> None:
+        """Refuse when another command has replaced the config since `config` was read; ask while owning the run."""
+        if config_file.load(self.config_file) != config:
+            raise Refusal(
+                f"{self.config_file} has been changed while this worker started.",
+                fix="run one command at a time, or give each another name=NAME.",
+                code=ExitCode.CANNOT_CREATE,
+            )
+
     def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
         """Show that worker `rank` lives, and what it does; cheap. `patience_s`: where that may last long."""
         self._beats.beat(rank, phase, step, patience_s)
@@ -238,24 +247,28 @@ class RunDir:
         changes = differences(
             config_file.trajectory(old), config_file.trajectory(config), config_file.TRAJECTORY
         )
-        # An attempt that ended before it began, refused for its first config, has bound the run to nothing.
-        began = self.identity_file.exists() or steps_in(self.checkpoints) or not children(self.attempts)
-        if changes and began:
+        if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
+            return
+        if changes:
+            self._refuse_bound(changes)
+        with Lock.acquire(self, who="tl-dist"):  # no worker begins meanwhile, and none has
+            if changes:
+                self._refuse_bound(changes)
+            write_atomically(self.config_file, resolved)
+
+    def _refuse_bound(self, changes: Sequence[str]) -> None:
+        """Refuse another trajectory, unless all attempts ended before they began, refused for the first one.
+
+        Without an attempt somebody is about to start one, as a job that waits in Slurm.
+        """
+        files = (self.identity_file, self.metrics_file, self.done_file)
+        began = any(path.exists() for path in files) or steps_in(self.checkpoints)
+        if began or not children(self.attempts):
             raise Refusal(
                 f"{self.path} was started with other values: {'; '.join(changes)}.",
                 fix="use another name=NAME, or go back to the old values.",
                 code=ExitCode.UNSAFE,
             )
-        if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
-            return
-        owner = holder(self)
-        if owner:
-            raise Refusal(
-                f"run '{self.name}' is in use by {owner}, so its config cannot be changed.",
-                fix="stop it first, or use another name=NAME.",
-                code=ExitCode.CANNOT_CREATE,
-            )
-        write_atomically(self.config_file, resolved)
 
 
 def step_name(step: int) -> str:

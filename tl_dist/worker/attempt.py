@@ -54,6 +54,7 @@ def _checkpointer(setup: Setup, job: SlurmJob | None, held: ExitStack) -> Checkp
     # A job that was requeued may start while the heartbeat of its first life, on another host, is still fresh.
     wait_s = REQUEUE_WAIT_S if job and job.restart_count else 0.0
     lock = held.enter_context(Lock.acquire(setup.run, job=job, wait_s=wait_s))
+    setup.run.refuse_other_config(setup.cfg)
     setup.run.probe_storage()
     cfg = setup.cfg.checkpoint
     return Checkpointer(setup.run, keep=cfg.keep, owned=lock.owned, max_failed=cfg.max_failed)

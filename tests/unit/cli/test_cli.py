@@ -382,7 +382,7 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
     code, _, err = said(capsys, "train", "fake.yaml", "model.weights=none.safetensors")
     assert code == ExitCode.USAGE
     assert "none.safetensors" in err and "Fix: " in err
-    assert not any(Path("runs/fake/attempts").iterdir())
+    assert not Path("runs").exists()  # nothing is bound to them
 
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:

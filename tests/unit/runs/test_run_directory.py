@@ -512,6 +512,38 @@ def test_a_first_attempt_that_never_began_binds_the_run_to_nothing(tmp_path):
     (run.attempts / "0001.json").write_text("{}")
     create(tmp_path, optimizer={"learning_rate": 0.2})
     assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
-    run.freeze_identity({"seed": 0})
-    with pytest.raises(Refusal, match=r"0\.2 -> 0\.3"):
-        create(tmp_path, optimizer={"learning_rate": 0.3})
+    with Lock.acquire(run):  # an attempt that lives, and has not begun yet
+        refused(ExitCode.CANNOT_CREATE, create, tmp_path, optimizer={"learning_rate": 0.3})
+    assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
+
+
+@pytest.mark.parametrize("begun", ["run.json", "metrics.jsonl", "DONE", "checkpoints/step-00000001"])
+def test_whatever_a_run_has_brought_binds_it_to_its_config(tmp_path, begun):
+    run = create(tmp_path, optimizer={"learning_rate": 0.2})
+    (run.attempts / "0001.json").write_text("{}")
+    (run.path / begun).write_text("{}")
+    assert "0.2 -> 0.3" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.3})
+
+
+def test_what_begins_while_the_lock_is_waited_for_binds_the_run(tmp_path, monkeypatch):
+    """Of two commands at once the other one's worker agreed on its identity between our look and our lock."""
+    run = create(tmp_path, optimizer={"learning_rate": 0.1})
+    (run.attempts / "0001.json").write_text("{}")
+    acquire = Lock.acquire
+
+    def late(run, **options):
+        run.freeze_identity({"seed": 0})
+        return acquire(run, **options)
+
+    monkeypatch.setattr(Lock, "acquire", late)
+    assert "0.1 -> 0.2" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
+    assert config_file.load(run.config_file).optimizer.learning_rate == 0.1
+
+
+def test_a_worker_whose_config_was_replaced_before_it_had_the_lock_is_refused(tmp_path):
+    run = create(tmp_path, optimizer={"learning_rate": 0.1})
+    read = config_file.load(run.config_file)
+    run.refuse_other_config(read)
+    (run.attempts / "0001.json").write_text("{}")
+    create(tmp_path, optimizer={"learning_rate": 0.2})
+    refused(ExitCode.CANNOT_CREATE, run.refuse_other_config, read)
