@@ -1,7 +1,7 @@
 """Many processes, one device each: Horovod's raw collectives. The only file that knows Horovod.
 
 Horovod's Keras wrappers are not used: under Keras 3 its DistributedOptimizer averages nothing and says nothing
-(tests/parallel/test_horovod_keras_wrapper.py shows it). Gradients are summed in buckets, from the last layer to the
+(tests/parallel/test_parity.py shows it). Gradients are summed in buckets, from the last layer to the
 first, so that the reduction runs while the backward pass still computes the earlier layers.
 """
 

@@ -16,13 +16,13 @@ from tl_dist.scores import figures, predictions
 class OutOfFold:
     """What was said of each example by classifiers that had not seen it, once for each seed.
 
-    ids, labels, groups [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
+    ids, labels, types [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
     [seeds][folds]: the `l2` and `layers` that each classifier took, where it chose them.
     """
 
     ids: np.ndarray
     labels: np.ndarray
-    groups: np.ndarray
+    types: np.ndarray
     class_names: np.ndarray
     fold: np.ndarray
     probabilities: np.ndarray
@@ -38,7 +38,7 @@ class OutOfFold:
             path,
             ids=self.ids,
             labels=self.labels,
-            groups=self.groups,
+            types=self.types,
             class_names=self.class_names,
             fold=self.fold,
             probabilities=self.probabilities.astype(np.float32),
@@ -76,10 +76,10 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "figures": {key: mean_of(flat, key) for key in flat[0] if key not in ("accuracy", "interval")},
         "groups": {
             str(name): {
-                "num_examples": int((found.groups == name).sum()),
-                "accuracy": float(right[:, found.groups == name].mean()),
+                "num_examples": int((found.types == name).sum()),
+                "accuracy": float(right[:, found.types == name].mean()),
             }
-            for name in np.unique(found.groups)
+            for name in np.unique(found.types)
         },
     }
 
@@ -100,8 +100,8 @@ def merged(folds: Sequence[Sequence[predictions.Predictions]]) -> OutOfFold:
         number = np.concatenate([np.full(len(part.ids), k) for k, part in enumerate(of_seed)])
         numbers.append(number[order])
         labels = np.concatenate([part.labels for part in of_seed])[order]
-        groups = np.concatenate([part.groups for part in of_seed])
-        groups = groups[order] if len(groups) else groups
+        types = np.concatenate([part.types for part in of_seed])
+        types = types[order] if len(types) else types
         ids = ids[order]
     names = folds[0][0].class_names
-    return OutOfFold(ids, labels, groups, names, np.stack(numbers), np.stack(probabilities))
+    return OutOfFold(ids, labels, types, names, np.stack(numbers), np.stack(probabilities))

@@ -1,8 +1,9 @@
 """What a run said of each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and a look at the errors.
 
 The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and
-`groups` (text); no pickled object is ever written or read. A confusion matrix that is too large for a record lies
-beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
+`types` (text; `groups` in older files); no pickled object is ever written or read. A confusion matrix that is too
+large for a record lies beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with
+`class_names` and `step`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Predictions:
     probabilities: np.ndarray
     class_names: np.ndarray
     step: int
-    groups: np.ndarray
-    """the group of each example, empty where the dataset has none"""
+    types: np.ndarray
+    """the type of each example, as its kind of solar cell; empty where the dataset has none"""
 
     def __post_init__(self) -> None:
         num, classes = len(self.labels), len(self.class_names)
@@ -47,7 +48,7 @@ class Predictions:
             "class_names": self.class_names.shape == (classes,) and self.class_names.dtype.kind == "U",
             "probabilities": self.probabilities.shape == (num, classes)
             and self.probabilities.dtype.kind == "f",
-            "groups": self.groups.shape in ((num,), (0,)) and self.groups.dtype.kind in "US",
+            "types": self.types.shape in ((num,), (0,)) and self.types.dtype.kind in "US",
         }
         wrong = [name for name, right in fits.items() if not right]
         if wrong:
@@ -84,7 +85,7 @@ def load(path: Path) -> Predictions:
             found["probabilities"],
             found["class_names"],
             int(found["step"]),
-            found["groups"],
+            found["types"] if "types" in found else found["groups"],
         )
     except Exception as error:  # a damaged archive can raise nearly anything
         raise Refusal(
@@ -102,7 +103,7 @@ def with_figures(
     ids: Sequence[str],
     labels: np.ndarray,
     class_names: Sequence[str],
-    groups: Sequence[str] = (),
+    types: Sequence[str] = (),
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
@@ -130,7 +131,7 @@ def with_figures(
         probabilities=said.in_place(),
         class_names=np.array(class_names),
         step=step,
-        groups=np.array(groups, np.str_),
+        types=np.array(types, np.str_),
     )
     return dataclasses.replace(result, figures=found, logits=None)
 

@@ -75,7 +75,7 @@ def evaluate(
         ids=source.ids,
         labels=source.labels,
         class_names=source.class_names,
-        groups=types_of(source),
+        types=types_of(source),
     )
 
 

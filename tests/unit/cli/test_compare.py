@@ -20,7 +20,7 @@ def keep(run: Path, ids: str, right: str, labels: str = "01010101") -> None:
     predictions.save(
         predictions.file_of(run, "test"),
         ids=np.array(list(ids)), labels=chosen, probabilities=np.eye(2)[said].astype(np.float32),
-        class_names=np.array(["x", "y"]), step=1, groups=np.array([], np.str_),
+        class_names=np.array(["x", "y"]), step=1, types=np.array([], np.str_),
     )  # fmt: skip
 
 

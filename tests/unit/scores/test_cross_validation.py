@@ -48,8 +48,8 @@ def test_the_folds_of_a_config_cover_every_example_once() -> None:
 
 def part(ids: list[str], labels: list[int], sure: list[float]) -> Predictions:
     p = np.array([[1 - s, s] for s in sure])
-    groups = np.array(["mono" if name < "c" else "poly" for name in ids])
-    return Predictions(np.array(ids), np.array(labels, np.int32), p, np.array(["ok", "bad"]), 1, groups)
+    types = np.array(["mono" if name < "c" else "poly" for name in ids])
+    return Predictions(np.array(ids), np.array(labels, np.int32), p, np.array(["ok", "bad"]), 1, types)
 
 
 def found() -> OutOfFold:
@@ -63,7 +63,7 @@ def test_predictions_of_the_folds_are_merged_by_id() -> None:
     assert list(merged.ids) == list("abcd")
     np.testing.assert_array_equal(merged.labels, [0, 1, 1, 0])
     np.testing.assert_array_equal(merged.fold, [[0, 1, 0, 1], [1, 0, 1, 0]])
-    assert list(merged.groups) == ["mono", "mono", "poly", "poly"]
+    assert list(merged.types) == ["mono", "mono", "poly", "poly"]
     np.testing.assert_allclose(merged.probabilities[:, :, 1], [[0.1, 0.2, 0.9, 0.3], [0.1, 0.8, 0.6, 0.3]])
 
 

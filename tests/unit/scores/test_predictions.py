@@ -59,7 +59,7 @@ ARRAYS = {
     "probabilities": np.full((5, 2), 0.5, np.float32),
     "class_names": np.array(["good", "bad"]),
     "step": np.array(7),
-    "groups": np.array([], np.str_),
+    "types": np.array([], np.str_),
 }
 
 
@@ -81,8 +81,8 @@ ARRAYS = {
         ("class_names", np.array([["good"], ["bad"]])),
         ("step", np.array([7, 8])),
         ("step", np.array("seven")),
-        ("groups", np.array(["a"])),
-        ("groups", np.array([None] * 5)),
+        ("types", np.array(["a"])),
+        ("types", np.array([None] * 5)),
     ],
     ids=range(17),
 )
@@ -96,6 +96,13 @@ def test_arrays_of_another_shape_or_type_are_no_predictions(
     with pytest.raises(Refusal, match=r"holds no predictions .*Fix: ") as refusal:
         predictions.load(path)
     assert refusal.value.code == ExitCode.DATA
+
+
+def test_the_types_of_an_older_file_are_those_that_it_calls_groups(tmp_path: Path) -> None:
+    types = np.array(["mono", "poly", "mono", "poly", "mono"])
+    path = predictions.file_of(tmp_path, "test")
+    predictions.save(path, **{k: v for k, v in ARRAYS.items() if k != "types"}, groups=types)
+    assert list(predictions.load(path).types) == list(types)
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "text"])
