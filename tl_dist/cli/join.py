@@ -46,11 +46,10 @@ def join(
     cfg = with_trained_source(cfg, request.runs)
     run = RunDir(request.runs / cfg.name)
     if rank == 0:
-        if run.done is None:
-            prepare(cfg, say=lambda text: None, busy=lambda text: None)  # first: see `prepared_run`
         run = open_run(request.runs, cfg)
         if run.done is None:
             run.clear_stop()  # what asked an earlier start to stop
+            prepare(cfg, say=lambda text: None, busy=lambda text: None)
     else:
         wait_for_run(run, cfg, who=who)
     if run.done is not None:

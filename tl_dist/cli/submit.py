@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.cli.train import Request, headline, prepared_run, require_horovod, with_trained_source
+from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_horovod, with_trained_source
 from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.owner import SlurmJob
 from tl_dist.terminal.tables import relative, show_line
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def submit_run(
         return ExitCode.DONE
     if cfg.strategy == "horovod":
         require_horovod()
-    run = prepared_run(request.runs, cfg, console)  # on the login node, which often has the only way out
+    run = open_run(request.runs, cfg)
+    prepare_shown(cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)
+    run.claim(SlurmJob(str(result.job_id)))
     show_line(
         console, f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}"
     )

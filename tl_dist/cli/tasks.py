@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_dist.cli.evaluate import run_task
-from tl_dist.cli.train import Request, after_source_task, prepared_run, require_horovod
+from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, require_horovod
 from tl_dist.config import Config
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import ExitCode, Refusal
@@ -32,7 +32,8 @@ def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, con
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
     if cfg.strategy == "horovod":
         require_horovod()
-    run = prepared_run(request.runs, cfg, console)
+    run = open_run(request.runs, cfg)
+    prepare_shown(cfg, console)
     records = NewRecords(run.metrics_file)
     with Progress(console, every_s=cfg.report.every_s) as progress:
 

@@ -101,7 +101,7 @@ def _unchanged(cfg: Config, runs: Path) -> int:
 
 
 def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
-    run = prepared_run(runs, cfg, console)
+    run = open_run(runs, cfg)
     show_line(console, headline(cfg, run), style="bold")
     if cfg.recipe:
         show_line(console, recipe.line(cfg))
@@ -110,6 +110,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
         if figures:
             show_end(run, console)
         return ExitCode.DONE
+    prepare_shown(cfg, console)
     with Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
     if code != ExitCode.DONE:
@@ -120,20 +121,6 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
         if cfg.source is not None and cfg.source.run is not None:
             show_losses({"source": RunDir(cfg.source.run), "target": run}, console)
     return code
-
-
-def prepared_run(root: Path, cfg: Config, console: Console) -> RunDir:
-    """`open_run`, and on this machine what its workers need.
-
-    A new run is made last: weights that cannot be had are refused without binding its name to this config.
-    """
-    known = RunDir(root / cfg.name).config_file.exists()
-    if not known:
-        prepare_shown(cfg, console)
-    run = open_run(root, cfg)
-    if known and run.done is None:
-        prepare_shown(cfg, console)
-    return run
 
 
 def open_run(root: Path, cfg: Config) -> RunDir:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from uuid import uuid4
 from tl_dist.refusal import ExitCode, Refusal
 
 CHUNK_BYTES = 4 << 20  # hashed and written in turn: still in the processor's cache, and without the GIL
+
+LEFTOVER_S = 3600.0  # a small file that is being written is no older
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -180,6 +183,17 @@ def server_time_ns(directory: Path) -> int:
     finally:
         os.close(fd)
         os.unlink(probe)
+
+
+def sweep(directory: Path) -> None:
+    """Remove small files that interrupted processes left here, long ago by the file server's clock."""
+    before_ns = server_time_ns(directory) - LEFTOVER_S * 1e9
+    for path in children(directory):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            ours = path.name.startswith((".tmp-", ".probe-")) and stat.S_ISREG(status.st_mode)
+            if ours and status.st_mtime_ns < before_ns:
+                path.unlink()
 
 
 def reason(error: BaseException) -> str:

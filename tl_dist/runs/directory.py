@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,24 @@ from tl_dist.files.atomic import (
     fsync_directory,
     open_directory,
     reason,
-    server_time_ns,
+    sweep,
     write_atomically,
 )
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.claim import claim, claimant
+from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Beat, Heartbeats
-from tl_dist.runs.lock import Lock
+from tl_dist.runs.lock import Lock, holder
+from tl_dist.runs.owner import Owner, SlurmJob
+from tl_dist.runs.steps import step_name, steps_in
 
 __all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
 __all__ += ["write_atomically"]
 
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
-_STEP_NAME = re.compile(r"step-(\d{8,18})")
-_LEFTOVER_S = 3600.0
+_SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
 _OTHER_NAME = "use another name=NAME"
 _UNWRITTEN = {"order": 1}
 """what an identity means that was written before it had these keys"""
@@ -49,6 +51,7 @@ class RunDir:
         self.name = self.path.name
         self.config_file = self.path / "config.yaml"
         self.identity_file = self.path / "run.json"
+        self.claim_file = self.path / "starting.json"
         self.lock_dir = self.path / "lock"
         self.attempts = self.path / "attempts"
         self.checkpoints = self.path / "checkpoints"
@@ -71,8 +74,8 @@ class RunDir:
     def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
         """The directory `root`/NAME with `resolved` as its config.yaml: made, or found and continued.
 
-        An existing run keeps its trajectory (refused otherwise, naming what differs); other keys are
-        replaced.
+        A run that has begun, or that another process is about to start, keeps its trajectory (refused otherwise,
+        naming what differs); other keys are replaced.
         """
         run = cls(Path(root) / config.name)
         try:
@@ -83,8 +86,7 @@ class RunDir:
                     directory.mkdir(mode=0o700)
                 refuse_unsafe(directory, instead=_OTHER_NAME)
             run._refuse_links()
-            if not run._write_first(run.config_file, resolved.encode()):
-                run._continue(config, resolved.encode())
+            run._settle(config, resolved.encode())
         except OSError as error:
             raise _cannot_create(run.path, error) from error
         return run
@@ -154,6 +156,16 @@ class RunDir:
         except (OSError, ValueError) as error:
             raise _unsafe(self.features_file, f"cannot be read ({reason(error)})", "remove it.") from error
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has brought anything: what the workers agreed on, a record, a checkpoint."""
+        files = (self.identity_file, self.metrics_file, self.done_file)
+        return any(path.exists() for path in files) or bool(steps_in(self.checkpoints))
+
+    def claim(self, job: SlurmJob | None = None) -> None:
+        """Say that this process is about to start the run, or `job`: nobody else gives it another trajectory."""
+        claim(self.claim_file, job)
+
     def read_identity(self) -> dict[str, Any] | None:
         return read_json(self.identity_file)
 
@@ -205,7 +217,7 @@ class RunDir:
             try:
                 write_atomically(probe, b"probe")
                 probe.unlink()
-                _sweep(directory)
+                sweep(directory)
             except OSError as error:
                 raise _cannot_create(directory, error) from error
 
@@ -218,6 +230,7 @@ class RunDir:
         places = [
             self.config_file,
             self.identity_file,
+            self.claim_file,
             self.metrics_file,
             self.quarantine_file,
             self.features_file,
@@ -242,87 +255,39 @@ class RunDir:
             return False
         return True
 
-    def _continue(self, config: Config, resolved: bytes) -> None:
-        old = config_file.load(self.config_file)
-        changes = differences(
-            config_file.trajectory(old), config_file.trajectory(config), config_file.TRAJECTORY
-        )
-        if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
-            return
-        if changes:
-            self._refuse_bound(changes)
-        with Lock.acquire(self, who="tl-dist"):  # no worker begins meanwhile, and none has
-            if changes:
-                self._refuse_bound(changes)
+    def _settle(self, config: Config, resolved: bytes) -> None:
+        """Make `resolved` the config of this run, unless it is bound to another trajectory."""
+        with suppress(FileNotFoundError):
+            if read_file(self.config_file, max_bytes=limits.RUN_JSON) == resolved:
+                if not self.begun and not self._claimant() and not holder(self):
+                    self.claim()
+                return
+        if os.path.lexists(self.config_file):
+            self._refuse_bound(config)
+        owner = holder(self)
+        wait_s = 0.0 if owner and owner.who == "worker" else _SETTLE_S
+        # Meanwhile no worker begins, and no other command does the same.
+        with Lock.acquire(self, who="tl-dist", wait_s=wait_s):
+            if os.path.lexists(self.config_file):
+                self._refuse_bound(config)
+            self.claim()
             write_atomically(self.config_file, resolved)
 
-    def _refuse_bound(self, changes: Sequence[str]) -> None:
-        """Refuse another trajectory, unless all attempts ended before they began, refused for the first one.
-
-        Without an attempt somebody is about to start one, as a job that waits in Slurm.
-        """
-        files = (self.identity_file, self.metrics_file, self.done_file)
-        began = any(path.exists() for path in files) or steps_in(self.checkpoints)
-        if began or not children(self.attempts):
+    def _refuse_bound(self, config: Config) -> None:
+        """Refuse a trajectory other than that of a run that has begun, or that somebody is about to start."""
+        old, new = (config_file.trajectory(one) for one in (config_file.load(self.config_file), config))
+        changes = differences(old, new, config_file.TRAJECTORY)
+        starting = None if self.begun else self._claimant()
+        if changes and (self.begun or starting):
+            by = f" by {starting}" if starting else ""
             raise Refusal(
-                f"{self.path} was started with other values: {'; '.join(changes)}.",
+                f"{self.path} was started with other values{by}: {'; '.join(changes)}.",
                 fix="use another name=NAME, or go back to the old values.",
                 code=ExitCode.UNSAFE,
             )
 
-
-def step_name(step: int) -> str:
-    """The name of the commit of a step, below checkpoints/."""
-    return f"step-{step:08d}"
-
-
-def steps_in(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Every entry that is named as a commit, the highest step first. Nothing is said about what it holds."""
-    found = []
-    for path in children(checkpoints):
-        match = _STEP_NAME.fullmatch(path.name)
-        if match and step_name(int(match[1])) == path.name:
-            found.append((int(match[1]), path))
-    return sorted(found, reverse=True)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """What changed below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
-    changes = []
-    for key in keys:
-        before, after = _flat(key, old.get(key, _ABSENT)), _flat(key, new.get(key, _ABSENT))
-        for dotted in [*before, *(dotted for dotted in after if dotted not in before)]:
-            was, is_ = before.get(dotted, _ABSENT), after.get(dotted, _ABSENT)
-            if was != is_ and not (was is _ABSENT and is_ is _ABSENT):
-                changes.append(f"{dotted}: {_short(was)} -> {_short(is_)}")
-    return changes
-
-
-_ABSENT: Any = object()
-
-
-def _flat(dotted: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {leaf: item for key in value for leaf, item in _flat(f"{dotted}.{key}", value[key]).items()}
-    return {dotted: list(value) if isinstance(value, tuple) else value}
-
-
-def _short(value: Any) -> str:
-    if value is _ABSENT:
-        return "(none)"
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _sweep(directory: Path) -> None:
-    """Remove small files that interrupted processes left here, long ago by the file server's clock."""
-    before_ns = server_time_ns(directory) - _LEFTOVER_S * 1e9
-    for path in children(directory):
-        with suppress(FileNotFoundError):
-            status = path.lstat()
-            ours = path.name.startswith((".tmp-", ".probe-")) and stat.S_ISREG(status.st_mode)
-            if ours and status.st_mtime_ns < before_ns:
-                path.unlink()
+    def _claimant(self) -> Owner | None:
+        return claimant(self.claim_file, self.attempts)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -382,7 +382,11 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
     code, _, err = said(capsys, "train", "fake.yaml", "model.weights=none.safetensors")
     assert code == ExitCode.USAGE
     assert "none.safetensors" in err and "Fix: " in err
-    assert not Path("runs").exists()  # nothing is bound to them
+    assert not any(Path("runs/fake/attempts").iterdir())
+    pretend(monkeypatch, TRAIN_AND_END)
+    assert (
+        said(capsys, "train", "fake.yaml")[0] == ExitCode.DONE
+    )  # and the name is free for the corrected command
 
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:

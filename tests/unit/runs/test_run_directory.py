@@ -5,8 +5,9 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from tl_dist.config import file as config_file
 from tl_dist.files import atomic, foreign
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import heartbeats
+from tl_dist.runs.claim import ELSEWHERE_S
 from tl_dist.runs.directory import RunDir, differences, step_name, steps_in, write_atomically
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock
+from tl_dist.runs.owner import SlurmJob
 from tl_dist.runs.table import runs
+
+ROOT = Path(__file__).parents[3]
 
 
 def experiment(**changes) -> Config:
@@ -57,7 +62,7 @@ def test_a_new_run_holds_its_resolved_config_and_is_private(tmp_path):
         assert not path.stat().st_mode & 0o077, path
     assert run.rank_log(3) == run.path / "logs" / "rank_0003.out"
     assert sorted(path.name for path in run.path.iterdir()) == [
-        "attempts", "checkpoints", "config.yaml", "heartbeats", "lock", "logs", "tb",
+        "attempts", "checkpoints", "config.yaml", "heartbeats", "lock", "logs", "starting.json", "tb",
     ]  # fmt: skip
 
 
@@ -77,6 +82,7 @@ def test_keys_that_do_not_decide_the_weights_are_replaced(tmp_path):
 
 def test_another_trajectory_is_refused_with_every_difference(tmp_path):
     run = create(tmp_path)
+    run.freeze_identity({"seed": 0})
     before = run.config_file.read_bytes()
     text = refused(
         ExitCode.UNSAFE,
@@ -99,26 +105,81 @@ def test_the_config_of_a_run_in_use_is_not_replaced(tmp_path):
     assert config_file.load(run.config_file).strategy == "single"
 
 
-def test_of_two_first_starters_with_different_experiments_one_is_refused(tmp_path):
-    results: list[float] = []
+STARTER = """
+import sys
+from tests.unit.runs.test_run_directory import Refusal, create
+for line in sys.stdin:
+    try:
+        create(line.strip(), optimizer={"learning_rate": float(sys.argv[1])})
+        print(sys.argv[1], flush=True)
+    except Refusal as refusal:
+        print(int(refusal.code), flush=True)
+"""
 
-    def starter(root, rate):
-        try:
-            create(root, optimizer={"learning_rate": rate})
-            results.append(rate)
-        except Refusal as refusal:
-            results.append(refusal.code)
 
-    for number in range(15):
-        results.clear()
-        root = tmp_path / str(number)
-        threads = [threading.Thread(target=starter, args=(root, rate)) for rate in (0.1, 0.2, 0.3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        winner = config_file.load(root / "elpv" / "config.yaml").optimizer.learning_rate
-        assert sorted(results) == [winner, 78, 78]
+@contextmanager
+def starters(*rates) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that each create the run in the directories that they are told, at their rate, and live on."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    argv = [sys.executable, "-c", STARTER]
+    processes = [subprocess.Popen([*argv, str(rate)], cwd=ROOT, **pipes) for rate in rates]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.communicate()
+
+
+def tell(process, directory) -> None:
+    process.stdin.write(f"{directory}\n")
+    process.stdin.flush()
+
+
+def test_of_several_first_starters_with_different_experiments_one_goes_on(tmp_path):
+    with starters(0.1, 0.2, 0.3) as processes:
+        for number in range(4):
+            for process in processes:
+                tell(process, tmp_path / str(number))
+            results = [float(process.stdout.readline()) for process in processes]
+            winner = config_file.load(tmp_path / str(number) / "elpv" / "config.yaml").optimizer.learning_rate
+            assert sorted(results) == [winner, 78, 78]
+    assert create(tmp_path / "0", optimizer={"learning_rate": 0.4})  # none of them lives, and none has begun
+
+
+def test_a_command_that_lives_keeps_its_config_until_it_ends(tmp_path):
+    with starters(0.1) as (process,):
+        tell(process, tmp_path)
+        process.stdout.readline()
+        text = refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
+        assert f"was started with other values by tl-dist with pid {process.pid} on" in text
+        assert "0.1 -> 0.2" in text
+        create(tmp_path, optimizer={"learning_rate": 0.1})  # the same: its claim is left alone
+        refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
+    run = create(tmp_path, optimizer={"learning_rate": 0.2})
+    assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
+
+
+def test_a_job_that_waits_binds_its_run_up_to_its_first_attempt(tmp_path):
+    run = create(tmp_path, optimizer={"learning_rate": 0.1})
+    run.claim(SlurmJob("17"))
+    assert "of SLURM job 17" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
+    (run.attempts / "0001.json").write_text("{}")
+    create(tmp_path, optimizer={"learning_rate": 0.2})
+
+
+def test_a_claim_from_elsewhere_is_believed_for_a_while(tmp_path):
+    run = create(tmp_path, optimizer={"learning_rate": 0.1})
+    owner = json.loads(run.claim_file.read_text()) | {"host": "elsewhere"}
+    run.claim_file.write_text(json.dumps(owner))
+    assert "on elsewhere" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
+    os.utime(run.claim_file, (time.time() - 2 * ELSEWHERE_S,) * 2)
+    create(tmp_path, optimizer={"learning_rate": 0.2})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 4000, '{"pid": "x"}', "x" * 100_000])
+def test_a_damaged_claim_binds_to_nothing(tmp_path, text):
+    create(tmp_path, optimizer={"learning_rate": 0.1}).claim_file.write_text(text)
+    create(tmp_path, optimizer={"learning_rate": 0.2})
 
 
 def test_a_mistyped_run_is_refused_with_the_nearest_name(tmp_path):
@@ -147,7 +208,8 @@ def test_a_link_in_place_of_the_run_or_of_anything_in_it_is_refused(tmp_path):
         assert name in refused(ExitCode.UNSAFE, create, tmp_path / "other")
         (run.path / name).unlink()
         (run.path / "kept").rename(run.path / name)
-    for name in ("run.json", "metrics.jsonl", "stop", "DONE"):
+    for name in ("run.json", "starting.json", "metrics.jsonl", "stop", "DONE"):
+        (run.path / name).unlink(missing_ok=True)
         (run.path / name).symlink_to(tmp_path / "canary")
         assert name in refused(ExitCode.UNSAFE, RunDir.open, run.path)
         assert name in refused(ExitCode.UNSAFE, create, tmp_path / "other")
@@ -506,10 +568,9 @@ def test_a_directory_fsync_that_the_filesystem_does_not_know_is_no_error(tmp_pat
     atomic.fsync_directory(tmp_path)
 
 
-def test_a_first_attempt_that_never_began_binds_the_run_to_nothing(tmp_path):
+def test_a_run_that_never_began_is_bound_to_nothing(tmp_path):
     """Whoever mistypes a rate, is refused, and mends it, types the same name again."""
     run = create(tmp_path, optimizer={"learning_rate": 0.1})
-    (run.attempts / "0001.json").write_text("{}")
     create(tmp_path, optimizer={"learning_rate": 0.2})
     assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
     with Lock.acquire(run):  # an attempt that lives, and has not begun yet
@@ -520,7 +581,6 @@ def test_a_first_attempt_that_never_began_binds_the_run_to_nothing(tmp_path):
 @pytest.mark.parametrize("begun", ["run.json", "metrics.jsonl", "DONE", "checkpoints/step-00000001"])
 def test_whatever_a_run_has_brought_binds_it_to_its_config(tmp_path, begun):
     run = create(tmp_path, optimizer={"learning_rate": 0.2})
-    (run.attempts / "0001.json").write_text("{}")
     (run.path / begun).write_text("{}")
     assert "0.2 -> 0.3" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.3})
 
@@ -528,7 +588,6 @@ def test_whatever_a_run_has_brought_binds_it_to_its_config(tmp_path, begun):
 def test_what_begins_while_the_lock_is_waited_for_binds_the_run(tmp_path, monkeypatch):
     """Of two commands at once the other one's worker agreed on its identity between our look and our lock."""
     run = create(tmp_path, optimizer={"learning_rate": 0.1})
-    (run.attempts / "0001.json").write_text("{}")
     acquire = Lock.acquire
 
     def late(run, **options):
@@ -544,6 +603,5 @@ def test_a_worker_whose_config_was_replaced_before_it_had_the_lock_is_refused(tm
     run = create(tmp_path, optimizer={"learning_rate": 0.1})
     read = config_file.load(run.config_file)
     run.refuse_other_config(read)
-    (run.attempts / "0001.json").write_text("{}")
     create(tmp_path, optimizer={"learning_rate": 0.2})
     refused(ExitCode.CANNOT_CREATE, run.refuse_other_config, read)

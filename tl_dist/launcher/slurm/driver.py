@@ -54,6 +54,7 @@ def drive(run_dir: Path, env: Mapping[str, str]) -> ExitCode:
     mpi = env.get(MPI_VARIABLE) or "none"
     cpus = integer(env, "SLURM_CPUS_PER_TASK") if "SLURM_CPUS_PER_TASK" in env else None
     argv = srun_command(run.path, num_tasks=job.num_tasks, cpus_per_task=cpus, mpi=mpi)
+    run.claim()
     run.clear_beats()
     with ExitStack() as stack:
         task_env = _task_environment(cfg, job, env)
