@@ -18,6 +18,7 @@ import typer
 
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers
 from tl_dist.cli.complaint import INTERRUPTED, complain
+from tl_dist.cli.config import config_app
 from tl_dist.cli.data import data_app
 from tl_dist.cli.features import features_app
 from tl_dist.refusal import ExitCode, Refusal, printable
@@ -33,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
@@ -161,32 +161,6 @@ def augment_preview(
 
     preview(config, overrides or (), out, rows)
     show_line(_console(), f"each row: an image, then the same augmented at eight positions: {out}")
-    return ExitCode.DONE
-
-
-@config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> int:
-    """Print a config with every default filled in."""
-    from tl_dist.cli.train import Request
-    from tl_dist.config.file import dump
-
-    print(dump(Request(config, overrides or ()).load()), end="")
-    return ExitCode.DONE
-
-
-@config_app.command("schema")
-def config_schema(
-    as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
-) -> int:
-    """List every key that a config may hold: its type, its default, what it does."""
-    from tl_dist.config import Config
-    from tl_dist.config import file as config_file
-    from tl_dist.terminal.tables import show_schema
-
-    if as_json:
-        print(json.dumps(config_file.schema(), indent=1))
-    else:
-        show_schema(Config, _console())
     return ExitCode.DONE
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tl_dist.config import Config, DataConfig, batch_norm, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
+from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.refusal import ExitCode, Refusal
 
 TRAJECTORY = (
@@ -172,7 +173,7 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
     text = data.get(key)
     if not isinstance(text, str) or not text:
         return
-    if dotted == "model.weights" and not text.endswith(config_rules.WEIGHTS_FILES):
+    if dotted == "model.weights" and not text.endswith(WEIGHTS_FILES):
         return
     try:
         data[key] = str(Path(text).expanduser().absolute())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm
-from tl_dist.models.backbones import Backbone, blocks, preprocess, seam
+from tl_dist.models import batch_norm, cut, head
+from tl_dist.models.backbones import Backbone, blocks
 from tl_dist.refusal import ExitCode, Refusal
 
 MOVING = ("/moving_mean", "/moving_variance")
@@ -50,22 +50,24 @@ class Classifier:
         self._config = config
         self._random = random
         self._train_from = config.train_from
-        self._outputs = stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
+        self._outputs = (
+            cut.stage_outputs(backbone, network, config.layers) if config.layers else [network.output]
+        )
         self.stage_names = [name for name in backbone.stages if name in config.layers] or [
             [*backbone.stages][-1]
         ]
         """the stages whose outputs are pooled, from input to output, and the channels of each"""
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        self._widths = [num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
+        self._widths = [head.num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
         features = sum(self._widths)
-        self._hidden = _hidden_layer(features, config.hidden, seed) if config.hidden else None
+        self._hidden = head.hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.mask_features: int = (config.hidden or features) if config.dropout else 0
-        self._logits = _last_layer(config.hidden or features, num_classes)
+        self._logits = head.last_layer(config.hidden or features, num_classes)
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.new = self._reinitialized()
         """paths in the backbone that keep their random start when pretrained weights are loaded"""
-        self._start_training_at(first_trainable_layer(backbone, network, config.train_from))
+        self._start_training_at(cut.first_trainable_layer(backbone, network, config.train_from))
         deep = blocks.depths(backbone, network)
         self.depths: dict[str, int] = {
             f"backbone/{layer.name}/{variable_path(layer, variable)}": deep[layer.name]
@@ -76,7 +78,9 @@ class Classifier:
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
-        self._prefix, self._suffix, self.prefix_shape = self._divided(first)
+        self._prefix, self._suffix, self.prefix_shape = cut.divided(
+            self._backbone, self.network, self._outputs, self._config.pooling, first
+        )
         self.bfloat16_paths = set()
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
@@ -112,7 +116,7 @@ class Classifier:
     def trained_from(self, train_from: str) -> Classifier:
         """The same layers and variables, trained from another place on: what one stage of a run sees."""
         view = copy.copy(self)
-        view._start_training_at(first_trainable_layer(self._backbone, self.network, train_from))
+        view._start_training_at(cut.first_trainable_layer(self._backbone, self.network, train_from))
         view._train_from = train_from
         return view
 
@@ -131,7 +135,7 @@ class Classifier:
         name = self._config.reinitialize
         if name is None:
             return set()
-        first = first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
+        first = cut.first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
         return {
             f"backbone/{layer.name}/{variable_path(layer, variable)}"
             for layer in self.network.layers[first:]
@@ -175,8 +179,10 @@ class Classifier:
     def normalized(self, features: Any) -> Any:
         """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
         if len(self._widths) == 1:
-            return normalize(features)
-        return tf.concat([normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1)
+            return head.normalize(features)
+        return tf.concat(
+            [head.normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1
+        )
 
     @property
     def moving(self) -> dict[str, Any]:
@@ -223,39 +229,6 @@ class Classifier:
         view = copy.copy(self)
         view._prefix = None
         return view
-
-    def _divided(self, first: int) -> tuple[Any, Any, tuple[int, ...] | None]:
-        """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).
-
-        The first is None where more than one tensor leaves the frozen part: there the second takes the images.
-        """
-
-        def from_images(outputs: Any) -> Callable[[Any], Any]:
-            network = keras.Model(self.network.inputs, outputs)
-            return lambda images: network(preprocess(self._backbone.preprocessing, images), training=False)
-
-        def pooled(maps: Any) -> Any:
-            """of one feature map or several, as Keras gives them"""
-            return tf.concat([pool(one, self._config.pooling) for one in keras.tree.flatten(maps)], axis=-1)
-
-        whole = from_images(self._outputs)
-        if first >= len(self.network.layers):  # nothing of the backbone is trained: keep what is pooled
-            return lambda images: pooled(whole(images)), lambda features: features, (sum(self._widths),)
-        # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
-        try:
-            between = seam(self.network, first) if first else None
-            above = [output for output in self._outputs if output is not between]
-            trained = keras.Model(between, above) if first else None
-        except ValueError:  # inside a residual block, or with a stage to pool further below
-            between = trained = None
-        if trained is None:
-            return None, lambda images: pooled(whole(images)), None
-        passed = len(self._outputs) - len(above)
-        return (
-            from_images(between),
-            lambda outputs: pooled([[outputs] * passed, trained(outputs, training=False)]),
-            tuple(trained.input_shape[1:]),
-        )
 
     @property
     def cut_at(self) -> str:
@@ -307,61 +280,6 @@ def widest(views: Iterable[Classifier]) -> Classifier:
     return max(views, key=lambda view: len(view.trainable))
 
 
-def pool(features: Any, kind: str) -> Any:
-    """Feature maps [rows, h, w, c] -> [rows, n]: n is c, 2c for both, h*w*c for flatten."""
-    if kind == "flatten":
-        return tf.reshape(features, [-1, np.prod(features.shape[1:])])
-    average = tf.reduce_mean(features, axis=(1, 2))
-    if kind == "average":
-        return average
-    maximum = tf.reduce_max(features, axis=(1, 2))
-    return maximum if kind == "maximum" else tf.concat([average, maximum], axis=-1)
-
-
-def num_pooled(shape: Sequence[int], kind: str) -> int:
-    """How many numbers `pool` makes of a feature map [h, w, c]."""
-    height, width, channels = shape
-    return {"flatten": height * width * channels, "both": 2 * channels}.get(kind, channels)
-
-
-def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
-    """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
-    names = [layer.name for layer in network.layers]
-    starts = [names.index(first) for first in backbone.stages.values()]
-    ends = dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
-    return [seam(network, ends[name]) for name in backbone.stages if name in stages]
-
-
-def normalize(features: Any) -> Any:
-    """Each row with mean 0 and variance 1, computed in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
-
-    Pooled features of a network without batch norm can be in the hundreds, where one rate does not fit the head and
-    the backbone.
-    """
-    wide = tf.cast(features, tf.float32)
-    mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
-    return tf.cast((wide - mean) * tf.math.rsqrt(variance + 1e-6), features.dtype)
-
-
-def first_trainable_layer(
-    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
-) -> int:
-    """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
-    names = [layer.name for layer in network.layers]
-    if train_from == "head":
-        return len(names)
-    if train_from == "all":
-        return 0
-    first = backbone.stages.get(train_from, train_from)
-    if first not in names:
-        raise Refusal(
-            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
-            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
-            code=ExitCode.USAGE,
-        )
-    return names.index(first)
-
-
 def reads_bfloat16(layer: Any) -> bool:
     """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
     return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"
@@ -380,21 +298,6 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
         total.update(f"{path} {array.dtype} {array.shape} ".encode())
         total.update(array.data if array.size else b"")
     return total.hexdigest()
-
-
-def _hidden_layer(num_inputs: int, num_outputs: int, seed: int) -> Any:
-    """relu, in the type that the policy computes in."""
-    initial = keras.initializers.GlorotUniform(seed=seed)
-    layer = keras.layers.Dense(num_outputs, activation="relu", kernel_initializer=initial, name="hidden")
-    layer.build((None, num_inputs))
-    return layer
-
-
-def _last_layer(num_inputs: int, num_outputs: int) -> Any:
-    """Logits in float32, all 0 at first, as in Big Transfer (arXiv 1912.11370): a new head shakes no backbone."""
-    layer = keras.layers.Dense(num_outputs, kernel_initializer="zeros", dtype="float32", name="logits")
-    layer.build((None, num_inputs))
-    return layer
 
 
 def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:

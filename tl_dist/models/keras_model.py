@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tl_dist.config import Config, ModelConfig
-from tl_dist.models import classifier
+from tl_dist.models import cut
 from tl_dist.models.backbones import Backbone
 
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
@@ -27,9 +27,7 @@ def assemble(
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    outputs = (
-        classifier.stage_outputs(backbone, network, settings.layers) if settings.layers else [network.output]
-    )
+    outputs = cut.stage_outputs(backbone, network, settings.layers) if settings.layers else [network.output]
     maps = keras.Model(network.inputs, outputs, name=backbone.name)(
         preprocessed(backbone.preprocessing, images), training=False
     )
@@ -65,7 +63,7 @@ def preprocessed(kind: str, images: Any) -> Any:
 
 
 def _pooled(maps: Any, settings: ModelConfig) -> Any:
-    """One feature map, pooled and normalized as `classifier.pool` and `classifier.normalize` do."""
+    """One feature map, pooled and normalized as `head.pool` and `head.normalize` do."""
     layers = keras.layers
     if settings.pooling == "flatten":
         pooled = layers.Flatten()(maps)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import Config
-from tl_dist.config import rules as config_rules
+from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features import views as feature_views
@@ -139,7 +139,7 @@ def _views(setup: Setup, names: list[str]) -> tuple[str, ...]:
 def _pays(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
     """Whether caching saves time: by a rule on sizes and counts, so that the same run always has the same answer."""
     cfg = setup.cfg
-    endless = [*config_rules.endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
+    endless = [*endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
     if endless:
         on, why = False, f"{endless[0]} makes images that cannot be cached"
     elif given.stage.train_from == "all" or not given.model.has_prefix:

@@ -12,7 +12,7 @@ import pytest
 from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import problems as config_problems
-from tl_dist.config import rules as config_rules
+from tl_dist.config.rules.data import NEED_PATH
 from tl_dist.refusal import ExitCode, Refusal
 
 GOOD = """\
@@ -604,7 +604,7 @@ def test_every_name_in_the_registry_loads() -> None:
         weights = ["model.weights=random", "model.train_from=all"] if backbone == "tiny" else []
         assert load(GOOD, f"model.backbone={backbone}", *weights).model.backbone == backbone
     for dataset in registry.DATASETS:
-        path = ["data.path=d"] if dataset in config_rules.NEED_PATH else []
+        path = ["data.path=d"] if dataset in NEED_PATH else []
         assert load(GOOD, f"data.name={dataset}", *path).data.name == dataset
 
 

@@ -1,0 +1,40 @@
+"""`tl-dist config VERB`: look at a config, or at what a config may hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import ConfigFile, Overrides
+from tl_dist.refusal import ExitCode
+
+config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
+
+
+@config_app.command()
+def show(config: ConfigFile, overrides: Overrides = None) -> int:
+    """Print a config with every default filled in."""
+    from tl_dist.cli.train import Request
+    from tl_dist.config.file import dump
+
+    print(dump(Request(config, overrides or ()).load()), end="")
+    return ExitCode.DONE
+
+
+@config_app.command()
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
+) -> int:
+    """List every key that a config may hold: its type, its default, what it does."""
+    from tl_dist.config import Config
+    from tl_dist.config import file as config_file
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_schema
+
+    if as_json:
+        print(json.dumps(config_file.schema(), indent=1))
+    else:
+        show_schema(Config, Console())
+    return ExitCode.DONE

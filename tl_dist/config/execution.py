@@ -1,0 +1,66 @@
+"""The sections of a config that decide no weights: evaluation, checkpoints, reports, safety, the runtime."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tl_dist.config.section import PositiveInt, Section
+
+
+class EvaluationConfig(Section):
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """on the validation split, where there is one"""
+    batch: PositiveInt | None = None
+    """global batch of evaluation; default: global_batch"""
+    views: tuple[Literal["flip", "dihedral"], ...] = ()
+    """held-out examples are judged by the mean of their probabilities over these views; default: the plain one"""
+
+
+class CheckpointConfig(Section):
+    every_steps: PositiveInt | None = None
+    """default: by time alone"""
+    every_s: Annotated[float, Field(gt=0)] = 300.0
+    keep: PositiveInt = 2
+    max_failed: PositiveInt = 3
+    """failed saves in a row before the run ends"""
+
+
+class ReportConfig(Section):
+    every_steps: PositiveInt = 50
+    """or every two seconds, where that is sooner"""
+    every_s: Annotated[float, Field(gt=0)] = 10.0
+    """a plain line this often when the output is not a terminal"""
+    tensorboard: bool = True
+
+
+class SafetyConfig(Section):
+    checksum_every_steps: PositiveInt = 100
+    """compare the weights of all workers this often"""
+    max_skipped: PositiveInt = 20
+    """steps in a row skipped for a non-finite gradient before the run ends"""
+    heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
+    hang_s: Annotated[float, Field(gt=0)] = 120.0
+    """a worker without progress for this long, after its first step, is ended"""
+    first_step_s: Annotated[float, Field(gt=0)] = 1200.0
+    """the same before its first step: import, build, compile"""
+    alone_s: Annotated[float, Field(gt=0)] = 3600.0
+    """the same for rank 0 while the others wait for it: a computed classifier, figures, a slow save"""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """attempts in a row without a newer commit"""
+
+
+class RuntimeConfig(Section):
+    threads: PositiveInt | None = None
+    """CPU threads of each worker; default: the host's cores divided by its workers"""
+    xla: bool = False
+    """compile the forward and backward pass"""
+    prefix_cache: Literal["off", "on", "auto"] = "off"
+    """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
+    auto: where that at least halves the images that go through it, and its output is small enough to keep"""
+    decoded_images: Literal["off", "memory", "disk"] = "off"
+    """decode and resize every image once: into the memory of each worker, or into decoded/ beside the runs"""
+    deterministic: bool = False
+    """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
+    speed and without the split of the step time"""

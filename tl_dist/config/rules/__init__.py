@@ -1,0 +1,86 @@
+"""The rules between the fields of a config, by sections: what is cheap to know before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tl_dist.config import Config
+from tl_dist.config.registry import BACKBONES, DATASETS, STRATEGIES, nearest
+from tl_dist.config.rules import data, model, training
+from tl_dist.config.rules.rule import Broken
+from tl_dist.config.source import of_source
+
+
+def broken(cfg: Config) -> Iterator[Broken]:
+    """Every rule that `cfg` breaks, in the order in which a person would read the file."""
+    unknown = list(_names(cfg))
+    yield from unknown
+    if not unknown:
+        for rules in (
+            _workers, data.data, _source, model.backbone, model.model, model.classifier, model.features,
+            training.optimizer, training.schedule, training.prefix_cache, _safety,
+        ):  # fmt: skip
+            yield from rules(cfg)
+
+
+def _names(cfg: Config) -> Iterator[Broken]:
+    for path, name, table, kind in (
+        (("data", "name"), cfg.data.name, DATASETS, "dataset"),
+        (("model", "backbone"), cfg.model.backbone, BACKBONES, "backbone"),
+        (("strategy",), cfg.strategy, STRATEGIES, "strategy"),
+    ):
+        if name not in table:
+            guess = nearest(name, table)
+            fix = f"write '{path[-1]}: {guess}'." if guess else f"use one of {', '.join(table)}."
+            yield Broken(path, f"{kind} '{name}' is not known.", fix)
+
+
+def _workers(cfg: Config) -> Iterator[Broken]:
+    workers = cfg.workers or 1
+    if cfg.strategy == "single" and workers > 1:
+        yield Broken(
+            ("workers",),
+            f"strategy 'single' has one worker, not {workers}.",
+            "write 'strategy: horovod' (or mirrored), or remove 'workers'.",
+        )
+    if cfg.global_batch < workers * cfg.accumulate:
+        share = f"{workers} workers" + (f" x {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "")
+        yield Broken(
+            ("global_batch",),
+            f"global_batch is {cfg.global_batch}, too few rows for {share}.",
+            f"write 'global_batch: {workers * cfg.accumulate}' or more, or use fewer workers.",
+        )
+
+
+def _source(cfg: Config) -> Iterator[Broken]:
+    source = cfg.source
+    if source is None:
+        return
+    if (source.run is None) == (source.data is None):
+        found = "neither is given" if source.run is None else "both are given"
+        what = f"a source is either a run or data to train on first; {found}."
+        yield Broken(
+            ("source",), what, "write 'source: {run: runs/NAME}', or data and a duration in its place."
+        )
+    elif source.data is None:
+        needless = [
+            key for key in ("epochs", "steps", "optimizer", "name") if getattr(source, key) is not None
+        ]
+        if needless:
+            what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
+            yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
+    elif (source.epochs is None) == (source.steps is None):
+        what = "the source task needs exactly one of epochs and steps."
+        yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
+    else:
+        for rule in broken(of_source(cfg)):
+            yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
+
+
+def _safety(cfg: Config) -> Iterator[Broken]:
+    if cfg.safety.hang_s < 2 * cfg.safety.heartbeat_s:
+        yield Broken(
+            ("safety", "hang_s"),
+            f"safety.hang_s {cfg.safety.hang_s:g} is less than twice heartbeat_s {cfg.safety.heartbeat_s:g}.",
+            f"write 'hang_s: {4 * cfg.safety.heartbeat_s:g}' or more.",
+        )

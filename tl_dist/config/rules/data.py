@@ -1,0 +1,97 @@
+"""The rules on images: which, how they are divided, cut and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tl_dist.config import Config
+from tl_dist.config.rules.rule import Broken
+
+NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfds", "tfrecord")
+OFFICIAL_TEST_SPLIT = ("cifar10", "cifar100")
+
+
+def data(cfg: Config) -> Iterator[Broken]:
+    """Of `data`, and of the views that its images are evaluated in."""
+    data = cfg.data
+    if data.name in NEED_PATH and data.path is None:
+        yield Broken(
+            ("data", "path"),
+            f"dataset '{data.name}' needs data.path.",
+            "add 'path: DIRECTORY' below 'data:', or 'data.path=DIRECTORY' on the command line.",
+        )
+    if data.labels == "coarse" and data.name != "cifar100":
+        yield Broken(
+            ("data", "labels"), "only cifar100 has coarse labels.", "remove 'labels' or use 'name: cifar100'."
+        )
+    if data.soft_labels:
+        yield from _soft_labels(cfg)
+    test, what = data.test_fraction, f"test_fraction {data.test_fraction}"
+    if data.folds is not None:
+        test, what = 1 / data.folds, f"one of {data.folds} folds"
+    if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + test >= 1:
+        yield Broken(
+            ("data", "validation_fraction"),
+            f"validation_fraction {data.validation_fraction} and {what} leave nothing to train on.",
+            "make their sum less than 1.",
+        )
+    if data.folds is not None and data.split is not None:
+        yield Broken(
+            ("data", "folds"), "data.split divides the examples already.", "remove 'folds' or 'split'."
+        )
+    elif data.split is None and (
+        (data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1)
+    ):
+        yield Broken(
+            ("data", "fold"),
+            f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
+            "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
+        )
+    if len(set(cfg.evaluation.views)) < len(cfg.evaluation.views):
+        yield Broken(("evaluation", "views"), "evaluation.views has a view twice.", "keep one of them.")
+    twice = [name for name in data.augment if data.augment.count(name) > 1]
+    if twice:
+        yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
+    yield from _crops(cfg)
+
+
+def _crops(cfg: Config) -> Iterator[Broken]:
+    data = cfg.data
+    if data.crop_fraction is not None and data.resize == "stretch":
+        yield Broken(
+            ("data", "crop_fraction"),
+            "crop_fraction does nothing with resize 'stretch'.",
+            "write 'resize: crop' below 'data:', or remove it.",
+        )
+    if cfg.runtime.decoded_images != "off" and "random_resized_crop" in data.augment:
+        yield Broken(
+            ("runtime", "decoded_images"),
+            "random_resized_crop cuts from the whole photograph, which is not what is kept.",
+            "write 'decoded_images: off', or use pad_crop.",
+        )
+    if "random_resized_crop" in data.augment[1:]:
+        yield Broken(
+            ("data", "augment"),
+            "random_resized_crop comes after another augmentation, but only the crop is decoded.",
+            "write it first.",
+        )
+    if data.augmentation.crop_area[0] > data.augmentation.crop_area[1]:
+        yield Broken(
+            ("data", "augmentation", "crop_area"),
+            f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
+            "write the smaller part first.",
+        )
+
+
+def _soft_labels(cfg: Config) -> Iterator[Broken]:
+    path = ("data", "soft_labels")
+    if cfg.data.name != "elpv":
+        yield Broken(
+            path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
+        )
+    if cfg.classifier.computed:
+        what = f"classifier '{cfg.classifier.name}' is computed from hard labels."
+        yield Broken(path, what, "write 'name: head' below 'classifier:', or remove 'soft_labels'.")
+    if cfg.data.augmentation.mixes:
+        what = "a mixture of two soft labels cannot be told from one of two others."
+        yield Broken(path, what, "remove mixup and cutmix, or 'soft_labels'.")

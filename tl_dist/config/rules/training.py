@@ -1,0 +1,87 @@
+"""The rules on the update rule, its schedules, and what is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tl_dist.config import Config, ScheduleConfig
+from tl_dist.config.rules.rule import Broken
+
+FEW_VIEWS = ("flip", "dihedral")
+"""augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
+
+
+def optimizer(cfg: Config) -> Iterator[Broken]:
+    """Of decays and pulls that would do nothing, or work against each other."""
+    optimizer = cfg.optimizer
+    if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
+        yield Broken(
+            ("optimizer", "layer_decay"),
+            "layer_decay does nothing with train_from 'head', which trains no layer below the head.",
+            "remove it, or write 'train_from: all' or a stage below 'model:'.",
+        )
+    if optimizer.l2_sp and optimizer.weight_decay:
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
+            f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
+        )
+    if optimizer.l2_sp and cfg.random_start and cfg.data.name != "synthetic":
+        yield Broken(
+            ("optimizer", "l2_sp"),
+            "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
+            "write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+        )
+
+
+def schedule(cfg: Config) -> Iterator[Broken]:
+    """Of the schedule of the run and of each stage."""
+    yield from _one_schedule(cfg.optimizer.schedule, ("optimizer", "schedule"))
+    for number, stage in enumerate(cfg.stages):
+        if stage.schedule is not None:
+            yield from _one_schedule(stage.schedule, ("stages", str(number), "schedule"))
+
+
+def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterator[Broken]:
+    drops = schedule.drop_at_epochs
+    path = (*section, "drop_at_epochs")
+    idle = f"does nothing with schedule '{schedule.name}'."
+    if drops and schedule.name != "step":
+        yield Broken(path, f"drop_at_epochs {idle}", "write 'name: step'.")
+    if schedule.name == "step" and not drops:
+        yield Broken(path, "schedule 'step' needs drop_at_epochs.", "add 'drop_at_epochs: [30, 60, 80]'.")
+    if any(later <= earlier for earlier, later in zip((0.0, *drops), drops, strict=False)):
+        yield Broken(path, f"drop_at_epochs {list(drops)} must increase from above 0.", "sort the epochs.")
+    if schedule.final_fraction > 0 and schedule.name != "cosine":
+        yield Broken(
+            (*section, "final_fraction"),
+            f"final_fraction {idle}",
+            "write 'name: cosine' or remove it.",
+        )
+
+
+def endless_augmentations(cfg: Config) -> list[str]:
+    """Those that make more images of one than could be cached."""
+    return [name for name in cfg.data.augment if name not in FEW_VIEWS]
+
+
+def prefix_cache(cfg: Config) -> Iterator[Broken]:
+    """Of what would make the outputs of the frozen part too many to keep."""
+    path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
+    if cfg.runtime.prefix_cache != "on" and not cfg.classifier.computed:
+        return
+    if all(part == "all" for part in cfg.parts):
+        yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
+    if cfg.data.augmentation.mixes:
+        yield Broken(
+            path,
+            "mixup and cutmix make images that cannot be cached.",
+            "write 'prefix_cache: off', or remove them.",
+        )
+    endless = endless_augmentations(cfg)
+    if endless:
+        yield Broken(
+            path,
+            f"augmentation '{endless[0]}' makes endlessly many images of one, which cannot be cached.",
+            f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
+        )

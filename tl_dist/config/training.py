@@ -1,0 +1,90 @@
+"""The sections of a config on the update rule, the stages of a run, and where a backbone comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tl_dist.config.data import DataConfig
+from tl_dist.config.section import RUN_NAME, Fraction, PositiveInt, Section
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step. Durations are in epochs."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """linear from 0"""
+    drop_at_epochs: tuple[float, ...] = ()
+    """step only"""
+    drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """step only"""
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """cosine only: the last rate, as a fraction of learning_rate"""
+
+
+class OptimizerConfig(Section):
+    """The update rule. The rate is used as written: it is never multiplied by the worker count."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Fraction = 0.9
+    """sgd only"""
+    nesterov: bool = False
+    """sgd only"""
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-7
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """decoupled (Loshchilov and Hutter, arXiv 1711.05101); matrices and kernels only"""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """global norm of the reduced, unscaled gradient"""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """of the head, on the same schedule; default: learning_rate"""
+    head_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """of the head and of reinitialized layers, decoupled as well; default: weight_decay"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """each block learns at this fraction of the rate of the one above it, and the head at the full rate (Clark et al.,
+    arXiv 2003.10555). A block is what timm counts as one: a stem, a layer of VGG, a residual or dense block; of a
+    network with more than 25, such as ConvNeXt-Base, three of them. The lowest rate is shown at the start"""
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
+    """pull of the backbone's kernels toward their pretrained values in place of 0: alpha of Li et al., arXiv
+    1802.01483. As theirs it goes through the momentum of sgd, and so is as strong as a decoupled decay of
+    alpha / (1 - momentum); their beta is head_weight_decay * (1 - momentum). With adam and adamw it is decoupled"""
+    ema: Fraction = 0.0
+    """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class StageConfig(Section):
+    """A part of a run that trains a part of the model. What it leaves out is as in `optimizer`."""
+
+    train_from: str
+    """as model.train_from"""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """exactly one of epochs and steps"""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """of backbone and head"""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: ScheduleConfig | None = None
+    """its durations are counted from the begin of the stage"""
+
+
+class SourceConfig(Section):
+    """Where the backbone's weights come from, in place of model.weights: any earlier run, or a task trained first."""
+
+    run: str | None = None
+    """directory of a run with the same backbone: its newest commit, averaged weights where it kept them"""
+    data: DataConfig | None = None
+    """in place of run: this task is trained first, from model.weights, as a run of its own"""
+    name: Annotated[str, Field(pattern=RUN_NAME)] | None = None
+    """of that run; default: NAME-source"""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: PositiveInt | None = None
+    """with data: exactly one of epochs and steps"""
+    train_from: str = "all"
+    """with data: as model.train_from"""
+    optimizer: OptimizerConfig | None = None
+    """with data; default: the optimizer of this config"""

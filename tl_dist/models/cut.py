@@ -1,0 +1,78 @@
+"""Where a backbone is cut: into the frozen part and the one that is trained, and at the stages that are pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tl_dist.models import head
+from tl_dist.models.backbones import Backbone, preprocess, seam
+from tl_dist.refusal import ExitCode, Refusal
+
+
+def first_trainable_layer(
+    backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
+) -> int:
+    """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
+    names = [layer.name for layer in network.layers]
+    if train_from == "head":
+        return len(names)
+    if train_from == "all":
+        return 0
+    first = backbone.stages.get(train_from, train_from)
+    if first not in names:
+        raise Refusal(
+            f"{key} is '{train_from}', which is no stage or layer of {backbone.name}.",
+            fix=f"use head, all, or one of {', '.join(backbone.stages)}.",
+            code=ExitCode.USAGE,
+        )
+    return names.index(first)
+
+
+def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
+    """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
+    names = [layer.name for layer in network.layers]
+    starts = [names.index(first) for first in backbone.stages.values()]
+    ends = dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
+    return [seam(network, ends[name]) for name in backbone.stages if name in stages]
+
+
+def divided(
+    backbone: Backbone, network: Any, outputs: Sequence[Any], pooling: str, first: int
+) -> tuple[Any, Any, tuple[int, ...] | None]:
+    """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).
+
+    The first is None where more than one tensor leaves the frozen part: there the second takes the images. `outputs`
+    are those of the stages that are pooled.
+    """
+
+    def from_images(wanted: Any) -> Callable[[Any], Any]:
+        model = keras.Model(network.inputs, wanted)
+        return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
+
+    def pooled(maps: Any) -> Any:
+        """of one feature map or several, as Keras gives them"""
+        return tf.concat([head.pool(one, pooling) for one in keras.tree.flatten(maps)], axis=-1)
+
+    whole = from_images(outputs)
+    if first >= len(network.layers):  # nothing of the backbone is trained: keep what is pooled
+        width = sum(head.num_pooled(output.shape[1:], pooling) for output in outputs)
+        return lambda images: pooled(whole(images)), lambda features: features, (width,)
+    # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
+    try:
+        between = seam(network, first) if first else None
+        above = [output for output in outputs if output is not between]
+        trained = keras.Model(between, above) if first else None
+    except ValueError:  # inside a residual block, or with a stage to pool further below
+        between = trained = None
+    if trained is None:
+        return None, lambda images: pooled(whole(images)), None
+    passed = len(outputs) - len(above)
+    return (
+        from_images(between),
+        lambda maps: pooled([[maps] * passed, trained(maps, training=False)]),
+        tuple(trained.input_shape[1:]),
+    )
