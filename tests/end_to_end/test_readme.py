@@ -1,55 +1,120 @@
-"""Every command that README.md shows works; the two that start everything are run by whoever runs the tests."""
+"""Every command and every example config of README.md and docs/ works, in the order in which a reader meets them."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.end_to_end.harness import BIN
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines()]
-STARTERS = ["./launch/quickstart", "./launch/test"]
+DOCS = ROOT / "docs" / "pages"
+NAMES = ("your-own-images", "installing", "settings", "clusters")
+PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
+
+# What is not run here: the start of a command, and who runs it or why nobody does.
+ELSEWHERE: Mapping[str, str] = {
+    "python3 -m venv": "launch/test has made the environment that runs this",
+    "pip install": "launch/test has installed the checkout; the extras are compared with pyproject.toml below",
+    "./launch/quickstart": "5 minutes; tests/end_to_end/test_quickstart.py has its config, tests/unit/setup its script",
+    "./launch/test": "runs this",
+    "launch/install_horovod": "launch/test has built it; tests/unit/setup/test_install_horovod.py",
+    "tl-dist train configs/elpv_features.yaml": "a minute; tests/end_to_end/test_feature_based.py",
+    "tl-dist cv": "2 minutes; tests/end_to_end/test_feature_based.py",
+    "tl-dist tune": "2 minutes; tests/end_to_end/test_feature_based.py",
+    "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
+    "horovodrun": "tests/end_to_end/test_launchers.py",
+    "mpirun": "tests/end_to_end/test_launchers.py",
+    "tl-dist submit configs/smoke.yaml --nodes 2 --time 8:00:00": "needs Slurm: tests/cluster/test_submit.py",
+}
 
 
-def test_the_two_commands_exist() -> None:
-    assert COMMANDS[:2] == STARTERS
-    for path in STARTERS:
-        assert subprocess.run(["bash", "-n", str(ROOT / path)], check=False).returncode == 0
+def commands_of(page: Path) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+
+
+def configs_of(page: Path) -> list[str]:
+    """YAML that begins with the name of its file: a whole config. Other YAML is a part of one."""
+    return [
+        text
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+        if text.startswith("# ")
+    ]
+
+
+def reason(command: str) -> str | None:
+    """Why a command is not run here; None for one that is."""
+    if command.endswith("--dry-run"):
+        return None
+    return next((why for start, why in ELSEWHERE.items() if command.startswith(start)), None)
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as a user sees it: the configs, and whatever the commands before have left."""
-    made = tmp_path_factory.mktemp("readme")
+    """A directory as a reader has it: the environment, the configs, some images, and what earlier commands left."""
+    made = tmp_path_factory.mktemp("reader")
+    (made / ".venv").symlink_to(sys.prefix)
     shutil.copytree(ROOT / "configs", made / "configs")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        folder = made / "my_images" / name
+        folder.mkdir(parents=True)
+        for k in range(8):
+            noise = rng.integers(0, 100, (96, 128, 3)) + number * 150
+            Image.fromarray(noise.astype(np.uint8)).save(folder / f"{k}.jpg")
+    for page in PAGES:
+        for text in configs_of(page):
+            (made / text.split()[1]).write_text(text)
     return made
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in STARTERS])
-def test_a_command_of_the_readme_works(checkout: Path, command: str) -> None:
-    program, *arguments = shlex.split(command)
-    argv = [str(BIN / program), *arguments]
-    done = subprocess.run(argv, cwd=checkout, capture_output=True, text=True, timeout=240, check=False)
+def run(command: str, directory: Path) -> str:
+    """What it prints, in a shell as the reader's: `tl-dist` is found where the environment's programs are."""
+    environment = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    argv = ["bash", "-ec", command]
+    done = subprocess.run(
+        argv, cwd=directory, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.strip()
+    return done.stdout
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    for name in re.findall(r"`((?:tests|configs|launch|tl_dist|slurm)/[\w./*-]+)`", TEXT):
-        assert list(ROOT.glob(name.rstrip("/"))), name
+@pytest.mark.parametrize("command", [c for c in COMMANDS if reason(c) is None])
+def test_a_command_of_the_documentation_works(checkout: Path, command: str) -> None:
+    said = run(command, checkout)
+    assert said.strip() or command.startswith("source ")
 
 
-def test_the_example_config_is_valid(checkout: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    (checkout / "example.yaml").write_text(text)
-    argv = [str(BIN / "tl-dist"), "config", "show", "example.yaml"]
-    done = subprocess.run(argv, cwd=checkout, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("text", dict.fromkeys(text for page in PAGES for text in configs_of(page)))
+def test_an_example_config_is_valid(checkout: Path, text: str) -> None:
+    run(f"tl-dist config show {text.split()[1]}", checkout)
+
+
+def test_what_is_not_run_here_is_run_elsewhere_for_a_reason() -> None:
+    for start, why in ELSEWHERE.items():
+        assert any(command.startswith(start) for command in COMMANDS), start
+        for name in re.findall(r"tests/[\w/]+(?:\.py)?", why):
+            assert (ROOT / name).exists(), name
+    for path in ("launch/quickstart", "launch/test"):
+        assert subprocess.run(["bash", "-n", str(ROOT / path)], check=False).returncode == 0
+
+
+def test_each_extra_that_is_named_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.findall(r"\.\[([\w,]+)\]", "".join(page.read_text() for page in PAGES))
+    assert named
+    assert {extra for group in named for extra in group.split(",")} <= extras.keys()

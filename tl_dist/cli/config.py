@@ -36,5 +36,5 @@ def schema(
     if as_json:
         print(json.dumps(config_file.schema(), indent=1))
     else:
-        show_schema(Config, Console())
+        show_schema(Console())
     return ExitCode.DONE

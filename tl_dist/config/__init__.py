@@ -59,7 +59,7 @@ class Config(Section):
     accumulate: PositiveInt = 1
     """micro-batches per step and replica: the same update with less memory"""
     recipe: Literal["auto"] | None = None
-    """auto: what is not written is chosen by the number and size of the images (Big Transfer, arXiv 1912.11370)"""
+    """auto: keys that are left out are set by the number and size of the images (Big Transfer, arXiv 1912.11370)"""
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: PositiveInt | None = None
     """exactly one of epochs and steps"""
@@ -72,7 +72,7 @@ class Config(Section):
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...] = ()
     """parts of the run one after another, such as the head alone and then the whole (LP-FT, arXiv 2202.10054), in place
-    of epochs, steps and model.train_from; what the optimizer knows of a variable goes on where it is trained further"""
+    of epochs, steps and model.train_from; the optimizer's state of a variable is kept from stage to stage"""
     source: SourceConfig | None = None
     """the task that the backbone is carried over from"""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -84,7 +84,7 @@ class DataConfig(Section):
     soft_labels: bool = False
     """elpv only: train toward the experts' defect probability; evaluation keeps the hard label"""
     max_bad: Annotated[int, Field(ge=0)] | None = None
-    """examples that cannot be decoded, up to which training goes on without them; default: the larger of 100 and
+    """examples that cannot be decoded, up to which training continues without them; default: the larger of 100 and
     0.01 % of all"""
     num_examples: PositiveInt = 1024
     """synthetic only"""

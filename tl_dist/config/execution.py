@@ -15,7 +15,7 @@ class EvaluationConfig(Section):
     batch: PositiveInt | None = None
     """global batch of evaluation; default: global_batch"""
     views: tuple[Literal["flip", "dihedral"], ...] = ()
-    """held-out examples are judged by the mean of their probabilities over these views; default: the plain one"""
+    """held-out examples are evaluated by their mean probabilities over these views; default: the image as it is"""
 
 
 class CheckpointConfig(Section):
@@ -48,7 +48,7 @@ class SafetyConfig(Section):
     alone_s: Annotated[float, Field(gt=0)] = 3600.0
     """the same for rank 0 while the others wait for it: a computed classifier, figures, a slow save"""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """attempts in a row without a newer commit"""
+    """attempts in a row without a newer checkpoint"""
 
 
 class RuntimeConfig(Section):

@@ -69,14 +69,14 @@ class StageConfig(Section):
     """of backbone and head"""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     schedule: ScheduleConfig | None = None
-    """its durations are counted from the begin of the stage"""
+    """its durations count from the start of the stage"""
 
 
 class SourceConfig(Section):
     """Where the backbone's weights come from, in place of model.weights: any earlier run, or a task trained first."""
 
     run: str | None = None
-    """directory of a run with the same backbone: its newest commit, averaged weights where it kept them"""
+    """directory of a run with the same backbone: its newest checkpoint, averaged weights where it kept them"""
     data: DataConfig | None = None
     """in place of run: this task is trained first, from model.weights, as a run of its own"""
     name: Annotated[str, Field(pattern=RUN_NAME)] | None = None

@@ -16,7 +16,6 @@ from tl_dist.scores import figures
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.table import Table
 
     from tl_dist.terminal.console import Console
@@ -109,24 +108,18 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
             show_line(console, f"{run.name}: {run.problem}", style="yellow")
 
 
-def show_schema(model: type[BaseModel], console: Console) -> None:
+def show_schema(console: Console) -> None:
     """Every key of a config: its default, what it holds and what that does."""
     from rich import box
     from rich.table import Table
 
-    from tl_dist.config import problems as config_problems
+    from tl_dist.config.reference import rows
     from tl_dist.terminal.console import plain
 
     table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
-    for path in config_problems.key_paths(model):
-        field = config_problems.field_at(model, path)
-        assert field is not None
-        default = "required" if field.is_required() else config_problems.shown(field.default)
-        if path == ("name",):
-            default = "file's name"
-        meaning = " ".join((field.description or "").split())
-        holds = config_problems.expects(field) + (f". {meaning}" if meaning else "")
-        table.add_row(*(plain(cell) for cell in (".".join(path), default.strip('"'), holds)))
+    for row in rows():
+        holds = row.holds + (f". {' '.join(row.meaning.split())}" if row.meaning else "")
+        table.add_row(*(plain(cell) for cell in (row.key, row.default, holds)))
     console.print(table)
 
 

@@ -1,0 +1,98 @@
+"""Every key of a config, for people: rows for `tl-dist config schema`, and a page of the documentation.
+
+`python -m tl_dist.config.reference` writes docs/pages/reference.md; a test compares it with the schema.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from tl_dist.config import Config, DataConfig, OptimizerConfig, StageConfig, problems
+
+_HEAD = """\
+# Configuration reference
+
+Every key that a config may hold. `tl-dist config schema` shows the same in a terminal, `tl-dist config schema --json`
+as a JSON schema for editors, and `tl-dist config show CONFIG` prints a config with its defaults filled in. A key that
+is not listed here is refused. Which of them to choose: [Settings](settings.md).
+
+"""
+_REPEATED = {DataConfig: "data", OptimizerConfig: "optimizer"}
+"""sections that another section may hold as well"""
+_NAMED = re.compile(r"\n(\w+) {2,}")  # a line of a description that begins with one of the values
+
+
+class Row(NamedTuple):
+    """A key, the value that it has where none is given, and what it holds; `meaning` has a line for each value."""
+
+    path: tuple[str, ...]
+    default: str
+    holds: str
+    meaning: str
+
+    @property
+    def key(self) -> str:
+        """As it is written in an override."""
+        return ".".join(self.path)
+
+
+def rows(model: type[BaseModel] = Config) -> Iterator[Row]:
+    """The keys of a section and of those below it, in the order of the schema."""
+    for path in problems.key_paths(model):
+        field = problems.field_at(model, path)
+        assert field is not None
+        default = "required" if field.is_required() else problems.shown(field.default).strip('"')
+        if path == ("name",) and model is Config:
+            default = "file's name"
+        parts = _NAMED.sub("\0\\1: ", field.description or "").split("\0")
+        yield Row(path, default, problems.expects(field), "\n".join(" ".join(part.split()) for part in parts))
+
+
+def page() -> str:
+    """The reference as Markdown: a table for each section."""
+    own = [row for row in rows() if _repeats(row.path) is None]
+    sections = {name: list(of_it) for name, of_it in groupby(own, lambda r: r.path[0] if r.path[1:] else "")}
+    text = _HEAD + _table("The run", Config, [row for row in own if not row.path[1:]])
+    for name, of_it in sections.items():
+        section = problems.field_model(Config, (name,)) if name else None
+        if section is not None:
+            again = {p[:2]: _repeats(p) for p in problems.key_paths(Config) if p[0] == name and _repeats(p)}
+            text += _table(f"`{name}`", section, of_it)
+            text += "".join(
+                f"`{'.'.join(path)}` holds the keys of `{other}`.\n\n" for path, other in again.items()
+            )
+    return (text + _table("Each of `stages`", StageConfig, list(rows(StageConfig)))).rstrip() + "\n"
+
+
+def _repeats(path: tuple[str, ...]) -> str | None:
+    """The section that stands at this path a second time, as `source.data` is `data`."""
+    section = problems.field_model(Config, path[:2]) if path[2:] else None
+    return _REPEATED.get(section) if section is not None else None
+
+
+def _table(title: str, section: type[BaseModel], of_it: list[Row]) -> str:
+    what = " ".join((section.__doc__ or "").split())
+    lines = [
+        f"## {title}\n",
+        *([what + "\n"] if what else []),
+        "| key | default | holds | meaning |",
+        "|--|--|--|--|",
+    ]
+    for row in of_it:
+        meaning = _escaped(row.meaning).replace("\n", "<br>")
+        lines.append(f"| `{row.key}` | `{row.default}` | {_escaped(row.holds)} | {meaning} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|*<\[\]])", r"\\\1", text)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
