@@ -11,7 +11,7 @@ PIP=("$VENV/bin/python" -m pip --disable-pip-version-check --no-input)
 COMMAND=$(printf %q "$0")
 REMOVE_VENV="rm -r $(printf %q "$VENV")"
 
-# refuse CODE TEXT: one line that says what is wrong and how to mend it, then exit.
+# refuse CODE TEXT: one line that says what is wrong and how to fix it, then exit.
 refuse() {
   printf 'tl_dist: %s\n' "$2" >&2
   exit "$1"

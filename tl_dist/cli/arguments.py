@@ -23,12 +23,13 @@ ConfigFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="values put over the file's, as optimizer.learning_rate=1e-3"
+        metavar="[KEY=VALUE]...",
+        help="takes precedence over the file, such as optimizer.learning_rate=1e-3",
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, as runs/NAME")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[str | None, typer.Option(help="single, mirrored or horovod")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-n", min=1, help="default: one for each visible GPU, else one")
+    int | None, typer.Option("--workers", "-n", min=1, help="how many; default: one per visible GPU, or one")
 ]

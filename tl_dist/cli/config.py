@@ -10,7 +10,7 @@ import typer
 from tl_dist.cli.arguments import ConfigFile, Overrides
 from tl_dist.refusal import ExitCode
 
-config_app = typer.Typer(help="Look at a config, or at what a config may hold.", no_args_is_help=True)
+config_app = typer.Typer(help="Show a config, or every key that a config may hold.", no_args_is_help=True)
 
 
 @config_app.command()
@@ -27,8 +27,7 @@ def show(config: ConfigFile, overrides: Overrides = None) -> int:
 def schema(
     as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
 ) -> int:
-    """List every key that a config may hold: its type, its default, what it does."""
-    from tl_dist.config import Config
+    """List every key that a config may hold, with its type, default and meaning."""
     from tl_dist.config import file as config_file
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_schema

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
-data_app = typer.Typer(help="Look at a data set, prove it whole, divide it.", no_args_is_help=True)
+data_app = typer.Typer(help="Inspect, verify, split and pack a data set.", no_args_is_help=True)
 
 DataPath = Annotated[
     Path,
@@ -31,12 +31,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="as JSON")]
 @data_app.command()
 def inspect(
     path: DataPath,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="where to put samples")] = Path(
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="picture of some samples")] = Path(
         "samples.png"
     ),
     as_json: AsJson = False,
 ) -> int:
-    """Say what a data set holds: classes, counts, sizes; with a picture of samples."""
+    """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
     from tl_dist.cli import data_inspect
     from tl_dist.datasets.curation import inspection
 
@@ -47,14 +47,18 @@ def inspect(
 @data_app.command()
 def verify(
     path: DataPath,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one a core")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one per core")] = None,
     distance: Annotated[
         int,
-        typer.Option(min=-1, max=16, help="bits of 64 in which near duplicates differ; -1: none are sought"),
+        typer.Option(
+            min=-1,
+            max=16,
+            help="near duplicates differ in at most so many of 64 bits; -1: skip the search",
+        ),
     ] = 3,
     as_json: AsJson = False,
 ) -> int:
-    """Decode everything. Exit code 65 for bad files, and for images that are in two splits."""
+    """Decode every image. Exit code 65 for bad files, or for images that are in two splits."""
     from tl_dist.cli import data_verify
     from tl_dist.terminal.console import Console
 
@@ -66,18 +70,19 @@ def verify(
 @data_app.command()
 def split(
     path: DataPath,
-    test: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
-    validation: Annotated[float, typer.Option(min=0, max=1, help="part of all examples")] = 0.0,
-    folds: Annotated[int | None, typer.Option(min=2, help="folds for cross-validation, instead")] = None,
+    test: Annotated[float, typer.Option(min=0, max=1, help="fraction of all examples")] = 0.0,
+    validation: Annotated[float, typer.Option(min=0, max=1, help="fraction of all examples")] = 0.0,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="folds for cross-validation, in place of --test and --validation"),
+    ] = None,
     group: Annotated[
         str | None,
-        typer.Option(
-            help="column of a CSV file, or regular expression on ids: what has the same value stays together"
-        ),
+        typer.Option(help="column of a CSV file, or regular expression on ids; equal values stay together"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),
-    force: Annotated[bool, typer.Option("--force", help="replace what FILE holds")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace another manifest in FILE")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
@@ -96,17 +101,19 @@ def pack(
         Path,
         typer.Argument(metavar="SRC", help="a config, a CSV file, or the directory of a data set"),
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="directory, new or of the same command")],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="directory, new or begun by the same command")
+    ],
     size: Annotated[
         int | None,
         typer.Option(min=8, help="scale larger images to this shorter side; default: keep all bytes"),
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs that --size makes")] = 95,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-n", min=1, help="processes; default: one for each core")
+        int | None, typer.Option("--workers", "-n", min=1, help="processes; default: one per core")
     ] = None,
 ) -> int:
-    """Pack a data set into a few large files. The same command goes on with one that was stopped.
+    """Pack a data set into a few large files. The same command resumes one that was stopped.
 
     Start it several times, on one host or many (by srun, mpirun or horovodrun, or by hand), to share the work.
     """

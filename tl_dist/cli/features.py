@@ -10,7 +10,9 @@ import typer
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
 from tl_dist.refusal import ExitCode
 
-features_app = typer.Typer(help="Cached outputs of frozen backbones, beside the runs.", no_args_is_help=True)
+features_app = typer.Typer(
+    help="Cached outputs of frozen backbones: compute, list, prune.", no_args_is_help=True
+)
 
 
 @features_app.command("extract")
@@ -21,7 +23,7 @@ def features_extract(
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Compute the features that a config needs, by all of its workers."""
+    """Compute the features that a config needs, with all of its workers."""
     from tl_dist.cli.feature_sets import extract
     from tl_dist.cli.train import Request
     from tl_dist.terminal.console import Console
@@ -31,7 +33,7 @@ def features_extract(
 
 @features_app.command("list")
 def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
-    """List the feature sets beside the runs in a directory, the last used first."""
+    """List the feature sets beside the runs in DIR, most recently used first."""
     from tl_dist.cli.feature_sets import sets, show
     from tl_dist.terminal.console import Console
 
@@ -42,13 +44,17 @@ def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(
 @features_app.command("prune")
 def features_prune(
     runs: Annotated[Path, typer.Argument(metavar="[DIR]", resolve_path=True)] = Path("runs"),
-    unused_days: Annotated[float | None, typer.Option(min=0, help="remove what is unused for longer")] = None,
-    keep_mb: Annotated[float | None, typer.Option(min=0, help="keep the last used, up to this size")] = None,
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="remove sets unused for longer than this")
+    ] = None,
+    keep_mb: Annotated[
+        float | None, typer.Option(min=0, help="keep the most recently used, up to this size")
+    ] = None,
     unreferenced: Annotated[
-        bool, typer.Option("--unreferenced", help="remove what no run here reads")
+        bool, typer.Option("--unreferenced", help="remove sets that no run in DIR reads")
     ] = False,
 ) -> int:
-    """Remove feature sets that nobody needs, and what interrupted extractions have left."""
+    """Remove feature sets that are not needed, and leftovers of interrupted extractions."""
     from tl_dist.cli.feature_sets import prune, show_pruned
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_line

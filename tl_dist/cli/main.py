@@ -49,7 +49,7 @@ def train(
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Train to the end. The same command goes on with a run that was stopped or that failed."""
+    """Train to the end. The same command resumes a run that was stopped or failed."""
     from tl_dist.cli.train import Request
     from tl_dist.parallel.slots import started_by_launcher
 
@@ -65,7 +65,7 @@ def train(
 
 @app.command()
 def worker(run: RunPath) -> int:
-    """Be one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
+    """Act as one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
     from tl_dist.cli.join import become_worker
 
     become_worker(run)
@@ -76,7 +76,8 @@ def evaluate(
     run: RunPath,
     split: Split = Split.TEST,
     views: Annotated[
-        str | None, typer.Option(help="mean over these views, such as flip,dihedral; default: the run's own")
+        str | None,
+        typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
     ] = None,
     strategy: Strategy = None,
     workers: Workers = None,
@@ -105,12 +106,12 @@ def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2)] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="divisions into folds")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="how often to divide into folds anew")] = 5,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Cross-validate a config: mean, interval, figures by fold and group, out-of-fold predictions."""
+    """Cross-validate a config: mean with interval, scores by fold and group, out-of-fold predictions."""
     from tl_dist.cli.cross_validation import cross_validate as run_folds
     from tl_dist.cli.train import Request
 
@@ -124,7 +125,7 @@ def compare(
     second: RunPath,
     split: Split = Split.TEST,
 ) -> int:
-    """Say whether two runs differ, by a paired test on the same examples."""
+    """Test whether two runs differ, by a paired test on the same examples."""
     from tl_dist.cli.compare import compare as compare_runs
     from tl_dist.cli.compare import show
 
@@ -153,9 +154,9 @@ def augment_preview(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option("--out", metavar="PNG")] = Path("augment.png"),
-    rows: Annotated[int, typer.Option(min=1, max=64, help="images to show, one in each row")] = 4,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="number of images, one per row")] = 4,
 ) -> int:
-    """Show a few training images, each as it is and then augmented eight times."""
+    """Show a few training images, each unchanged and then augmented eight times."""
     from tl_dist.cli.augment_preview import preview
     from tl_dist.terminal.tables import show_line
 
@@ -166,7 +167,7 @@ def augment_preview(
 
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
-    """Describe this machine and this installation, for a report about a problem."""
+    """Describe this machine and installation, for a bug report."""
     from tl_dist.cli.environment import as_text, collect
 
     facts = collect()
@@ -176,7 +177,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def doctor() -> int:
-    """Say what is built in, and prove it by a sum over two workers. Exit code 1 if something is broken."""
+    """Show what is built in, and check it with a sum over two workers. Exit code 1 if something is broken."""
     from tl_dist.cli.doctor import examine
     from tl_dist.terminal.tables import show_line
 
@@ -197,7 +198,7 @@ def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("run
 
     if not root.is_dir():
         raise Refusal(
-            f"{root} is no directory.", fix="name the one that holds the runs.", code=ExitCode.USAGE
+            f"{root} is not a directory.", fix="name the one that holds the runs.", code=ExitCode.USAGE
         )
     show_runs(runs(root), _console())
     return ExitCode.DONE
@@ -211,13 +212,13 @@ def submit(
     ntasks_per_node: Annotated[
         int | None, typer.Option(help="workers on each node; default: its GPUs")
     ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option()] = None,
-    cpus_per_task: Annotated[int | None, typer.Option()] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="needs --cpus-per-task as well")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores of each worker")] = None,
     partition: Annotated[str | None, typer.Option()] = None,
-    time: Annotated[str | None, typer.Option(help="limit, as sbatch takes it: 8:00:00, 1-12")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit in the form of sbatch: 8:00:00, 1-12")] = None,
     account: Annotated[str | None, typer.Option()] = None,
     signal_lead_s: Annotated[
-        int | None, typer.Option(help="ask for the stop so long before the limit")
+        int | None, typer.Option(help="seconds before the limit at which to save and stop; default: 120")
     ] = None,
     max_requeue: Annotated[int | None, typer.Option(help="restarts of the job; default: 3")] = None,
     interface: Annotated[
@@ -225,12 +226,12 @@ def submit(
     ] = None,
     mpi: Annotated[str | None, typer.Option(help="none or pmix")] = None,
     extra: Annotated[
-        list[str] | None, typer.Option(help='one more #SBATCH option, "--constraint=a100"')
+        list[str] | None, typer.Option(help='one more #SBATCH option, such as "--constraint=a100"')
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be submitted")] = False,
     runs: Root = Path("runs"),
 ) -> int:
-    """Submit a run to Slurm; the job asks itself to stop before its limit and requeues itself."""
+    """Submit a run to Slurm. The job saves and requeues itself before its time limit."""
     from tl_dist.cli.submit import submit_run
     from tl_dist.cli.train import Request
 

@@ -115,7 +115,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
     if code != ExitCode.DONE:
         step = max(newest_commit(run), 0)
-        show_line(console, f"stopped; saved up to step {step:,}: the same command goes on from there")
+        show_line(console, f"stopped; saved up to step {step:,}: the same command resumes from there")
     elif figures:
         show_end(run, console)
         if cfg.source is not None and cfg.source.run is not None:

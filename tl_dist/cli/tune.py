@@ -63,5 +63,5 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     show_line(
-        console, f"best of {len(found)}; judged on training or validation examples, and a little flattering"
+        console, f"best of {len(found)}; scored on training or validation examples, so a little optimistic"
     )

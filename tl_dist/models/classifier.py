@@ -221,7 +221,7 @@ class Classifier:
         """
         if self._prefix is None:
             raise Refusal(
-                f"train_from '{self._train_from}' leaves no frozen part from which one tensor goes on.",
+                f"train_from '{self._train_from}' leaves no frozen part that ends in one tensor.",
                 fix=f"train from a stage ({', '.join(self._backbone.stages)}) and pool none that ends below it, "
                 "or set runtime.prefix_cache=off.",
                 code=ExitCode.USAGE,

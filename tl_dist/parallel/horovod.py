@@ -174,7 +174,7 @@ class Horovod:
             raise Refusal(
                 f"rank {self.rank}: a collective failed, since another worker {_fate(str(error))} "
                 f"({_first_line(error)}).",
-                fix="see the log of the first failing rank; the same command goes on from the last commit.",
+                fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
                 code=ExitCode.PEER_LOST,
             ) from error
 

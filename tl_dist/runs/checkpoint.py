@@ -124,7 +124,7 @@ class Checkpointer:
             raise Refusal(
                 f"{self._num_failed} saves in a row failed, the last one with: {self._last_failure} "
                 f"({self._directory}; {self._newest()}).",
-                fix="free space or mend the storage, then start the run again.",
+                fix="free space or repair the storage, then start the run again.",
                 code=ExitCode.STORAGE,
             )
         messages = []
@@ -164,7 +164,7 @@ class Checkpointer:
         except Exception as error:  # the writer's thread must not die of anything in silence
             self._num_failed += 1
             self._last_failure = reason(error)
-            consequence = f"training goes on; {self._newest()}"
+            consequence = f"training continues; {self._newest()}"
             self._messages.append(f"saving step {content.step} failed ({self._last_failure}): {consequence}.")
         else:
             self._num_failed = 0

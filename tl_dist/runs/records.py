@@ -25,7 +25,7 @@ def open_records(path: Path) -> BinaryIO:
     except OSError as error:
         raise Refusal(
             f"{path} cannot be read ({error.strerror}).",
-            fix="move it away; the run goes on without its earlier records.",
+            fix="move it away; the run resumes without its earlier records.",
             code=ExitCode.UNSAFE,
         ) from error
 

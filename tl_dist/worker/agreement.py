@@ -120,7 +120,7 @@ def compare_weights(checksums: np.ndarray, names: Sequence[str], step: int) -> N
         raise Refusal(
             f"after step {step} the weights of replica {replica} differ from those of replica 0, first in "
             f"{names[variable]} ({len(set(different[:, 1]))} of {len(names)} variables).",
-            fix="the run goes on from the last commit; if it happens again, suspect that host's memory or device.",
+            fix="the run resumes from its last checkpoint; if it happens again, suspect that host's memory or device.",
             code=ExitCode.PEER_LOST,
         )
 

@@ -68,7 +68,7 @@ class Examples:
                 f"{bad[0].id} {bad[0].reason}"
                 + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
                 + f": put in {file.name}.",
-                fix="the same command goes on from the last commit without it; restore the file for the next run.",
+                fix="the same command resumes from the last checkpoint without it; restore the file for the next run.",
                 code=ExitCode.INTERNAL,
             ) from None
 

@@ -188,7 +188,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_64(
             "error: override 'workers=2': strategy 'single' has one worker, not 2. "
             "Fix: write 'strategy: horovod' (or mirrored), or remove 'workers'.",
         ),
-        (["runs", "nowhere"], "error: nowhere is no directory. Fix: name the one that holds the runs."),
+        (["runs", "nowhere"], "error: nowhere is not a directory. Fix: name the one that holds the runs."),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_64(
@@ -351,7 +351,7 @@ def test_a_stopped_run_exits_with_75_and_says_how_to_go_on(
     code, out, _ = said(capsys, "train", "fake.yaml")
     assert code == ExitCode.REQUEUE
     assert "| resumes from step 120" in out.splitlines()[0]
-    assert out.splitlines()[-1] == "stopped; saved up to step 120: the same command goes on from there"
+    assert out.splitlines()[-1] == "stopped; saved up to step 120: the same command resumes from there"
 
 
 def test_another_trajectory_under_the_same_name_is_refused(

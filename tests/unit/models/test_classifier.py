@@ -96,7 +96,7 @@ def test_stages_are_pooled_in_the_trained_part_as_in_the_frozen_one(
     train(net)
     assert moved(net, before) == set(net.trainable)
     if not has_prefix:
-        with pytest.raises(Refusal, match="no frozen part from which one tensor goes on"):
+        with pytest.raises(Refusal, match="no frozen part that ends in one tensor"):
             net.on_features()
 
 

@@ -269,7 +269,7 @@ def test_on_a_full_disk_training_goes_on_until_too_many_saves_in_a_row_have_fail
             saver.save(step, big, {"history": {}}, wait=True)
             (text,) = saver.poll()
             assert "No space left on device" in text
-            assert "training goes on" in text
+            assert "training continues" in text
             assert "last commit is step 1" in text
         assert entries(run) == ["step-00000001"]
         saver.save(4, state(4), {"history": {}}, wait=True)  # a save that works forgives the ones before
@@ -299,7 +299,7 @@ def test_a_file_size_limit_is_a_failed_save(run):
         [sys.executable, "-c", code, run.path], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert "File too large" in process.stderr
-    assert "training goes on" in process.stderr
+    assert "training continues" in process.stderr
     assert_is_state_of(restore(run, strict=True), 1)
     assert entries(run) == ["step-00000001"]
 
