@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from tl_dist.config import Config, problems, reference
+from tl_dist.cli.main import app
+from tl_dist.config import Config, problems, reference, registry
+from tl_dist.config import file as config_file
+from tl_dist.datasets.division import open_splits
+from tl_dist.refusal import Refusal
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -21,18 +28,8 @@ CONFIGS = re.compile(r"\| \[(\w+\.yaml)\]\(\S+\) \|(.*)\|")
 
 
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    argv = [
-        sys.executable,
-        "-P",
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "-f",
-        DOCS / "mkdocs.yml",
-        "-d",
-        tmp_path,
-    ]
+    options = ["--strict", "-f", DOCS / "mkdocs.yml", "-d", tmp_path]
+    argv = [sys.executable, "-P", "-m", "mkdocs", "build", *options]
     environment = dict(os.environ, NO_MKDOCS_2_WARNING="1")
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,6 +53,58 @@ def test_the_reference_has_every_key() -> None:
     assert all(key.startswith(("source.data.", "source.optimizer.")) for key in missing)
     assert "`source.data` holds the keys of `data`." in page
     assert "`source.optimizer` holds the keys of `optimizer`." in page
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that extending.md shows, each as a file of its own."""
+    text = (DOCS / "pages" / "extending.md").read_text()
+    for name, code in re.findall(r"```python\n# tl_dist/\w+/\w+/(\w+)\.py\n(.*?)```", text, re.DOTALL):
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("written")
+def test_a_data_set_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that extending.md shows."""
+    config = tmp_path / "grey.yaml"
+    config.write_text(
+        "{epochs: 1, data: {name: grey_digits, folds: 3, fold: 0}, optimizer: {learning_rate: 0.1},"
+        "model: {backbone: tiny, weights: random, train_from: all}}"
+    )
+    with pytest.raises(Refusal, match="'grey_digits' is not known"):
+        config_file.load(config)
+    monkeypatch.setitem(registry.DATASETS, "grey_digits", "grey_digits:open_grey_digits")  # type: ignore[arg-type]
+    splits, _ = open_splits(config_file.load(config).data)
+    assert {name: split.num_examples for name, split in splits.items()} == {"train": 1198, "test": 599}
+
+
+@pytest.mark.usefixtures("written")
+def test_a_backbone_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "again.yaml"
+    config.write_text(
+        "{epochs: 1, data: {name: digits}, optimizer: {learning_rate: 0.1},"
+        "model: {backbone: vgg16again, train_from: block5}}"
+    )
+    with pytest.raises(Refusal, match="'vgg16again' is not known"):
+        config_file.load(config)
+    monkeypatch.setitem(registry.BACKBONES, "vgg16again", "vgg_again:VGG16AGAIN")  # type: ignore[arg-type]
+    assert config_file.load(config).model.backbone == "vgg16again"
+    shown, own = (registry.lookup(registry.BACKBONES, name) for name in ("vgg16again", "vgg16"))
+    for field in ("input_size", "min_size", "preprocessing", "stages", "block", "batch_norm"):
+        assert getattr(shown, field) == getattr(own, field)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_each_command_in_the_text_has_the_verbs_and_options_that_it_is_shown_with(path: Path) -> None:
+    """Those in the middle of a sentence; whole lines are run by tests/end_to_end/test_readme.py."""
+    for span in re.findall(r"`(?:\w+ -np \d )?(tl-dist [^`]+)`", path.read_text()):
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(span)[1:]
+        while words and words[0] != "VERB" and hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, span
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
