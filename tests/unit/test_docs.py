@@ -17,12 +17,15 @@ import typer
 from tl_dist.cli.main import app
 from tl_dist.config import Config, problems, reference, registry
 from tl_dist.config import file as config_file
+from tl_dist.datasets import formats
 from tl_dist.datasets.division import open_splits
+from tl_dist.models import backbones
 from tl_dist.refusal import Refusal
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TEXTS = [*ROOT.glob("*.md"), *sorted(DOCS.glob("pages/*.md"))]
+EXTENDING = (DOCS / "pages" / "extending.md").read_text()
 LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\"> ]*)")
 CONFIGS = re.compile(r"\| \[(\w+\.yaml)\]\(\S+\) \|(.*)\|")
 
@@ -57,11 +60,11 @@ def test_the_reference_has_every_key() -> None:
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules that extending.md shows, each as a file of its own."""
-    text = (DOCS / "pages" / "extending.md").read_text()
-    for name, code in re.findall(r"```python\n# tl_dist/\w+/\w+/(\w+)\.py\n(.*?)```", text, re.DOTALL):
+    """The modules that extending.md shows, found as if they lay in the folders that it names."""
+    for name, code in re.findall(r"```python\n# tl_dist/\w+/\w+/(\w+)\.py\n(.*?)```", EXTENDING, re.DOTALL):
         (tmp_path / f"{name}.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    for folder in (formats, backbones):
+        monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
 
 
 @pytest.mark.usefixtures("written")
@@ -74,7 +77,8 @@ def test_a_data_set_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest
     )
     with pytest.raises(Refusal, match="'grey_digits' is not known"):
         config_file.load(config)
-    monkeypatch.setitem(registry.DATASETS, "grey_digits", "grey_digits:open_grey_digits")  # type: ignore[arg-type]
+    (line,) = re.findall(r"^DATASETS = \{\.\.\., \"grey_digits\": (.*)\}$", EXTENDING, re.MULTILINE)
+    monkeypatch.setitem(registry.DATASETS, "grey_digits", eval(line, vars(registry)))  # type: ignore[arg-type]
     splits, _ = open_splits(config_file.load(config).data)
     assert {name: split.num_examples for name, split in splits.items()} == {"train": 1198, "test": 599}
 
@@ -88,7 +92,7 @@ def test_a_backbone_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest
     )
     with pytest.raises(Refusal, match="'vgg16again' is not known"):
         config_file.load(config)
-    monkeypatch.setitem(registry.BACKBONES, "vgg16again", "vgg_again:VGG16AGAIN")  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.BACKBONES, "vgg16again", "tl_dist.models.backbones.vgg_again:VGG16AGAIN")  # type: ignore[arg-type]
     assert config_file.load(config).model.backbone == "vgg16again"
     shown, own = (registry.lookup(registry.BACKBONES, name) for name in ("vgg16again", "vgg16"))
     for field in ("input_size", "min_size", "preprocessing", "stages", "block", "batch_norm"):
