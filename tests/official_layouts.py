@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -225,6 +226,12 @@ def write_tfrecords(root: Path, split: str, records: Sequence[dict[str, Any]], n
             for record in records[k * len(records) // num_shards : (k + 1) * len(records) // num_shards]:
                 writer.write(example_of(record))
     return paths
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of the TFRecord format."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def example_of(record: dict[str, Any]) -> bytes:

@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
-from tests.official_layouts import CIFAR10_NAMES, write_python2_pickle
+from tests.official_layouts import CIFAR10_NAMES, masked_crc32c, write_python2_pickle
 from tests.peak_memory import taken_by
 from tl_dist.config import DataConfig
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.formats.packed import open_packed
-from tl_dist.datasets.shard_index import masked_crc32c
 from tl_dist.files.packages import unpack
 from tl_dist.refusal import ExitCode, Refusal
 

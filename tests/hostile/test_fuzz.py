@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.official_layouts import varint, write_python2_pickle
+from tests.official_layouts import masked_crc32c, varint, write_python2_pickle
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.array_pickle import load_array_pickle
 from tl_dist.datasets.division import open_splits, read_manifest
@@ -44,7 +44,7 @@ from tl_dist.datasets.formats.tfds import open_tfds
 from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.location import Location
-from tl_dist.datasets.shard_index import masked_crc32c, read_shard
+from tl_dist.datasets.shard_index import read_shard
 from tl_dist.models.backbones import hdf5, sources
 from tl_dist.refusal import Refusal
 

@@ -55,12 +55,6 @@ class ShardIndex(NamedTuple):
     lost: int
 
 
-def masked_crc32c(data: bytes) -> int:
-    """The checksum of the TFRecord format."""
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[ShardIndex]:
     """The index of each file, from `cache` or built now together with whoever else is building it.
 
@@ -207,7 +201,7 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
             crc = crc32c(data)
             right = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
             yield start, data, check, "" if right else "the checksum of the data is wrong"
-            ahead.at = last + 4
+            ahead.skip_to(last + 4)
             start += length + 16
 
 
@@ -235,6 +229,10 @@ class _Ahead:
                 return False
             self.end += got
         return True
+
+    def skip_to(self, at: int) -> None:
+        """What lies before `at` in the buffer is done with."""
+        self.at = at
 
 
 def _key(file: Path, keys: Keys) -> str:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tl_dist.config import Config
+from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.group import Exit, Group
 from tl_dist.launcher.hang import Silence
 from tl_dist.refusal import ExitCode
-from tl_dist.runs.directory import RunDir, steps_in, write_atomically
+from tl_dist.runs.directory import RunDir, steps_in
 from tl_dist.runs.heartbeats import Beat
 from tl_dist.runs.records import NewRecords
 from tl_dist.terminal.progress import Progress

@@ -47,18 +47,10 @@ class Checkpointer:
     earlier owner to commit anything. `keep` commits are kept; the newest valid one always is.
     """
 
-    def __init__(
-        self,
-        run: RunDir,
-        *,
-        keep: int,
-        owned: Callable[[], bool],
-        max_failed: int = 3,
-        last_commit: int | None = None,
-    ) -> None:
+    def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
         self.blocked_s = 0.0
         """seconds that `save` has kept its callers from going on"""
-        self.last_commit = last_commit
+        self.last_commit: int | None = None
         """the newest step known to be on the disk"""
         self._name = run.name
         self._directory = run.checkpoints
@@ -73,6 +65,10 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
         self._sweep()
+
+    def resume_from(self, step: int) -> None:
+        """The run goes on from this commit, which `restore` has found on the disk."""
+        self.last_commit = step
 
     @property
     def busy(self) -> bool:

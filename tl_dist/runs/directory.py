@@ -17,7 +17,6 @@ from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.atomic import (
     children,
-    fsync_directory,
     open_directory,
     reason,
     sweep,
@@ -33,8 +32,7 @@ from tl_dist.runs.lock import Lock, holder
 from tl_dist.runs.owner import Owner, SlurmJob
 from tl_dist.runs.steps import step_name, steps_in
 
-__all__ = ["Beat", "RunDir", "differences", "fsync_directory", "step_name", "steps_in"]
-__all__ += ["write_atomically"]
+__all__ = ["Beat", "RunDir", "differences", "step_name", "steps_in"]
 
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files

@@ -82,7 +82,7 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
         "mcc": float(matthews_corrcoef(labels, predicted)),
         "roc_auc": roc_auc(labels, probabilities) if finite else None,
         "log_loss": _mean_surprise(of_true) if finite else None,
-        "ece": _calibration_error(confidence, hits, NUM_BINS) if finite else None,
+        "ece": calibration_error(confidence, hits) if finite else None,
     }
 
 
@@ -143,12 +143,10 @@ def _mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | 
     return float(np.average(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)), weights=weights))
 
 
-def calibration_error(labels: Labels, probabilities: Probabilities, num_bins: int = NUM_BINS) -> float:
+def calibration_error(
+    confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
-    return _calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, num_bins)
-
-
-def _calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int) -> float:
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(hits))

@@ -64,7 +64,7 @@ def train(
         totals = parallel.total(
             {**values, "data_wait_s": waits, "elapsed_s": elapsed, "stop": float(stop_requested())}
         )
-        state.step += steps
+        state.advance(steps)
         elapsed_s = float(totals["elapsed_s"]) / parallel.world_size
         step_s = elapsed_s / steps
         stop = bool(totals["stop"] > 0)

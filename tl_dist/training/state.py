@@ -37,10 +37,19 @@ class TrainState:
             np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))
         return self._host
 
-    def assign(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set every variable; refuses nothing: `checkpoint.restore` has compared the sets before."""
+    def resume(self, arrays: Mapping[str, np.ndarray], *, step: int, history: Mapping[str, Any]) -> None:
+        """Become what was saved; refuses nothing: `checkpoint.restore` has compared the sets before."""
         for path, variable in self.variables.items():
             variable.assign(arrays[path])
+        self.step, self.history = step, dict(history)
+
+    def agree_on(self, step: int) -> None:
+        """Take the step of rank 0, whose variables have been broadcast."""
+        self.step = step
+
+    def advance(self, steps: int) -> None:
+        """So many more steps are done."""
+        self.step += steps
 
 
 @dataclass(frozen=True)

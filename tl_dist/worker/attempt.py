@@ -38,7 +38,8 @@ def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = 
         notes = _notes(setup)
         if checkpointer is not None:
             restored = restore(setup, notes.append)
-            checkpointer.last_commit = restored.step if restored else None
+            if restored is not None:
+                checkpointer.resume_from(restored.step)
         _same_state(setup)
         recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
         finished = all(_train_stage(setup, stage, recorder) for stage in setup.stages_left)
@@ -64,7 +65,7 @@ def _same_state(setup: Setup) -> None:
     """Give all workers the state of rank 0."""
     state, parallel = setup.state, setup.parallel
     parallel.broadcast(list(state.variables.values()))
-    state.step = int(parallel.total({"step": state.step if setup.is_first else 0})["step"])
+    state.agree_on(int(parallel.total({"step": state.step if setup.is_first else 0})["step"]))
 
 
 def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:

@@ -264,7 +264,7 @@ def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> None:
         given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
         say(_fitted(setup, fitted, choice, time.monotonic() - began))
     setup.parallel.broadcast(list(setup.state.variables.values()))
-    setup.state.step = 1
+    setup.state.advance(1)
 
 
 def _fitted(

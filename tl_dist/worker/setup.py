@@ -174,8 +174,7 @@ def restore(setup: Setup, log: Callable[[str], None]) -> checkpoint.Commit | Non
     expected = {path: (v.dtype.name, tuple(v.shape)) for path, v in state.variables.items()}
     commit = checkpoint.restore(setup.run, expected=expected, log=log)
     if commit is not None:
-        state.assign(commit.arrays)
-        state.step, state.history = commit.step, dict(commit.meta["history"])
+        state.resume(commit.arrays, step=commit.step, history=commit.meta["history"])
     return commit
 
 

@@ -13,12 +13,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.official_layouts import example_of, imagenet_record, photographs, write_tfrecords
+from tests.official_layouts import example_of, imagenet_record, masked_crc32c, photographs, write_tfrecords
 from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Splits, is_encoded, shard_index
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.datasets.records import RecordSource
-from tl_dist.datasets.shard_index import index_shards, masked_crc32c, read_shard
+from tl_dist.datasets.shard_index import index_shards, read_shard
 from tl_dist.refusal import ExitCode, Refusal
 
 SYNSETS = ["n01440764", "n01443537", "n01484850", "n01491361"]

@@ -15,10 +15,11 @@ import pytest
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.files import atomic, foreign
+from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import heartbeats
 from tl_dist.runs.claim import ELSEWHERE_S
-from tl_dist.runs.directory import RunDir, differences, step_name, steps_in, write_atomically
+from tl_dist.runs.directory import RunDir, differences, step_name, steps_in
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.owner import SlurmJob
@@ -578,7 +579,9 @@ def test_a_run_that_never_began_is_bound_to_nothing(tmp_path):
     assert config_file.load(run.config_file).optimizer.learning_rate == 0.2
 
 
-@pytest.mark.parametrize("begun", ["run.json", "metrics.jsonl", "DONE", "checkpoints/step-00000001"])
+@pytest.mark.parametrize(
+    "begun", ["run.json", "metrics.jsonl", "DONE", "predictions", "checkpoints/step-00000001"]
+)
 def test_whatever_a_run_has_brought_binds_it_to_its_config(tmp_path, begun):
     run = create(tmp_path, optimizer={"learning_rate": 0.2})
     (run.path / begun).write_text("{}")

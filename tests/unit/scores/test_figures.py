@@ -60,11 +60,11 @@ def test_what_is_not_defined_is_none() -> None:
 def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     p = np.repeat([[0.8, 0.2]], 10, axis=0)
     labels = np.array([0] * 6 + [1] * 4, np.int32)
-    assert figures.calibration_error(labels, p) == pytest.approx(0.2)
-    assert figures.calibration_error(np.zeros(10, np.int32), np.repeat([[1.0, 0.0]], 10, axis=0)) == 0
+    assert figures.calibration_error(p.max(axis=1), labels == 0) == pytest.approx(0.2)
+    assert figures.calibration_error(np.ones(10), np.ones(10, bool)) == 0
     # A confidence on an edge belongs to the bin below: (0, 1/2] and (1/2, 1] here.
-    edge = np.array([[0.5, 0.5], [0.75, 0.25]])
-    assert figures.calibration_error(np.array([0, 1], np.int32), edge, 2) == pytest.approx((0.5 + 0.75) / 2)
+    edge = figures.calibration_error(np.array([0.5, 0.75]), np.array([True, False]), 2)
+    assert edge == pytest.approx((0.5 + 0.75) / 2)
 
 
 def test_a_true_class_of_probability_zero_costs_all_that_a_float_can_say() -> None:

@@ -34,6 +34,7 @@ def test_what_a_snapshot_holds_is_put_back_into_every_variable() -> None:
     kept = {path: value.copy() for path, value in state.arrays().items()}
     for variable in state.variables.values():
         variable.assign(tf.zeros_like(variable))
-    state.assign(kept)
+    state.resume(kept, step=7, history={"best": 1.0})
+    assert (state.step, state.history) == (7, {"best": 1.0})
     np.testing.assert_array_equal(state.variables["kernel"], [[1.5, -2.0]])
     assert state.variables["step"].numpy() == 3

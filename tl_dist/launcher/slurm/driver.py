@@ -20,6 +20,7 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.attempt import End, explained
 from tl_dist.launcher.command import SUPERVISED, worker_environment
 from tl_dist.launcher.group import GRACE_S, Exit
@@ -31,7 +32,7 @@ from tl_dist.launcher.slurm.step import Step, say, srun_command
 from tl_dist.launcher.supervise import signals_counted
 from tl_dist.parallel.slots import integer, plan_text
 from tl_dist.refusal import ExitCode, printable
-from tl_dist.runs.directory import RunDir, steps_in, write_atomically
+from tl_dist.runs.directory import RunDir, steps_in
 
 MPI_VARIABLE = "TL_DIST_MPI"
 
