@@ -156,8 +156,8 @@ class RunDir:
 
     @property
     def begun(self) -> bool:
-        """Whether it has brought anything: what the workers agreed on, a record, a checkpoint."""
-        files = (self.identity_file, self.metrics_file, self.done_file)
+        """Whether it has brought anything: what the workers agreed on, a record, a checkpoint, predictions."""
+        files = (self.identity_file, self.metrics_file, self.done_file, self.predictions)
         return any(path.exists() for path in files) or bool(steps_in(self.checkpoints))
 
     def claim(self, job: SlurmJob | None = None) -> None:

@@ -629,7 +629,7 @@ def test_a_link_in_place_of_a_commit_is_not_followed(run, tmp_path):
 
 def test_a_failpoint_that_is_not_allowed_is_refused(run):
     process = subprocess.run(
-        [sys.executable, "-c", "from tl_dist import failpoint; failpoint.set_rank(0)"],
+        [sys.executable, "-c", "from tl_dist.files import failpoint; failpoint.set_rank(0)"],
         env=ENVIRONMENT | {"TL_FAILPOINT": "x=kill"},
         capture_output=True,
         text=True,
