@@ -18,10 +18,10 @@ NUMBER, BATCH, WANTED = 50_000, 256, 50_000.0
 def comparisons() -> Iterator[Comparison]:
     import numpy as np
 
-    from tl_dist.datasets.arrays import ArraySource
+    from tl_dist.datasets.arrays import array_source
 
     random = np.random.default_rng(0)
-    source = ArraySource(
+    source = array_source(
         random.integers(0, 256, (NUMBER, 32, 32, 3), np.uint8),
         random.integers(0, 10, NUMBER).astype(np.int32),
         tuple(map(str, range(10))),

@@ -25,9 +25,10 @@ def comparisons() -> Iterator[Comparison]:
     from tl_dist.config import DataConfig
     from tl_dist.data.order import Order
     from tl_dist.datasets.curation.layout import opened_whole
-    from tl_dist.datasets.files import decode_rgb
+    from tl_dist.datasets.decoding import decode_rgb
     from tl_dist.datasets.formats.packed import open_packed
     from tl_dist.datasets.packing import pack
+    from tl_dist.datasets.records import RecordStore
 
     root = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     cores = len(os.sched_getaffinity(0))
@@ -42,7 +43,7 @@ def comparisons() -> Iterator[Comparison]:
 
         def shuffled(source: Any) -> Any:
             places = tf.data.Dataset.range(NUMBER).map(lambda k: order.index(k))
-            if not hasattr(source, "encoded_rows"):
+            if not isinstance(source.store, RecordStore):
                 return places.map(source.read, num_parallel_calls=cores).prefetch(8)
             found = places.batch(PART).map(source.encoded_rows, num_parallel_calls=cores).unbatch()
             return found.map(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,10 @@ from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, reg
 from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read
-from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets import Source, arrays
+from tl_dist.datasets.location import Location
 from tl_dist.datasets.split import folds_of
+from tl_dist.datasets.store import EncodedStore
 from tl_dist.features import extraction
 from tl_dist.models import classifier
 from tl_dist.models.backbones import Backbone
@@ -39,27 +43,42 @@ PARALLEL = SingleDevice(
 )
 
 
-class MemorySource:
-    """`num_examples` random images of `size` pixels; label k belongs to image k modulo the number of classes."""
-
-    reads_many = True
-
-    def __init__(self, num_examples: int, size: int = 8, num_classes: int = 3) -> None:
-        self.num_examples, self.num_classes = num_examples, num_classes
-        self.class_names = [f"class {k}" for k in range(num_classes)]
-        self.fingerprint = f"{num_examples} {size} {num_classes}"
-        self.images = np.random.default_rng(0).integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8)
-        self.labels = (np.arange(num_examples) % num_classes).astype(np.int32)
-        self.ids = [str(k) for k in range(num_examples)]
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        return tf.gather(tf.constant(self.images), index), tf.gather(tf.constant(self.labels), index)
+def memory_source(num_examples: int, size: int = 8, num_classes: int = 3) -> Source:
+    """Random images of `size` pixels; label k belongs to image k modulo the number of classes."""
+    images = np.random.default_rng(0).integers(0, 256, (num_examples, size, size, 3), dtype=np.uint8)
+    return labelled(images, num_classes)
 
 
-def array_source(num: int = 60, num_classes: int = 3) -> ArraySource:
+def labelled(images: np.ndarray, num_classes: int = 3) -> Source:
+    """The same with images of one's own."""
+    labels = (np.arange(len(images)) % num_classes).astype(np.int32)
+    names = [f"class {k}" for k in range(num_classes)]
+    return arrays.array_source(images, labels, names, [str(k) for k in range(len(images))])
+
+
+@dataclass(frozen=True, eq=False)
+class HeldFiles(EncodedStore):
+    """Encoded images that lie in no file."""
+
+    contents: Sequence[bytes]
+
+    def fingerprint(self, source: Source) -> str:
+        return hashlib.sha256(b"".join(self.contents)).hexdigest()
+
+    def encoded(self, row: Any) -> Any:
+        return tf.gather(tf.constant(self.contents), row)
+
+    def encoded_bytes(self, row: int) -> bytes:
+        return self.contents[row]
+
+    def location(self, row: int) -> Location:
+        raise NotImplementedError
+
+
+def array_source(num: int = 60, num_classes: int = 3) -> Source:
     images = np.random.default_rng(0).integers(0, 256, (num, 4, 5, 3), dtype=np.uint8)
     labels = np.arange(num, dtype=np.int32) % num_classes
-    return ArraySource(
+    return arrays.array_source(
         images, labels, [f"class {k}" for k in range(num_classes)], [f"row:{k}" for k in range(num)]
     )
 
@@ -100,7 +119,7 @@ def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.
     return values, labels, folds_of(labels, 4, 0)
 
 
-FEATURE_SOURCE = MemorySource(11, size=8)
+FEATURE_SOURCE = memory_source(11, size=8)
 
 
 def compute_features(images: Any) -> Any:

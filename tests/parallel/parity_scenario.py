@@ -28,7 +28,9 @@ from tl_dist.config import (
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, evaluation_batches, plain, train_batches
-from tl_dist.datasets import SoftLabels
+from tl_dist.datasets import Source
+from tl_dist.datasets.annotations import Annotations, SoftLabels
+from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
 from tl_dist.models.backbones import Backbone
 from tl_dist.parallel import rows_of
@@ -42,29 +44,22 @@ NUM_EXAMPLES = 53  # divided by no worker count and no batch
 OVERFLOW_POSITION = 6 * GLOBAL_BATCH + GLOBAL_BATCH - 1  # last row of step 6: on the last replica
 
 
-class Digits:
+def digits() -> Source:
     """The first 53 of scikit-learn's digits, in memory."""
+    from sklearn.datasets import load_digits
 
-    reads_many = True
-
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        small = np.kron(digits.images[:NUM_EXAMPLES], np.ones((1, 3, 3))) * 15
-        self._images = np.repeat(small.astype(np.uint8)[..., None], 3, axis=-1)
-        self.labels = digits.target[:NUM_EXAMPLES].astype(np.int32)
-        self.num_examples, self.num_classes = NUM_EXAMPLES, 10
-        self.class_names = list("0123456789")
-        # One in three is less sure, and might as well be the next digit.
-        self.soft = SoftLabels(
-            (self.labels + 1) % 10, np.where(np.arange(NUM_EXAMPLES) % 3, 1.0, 0.7).astype(np.float32)
-        )
-        self.ids = [str(k) for k in range(NUM_EXAMPLES)]
-        self.fingerprint = "digits"
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        return tf.gather(tf.constant(self._images), index), tf.gather(tf.constant(self.labels), index)
+    found = load_digits()
+    small = np.kron(found.images[:NUM_EXAMPLES], np.ones((1, 3, 3))) * 15
+    labels = found.target[:NUM_EXAMPLES].astype(np.int32)
+    # One in three is less sure, and might as well be the next digit.
+    sure = np.where(np.arange(NUM_EXAMPLES) % 3, 1.0, 0.7).astype(np.float32)
+    return Source(
+        ArrayStore(np.repeat(small.astype(np.uint8)[..., None], 3, axis=-1)),
+        labels,
+        [str(k) for k in range(NUM_EXAMPLES)],
+        list("0123456789"),
+        Annotations(soft=SoftLabels((labels + 1) % 10, sure)),
+    )
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -156,7 +151,7 @@ def run_variant(
     settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
     backbone = NORMALISED if config.backbone == "normalised" else registry.lookup(registry.BACKBONES, "tiny")
-    source = Digits()
+    source = digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
         built = classifier.build(backbone, config, image_size=24, num_classes=10, seed=1)
@@ -184,7 +179,7 @@ def run_variant(
             to_step=end,
             mask_features=net.mask_features,
             dropout=0.25,
-            soft=source.soft if soft_labels else None,
+            soft=source.annotations.soft if soft_labels else None,
         )
         if overflow:
             batches = batches.map(overflow_at_one_position)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.rgb import rgb
 

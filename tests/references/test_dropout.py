@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tests.doubles import PARALLEL, MemorySource, build
+from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import evaluation_batches, plain, train_batches
 from tl_dist.training import evaluation, step
 
-SOURCE = MemorySource(11, size=32)
+SOURCE = memory_source(11, size=32)
 BATCH = 4
 
 
@@ -33,7 +33,7 @@ def test_evaluation_gives_exactly_the_logits_of_keras(dropout: float) -> None:
     found = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None and found.logits is not None
     # In the same batches: a kernel may add up a batch of another size in another order.
-    padded = [SOURCE.images[np.minimum(np.arange(k, k + BATCH), 10)] for k in (0, 4, 8)]
+    padded = [SOURCE.store.images[np.minimum(np.arange(k, k + BATCH), 10)] for k in (0, 4, 8)]
     judged = tf.function(lambda images: head(net.prefix(images), training=False))
     expected = [judged(tf.constant(images)) for images in padded]
     np.testing.assert_array_equal(found.logits, np.concatenate(expected)[:11])

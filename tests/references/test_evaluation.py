@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn import metrics
 
-from tests.doubles import PARALLEL, MemorySource, build
+from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.pipeline import evaluation_batches, plain
 from tl_dist.parallel import rows_of
 from tl_dist.training import evaluation, step
@@ -16,8 +18,8 @@ from tl_dist.training import evaluation, step
 
 def test_confusion_accuracy_and_loss() -> None:
     """Of 53 examples in batches of 8, the last of them with 3 rows of padding; by true class, then predicted class."""
-    source = MemorySource(53, size=32)
-    source.labels = np.random.default_rng(1).choice(3, 53, p=[0.6, 0.3, 0.1]).astype(np.int32)
+    labels = np.random.default_rng(1).choice(3, 53, p=[0.6, 0.3, 0.1]).astype(np.int32)
+    source = replace(memory_source(53, size=32), labels=labels)
     net = build()
     kernel = net.trainable["head/logits/kernel"]
     kernel.assign(10 * tf.random.stateless_normal(kernel.shape, [1, 2]))
@@ -25,7 +27,7 @@ def test_confusion_accuracy_and_loss() -> None:
     judge = evaluation.evaluation_step(net, step.Objective(3, 8), PARALLEL, global_batch=8)
     found = evaluation.evaluate("test", 53, 7, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
     assert found is not None
-    logits = net(tf.constant(source.images)).numpy()
+    logits = net(tf.constant(source.store.images)).numpy()
     expected = metrics.confusion_matrix(source.labels, logits.argmax(axis=1), labels=range(3))
     assert (expected != expected.T).any()
     np.testing.assert_array_equal(found.confusion, expected)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import NORMALISED, PARALLEL, MemorySource, normalised_network
+from tests.doubles import NORMALISED, PARALLEL, labelled, normalised_network
 from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
@@ -22,10 +22,9 @@ from tl_dist.models import classifier
 from tl_dist.training import chunk, optim, step
 
 NUM_STEPS, BATCH, SIZE, CLASSES = 50, 8, 32, 3
-SOURCE = MemorySource(40, size=SIZE, num_classes=CLASSES)
-SOURCE.images = SOURCE.images // 3 + (80 * SOURCE.labels[:, None, None, None]).astype(
-    np.uint8
-)  # by class: learnable
+NOISE = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
+SHADES = (80 * (np.arange(40) % CLASSES)[:, None, None, None]).astype(np.uint8)  # by class: learnable
+SOURCE = labelled(NOISE // 3 + SHADES, CLASSES)
 
 
 def momentum_rule() -> tuple[OptimizerConfig, Any]:
@@ -112,7 +111,10 @@ def test_fifty_steps_have_the_losses_of_fit_and_end_with_its_outputs(
     np.testing.assert_allclose(losses, fitted(theirs, optimizer), rtol=1e-5)
     assert losses[-1] < 0.99 * losses[0]  # the curve is not flat
     np.testing.assert_allclose(
-        ours(tf.constant(SOURCE.images)), theirs.predict(SOURCE.images, verbose=0), rtol=1e-3, atol=1e-4
+        ours(tf.constant(SOURCE.store.images)),
+        theirs.predict(SOURCE.store.images, verbose=0),
+        rtol=1e-3,
+        atol=1e-4,
     )
     statistics = {v.path.rpartition("/")[0].rpartition("/")[2] + "/" + v.name: v for v in theirs.weights}
     for path, statistic in ours.statistics.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, MemorySource, normalised, normalised_network
+from tests.doubles import PARALLEL, memory_source, normalised, normalised_network
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.worker.precise_statistics import averaging
@@ -27,7 +27,7 @@ def test_they_are_the_mean_of_the_statistics_that_keras_computes_of_each_batch(p
         statistic.assign_add(tf.fill(statistic.shape, 0.7))  # where they begin is forgotten
     batches = list(
         train_batches(
-            plain(MemorySource(30, size=32), 32),
+            plain(memory_source(30, size=32), 32),
             Order(0, 30, BATCH),
             rows=range(BATCH),
             from_step=0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
 
-from tests.doubles import MemorySource
+from tests.doubles import memory_source
 from tl_dist.config import DataConfig
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.division import division
 from tl_dist.datasets.split import deal, divide, folds_of, hold_out, hold_out_each, hold_out_groups
 
@@ -172,9 +174,8 @@ def test_folds_of_groups_are_as_even_as_scikit_learns(pure: bool) -> None:
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_manifest_and_a_config_mean_the_same_shares(grouped: bool) -> None:
     """--validation and validation_fraction are both parts of all examples, and hold out the same ones."""
-    source: Any = MemorySource(300)
-    if grouped:
-        source.groups = [f"module {k // 6}" for k in range(300)]
+    groups = [f"module {k // 6}" for k in range(300)] if grouped else None
+    source = replace(memory_source(300), annotations=Annotations(groups=groups))
     data = DataConfig(name="digits", test_fraction=0.2, validation_fraction=0.2, split_seed=7)
     splits = divide(source, data)
     assert {name: s.num_examples for name, s in splits.items()} == {

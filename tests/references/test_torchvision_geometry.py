@@ -14,12 +14,13 @@ from scipy.stats import ks_2samp, kstest
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import RandomErasing, RandomResizedCrop, v2
 
+from tests.doubles import HeldFiles, labelled
 from tl_dist.config import AugmentConfig
 from tl_dist.data import draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes, random_erasing, random_resized_crop
-from tl_dist.data.crop import cropped_rows
-from tl_dist.data.pipeline import augmented, plain
-from tl_dist.datasets.files import decode_rgb
+from tl_dist.data.crop import cropped, cropped_rows
+from tl_dist.data.pipeline import plain
+from tl_dist.datasets import Source
 
 torch.set_num_threads(1)
 RATIO = (3 / 4, 4 / 3)
@@ -41,19 +42,12 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.rint(np.stack([200 * y / height, 200 * x / width, 0 * x], -1)).astype(np.uint8)
 
 
-class OneImage:
-    """A source of one image, kept as a file."""
-
-    def __init__(self, pixels: np.ndarray, kind: str = "PNG") -> None:
-        target = io.BytesIO()
-        Image.fromarray(pixels).save(target, kind, quality=95, subsampling=0)
-        self.content = target.getvalue()
-
-    def encoded(self, index: Any) -> tuple[Any, Any]:
-        return tf.constant(self.content), tf.constant(0)
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        return decode_rgb(self.encoded(index)[0]), tf.constant(0)
+def one_image(pixels: np.ndarray, kind: str = "PNG", num: int = 6) -> Source:
+    """The same image `num` times, kept as a file."""
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, kind, quality=95, subsampling=0)
+    store = HeldFiles([target.getvalue()] * num)
+    return Source(store, np.zeros(num, np.int32), [str(k) for k in range(num)], ["one"])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ def test_evaluation_sees_what_torchvisions_resize_and_center_crop_give(
     pixel = 200 / (short * max(extent) / min(extent))  # of the resized picture, in levels of `coordinates`
     for picture in (coordinates, photograph):
         pixels = picture(*extent)
-        read = plain(OneImage(pixels), size, fraction).each
+        read = plain(one_image(pixels), size, fraction).each
         assert read is not None
         difference = read(0, 0)[0].numpy() - np.asarray(theirs(Image.fromarray(pixels)), float)
         assert np.abs(difference).max() <= 1  # Pillow rounds between its two passes
@@ -114,20 +108,14 @@ def test_a_whole_image_is_stretched_to_the_square_that_torchvisions_resize_gives
     extent: tuple[int, int],
 ) -> None:
     pixels = photograph(*extent)
-    read = plain(OneImage(pixels), 96).each
+    read = plain(one_image(pixels), 96).each
     assert read is not None
     theirs = v2.functional.resize(Image.fromarray(pixels), [96, 96], antialias=True)
     assert np.abs(read(0, 0)[0].numpy() - np.asarray(theirs, float)).max() <= 1
 
 
 def test_a_batch_in_memory_is_cropped_alike() -> None:
-    class Memory:
-        reads_many = True
-
-        def read(self, indices: Any) -> tuple[Any, Any]:
-            return tf.gather(tf.constant(np.stack([photograph(), photograph()[::-1]])), indices), indices
-
-    read = plain(Memory(), 224, 0.875).rows
+    read = plain(labelled(np.stack([photograph(), photograph()[::-1]]), 2), 224, 0.875).rows
     assert read is not None
     for ours, pixels in zip(read(tf.range(2), 0)[0].numpy(), (photograph(), photograph()[::-1]), strict=True):
         theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.fromarray(pixels))
@@ -152,12 +140,12 @@ def test_training_crops_are_smoothed_as_torchvisions(
 ) -> None:
     """Mean difference in levels of 255; without antialiasing it is three to four times as much where images shrink."""
     pixels, drawn = photograph(), tf.concat([numbers(6), tf.zeros([6, 1])], 1)
-    crops = cropped_rows(OneImage(pixels), tf.range(6), drawn, image_size=size, area=area)[0].numpy()
+    crops = cropped_rows(one_image(pixels), tf.range(6), drawn, image_size=size, area=area)[0].numpy()
     boxes = crop_boxes(drawn[:, :-1], tf.constant(pixels.shape[:2]), area).numpy()
     theirs = np.stack([theirs_cropped(pixels, box, size) for box in boxes])
     assert np.abs(crops - theirs).mean() < mean
     where = coordinates(*pixels.shape[:2])
-    crops = cropped_rows(OneImage(where), tf.range(6), drawn, image_size=size, area=area)[0].numpy()
+    crops = cropped_rows(one_image(where), tf.range(6), drawn, image_size=size, area=area)[0].numpy()
     theirs = np.stack([theirs_cropped(where, box, size) for box in boxes])
     assert np.abs((crops - theirs).mean((1, 2))).max() < 0.2  # half a pixel
 
@@ -168,9 +156,9 @@ def test_a_jpeg_is_decoded_as_finely_as_its_crop_is_used(size: int, mean: float)
 
     These crops, of two to four times the square, are decoded at half the size; at a quarter the means are 6.9 and 5.4.
     """
-    source, area = OneImage(photograph(), "JPEG"), (0.5, 1.0)
+    source, area = one_image(photograph(), "JPEG"), (0.5, 1.0)
     drawn = tf.concat([numbers(6), tf.zeros([6, 1])], 1)
-    pixels = np.asarray(Image.open(io.BytesIO(source.content)))
+    pixels = np.asarray(Image.open(io.BytesIO(source.encoded_bytes(0))))
     crops = cropped_rows(source, tf.range(6), drawn, image_size=size, area=area)[0].numpy()
     boxes = crop_boxes(drawn[:, :-1], tf.constant(pixels.shape[:2]), area).numpy()
     theirs = np.stack([theirs_cropped(pixels, box, size) for box in boxes])
@@ -178,19 +166,14 @@ def test_a_jpeg_is_decoded_as_finely_as_its_crop_is_used(size: int, mean: float)
 
 
 def test_crops_of_images_that_are_no_files_are_torchvisions_and_mirrored_half_of_the_time() -> None:
-    class NoFile:
-        def read(self, index: Any) -> tuple[Any, Any]:
-            return tf.constant(photograph()), tf.constant(0)
-
-    area = (0.5, 1.0)
-    read = augmented(NoFile(), ("random_resized_crop", "flip"), 0, 112, AugmentConfig(crop_area=area))
-    assert read.each is not None
+    source, area = labelled(photograph()[None], 1), (0.5, 1.0)
     drawn = tf.concat([numbers(6), tf.constant([[0.0], [0.49], [0.5], [0.99], [0.5], [0.49]])], 1)
     boxes = crop_boxes(drawn[:, :-1], tf.constant(photograph().shape[:2]), area).numpy()
     for numbers_of_row, box in zip(drawn, boxes, strict=True):
         theirs = theirs_cropped(photograph(), box, 112)
         mirrored = theirs[:, ::-1] if numbers_of_row[-1] >= 0.5 else theirs
-        assert np.abs(read.each(0, numbers_of_row)[0].numpy() - mirrored).mean() < 1.9
+        ours = cropped(source, 0, numbers_of_row, image_size=112, area=area)[0].numpy()
+        assert np.abs(ours - mirrored).mean() < 1.9
 
 
 def test_a_crop_may_be_as_high_or_as_wide_as_the_image() -> None:

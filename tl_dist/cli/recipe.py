@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_dist.config import Config, DataConfig, auto
 from tl_dist.config import file as config_file
 from tl_dist.config.registry import BACKBONES, lookup
 from tl_dist.refusal import ExitCode, Refusal
+
+if TYPE_CHECKING:
+    from tl_dist.datasets import Source
 
 _LOOKED_AT = 64
 
@@ -41,22 +44,21 @@ def line(cfg: Config) -> str:
     )
 
 
-def _typical_area(train: Any) -> float:
+def _typical_area(train: Source) -> float:
     """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
-    from tl_dist.datasets import pool_of
     from tl_dist.datasets.headers import dimensions
+    from tl_dist.datasets.store import PixelStore
 
-    if hasattr(train, "encoded_bytes"):
-        looked_at = min(_LOOKED_AT, train.num_examples)
-        areas = []
-        for k in range(looked_at):
-            with suppress(OSError, ValueError):  # training will leave it out, and say so
-                _, width, height = dimensions(train.encoded_bytes(k * train.num_examples // looked_at))
-                areas.append(width * height)
-        if areas:
-            return float(median(areas))
-        what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
-        raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)
-    source: Any = pool_of(train)[0]  # which attribute it has depends on the format
-    height, width = source.images.shape[1:3] if hasattr(source, "images") else (source.image_size,) * 2
-    return float(height * width)
+    if isinstance(train.store, PixelStore):
+        height, width = train.store.size
+        return float(height * width)
+    looked_at = min(_LOOKED_AT, train.num_examples)
+    areas = []
+    for k in range(looked_at):
+        with suppress(OSError, ValueError):  # training will leave it out, and say so
+            _, width, height = dimensions(train.encoded_bytes(k * train.num_examples // looked_at))
+            areas.append(width * height)
+    if areas:
+        return float(median(areas))
+    what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
+    raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)

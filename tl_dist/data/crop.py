@@ -13,7 +13,7 @@ from tl_dist.data import draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes
 from tl_dist.data.resize import stretch
 from tl_dist.datasets import Source
-from tl_dist.datasets.files import JPEG_OPTIONS, decode_rgb
+from tl_dist.datasets.decoding import JPEG_OPTIONS, decode_rgb
 
 
 def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
@@ -35,14 +35,15 @@ def cropped(
 
 
 def cropped_rows(
-    source: Any, indices: Any, numbers: Any, *, image_size: int, area: tuple[float, float]
+    source: Source, indices: Any, numbers: Any, *, image_size: int, area: tuple[float, float]
 ) -> tuple[Any, Any]:
-    """The same for some examples of an `EncodedSource`: int64 [rows], whose number is known when this is traced.
+    """The same for some examples that are encoded images: int64 [rows], whose number is known when this is traced.
 
     A JPEG is halved inside the decoder, and what lies below the crop is not decoded. The graph holds a decoder for
     each row, so that no row costs any control flow, and all rows are resized in one call of Python.
     """
-    encoded, labels = _encoded(source, indices)
+    contents, labels = source.encoded_rows(indices)
+    encoded = tf.unstack(tf.ensure_shape(contents, indices.shape))
     heads = tf.stack([tf.strings.substr(content, 0, 3) for content in encoded])
     extents = tf.cond(
         tf.reduce_all(heads == b"\xff\xd8\xff"),
@@ -72,19 +73,9 @@ def cropped_rows(
     images = tf.cond(
         tf.reduce_all((sides > 0) & (sides < 2 * image_size)),
         at_full_size,
-        lambda: one_by_one(tf.stack(encoded), numbers),
+        lambda: one_by_one(contents, numbers),
     )
     return tf.ensure_shape(images, [len(encoded), image_size, image_size, 3]), labels
-
-
-def _encoded(source: Any, indices: Any) -> tuple[list[Any], Any]:
-    """A scalar string for each row, and the labels: read at once where the source can."""
-    many = getattr(source, "encoded_rows", None)
-    if many is not None:
-        contents, labels = many(indices)
-        return tf.unstack(tf.ensure_shape(contents, indices.shape)), labels
-    rows = [source.encoded(index) for index in tf.unstack(indices)]
-    return [content for content, _ in rows], tf.stack([label for _, label in rows])
 
 
 _RATIOS = (1, 2, 4, 8)

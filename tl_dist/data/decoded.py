@@ -8,18 +8,19 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import as_written, plain
-from tl_dist.datasets import ALIGNMENT, Source, Splits, Subset, host_tensor, pool_of, tensor_in_place
+from tl_dist.datasets import ALIGNMENT, Source, Splits, pool_of, tensor_in_place
+from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.files.atomic import children, fsync_directory, reason, server_time_ns
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.private import make_private, refuse_unsafe
@@ -32,29 +33,20 @@ _BATCHES_A_ROUND = 4
 _UNFINISHED = ".tmp-"
 _LEFTOVER_S = 86400.0
 Images = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]  # rows, and their pixels
-_GONE = ("encoded", "encoded_rows", "encoded_bytes", "location")
 
 
 @dataclass(frozen=True, eq=False)
-class DecodedSource:
-    """`source` with its images uint8 [N, size, size, 3] at hand: the pixels that it gives, resized."""
+class DecodedStore(ArrayStore):
+    """The pixels that a source gives, resized, uint8 [N, size, size, 3]. It stays the same data set."""
 
-    source: Any
-    images: NDArray[np.uint8]
-    reads_many: ClassVar[bool] = True
+    decoded: Source
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _GONE:
-            raise AttributeError(name)
-        return getattr(self.source, name)
+    def fingerprint(self, source: Source) -> str:
+        return self.decoded.fingerprint
 
     @cached_property
-    def _tensors(self) -> tuple[Any, Any]:
-        return tensor_in_place(self.images), host_tensor(np.asarray(self.source.labels, np.int32))
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        images, labels = self._tensors
-        return tf.gather(images, index), tf.gather(labels, index)
+    def tensor(self) -> Any:
+        return tensor_in_place(self.images)
 
 
 def in_memory(splits: Splits, image_size: int, threads: int, *, crop_fraction: float | None = None) -> Splits:
@@ -198,12 +190,12 @@ def _sweep(directory: Path) -> None:
 def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDArray[np.uint8]]) -> Splits:
     """The splits over decoded sources; of a source only the examples that some split uses are decoded."""
     parts = {name: pool_of(source) for name, source in splits.items()}
-    made: dict[int, DecodedSource] = {}
+    made: dict[int, Source] = {}
     for pool, _ in parts.values():
         if id(pool) not in made:
             rows = np.unique(np.concatenate([at for other, at in parts.values() if other is pool]))
-            made[id(pool)] = DecodedSource(pool, decode(pool, rows))
-    return {name: Subset(made[id(pool)], at) for name, (pool, at) in parts.items()}
+            made[id(pool)] = replace(pool, store=DecodedStore(decode(pool, rows), pool))
+    return {name: made[id(pool)].subset(at) for name, (pool, at) in parts.items()}
 
 
 @tf.autograph.experimental.do_not_convert

@@ -19,7 +19,8 @@ from tl_dist.data.crop import cropped, cropped_rows, drawn
 from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.data.resize import resize
-from tl_dist.datasets import SoftLabels, Source, host_tensor, is_encoded, reads_many
+from tl_dist.datasets import Source, host_tensor
+from tl_dist.datasets.annotations import SoftLabels
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def augmented(
     def finish(images: Any, positions: Any) -> Any:
         return augment(images, augmentations, settings, seed, positions)
 
-    if reads_many(source):
+    if source.reads_many:
 
         def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
             images, labels = source.read(indices)
@@ -77,7 +78,7 @@ def augmented(
     mirror = augmentations[1:2] == ("flip",)
     augmentations = augmentations[2 if mirror else 1 :]
     numbers = partial(drawn, seed, mirror=mirror)
-    if is_encoded(source):
+    if source.is_encoded:
         crops = partial(cropped_rows, source, image_size=image_size, area=settings.crop_area)
         return Read(some=crops, drawn=numbers, finish=finish, mixing=mixing)
     crop = partial(cropped, source, image_size=image_size, area=settings.crop_area)

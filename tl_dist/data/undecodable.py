@@ -15,7 +15,6 @@ import tensorflow as tf
 from tl_dist.datasets import Source
 from tl_dist.datasets.handles import MACHINE_FAULTS
 from tl_dist.datasets.headers import Fault
-from tl_dist.datasets.location import locator
 
 READ_ERRORS = (
     tf.errors.InvalidArgumentError,
@@ -44,14 +43,13 @@ def undecodable(source: Source, indices: Iterable[int], threads: int) -> dict[in
 
     Looks until it has found one, and then for another LOOK_ON_S.
     """
-    locate = locator(source)
     found: dict[int, Fault] = {}
     until: float | None = None
     with ThreadPoolExecutor(threads) as pool:
         for block in _blocks(indices, 16 * threads):
             for index, reason in zip(block, pool.map(lambda k: _failure(source, k), block), strict=True):
                 if reason is not None:
-                    found[index] = Fault(locate(index).offset if locate else 0, reason)
+                    found[index] = Fault(source.location(index).offset if source.is_encoded else 0, reason)
             if found and until is None:
                 until = time.monotonic() + LOOK_ON_S
             if until is not None and time.monotonic() >= until:

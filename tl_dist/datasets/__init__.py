@@ -1,82 +1,58 @@
-"""What a dataset is: an index -> example mapping, in named splits. One file per format beside this one."""
+"""What a dataset is: an index -> example mapping, in named splits. One file per format in formats/."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tl_dist.datasets.annotations import Annotations
+from tl_dist.datasets.location import Location
+from tl_dist.datasets.store import EncodedStore, PixelStore, without_cached
 
 ALIGNMENT = 64
 """bytes; TensorFlow reads in place only what begins at a multiple of it"""
 
 
-class SoftLabels(NamedTuple):
-    """Labels that are a mixture of two: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
+class Bad(NamedTuple):
+    """A record that cannot be used: it is in no split."""
 
-    others: NDArray[np.int32]
-    shares: NDArray[np.float32]
+    id: str  # of the record, or of the place from which on a file cannot be read
+    offset: int  # bytes
+    reason: str
 
 
-class Source(Protocol):
-    """Random access to labelled images.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Random access to labelled images: the store that keeps them, and what is known of each without decoding it.
 
-    `read(index)` is traced inside tf.data: `index` is a scalar int64 tensor; it returns `(image, label)` with
-    `image` uint8 [height, width, 3] (any size, RGB) and `label` a scalar int32.
-    `fingerprint` is a hex digest that changes when the examples, their order or their labels do.
-    `ids[i]` names example i for people (a file, or file plus offset); it is unique within the dataset.
-    `labels` is the int32 vector of all labels, known without decoding an image.
-
-    A source of images of one size in memory says `reads_many = True`: its `read` also takes int64 [rows], and gives
-    uint8 [rows, height, width, 3] and int32 [rows] at once. A source of encoded images also has `encoded(index)`,
-    giving the bytes of the image file, a scalar string, in place of its pixels; one that has a faster way to many of
-    them has `encoded_rows(indices)`, giving string [rows] and int32 [rows].
+    Example k is row k of the store; of a part (see `subset`), row `cut_from[1][k]`. Methods that take a tensor are
+    traced inside tf.data.
     """
 
-    @property
-    def num_examples(self) -> int: ...
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-
-    @property
-    def labels(self) -> NDArray[np.int32]: ...
-
-    def read(self, index: Any) -> tuple[Any, Any]: ...
-
-
-class EncodedSource(Source, Protocol):
-    """A `Source` whose examples are files or parts of files: PNG, JPEG, GIF, BMP or WebP, still encoded.
-
-    `encoded(index)` is traced inside tf.data as `read` is; it returns `(bytes, label)`, a scalar string and a
-    scalar int32. `read(index)` is `decode_rgb` of these bytes. `encoded_bytes(i)` gives the same bytes without
-    TensorFlow; it raises OSError when they cannot be had.
-    """
-
-    def encoded(self, index: Any) -> tuple[Any, Any]: ...
-
-    def encoded_bytes(self, index: int) -> bytes: ...
-
-
-class Counted:
-    """The sizes of a source that holds its `ids` and `class_names`."""
-
+    store: PixelStore | EncodedStore
+    labels: NDArray[np.int32]
     ids: Sequence[str]
+    """what people call each example (a file, or file plus offset); unique within the dataset"""
     class_names: Sequence[str]
+    annotations: Annotations = field(default_factory=Annotations)
+    bad: Sequence[Bad] = ()
+    """records that the format left out"""
+    table: Path | None = None
+    """the CSV file that lists the images, and perhaps more about them"""
+    cut_from: tuple[Source, NDArray[np.int64]] | None = None
+    """of a part: the whole source, and which of its examples these are"""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.ids):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.ids)} ids")
 
     @property
     def num_examples(self) -> int:
@@ -86,120 +62,114 @@ class Counted:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hex digest that changes when the examples, their order or their labels do."""
+        if self.cut_from is None:
+            return self.store.fingerprint(self)
+        whole, indices = self.cut_from
+        rows = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(f"{whole.fingerprint} {rows}".encode()).hexdigest()
+
+    def subset(self, indices: NDArray[np.int64]) -> Source:
+        """Some examples, in the given order; fingerprint, ids, labels and annotations follow.
+
+        A part of a part is a part of the first source: how often a split was divided leaves no trace.
+        ValueError if an index lies outside.
+        """
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.num_examples:
+            raise ValueError("an index lies outside the source")
+        if self.cut_from is not None:
+            whole, mine = self.cut_from
+            return whole.subset(mine[indices])
+        ids = self.ids
+        return Source(
+            self.store,
+            self.labels[indices],
+            [ids[k] for k in indices.tolist()],
+            self.class_names,
+            self.annotations.of_rows(indices),
+            self.bad,
+            self.table,
+            cut_from=(self, indices),
+        )
+
+    def read(self, index: Any) -> tuple[Any, Any]:
+        """Image uint8 [height, width, 3] (any size, RGB) and label, a scalar int32, at a scalar int64.
+
+        With `reads_many` also of int64 [rows]: uint8 [rows, height, width, 3] and int32 [rows] at once.
+        """
+        return self.store.pixels(self._row(index)), self._label(index)
+
+    @property
+    def reads_many(self) -> bool:
+        """Whether `read` takes many indices at once: images of one size in memory."""
+        return isinstance(self.store, PixelStore) and self.store.reads_many
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the examples are encoded images: files or parts of files."""
+        return isinstance(self.store, EncodedStore)
+
+    def encoded(self, index: Any) -> tuple[Any, Any]:
+        """The bytes of the image file, a scalar string, and the label; of `is_encoded` alone."""
+        return self._files.encoded(self._row(index)), self._label(index)
+
+    def encoded_rows(self, indices: Any) -> tuple[Any, Any]:
+        """The same for int64 [rows]: string [rows], int32 [rows]."""
+        return self._files.encoded_rows(self._row(indices)), self._label(indices)
+
+    def encoded_bytes(self, index: int) -> bytes:
+        """The same bytes without TensorFlow; OSError when they cannot be had."""
+        return self._files.encoded_bytes(self.row(index))
+
+    def location(self, index: int) -> Location:
+        """Where the encoded image of an example lies."""
+        return self._files.location(self.row(index))
+
+    def row(self, index: int) -> int:
+        """The row of the store that holds an example."""
+        return index if self.cut_from is None else int(self.cut_from[1][index])
+
+    @property
+    def _files(self) -> EncodedStore:
+        if not isinstance(self.store, EncodedStore):
+            raise TypeError("images in memory are not encoded")
+        return self.store
+
+    @cached_property
+    def _tensors(self) -> tuple[Any, Any]:
+        """Labels, and the rows of a part."""
+        rows = None if self.cut_from is None else host_tensor(self.cut_from[1])
+        return host_tensor(np.asarray(self.labels, np.int32)), rows
+
+    def _label(self, index: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.gather(self._tensors[0], index)
+
+    def _row(self, index: Any) -> Any:
+        import tensorflow as tf
+
+        rows = self._tensors[1]
+        return index if rows is None else tf.gather(rows, index)
+
+    __getstate__ = without_cached
+
 
 Splits = Mapping[str, Source]
 """The sources of one dataset by name: always "train", and "validation" or "test" where they exist."""
 
 
-@dataclass(frozen=True, eq=False)
-class Subset:
-    """Some rows of a source, in the given order; fingerprint, ids and labels follow.
-
-    A subset of a subset is a subset of the first source: how often a split was divided leaves no trace.
-    ValueError if an index lies outside the source.
-    """
-
-    source: Source
-    indices: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        indices = np.asarray(self.indices, np.int64)
-        if indices.size and not 0 <= indices.min() <= indices.max() < self.source.num_examples:
-            raise ValueError("an index lies outside the source")
-        if isinstance(self.source, Subset):
-            indices = self.source.indices[indices]
-            object.__setattr__(self, "source", self.source.source)
-        object.__setattr__(self, "indices", indices)
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.indices)
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        return self.source.class_names
-
-    @cached_property
-    def fingerprint(self) -> str:
-        rows = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()
-        return hashlib.sha256(f"{self.source.fingerprint} {rows}".encode()).hexdigest()
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        ids = self.source.ids
-        return [ids[i] for i in self.indices]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        return self.source.labels[self.indices]
-
-    @cached_property
-    def _rows(self) -> Any:
-        return host_tensor(self.indices)
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        return self.source.read(self._gathered(index))
-
-    def __getattr__(self, name: str) -> Any:
-        # What only some sources have: a subset of arrays in memory has no encoded images either.
-        if name in ("encoded", "encoded_rows"):
-            encoded = getattr(self.source, name)
-            return lambda index: encoded(self._gathered(index))
-        if name == "encoded_bytes":
-            encoded_bytes = self.source.encoded_bytes  # type: ignore[attr-defined]
-            return lambda index: encoded_bytes(int(self.indices[index]))
-        if name == "weights":
-            weights = self.source.weights  # type: ignore[attr-defined]
-            return None if weights is None else weights[self.indices]
-        if name == "soft":
-            soft = self.source.soft  # type: ignore[attr-defined]
-            return None if soft is None else SoftLabels(*(values[self.indices] for values in soft))
-        if name == "groups":
-            groups = self.source.groups  # type: ignore[attr-defined]
-            return None if groups is None else [groups[i] for i in self.indices]
-        raise AttributeError(name)
-
-    def _gathered(self, index: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.gather(self._rows, index)
-
-    @property
-    def reads_many(self) -> bool:
-        return reads_many(self.source)
-
-
-def is_encoded(source: Source) -> TypeGuard[EncodedSource]:
-    """Whether the examples are encoded images. A subset answers as its source."""
-    return hasattr(source, "encoded_bytes")
-
-
-def reads_many(source: Source) -> bool:
-    """Whether the source reads many examples at once."""
-    return getattr(source, "reads_many", False)
-
-
 def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
     """The source that a split was cut from, and which of its examples the split holds."""
-    if isinstance(source, Subset):
-        return source.source, source.indices
-    return source, np.arange(source.num_examples)
-
-
-def types_of(source: Source) -> list[str]:
-    """The name of each example's type, where the dataset has types (such as that of a solar module); else empty."""
-    pool, indices = pool_of(source)
-    types: Sequence[str] = getattr(pool, "types", ())
-    return [types[i] for i in indices] if types else []
+    return source.cut_from or (source, np.arange(source.num_examples))
 
 
 def strata_of(source: Source) -> NDArray[np.int32]:
     """A number for each example: its class and, where there is one, its type. What splits are stratified by."""
-    labels, types = np.asarray(source.labels, np.int32), types_of(source)
+    labels, types = np.asarray(source.labels, np.int32), source.annotations.types
     if not types:
         return labels
     numbers = np.unique(types, return_inverse=True)[1].astype(np.int32)

@@ -5,31 +5,54 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import SoftLabels, Source, types_of
+
+class SoftLabels(NamedTuple):
+    """Labels that are a mixture of two: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
+
+    others: NDArray[np.int32]
+    shares: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Of each example: the weight in the loss, the group, the type, the soft label. None or empty: there are none."""
+    """What is known of each example beside image and label. None or empty: nothing."""
 
     weights: NDArray[np.float32] | None = None
+    """of each example in the loss"""
     groups: Sequence[str] | None = None
+    """examples of one group stay in one split"""
     types: Sequence[str] = ()
+    """such as that of a solar module, where figures by type make sense"""
     soft: SoftLabels | None = None
+    """what to train toward in place of the labels"""
+
+    def of_rows(self, rows: NDArray[np.int64]) -> Annotations:
+        """Those of some examples, in this order."""
+        numbers = rows.tolist()
+        return Annotations(
+            None if self.weights is None else self.weights[rows],
+            None if self.groups is None else [self.groups[k] for k in numbers],
+            [self.types[k] for k in numbers] if self.types else (),
+            None if self.soft is None else SoftLabels(self.soft.others[rows], self.soft.shares[rows]),
+        )
 
     @classmethod
-    def of(cls, source: Source) -> Annotations:
-        """Those of a source."""
+    def joined(cls, parts: Sequence[Annotations], sizes: Sequence[int]) -> Annotations:
+        """Those of parts of these sizes, one after the other: what all parts have; a part without weights has 1."""
+        weights = [part.weights for part in parts]
+        groups = [part.groups for part in parts if part.groups is not None]
+        soft = [part.soft for part in parts if part.soft is not None]
+        filled = [np.ones(n, np.float32) if w is None else w for w, n in zip(weights, sizes, strict=True)]
         return cls(
-            getattr(source, "weights", None),
-            getattr(source, "groups", None),
-            types_of(source),
-            getattr(source, "soft", None),
+            None if all(w is None for w in weights) else np.concatenate(filled),
+            [name for some in groups for name in some] if len(groups) == len(parts) else None,
+            [name for part in parts for name in part.types] if all(part.types for part in parts) else (),
+            SoftLabels(*map(np.concatenate, zip(*soft, strict=True))) if len(soft) == len(parts) else None,
         )
 
     def columns(self, rows: slice = slice(None)) -> dict[str, NDArray[Any]]:

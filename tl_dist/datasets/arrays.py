@@ -7,45 +7,57 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Counted, host_tensor
+from tl_dist.datasets import Source, host_tensor
+from tl_dist.datasets.store import PixelStore
 
 
 @dataclass(frozen=True, eq=False)
-class ArraySource(Counted):
-    """A `Source` of images of one size: `images` uint8 [N, height, width, 3], `labels` int32 [N].
+class ArrayStore(PixelStore):
+    """Images of one size: uint8 [N, height, width, 3].
 
     The fingerprint is over every pixel and label and the class names, so it is the same for any file format.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int32]
-    class_names: Sequence[str]
-    ids: Sequence[str]
-    reads_many: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        sizes = {len(self.images), len(self.labels), len(self.ids)}
-        if len(sizes) != 1 or self.images.dtype != np.uint8 or self.images.shape[3:] != (3,):
-            raise ValueError("images must be uint8 [N, height, width, 3], with N labels and N ids")
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3:
+            raise ValueError("images must be uint8 [N, height, width, 3]")
 
-    @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.images.shape, list(self.class_names)]).encode())
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[2]
+
+    def kept(self, row: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self.images[row]
+        return image
+
+    def fingerprint(self, source: Source) -> str:
+        digest = hashlib.sha256(json.dumps([self.images.shape, list(source.class_names)]).encode())
         digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(self.labels.astype("<i4").tobytes())
+        digest.update(source.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
     @cached_property
-    def _tensors(self) -> tuple[Any, Any]:
-        return host_tensor(self.images), host_tensor(self.labels)
+    def tensor(self) -> Any:
+        """The images, for TensorFlow."""
+        return host_tensor(self.images)
 
-    def read(self, index: Any) -> tuple[Any, Any]:
+    def pixels(self, row: Any) -> Any:
         import tensorflow as tf
 
-        images, labels = self._tensors
-        return tf.gather(images, index), tf.gather(labels, index)
+        return tf.gather(self.tensor, row)
+
+
+def array_source(
+    images: NDArray[np.uint8], labels: NDArray[np.int32], class_names: Sequence[str], ids: Sequence[str]
+) -> Source:
+    """Images in memory with their labels int32 [N]."""
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images for {len(labels)} labels")
+    return Source(ArrayStore(images), labels, ids, class_names)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.config.registry import DATASETS, lookup
-from tl_dist.datasets import Source, Splits, Subset, pool_of
-from tl_dist.datasets.concatenated import Concatenated
+from tl_dist.datasets import Source, Splits, pool_of
+from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.datasets.table import columns_of, values_of
 from tl_dist.files import limits
@@ -46,8 +46,8 @@ def pooled(splits: Splits) -> Source:
         return sources[0]
     pools, indices = zip(*map(pool_of, sources), strict=True)
     if all(pool is pools[0] for pool in pools):
-        return Subset(pools[0], np.concatenate(indices))
-    return Concatenated(sources)
+        return pools[0].subset(np.concatenate(indices))
+    return concatenated(sources)
 
 
 def division(
@@ -110,7 +110,7 @@ def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits
             f"data.split {data.split} is of another data set: {len(unknown)} of its ids are not in this one, and "
             f"{len(missing)} of this one not in it (first {example})"
         )
-    splits = {name: Subset(pool, np.array([place[i] for i in ids], np.int64)) for name, ids in parts.items()}
+    splits = {name: pool.subset(np.array([place[i] for i in ids], np.int64)) for name, ids in parts.items()}
     if "splits" in content:
         return splits
     train = splits["train"]
@@ -132,13 +132,13 @@ def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str
 def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
     """The group of each example by the `group` of `division`; None where nothing groups them."""
     if group is None:
-        return getattr(pool, "groups", None)
+        return pool.annotations.groups
     return _in_column(pool, group) or _matches(pool, group)
 
 
 def _in_column(pool: Source, name: str) -> Sequence[str] | None:
     """The values of a column of the table behind the examples, in their order; None where it has no such column."""
-    table: Path | None = getattr(pool_of(pool)[0], "table", None)
+    table = pool.table
     if table is None:
         return None
     columns = columns_of(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Counted, SoftLabels, host_tensor
-from tl_dist.datasets.gif import first_frame_alone
+from tl_dist.datasets import Source, host_tensor
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.location import Location
+from tl_dist.datasets.store import EncodedStore
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
@@ -27,135 +27,54 @@ if TYPE_CHECKING:  # the processes that index TFRecord files start in half of th
 
 
 @dataclass(frozen=True, eq=False)
-class FileSource(Counted):
-    """An `EncodedSource` of image files: `ids` are paths below `root`, `sizes` int64 [N] bytes, `labels` int32 [N].
+class FileStore(EncodedStore):
+    """Image files: `paths` below `root`, `sizes` int64 [N] bytes.
 
-    The fingerprint is over path, size and label of each file in order, the class names, and `annotations`:
+    The fingerprint is over path, size and label of each file in order, the class names, and `facts`: a digest of
     whatever else came with the images. It reads no image, and does not depend on where `root` is.
     """
 
     root: Path
-    ids: Sequence[str]
+    paths: Sequence[str]
     sizes: NDArray[np.int64]
-    labels: NDArray[np.int32]
-    class_names: Sequence[str]
-    annotations: str = ""
-    types: Sequence[str] = ()
-    """the type of each image, where figures by type make sense"""
-    weights: NDArray[np.float32] | None = None
-    """of each example in the loss"""
-    groups: Sequence[str] | None = None
-    """examples of one group stay in one split"""
-    soft: SoftLabels | None = None
-    """what to train toward in place of `labels`"""
-    table: Path | None = None
-    """the CSV file that lists the images, and perhaps more about them"""
+    facts: str = ""
 
-    @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([list(self.class_names), self.annotations]).encode())
-        for name, size, label in zip(self.ids, self.sizes, self.labels, strict=True):
+    def fingerprint(self, source: Source) -> str:
+        digest = hashlib.sha256(json.dumps([list(source.class_names), self.facts]).encode())
+        for name, size, label in zip(self.paths, self.sizes, source.labels, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{label}\n".encode())
         return digest.hexdigest()
 
-    def location(self, index: int) -> Location:
-        """Where the encoded image of an example lies."""
-        return Location(self.root / self.ids[index])
+    def location(self, row: int) -> Location:
+        return Location(self.root / self.paths[row])
 
     @cached_property
-    def _tensors(self) -> tuple[Any, Any]:
-        return host_tensor([os.fsencode(self.root / name) for name in self.ids]), host_tensor(self.labels)
+    def _path_tensor(self) -> Any:
+        return host_tensor([os.fsencode(self.root / name) for name in self.paths])
 
-    def encoded(self, index: Any) -> tuple[Any, Any]:
+    def encoded(self, row: Any) -> Any:
         import tensorflow as tf
 
-        paths, labels = self._tensors
-        return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index)
+        return tf.io.read_file(tf.gather(self._path_tensor, row))
 
-    def encoded_bytes(self, index: int) -> bytes:
-        return read_file(self.root / self.ids[index], max_bytes=limits.ENCODED_IMAGE, links=True)
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        encoded, label = self.encoded(index)
-        return decode_rgb(encoded), label
+    def encoded_bytes(self, row: int) -> bytes:
+        return read_file(self.root / self.paths[row], max_bytes=limits.ENCODED_IMAGE, links=True)
 
 
-JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
-"""of every JPEG decoder: as Pillow and OpenCV have it. TensorFlow's default is up to 12 levels off, and no faster."""
-
-
-def decode_rgb(encoded: Any) -> Any:
-    """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF, BMP or WebP, told apart by their content.
-
-    Grey and paletted images become RGB, 16 bits become 8, a CMYK JPEG is converted without colour management.
-    Alpha is dropped, not blended; of an animation the first frame is taken; the orientation in EXIF data is
-    ignored. A damaged image is an InvalidArgumentError when the graph runs.
-    """
-    import tensorflow as tf
-
-    def other() -> Any:
-        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
-
-    head = tf.strings.substr(encoded, 0, 12)
-    image = tf.case(
-        [
-            (
-                tf.strings.substr(head, 0, 3) == b"\xff\xd8\xff",
-                lambda: tf.io.decode_jpeg(encoded, **JPEG_OPTIONS),
-            ),
-            (tf.strings.substr(head, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
-            (tf.strings.substr(head, 0, 4) == b"GIF8", lambda: _decode_gif(encoded)),
-            (tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP"), lambda: _decode_webp(encoded)),
-        ],
-        default=other,
-    )
-    return tf.ensure_shape(image, [None, None, 3])
-
-
-def _decode_bmp(encoded: Any) -> Any:
-    """TensorFlow ignores the palette of an 8-bit BMP, which alone says what its pixels mean."""
-    import tensorflow as tf
-
-    pixels = tf.io.decode_bmp(encoded)
-
-    def with_palette() -> Any:
-        # File header of 14 bytes, whose last 4 say where the pixels begin; info header, whose first 4 give
-        # its size; palette of (blue, green, red, 0).
-        ends = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
-        begin = 14 + ends[1]
-        palette = tf.io.decode_raw(tf.strings.substr(encoded, begin, ends[0] - begin), tf.uint8)
-        colours = tf.reshape(palette, [-1, 4])[:, 2::-1]
-        return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
-
-    return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
-
-
-def _decode_gif(encoded: Any) -> Any:
-    """TensorFlow decodes every frame before it takes the first: of a few megabytes of them, many gigabytes."""
-    import tensorflow as tf
-
-    def alone(content: Any) -> bytes:
-        return first_frame_alone(content if isinstance(content, bytes) else content.item())
-
-    first = tf.numpy_function(alone, [encoded], tf.string, stateful=False)
-    return tf.io.decode_image(tf.ensure_shape(first, []), channels=3, expand_animations=False)
-
-
-def _decode_webp(encoded: Any) -> Any:
-    """By Pillow: TensorFlow 2.21 knows WebP, but an animated one ends the process."""
-    import tensorflow as tf
-
-    def decode(content: Any) -> NDArray[np.uint8]:
-        from PIL import Image
-
-        content = content if isinstance(content, bytes) else content.item()  # an array when called eagerly
-        try:
-            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
-                return np.asarray(image.convert("RGB"))
-        except Exception as error:
-            raise ValueError(f"damaged WebP: {error}") from error
-
-    return tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
+def file_source(
+    root: Path,
+    ids: Sequence[str],
+    sizes: NDArray[np.int64],
+    labels: NDArray[np.int32],
+    class_names: Sequence[str],
+    *,
+    facts: str = "",
+    annotations: Annotations = Annotations(),  # noqa: B008  (frozen)
+    table: Path | None = None,
+) -> Source:
+    """Image files that are called by their paths below `root`."""
+    store = FileStore(root, ids, sizes, facts)
+    return Source(store, labels, ids, class_names, annotations, table=table)
 
 
 def directory_of(data: DataConfig, expected: str) -> Path:

@@ -7,7 +7,6 @@ has no locks, shards are packed twice, to the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -20,13 +19,13 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
-from tl_dist.datasets import Source, Splits, Subset, is_encoded
-from tl_dist.datasets.annotations import Annotations, packed_text
-from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.annotations import packed_text
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import dimensions
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.rgb import rgb
+from tl_dist.datasets.store import PixelStore
 from tl_dist.files import limits
 from tl_dist.files.atomic import (
     Written,
@@ -79,11 +78,8 @@ def pack(
     ]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        annotations = {name: Annotations.of(source) for name, source in splits.items()}
-        _claim(
-            directory, splits, annotations, {"size": size, "quality": quality if size else None, "rows": rows}
-        )
-        job = _Job({s: _bare(source) for s, source in splits.items()}, annotations, directory, size, quality)
+        _claim(directory, splits, {"size": size, "quality": quality if size else None, "rows": rows})
+        job = _Job(dict(splits), directory, size, quality)
         first = len(shards) * part[0] // part[1]
         _run(job, shards[first:] + shards[:first], workers, progress)
         _commit(directory, splits, shards)
@@ -95,12 +91,10 @@ def pack(
         ) from error
 
 
-def _claim(
-    directory: Path, splits: Splits, annotations: dict[str, Annotations], options: dict[str, Any]
-) -> None:
+def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
     """The first command says what is packed there; all others must say the same."""
     facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
-    if digests := {name: found.digest for name, found in annotations.items() if found.digest}:
+    if digests := {name: d for name, source in splits.items() if (d := source.annotations.digest)}:
         facts["annotations"] = digests
     job = directory / "job.json"
     if not job.exists():
@@ -123,7 +117,6 @@ def _occupied(directory: Path, why: str) -> Refusal:
 
 class _Job(NamedTuple):
     sources: dict[str, Source]
-    annotations: dict[str, Annotations]
     directory: Path
     size: int | None
     quality: int
@@ -201,7 +194,7 @@ def _write_shard(job: _Job, shard: _Shard) -> None:
         "checks": np.array(checks, np.uint32),
         "labels": source.labels[rows].astype(np.int32),
         "ids": packed_text(source.ids[k] for k in shard.rows),
-        **job.annotations[shard.split].columns(rows),
+        **source.annotations.columns(rows),
     }
     np.savez(index, allow_pickle=False, **columns)
     written["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
@@ -227,7 +220,7 @@ def _why(error: Exception) -> str:
 
 def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
     try:
-        content = source.encoded_bytes(k) if is_encoded(source) else _png(source, k)
+        content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
         raise Refusal(
@@ -240,12 +233,11 @@ def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
 def _png(source: Source, k: int) -> bytes:
     from PIL import Image
 
-    if isinstance(source, Subset):
-        return _png(source.source, int(source.indices[k]))
-    if not isinstance(source, ArraySource):
-        raise ValueError(f"a {type(source).__name__} has no images that are kept anywhere")
+    pixels = source.store.kept(source.row(k)) if isinstance(source.store, PixelStore) else None
+    if pixels is None:
+        raise ValueError("the images of this data set are kept nowhere")
     target = io.BytesIO()
-    Image.fromarray(source.images[k]).save(target, "PNG")
+    Image.fromarray(pixels).save(target, "PNG")
     return target.getvalue()
 
 
@@ -290,11 +282,3 @@ def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
                 raise
         manifest.chmod(0o644)
     lock.unlink(missing_ok=True)
-
-
-def _bare(source: Any) -> Source:
-    """The source without what it has cached, which may be tensors: another process is to have it."""
-    if isinstance(source, Subset):
-        return dataclasses.replace(source, source=_bare(source.source))
-    copy: Source = dataclasses.replace(source)
-    return copy

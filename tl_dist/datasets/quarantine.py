@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, Splits, Subset, pool_of
+from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.headers import Fault, fault
-from tl_dist.datasets.location import Location, locator
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
@@ -52,32 +51,30 @@ def screen(
     `cache`, by the fingerprints of the splits and the times of their files: a second call looks at times alone.
     """
     gather = gather or (lambda text: [text])
-    places = [
-        (split, source, locate) for split, source in splits.items() if (locate := locator(source)) is not None
-    ]
-    if not places:
+    files = {split: source for split, source in splits.items() if source.is_encoded}
+    if not files:
         return []
     refuse_unsafe(cache, links=True)
-    stamps = gather(str(_stamp(places, rank, world_size)).encode())
+    stamps = gather(str(_stamp(files, rank, world_size)).encode())
     facts = {
         "schema": SCHEMA,
-        "data": {split: source.fingerprint for split, source, _ in places},
+        "data": {split: source.fingerprint for split, source in files.items()},
         "files": sum(int(stamp) for stamp in stamps) % 2**64,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    file = cache / f"{key}.jsonl"
+    kept = cache / f"{key}.jsonl"
     # Rank 0 alone looks for the file: on a network filesystem others may see it later.
-    (text, *_) = gather(_kept(file) if rank == 0 else b"")
+    (text, *_) = gather(_kept(kept) if rank == 0 else b"")
     if text:
         return list(_parse(text))
-    mine = [bad for place in places for bad in _check(*place, rank, world_size)]
+    mine = [bad for place in files.items() for bad in _check(*place, rank, world_size)]
     everyone = gather(_format(mine))
-    order = {split: k for k, (split, _, _) in enumerate(places)}
-    found = sorted((bad for text in everyone for bad in _parse(text)), key=lambda bad: order[bad.split])
+    order = list(files)
+    found = sorted((bad for text in everyone for bad in _parse(text)), key=lambda bad: order.index(bad.split))
     if rank == 0:
         with suppress(OSError):  # then the next start looks again
             make_private(cache)
-            write_atomically(file, b"\n" + _format(found))
+            write_atomically(kept, b"\n" + _format(found))
     return found
 
 
@@ -85,8 +82,7 @@ def left_out(splits: Splits) -> list[Bad]:
     """Records that their format left out when it was opened: they are in no split, and only named."""
     found: list[Bad] = []
     for split, source in splits.items():
-        records = getattr(pool_of(source)[0], "bad", ())
-        found += [Bad(split, bad.id, bad.offset, bad.reason) for bad in records]
+        found += [Bad(split, *record) for record in source.bad]
     return list({bad.id: bad for bad in reversed(found)}.values())[::-1]
 
 
@@ -152,7 +148,7 @@ def without(splits: Splits, found: Sequence[Bad]) -> Splits:
                 fix="restore the files that quarantine.jsonl names.",
                 code=ExitCode.DATA,
             )
-        usable[split] = Subset(source, substitutes(good) if split == "train" else kept)
+        usable[split] = source.subset(substitutes(good) if split == "train" else kept)
     return usable
 
 
@@ -163,21 +159,18 @@ def substitutes(good: NDArray[np.bool_]) -> NDArray[np.int64]:
     return kept[following % len(kept)].astype(np.int64)
 
 
-_Place = tuple[str, Source, Callable[[int], Location]]
-
-
 def _share(source: Source, rank: int, world_size: int) -> range:
     num = source.num_examples
     return range(num * rank // world_size, num * (rank + 1) // world_size)
 
 
-def _stamp(places: Sequence[_Place], rank: int, world_size: int) -> int:
+def _stamp(files: Splits, rank: int, world_size: int) -> int:
     """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it."""
     total = 0
-    for split, source, locate in places:
+    for split, source in files.items():
         stamps: dict[Path, str] = {}
         for index in _share(source, rank, world_size):
-            path, offset, *_ = locate(index)
+            path, offset, *_ = source.location(index)
             if path not in stamps:
                 stamps = {path: _time_of(path)}  # neighbours share a file, if anybody does
             text = f"{split}\0{index}\0{offset}\0{stamps[path]}"
@@ -193,12 +186,10 @@ def _time_of(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _check(
-    split: str, source: Source, locate: Callable[[int], Location], rank: int, world_size: int
-) -> Iterator[Bad]:
+def _check(split: str, source: Source, rank: int, world_size: int) -> Iterator[Bad]:
     share = _share(source, rank, world_size)
     with ThreadPoolExecutor(_THREADS) as pool:
-        faults = pool.map(lambda index: fault(locate(index)), share, chunksize=64)
+        faults = pool.map(lambda index: fault(source.location(index)), share, chunksize=64)
         for index, found in zip(share, faults, strict=True):
             if found is not None:
                 yield bad_example(split, source, index, found)

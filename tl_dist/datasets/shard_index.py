@@ -26,9 +26,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.datasets import Bad
 from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
-from tl_dist.datasets.records import Bad
 from tl_dist.files import limits
 from tl_dist.files.atomic import temporary_name, write_file
 from tl_dist.files.npz import read_npz

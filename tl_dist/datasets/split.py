@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Subset, strata_of
+from tl_dist.datasets import Source, strata_of
 from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
@@ -44,16 +44,16 @@ def divide(
     fraction that leaves a side too small.
     """
     strata = strata_of(pool) if strata is None else strata
-    groups = getattr(pool, "groups", None) if groups is None else groups
+    groups = pool.annotations.groups if groups is None else groups
     kept = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = {"test": data.test_fraction} if test else {}
     if data.folds is not None:
         inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
-        kept, splits["test" if test else "validation"] = kept[~inside], Subset(pool, kept[inside])
+        kept, splits["test" if test else "validation"] = kept[~inside], pool.subset(kept[inside])
         wanted = {}
         if not test:
-            return {"train": Subset(pool, kept), **splits}
+            return {"train": pool.subset(kept), **splits}
     kept, parts = hold_out_each(
         kept,
         strata,
@@ -63,8 +63,8 @@ def divide(
         seed=data.split_seed,
         key="data.{}_fraction",
     )
-    splits |= {name: Subset(pool, part) for name, part in parts.items()}
-    train = Subset(pool, kept) if splits else pool
+    splits |= {name: pool.subset(part) for name, part in parts.items()}
+    train = pool.subset(kept) if splits else pool
     return {"train": train, **splits}
 
 

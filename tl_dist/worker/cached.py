@@ -242,8 +242,9 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     They are evaluated in all these views where evaluation takes the same, else in the plain one.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    groups = getattr(source, "groups", None)
-    return nested.Examples(values, evaluated, np.asarray(source.labels), strata_of(source), groups)
+    return nested.Examples(
+        values, evaluated, np.asarray(source.labels), strata_of(source), source.annotations.groups
+    )
 
 
 def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> None:

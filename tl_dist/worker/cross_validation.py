@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, Subset, pool_of, strata_of, types_of
+from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.features.classifiers import nested, tuning
@@ -36,13 +36,13 @@ def tune(
     train = splits["train"]
     source = train if rows is None else pool_of(train)[0]
     rows = np.arange(train.num_examples) if rows is None else rows
-    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, getattr(train, "groups", None))
+    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, train.annotations.groups)
     if "validation" in splits:
         pool, held_out = pool_of(splits["validation"])
         if pool is source:
             fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
             rows = np.concatenate([rows, held_out])
-    examples = cached.examples_of(Subset(source, rows), found.array()[rows], cfg)
+    examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
     candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
     return tuning.search(
@@ -125,7 +125,7 @@ def _out_of_fold(
     return OutOfFold(
         np.array(pool.ids),
         labels,
-        np.array(types_of(pool), np.str_),
+        np.array(pool.annotations.types, np.str_),
         np.array(pool.class_names),
         fold,
         probabilities,

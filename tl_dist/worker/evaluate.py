@@ -8,7 +8,6 @@ from typing import Any
 
 from tl_dist.config.stages import at
 from tl_dist.data import pipeline
-from tl_dist.datasets import types_of
 from tl_dist.features.views import views_of
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
@@ -75,7 +74,7 @@ def evaluate(
         ids=source.ids,
         labels=source.labels,
         class_names=source.class_names,
-        types=types_of(source),
+        types=source.annotations.types,
     )
 
 

@@ -181,7 +181,7 @@ class StageTraining:
 
 
 def _train_batches(setup: Setup, given: StageInput, rows: range) -> tf.data.Dataset:
-    train = setup.splits["train"]
+    annotations = setup.splits["train"].annotations
     batches = pipeline.train_batches(
         given.read_train,
         setup.order,
@@ -190,8 +190,8 @@ def _train_batches(setup: Setup, given: StageInput, rows: range) -> tf.data.Data
         to_step=given.stage.end,
         mask_features=given.model.mask_features,
         dropout=setup.cfg.model.dropout,
-        weights=getattr(train, "weights", None),
-        soft=getattr(train, "soft", None),
+        weights=annotations.weights,
+        soft=annotations.soft,
         threads=setup.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

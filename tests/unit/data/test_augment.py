@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import MemorySource
+from tests.doubles import HeldFiles, memory_source
 from tl_dist.config import AugmentConfig
 from tl_dist.data import crop, draws
 from tl_dist.data.augment import ATTEMPTS, OPERATIONS, augment, crop_boxes
@@ -23,6 +24,7 @@ from tl_dist.data.mixing import Mixing
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.rand_augment import OPERATIONS as RAND_OPERATIONS
+from tl_dist.datasets import Source
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIZE = 48
@@ -114,20 +116,15 @@ def test_a_decoded_crop_is_the_crop_of_the_decoded_photograph(side: int) -> None
     yy, xx = np.mgrid[:side, :side].astype(np.float32) / side
     picture = np.stack([255 * yy, 255 * xx, 127 + 120 * np.sin(9 * yy + 5 * xx)], -1).astype(np.uint8)
 
-    class One:
-        def __init__(self, as_jpeg: bool) -> None:
-            self.as_jpeg = as_jpeg
-
-        def encoded(self, index: Any) -> tuple[Any, Any]:
-            make = tf.io.encode_jpeg if self.as_jpeg else tf.io.encode_png
-            return make(tf.constant(picture)), tf.constant(0)
+    def one(encode: Any) -> Source:
+        return replace(memory_source(4), store=HeldFiles([encode(tf.constant(picture)).numpy()] * 4))
 
     at = tf.range(4, dtype=tf.int64)
     crops = [
         cropped_rows(
-            One(as_jpeg), tf.zeros_like(at), drawn_crops(1, at, mirror=True), image_size=56, area=(0.3, 1.0)
+            one(encode), tf.zeros_like(at), drawn_crops(1, at, mirror=True), image_size=56, area=(0.3, 1.0)
         )[0].numpy().astype(int)
-        for as_jpeg in (True, False)
+        for encode in (tf.io.encode_jpeg, tf.io.encode_png)
     ]  # fmt: skip
     assert (np.abs(crops[0] - crops[1]).mean((1, 2, 3)) < 2.5).all()  # levels of 255
 
@@ -176,7 +173,9 @@ def test_equalize_is_that_of_pillow() -> None:
 
 
 def test_all_operations_run_after_one_another_in_the_pipeline() -> None:
-    read = augmented(MemorySource(9, size=16), tuple(OPERATIONS), 0, 16, AugmentConfig(mixup=0.2, cutmix=1.0))
+    read = augmented(
+        memory_source(9, size=16), tuple(OPERATIONS), 0, 16, AugmentConfig(mixup=0.2, cutmix=1.0)
+    )
     made = train_batches(read, Order(0, 9, 5), rows=range(1, 4), from_step=0, to_step=4)
     for step, batch in enumerate(made):
         assert batch.images.shape == (3, 16, 16, 3)

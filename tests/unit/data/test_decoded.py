@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, MemorySource
+from tests.doubles import PARALLEL, memory_source
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.config import DataConfig, registry
 from tl_dist.data import decoded
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, plain, train_batches
 from tl_dist.datasets import Splits, pool_of, strata_of
+from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]
@@ -122,7 +123,8 @@ def test_no_file_is_opened_a_second_time(where: str, splits: Splits, tmp_path: P
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_the_pixels_are_held_once(where: str, splits: Splits, tmp_path: Path) -> None:
     pool, _ = pool_of(made(where, splits, tmp_path)["train"])
-    assert np.shares_memory(np.asarray(memoryview(pool._tensors[0])), pool.images)
+    assert isinstance(pool.store, ArrayStore)
+    assert np.shares_memory(np.asarray(memoryview(pool.store.tensor)), pool.store.images)
 
 
 def test_a_second_run_and_other_workers_decode_nothing(splits: Splits, tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_what_was_left_long_ago_is_swept(splits: Splits, tmp_path: Path) -> None
 
 
 def test_a_source_in_memory_is_only_resized() -> None:
-    source = MemorySource(11, size=16)
+    source = memory_source(11, size=16)
     (kept,) = decoded.in_memory({"train": source}, 8, 1).values()
     images, labels = kept.read(tf.range(11, dtype=tf.int64))
     rows = plain(source, 8).rows

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import MemorySource
+from tests.doubles import HeldFiles, memory_source
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import OPERATIONS, augment
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read, augmented, evaluation_batches, part_of, plain, train_batches
-from tl_dist.datasets import SoftLabels
+from tl_dist.datasets import Source
+from tl_dist.datasets.annotations import SoftLabels
 from tl_dist.parallel import rows_of
 from tl_dist.training.step import Objective
 
-SOURCE = MemorySource(23)
+SOURCE = memory_source(23)
 ORDER = Order(seed=5, num_examples=23, global_batch=7)
 
 
@@ -29,32 +31,24 @@ def batches(rows: range = range(7), from_step: int = 0, to_step: int = 8, **chan
     return list(made.as_numpy_iterator())
 
 
-class Files:
-    """A source of encoded images; the fourth of each five is a PNG, the others are JPEG."""
-
-    num_examples, num_classes = 23, 3
-
-    def encoded(self, index: Any) -> tuple[Any, Any]:
-        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
-        png, jpeg = tf.io.encode_png(image), tf.io.encode_jpeg(image, quality=100)
-        return tf.where(index % 5 == 3, png, jpeg), tf.gather(tf.constant(SOURCE.labels), index)
-
-    def encoded_bytes(self, index: int) -> bytes:
-        content: bytes = self.encoded(tf.constant(index))[0].numpy()
-        return content
-
-    def read(self, index: Any) -> tuple[Any, Any]:
-        encoded, label = self.encoded(index)
-        return tf.io.decode_image(encoded, expand_animations=False), label
+def files(pngs: bool) -> Source:
+    """Encoded images; with `pngs` the fourth of each five is a PNG, the others are JPEG."""
+    images = tf.image.resize(SOURCE.store.images, [21, 30], method="nearest")
+    contents = [
+        (tf.io.encode_png(i) if pngs and k % 5 == 3 else tf.io.encode_jpeg(i, quality=100)).numpy()
+        for k, i in enumerate(images)
+    ]
+    return replace(SOURCE, store=HeldFiles(contents))
 
 
+FILES = files(pngs=True)
 WAYS: dict[str, dict[str, Any]] = {
     "in memory": {},
-    "files": {"source": Files()},
-    "files, no crop": {"source": Files(), "augmentations": ("flip",)},
+    "files": {"source": FILES},
+    "files, no crop": {"source": FILES, "augmentations": ("flip",)},
     "mixup": {"mix": AugmentConfig(mixup=0.4)},
     "cutmix": {"mix": AugmentConfig(cutmix=1.0)},
-    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": Files()},
+    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": FILES},
 }
 
 
@@ -70,23 +64,15 @@ def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way:
 
 
 def test_after_a_crop_from_the_file_the_other_operations_are_still_done() -> None:
-    images, positions = tf.constant(SOURCE.images), tf.range(23, dtype=tf.int64)
+    images, positions = tf.constant(SOURCE.store.images), tf.range(23, dtype=tf.int64)
     expected = augment(images, ("dihedral",), AugmentConfig(), 5, positions)
     for crop in (("random_resized_crop",), ("random_resized_crop", "flip")):
-        np.testing.assert_array_equal(augmented(Files(), crop, 5, 8).finish(images, positions), images)
-        done = augmented(Files(), (*crop, "dihedral"), 5, 8).finish(images, positions)
+        np.testing.assert_array_equal(augmented(FILES, crop, 5, 8).finish(images, positions), images)
+        done = augmented(FILES, (*crop, "dihedral"), 5, 8).finish(images, positions)
         np.testing.assert_array_equal(done, expected)
 
 
-class Jpegs(Files):
-    """JPEG alone."""
-
-    def encoded(self, index: Any) -> tuple[Any, Any]:
-        image = tf.image.resize(tf.gather(tf.constant(SOURCE.images), index), [21, 30], method="nearest")
-        return tf.io.encode_jpeg(image, quality=100), tf.gather(tf.constant(SOURCE.labels), index)
-
-
-@pytest.mark.parametrize("source", [Files(), Jpegs()])
+@pytest.mark.parametrize("source", [FILES, files(pngs=False)])
 def test_a_large_share_is_decoded_in_parts_that_are_put_together_in_order(source: Any) -> None:
     assert part_of(24) < 24
     order, read = Order(5, 23, 24), augmented(source, ("random_resized_crop", "flip"), 5, 16)
@@ -115,7 +101,7 @@ def test_a_resumed_run_sees_the_same_batches() -> None:
 def test_labels_belong_to_images() -> None:
     for batch in batches(augmentations=()):
         indices = ORDER.index(batch.positions).numpy()
-        np.testing.assert_array_equal(batch.images, SOURCE.images[indices])
+        np.testing.assert_array_equal(batch.images, SOURCE.store.images[indices])
         np.testing.assert_array_equal(batch.labels, SOURCE.labels[indices])
 
 
@@ -156,13 +142,13 @@ def test_augmentation_is_a_function_of_its_seed(name: str) -> None:
 
 
 def test_dihedral_reaches_all_eight_symmetries() -> None:
-    source = MemorySource(1)
+    source = memory_source(1)
     read = augmented(source, ("dihedral",), 0, 8)
     made = train_batches(read, Order(0, 1, 100), rows=range(100), from_step=0, to_step=1)
     images = next(made.as_numpy_iterator()).images
     expected = {
         np.rot90(base, k).tobytes()
-        for base in (source.images[0], source.images[0][:, ::-1])
+        for base in (source.store.images[0], source.store.images[0][:, ::-1])
         for k in range(4)
     }
     assert {image.tobytes() for image in images} == expected
@@ -201,7 +187,7 @@ def test_weights_belong_to_their_examples() -> None:
 
 
 def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> None:
-    source = MemorySource(12, size=8)
+    source = memory_source(12, size=8)
     others = ((source.labels + 1) % 3).astype(np.int32)
     shares = np.linspace(0.5, 1, 12, dtype=np.float32)
     order = Order(3, 12, 4)
@@ -225,6 +211,6 @@ def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> N
 
 def test_decoding_in_parts_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     """TensorFlow complained of each slice that came to `rebatch` once more."""
-    read = augmented(Jpegs(), ("random_resized_crop", "flip"), 5, 16)
+    read = augmented(files(pngs=False), ("random_resized_crop", "flip"), 5, 16)
     list(train_batches(read, Order(5, 23, 24), rows=range(24), from_step=0, to_step=1, threads=2))
     assert "RefCount" not in capfd.readouterr().err

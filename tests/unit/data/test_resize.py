@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,28 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, PREFIX, MemorySource, extract
+from tests.doubles import PARALLEL, PREFIX, extract, memory_source
 from tl_dist.config import DataConfig
 from tl_dist.data import decoded
 from tl_dist.data.pipeline import augmented, plain
 from tl_dist.data.resize import resize
+from tl_dist.datasets import Source
+from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.features import extraction
 
 FRACTION = 0.8
 
 
-class Wide(MemorySource):
-    """Images of 12 x 20, kept as files would be: one by one."""
+class OneByOne(ArrayStore):
+    """Kept as files would be."""
 
     reads_many = False
 
-    def __init__(self) -> None:
-        super().__init__(11)
-        self.images = np.random.default_rng(1).integers(0, 256, (11, 12, 20, 3), dtype=np.uint8)
+
+def wide() -> Source:
+    """Images of 12 x 20."""
+    images = np.random.default_rng(1).integers(0, 256, (11, 12, 20, 3), dtype=np.uint8)
+    return replace(memory_source(11), store=OneByOne(images))
 
 
 def on_disk(source: Any, fraction: float | None, directory: Path) -> Any:
@@ -38,8 +43,8 @@ def on_disk(source: Any, fraction: float | None, directory: Path) -> Any:
 
 @pytest.mark.parametrize("fraction", [None, FRACTION])
 def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: Path) -> None:
-    source = Wide()
-    expected = resize(tf.constant(source.images), 8, fraction).numpy()
+    source = wide()
+    expected = resize(tf.constant(source.store.images), 8, fraction).numpy()
     rows = tf.range(11, dtype=tf.int64)
     for read in (plain(source, 8, fraction), augmented(source, ("flip",), 0, 8, crop_fraction=fraction)):
         assert read.each is not None
@@ -56,7 +61,7 @@ def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: P
 
 
 def test_what_is_kept_of_cropped_images_is_kept_apart(tmp_path: Path) -> None:
-    source: Any = Wide()
+    source = wide()
     stretched, cropped, more = (
         extraction._key(
             source, extraction.Prefix(PREFIX.compute, 8, PREFIX.facts, crop_fraction=fraction), ()

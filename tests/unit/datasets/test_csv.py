@@ -57,11 +57,11 @@ def test_splits_weights_and_other_columns(images: Path) -> None:
     lines = rows(lambda k: names[k % 4], lambda k: 0.5 + k, lambda k: "ignored")
     splits = table(images, "Path, label ,split,weight,remark", lines)
     assert {name: s.num_examples for name, s in splits.items()} == {"train": 20, "validation": 10, "test": 10}
-    weights = splits["train"].weights  # type: ignore[attr-defined]
+    weights = splits["train"].annotations.weights
     assert weights.tolist() == [0.5 + k for k in range(40) if k % 4 in (0, 3)]
     again = table(images, "path,label,split,weight", rows(lambda k: names[k % 4], lambda k: 1))
     assert again["train"].fingerprint != splits["train"].fingerprint
-    assert again["train"].weights is None  # type: ignore[attr-defined]
+    assert again["train"].annotations.weights is None
 
 
 def test_two_validation_splits_are_refused(images: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import tensorflow as tf
 from tests.doubles import array_source
 from tests.official_layouts import digits_32px, write_elpv
 from tl_dist.config import DataConfig, registry
-from tl_dist.datasets import Source, Splits, Subset, manifest
-from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets import Source, Splits, manifest, pool_of
 from tl_dist.datasets.split import divide, hold_out
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -29,24 +29,24 @@ def examples_of(source: Source) -> list[tuple[np.ndarray, int]]:
     return list(tf.data.Dataset.range(source.num_examples).map(source.read).as_numpy_iterator())
 
 
-# Subset
+# Parts
 
 
 def test_a_subset_reads_its_rows_in_order() -> None:
     source = array_source()
-    subset = Subset(source, np.array([5, 2, 59, 2]))
+    subset = source.subset(np.array([5, 2, 59, 2]))
     assert subset.ids == ["row:5", "row:2", "row:59", "row:2"]
     assert subset.labels.tolist() == [2, 2, 2, 2]
-    for (image, label), k in zip(examples_of(subset), subset.indices, strict=True):
-        np.testing.assert_array_equal(image, source.images[k])
+    for (image, label), k in zip(examples_of(subset), pool_of(subset)[1], strict=True):
+        np.testing.assert_array_equal(image, source.store.images[k])
         assert label == source.labels[k]
 
 
 def test_a_subset_of_a_subset_is_a_subset_of_the_source() -> None:
     source = array_source()
-    twice = Subset(Subset(source, np.arange(50, 10, -2)), np.array([3, 0, 7]))
-    once = Subset(source, np.array([44, 50, 36]))
-    assert twice.source is source
+    twice = source.subset(np.arange(50, 10, -2)).subset(np.array([3, 0, 7]))
+    once = source.subset(np.array([44, 50, 36]))
+    assert pool_of(twice)[0] is source
     assert (twice.ids, twice.fingerprint) == (once.ids, once.fingerprint)
     assert [label for _, label in examples_of(twice)] == once.labels.tolist()
 
@@ -54,22 +54,22 @@ def test_a_subset_of_a_subset_is_a_subset_of_the_source() -> None:
 @pytest.mark.parametrize("indices", [[-1], [60], [0, 61]])
 def test_a_subset_stays_inside_its_source(indices: list[int]) -> None:
     with pytest.raises(ValueError, match="outside"):
-        Subset(array_source(), np.array(indices))
+        array_source().subset(np.array(indices))
 
 
 def test_an_empty_subset_is_allowed() -> None:
-    assert Subset(array_source(), np.array([], np.int64)).num_examples == 0
+    assert array_source().subset(np.array([], np.int64)).num_examples == 0
 
 
 def test_the_fingerprint_of_a_subset_follows_rows_order_and_source() -> None:
     source = array_source()
-    other = ArraySource(source.images, (source.labels + 1) % 3, source.class_names, source.ids)
+    other = replace(source, labels=(source.labels + 1) % 3)
     subsets = [(source, [1, 2, 3]), (source, [1, 3, 2]), (source, [1, 2]), (other, [1, 2, 3])]
-    assert len({Subset(s, np.array(rows)).fingerprint for s, rows in subsets}) == 4
+    assert len({s.subset(np.array(rows)).fingerprint for s, rows in subsets}) == 4
 
 
 def test_a_subset_is_read_in_a_graph_without_copying_it_there() -> None:
-    subset = Subset(array_source(6000), np.arange(5999, -1, -1))
+    subset = array_source(6000).subset(np.arange(5999, -1, -1))
     read = tf.function(subset.read).get_concrete_function(tf.TensorSpec([], tf.int64))
     assert read.graph.as_graph_def().ByteSize() < 10_000
 
@@ -99,13 +99,13 @@ def test_splits_are_disjoint_complete_and_stratified(
     }
     for name in set(splits) - {"train"}:
         source = splits[name]
-        assert isinstance(source, Subset)
+        indices = pool_of(source)[1]
         before = len(strata) - (num_test if name == "validation" else 0)
         share = source.num_examples / before
-        counts = np.bincount(strata[source.indices], minlength=4)
+        counts = np.bincount(strata[indices], minlength=4)
         # The pool of the validation split has itself been shared out, to within one.
         assert np.all(np.abs(counts - np.bincount(strata) * share * before / len(strata)) <= 1 + share)
-        assert np.all(np.diff(source.indices) > 0)
+        assert np.all(np.diff(indices) > 0)
 
 
 def test_a_split_depends_on_the_seed_and_on_nothing_else() -> None:

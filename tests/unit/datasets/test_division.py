@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tests.doubles import MemorySource
+from tests.doubles import memory_source
 from tests.official_layouts import digits_32px, write_cifar10_binary, write_image_folder
 from tl_dist.cli.main import main
 from tl_dist.config import DataConfig
 from tl_dist.datasets import manifest, quarantine
-from tl_dist.datasets.concatenated import Concatenated
 from tl_dist.datasets.division import division, open_splits, pooled, read_manifest
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
@@ -37,26 +37,25 @@ def labels_of(ids: list[str]) -> list[int]:
 
 
 def test_fractions_are_of_all_examples_and_of_each_class() -> None:
-    made = divided(MemorySource(300), test=0.2, validation=0.1)
+    made = divided(memory_source(300), test=0.2, validation=0.1)
     counts = {name: labels_of(ids) for name, ids in made["splits"].items()}
     assert counts == {"train": [70, 70, 70], "test": [20, 20, 20], "validation": [10, 10, 10]}
     assert sorted(int(i) for ids in made["splits"].values() for i in ids) == list(range(300))
-    assert made == divided(MemorySource(300), test=0.2, validation=0.1)
-    assert made["splits"] != divided(MemorySource(300), test=0.2, validation=0.1, seed=1)["splits"]
+    assert made == divided(memory_source(300), test=0.2, validation=0.1)
+    assert made["splits"] != divided(memory_source(300), test=0.2, validation=0.1, seed=1)["splits"]
 
 
 def test_folds_are_disjoint_complete_and_stratified() -> None:
-    folds = divided(MemorySource(300), folds=5)["folds"]
+    folds = divided(memory_source(300), folds=5)["folds"]
     assert [labels_of(fold) for fold in folds] == [[20, 20, 20]] * 5
     assert len({i for fold in folds for i in fold}) == 300
-    assert folds == divided(MemorySource(300), folds=5)["folds"]
-    assert folds != divided(MemorySource(300), folds=5, seed=1)["folds"]
+    assert folds == divided(memory_source(300), folds=5)["folds"]
+    assert folds != divided(memory_source(300), folds=5, seed=1)["folds"]
 
 
 @pytest.mark.parametrize("options", [{"folds": 4}, {"test": 0.25, "validation": 0.2}])
 def test_groups_stay_together(options: dict[str, Any]) -> None:
-    source = MemorySource(300)
-    source.ids = [f"module{k // 10}/{k}.png" for k in range(300)]
+    source = replace(memory_source(300), ids=[f"module{k // 10}/{k}.png" for k in range(300)])
     made = divided(source, group=r"(module\d+)/", **options)
     parts = made.get("folds") or list(made["splits"].values())
     modules = [{name.split("/")[0] for name in part} for part in parts]
@@ -100,7 +99,8 @@ def test_a_column_groups_the_rows_of_a_table(
     splits, _ = open_splits(data)
     assert sum(len(patients(s.ids)) for s in splits.values()) == 10 and len(splits) == 3
     for source in splits.values():  # what else the table says comes along
-        assert source.weights.tolist() == [1 + int(Path(i).stem) for i in source.ids]  # type: ignore[attr-defined]
+        weights = source.annotations.weights
+        assert weights is not None and weights.tolist() == [1 + int(Path(i).stem) for i in source.ids]
 
 
 def test_the_group_column_of_a_table_is_the_default(table: Path) -> None:
@@ -124,9 +124,8 @@ def test_a_column_that_cannot_group_is_refused(table: Path, capsys: pytest.Captu
 
 def test_more_folds_than_examples_of_a_class_are_refused() -> None:
     with pytest.raises(Refusal, match="20 folds need as many examples of each class and type; there are 10"):
-        divided(MemorySource(30), folds=20)
-    source = MemorySource(30)
-    source.ids = [f"module{k // 10}/{k}.png" for k in range(30)]
+        divided(memory_source(30), folds=20)
+    source = replace(memory_source(30), ids=[f"module{k // 10}/{k}.png" for k in range(30)])
     with pytest.raises(Refusal, match="5 folds need as many groups; there are 3"):
         divided(source, folds=5, group=r"module\d+")
 
@@ -213,7 +212,7 @@ def test_a_pool_knows_the_file_of_every_example(split_file: Path) -> None:
     pool = pooled(
         open_image_folder(config(split_file).model_copy(update={"split": None, "test_fraction": 0.0}))
     )
-    assert isinstance(pool, Concatenated) and pool.num_examples == 160
+    assert pool.cut_from is None and pool.num_examples == 160
     assert [str(pool.location(k).path)[-len(name) :] for k, name in enumerate(pool.ids)] == list(pool.ids)
 
 

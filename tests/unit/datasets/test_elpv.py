@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.official_layouts import cells_32px, digits_32px, write_cifar10_binary, write_elpv
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, Subset, manifest
+from tl_dist.datasets import Splits, manifest, pool_of
 from tl_dist.datasets.formats.cifar import open_cifar10
 from tl_dist.datasets.formats.elpv import NUM_CELLS, NUM_DEFECTIVE, PACKAGE, open_elpv
 from tl_dist.files.packages import fetch
@@ -108,9 +108,7 @@ def test_the_fingerprint_follows_label_type_size_and_set_of_files(copy: Path) ->
     original = file.read_text()
 
     def fingerprint() -> str:
-        source = elpv(copy)["train"]
-        assert isinstance(source, Subset)
-        return source.source.fingerprint
+        return pool_of(elpv(copy)["train"])[0].fingerprint
 
     seen = [fingerprint()]
     for old, new in (("1.0 ", "0.0 "), ("1.0 ", "0.9 "), ("mono", "poly")):
@@ -162,11 +160,12 @@ def test_a_missing_or_empty_image_is_named(damage: str, copy: Path) -> None:
 def test_soft_labels_are_the_probabilities_and_the_hard_label_stays(copy: Path) -> None:
     hard, soft = elpv(copy)["train"], elpv(copy, soft_labels=True)["train"]
     np.testing.assert_array_equal(hard.labels, soft.labels)
-    others, shares = soft.soft  # type: ignore[attr-defined]
+    assert soft.annotations.soft is not None
+    others, shares = soft.annotations.soft
     np.testing.assert_array_equal(others, 1 - soft.labels)
     rows = (line.split() for line in (copy / "labels.csv").read_text().splitlines())
     probability = {name: float(p) for name, p, _ in rows}
     defective = np.where(soft.labels == 1, shares, 1 - shares)
     np.testing.assert_allclose(defective, [probability[name] for name in soft.ids], rtol=1e-6)
     assert len(set(probability.values())) > 2
-    assert hard.soft is None  # type: ignore[attr-defined]
+    assert hard.annotations.soft is None

@@ -16,11 +16,11 @@ import pytest
 import tensorflow as tf
 
 from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
-from tl_dist.datasets import handles, headers
-from tl_dist.datasets.files import FileSource
+from tl_dist.datasets import Source, handles, headers
+from tl_dist.datasets.files import file_source
 from tl_dist.datasets.handles import Handles
 from tl_dist.datasets.location import Location
-from tl_dist.datasets.records import RecordSource
+from tl_dist.datasets.records import RecordStore
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker.examples import Examples
@@ -37,14 +37,15 @@ def files(tmp_path: Path) -> list[Path]:
     return made
 
 
-def record_source(files: list[Path]) -> RecordSource:
+def record_source(files: list[Path]) -> Source:
     num = np.arange(len(files))
     zeros = np.zeros(len(files), np.int64)
-    return RecordSource(
-        root=files[0].parent, files=[file.name for file in files], shards=num.astype(np.int32), offsets=zeros,
-        sizes=zeros + 100, checks=zeros.astype(np.uint32), labels=zeros.astype(np.int32),
-        ids=[file.name for file in files], class_names=["one"],
+    names = [file.name for file in files]
+    store = RecordStore(
+        root=files[0].parent, files=names, shards=num.astype(np.int32), offsets=zeros,
+        sizes=zeros + 100, checks=zeros.astype(np.uint32), names=names,
     )  # fmt: skip
+    return Source(store, zeros.astype(np.int32), names, ["one"])
 
 
 def opened(files: list[Path]) -> int:
@@ -159,7 +160,7 @@ def source_of(files: list[Path], kind: str) -> Any:
         return record_source(files)
     zeros = np.zeros(len(files), np.int64)
     names = [file.name for file in files]
-    return FileSource(files[0].parent, names, zeros, zeros.astype(np.int32), ["one"])
+    return file_source(files[0].parent, names, zeros, zeros.astype(np.int32), ["one"])
 
 
 @pytest.mark.parametrize("kind", ["records", "files"])

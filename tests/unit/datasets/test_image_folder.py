@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_image
 from tests.doubles import array_source
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, Subset, is_encoded, manifest, quarantine
+from tl_dist.datasets import Splits, manifest, quarantine
 from tl_dist.datasets.curation.layout import recognise
-from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -64,9 +64,9 @@ def test_a_format_is_told_by_the_content_of_its_files(
 def test_encoded_images_are_the_bytes_of_the_files(official: Path) -> None:
     splits = folder(official, validation_fraction=0.0)
     source = splits["train"]
-    subset = Subset(source, np.array([7, 3]))
-    assert is_encoded(source) and is_encoded(subset)
-    assert not is_encoded(Subset(array_source(), np.array([0])))
+    subset = source.subset(np.array([7, 3]))
+    assert source.is_encoded and subset.is_encoded
+    assert not array_source().subset(np.array([0])).is_encoded
     for k, (encoded, label) in enumerate(tf.data.Dataset.range(2).map(subset.encoded).as_numpy_iterator()):
         assert encoded == (official / subset.ids[k]).read_bytes() == subset.encoded_bytes(k)
         assert label == subset.labels[k]

@@ -26,7 +26,7 @@ from tests.official_layouts import (
 )  # fmt: skip
 from tl_dist.cli.main import main
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, packing, strata_of, types_of
+from tl_dist.datasets import Source, Splits, packing, strata_of
 from tl_dist.datasets.curation.layout import opened_whole
 from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.elpv import open_elpv
@@ -73,7 +73,7 @@ def test_a_packed_set_holds_the_bytes_of_its_source(workers: int, folder: Path, 
     for split in source:
         assert_same_examples(source[split], found[split])
         for k in range(source[split].num_examples):
-            assert found[split].encoded_bytes(k) == source[split].encoded_bytes(k)  # type: ignore[attr-defined]
+            assert found[split].encoded_bytes(k) == source[split].encoded_bytes(k)
     assert seen[0] == (0, 140) and seen[-1] == (140, 140)
     assert len(list((tmp_path / "dst").glob("*.images"))) == 10
     assert not list((tmp_path / "dst").glob(".tmp-*"))
@@ -141,7 +141,7 @@ def test_large_images_are_scaled_and_small_ones_kept(tmp_path: Path) -> None:
     Image.open(io.BytesIO(large)).convert("CMYK").save(tmp_path / "src" / "b" / "cmyk.jpg")
     pack(opened_whole(tmp_path / "src"), tmp_path / "dst", size=64, quality=90)
     source = packed(tmp_path / "dst", test_fraction=0.0)["train"]
-    contents = {name: source.encoded_bytes(k) for k, name in enumerate(source.ids)}  # type: ignore[attr-defined]
+    contents = {name: source.encoded_bytes(k) for k, name in enumerate(source.ids)}
     assert contents.pop("a/small.jpg") == small
     assert contents.pop("a/exact.jpg") == exact
     expected = np.asarray(Image.open(io.BytesIO(large)).resize((96, 64), Image.Resampling.LANCZOS)).astype(
@@ -275,8 +275,8 @@ def test_a_packed_table_divides_and_weighs_as_the_table(split: str, tmp_path: Pa
     for name, source in table.items():
         assert_same_examples(source, found[name])
         for column in ("weights", "groups"):
-            values = list(getattr(found[name], column))
-            assert values == list(getattr(source, column)) and len(set(values)) > 1
+            values = list(getattr(found[name].annotations, column))
+            assert values == list(getattr(source.annotations, column)) and len(set(values)) > 1
     (tmp_path / "table.csv").write_text("\n".join(lines).replace("patient 13", "patient 12") + "\n")
     with pytest.raises(Refusal, match="annotations, sources differ"):
         pack(opened_whole(tmp_path / "table.csv"), tmp_path / "dst", rows=16)
@@ -288,11 +288,13 @@ def test_types_and_soft_labels_are_packed(tmp_path: Path) -> None:
     pack(elpv, tmp_path / "dst", rows=10)
     pack(open_elpv(DataConfig(name="elpv", path=str(root), test_fraction=0.0)), tmp_path / "plain", rows=10)
     found = packed(tmp_path / "dst", test_fraction=0.0)["train"]
-    assert types_of(found) == types_of(elpv["train"]) and set(types_of(found)) == {"mono", "poly"}
-    np.testing.assert_array_equal(found.soft, elpv["train"].soft)  # type: ignore[attr-defined]
+    ours, theirs = found.annotations, elpv["train"].annotations
+    assert ours.types == theirs.types and set(ours.types) == {"mono", "poly"}
+    assert ours.soft is not None and theirs.soft is not None
+    np.testing.assert_array_equal(ours.soft, theirs.soft)
     np.testing.assert_array_equal(strata_of(found), strata_of(elpv["train"]))
     plain = packed(tmp_path / "plain", test_fraction=0.0)["train"]
-    assert plain.soft is None and plain.fingerprint != found.fingerprint  # type: ignore[attr-defined]
+    assert plain.annotations.soft is None and plain.fingerprint != found.fingerprint
 
 
 def test_another_set_in_the_same_directory_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import pytest
 import tensorflow as tf
 
 from tests.damaged_images import BY_HEADER, damage, photograph, wrong_checksum
-from tests.doubles import MemorySource
+from tests.doubles import memory_source
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.config import DataConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.undecodable import undecodable
-from tl_dist.datasets import Splits, Subset, headers, quarantine
-from tl_dist.datasets.files import decode_rgb
+from tl_dist.datasets import Splits, headers, quarantine
+from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.location import Location
@@ -179,7 +179,7 @@ def test_a_set_without_a_fault_is_kept_as_such(tmp_path: Path, monkeypatch: Any)
 
 
 def test_images_in_memory_need_no_look(tmp_path: Path) -> None:
-    assert screen({"train": MemorySource(7)}, tmp_path / "cache") == [[]]
+    assert screen({"train": memory_source(7)}, tmp_path / "cache") == [[]]
     assert not (tmp_path / "cache").exists()
 
 
@@ -225,13 +225,13 @@ def test_substitutes_are_the_next_good_ones() -> None:
 
 
 def test_splits_without_a_fault_are_left_alone() -> None:
-    splits = {"train": MemorySource(7), "test": MemorySource(5)}
+    splits = {"train": memory_source(7), "test": memory_source(5)}
     assert quarantine.without(splits, []) == splits
 
 
 @pytest.mark.parametrize(("split", "lost"), [("train", "class 'class 1'"), ("test", "split 'test'")])
 def test_what_has_no_good_example_left_is_refused(split: str, lost: str) -> None:
-    splits: Splits = {"train": MemorySource(7), "test": MemorySource(2)}
+    splits: Splits = {"train": memory_source(7), "test": memory_source(2)}
     names: Sequence[str] = ["1", "4"] if split == "train" else ["0", "1"]
     bad = [Bad(split, name, 0, "is empty") for name in names]
     with pytest.raises(Refusal, match=lost) as refused:
@@ -249,10 +249,10 @@ def test_beyond_the_budget_the_first_are_listed() -> None:
 
 
 def test_the_default_budget_grows_with_the_set() -> None:
-    small = MemorySource(10)
+    small = memory_source(10)
     assert quarantine.budget(None, {"train": small}) == 100
     rows = np.zeros(3_000_000, np.int64)
-    assert quarantine.budget(None, {"train": Subset(small, rows), "test": small}) == 300
+    assert quarantine.budget(None, {"train": small.subset(rows), "test": small}) == 300
     assert quarantine.budget(7, {"train": small}) == 7
 
 
@@ -279,5 +279,5 @@ def test_what_only_decoding_finds_is_named(damaged: Path) -> None:
     assert list(found) == [victim]
     assert found[victim].reason.startswith("cannot be decoded: Invalid PNG")
     (damaged / train.ids[victim]).unlink()
-    (again,) = undecodable(Subset(train, np.array([victim])), [0], threads=1).values()
+    (again,) = undecodable(train.subset(np.array([victim])), [0], threads=1).values()
     assert "No such file" in again.reason

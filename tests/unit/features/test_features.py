@@ -17,7 +17,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from tests.doubles import FEATURE_SOURCE, PREFIX, MemorySource, compute_features, extract
+from tests.doubles import FEATURE_SOURCE, PREFIX, compute_features, extract, memory_source
 from tl_dist.config import AugmentConfig
 from tl_dist.data.augment import augment
 from tl_dist.data.order import Order
@@ -53,7 +53,7 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
     positions = tf.range(40, dtype=tf.int64)
     indices = positions % FEATURE_SOURCE.num_examples
     got, labels = read.rows(indices, positions)
-    images = augment(tf.gather(FEATURE_SOURCE.images, indices), views, AugmentConfig(), 3, positions)
+    images = augment(tf.gather(FEATURE_SOURCE.store.images, indices), views, AugmentConfig(), 3, positions)
     np.testing.assert_array_equal(got, compute_features(images))
     np.testing.assert_array_equal(labels, FEATURE_SOURCE.labels[indices])
 
@@ -80,7 +80,7 @@ def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> Non
     (tmp_path / "temporary" / "owner.json").write_text("{}")
     shard = feature_set.write_shard(tmp_path / "temporary" / "shard-0000.npy", iter([rows]), len(rows))
     feature_set.commit(tmp_path / "temporary", tmp_path / "set", [shard], {})
-    read = feature_views.reader(FeatureSet.open(tmp_path / "set", 1), MemorySource(len(rows)), (), seed=0)
+    read = feature_views.reader(FeatureSet.open(tmp_path / "set", 1), memory_source(len(rows)), (), seed=0)
     order = Order(num_examples=len(rows), global_batch=4, seed=0)
     before = held_bytes()
     for batch in train_batches(read, order, rows=range(4), from_step=0, to_step=20):
@@ -102,7 +102,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "number format": {"prefix": replace(PREFIX, dtype="float32")},
     "image size": {"prefix": replace(PREFIX, image_size=16)},
     "views": {"views": ("flip",)},
-    "data": {"source": MemorySource(12, size=8)},
+    "data": {"source": memory_source(12, size=8)},
 }
 
 

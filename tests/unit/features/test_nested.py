@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import MemorySource, drawn, given_to, setup_of
+from tests.doubles import drawn, given_to, memory_source, setup_of
 from tl_dist.cli.cross_validation import chosen_line
 from tl_dist.config import ClassifierConfig, Config
-from tl_dist.datasets import Subset
 from tl_dist.features.classifiers import nested, selection
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
@@ -120,13 +120,12 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None) -> Non
                 "loss": {"class_weights": class_weights},
             }
         )
-        pool = MemorySource(120, size=8)
-        pool.labels, pool.num_classes = labels, 2
+        pool = replace(memory_source(120, size=8, num_classes=2), labels=labels)
         head = {
             "head/logits/kernel": tf.Variable(tf.zeros([40, 2])),
             "head/logits/bias": tf.Variable(tf.zeros([2])),
         }
-        splits = {"train": Subset(pool, np.arange(90)), "test": Subset(pool, np.arange(90, 120))}
+        splits = {"train": pool.subset(np.arange(90)), "test": pool.subset(np.arange(90, 120))}
         net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
         setup = setup_of(cfg, splits, net)
         features = TrainFeatures(Kept(), np.arange(90))  # type: ignore[arg-type]

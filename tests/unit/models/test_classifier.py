@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import NORMALISED, OPTIMIZER, PARALLEL, MemorySource, build, normalised
+from tests.doubles import NORMALISED, OPTIMIZER, PARALLEL, build, memory_source, normalised
 from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
@@ -21,7 +21,7 @@ from tl_dist.training import chunk, optim, step
 def train(
     net: classifier.Classifier, steps: int = 3, *, image_size: int = 32, **settings: Any
 ) -> dict[str, float]:
-    source = MemorySource(12, size=image_size)
+    source = memory_source(12, size=image_size)
     batches = train_batches(
         plain(source, image_size),
         Order(0, 12, 4),
@@ -204,7 +204,7 @@ def test_pooling_gives_its_features_to_the_head(pooling: str, features: int) -> 
     kernel = net.trainable["head/logits/kernel"]
     assert kernel.shape == (features, 3)
     kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
-    images = tf.constant(MemorySource(2, size=32).images)
+    images = tf.constant(memory_source(2, size=32).store.images)
     maps = net.network(tf.cast(images, tf.float32) / 127.5 - 1.0)
     pools = {
         "average": [keras.layers.GlobalAveragePooling2D()],
@@ -225,7 +225,7 @@ def test_checksums_are_the_sums_of_the_bits_of_each_variable_modulo_a_power_of_t
 
 def test_classic_head_is_flatten_dense_relu_dense() -> None:
     net = build(pooling="flatten", hidden=128)
-    images = tf.constant(MemorySource(2, size=32).images)
+    images = tf.constant(memory_source(2, size=32).store.images)
     features = tf.reshape(net.network(tf.cast(images, tf.float32) / 127.5 - 1.0), [2, -1])
     weights = net.trainable
     hidden = tf.nn.relu(features @ weights["head/hidden/kernel"] + weights["head/hidden/bias"])
@@ -237,7 +237,7 @@ def test_without_a_mask_the_logits_are_the_mean_of_those_with_complementary_mask
     net = build(dropout=0.5)
     kernel = net.trainable["head/logits/kernel"]
     kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
-    images = tf.constant(MemorySource(2, size=32).images)
+    images = tf.constant(memory_source(2, size=32).store.images)
     half = tf.constant([[True] * 32 + [False] * 32] * 2)
     outputs = net.prefix(images)
     mean = (net.suffix(outputs, half) + net.suffix(outputs, tf.logical_not(half))) / 2
@@ -256,7 +256,7 @@ def test_logits_are_float32_under_mixed_precision() -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         net = build(train_from="all", hidden=8)
-        assert net(tf.constant(MemorySource(2, size=32).images)).dtype == tf.float32
+        assert net(tf.constant(memory_source(2, size=32).store.images)).dtype == tf.float32
         assert {v.dtype for v in net.trainable.values()} == {tf.float32}
     finally:
         keras.config.set_dtype_policy("float32")

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import strata_of, types_of
+from tl_dist.datasets import strata_of
 from tl_dist.datasets.formats.digits import open_digits
 from tl_dist.datasets.split import folds_of
 from tl_dist.refusal import ExitCode, Refusal
@@ -42,7 +42,7 @@ def test_the_folds_of_a_config_cover_every_example_once() -> None:
     for part in parts:
         assert not set(part["train"].ids) & set(part["test"].ids)
         assert part["train"].num_examples + part["test"].num_examples == 1797
-    assert types_of(parts[0]["test"]) == []
+    assert list(parts[0]["test"].annotations.types) == []
     np.testing.assert_array_equal(strata_of(parts[0]["test"]), parts[0]["test"].labels)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, MemorySource, build
+from tests.doubles import PARALLEL, build, memory_source
 from tl_dist.data.pipeline import Read, evaluation_batches, plain
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
@@ -18,7 +18,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation, step
 
-SOURCE = MemorySource(11, size=32)
+SOURCE = memory_source(11, size=32)
 BATCH = 4
 VIEWS = ("flip", "dihedral")
 
@@ -44,7 +44,7 @@ def expected(net: classifier.Classifier) -> np.ndarray:
     """[examples, classes]: the mean over the sixteen views, made one by one."""
     total = np.zeros((11, 3))
     for image in range(2):
-        flipped = SOURCE.images[:, :, ::-1] if image else SOURCE.images
+        flipped = SOURCE.store.images[:, :, ::-1] if image else SOURCE.store.images
         for mirror in range(2):
             seen = flipped[:, :, ::-1] if mirror else flipped
             for turns in range(4):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import OPTIMIZER, PARALLEL, MemorySource, build
+from tests.doubles import OPTIMIZER, PARALLEL, build, memory_source
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.training import chunk, optim, step
@@ -17,7 +17,7 @@ from tl_dist.training import chunk, optim, step
 
 def sums(delay_s: float, *, timed: bool = True, steps: int = 10, image_size: int = 64) -> dict[str, float]:
     """The sums of a chunk whose batches come `delay_s` apart."""
-    source = MemorySource(12, size=image_size)
+    source = memory_source(12, size=image_size)
 
     def late(batch: Any) -> Any:
         def wait() -> np.int32:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.doubles import PARALLEL, MemorySource, given_to, setup_of
+from tests.doubles import PARALLEL, given_to, memory_source, setup_of
 from tl_dist.config import (
     AugmentConfig,
     ClassifierConfig,
@@ -19,7 +19,6 @@ from tl_dist.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from tl_dist.datasets import Subset
 from tl_dist.features import extraction
 from tl_dist.worker import cached
 from tl_dist.worker.setup import Setup
@@ -69,7 +68,7 @@ def made(
         evaluation=EvaluationConfig(views=("flip",), every_epochs=0.25 if stages else 1.0),
     )
     splits = splits or {
-        name: MemorySource(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))
+        name: memory_source(n) for name, n in (("train", 100), ("validation", 20), ("test", 30))
     }
     parallel = PARALLEL if rank == 0 else SimpleNamespace(rank=rank)
     return setup_of(cfg, splits, NET, parallel=parallel)
@@ -140,8 +139,8 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     cfg = made(2, augment=augment).cfg.model_copy(
         update={"classifier": classifier, "evaluation": EvaluationConfig(views=judged)}  # type: ignore[arg-type]
     )
-    pool = MemorySource(50)
-    splits = {"train": Subset(pool, np.arange(30)), "test": Subset(pool, np.arange(30, 50))}
+    pool = memory_source(50)
+    splits = {"train": pool.subset(np.arange(30)), "test": pool.subset(np.arange(30, 50))}
     found = list(cached._sets(setup_of(cfg, splits, NET, bad=bad)))
     assert [names for names, _ in found] == ([["train", "test"]] if shared else [["train"], ["test"]])
     assert [source.num_examples for _, source in found] == ([50] if shared else [30, 20])
@@ -159,9 +158,9 @@ def test_a_fold_reads_sets_of_the_whole_pool(views: tuple[str, ...], expected: A
     cfg = made(2, augment=("flip",), folds=4, fold=0).cfg.model_copy(
         update={"evaluation": EvaluationConfig(views=views)}  # type: ignore[arg-type]
     )
-    pool = MemorySource(50)
+    pool = memory_source(50)
     parts = {"train": range(30), "validation": range(30, 40), "test": range(40, 50)}
-    splits = {name: Subset(pool, np.array(rows)) for name, rows in parts.items()}
+    splits = {name: pool.subset(np.array(rows)) for name, rows in parts.items()}
     found = cached._sets(setup_of(cfg, splits, NET))
     assert [(names, source.num_examples) for names, source in found] == expected
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.doubles import MemorySource, given_to, setup_of
+from tests.doubles import given_to, memory_source, setup_of
 from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfig, ModelConfig
-from tl_dist.datasets import Subset, strata_of
+from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features.classifiers import tuning
@@ -20,7 +20,7 @@ from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import TrainFeatures
 
 NUM, WIDTH = 60, 80
-POOL = MemorySource(NUM)
+POOL = memory_source(NUM)
 RNG = np.random.default_rng(3)
 VIEWS = {  # [examples, views, features]; more features than examples, so that a fit knows all that it has seen
     (): RNG.normal(size=(NUM, 1, WIDTH)).astype(np.float32),
@@ -28,7 +28,7 @@ VIEWS = {  # [examples, views, features]; more features than examples, so that a
 }
 
 
-SPLITS = {"train": Subset(POOL, np.arange(40)), "test": Subset(POOL, np.arange(40, NUM))}
+SPLITS = {"train": POOL.subset(np.arange(40)), "test": POOL.subset(np.arange(40, NUM))}
 NET = SimpleNamespace(stage_names=["last"], stage_channels=[WIDTH])
 
 
@@ -102,7 +102,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, 
     """(values, labels, fold) that a search is given; judged in the views of evaluation."""
     seen: list[Any] = []
     found = SimpleNamespace(array=lambda: VIEWS["flip",])
-    features = TrainFeatures(found, made.splits["train"].indices)  # type: ignore[arg-type,attr-defined]
+    features = TrainFeatures(found, pool_of(made.splits["train"])[1])  # type: ignore[arg-type]
     monkeypatch.setattr(cached, "from_features", lambda *_: given_to(made, features=features))
     monkeypatch.setattr(
         tuning, "search", lambda candidates, classifier, *given, **more: seen.extend(given) or []
@@ -126,7 +126,7 @@ def test_a_search_divides_the_training_examples_alone(
 
 
 def test_a_search_judges_by_the_validation_split_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = {"train": Subset(POOL, np.arange(20, 50)), "validation": Subset(POOL, np.arange(10))}
+    splits = {"train": POOL.subset(np.arange(20, 50)), "validation": POOL.subset(np.arange(10))}
     made = setup(splits=splits)
     values, labels, fold = searched(monkeypatch, made)
     expected = [*range(20, 50), *range(10)]

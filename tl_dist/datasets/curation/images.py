@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tl_dist.datasets import Source, Splits, Subset
-from tl_dist.datasets.location import Location, locator
+from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.location import Location
+from tl_dist.datasets.store import PixelStore
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file, read_slice
 
@@ -21,14 +21,13 @@ Stored = Location | NDArray[np.uint8]
 
 def stored(source: Source) -> Iterator[Stored]:
     """Each example of a source, as it is kept; nothing for a source that makes its images up."""
-    locate = locator(source)
-    if locate is not None:
-        yield from map(locate, range(source.num_examples))
+    store, every = source.store, range(source.num_examples)
+    if not isinstance(store, PixelStore):
+        yield from map(source.location, every)
         return
-    pixels: Any = getattr(source.source if isinstance(source, Subset) else source, "images", None)
-    if pixels is not None:
-        rows = source.indices if isinstance(source, Subset) else range(source.num_examples)
-        yield from (pixels[k] for k in rows)
+    for k in every:
+        if (pixels := store.kept(source.row(k))) is not None:
+            yield pixels
 
 
 def everything(splits: Splits) -> list[tuple[str, str, Stored]]:

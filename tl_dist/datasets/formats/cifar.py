@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
+from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.array_pickle import load_array_pickle, text_of
-from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.arrays import array_source
 from tl_dist.datasets.files import bytes_in, directory_of, size_of
 from tl_dist.datasets.split import divide
 from tl_dist.files import limits
@@ -185,7 +185,7 @@ def _check_labels(part: _Part, names: dict[str, list[str]]) -> None:
 
 def _source(
     cifar: _Cifar, parts: Iterator[_Part], class_names: list[str], kind: str
-) -> tuple[ArraySource, NDArray[np.int32]]:
+) -> tuple[Source, NDArray[np.int32]]:
     """All records as one source, and the strata of its examples."""
     images, labels, strata, ids = [], [], [], []
     for part in parts:
@@ -195,7 +195,7 @@ def _source(
         strata.append(part.labels[cifar.strata])
         # Without the suffix, so that both formats name an example alike.
         ids += [f"{part.file.stem}:{k}" for k in range(len(channels))]
-    source = ArraySource(np.concatenate(images), np.concatenate(labels).astype(np.int32), class_names, ids)
+    source = array_source(np.concatenate(images), np.concatenate(labels).astype(np.int32), class_names, ids)
     return source, np.concatenate(strata).astype(np.int32)
 
 

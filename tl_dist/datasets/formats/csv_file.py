@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, Subset
-from tl_dist.datasets.files import FileSource, size_of
+from tl_dist.datasets import Splits
+from tl_dist.datasets.annotations import Annotations
+from tl_dist.datasets.files import file_source, size_of
 from tl_dist.datasets.split import SPLIT_NAMES, divide, refuse_second_validation
 from tl_dist.datasets.table import opened, wrong
 from tl_dist.refusal import ExitCode, Refusal
@@ -47,22 +48,24 @@ def open_csv(data: DataConfig) -> Splits:
     sizes = np.array([_size(table, row) for row in rows], np.int64)
     facts = repr([(row.weight, row.split, row.group) for row in rows]).encode()
     weights = np.array([row.weight for row in rows], np.float32)
-    pool = FileSource(
+    pool = file_source(
         root=table.parent,
         ids=tuple(row.path for row in rows),
         sizes=sizes,
         labels=np.array([number[row.label] for row in rows], np.int32),
         class_names=tuple(names),
-        annotations=hashlib.sha256(facts).hexdigest(),
-        weights=weights if (weights != 1).any() else None,
-        groups=tuple(row.group for row in rows) if any(row.group for row in rows) else None,
+        facts=hashlib.sha256(facts).hexdigest(),
+        annotations=Annotations(
+            weights=weights if (weights != 1).any() else None,
+            groups=tuple(row.group for row in rows) if any(row.group for row in rows) else None,
+        ),
         table=table,
     )
     splits = np.array([row.split for row in rows])
     if not splits.astype(bool).any():
         return divide(pool, data)
     official = {
-        name: Subset(pool, np.flatnonzero(splits == name))
+        name: pool.subset(np.flatnonzero(splits == name))
         for name in ("train", "validation", "test")
         if (splits == name).any()
     }

@@ -6,7 +6,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
-from tl_dist.datasets.arrays import ArraySource
+from tl_dist.datasets.arrays import array_source
 from tl_dist.datasets.split import divide
 
 
@@ -16,7 +16,7 @@ def open_digits(data: DataConfig) -> Splits:
 
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    source = ArraySource(
+    source = array_source(
         images=np.repeat(grey[..., np.newaxis], 3, axis=-1),
         labels=bunch.target.astype(np.int32),
         class_names=[str(name) for name in bunch.target_names],

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import SoftLabels, Splits
-from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
+from tl_dist.datasets import Splits
+from tl_dist.datasets.annotations import Annotations, SoftLabels
+from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
 from tl_dist.datasets.split import divide
 from tl_dist.files.packages import fetch
 from tl_dist.refusal import ExitCode, Refusal
@@ -48,15 +49,16 @@ def open_elpv(data: DataConfig) -> Splits:
         raise _wrong(
             root / "labels.csv", f"{len(cells)} cells, {labels.sum()} defective: not those of {PACKAGE}"
         )
-    source = FileSource(
+    source = file_source(
         root=root,
         ids=[cell.path for cell in cells],
         sizes=np.array([size_of(root / cell.path) for cell in cells], np.int64),
         labels=labels,
         class_names=("functional", "defective"),
-        annotations=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
-        types=[cell.type for cell in cells],
-        soft=_soft_labels(cells) if data.soft_labels else None,
+        facts=hashlib.sha256(repr([tuple(cell) for cell in cells]).encode()).hexdigest(),
+        annotations=Annotations(
+            types=[cell.type for cell in cells], soft=_soft_labels(cells) if data.soft_labels else None
+        ),
     )
     return divide(source, data)
 

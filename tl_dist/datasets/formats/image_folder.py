@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
-from tl_dist.datasets.files import FileSource, directory_of
+from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.files import directory_of, file_source
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
@@ -103,7 +103,7 @@ class _Image(NamedTuple):
     size: int
 
 
-def _source(root: Path, folder: Path) -> FileSource:
+def _source(root: Path, folder: Path) -> Source:
     """The images of the class folders of `folder`, ordered by class and path."""
     classes = _folders(folder)
     if len(classes) < 2:
@@ -125,7 +125,7 @@ def _source(root: Path, folder: Path) -> FileSource:
         names = _few([classes[label] for label in empty])
         raise _wrong(f"{folder} has class folders without an image: {names}", "add images or delete them")
     ids, sizes = zip(*images, strict=True)
-    return FileSource(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
+    return file_source(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
 
 
 def _images(

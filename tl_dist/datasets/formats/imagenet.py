@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
-from tl_dist.datasets.files import FileSource, directory_of, size_of, text_in
+from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.datasets.table import opened
@@ -62,7 +62,7 @@ def open_imagenet(data: DataConfig) -> Splits:
     return {"train": train, "validation": validation}
 
 
-def _by_folder(base: Path, split: str, wnids: list[str]) -> FileSource:
+def _by_folder(base: Path, split: str, wnids: list[str]) -> Source:
     ids: list[str] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
@@ -77,7 +77,7 @@ def _by_folder(base: Path, split: str, wnids: list[str]) -> FileSource:
     return _source(base, ids, labels, wnids)
 
 
-def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]) -> FileSource:
+def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]) -> Source:
     number = {wnid: k for k, wnid in enumerate(wnids)}
     truth = _truth(root, base, split, names)
     labels = []
@@ -92,9 +92,9 @@ def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]
     return _source(base, [f"{split}/{name}" for name in names], labels, wnids)
 
 
-def _source(base: Path, ids: list[str], labels: list[int], wnids: list[str]) -> FileSource:
+def _source(base: Path, ids: list[str], labels: list[int], wnids: list[str]) -> Source:
     sizes = np.array([size_of(base / name) for name in ids], np.int64)
-    return FileSource(base, tuple(ids), sizes, np.array(labels, np.int32), tuple(wnids))
+    return file_source(base, tuple(ids), sizes, np.array(labels, np.int32), tuple(wnids))
 
 
 def _truth_file(root: Path, base: Path, split: str) -> Path:

@@ -21,7 +21,7 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
 from tl_dist.datasets.files import directory_of, size_of
-from tl_dist.datasets.records import RecordSource
+from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
@@ -78,26 +78,26 @@ def _manifest(root: Path) -> Mapping[str, Any]:
     return dict(content)
 
 
-def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> RecordSource:
+def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Source:
     columns = [_columns(root, shard, len(class_names)) for shard in shards]
 
     def column(name: str) -> NDArray[Any]:
         return np.concatenate([part[name] for part in columns])
 
     numbers = [len(part["labels"]) for part in columns]
-    return RecordSource(
+    ids = unpacked_text(column("ids"))
+    store = RecordStore(
         root=root,
         files=tuple(f"{shard['name']}.images" for shard in shards),
         shards=np.repeat(np.arange(len(shards), dtype=np.int32), numbers),
         offsets=column("offsets"),
         sizes=column("sizes"),
         checks=column("checks"),
-        labels=column("labels"),
-        ids=unpacked_text(column("ids")),
-        class_names=tuple(class_names),
+        names=ids,
         check_images=True,
-        annotations=Annotations.from_columns([{k: part[k] for k in NAMES if k in part} for part in columns]),
     )
+    annotations = Annotations.from_columns([{k: part[k] for k in NAMES if k in part} for part in columns])
+    return Source(store, column("labels"), ids, tuple(class_names), annotations)
 
 
 def _columns(root: Path, shard: Mapping[str, Any], num_classes: int) -> dict[str, NDArray[Any]]:

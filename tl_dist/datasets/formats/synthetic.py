@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, host_tensor
 from tl_dist.datasets.split import divide
+from tl_dist.datasets.store import PixelStore
 
 _NOISE = 64  # half width in grey levels; class colours lie within 60 of the middle, so nothing saturates
 _PATTERNS = 61  # prime, so that each pattern meets each class
@@ -22,8 +21,8 @@ _STREAM = {"train": 0, "test": 1}
 
 
 @dataclass(frozen=True, eq=False)
-class SyntheticSource:
-    """A `Source` of square noise around a colour that the class decides, so that a model can learn it.
+class SyntheticStore(PixelStore):
+    """Square noise around a colour that the class decides, so that a model can learn it.
 
     Example k is of class k mod num_classes; its pixels are a pure function of (split, k). The noise repeats after 61
     examples.
@@ -33,23 +32,15 @@ class SyntheticSource:
     num_examples: int
     num_classes: int
     image_size: int
-    reads_many: ClassVar[bool] = True
 
     @property
-    def class_names(self) -> Sequence[str]:
-        return [f"class {k}" for k in range(self.num_classes)]
+    def size(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
 
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"synthetic 2 {self}".encode()).hexdigest()
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        return [f"{self.split}:{k}" for k in range(self.num_examples)]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int32]:
-        return np.arange(self.num_examples, dtype=np.int32) % np.int32(self.num_classes)
+    def fingerprint(self, source: Source) -> str:
+        facts = f"split={self.split!r}, num_examples={self.num_examples}, num_classes={self.num_classes}"
+        text = f"synthetic 2 SyntheticSource({facts}, image_size={self.image_size})"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
     def _tensors(self) -> tuple[Any, Any]:
@@ -60,21 +51,30 @@ class SyntheticSource:
         shape = (min(self.num_examples, _PATTERNS), self.image_size, self.image_size, 3)
         return host_tensor(colours), host_tensor(numbers.integers(0, 2 * _NOISE, shape, np.uint8))
 
-    def read(self, index: Any) -> tuple[Any, Any]:
+    def pixels(self, row: Any) -> Any:
         import tensorflow as tf
 
         colours, noise = self._tensors
-        label = tf.cast(index % self.num_classes, tf.int32)
-        colour = tf.gather(colours, label)[..., None, None, :]
-        return tf.gather(noise, index % noise.shape[0]) + colour, label
+        colour = tf.gather(colours, row % self.num_classes)[..., None, None, :]
+        return tf.gather(noise, row % noise.shape[0]) + colour
+
+
+def synthetic_source(split: str, num_examples: int, num_classes: int, image_size: int) -> Source:
+    """Example k is of class k modulo `num_classes`."""
+    return Source(
+        SyntheticStore(split, num_examples, num_classes, image_size),
+        np.arange(num_examples, dtype=np.int32) % np.int32(num_classes),
+        [f"{split}:{k}" for k in range(num_examples)],
+        [f"class {k}" for k in range(num_classes)],
+    )
 
 
 def open_synthetic(data: DataConfig) -> Splits:
     """`num_examples` to train on and, beside them, test_fraction as many to test; 32 pixels by default."""
     size = data.image_size or 32
     splits: dict[str, Source] = divide(
-        SyntheticSource("train", data.num_examples, data.num_classes, size), data, test=False
+        synthetic_source("train", data.num_examples, data.num_classes, size), data, test=False
     )
     if num_test := int(data.num_examples * data.test_fraction + 0.5):
-        splits["test"] = SyntheticSource("test", num_test, data.num_classes, size)
+        splits["test"] = synthetic_source("test", num_test, data.num_classes, size)
     return splits

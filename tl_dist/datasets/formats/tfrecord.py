@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
+from tl_dist.datasets import Bad, Source, Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of, text_in
-from tl_dist.datasets.records import Bad, RecordSource
+from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
 from tl_dist.datasets.split import SPLIT_NAMES, divide
 from tl_dist.files import limits
@@ -157,7 +157,7 @@ def _source(
     indexes: Sequence[ShardIndex],
     classes: _Classes,
     max_bad: int | None,
-) -> RecordSource:
+) -> Source:
     bad: list[Bad] = [entry for index in indexes for entry in index.bad]
     lost = sum(index.lost for index in indexes)
     kept: list[np.ndarray] = []
@@ -185,18 +185,18 @@ def _source(
             "restore these files, or raise data.max_bad" if total else "restore these files",
         )
     starts = [index.starts[good].tolist() for index, good in zip(indexes, kept, strict=True)]
-    return RecordSource(
+    ids = [f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows]
+    store = RecordStore(
         root=root,
         files=tuple(files),
         shards=np.repeat(np.arange(len(files), dtype=np.int32), [int(good.sum()) for good in kept]),
         offsets=column("offsets"),
         sizes=column("sizes"),
         checks=column("checks"),
-        labels=(column("labels") - classes.first).astype(np.int32),
-        ids=[f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows],
-        class_names=tuple(classes.names),
-        bad=tuple(bad),
+        names=ids,
     )
+    labels = (column("labels") - classes.first).astype(np.int32)
+    return Source(store, labels, ids, tuple(classes.names), bad=tuple(bad))
 
 
 def _wrong(what: str, fix: str) -> Refusal:
