@@ -22,7 +22,7 @@ def comparisons() -> Iterator[Comparison]:
     from tl_dist.config import DataConfig, registry
 
     for name, bar in BARS.items():
-        source = registry.lookup(registry.DATASETS, name)(DataConfig(name=name, test_fraction=0.0))["train"]
+        source = registry.DATASETS[name].open(DataConfig(name=name, test_fraction=0.0))["train"]
         labels = np.asarray(source.labels)
         right, divided = (accuracies(found, labels) for found in features(source))
         majority = float((labels == np.bincount(labels).argmax()).mean())

@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, cfg: Config, parallel: DataParallel, precision: str, *, threads: int = 2) -> None:
         keras.config.set_dtype_policy(precision)
         self.parallel = parallel
-        source: Source = registry.lookup(registry.DATASETS, cfg.data.name)(cfg.data)["train"]
+        source: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
         size = cfg.data.image_size or 32
         with parallel.scope():
             self.model = classifier.build(
@@ -102,7 +102,7 @@ def use_threads(threads: int) -> None:
 
 def synthetic_images(cfg: Config) -> tuple[Any, Any]:
     """The same images and labels as arrays, for the other side."""
-    source: Source = registry.lookup(registry.DATASETS, cfg.data.name)(cfg.data)["train"]
+    source: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
     data = tf.data.Dataset.range(source.num_examples).map(source.read).batch(source.num_examples)
     images, labels = next(iter(data))
     return images.numpy(), labels.numpy()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tl_dist.refusal import ExitCode, Refusal
+
+_Entry = TypeVar("_Entry")
 
 STRATEGIES: Mapping[str, str] = {
     "single": "tl_dist.parallel.single:SingleDevice",
@@ -15,19 +17,58 @@ STRATEGIES: Mapping[str, str] = {
     "horovod": "tl_dist.parallel.horovod:Horovod",
 }
 
-DATASETS: Mapping[str, str] = {
-    "cifar10": "tl_dist.datasets.formats.cifar:open_cifar10",
-    "cifar100": "tl_dist.datasets.formats.cifar:open_cifar100",
-    "csv": "tl_dist.datasets.formats.csv_file:open_csv",
-    "digits": "tl_dist.datasets.formats.digits:open_digits",
-    "elpv": "tl_dist.datasets.formats.elpv:open_elpv",
-    "image_folder": "tl_dist.datasets.formats.image_folder:open_image_folder",
-    "imagenet": "tl_dist.datasets.formats.imagenet:open_imagenet",
-    "packed": "tl_dist.datasets.formats.packed:open_packed",
-    "synthetic": "tl_dist.datasets.formats.synthetic:open_synthetic",
-    "tfds": "tl_dist.datasets.formats.tfds:open_tfds",
-    "tfrecord": "tl_dist.datasets.formats.tfrecord:open_tfrecord",
+
+class Dataset(NamedTuple):
+    """A data set: its code, and what a config of it needs, which is known without importing that code."""
+
+    opener: str
+    """function from the `data` section to the splits"""
+    recognise: str | None = None
+    """function from a path, and the visible names in it (none of a file), to whether such a data set lies there"""
+    needs_path: bool = True
+    package: str | None = None
+    """constant: the package that its files come from where a config gives no path"""
+    official_test: bool = False
+    """whether its test split is never taken from the fractions"""
+    made_up: bool = False
+    """random images, to measure speed on: sensible with any weights"""
+    keys: tuple[str, ...] = ()
+    """of `data`, which few data sets have: labels, soft_labels"""
+
+    def open(self, data: Any) -> Any:
+        """The splits of a `data` section."""
+        return load(self.opener)(data)
+
+
+_FORMATS = "tl_dist.datasets.formats"
+
+DATASETS: Mapping[str, Dataset] = {
+    "cifar10": Dataset(f"{_FORMATS}.cifar:open_cifar10", f"{_FORMATS}.cifar:is_cifar10", official_test=True),
+    "cifar100": Dataset(
+        f"{_FORMATS}.cifar:open_cifar100",
+        f"{_FORMATS}.cifar:is_cifar100",
+        official_test=True,
+        keys=("labels",),
+    ),
+    "csv": Dataset(f"{_FORMATS}.csv_file:open_csv", f"{_FORMATS}.csv_file:is_csv"),
+    "digits": Dataset(f"{_FORMATS}.digits:open_digits", needs_path=False),
+    "elpv": Dataset(
+        f"{_FORMATS}.elpv:open_elpv",
+        f"{_FORMATS}.elpv:is_elpv",
+        needs_path=False,
+        package=f"{_FORMATS}.elpv:PACKAGE",
+        keys=("soft_labels",),
+    ),
+    "imagenet": Dataset(f"{_FORMATS}.imagenet:open_imagenet"),
+    "packed": Dataset(f"{_FORMATS}.packed:open_packed", f"{_FORMATS}.packed:is_packed"),
+    "synthetic": Dataset(f"{_FORMATS}.synthetic:open_synthetic", needs_path=False, made_up=True),
+    "tfds": Dataset(f"{_FORMATS}.tfds:open_tfds", f"{_FORMATS}.tfds:is_tfds"),
+    "tfrecord": Dataset(f"{_FORMATS}.tfrecord:open_tfrecord", f"{_FORMATS}.tfrecord:is_tfrecord"),
+    "image_folder": Dataset(
+        f"{_FORMATS}.image_folder:open_image_folder", f"{_FORMATS}.image_folder:is_image_folder"
+    ),
 }
+"""In the order in which they are recognised: nearly any directory looks like an image folder."""
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "tiny": ("tiny",),
@@ -56,8 +97,8 @@ def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:
     return close[0] if close else None
 
 
-def lookup(table: Mapping[str, str], name: str) -> Any:
-    """The object that `table` names; refuses an unknown name with the nearest valid one."""
+def entry(table: Mapping[str, _Entry], name: str) -> _Entry:
+    """What `table` has under a name; refuses an unknown one with the nearest valid one."""
     if name not in table:
         guess = nearest(name, table)
         raise Refusal(
@@ -65,5 +106,15 @@ def lookup(table: Mapping[str, str], name: str) -> Any:
             fix=f"use '{guess}'." if guess else f"use one of {', '.join(sorted(table))}.",
             code=ExitCode.USAGE,
         )
-    module, attribute = table[name].split(":")
+    return table[name]
+
+
+def lookup(table: Mapping[str, str], name: str) -> Any:
+    """The object that `table` names; refuses an unknown name."""
+    return load(entry(table, name))
+
+
+def load(reference: str) -> Any:
+    """The object behind "module:attribute"."""
+    module, attribute = reference.split(":")
     return getattr(import_module(module), attribute)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
-from tl_dist.config.registry import DATASETS, lookup
+from tl_dist.config.registry import DATASETS, entry
 from tl_dist.datasets import Source, Splits, pool_of
 from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
@@ -31,12 +31,12 @@ SCHEMA = 1
 
 def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
     """The splits of a dataset, as its own rules or as `data.split` divides it; and the digest of that manifest."""
-    opener = lookup(DATASETS, data.name)
+    dataset = entry(DATASETS, data.name)
     if data.split is None:
-        return opener(data), None
+        return dataset.open(data), None
     whole = data.model_copy(update={"test_fraction": 0.0, "validation_fraction": 0.0, "split": None})
     content = read_manifest(Path(data.split))
-    return _apply(content, pooled(opener(whole)), data), content["digest"]
+    return _apply(content, pooled(dataset.open(whole)), data), content["digest"]
 
 
 def pooled(splits: Splits) -> Source:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 
 from tl_dist.config import Config
-from tl_dist.config.registry import DATASETS
+from tl_dist.config.registry import DATASETS, load
 from tl_dist.files import packages
 from tl_dist.models.backbones import weights
 
@@ -45,6 +44,5 @@ def data_package(cfg: Config) -> str | None:
     """The package that holds the dataset's files, where they come from the package index."""
     if cfg.data.path is not None:
         return None
-    module, _, _ = DATASETS[cfg.data.name].partition(":")
-    package: str | None = getattr(import_module(module), "PACKAGE", None)
-    return package
+    package = DATASETS[cfg.data.name].package
+    return None if package is None else load(package)

@@ -12,7 +12,6 @@ import pytest
 from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import problems as config_problems
-from tl_dist.config.rules.data import NEED_PATH
 from tl_dist.refusal import ExitCode, Refusal
 
 GOOD = """\
@@ -603,9 +602,11 @@ def test_every_name_in_the_registry_loads() -> None:
     for backbone in registry.BACKBONES:
         weights = ["model.weights=random", "model.train_from=all"] if backbone == "tiny" else []
         assert load(GOOD, f"model.backbone={backbone}", *weights).model.backbone == backbone
-    for dataset in registry.DATASETS:
-        path = ["data.path=d"] if dataset in NEED_PATH else []
-        assert load(GOOD, f"data.name={dataset}", *path).data.name == dataset
+    for name, dataset in registry.DATASETS.items():
+        path = ["data.path=d"] if dataset.needs_path else []
+        assert load(GOOD, f"data.name={name}", *path).data.name == name
+        for reference in (dataset.opener, dataset.recognise, dataset.package):
+            assert reference is None or registry.load(reference)
 
 
 def test_loading_imports_no_framework() -> None:

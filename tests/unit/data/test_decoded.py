@@ -34,7 +34,7 @@ def splits(tmp_path: Path) -> Splits:
 
 
 def open_folder(root: Path) -> Splits:
-    found: Splits = registry.lookup(registry.DATASETS, "image_folder")(
+    found: Splits = registry.DATASETS["image_folder"].open(
         DataConfig(name="image_folder", path=str(root), test_fraction=0.3)
     )
     return found

@@ -21,7 +21,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 def splits_of(name: str, **options: Any) -> Splits:
-    splits: Splits = registry.lookup(registry.DATASETS, name)(DataConfig(name=name, **options))
+    splits: Splits = registry.DATASETS[name].open(DataConfig(name=name, **options))
     return splits
 
 

@@ -22,7 +22,7 @@ MADE_UP_POOLED = {"pool": "1f6b39977f339884"}
 
 
 def opened(name: str, **options: Any) -> Splits:
-    splits: Splits = registry.lookup(registry.DATASETS, name)(DataConfig(name=name, **options))
+    splits: Splits = registry.DATASETS[name].open(DataConfig(name=name, **options))
     return splits
 
 

@@ -31,9 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def open_dataset(path: Path, name: str = "tfrecord", **options: Any) -> Splits:
-    splits: Splits = registry.lookup(registry.DATASETS, name)(
-        DataConfig(name=name, path=str(path), **options)
-    )
+    splits: Splits = registry.DATASETS[name].open(DataConfig(name=name, path=str(path), **options))
     return splits
 
 

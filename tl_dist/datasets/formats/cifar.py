@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +90,23 @@ def open_cifar10(data: DataConfig) -> Splits:
 def open_cifar100(data: DataConfig) -> Splits:
     """CIFAR-100 with `data.labels` (100 fine or 20 coarse classes), found as CIFAR-10 is."""
     return _open(_CIFAR100, data.labels, data)
+
+
+def is_cifar10(path: Path, names: Set[str]) -> bool:
+    """Whether one of its directories lies there, or the path is one."""
+    return (
+        not names.isdisjoint({"cifar-10-batches-bin", "cifar-10-batches-py", "data_batch_1.bin"})
+        or {"data_batch_1", "batches.meta"} <= names
+    )
+
+
+def is_cifar100(path: Path, names: Set[str]) -> bool:
+    """The same."""
+    return (
+        not names.isdisjoint({"cifar-100-binary", "cifar-100-python"})
+        or {"train.bin", "fine_label_names.txt"} <= names
+        or {"train", "meta", "test"} <= names
+    )
 
 
 def _open(cifar: _Cifar, kind: str, data: DataConfig) -> Splits:

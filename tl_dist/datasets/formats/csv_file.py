@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,11 @@ def open_csv(data: DataConfig) -> Splits:
     if "validation" in official:
         refuse_second_validation(data, f"{table} has rows of split validation")
     return {**official, **divide(official["train"], data, test=False)}
+
+
+def is_csv(path: Path, names: Set[str]) -> bool:
+    """Whether a path is a table, by its name."""
+    return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
 
 
 def _table(data: DataConfig) -> Path:

@@ -6,7 +6,7 @@ Deitsch et al. 2019 (arXiv 1807.02894), https://github.com/zae-bayern/elpv-datas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +61,11 @@ def open_elpv(data: DataConfig) -> Splits:
         ),
     )
     return divide(source, data)
+
+
+def is_elpv(path: Path, names: Set[str]) -> bool:
+    """Whether its files lie in a directory, by their names."""
+    return {"labels.csv", "images"} <= names
 
 
 def _soft_labels(cells: Sequence[_Cell]) -> SoftLabels:

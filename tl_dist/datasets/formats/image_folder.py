@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ def open_image_folder(data: DataConfig) -> Splits:
     if "validation" in official:
         refuse_second_validation(data, f"{root} has a validation folder", "or remove the folder")
     return {**official, **divide(train, data, test=False)}
+
+
+def is_image_folder(path: Path, names: Set[str]) -> bool:
+    """Whether there are folders or images: of what else it may be, nothing is asked."""
+    return any(os.path.isdir(path / name) or _suffix(name) in READABLE for name in names)
 
 
 def _is_class(root: Path, folders: list[str]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ def open_packed(data: DataConfig) -> Splits:
     if "validation" in sources:
         refuse_second_validation(data, f"{root} has a validation split")
     return {**sources, **divide(sources["train"], data, test=False)}
+
+
+def is_packed(path: Path, names: Set[str]) -> bool:
+    """Whether a directory holds a packed set, by names."""
+    return MANIFEST in names
 
 
 def _manifest(root: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,10 @@ def open_tfds(data: DataConfig) -> Splits:
     return open_shards(root, files, data, names, keys=keys, numbers=numbers)
 
 
-def is_prepared(path: Path) -> bool:
+def is_tfds(path: Path, names: Set[str]) -> bool:
     """Whether a directory looks like a prepared set, or like the place of its versions or configs."""
+    if not path.is_dir():
+        return False
     versions = (child for child in path.glob("[0-9]*.[0-9]*.[0-9]*") if (child / INFO).is_file())
     return (
         (path / INFO).is_file()

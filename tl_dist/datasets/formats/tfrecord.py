@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from tl_dist.files.packages import user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
+_RECORDS = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
 _SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
 _NAMES = ("labels.txt", "label.labels.txt", "synsets.txt")
 
@@ -42,6 +43,11 @@ def open_tfrecord(data: DataConfig) -> Splits:
     if not files:
         raise _wrong(f"{root} holds no TFRecord files", "name the directory that they are in")
     return open_shards(root, files, data, class_names(root))
+
+
+def is_tfrecord(path: Path, names: Set[str]) -> bool:
+    """Whether a directory holds records, by the names of files."""
+    return any(_RECORDS.fullmatch(name) for name in names)
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
