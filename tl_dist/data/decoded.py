@@ -204,11 +204,11 @@ def _decoded(
 ) -> Images:
     """The images of `rows` as they come: which ones, and their pixels."""
     read = plain(source, image_size, crop_fraction)
-    one = read.each or read.rows
-    assert one is not None
     batches = (
         tf.data.Dataset.from_tensor_slices(rows)
-        .map(lambda k: (k, one(k, k)[0]), num_parallel_calls=threads, deterministic=False)
+        .map(
+            lambda k: (k, read.batch(k[None], k[None])[0][0]), num_parallel_calls=threads, deterministic=False
+        )
         .batch(_ROWS_AT_ONCE)
         .prefetch(1)
         .with_options(as_written())

@@ -27,18 +27,15 @@ from tl_dist.datasets.annotations import SoftLabels
 class Read:
     """How examples become rows of a batch; all of it is traced by tf.data, and a function of index and position.
 
-    rows    (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]): all at once
-    some    the same for a part of the rows, whose number is known when it is traced: parts in parallel
-    each    (index, position) -> (image of a fixed shape, label): one by one, in parallel
-    drawn   positions [rows] -> numbers [rows, n]: what `some` and `each` take in place of the position
+    batch   (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]); the number of rows is
+            known when it is traced
+    part    how many rows of so many one call of `batch` takes, where parts in parallel are faster; None: all
     finish  (images, positions) -> images: what is left to do on the batch
     mixing  which rows are mixed with which
     """
 
-    rows: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    some: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    each: Callable[[Any, Any], tuple[Any, Any]] | None = None
-    drawn: Callable[[Any], Any] | None = None
+    batch: Callable[[Any, Any], tuple[Any, Any]]
+    part: Callable[[int], int] | None = None
     finish: Callable[[Any, Any], Any] = lambda images, positions: images
     mixing: Mixing | None = None
 
@@ -60,29 +57,41 @@ def augmented(
     def finish(images: Any, positions: Any) -> Any:
         return augment(images, augmentations, settings, seed, positions)
 
+    def whole(indices: Any, positions: Any) -> tuple[Any, Any]:
+        images, labels = source.read(indices)
+        return resize(images, image_size, crop_fraction), labels
+
     if source.reads_many:
-
-        def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
-            images, labels = source.read(indices)
-            return resize(images, image_size, crop_fraction), labels
-
-        return Read(rows=rows, finish=finish, mixing=mixing)
-
-    def each(index: Any, position: Any) -> tuple[Any, Any]:
-        image, label = source.read(index)
-        image = resize(image, image_size, crop_fraction)
-        return tf.ensure_shape(image, [image_size, image_size, 3]), label
-
+        return Read(whole, finish=finish, mixing=mixing)
     if augmentations[:1] != ("random_resized_crop",):
-        return Read(each=each, finish=finish, mixing=mixing)
+
+        def each(index: Any, position: Any) -> tuple[Any, Any]:
+            image, label = whole(index, position)
+            return tf.ensure_shape(image, [image_size, image_size, 3]), label
+
+        return Read(one_by_one(each), lambda rows: 1, finish, mixing)
     mirror = augmentations[1:2] == ("flip",)
     augmentations = augmentations[2 if mirror else 1 :]
-    numbers = partial(drawn, seed, mirror=mirror)
-    if source.is_encoded:
-        crops = partial(cropped_rows, source, image_size=image_size, area=settings.crop_area)
-        return Read(some=crops, drawn=numbers, finish=finish, mixing=mixing)
-    crop = partial(cropped, source, image_size=image_size, area=settings.crop_area)
-    return Read(each=crop, drawn=numbers, finish=finish, mixing=mixing)
+    to_size: dict[str, Any] = {"image_size": image_size, "area": settings.crop_area}
+
+    def crops(indices: Any, positions: Any) -> tuple[Any, Any]:
+        numbers = drawn(seed, positions, mirror=mirror)
+        if source.is_encoded:
+            return cropped_rows(source, indices, numbers, **to_size)
+        return one_by_one(partial(cropped, source, **to_size))(indices, numbers)
+
+    return Read(crops, part_of if source.is_encoded else lambda rows: 1, finish, mixing)
+
+
+def one_by_one(each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """What reads rows, from what reads one: (index, position) -> (image of a fixed shape, label)."""
+
+    def batch(indices: Any, positions: Any) -> tuple[Any, Any]:
+        rows = zip(tf.unstack(indices), tf.unstack(positions), strict=True)
+        images, labels = zip(*(each(index, position) for index, position in rows), strict=True)
+        return tf.stack(images), tf.stack(labels)
+
+    return batch
 
 
 def plain(source: Source, image_size: int, crop_fraction: float | None = None) -> Read:
@@ -186,37 +195,21 @@ def _read(
     options.threading.max_intra_op_parallelism = 1
     # Rows are sharded here, by position; TensorFlow's own sharding would split them again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    if read.rows is not None:
-        at_once = read.rows
 
-        def whole(step: Any) -> Batch:
-            indices, positions = numbers(step)
-            return batch(*at_once(indices, positions), positions)
+    def whole(step: Any) -> Batch:
+        indices, positions = numbers(step)
+        return batch(*read.batch(indices, positions), positions)
 
+    if read.part is None:
         batches = steps.map(whole, num_parallel_calls=threads)
     else:
-
-        def with_drawn(step: Any) -> tuple[Any, Any, Any]:
-            indices, positions = numbers(step)
-            return indices, positions, positions if read.drawn is None else read.drawn(positions)
-
-        examples = steps.map(with_drawn)
-        if read.some is not None:
-            some = read.some
-            parts = examples.rebatch(part_of(num_rows), drop_remainder=True)
-            # A copy: `rebatch` gives views into a larger tensor, and complains on stderr of each that it gets again.
-            parts = parts.map(
-                lambda indices, positions, keys: (*some(indices, keys), tf.raw_ops.DeepCopy(x=positions)),
-                threads,
-            )
-            examples = parts.rebatch(num_rows, drop_remainder=True)
-        elif read.each is not None:
-            one = read.each
-            examples = examples.unbatch()
-            examples = examples.map(lambda index, position, key: (*one(index, key), position), threads)
-            examples = examples.batch(num_rows, drop_remainder=True)
-        else:
-            raise ValueError("a Read has rows, some or each")
+        parts = steps.map(numbers).rebatch(read.part(num_rows), drop_remainder=True)
+        # A copy: `rebatch` gives views into a larger tensor, and complains on stderr of each that it gets again.
+        parts = parts.map(
+            lambda indices, positions: (*read.batch(indices, positions), tf.raw_ops.DeepCopy(x=positions)),
+            threads,
+        )
+        examples = parts.rebatch(num_rows, drop_remainder=True)
         batches = examples.map(batch, num_parallel_calls=threads)
     return batches.prefetch(2).with_options(options)
 

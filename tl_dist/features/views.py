@@ -66,7 +66,7 @@ def reader_of_views(features: FeatureSet, source: Source, held: np.ndarray | Non
         views = [features.rows(kept, tf.zeros_like(kept) + view) for view in range(features.num_views)]
         return tf.stack(views, axis=1), tf.gather(labels, indices)
 
-    return Read(rows=rows)
+    return Read(rows)
 
 
 def reader(
@@ -87,4 +87,4 @@ def reader(
         kept = indices if examples is None else tf.gather(examples, indices)
         return features.rows(kept, drawn_views(augmentations, seed, positions)), tf.gather(labels, indices)
 
-    return Read(rows=rows)
+    return Read(rows)

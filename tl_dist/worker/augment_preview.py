@@ -69,16 +69,7 @@ def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarra
     """uint8 [rows, size, size, 3]: what the pipeline makes of these examples at these positions."""
     with tf.device("CPU:0"):
         where, at = tf.constant(indices, tf.int64), tf.constant(positions, tf.int64)
-        if read.rows is not None:
-            images = read.rows(where, at)[0]
-        else:
-            keys = at if read.drawn is None else read.drawn(at)
-            if read.some is not None:
-                images = read.some(where, keys)[0]
-            else:
-                assert read.each is not None
-                images = tf.stack([read.each(where[k], keys[k])[0] for k in range(len(indices))])
-        done: np.ndarray = read.finish(images, at).numpy()
+        done: np.ndarray = read.finish(read.batch(where, at)[0], at).numpy()
     return done
 
 

@@ -221,9 +221,7 @@ def test_a_source_in_memory_is_only_resized() -> None:
     source = memory_source(11, size=16)
     (kept,) = decoded.in_memory({"train": source}, 8, 1).values()
     images, labels = kept.read(tf.range(11, dtype=tf.int64))
-    rows = plain(source, 8).rows
-    assert rows is not None
-    np.testing.assert_array_equal(images, rows(tf.range(11, dtype=tf.int64), None)[0])
+    np.testing.assert_array_equal(images, plain(source, 8).batch(tf.range(11, dtype=tf.int64), None)[0])
     np.testing.assert_array_equal(labels, source.labels)
 
 

@@ -52,7 +52,7 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
     read = feature_views.reader(found, FEATURE_SOURCE, views, seed=3)
     positions = tf.range(40, dtype=tf.int64)
     indices = positions % FEATURE_SOURCE.num_examples
-    got, labels = read.rows(indices, positions)
+    got, labels = read.batch(indices, positions)
     images = augment(tf.gather(FEATURE_SOURCE.store.images, indices), views, AugmentConfig(), 3, positions)
     np.testing.assert_array_equal(got, compute_features(images))
     np.testing.assert_array_equal(labels, FEATURE_SOURCE.labels[indices])

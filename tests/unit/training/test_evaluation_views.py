@@ -85,7 +85,6 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
     assert whole.logits is not None and cached.logits is not None
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
     rows = np.array([3, 1, 7])
-    read = feature_views.reader_of_views(kept, SOURCE, rows).rows
-    assert read is not None
-    some, _ = read(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
+    read = feature_views.reader_of_views(kept, SOURCE, rows)
+    some, _ = read.batch(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
     np.testing.assert_array_equal(some, kept.array()[rows])
