@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import pickle
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from tests.doubles import array_source
 from tests.official_layouts import digits_32px, write_elpv
 from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, manifest, pool_of
+from tl_dist.datasets.division import pooled
 from tl_dist.datasets.split import divide, hold_out
+from tl_dist.datasets.store import PixelStore
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -72,6 +75,29 @@ def test_a_subset_is_read_in_a_graph_without_copying_it_there() -> None:
     subset = array_source(6000).subset(np.arange(5999, -1, -1))
     read = tf.function(subset.read).get_concrete_function(tf.TensorSpec([], tf.int64))
     assert read.graph.as_graph_def().ByteSize() < 10_000
+
+
+def test_a_source_is_sent_without_its_tensors() -> None:
+    """To the processes that pack, which are not to import TensorFlow for them."""
+    part = array_source().subset(np.array([5, 2]))
+    examples = examples_of(part)
+    sent = pickle.loads(pickle.dumps(part))
+    for held in (sent, sent.store, pool_of(sent)[0]):
+        assert set(vars(held)) == {field.name for field in fields(held)}
+    assert sent.fingerprint == part.fingerprint
+    for (ours, _), (theirs, _) in zip(examples_of(sent), examples, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_images_in_memory_that_are_put_together_are_still_at_hand() -> None:
+    """Those of CIFAR's two splits, which data.split divides anew: they can be packed, and have a size."""
+    parts = {"train": array_source(), "test": array_source(10).subset(np.array([7, 1]))}
+    pool = pooled(parts)
+    assert isinstance(pool.store, PixelStore) and pool.store.size == (4, 5)
+    for k, (image, label) in enumerate(examples_of(pool)):
+        np.testing.assert_array_equal(pool.store.kept(k), image)
+        assert label == pool.labels[k]
+    np.testing.assert_array_equal(pool.store.kept(60), parts["test"].read(0)[0])
 
 
 # Splitting
