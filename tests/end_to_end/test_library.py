@@ -28,7 +28,7 @@ precision: float32
 data: {name: digits, image_size: 16, validation_fraction: 0.1}
 model: {backbone: tiny, weights: random, train_from: all, pooling: both, normalize: true, hidden: 8, dropout: 0.1}
 optimizer: {name: adam, learning_rate: 0.01, ema: 0.9}
-report: {tensorboard: false, every_steps: 10}
+report: {tensorboard: false, every_steps: 1}
 runtime: {threads: 1}
 """
 

@@ -119,7 +119,9 @@ def _(arena: Arena) -> Sequence[str]:
 
 @CASES.add("an owner that is a link", code=73, says="cannot be locked.*symbolic link")
 def _(arena: Arena) -> Sequence[str]:
-    (began(arena).lock_dir / "owner-00000001.json").symlink_to(arena.outside / "thesis.tex")
+    owner = began(arena).lock_dir / "owner-00000001.json"
+    owner.unlink()
+    owner.symlink_to(arena.outside / "thesis.tex")
     return "train", "run.yaml"
 
 
