@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 from tests.promises import GROUPS, TESTS, group_of, promise_of
 
 ROOT = TESTS.parent
+
+# PyTorch's CUDA build, which PyPI has for x86-64, brings triton: its LLVM ends a process that has TensorFlow's.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorch goes without it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
