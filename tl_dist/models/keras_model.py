@@ -10,11 +10,7 @@ import numpy as np
 
 from tl_dist.config import Config, ModelConfig
 from tl_dist.models import cut
-from tl_dist.models.backbones import Backbone
-
-_CAFFE_MEAN = (103.939, 116.779, 123.68)
-_TORCH_MEAN = (0.485, 0.456, 0.406)
-_TORCH_STD = (0.229, 0.224, 0.225)
+from tl_dist.models.backbones import Backbone, preprocess
 
 
 def assemble(
@@ -22,14 +18,17 @@ def assemble(
 ) -> Any:
     """A functional `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
 
-    Made of Keras's own layers alone, so that it can be saved and loaded without tl_dist. `network` is the backbone
-    with its weights, `arrays` has those of the head by path (`head/logits/kernel`).
+    Made of Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built anew,
+    since the batch-norm layers of `network`, which has its weights, are not Keras's own. `arrays` has those of the head
+    by path (`head/logits/kernel`).
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
+    own = backbone.build((size, size, 3))
+    own.set_weights(network.get_weights())
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
-    outputs = cut.stage_outputs(backbone, network, settings.layers) if settings.layers else [network.output]
-    maps = keras.Model(network.inputs, outputs, name=backbone.name)(
-        preprocessed(backbone.preprocessing, images), training=False
+    outputs = cut.stage_outputs(backbone, own, settings.layers) if settings.layers else [own.output]
+    maps = keras.Model(own.inputs, outputs, name=backbone.name)(
+        preprocess(backbone.preprocessing, images), training=False
     )
     pooled = [_pooled(one, settings) for one in keras.tree.flatten(maps)]
     features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)
@@ -42,24 +41,6 @@ def assemble(
     for name, layer in dense.items():
         layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])
     return keras.Model(images, probabilities, name=cfg.name)
-
-
-def preprocessed(kind: str, images: Any) -> Any:
-    """What `backbones.preprocess` does, in Keras's own layers: float32 as the pretrained weights expect it."""
-    scale = {"torch": 1 / 255.0, "tf": 1 / 127.5}.get(kind, 1.0)
-    offset = -1.0 if kind == "tf" else 0.0
-    x = keras.layers.Rescaling(scale, offset, dtype="float32", name="rescaled")(images)
-    if kind == "caffe":
-        blue_green_red = np.eye(3, dtype=np.float32)[::-1][None, None]
-        x = keras.layers.Conv2D(3, 1, dtype="float32", trainable=False, name="subtract_mean")(x)
-        layer = x._keras_history.operation
-        layer.set_weights([blue_green_red, -np.array(_CAFFE_MEAN, np.float32)])
-    elif kind == "torch":
-        variance = np.square(_TORCH_STD)
-        x = keras.layers.Normalization(
-            mean=_TORCH_MEAN, variance=variance, dtype="float32", name="normalized"
-        )(x)
-    return x
 
 
 def _pooled(maps: Any, settings: ModelConfig) -> Any:
@@ -76,5 +57,6 @@ def _pooled(maps: Any, settings: ModelConfig) -> Any:
     else:
         pooled = layers.GlobalAveragePooling2D()(maps)
     if settings.normalize:
-        pooled = layers.LayerNormalization(epsilon=1e-6, center=False, scale=False, dtype="float32")(pooled)
+        wide = layers.LayerNormalization(epsilon=1e-6, center=False, scale=False, dtype="float32")(pooled)
+        pooled = keras.ops.cast(wide, pooled.dtype)
     return pooled

@@ -1,4 +1,4 @@
-"""A backbone carried over from an earlier run: its newest commit over the weights that it kept frozen."""
+"""The weights of an earlier run: its newest checkpoint over what it kept frozen."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ from tl_dist.models import classifier
 from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, origin
+from tl_dist.runs.directory import RunDir
 
 
 def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     """Give `network` the backbone of `cfg.source.run`; the digest of all of it.
 
-    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`. Averages are taken where the run kept
-    them: the weights that it evaluated (`Optimizer.begin`). Refuses a run whose frozen weights are not to be had as
-    they were.
+    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`. Refuses what `restore` refuses.
     """
     run, found = origin.opened(cfg)
-    if found.source is not None:
-        carry(network, variables, found)
+    restore(run, found, network, variables)
+    return classifier.digest({path: v.numpy() for path, v in variables.items()})
+
+
+def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]) -> None:
+    """Set `variables`, those of `network` and perhaps of a head by path, to what `run`, of this config, ended with.
+
+    Averages are taken where the run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without
+    a valid checkpoint, and one whose frozen weights are not to be had as they were.
+    """
+    if cfg.source is not None:
+        carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
     else:
-        file = weights.resolve(found.model.weights, found.model.backbone, sha256=found.model.weights_sha256)
+        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
         if file is not None:
             weights.load(network, file)
     commit = checkpoint.restore(run)
-    assert commit is not None  # `opened` has seen one, and the newest valid one is never removed
+    if commit is None:
+        raise Refusal(
+            f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
+        )
     for path, variable in variables.items():
         value = commit.arrays.get(f"optimizer/ema/{path}", commit.arrays.get(path))
         if value is not None:
@@ -35,8 +47,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     frozen = {path: v.numpy() for path, v in variables.items() if path not in commit.arrays}
     if classifier.digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
-            f"source.run {run.path} kept weights frozen that are not those of '{found.model.weights}' here.",
+            f"run {run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
-    return classifier.digest({path: v.numpy() for path, v in variables.items()})

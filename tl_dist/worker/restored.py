@@ -10,30 +10,26 @@ from tl_dist.config import file as config_file
 from tl_dist.config.registry import BACKBONES, lookup
 from tl_dist.models import classifier
 from tl_dist.models import keras_model as assembly
-from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import origin
+from tl_dist.worker.setup import process_as_it_was
 
 
 def keras_model(run: RunDir) -> Any:
     """uint8 images [batch, size, size, 3] -> probabilities [batch, classes], of the newest valid checkpoint.
 
-    Averages are taken where the run kept them, as in its evaluation. Refuses a run without a checkpoint, and one whose
-    frozen weights are not to be had as they were.
+    Refuses a run that has none, and what `origin.restore` refuses.
     """
     cfg, identity = config_file.load(run.config_file), run.read_identity()
-    restored = checkpoint.restore(run)
-    if restored is None or identity is None:
+    if identity is None:
         raise Refusal(
-            f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
+            f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
     backbone = lookup(BACKBONES, cfg.model.backbone)
     num_classes = len(identity["class_names"])
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(identity["precision"])
-    try:
+    with process_as_it_was():
+        keras.config.set_dtype_policy(identity["precision"])
         built = classifier.build(
             backbone,
             cfg.model,
@@ -43,27 +39,6 @@ def keras_model(run: RunDir) -> Any:
             carried=cfg.source is not None,
         )
         variables = {**built.moving, **built.frozen}
-        if cfg.source is not None:
-            origin.carry(
-                built.network, {k: v for k, v in variables.items() if k.startswith("backbone/")}, cfg
-            )
-        else:
-            file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
-            if file is not None:
-                with built.keeping_new():
-                    weights.load(built.network, file)
-        for path, variable in variables.items():
-            value = restored.arrays.get(f"optimizer/ema/{path}", restored.arrays.get(path))
-            if value is not None:
-                variable.assign(value)
-        frozen = {path: v.numpy() for path, v in variables.items() if path not in restored.arrays}
-        if classifier.digest(frozen) != identity["frozen_sha256"]:
-            raise Refusal(
-                f"{run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
-                fix="bring back the file of its weights.",
-                code=ExitCode.UNSAFE,
-            )
+        origin.restore(run, cfg, built.network, variables)
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         return assembly.assemble(backbone, cfg, head, built.network, num_classes)
-    finally:
-        keras.config.set_dtype_policy(before)

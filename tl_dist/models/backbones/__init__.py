@@ -112,14 +112,19 @@ def seam(network: Any, position: int) -> Any:
 
 
 def preprocess(kind: Preprocessing, images: Any) -> Any:
-    """uint8 RGB [batch, h, w, 3] -> float32 as the weights expect it; runs on the device, in the graph."""
-    import tensorflow as tf
+    """uint8 RGB [batch, h, w, 3] -> float32 as the weights expect it; runs on the device, in the graph.
 
-    images = tf.cast(images, tf.float32)
+    In Keras's operations, so that it is also part of a `keras.Model` (models/keras_model.py): one rule, the same bits.
+    """
+    import numpy as np
+    from keras import ops
+
+    images = ops.cast(images, "float32")
     if kind == "caffe":
-        return images[..., ::-1] - tf.constant([103.939, 116.779, 123.68])
+        return ops.flip(images, axis=-1) - np.array([103.939, 116.779, 123.68], np.float32)
     if kind == "torch":
-        return (images / 255.0 - tf.constant([0.485, 0.456, 0.406])) / tf.constant([0.229, 0.224, 0.225])
+        mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+        return (images / 255.0 - mean) / deviation
     if kind == "tf":
         return images / 127.5 - 1.0
     return images
