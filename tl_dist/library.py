@@ -133,7 +133,8 @@ class Run:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
 
         Preprocessing, backbone and head of the newest checkpoint, with averaged weights where the run keeps them: what
-        the run evaluated. Made of Keras's own layers. Raises `Refusal` without a checkpoint.
+        the run evaluated. Before its end that holds but for batch norm, whose moving statistics are taken as they are.
+        Made of Keras's own layers. Raises `Refusal` without a checkpoint.
         """
         from tl_dist.worker.restored import keras_model
 

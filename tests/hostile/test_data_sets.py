@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
-from tests.official_layouts import CIFAR10_NAMES, masked_crc32c, write_python2_pickle
+from tests.official_layouts import CIFAR10_NAMES, masked_crc32c, packed_columns, write_python2_pickle
 from tests.peak_memory import taken_by
 from tl_dist.config import DataConfig
 from tl_dist.datasets.division import open_splits
@@ -50,16 +50,6 @@ Columns = dict[str, Any]
 SHARD = "train-00000-of-00001"
 
 
-def columns() -> Columns:
-    return {
-        "offsets": np.array([0, 4], np.int64),
-        "sizes": np.array([4, 4], np.int64),
-        "checks": np.zeros(2, np.uint32),
-        "labels": np.array([0, 1], np.int32),
-        "ids": np.frombuffer(b"a\0b\0", np.uint8),
-    }
-
-
 def manifest() -> dict[str, Any]:
     shard = {"name": SHARD, "num_examples": 2, "images": {"size": 8}, "index": {}}
     return {"format": "tl_dist packed 1", "class_names": ["a", "b"], "splits": {"train": [shard]}}
@@ -82,11 +72,11 @@ def npz(arrays: Columns, save: Callable[..., None] = np.savez) -> bytes:
 
 
 def with_column(name: str, values: Any) -> bytes:
-    return npz({**columns(), name: values})
+    return npz({**packed_columns(), name: values})
 
 
 def without(name: str) -> bytes:
-    return npz({k: v for k, v in columns().items() if k != name})
+    return npz({k: v for k, v in packed_columns().items() if k != name})
 
 
 class Runs:
@@ -97,7 +87,7 @@ class Runs:
 INDEXES: dict[str, Callable[[], bytes]] = {
     "no zip": lambda: b"x" * 100,
     "empty": lambda: b"",
-    "compressed": lambda: npz(columns(), np.savez_compressed),
+    "compressed": lambda: npz(packed_columns(), np.savez_compressed),
     "no labels": lambda: without("labels"),
     "no ids": lambda: without("ids"),
     "an id missing": lambda: with_column("ids", np.frombuffer(b"a\0", np.uint8)),
@@ -129,7 +119,7 @@ def packed(path: Path) -> Any:
 
 
 def test_the_packed_set_that_is_changed_here_is_whole(tmp_path: Path) -> None:
-    write_packed(tmp_path / "set", npz(columns()), manifest())
+    write_packed(tmp_path / "set", npz(packed_columns()), manifest())
     assert packed(tmp_path / "set")["train"].num_examples == 2
 
 
@@ -147,7 +137,7 @@ def test_the_index_of_a_packed_set_is_named(
 
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_the_manifest_of_a_packed_set_is_named(kind: str, tmp_path: Path) -> None:
-    write_packed(tmp_path / "set", npz(columns()), manifest() | MANIFESTS[kind])
+    write_packed(tmp_path / "set", npz(packed_columns()), manifest() | MANIFESTS[kind])
     with pytest.raises(Refusal, match=f"manifest.json|{SHARD}") as refused:
         packed(tmp_path / "set")
     assert refused.value.code == ExitCode.DATA
@@ -157,7 +147,7 @@ def test_the_manifest_of_a_packed_set_is_named(kind: str, tmp_path: Path) -> Non
 def _(arena: Arena) -> Sequence[str]:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, column in columns().items():
+        for name, column in packed_columns().items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, column)
         with archive.open("more.npy", "w", force_zip64=True) as member:

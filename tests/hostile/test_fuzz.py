@@ -33,7 +33,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.official_layouts import masked_crc32c, varint, write_python2_pickle
+from tests.official_layouts import masked_crc32c, packed_columns, varint, write_python2_pickle
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.array_pickle import load_array_pickle
 from tl_dist.datasets.division import open_splits, read_manifest
@@ -272,11 +272,7 @@ def _(text: str, folder: Path) -> None:
 
 def columns() -> dict[str, np.ndarray]:
     return {
-        "offsets": np.array([0, 4], np.int64),
-        "sizes": np.array([4, 4], np.int64),
-        "checks": np.zeros(2, np.uint32),
-        "labels": np.array([0, 1], np.int32),
-        "ids": np.frombuffer(b"a\0b\0", np.uint8),
+        **packed_columns(),
         "weights": np.ones(2, np.float32),
         "soft_others": np.array([1, 0], np.int32),
         "soft_shares": np.array([0.5, 1], np.float32),
