@@ -136,6 +136,29 @@ class Run:
         the run evaluated. Before its end that holds but for batch norm, whose moving statistics are taken as they are.
         Made of Keras's own layers. Raises `Refusal` without a checkpoint.
         """
-        from tl_dist.worker.restored import keras_model
+        from tl_dist.worker.restored import restored
 
-        return keras_model(self._directory)
+        return restored(self._directory).model
+
+    def export(
+        self,
+        to: str,
+        out: str | Path | None = None,
+        *,
+        numbers: str = "float32",
+        check: str = "test",
+        min_agreement: float | None = None,
+    ) -> dict[str, Any]:
+        """Write the model for another runtime, compared with the run image by image, as `tl-dist export`; its report.
+
+        `to` is savedmodel, keras, onnx or litert, `numbers` also float16 or int8 for litert; `out` is a directory, by
+        default below the run's `exports`; `check` is a split, or "none". Raises `Refusal` for an export that gives
+        fewer images than `min_agreement` the class that the run gives them; then nothing is written.
+        """
+        from tl_dist.cli.export import default_directory
+        from tl_dist.worker.export import Request, export
+        from tl_dist.worker.setup import process_as_it_was
+
+        target = Path(out) if out is not None else default_directory(self._directory, to, numbers)
+        with process_as_it_was():
+            return export(self._directory, Request(to, numbers, target, check, min_agreement), cores=None)

@@ -46,18 +46,23 @@ def evaluate(
     if cfg.strategy == "horovod":
         require_horovod()
     say(f"evaluating with {' '.join(layout)}")
-    owner = holder(run)
-    if owner is not None:  # its workers would see our heartbeats, and we their stop file
-        raise Refusal(
-            f"run '{run.name}' is in use by {owner}.",
-            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
-            code=ExitCode.CANNOT_CREATE,
-        )
+    refuse_in_use(run)
     task = [word for override in overrides for word in ("--override", override)]
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
     result = read_file(run.evaluations / f"{split}.json", max_bytes=limits.EVALUATION)
     record: Record = json.loads(result)
     return record
+
+
+def refuse_in_use(run: RunDir) -> None:
+    """Refuse a run that somebody trains: its workers would see our heartbeats, and we their stop file."""
+    owner = holder(run)
+    if owner is not None:
+        raise Refusal(
+            f"run '{run.name}' is in use by {owner}.",
+            fix="wait for its end; while it trains, metrics.jsonl has its figures.",
+            code=ExitCode.CANNOT_CREATE,
+        )
 
 
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:

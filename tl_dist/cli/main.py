@@ -10,17 +10,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Split, Strategy, Workers
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Strategy, Workers
 from tl_dist.cli.complaint import INTERRUPTED, complain
 from tl_dist.cli.config import config_app
 from tl_dist.cli.data import data_app
 from tl_dist.cli.features import features_app
+from tl_dist.cli.trained import trained_app
 from tl_dist.refusal import ExitCode, Refusal, printable
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(trained_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
@@ -71,36 +72,6 @@ def worker(run: RunPath) -> int:
     become_worker(run)
 
 
-@app.command("eval")
-def evaluate(
-    run: RunPath,
-    split: Split = Split.TEST,
-    views: Annotated[
-        str | None,
-        typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
-    ] = None,
-    strategy: Strategy = None,
-    workers: Workers = None,
-) -> int:
-    """Evaluate the newest checkpoint of a run."""
-    from tl_dist.cli.evaluate import evaluate as evaluate_run
-    from tl_dist.terminal.console import plain
-    from tl_dist.terminal.tables import show_evaluation, show_line
-
-    console = _console()
-    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
-        record = evaluate_run(
-            run,
-            split,
-            views,
-            strategy=strategy,
-            workers=workers,
-            say=lambda text: show_line(console, text, style="dim"),
-        )
-    show_evaluation(record, console)
-    return ExitCode.DONE
-
-
 @app.command("cv")
 def cross_validate(
     config: ConfigFile,
@@ -117,20 +88,6 @@ def cross_validate(
 
     request = Request(config, overrides or (), strategy, workers, runs)
     return run_folds(request, folds, seeds, _console())
-
-
-@app.command()
-def compare(
-    first: RunPath,
-    second: RunPath,
-    split: Split = Split.TEST,
-) -> int:
-    """Test whether two runs differ, by a paired test on the same examples."""
-    from tl_dist.cli.compare import compare as compare_runs
-    from tl_dist.cli.compare import show
-
-    show(compare_runs(first, second, split), (str(first), str(second)), _console())
-    return ExitCode.DONE
 
 
 @app.command()

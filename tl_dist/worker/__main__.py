@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
+    parser.add_argument("--export", metavar=("FORMAT", "NUMBERS", "OUT", "SPLIT", "AGREEMENT"), nargs=5)
     options = parser.parse_args(arguments)
     os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
         if not supervised and not (
-            options.evaluate or options.extract or options.tune or options.cross_validate
+            options.evaluate or options.extract or options.tune or options.cross_validate or options.export
         ):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
             logging.getLogger("tl_dist").addHandler(logging.StreamHandler(shown))
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _tune(run, options.tune)
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate)
+        if options.export:
+            return _export(run, *options.export)
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"
@@ -175,6 +178,14 @@ def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
         found.save(run.path / "predictions" / "out_of_fold.npz")
         run.mark_done({"cross_validation": summary(found)})
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
+
+
+def _export(run: RunDir, to: str, numbers: str, out: str, check: str, min_agreement: str) -> int:
+    from tl_dist.worker.export import Request, export
+
+    wanted = Request(to, numbers, Path(out), check, float(min_agreement) if min_agreement else None)
+    export(run, wanted, cores=cores.own_share(os.environ))
+    return ExitCode.DONE
 
 
 def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:

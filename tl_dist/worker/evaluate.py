@@ -6,13 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tl_dist.config.stages import at
 from tl_dist.data import pipeline
 from tl_dist.features.views import views_of
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import predictions
+from tl_dist.scores import figures, predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
@@ -41,28 +44,8 @@ def evaluate(
 
     They are those of the averaged weights where the run keeps an average, and of statistics that fit the weights.
     """
-    source, parallel, batch = setup.splits[split], setup.parallel, setup.evaluation_batch
-    batches = pipeline.evaluation_batches(
-        given.read[split],
-        source.num_examples,
-        rows=rows_of(parallel.rank, parallel.world_size, batch),
-        global_batch=batch,
-        threads=setup.threads,
-    )
-    with (
-        setup.optimizer.averaged(given.stage.number),
-        precise.in_force(),
-        setup.examples.naming_bad(split, lambda: range(source.num_examples)),
-    ):
-        result = evaluation.evaluate(
-            split,
-            source.num_examples,
-            -(-source.num_examples // batch),
-            parallel.feed(batches),
-            evaluate_batch,
-            parallel,
-            stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
-        )
+    source = setup.splits[split]
+    result = _counted(setup, given, split, evaluate_batch, precise)
     setup.beat(f"writing the figures of {split}", alone=True)
     if result is None or not setup.is_first:
         return result
@@ -78,8 +61,52 @@ def evaluate(
     )
 
 
+def _counted(
+    setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
+) -> Evaluation | None:
+    """What `evaluate` gives, with the logits and without the figures."""
+    source, parallel, batch = setup.splits[split], setup.parallel, setup.evaluation_batch
+    batches = pipeline.evaluation_batches(
+        given.read[split],
+        source.num_examples,
+        rows=rows_of(parallel.rank, parallel.world_size, batch),
+        global_batch=batch,
+        threads=setup.threads,
+    )
+    with (
+        setup.optimizer.averaged(given.stage.number),
+        precise.in_force(),
+        setup.examples.naming_bad(split, lambda: range(source.num_examples)),
+    ):
+        return evaluation.evaluate(
+            split,
+            source.num_examples,
+            -(-source.num_examples // batch),
+            parallel.feed(batches),
+            evaluate_batch,
+            parallel,
+            stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
+        )
+
+
 def evaluate_checkpoint(setup: Setup, split: str) -> Evaluation:
     """Figures of the newest checkpoint on a split. Trains and writes nothing."""
+    return _of_checkpoint(setup, split, evaluate)
+
+
+def probabilities(setup: Setup, split: str) -> NDArray[np.float64]:
+    """[examples, classes] of the newest checkpoint, on this process alone. Writes nothing."""
+    logits = _of_checkpoint(setup, split, _counted).logits
+    if logits is None:
+        raise Refusal(
+            f"split '{split}' has too many examples and classes to be compared one by one.",
+            fix="name a smaller split.",
+            code=ExitCode.USAGE,
+        )
+    return figures.Softmax(logits)[:]
+
+
+def _of_checkpoint(setup: Setup, split: str, judged: Callable[..., Evaluation | None]) -> Evaluation:
     if split not in setup.splits:
         raise Refusal(
             f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
@@ -94,7 +121,7 @@ def evaluate_checkpoint(setup: Setup, split: str) -> Evaluation:
         )
     given = from_images(setup, at(setup.stages, setup.state.step))
     precise = PreciseStatistics(setup, given, lambda record: None)
-    result = evaluate(setup, given, split, compiled_evaluation(setup, given), precise)
+    result = judged(setup, given, split, compiled_evaluation(setup, given), precise)
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

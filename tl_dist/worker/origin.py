@@ -23,11 +23,11 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     return classifier.digest({path: v.numpy() for path, v in variables.items()})
 
 
-def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]) -> None:
+def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]) -> int:
     """Set `variables`, those of `network` and perhaps of a head by path, to what `run`, of this config, ended with.
 
-    Averages are taken where the run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without
-    a valid checkpoint, and one whose frozen weights are not to be had as they were.
+    Returns the step. Averages are taken where the run kept them: the weights that it evaluated (`Optimizer.begin`).
+    Refuses a run without a valid checkpoint, and one whose frozen weights are not to be had as they were.
     """
     if cfg.source is not None:
         carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
@@ -51,3 +51,4 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
+    return commit.step

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config.registry import BACKBONES, lookup
 from tl_dist.models import classifier
-from tl_dist.models import keras_model as assembly
+from tl_dist.models.keras_model import assemble
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import origin
 from tl_dist.worker.setup import process_as_it_was
 
 
-def keras_model(run: RunDir) -> Any:
-    """uint8 images [batch, size, size, 3] -> probabilities [batch, classes], of the newest valid checkpoint.
+@dataclass(frozen=True)
+class Restored:
+    """A run's model, and what is known of it."""
+
+    model: Any
+    """uint8 images [batch, size, size, 3] -> probabilities [batch, classes]"""
+    config: Config
+    class_names: Sequence[str]
+    step: int
+    precision: str
+    trained_in: str
+    """the precision of the run"""
+
+
+def restored(run: RunDir, *, precision: str | None = None) -> Restored:
+    """The model of the newest valid checkpoint; `precision` in place of the run's own.
 
     Refuses a run that has none, and what `origin.restore` refuses.
     """
@@ -27,18 +44,20 @@ def keras_model(run: RunDir) -> Any:
             f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
     backbone = lookup(BACKBONES, cfg.model.backbone)
-    num_classes = len(identity["class_names"])
+    class_names = identity["class_names"]
+    precision = precision or identity["precision"]
     with process_as_it_was():
-        keras.config.set_dtype_policy(identity["precision"])
+        keras.config.set_dtype_policy(precision)
         built = classifier.build(
             backbone,
             cfg.model,
             image_size=cfg.data.image_size or backbone.input_size,
-            num_classes=num_classes,
+            num_classes=len(class_names),
             seed=cfg.seed,
             carried=cfg.source is not None,
         )
         variables = {**built.moving, **built.frozen}
-        origin.restore(run, cfg, built.network, variables)
+        step = origin.restore(run, cfg, built.network, variables)
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
-        return assembly.assemble(backbone, cfg, head, built.network, num_classes)
+        model = assemble(backbone, cfg, head, built.network, len(class_names))
+    return Restored(model, cfg, class_names, step, precision, identity["precision"])

@@ -1,0 +1,262 @@
+"""An exported model gives what its run gives, in its own runtime, from image files, and nothing half-made is left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import tl_dist as tl
+from tests.end_to_end.harness import TL_DIST
+from tl_dist.models.export import preprocess
+from tl_dist.refusal import ExitCode, Refusal
+
+pytestmark = [  # of Keras, as it saves, and of tf2onnx
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning"),
+]
+
+CONFIG = """\
+steps: 150
+global_batch: 32
+precision: {precision}
+data: {{name: image_folder, path: '{path}', image_size: 16, test_fraction: 0.2, {resize}}}
+model: {{backbone: tiny, weights: random, train_from: all, pooling: both, normalize: true, hidden: 16}}
+optimizer: {{name: adam, learning_rate: 0.01, ema: 0.9}}
+report: {{tensorboard: false}}
+runtime: {{threads: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """900 digits of 24 x 20 pixels: PNG, of which every fifth is a JPEG."""
+    root = tmp_path_factory.mktemp("export")
+    digits = load_digits()
+    for k in range(900):
+        directory = root / "images" / f"digit {digits.target[k]}"
+        directory.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((digits.images[k] * 15).astype(np.uint8)).resize(
+            (20, 24), Image.Resampling.BICUBIC
+        )
+        image.convert("RGB").save(directory / (f"{k:04d}.jpg" if k % 5 == 0 else f"{k:04d}.png"))
+    return root
+
+
+def trained(folder: Path, name: str, precision: str = "float32", resize: str = "resize: stretch") -> tl.Run:
+    config = folder / f"{name}.yaml"
+    config.write_text(CONFIG.format(path=folder / "images", precision=precision, resize=resize))
+    made = tl.train(tl.load_config(config), runs=folder / "runs", here=True)
+    assert made.scores["test"]["accuracy"] > 0.8  # else any export would agree
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> tl.Run:
+    return trained(folder, "cells")
+
+
+def shipped(directory: Path) -> ModuleType:
+    """preprocess.py of an export, imported from where it was put."""
+    spec = importlib.util.spec_from_file_location("shipped", directory / "preprocess.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def from_files(run: tl.Run, folder: Path, directory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The test images made by the shipped function, and what the run said of them."""
+    said = run.predictions("test")
+    module = shipped(directory)
+    assert module.class_names == list(said.class_names)
+    return np.stack([module.load(folder / "images" / name) for name in said.ids]), said.probabilities
+
+
+@pytest.fixture(scope="module")
+def saved_model(run: tl.Run) -> Path:
+    run.export("savedmodel")
+    return run.path / "exports" / "savedmodel"
+
+
+def test_a_saved_model_takes_images_and_files(run: tl.Run, folder: Path, saved_model: Path) -> None:
+    report = json.loads((saved_model / "export.json").read_text())
+    assert (report["num_agreeing"], report["num_examples"]) == (180, 180)
+    assert report["largest_difference"] < 1e-5
+    assert report["encoded"]["num_examples"] == 100 and report["encoded"]["largest_difference"] < 1e-5
+    images, expected = from_files(run, folder, saved_model)
+    loaded = tf.saved_model.load(str(saved_model / "savedmodel"))
+    served = loaded.signatures
+    found = served["serving_default"](images=tf.constant(images))
+    # Pillow decodes some pixels of a JPEG otherwise than TensorFlow, and rounding decides others: by one level.
+    np.testing.assert_allclose(found["probabilities"].numpy(), expected, atol=0.02)
+    names = run.predictions("test").class_names
+    assert [one.decode() for one in found["class"].numpy()] == list(names[expected.argmax(axis=1)])
+    files = [(folder / "images" / name).read_bytes() for name in run.predictions("test").ids]
+    found = served["encoded"](encoded=tf.constant(files))["probabilities"].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_tensorflows_own_command_knows_its_signatures(saved_model: Path) -> None:
+    cli = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "show", "--all", "--dir"]
+    command = [*cli, str(saved_model / "savedmodel")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "signature_def['serving_default']" in shown and "signature_def['encoded']" in shown
+    assert "shape: (-1, 16, 16, 3)" in shown and "DT_UINT8" in shown
+
+
+def test_keras_loads_it_where_there_is_no_tl_dist(run: tl.Run, folder: Path, tmp_path: Path) -> None:
+    run.export("keras", tmp_path / "made", check="none")
+    images, expected = from_files(run, folder, tmp_path / "made")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys; sys.modules['tl_dist'] = None\n"
+        "import keras, numpy as np; model = keras.models.load_model('made/model.keras')\n"
+        "np.save('found.npy', model.predict(np.load('images.npy'), verbose=0))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, check=True, timeout=120)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=0.02)
+
+
+def test_onnx_by_the_command_line(run: tl.Run, folder: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    command = [TL_DIST, "export", str(run.path), "--to", "onnx"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "180 of 180 images of 'test'" in done.stdout and "p99 ms" in done.stdout
+    directory = run.path / "exports" / "onnx"
+    session = onnxruntime.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(
+        run.predictions("test").class_names
+    )
+    images, expected = from_files(run, folder, directory)
+    np.testing.assert_allclose(session.run(None, {"images": images})[0], expected, atol=0.02)
+    card = (directory / "MODEL_CARD.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    (result,) = [
+        r for r in yaml.safe_load(front)["model-index"][0]["results"] if r["dataset"]["split"] == "test"
+    ]
+    assert result["metrics"][0]["value"] == pytest.approx(run.scores["test"]["accuracy"], abs=1e-6)
+    low, high = run.scores["test"]["interval"]
+    assert f"95 % interval {low:.4f} to {high:.4f}" in body and "`test`: 180 images" in body
+
+
+@pytest.mark.parametrize("numbers", ["float32", "float16", "int8"])
+def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    report = run.export("litert", tmp_path / "made", numbers=numbers)
+    assert report["num_agreeing"] >= (178 if numbers == "int8" else 180)
+    file = tmp_path / "made" / "model.tflite"
+    with zipfile.ZipFile(file) as labels:
+        assert labels.read("labels.txt").decode().split("\n")[:-1] == list(
+            run.predictions("test").class_names
+        )
+    images, expected = from_files(run, folder, tmp_path / "made")
+    interpreter = Interpreter(str(file))
+    interpreter.allocate_tensors()
+    found = []
+    for image in images[:60]:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
+    np.testing.assert_allclose(found, expected[:60], atol=0.15 if numbers == "int8" else 0.02)
+
+
+def test_a_cropped_network_in_bfloat16(folder: Path, tmp_path: Path) -> None:
+    run = trained(folder, "cropped", "mixed_bfloat16", "resize: crop")
+    report = run.export("savedmodel", tmp_path / "tf")
+    assert report["num_agreeing"] == 180 and report["largest_difference"] < 1e-5
+    assert report["encoded"]["largest_difference"] < 1e-5
+    report = run.export("onnx", tmp_path / "onnx")  # computes in float32
+    assert report["num_agreeing"] >= 178 and 0 < report["largest_difference"] < 0.1
+
+
+@pytest.mark.parametrize("crop", [None, 0.875, 1.0])
+def test_the_shipped_resizing_is_that_of_the_pipeline(crop: float | None) -> None:
+    from tl_dist.data.resize import resize
+
+    numbers, apart, num = np.random.default_rng(0), 0, 0
+    for _ in range(20):
+        height, width = numbers.integers(5, 200, 2)
+        image, size = (
+            numbers.integers(0, 256, (height, width, 3)).astype(np.uint8),
+            int(numbers.integers(8, 100)),
+        )
+        expected = resize(tf.constant(image), size, crop).numpy().astype(int)
+        difference = np.abs(preprocess.resized(image, size, crop) - expected)
+        assert difference.max() <= 1
+        apart, num = apart + int((difference > 0).sum()), num + difference.size
+    assert apart / num < 0.002
+
+
+def test_what_falls_short_is_not_written(
+    run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_dist.models.export import runtime
+
+    ours = runtime._keras
+    monkeypatch.setattr(
+        runtime, "_keras", lambda *given: lambda images: np.roll(ours(*given)(images), 1, axis=1)
+    )
+    with pytest.raises(Refusal, match=r"gives 0 of 180 images of 'test'") as refused:
+        run.export("keras", tmp_path / "made")
+    assert refused.value.code == ExitCode.DATA
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_its_own_directory_is_replaced(run: tl.Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(Refusal, match="not what this command made"):
+        run.export("keras", mine, check="none")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
+    for _ in range(2):
+        run.export("keras", tmp_path / "made", check="none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "mine"]
+
+
+def test_a_full_disk_leaves_nothing(run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tl_dist.worker.export.model_card.text", full)
+    with pytest.raises(Refusal, match="No space left on device") as refused:
+        run.export("keras", tmp_path / "made", check="none")
+    assert refused.value.code == ExitCode.STORAGE
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_that_is_not_there_is_named(run: tl.Run, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="has no split 'holdout'"):
+        run.export("keras", tmp_path / "made", check="holdout")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--to", "onxx"], "no export is called 'onxx'"),
+        (["--to", "onnx", "--int8"], "an export to onnx has no weights in int8"),
+        (["--to", "litert", "--int8", "--float16"], "exclude each other"),
+    ],
+)
+def test_a_mistake_is_one_line(run: tl.Run, options: list[str], expected: str) -> None:
+    command = [TL_DIST, "export", str(run.path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == ExitCode.USAGE
+    (line,) = done.stderr.splitlines()
+    assert expected in line and "Fix: " in line

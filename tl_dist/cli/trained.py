@@ -1,0 +1,97 @@
+"""What is done with a run that has been trained: `tl-dist eval`, `export` and `compare`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import RunPath, Split, Strategy, Workers
+from tl_dist.refusal import ExitCode
+
+trained_app = typer.Typer()
+
+
+@trained_app.command("eval")
+def evaluate(
+    run: RunPath,
+    split: Split = Split.TEST,
+    views: Annotated[
+        str | None,
+        typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
+    ] = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Evaluate the newest checkpoint of a run."""
+    from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import show_evaluation, show_line
+
+    console = Console()
+    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
+        record = evaluate_run(
+            run,
+            split,
+            views,
+            strategy=strategy,
+            workers=workers,
+            say=lambda text: show_line(console, text, style="dim"),
+        )
+    show_evaluation(record, console)
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def export(
+    run: RunPath,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="savedmodel, keras, onnx or litert")],
+    int8: Annotated[bool, typer.Option("--int8", help="litert with weights of 8 bits")] = False,
+    float16: Annotated[bool, typer.Option("--float16", help="litert with weights of 16 bits")] = False,
+    check: Annotated[
+        str, typer.Option(metavar="SPLIT", help="compare it with the run on this split; none: on none")
+    ] = "test",
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="share of images of the same class below which it fails"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="default: RUN/exports/FORMAT")
+    ] = None,
+) -> int:
+    """Export the model of a run for another runtime, and compare it with the run image by image."""
+    from tl_dist.cli.export import export as export_run
+    from tl_dist.cli.export import numbers_of, show
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import show_line
+
+    console, numbers = Console(), numbers_of(to, int8=int8, float16=float16)
+    with console.status(plain(f"exporting {run}")) if console.is_terminal else nullcontext():
+        target, report = export_run(
+            run,
+            to,
+            numbers,
+            out,
+            check,
+            min_agreement,
+            say=lambda text: show_line(console, text, style="dim"),
+        )
+    show(target, report, console)
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def compare(
+    first: RunPath,
+    second: RunPath,
+    split: Split = Split.TEST,
+) -> int:
+    """Test whether two runs differ, by a paired test on the same examples."""
+    from tl_dist.cli.compare import compare as compare_runs
+    from tl_dist.cli.compare import show
+    from tl_dist.terminal.console import Console
+
+    show(compare_runs(first, second, split), (str(first), str(second)), Console())
+    return ExitCode.DONE

@@ -1,0 +1,68 @@
+"""An exported model, run by what will run it in production."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 images [batch, size, size, 3] -> probabilities [batch, classes]"""
+
+
+def opened(to: str, file: Path, *, threads: int) -> Predict:
+    """The model in `file`, in the format `to`, on `threads` CPU threads where its runtime can be told."""
+    return {"savedmodel": _saved_model, "keras": _keras, "onnx": _onnx, "litert": _litert}[to](file, threads)
+
+
+def _saved_model(file: Path, threads: int) -> Predict:
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(
+        str(file)
+    )  # kept by what is returned: a signature alone does not keep its weights
+    return lambda images: np.asarray(
+        loaded.signatures["serving_default"](images=tf.constant(images))["probabilities"]
+    )
+
+
+def _keras(file: Path, threads: int) -> Predict:
+    import keras
+    import tensorflow as tf
+
+    model = keras.models.load_model(file, compile=False)
+    compiled = tf.function(lambda images: model(images, training=False), autograph=False)
+    return lambda images: np.asarray(compiled(tf.constant(images)))
+
+
+def _onnx(file: Path, threads: int) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda images: np.asarray(session.run(None, {given.name: images})[0])
+
+
+def _litert(file: Path, threads: int) -> Predict:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file), num_threads=threads)
+    (given,), (gives,) = interpreter.get_input_details(), interpreter.get_output_details()
+    shape: Any = None
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nonlocal shape
+        if images.shape != shape:
+            interpreter.resize_tensor_input(given["index"], images.shape)
+            interpreter.allocate_tensors()
+            shape = images.shape
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return np.array(interpreter.get_tensor(gives["index"]))
+
+    return predict
