@@ -21,6 +21,7 @@ import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.models.export import preprocess
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.worker import model_card
 
 pytestmark = [  # of Keras, as it saves, and of tf2onnx
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -233,7 +234,7 @@ def test_a_full_disk_leaves_nothing(run: tl.Run, tmp_path: Path, monkeypatch: py
     def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tl_dist.worker.export.model_card.text", full)
+    monkeypatch.setattr(model_card, "text", full)
     with pytest.raises(Refusal, match="No space left on device") as refused:
         run.export("keras", tmp_path / "made", check="none")
     assert refused.value.code == ExitCode.STORAGE

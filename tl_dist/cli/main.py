@@ -30,7 +30,6 @@ app = typer.Typer(
     name="tl-dist",
     help="Distributed transfer learning of vision networks: one config file, any number of workers.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,18 +41,44 @@ augment_app = typer.Typer(help="See what the augmentations of a config do.", no_
 app.add_typer(augment_app, name="augment")
 
 
+@app.command("init")
+def begin(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="a folder of images, a CSV file, or another data set")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="YAML", help="default: DATA.yaml")] = None,
+) -> int:
+    """Write a short config for a data set, and the manifest of its splits. Replaces no file."""
+    from tl_dist.cli.init import init
+    from tl_dist.terminal.tables import show_line
+
+    console = _console()
+    init(data, out, lambda text: show_line(console, text))
+    return ExitCode.DONE
+
+
 @app.command()
 def train(
-    config: ConfigFile,
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG|DATA", help="YAML file of the run; or a data set, for a config as init's"
+        ),
+    ],
     overrides: Overrides = None,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
     """Train to the end. The same command resumes a run that was stopped or failed."""
+    from tl_dist.cli.init import config_for, is_data
     from tl_dist.cli.train import Request
     from tl_dist.parallel.slots import started_by_launcher
+    from tl_dist.terminal.tables import show_line
 
+    if is_data(config):
+        console = _console()
+        config = config_for(config, lambda text: show_line(console, text))
     request = Request(config, overrides or (), strategy, workers, runs)
     if started_by_launcher(os.environ):
         from tl_dist.cli.join import join

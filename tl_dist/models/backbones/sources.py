@@ -21,6 +21,8 @@ from tl_dist.models.backbones import Arrays, Backbone
 from tl_dist.refusal import ExitCode, Refusal
 
 FILE_SUFFIXES = (".safetensors", ".h5", ".hdf5")
+KERAS_HOST = "storage.googleapis.com"
+"""where Keras downloads its own weights from"""
 _CONNECT_S = 30.0
 
 CheckDigest = Callable[[str], None]
