@@ -75,7 +75,7 @@ def worker(strategy: str, train_from: str, precision: str, threads: str, output:
 
     use_threads(int(threads))
     cfg = config(strategy, batch=64, train_from=train_from)
-    parallel = registry.lookup(registry.STRATEGIES, strategy)(cfg)
+    parallel = registry.strategy(strategy).start(cfg)
     trainer = Trainer(cfg, parallel, precision, threads=int(threads))
     steps = 30 if train_from == "head" else 10
 

@@ -45,7 +45,7 @@ def features(source: Any) -> tuple[Any, Any]:
     from tl_dist.data.resize import resize
     from tl_dist.models.backbones import preprocess, weights
 
-    record = registry.lookup(registry.BACKBONES, "vgg16")
+    record = registry.backbone("vgg16")
     network = record.build((SIZE, SIZE, 3))
     file = weights.resolve(WEIGHTS, "vgg16")
     if file is None:

@@ -67,7 +67,7 @@ def bare(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
     images, labels = synthetic_images(cfg)
-    record = registry.lookup(registry.BACKBONES, backbone)
+    record = registry.backbone(backbone)
     network = record.build((size, size, 3))
     net = keras.Sequential([network, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)])
     net.build((None, size, size, 3))

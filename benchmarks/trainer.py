@@ -51,7 +51,7 @@ class Trainer:
         size = cfg.data.image_size or 32
         with parallel.scope():
             self.model = classifier.build(
-                registry.lookup(registry.BACKBONES, cfg.model.backbone),
+                registry.backbone(cfg.model.backbone),
                 cfg.model,
                 image_size=size,
                 num_classes=source.num_classes,

@@ -32,15 +32,14 @@ from tl_dist.worker.setup import Built, Setup
 from tl_dist.worker.stage_input import StageInput
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
-PARALLEL = SingleDevice(
-    Config(
-        name="x",
-        steps=1,
-        data=DataConfig(name="digits"),
-        model=ModelConfig(backbone="tiny"),
-        optimizer=OPTIMIZER,
-    )
+CONFIG = Config(
+    name="x",
+    steps=1,
+    data=DataConfig(name="digits"),
+    model=ModelConfig(backbone="tiny"),
+    optimizer=OPTIMIZER,
 )
+PARALLEL = SingleDevice(CONFIG)
 
 
 def memory_source(num_examples: int, size: int = 8, num_classes: int = 3) -> Source:
@@ -85,7 +84,7 @@ def array_source(num: int = 60, num_classes: int = 3) -> Source:
 
 def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> classifier.Classifier:
     config = ModelConfig(backbone=backbone, weights="random", **settings)
-    record = registry.lookup(registry.BACKBONES, backbone)
+    record = registry.backbone(backbone)
     return classifier.build(record, config, image_size=image_size, num_classes=3, seed=0)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.config import Config, DataConfig
+from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -66,7 +66,7 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
 
 
 def _train_here(cfg: Config, runs: Path) -> int:
-    if cfg.strategy != "single" or cfg.runtime.deterministic:
+    if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
         what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
         raise Refusal(
             f"{what} needs processes of its own, and here=True has this one alone.",
@@ -105,7 +105,7 @@ class Run:
     @property
     def config(self) -> Config:
         """What the run was started with, every value written out."""
-        return config_file.load(self._directory.config_file)
+        return config_file.load(self._directory.config_file, imports=False)
 
     @property
     def done(self) -> bool:

@@ -19,8 +19,7 @@ import tensorflow as tf
 import tl_dist as tl
 from tests.doubles import build
 from tests.end_to_end.harness import TL_DIST, bits
-from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.data.resize import resize
 from tl_dist.models.keras_model import assemble
 from tl_dist.runs.directory import RunDir
@@ -135,7 +134,7 @@ def assembled(backbone: str, pooling: str, *, hidden: int | None = None) -> tupl
         optimizer=OptimizerConfig(learning_rate=0.1),
     )
     head = {path: v.numpy() for path, v in net.trainable.items() if path.startswith("head/")}
-    return net, assemble(lookup(BACKBONES, backbone), cfg, head, net.network, 3)
+    return net, assemble(registry.backbone(backbone), cfg, head, net.network, 3)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)

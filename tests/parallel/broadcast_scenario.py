@@ -42,7 +42,7 @@ def main() -> None:
         name="broadcast", strategy="horovod", workers=2, steps=1, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
-    parallel = registry.lookup(registry.STRATEGIES, "horovod")(config)
+    parallel = registry.strategy("horovod").start(config)
     expected = [hashlib.sha256(value.tobytes()).hexdigest() for value in values_of(0)]
     variables = [tf.Variable(value) for value in values_of(parallel.rank)]
     before = digests(variables)

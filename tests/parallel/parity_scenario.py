@@ -150,7 +150,7 @@ def run_variant(
     keras.config.set_dtype_policy(precision)
     settings = {"backbone": "tiny", "train_from": "block2"} | (model_settings or {})
     config = ModelConfig(weights="random", hidden=16, dropout=0.25, **settings)
-    backbone = NORMALISED if config.backbone == "normalised" else registry.lookup(registry.BACKBONES, "tiny")
+    backbone = NORMALISED if config.backbone == "normalised" else registry.backbone("tiny")
     source = digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
@@ -256,7 +256,7 @@ def main() -> None:
         name="parity", strategy=strategy, workers=workers, steps=NUM_STEPS, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
-    parallel = registry.lookup(registry.STRATEGIES, strategy)(config)
+    parallel = registry.strategy(strategy).start(config)
     assert parallel.num_replicas == workers
     results = {name: run_variant(parallel, **VARIANTS[name]) for name in names if name in VARIANTS}
     for name, variant in {**METHODS, **WITHOUT}.items():

@@ -127,7 +127,7 @@ def test_dropout_masks_are_fair_coins_in_each_row_feature_and_seed(dropout: floa
 def test_weights_of_neighbouring_seeds_are_independent_and_as_keras_draws_them() -> None:
     """The random start of a backbone and of a hidden layer, by seeds 0 to 3 and 256."""
     config = ModelConfig(backbone="tiny", weights="random", hidden=64)
-    backbone = registry.lookup(registry.BACKBONES, "tiny")
+    backbone = registry.backbone("tiny")
     starts = []
     for seed in (0, 1, 2, 3, 256):
         made = classifier.build(backbone, config, image_size=32, num_classes=3, seed=seed)

@@ -46,7 +46,7 @@ def both(
     backbone: str, reference_network: Callable[..., Any], **settings: Any
 ) -> tuple[classifier.Classifier, Any]:
     """Ours, and Keras's with the same weights, which rescales images by a layer of its own."""
-    record = NORMALISED if backbone == "normalised" else registry.lookup(registry.BACKBONES, backbone)
+    record = NORMALISED if backbone == "normalised" else registry.backbone(backbone)
     config = ModelConfig(backbone=backbone, weights="random", train_from="all", **settings)
     ours = classifier.build(record, config, image_size=SIZE, num_classes=CLASSES, seed=3)
     network = reference_network((SIZE, SIZE, 3))
@@ -89,7 +89,7 @@ def fitted(theirs: Any, optimizer: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("backbone", "network", "settings"),
     [
-        ("tiny", registry.lookup(registry.BACKBONES, "tiny").build, {}),
+        ("tiny", registry.backbone("tiny").build, {}),
         ("normalised", normalised_network, {"batch_norm": "sync"}),
         (
             "normalised",

@@ -23,7 +23,7 @@ Blocks = list[tuple[float, int]]
 
 
 def ours(name: str) -> Blocks:
-    backbone = registry.lookup(registry.BACKBONES, name)
+    backbone = registry.backbone(name)
     config = ModelConfig(backbone=name, weights="random", train_from="all")
     net = classifier.build(backbone, config, image_size=backbone.min_size, num_classes=3, seed=0)
     settings = OptimizerConfig(learning_rate=0.1, layer_decay=DECAY)

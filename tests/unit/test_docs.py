@@ -94,7 +94,7 @@ def test_a_backbone_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest
         config_file.load(config)
     monkeypatch.setitem(registry.BACKBONES, "vgg16again", "tl_dist.models.backbones.vgg_again:VGG16AGAIN")  # type: ignore[arg-type]
     assert config_file.load(config).model.backbone == "vgg16again"
-    shown, own = (registry.lookup(registry.BACKBONES, name) for name in ("vgg16again", "vgg16"))
+    shown, own = (registry.backbone(name) for name in ("vgg16again", "vgg16"))
     for field in ("input_size", "min_size", "preprocessing", "stages", "block", "batch_norm"):
         assert getattr(shown, field) == getattr(own, field)
 

@@ -15,11 +15,11 @@ config_app = typer.Typer(help="Show a config, or every key that a config may hol
 
 @config_app.command()
 def show(config: ConfigFile, overrides: Overrides = None) -> int:
-    """Print a config with every default filled in."""
+    """Print a config with every default filled in. Runs no code that it names of other packages."""
     from tl_dist.cli.train import Request
     from tl_dist.config.file import dump
 
-    print(dump(Request(config, overrides or ()).load()), end="")
+    print(dump(Request(config, overrides or ()).load(imports=False)), end="")
     return ExitCode.DONE
 
 

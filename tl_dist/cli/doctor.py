@@ -47,8 +47,8 @@ print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, va
 _SUM = """
 import json, os, sys
 from tl_dist.config import file as config_file
-from tl_dist.config.registry import STRATEGIES, lookup
-parallel = lookup(STRATEGIES, "horovod")(config_file.load(sys.argv[1]))
+from tl_dist.config import registry
+parallel = registry.strategy("horovod").start(config_file.load(sys.argv[1]))
 total = parallel.total({"sum": float(parallel.rank + 1)})["sum"]
 print("FACTS " + json.dumps({"sum": float(total), "workers": parallel.world_size}), flush=True)
 os._exit(0)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tl_dist.config import extensions, registry
 from tl_dist.launcher.command import PLACE, SAFE_PATH, THREAD_VARIABLES, is_secret, visible_gpus
 
 PACKAGES = (
@@ -74,6 +75,12 @@ def collect(env: Mapping[str, str] | None = None) -> dict[str, Any]:
             "commit": checkout_commit(),
         },
         "packages": {name: package_version(name) for name in PACKAGES},
+        "extensions": {
+            f"{kind.what} {name}": offer.distribution or offer.reference
+            for kind in registry.KINDS
+            for name, found in extensions.offers(kind.group).items()
+            for offer in found
+        },
         "commands": {name: first_line(*command) for name, command in _COMMANDS.items()},
         "variables": {k: v for k, v in sorted(env.items()) if k in VARIABLES and not is_secret(k, v)},
     }
@@ -83,6 +90,8 @@ def as_text(facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The facts as lines, to be pasted into a report."""
     lines = ["Copy and paste the text below into your report.", ""]
     for title, entries in facts.items():
+        if not entries:
+            continue
         lines.append(f"{title}:")
         width = max((len(name) for name in entries), default=0)
         lines += [f"  {name:<{width}}  {'-' if value is None else value}" for name, value in entries.items()]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tl_dist.cli.train import require_horovod
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
@@ -43,8 +43,7 @@ def evaluate(
     layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
     overrides += layout
     cfg = config_file.load(run.config_file, overrides)
-    if cfg.strategy == "horovod":
-        require_horovod()
+    require_horovod(cfg)
     say(f"evaluating with {' '.join(layout)}")
     refuse_in_use(run)
     task = [word for override in overrides for word in ("--override", override)]
@@ -68,9 +67,11 @@ def refuse_in_use(run: RunDir) -> None:
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
     """The strategy and workers of a task whose result is the same for any, as overrides of the run's config."""
     if workers is None:
-        workers = 1 if strategy == "single" else min(max(1, gpus), num_workers(cfg, gpus))
+        one = strategy is not None and registry.strategy(strategy).workers == "one"
+        workers = 1 if one else min(max(1, gpus), num_workers(cfg, gpus))
     if strategy is None:
-        strategy = "single" if workers == 1 else "horovod" if cfg.strategy == "single" else cfg.strategy
+        several = "horovod" if registry.strategy(cfg.strategy).workers == "one" else cfg.strategy
+        strategy = "single" if workers == 1 else several
     return [f"strategy={strategy}", f"workers={workers}"]
 
 

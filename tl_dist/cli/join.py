@@ -41,8 +41,8 @@ def join(
             fix=f"unset {rank_variable(env)} where no launcher has started this process.",
             code=ExitCode.UNSAFE,
         )
-    require_horovod()
     cfg = request.load("strategy=horovod", f"workers={size or 1}")
+    require_horovod(cfg)
     cfg = with_trained_source(cfg, request.runs)
     run = RunDir(request.runs / cfg.name)
     if rank == 0:
@@ -98,7 +98,7 @@ def become_worker(run: Path) -> NoReturn:
 
 def _config_of(run: RunDir) -> Config | None:
     try:
-        return config_file.load(run.config_file)
+        return config_file.load(run.config_file, imports=False)
     except Refusal:
         return None
 

@@ -7,9 +7,8 @@ from contextlib import suppress
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.config import Config, DataConfig, auto
+from tl_dist.config import Config, DataConfig, auto, registry
 from tl_dist.config import file as config_file
-from tl_dist.config.registry import BACKBONES, lookup
 from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
     from tl_dist.datasets.division import open_splits
 
     train = open_splits(data)[0]["train"]
-    backbone = lookup(BACKBONES, str(config_file.section(written, "model").get("backbone")))
+    backbone = registry.backbone(str(config_file.section(written, "model").get("backbone")))
     return auto.auto(written, train.num_examples, _typical_area(train), backbone.input_size)
 
 

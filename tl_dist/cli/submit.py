@@ -36,8 +36,7 @@ def submit_run(
         for line in (*result.script.split("\n"), result.step_command, *result.rank_commands):
             show_line(console, line)
         return ExitCode.DONE
-    if cfg.strategy == "horovod":
-        require_horovod()
+    require_horovod(cfg)
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)

@@ -30,8 +30,7 @@ def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, con
         if code != ExitCode.DONE:
             stopped = f"the source task of the {what} was stopped."
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-    if cfg.strategy == "horovod":
-        require_horovod()
+    require_horovod(cfg)
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)
     records = NewRecords(run.metrics_file)

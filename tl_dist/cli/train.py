@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_dist.cli import recipe
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
 from tl_dist.launcher.attempt import newest_commit
-from tl_dist.launcher.command import num_workers, visible_gpus
+from tl_dist.launcher.command import are_processes, num_workers, visible_gpus
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
@@ -39,11 +39,12 @@ class Request:
     workers: int | None = None
     runs: Path = Path("runs")
 
-    def load(self, *extra: str) -> Config:
+    def load(self, *extra: str, imports: bool = True) -> Config:
         """The config with everything that the command line says, and `extra`, put over it."""
         short = [f"strategy={self.strategy}"] if self.strategy else []
         short += [f"workers={self.workers}"] if self.workers else []
-        return config_file.load(self.config, [*self.overrides, *short, *extra], choose=recipe.values_for)
+        overrides = [*self.overrides, *short, *extra]
+        return config_file.load(self.config, overrides, choose=recipe.values_for, imports=imports)
 
 
 def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
@@ -54,10 +55,9 @@ def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = T
 
 def with_workers(cfg: Config) -> Config:
     """The config, with the number of its workers on this host where they are Horovod's."""
-    if cfg.strategy == "horovod":
-        require_horovod()
-        if cfg.workers is None:
-            return cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
+    require_horovod(cfg)
+    if are_processes(cfg) and cfg.workers is None:
+        return cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
     return cfg
 
 
@@ -138,7 +138,8 @@ def headline(cfg: Config, run: RunDir) -> str:
     start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
     count = num_workers(cfg, visible_gpus(os.environ))
     workers = f"{count} workers" if count > 1 else "1 worker"
-    strategy = cfg.strategy if cfg.strategy == "single" else f"{cfg.strategy}, {workers}"
+    one = registry.strategy(cfg.strategy).workers == "one"
+    strategy = cfg.strategy if one else f"{cfg.strategy}, {workers}"
     return (
         f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
     )
@@ -157,9 +158,9 @@ def prepare_shown(cfg: Config, console: Console) -> None:
         )
 
 
-def require_horovod() -> None:
-    """Refuses before anything starts where there is no Horovod; that it works is for the doctor to say."""
-    if importlib.util.find_spec("horovod") is None:
+def require_horovod(cfg: Config) -> None:
+    """Refuses before anything starts where Horovod is needed and not there; that it works is for the doctor to say."""
+    if are_processes(cfg) and importlib.util.find_spec("horovod") is None:
         raise Refusal(
             "Horovod is not installed in this Python environment.",
             fix="run ./launch/install_horovod, or use strategy=mirrored.",

@@ -52,7 +52,7 @@ class Config(Section):
     """name of the run directory below runs/; default: the file's name"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: str = "single"
-    """single | mirrored (one process, several devices) | horovod (several processes)"""
+    """single | mirrored (one process, several devices) | horovod (several processes) | one of another package"""
     workers: PositiveInt | None = None
     """processes under horovod, replicas under mirrored; default: one for each visible GPU, else 1"""
     global_batch: PositiveInt = 32

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tl_dist.config import Config
-from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.config import Config, registry
 
 
 def fresh(cfg: Config) -> str | None:
     """What makes trained batch-norm layers begin without statistics; None where all of them have some, or none is."""
-    if not lookup(BACKBONES, cfg.model.backbone).batch_norm or all(part == "head" for part in cfg.parts):
+    if not registry.backbone(cfg.model.backbone).batch_norm or all(part == "head" for part in cfg.parts):
         return None
     if cfg.random_start:
         return "random weights"
@@ -17,7 +16,7 @@ def fresh(cfg: Config) -> str | None:
 
 def explained(cfg: Config) -> str:
     """What `batch_norm: auto` is under `cfg`, and why."""
-    if not lookup(BACKBONES, cfg.model.backbone).batch_norm:
+    if not registry.backbone(cfg.model.backbone).batch_norm:
         return f"{cfg.model.backbone} has no such layers"
     beginning = fresh(cfg)
     return (

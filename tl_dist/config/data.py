@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tl_dist.config.section import Fraction, PositiveFraction, PositiveInt, Section
+from tl_dist.config.section import Fraction, Options, PositiveFraction, PositiveInt, Section
 
 
 class AugmentConfig(Section):
@@ -39,7 +39,8 @@ class DataConfig(Section):
     """Which images, how they are split and how they are augmented."""
 
     name: str
-    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfds, tfrecord"""
+    """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfds, tfrecord; or
+    one of another package: the name of its entry point, or package.module:NAME"""
     path: str | None = None
     """directory of the files (csv: the table); datasets that come from the package index need none"""
     image_size: PositiveInt | None = None
@@ -86,6 +87,8 @@ class DataConfig(Section):
     max_bad: Annotated[int, Field(ge=0)] | None = None
     """examples that cannot be decoded, up to which training continues without them; default: the larger of 100 and
     0.01 % of all"""
+    options: Options = Field(default={})
+    """of a data set of another package: its own keys"""
     num_examples: PositiveInt = 1024
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10

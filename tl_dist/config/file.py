@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tl_dist.config import Config, DataConfig, batch_norm, yaml_text
+from tl_dist.config import Config, DataConfig, batch_norm, options, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.rules.model import WEIGHTS_FILES
@@ -47,12 +47,15 @@ Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
 """(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None) -> Config:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None, imports: bool = True
+) -> Config:
     """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
 
     Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
     `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
-    `choose` gives the values that `recipe: auto` fills in.
+    `choose` gives the values that `recipe: auto` fills in. Without `imports`, for who only looks at a config or a run,
+    no code is imported that it names of other packages, and the rules that would need it are left out.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -72,13 +75,19 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | No
     if data.get("recipe") == "auto" and choose is not None:
         with suppress(ValidationError):  # of the data section: named below, with all else
             found = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
+            if not imports and found.name not in registry.DATASETS:
+                what = (
+                    f"{where['']}: recipe 'auto' opens dataset '{found.name}', which would run its code here."
+                )
+                raise _usage(what, "see runs/NAME/config.yaml of a run of it, which has all values.")
             data = filled(data, choose(found, data))
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
     except ValidationError as error:
         raise config_problems.refusal(error, Config, data, where) from None
-    for rule in config_rules.broken(cfg):
+    for rule in config_rules.broken(cfg, imports=imports):
         raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
+    options.refuse_wrong(cfg, where, imports=imports)
     return cfg
 
 
@@ -100,8 +109,10 @@ def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def dump(cfg: Config) -> str:
-    """The resolved config as YAML, every default written out; `load` of it gives `cfg` again."""
+    """The resolved config as YAML, every default written out; `load` of it gives `cfg` again. Imports nothing."""
     text = yaml_text.dump(cfg.model_dump(mode="json"))
+    if cfg.model.backbone not in registry.BACKBONES:
+        return text
     return text.replace("  batch_norm: auto\n", f"  batch_norm: auto  # {batch_norm.explained(cfg)}\n", 1)
 
 
@@ -110,6 +121,8 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
+    if not values["data"]["options"]:
+        del values["data"]["options"]  # as in runs that are older than this key
     if values["source"] is not None:
         values["source"] = "run"  # whose weights those are is said by their digest, in the run's identity
     return values
@@ -138,8 +151,7 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
     if not equals:
         raise _usage(f"{origin} has no '='.", "write KEY=VALUE, such as optimizer.learning_rate=1e-3.")
     path = tuple(dotted.split("."))
-    field = config_problems.field_at(Config, path)
-    if field is None:
+    if not config_problems.accepts(Config, path):
         what, fix = config_problems.unknown_key(Config, path)
         raise _usage(f"{origin}: {what}", fix)
     if config_problems.field_model(Config, path) is not None:

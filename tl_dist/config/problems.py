@@ -131,6 +131,13 @@ def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
     return section.model_fields.get(path[-1]) if section else None
 
 
+def accepts(model: type[BaseModel], path: Path) -> bool:
+    """Whether there is a key at `path`, or may be: below one whose keys are known elsewhere, as `data.options`."""
+    above = (field_at(model, path[:k]) for k in range(1, len(path)))
+    free = any(field is not None and get_origin(field.annotation) is dict for field in above)
+    return free or field_at(model, path) is not None
+
+
 def expects(field: FieldInfo) -> str:
     """What a key holds, in words: "a whole number above 0"."""
     words, can_be_null = _words(field.annotation, tuple(field.metadata))
@@ -276,7 +283,7 @@ def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
         return "a list of " + item.replace("one of ", "").replace("a number", "numbers").replace(
             "a section", "sections"
         ), False
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if origin is dict or _is_section(annotation):
         return "a section", False
     names_of = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     words = names_of.get(annotation, str(annotation))

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.config import DataConfig
-from tl_dist.config.registry import DATASETS, entry
+from tl_dist.config import DataConfig, registry
 from tl_dist.datasets import Source, Splits, pool_of
 from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
@@ -31,12 +30,23 @@ SCHEMA = 1
 
 def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
     """The splits of a dataset, as its own rules or as `data.split` divides it; and the digest of that manifest."""
-    dataset = entry(DATASETS, data.name)
     if data.split is None:
-        return dataset.open(data), None
+        return _opened(data), None
     whole = data.model_copy(update={"test_fraction": 0.0, "validation_fraction": 0.0, "split": None})
     content = read_manifest(Path(data.split))
-    return _apply(content, pooled(dataset.open(whole)), data), content["digest"]
+    return _apply(content, pooled(_opened(whole)), data), content["digest"]
+
+
+def _opened(data: DataConfig) -> Splits:
+    """Refuses what is no data set, as the function of another package may return."""
+    splits = registry.dataset(data.name).open(data)
+    if not (isinstance(splits, Mapping) and isinstance(splits.get("train"), Source)):
+        raise Refusal(
+            f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'.",
+            fix="return a mapping from 'train', 'validation' and 'test' to tl_dist.datasets.Source.",
+            code=ExitCode.USAGE,
+        )
+    return splits
 
 
 def pooled(splits: Splits) -> Source:

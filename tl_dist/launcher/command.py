@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|(?:API|PRIVATE|ACCESS|ACCOUNT)_?KEY|JWT|COOKIE"
@@ -74,15 +74,20 @@ def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
 
 
 def num_workers(cfg: Config, gpus: int) -> int:
-    """`workers`, or one for each GPU, or one; under `mirrored` these are replicas in one process."""
-    if cfg.strategy == "single":
+    """`workers`, or one for each GPU, or one; not each of them need be a process."""
+    if registry.strategy(cfg.strategy).workers == "one":
         return 1
     return cfg.workers or max(1, gpus)
 
 
 def num_processes(cfg: Config, gpus: int) -> int:
     """Worker processes of a run on this host."""
-    return num_workers(cfg, gpus) if cfg.strategy == "horovod" else 1
+    return num_workers(cfg, gpus) if are_processes(cfg) else 1
+
+
+def are_processes(cfg: Config) -> bool:
+    """Whether the workers are processes, which Horovod joins."""
+    return registry.strategy(cfg.strategy).workers == "processes"
 
 
 def worker_argv(
@@ -109,7 +114,7 @@ def worker_environment(
         "TF_CPP_MIN_LOG_LEVEL": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",  # SIGABRT from the supervisor leaves every thread's stack in the log
-        **(stall if cfg.strategy == "horovod" else {}),
+        **(stall if are_processes(cfg) else {}),
     }
     return defaults | kept | {SUPERVISED: "1", SAFE_PATH: "1"}
 
@@ -128,7 +133,7 @@ def local_commands(
 ) -> Sequence[Command]:
     """The workers of a run on this host, in rank order.
 
-    `place(rank)` gives the variables by which Horovod's workers find each other; other strategies have none.
+    `place(rank)` gives the variables by which Horovod's workers find each other; a lone process has none.
     """
     argv = worker_argv(run, evaluate=evaluate, task=task, python=python)
     cores = cores or len(os.sched_getaffinity(0))

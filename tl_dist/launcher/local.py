@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tl_dist.config import Config
 from tl_dist.launcher.attempt import Launch
-from tl_dist.launcher.command import Command, local_commands, num_processes, visible_gpus
+from tl_dist.launcher.command import Command, are_processes, local_commands, num_processes, visible_gpus
 from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel.slots import GLOO_TIMEOUT_S, GLOO_TIMEOUT_VARIABLE
 
@@ -24,7 +24,7 @@ def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: S
     @contextmanager
     def launch() -> Iterator[Sequence[Command]]:
         # Horovod of size 1 meets itself as well: one way for any number of workers.
-        meeting = Rendezvous([("localhost", processes)], "127.0.0.1") if cfg.strategy == "horovod" else None
+        meeting = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
         with meeting or nullcontext():
             yield local_commands(
                 cfg,

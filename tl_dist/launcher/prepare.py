@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from tl_dist.config import Config
-from tl_dist.config.registry import DATASETS, load
+from tl_dist.config import Config, registry
 from tl_dist.files import packages
 from tl_dist.models.backbones import weights
 
@@ -44,5 +43,5 @@ def data_package(cfg: Config) -> str | None:
     """The package that holds the dataset's files, where they come from the package index."""
     if cfg.data.path is not None:
         return None
-    package = DATASETS[cfg.data.name].package
-    return None if package is None else load(package)
+    package = registry.dataset(cfg.data.name).package
+    return None if package is None else registry.load(package)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from tl_dist.refusal import ExitCode, Refusal
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class DataParallel(Protocol):
     """Copies of one model that share each global batch.
 
@@ -65,6 +68,19 @@ class DataParallel(Protocol):
     def naming_lost_peers(self) -> AbstractContextManager[None]:
         """Within it a lost peer, whatever the framework calls it, is a `Refusal` with `ExitCode.PEER_LOST`."""
         ...
+
+
+def started(parallel: Any, name: str) -> DataParallel:
+    """What a strategy has started; refuses one, of another package, that lacks a part of the protocol."""
+    if not isinstance(parallel, DataParallel):
+        parts = [*DataParallel.__annotations__, *(part for part in vars(DataParallel) if part[0] != "_")]
+        missing = [part for part in parts if not hasattr(parallel, part)]
+        raise Refusal(
+            f"strategy '{name}' has no {', '.join(missing)}.",
+            fix="implement all of tl_dist.parallel.DataParallel.",
+            code=ExitCode.USAGE,
+        )
+    return parallel
 
 
 def rows_of(rank: int, world_size: int, global_batch: int) -> range:

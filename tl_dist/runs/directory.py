@@ -189,7 +189,7 @@ class RunDir:
 
     def refuse_other_config(self, config: Config) -> None:
         """Refuse when another command has replaced the config since `config` was read; ask while owning the run."""
-        if config_file.load(self.config_file) != config:
+        if config_file.load(self.config_file, imports=False) != config:
             raise Refusal(
                 f"{self.config_file} has been changed while this worker started.",
                 fix="run one command at a time, or give each another name=NAME.",
@@ -273,7 +273,8 @@ class RunDir:
 
     def _refuse_bound(self, config: Config) -> None:
         """Refuse a trajectory other than that of a run that has begun, or that somebody is about to start."""
-        old, new = (config_file.trajectory(one) for one in (config_file.load(self.config_file), config))
+        before = config_file.load(self.config_file, imports=False)
+        old, new = (config_file.trajectory(one) for one in (before, config))
         changes = differences(old, new, config_file.TRAJECTORY)
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):

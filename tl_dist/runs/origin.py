@@ -17,7 +17,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
             code=ExitCode.USAGE,
         )
     run = RunDir.open(cfg.source.run)
-    found = config_file.load(run.config_file)
+    found = config_file.load(run.config_file, imports=False)
     if found.model.backbone != cfg.model.backbone:
         raise Refusal(
             f"source.run {run.path} trained {found.model.backbone}, but model.backbone is {cfg.model.backbone}.",

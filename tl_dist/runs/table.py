@@ -63,7 +63,7 @@ def _listed(path: Path) -> RunSummary | None:
 def _summary(run: RunDir) -> RunSummary:
     config, attempt = None, None
     with suppress(Refusal):
-        config = config_file.load(run.config_file)
+        config = config_file.load(run.config_file, imports=False)
     with suppress(Refusal, ValueError):
         attempt = read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
     if run.done_file.exists():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist.config import Config, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.data import order
 from tl_dist.datasets import manifest
@@ -22,24 +23,17 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.worker.setup import Setup
 
 
-def versions() -> dict[str, str]:
-    """What this worker computes with: library versions, and a digest of this package's own code."""
-    found = {"python": platform.python_version(), "code": code_digest()}
+def versions(cfg: Config) -> dict[str, str]:
+    """What this worker computes with: library versions, and digests of this package's code and of a strategy's."""
+    found = {"python": platform.python_version(), "code": extensions.code_digest(Path(__file__).parents[1])}
     for package in ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if cfg.strategy not in registry.STRATEGIES:
+        found["strategy"] = " ".join(registry.code_of(registry.STRATEGY, cfg.strategy).values())
     return found
-
-
-def code_digest() -> str:
-    """sha256 over the names and bytes of this package's Python files, shortened."""
-    total = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()[:16]
 
 
 def prove(setup: Setup) -> None:
@@ -63,8 +57,10 @@ def prove(setup: Setup) -> None:
         facts["source_sha256"] = built.origin_sha256
     if examples.split_digest is not None:
         facts["split"] = examples.split_digest
+    if others := registry.code_of_others(cfg):
+        facts["extensions"] = others
     used = {name: source.fingerprint for name, source in setup.splits.items()}
-    agree(setup.parallel, {**facts, "used": used, "versions": versions()})
+    agree(setup.parallel, {**facts, "used": used, "versions": versions(cfg)})
     if setup.is_first:
         # Newer libraries may go on with a run; other data, weights or settings may not.
         setup.run.freeze_identity(facts)

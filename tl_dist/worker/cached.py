@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import classifiers, extraction
@@ -84,12 +84,15 @@ def from_features(
 
 def prefix_of(setup: Setup, given: StageInput) -> extraction.Prefix:
     """The frozen part of a stage's model, and what determines its outputs."""
-    facts = {
-        "backbone": setup.cfg.model.backbone,
+    backbone = setup.cfg.model.backbone
+    facts: dict[str, Any] = {
+        "backbone": backbone,
         "cut": given.model.cut_at,
         "frozen_sha256": given.model.frozen_digest(),
         "precision": setup.precision,
     }
+    if backbone not in registry.BACKBONES:
+        facts["code"] = registry.code_of(registry.BACKBONE, backbone)["code"]
     return extraction.Prefix(
         given.model.prefix,
         setup.built.image_size,

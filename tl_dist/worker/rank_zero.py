@@ -75,7 +75,7 @@ def recorder(
         metrics,
         checkpointer,
         setup.state,
-        meta={"versions": agreement.versions(), "precision": setup.precision},
+        meta={"versions": agreement.versions(cfg), "precision": setup.precision},
         commit_every_s=cfg.checkpoint.every_s,
     )
 

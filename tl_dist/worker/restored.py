@@ -10,13 +10,13 @@ import keras
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.config import registry
 from tl_dist.models import classifier
 from tl_dist.models.keras_model import assemble
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import origin
-from tl_dist.worker.setup import process_as_it_was
+from tl_dist.worker.setup import process_as_it_was, refuse_changed_code
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def restored(run: RunDir, *, precision: str | None = None) -> Restored:
         raise Refusal(
             f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
-    backbone = lookup(BACKBONES, cfg.model.backbone)
+    refuse_changed_code(run, cfg)
+    backbone = registry.backbone(cfg.model.backbone)
     class_names = identity["class_names"]
     precision = precision or identity["precision"]
     with process_as_it_was():

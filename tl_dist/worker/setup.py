@@ -21,9 +21,10 @@ from tl_dist.datasets import Splits
 from tl_dist.models import classifier, precision
 from tl_dist.models.backbones import weights
 from tl_dist.models.classifier import Classifier
-from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
+from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir
 from tl_dist.training import optim
 from tl_dist.training.optim import Optimizer
@@ -151,8 +152,9 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     as it was started.
     """
     cfg = config_file.load(run.config_file, overrides)
+    refuse_changed_code(run, cfg)
     threads = _start_tensorflow(cfg, cores)
-    parallel: DataParallel = registry.lookup(registry.STRATEGIES, cfg.strategy)(cfg)
+    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     found = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)
     data = cfg.data
@@ -163,6 +165,19 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     found = examples.decoded_once(found, cfg, parallel, built.image_size)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
     return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state)
+
+
+def refuse_changed_code(run: RunDir, cfg: Config) -> None:
+    """Refuse a run whose data set or backbone of another package is not the code that it began with."""
+    identity = run.read_identity()
+    used = registry.code_of_others(cfg)
+    changes = differences(identity or {}, {"extensions": used} if used else {}, ("extensions",))
+    if identity is not None and changes:
+        raise Refusal(
+            f"{run.identity_file}: code of other packages has changed since the run began: {'; '.join(changes)}.",
+            fix="install the version that it began with, or start a new run with another name=NAME.",
+            code=ExitCode.UNSAFE,
+        )
 
 
 def restore(setup: Setup, log: Callable[[str], None]) -> checkpoint.Commit | None:
@@ -206,7 +221,7 @@ def _build(
     cfg: Config, run_stages: Sequence[Stage], splits: Splits, parallel: DataParallel, computed_in: str
 ) -> Built:
     keras.config.set_dtype_policy(computed_in)
-    backbone = registry.lookup(registry.BACKBONES, cfg.model.backbone)
+    backbone = registry.backbone(cfg.model.backbone)
     file = origin_sha256 = None
     if cfg.source is None:
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)

@@ -433,7 +433,7 @@ def test_ctrl_c_is_answered_by_a_line(
 
 @pytest.fixture
 def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "require_horovod", lambda: None)
+    monkeypatch.setattr(join, "require_horovod", lambda cfg: None)
 
 
 @pytest.mark.usefixtures("_with_horovod")

@@ -158,7 +158,7 @@ def test_the_slowest_variable_of_a_stage_is_named_with_its_part_of_the_rate() ->
 
 
 def test_depth_counts_blocks_from_the_top() -> None:
-    backbone = registry.lookup(registry.BACKBONES, "tiny")
+    backbone = registry.backbone("tiny")
     config = ModelConfig(backbone="tiny", weights="random", train_from="all")
     net = classifier.build(backbone, config, image_size=32, num_classes=3, seed=0)
     assert net.depths == {

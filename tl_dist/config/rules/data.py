@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tl_dist.config import Config
-from tl_dist.config.registry import DATASETS
+from tl_dist.config import Config, registry
 from tl_dist.config.rules.rule import Broken
 
 
 def data(cfg: Config) -> Iterator[Broken]:
     """Of `data`, and of the views that its images are evaluated in."""
-    data, needs = cfg.data, DATASETS[cfg.data.name]
+    data, needs = cfg.data, registry.dataset(cfg.data.name)
     if needs.needs_path and data.path is None:
         yield Broken(
             ("data", "path"),
@@ -83,7 +82,7 @@ def _crops(cfg: Config) -> Iterator[Broken]:
 
 def _soft_labels(cfg: Config) -> Iterator[Broken]:
     path = ("data", "soft_labels")
-    if "soft_labels" not in DATASETS[cfg.data.name].keys:
+    if "soft_labels" not in registry.dataset(cfg.data.name).keys:
         yield Broken(
             path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tl_dist.config import Config, batch_norm
-from tl_dist.config.registry import BACKBONES, DATASETS, lookup, nearest
+from tl_dist.config import Config, batch_norm, registry
+from tl_dist.config.registry import nearest
 from tl_dist.config.rules.rule import Broken
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
@@ -14,7 +14,7 @@ WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
 
 def backbone(cfg: Config) -> Iterator[Broken]:
     """Of the network that is named."""
-    record = lookup(BACKBONES, cfg.model.backbone)  # a record; its module imports no framework
+    record = registry.backbone(cfg.model.backbone)  # a record; its module imports no framework
     size = cfg.data.image_size
     if size is not None and size < record.min_size:
         yield Broken(
@@ -44,7 +44,7 @@ def model(cfg: Config) -> Iterator[Broken]:
         )
     # Random weights on random images measure speed, which is what these are for.
     partly = [part for part in cfg.parts if part != "all"]
-    if cfg.random_start and partly and not DATASETS[cfg.data.name].made_up:
+    if cfg.random_start and partly and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
             ("model", "weights"),
             f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
@@ -89,7 +89,7 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
             "remove it, or write 'train_from: all' or a stage.",
         )
     fresh = batch_norm.fresh(cfg)
-    if model.batch_norm in ("frozen", "inference") and fresh and not DATASETS[cfg.data.name].made_up:
+    if model.batch_norm in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
             ("model", "batch_norm"),
             f"batch_norm '{model.batch_norm}' does not normalize {fresh}: means of 0 and variances of 1 stay.",
@@ -120,7 +120,7 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
 def classifier(cfg: Config) -> Iterator[Broken]:
     """Of what the head sees, and of a head that is computed."""
     model = cfg.model
-    stages = list(lookup(BACKBONES, model.backbone).stages)
+    stages = list(registry.backbone(model.backbone).stages)
     if model.layers and stages[-1] not in model.layers and set(cfg.parts) != {"head"}:
         yield Broken(
             ("model", "layers"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tl_dist.config import Config, ScheduleConfig
-from tl_dist.config.registry import DATASETS
+from tl_dist.config import Config, ScheduleConfig, registry
 from tl_dist.config.rules.rule import Broken
 
 FEW_VIEWS = ("flip", "dihedral")
@@ -27,7 +26,7 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
             "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
         )
-    if optimizer.l2_sp and cfg.random_start and not DATASETS[cfg.data.name].made_up:
+    if optimizer.l2_sp and cfg.random_start and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tl_dist.config import DataConfig
+from tl_dist.config import DataConfig, extensions, registry
 from tl_dist.config import file as config_file
-from tl_dist.config.registry import DATASETS, load
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
@@ -25,12 +24,14 @@ def recognise(path: Path) -> DataConfig:
     if path.is_dir() and not found:
         fix = "correct the path, or put the data there."
         raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
-    for name, dataset in DATASETS.items():
-        if dataset.recognise is not None and load(dataset.recognise)(path, found):
+    for name, dataset in registry.DATASETS.items():
+        if dataset.recognise is not None and registry.load(dataset.recognise)(path, found):
             return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)
+    others = extensions.offers(registry.DATASET.group)
     raise Refusal(
         f"{path} is no data set that is known here.",
-        fix=f"give a config (.yaml), or a directory of one of {', '.join(DATASETS)}.",
+        fix=f"give a config (.yaml), or a directory of one of {', '.join(registry.DATASETS)}"
+        + (f"; {', '.join(others)} of other packages need a config." if others else "."),
         code=ExitCode.DATA,
     )
 

