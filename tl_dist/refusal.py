@@ -38,7 +38,7 @@ class ExitCode(IntEnum):
 
 
 class Refusal(Exception):
-    """A condition that a person can mend: one printable line that says what and where, then how to fix it.
+    """A condition that a person can fix: one printable line that says what and where, then how to fix it.
 
     `str()` gives "WHAT Fix: HOW". Nobody shows a traceback for it; the process exits with `code`.
     """

@@ -25,7 +25,7 @@ _OF_THE_MACHINE = {
 
 
 def complain(error: BaseException) -> int:
-    """Say what went wrong and how to mend it; returns the exit code."""
+    """Say what went wrong and how to fix it; returns the exit code."""
     from tl_dist.terminal.console import Console, plain
 
     if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cross_validate(request: Request, folds: int, seeds: int, console: Console) -> int:
-    """Run what is missing of the folds, and show the figures; the same command goes on after a stop.
+    """Run what is missing of the folds, and show the figures; the same command resumes after a stop.
 
     A classifier that is computed from features takes one extraction and one process; any other config is trained once
     for each fold, as a run of its own: NAME-cv-SEED-FOLD.

@@ -1,4 +1,4 @@
-"""`tl-dist eval`: the figures of a run's newest commit, computed by workers as in training."""
+"""`tl-dist eval`: the figures of a run's newest checkpoint, computed by workers as in training."""
 
 from __future__ import annotations
 

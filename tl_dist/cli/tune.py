@@ -50,7 +50,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:
-    """The best settings, with what they were judged by."""
+    """The best settings, with what they were evaluated by."""
     from rich.table import Table
 
     table = Table("classifier", "l2", "scaling", "layers", "pooling", "folds", "accuracy", "log loss")

@@ -52,7 +52,7 @@ def load(
 ) -> Config:
     """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
 
-    Any problem is one Refusal that names the file and line, the key, and how to mend it. Relative paths in
+    Any problem is one Refusal that names the file and line, the key, and how to fix it. Relative paths in
     `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
     `choose` gives the values that `recipe: auto` fills in. Without `imports`, for who only looks at a config or a run,
     no code is imported that it names of other packages, and the rules that would need it are left out.

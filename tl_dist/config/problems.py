@@ -1,4 +1,4 @@
-"""What is wrong with the data of a config, in one line: where, which key, what it must be, how to mend it.
+"""What is wrong with the data of a config, in one line: where, which key, what it must be, how to fix it.
 
 Knows pydantic's models in general and the schema of a run only through the model it is given.
 """
@@ -77,7 +77,7 @@ def place(path: Path, where: Mapping[str, str]) -> str:
 
 
 def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
-    """What to say about a key that the schema does not have, and how to mend it."""
+    """What to say about a key that the schema does not have, and how to fix it."""
     *parents, key = path
     section = field_model(model, tuple(parents)) or model
     known = SYNONYMS.get(key, key)
@@ -202,10 +202,10 @@ def _sentence(model: type[BaseModel], data: Any, path: Path, entry: Any) -> tupl
     value = _value_at(data, path)
     words = expects(field)
     what = f"{dotted} {verb} {shown(entry['input'] if verb == 'holds' else value)}, but must be {words}."
-    return what, _mend(path[-1], field, value, words)
+    return what, _fix(path[-1], field, value, words)
 
 
-def _mend(key: str, field: FieldInfo, value: Any, words: str) -> str:
+def _fix(key: str, field: FieldInfo, value: Any, words: str) -> str:
     bare = words.removesuffix(" or null")
     guess = _nearest_literal(field.annotation, value)
     if guess is not None:
@@ -217,9 +217,9 @@ def _mend(key: str, field: FieldInfo, value: Any, words: str) -> str:
     if bare.startswith("text") and isinstance(value, int | float):
         return f"put it in quotes: '{key}: \"{value}\"'."
     if "that matches" in bare and isinstance(value, str):
-        mended = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
-        if any(re.fullmatch(m.pattern, mended) for m in field.metadata if getattr(m, "pattern", None)):
-            return f"write '{key}: {mended}'."
+        corrected = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
+        if any(re.fullmatch(m.pattern, corrected) for m in field.metadata if getattr(m, "pattern", None)):
+            return f"write '{key}: {corrected}'."
     default = field.get_default(call_default_factory=True)
     if not field.is_required() and isinstance(default, int | float | str):
         return f"write '{key}: {default if isinstance(default, str) else shown(default)}' (the default)."

@@ -1,6 +1,6 @@
 """Packing any data set into the files of `packed`: by several processes, shard by shard, each kept once it is whole.
 
-The same command goes on where it was stopped. Several at once, on one host or on many, share the shards out by locks
+The same command resumes where it was stopped. Several at once, on one host or on many, share the shards out by locks
 that a holder's death frees, and each waits for all: whoever ends first then writes the manifest. Where a file system
 has no locks, shards are packed twice, to the same bytes.
 """

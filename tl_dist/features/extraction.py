@@ -62,7 +62,7 @@ class Prefix:
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """How images become squares, for a key or a manifest; stretched ones are not mentioned, as ever."""
+        """How images become squares, for a key or a manifest; stretched ones are not mentioned, as in older sets."""
         cropped = {} if self.crop_fraction is None else {"crop_fraction": self.crop_fraction}
         return {"image_size": self.image_size, **cropped}
 
@@ -88,7 +88,7 @@ def cached(
         found = None
         refuse_unsafe(root, links=True)
         refuse_unsafe(directory)
-        if not (extraction.mend if _agreed(parallel, directory.is_dir()) else extraction.make)(directory):
+        if not (extraction.repair if _agreed(parallel, directory.is_dir()) else extraction.make)(directory):
             return None
         # Pruned a moment ago, it is not there; one that a worker on another host has just made is.
         with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(root))):
@@ -144,7 +144,7 @@ class _Extraction:
         _wait(parallel)
         return True
 
-    def mend(self, directory: Path) -> bool:
+    def repair(self, directory: Path) -> bool:
         """Have the set whole that is there: what is damaged is computed again. False when asked to stop."""
         parallel = self.parallel
         manifest = self._manifest(directory)

@@ -1,7 +1,7 @@
 """Features on disk: a directory `features/KEY` beside the runs, complete or absent.
 
 It holds one .npy file of rows for each worker that computed them, and a manifest with the digest of each. It is
-committed by one rename, and mended by one change of the manifest.
+committed by one rename, and repaired by one change of the manifest.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _stored(manifest: Manifest) -> np.dtype:
 
 
 def sweep(directory: Path, manifest: Manifest) -> None:
-    """Remove files that the manifest does not name and that are old: of a worker that was killed while it mended."""
+    """Remove files that the manifest does not name and that are old: of a worker that was killed while it repaired."""
     named = {MANIFEST, *(shard.file for shard in manifest.shards)}
     with suppress(OSError):
         strays = [path for path in children(directory) if path.name not in named]
@@ -243,7 +243,7 @@ def replace_shards(directory: Path, manifest: Manifest, new: Mapping[str, Shard]
     """Put new shards in the place of old ones, by file name: all of them at once. What the manifest says now."""
     shards = [new.get(old.file, old) for old in manifest.shards]
     manifest = manifest.model_copy(update={"shards": shards})
-    failpoint("features.mended", directory)
+    failpoint("features.repaired", directory)
     write_atomically(directory / MANIFEST, manifest.encoded())
     for name in new:
         (directory / name).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from tl_dist.config import Config
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.group import Exit, Group
-from tl_dist.launcher.hang import Silence
+from tl_dist.launcher.hang import HangDetector
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
 from tl_dist.runs.heartbeats import Beat
@@ -86,7 +86,7 @@ class Attempt:
         self._next_look = 0.0
         self._looked_at_beats = 0.0
         self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
-        self._silence = Silence(cfg.safety, from_step=self._from_step, now=time.monotonic())
+        self._detector = HangDetector(cfg.safety, from_step=self._from_step, now=time.monotonic())
 
     def watch(self, launch: Launch) -> End:
         """Start the workers and stay until the last one has ended."""
@@ -180,14 +180,14 @@ class Attempt:
             return {}
         if self._looked_at_beats and since_s > _ASLEEP_S:
             # This process was stopped, or the whole machine: that says nothing about the workers.
-            self._silence.slept(since_s)
+            self._detector.slept(since_s)
             self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
         self._looked_at_beats = now
         for rank, said in self._run.read_beats().items():
             if said.pid == group.pids.get(rank):
                 self._heard[rank] = (now - said.age_s, said)
         beats = {rank: beat._replace(age_s=now - at) for rank, (at, beat) in self._heard.items()}
-        hung = self._silence.hung(group.alive, beats, now=now)
+        hung = self._detector.hung(group.alive, beats, now=now)
         return {rank: f"{how}, and was killed" for rank, how in hung.items()}
 
     def _heed_signals(self) -> None:

@@ -1,4 +1,4 @@
-"""Run a command that dies with its parent, and leaves no core file: `python tether.py PARENT_PID COMMAND...`.
+"""Run a command that dies with its parent, and leaves no core file: `python die_with_parent.py PARENT_PID COMMAND...`.
 
 A program of its own, since what it does belongs between fork and exec, and no Python may run there in a
 process with threads. It imports nothing of the package, and costs some 20 ms.

@@ -1,7 +1,7 @@
 """The worker processes of one attempt on this host: started, looked at, and ended together.
 
 Each is the leader of its own session, so a terminal's Ctrl-C reaches the supervisor alone, and is tethered to
-the supervisor, so none outlives it (`tether`).
+the supervisor, so none outlives it (`die_with_parent`).
 """
 
 from __future__ import annotations

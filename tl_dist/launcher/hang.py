@@ -8,8 +8,8 @@ from tl_dist.config import SafetyConfig
 from tl_dist.runs.heartbeats import Beat
 
 
-class Silence:
-    """Judges the workers of one attempt, which began at `now` from step `from_step`."""
+class HangDetector:
+    """Watches the workers of one attempt, which began at `now` from step `from_step`."""
 
     def __init__(self, safety: SafetyConfig, *, from_step: int, now: float) -> None:
         self._safety = safety

@@ -28,7 +28,7 @@ BUCKET_BYTES = 8 * 2**20
 BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
 MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
 
-# Read by Horovod when it starts; a launcher's own setting wins.
+# Read by Horovod when it starts; a launcher's own setting takes precedence.
 SETTINGS = {
     # Milliseconds between looks at the queue. Each look wakes a thread, which costs more on a busy core than the
     # wait does, since the reduction is hidden behind other work.

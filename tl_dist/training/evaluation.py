@@ -34,7 +34,7 @@ def evaluation_step(
     With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities.
     """
 
-    def judged(batch: Batch) -> Any:
+    def logits_of(batch: Batch) -> Any:
         if views == 1:
             return model(batch.images)
         # One view at a time is in memory.
@@ -48,7 +48,7 @@ def evaluation_step(
 
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         del step
-        logits = judged(batch)
+        logits = logits_of(batch)
         real = counted(batch)
         return {
             "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),

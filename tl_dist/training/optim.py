@@ -154,7 +154,7 @@ class Optimizer:
     def begin(self, stage: int) -> None:
         """Outside a graph, before the first step of a stage that follows another.
 
-        The average of a variable goes on where it is trained on. Otherwise it is set to the weights: from there it
+        The average of a variable continues where it is trained on. Otherwise it is set to the weights: from there it
         begins, and they are what is evaluated while nothing trains them. So the averages of a commit are at any time
         the weights that `averaged` shows.
         """

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass
 class TrainState:
-    """All that a run needs to go on: variables by path, and the number of the next step.
+    """All that a run needs to resume: variables by path, and the number of the next step.
 
     `variables` holds what training changes (trainable weights, optimizer slots, counters, loss scale), each under a
     name that does not depend on the strategy. Frozen weights are not in it: they are pinned by digest.

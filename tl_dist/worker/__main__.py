@@ -84,7 +84,7 @@ def import_keras() -> None:
     """Keras and TensorFlow, without what Keras imports where it finds it, for wrappers that no worker uses.
 
     Those are scikit-learn, with SciPy's statistics, and matplotlib: 770 of 3,900 modules, and a third of the time that
-    the import takes on each worker. Whoever needs one of them imports it afterwards, as ever.
+    the import takes on each worker. Whoever needs one of them imports it afterwards, as always.
     """
     optional = {"sklearn", "matplotlib"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(optional))  # type: ignore[arg-type]  # None: the import fails

@@ -62,7 +62,7 @@ def prove(setup: Setup) -> None:
     used = {name: source.fingerprint for name, source in setup.splits.items()}
     agree(setup.parallel, {**facts, "used": used, "versions": versions(cfg)})
     if setup.is_first:
-        # Newer libraries may go on with a run; other data, weights or settings may not.
+        # Newer libraries may resume a run; other data, weights or settings may not.
         setup.run.freeze_identity(facts)
         write_atomically(setup.run.path / "split.json", json.dumps(manifest(examples.opened)).encode())
 

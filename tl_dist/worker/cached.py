@@ -280,7 +280,7 @@ def _fitted(
     text = f"{settings.name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
     facts: dict[str, Any] = {}
     if choice is not None:
-        text += f", {nested.said_of(choice, settings)}"
+        text += f", {nested.described(choice, settings)}"
         facts = {"l2": choice.l2, "layers": choice.layers, "edge": choice.edge}
         setup.state.history["classifier"] = facts
     return {"event": "note", "text": f"{text}, {seconds:.1f} s", **facts}

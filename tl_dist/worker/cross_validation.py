@@ -23,7 +23,7 @@ from tl_dist.worker.stage_input import StageInput, from_images
 def tune(
     setup: Setup, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> list[tuning.Tried] | None:
-    """Classifiers on the cached features, best first, judged within the training examples; None on other ranks.
+    """Classifiers on the cached features, best first, evaluated within the training examples; None on other ranks.
 
     By the validation split where there is one, else by `folds` folds of the training split.
     """
@@ -85,10 +85,10 @@ def cross_validate(
         return None
     examples = cached.examples_of(pool, values, cfg)
     if cfg.evaluation.views not in ((), cfg.data.augment):
-        judged = in_views(cfg.evaluation.views)
-        if judged is None:
+        evaluated = in_views(cfg.evaluation.views)
+        if evaluated is None:
             return None
-        examples = replace(examples, judged=judged)
+        examples = replace(examples, evaluated=evaluated)
     if not setup.is_first:
         return None
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
@@ -113,13 +113,13 @@ def _out_of_fold(
         if stop_requested():
             return None
         held_out = fold[seed] == k
-        said, fitted, choice = classifier.judge(examples, held_out)
-        probabilities[seed, held_out] = said
-        accuracy = float((said.argmax(axis=1) == labels[held_out]).mean())
+        predicted, fitted, choice = classifier.predict(examples, held_out)
+        probabilities[seed, held_out] = predicted
+        accuracy = float((predicted.argmax(axis=1) == labels[held_out]).mean())
         text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
         text += "" if fitted.converged else ", NOT converged"
         if choice is not None:
-            text += f", {nested.said_of(choice, setup.cfg.classifier)}"
+            text += f", {nested.described(choice, setup.cfg.classifier)}"
             chosen[seed].append({"l2": choice.l2, "layers": choice.layers, "edge": choice.edge})
         say({"event": "note", "text": text})
     return OutOfFold(

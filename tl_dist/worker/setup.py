@@ -53,7 +53,7 @@ class Built:
 class Setup:
     """All that one attempt works with, the same on every worker but for `parallel.rank`.
 
-    Variables and `state` change as the run goes on; nothing here is ever replaced.
+    Variables and `state` change as the run proceeds; nothing here is ever replaced.
     """
 
     run: RunDir

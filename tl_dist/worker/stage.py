@@ -133,7 +133,7 @@ class StageTraining:
     def _settle_statistics(self) -> None:
         """After the last step, before any commit of it: statistics that fit what the stage ends with.
 
-        Of the last stage that are the averaged weights, where there are any; the next stage goes on with the others.
+        Of the last stage that are the averaged weights, where there are any; the next stage continues with the others.
         """
         last = self._stage is self._setup.stages[-1]
         if self._precise.needed:

@@ -142,7 +142,7 @@ def test_features_kept_in_16_bits_take_half_and_stay_in_bounds(tmp_path: Path, d
     np.testing.assert_array_equal(rows, found.array()[:, 1])
 
 
-def test_a_damaged_set_in_another_number_format_is_named_and_mended_in_it(tmp_path: Path) -> None:
+def test_a_damaged_set_in_another_number_format_is_named_and_repaired_in_it(tmp_path: Path) -> None:
     prefix = replace(WIDE, dtype="bfloat16")
     found = in_two_shards(extract(tmp_path, ("flip",), prefix)[0], 12)
     expected, size = found.array(), num_bytes(found)
@@ -230,7 +230,7 @@ def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
     manifest = (found.directory / MANIFEST).read_bytes()
 
     def die(name: str, path: Path | None = None) -> None:
-        if name == "features.mended":
+        if name == "features.repaired":
             raise InterruptedError
 
     monkeypatch.setattr(feature_set, "failpoint", die)

@@ -27,7 +27,7 @@ SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
 def examples(labels: np.ndarray | None = None, **changes: Any) -> nested.Examples:
     values, known, _ = drawn(2)
     labels = known if labels is None else labels
-    given: dict[str, Any] = {"values": values, "judged": values[:, :1], "labels": labels, "strata": labels}
+    given: dict[str, Any] = {"values": values, "evaluated": values[:, :1], "labels": labels, "strata": labels}
     return nested.Examples(**{**given, **changes})
 
 
@@ -37,11 +37,11 @@ def test_labels_that_are_held_out_influence_neither_the_choice_nor_a_bit() -> No
     shuffled[held_out] = np.random.default_rng(0).permutation(shuffled[held_out])
     assert (shuffled != examples().labels).any()
     classifier = nested.Nested(SETTINGS, 2, COLUMNS)
-    said, _, choice = classifier.judge(examples(), held_out)
-    other, _, again = classifier.judge(examples(shuffled), held_out)
+    predicted, _, choice = classifier.predict(examples(), held_out)
+    other, _, again = classifier.predict(examples(shuffled), held_out)
     assert choice is not None and again is not None
     assert (choice.l2, choice.layers, choice.log_loss) == (again.l2, again.layers, again.log_loss)
-    np.testing.assert_array_equal(said, other)
+    np.testing.assert_array_equal(predicted, other)
 
 
 def test_labels_of_the_training_examples_do_influence_the_choice() -> None:
@@ -83,7 +83,7 @@ def test_a_list_is_chosen_from_and_a_number_is_taken() -> None:
 def test_layers_that_were_not_chosen_have_coefficients_of_zero() -> None:
     values, _, _ = drawn(2)
     turned = values[:, :, ::-1].copy()  # what is known is in the last layer
-    fitted, choice = nested.Nested(SETTINGS, 2, COLUMNS).fit(examples(values=turned, judged=turned))
+    fitted, choice = nested.Nested(SETTINGS, 2, COLUMNS).fit(examples(values=turned, evaluated=turned))
     assert choice is not None and choice.layers == "b"
     assert not fitted.kernel[:30].any() and fitted.kernel[30:].all()
 

@@ -26,7 +26,7 @@ def test_the_stacked_folds_say_what_separate_fits_say(
     rows = np.asarray(weights)[labels]
     problem = selection._Folds(values, values, labels, fold, rows, scaling)
     for l2 in (1.0, 0.03):
-        said = problem.probabilities(l2)
+        predicted = problem.probabilities(l2)
         for k in range(4):
             fitted = classifiers.fit(
                 "logistic",
@@ -38,7 +38,7 @@ def test_the_stacked_folds_say_what_separate_fits_say(
                 class_weights=weights,
             )
             expected = fitted.probabilities(values[fold == k].reshape(-1, 40)).reshape(-1, 2, classes)
-            np.testing.assert_allclose(said[fold == k], expected.mean(axis=1), atol=2e-3)
+            np.testing.assert_allclose(predicted[fold == k], expected.mean(axis=1), atol=2e-3)
 
 
 def test_the_choice_has_the_least_held_out_log_loss_of_the_grid() -> None:
@@ -46,13 +46,13 @@ def test_the_choice_has_the_least_held_out_log_loss_of_the_grid() -> None:
     chosen = selection.choose(values, values[:, :1], labels, fold)
     losses = {}
     for l2 in selection.GRID:
-        said = np.zeros((len(labels), 2))
+        predicted = np.zeros((len(labels), 2))
         for k in range(4):
             fitted = classifiers.fit(
                 "logistic", values[fold != k].reshape(-1, 40), np.repeat(labels[fold != k], 2), 2, l2=l2
             )
-            said[fold == k] = fitted.probabilities(values[fold == k, 0])
-        losses[l2] = figures.log_loss(labels, said)
+            predicted[fold == k] = fitted.probabilities(values[fold == k, 0])
+        losses[l2] = figures.log_loss(labels, predicted)
     assert chosen.l2 == min(losses, key=losses.__getitem__)
     assert chosen.l2 not in (selection.GRID[0], selection.GRID[-1])
     assert chosen.log_loss == pytest.approx(losses[chosen.l2], abs=2e-3)
@@ -90,9 +90,9 @@ def test_an_l2_at_an_end_of_those_tried_is_said_with_what_to_do() -> None:
     assert (smaller.l2, smaller.edge) == (inside.l2, "least")
     assert (greater.l2, greater.edge) == (inside.l2, "greatest")
     settings = ClassifierConfig(name="logistic", l2=(1.0, 0.1))
-    assert nested.said_of(smaller, settings).endswith(
+    assert nested.described(smaller, settings).endswith(
         "(the least l2 that was tried: write smaller ones as classifier.l2)"
     )
-    assert nested.said_of(inside, settings).endswith("by folds of the training examples")
+    assert nested.described(inside, settings).endswith("by folds of the training examples")
     assert selection.choose(values, values, labels, fold, l2=[0.2]).edge is None
     assert selection.choose(values, values, np.zeros_like(labels), fold).edge is None

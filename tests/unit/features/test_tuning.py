@@ -1,4 +1,4 @@
-"""Tuning finds the features that matter, spends little on the settings that do not, and holds out what it judges by."""
+"""Tuning finds the features that matter, spends little on those that do not, and holds out what it evaluates by."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 def search(
     candidates: Sequence[tuning.Setting], values: np.ndarray, labels: np.ndarray, folds: int, **more: Any
 ) -> list[tuning.Tried]:
-    """By the plain view, unless `judged` says otherwise."""
-    judged = more.pop("judged", values[:, :1])
+    """By the plain view, unless `evaluated` says otherwise."""
+    evaluated = more.pop("evaluated", values[:, :1])
     classifier = Nested(
         ClassifierConfig(name="logistic"), 2, {}, more.pop("class_weights", lambda labels: None)
     )
-    examples = Examples(values, judged, labels, labels)
+    examples = Examples(values, evaluated, labels, labels)
     return tuning.search(candidates, classifier, examples, folds_of(labels, folds, 0), **more)
 
 
@@ -76,7 +76,7 @@ def test_examples_of_the_held_out_fold_do_not_teach() -> None:
     assert max(one.accuracy for one in tried) < 0.65
 
 
-def test_every_view_of_an_example_teaches_its_label_and_the_plain_one_is_judged() -> None:
+def test_every_view_of_an_example_teaches_its_label_and_the_plain_one_is_evaluated() -> None:
     values, labels = data()
     noise = np.random.default_rng(5).normal(size=values.shape).astype(np.float32)
     tried = search(CANDIDATES[-2:], np.concatenate([2 * values, noise], axis=1), labels, 3)
@@ -90,10 +90,10 @@ def test_of_equally_right_settings_the_surer_one_is_better() -> None:
         one for one in CANDIDATES if one.classifier.name == "logistic" and one.columns.tolist() == [7, 8, 9]
     ]
     tried = search(logistic, values, labels, 3)
-    judged = [one for one in tried if one.folds == 3]
-    assert len(judged) > 2 and {one.accuracy for one in judged} == {1.0}
-    assert [one.log_loss for one in judged] == sorted(one.log_loss for one in judged)
-    assert judged[0].setting.classifier.l2 == min(tuning.L2)
+    evaluated = [one for one in tried if one.folds == 3]
+    assert len(evaluated) > 2 and {one.accuracy for one in evaluated} == {1.0}
+    assert [one.log_loss for one in evaluated] == sorted(one.log_loss for one in evaluated)
+    assert evaluated[0].setting.classifier.l2 == min(tuning.L2)
 
 
 def test_a_stop_ends_the_search_with_nothing() -> None:
@@ -116,7 +116,7 @@ def test_a_setting_is_judged_in_the_views_and_with_the_class_weights_that_its_ru
     logistic = [one for one in CANDIDATES if one.classifier.name == "logistic"][:1]
     plain = search(logistic, values, labels, 3)[0]
     unsure = np.concatenate([values, -values], axis=1)  # whose mean of probabilities is near a half
-    assert search(logistic, values, labels, 3, judged=unsure)[0].log_loss > plain.log_loss + 0.1
+    assert search(logistic, values, labels, 3, evaluated=unsure)[0].log_loss > plain.log_loss + 0.1
     weighted = search(logistic, values, labels, 3, class_weights=lambda labels: (1e-3, 1.0))[0]
     assert weighted.accuracy < 0.6 < plain.accuracy  # all are taken for the class that counts
     assert weighted.ranked_by[0] > 0.99 and plain.ranked_by == (plain.accuracy, plain.log_loss)

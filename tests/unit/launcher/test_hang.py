@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tl_dist.config import SafetyConfig
-from tl_dist.launcher.hang import Silence
+from tl_dist.launcher.hang import HangDetector
 from tl_dist.runs.heartbeats import Beat
 
 SAFETY = SafetyConfig(heartbeat_s=1, hang_s=10, first_step_s=100, alone_s=1000)
@@ -16,7 +16,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._silence = Silence(SAFETY, from_step=5, now=0.0)
+        self._detector = HangDetector(SAFETY, from_step=5, now=0.0)
         self._said: dict[int, tuple[float, Beat]] = {}
 
     def beat(self, rank: int, phase: str, step: int = 8, patience_s: float = 0.0) -> None:
@@ -29,7 +29,7 @@ class Watched:
         while self.now < end:
             self.now = min(self.now + 1.0, end)
             beats = {rank: beat._replace(age_s=self.now - at) for rank, (at, beat) in self._said.items()}
-            if found := self._silence.hung([0, 1], beats, now=self.now):
+            if found := self._detector.hung([0, 1], beats, now=self.now):
                 return found
         return {}
 
@@ -96,10 +96,10 @@ def test_two_that_say_the_same_without_patience_are_judged_as_before(watched: Wa
 
 
 def test_a_watcher_that_slept_takes_nobody_for_hung() -> None:
-    silence = Silence(SAFETY, from_step=5, now=0.0)
+    detector = HangDetector(SAFETY, from_step=5, now=0.0)
     working = Beat(1.0, "saving", 8, "node1", 1, 7, 1000.0)
     waiting = Beat(9.0, "stepping", 8, "node1", 1, 7)
-    assert silence.hung([0, 1], {0: working, 1: waiting}, now=9.0) == {}
-    silence.slept(3600.0)
+    assert detector.hung([0, 1], {0: working, 1: waiting}, now=9.0) == {}
+    detector.slept(3600.0)
     moved = {0: working._replace(number=8, patience_s=0.0), 1: waiting}
-    assert silence.hung([0, 1], moved, now=3609.0) == {}
+    assert detector.hung([0, 1], moved, now=3609.0) == {}

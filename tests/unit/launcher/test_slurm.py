@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tl_dist import config
-from tl_dist.launcher.hang import Silence
+from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.slurm import script
 from tl_dist.launcher.slurm.end import TasksEnded, attempt_code, first_cause, tasks_ended
 from tl_dist.launcher.slurm.job import SlurmJob, expand_hostlist, rendezvous_address, tasks_per_node
@@ -491,7 +491,7 @@ def test_silent_workers_are_found(steps_and_ages, now, hung):
         for rank, known in enumerate(steps_and_ages)
         if known
     }
-    found = Silence(SAFETY, from_step=5, now=0.0).hung(range(2), beats, now=now)
+    found = HangDetector(SAFETY, from_step=5, now=0.0).hung(range(2), beats, now=now)
     assert list(found) == hung
     assert all("stalled, without progress for " in how for how in found.values())
 

@@ -1,4 +1,4 @@
-"""Test-time views: a held-out example is judged by the mean of its probabilities over them, cached or not."""
+"""Test-time views: a held-out example is evaluated by the mean of its probabilities over them, cached or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds on cached features: nobody is judged by a classifier that has seen it, and every view counts as it should."""
+"""Folds on cached features: no example is evaluated by a classifier that saw it, and every view counts as it should."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NET = SimpleNamespace(stage_names=["last"], stage_channels=[WIDTH])
 def setup(
     rank: int = 0,
     augment: tuple[str, ...] = ("flip",),
-    judged: tuple[str, ...] = (),
+    evaluated: tuple[str, ...] = (),
     splits: Any = SPLITS,
 ) -> Setup:
     cfg = Config(
@@ -43,7 +43,7 @@ def setup(
         data=DataConfig(name="digits", augment=augment, split_seed=4),  # type: ignore[arg-type]
         model=ModelConfig(backbone="tiny"),
         classifier=ClassifierConfig(name="logistic", l2=0.05),
-        evaluation=EvaluationConfig(views=judged),  # type: ignore[arg-type]
+        evaluation=EvaluationConfig(views=evaluated),  # type: ignore[arg-type]
         optimizer={"learning_rate": 0.1},  # type: ignore[arg-type]
         steps=1,
     )
@@ -71,9 +71,9 @@ def test_what_cannot_be_known_is_not_known() -> None:
     assert right.mean() < 0.5  # a third by chance; whoever has seen the example is always right
 
 
-@pytest.mark.parametrize("judged", [(), ("flip",)])
-def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(judged: tuple[str, ...]) -> None:
-    found = cross_validated(judged=judged)
+@pytest.mark.parametrize("evaluated", [(), ("flip",)])
+def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tuple[str, ...]) -> None:
+    found = cross_validated(evaluated=evaluated)
     teaching, plain = VIEWS["flip",], VIEWS["flip",][:, :1]
     for seed in range(2):
         fold = folds_of(strata_of(POOL), 3, seed)
@@ -88,7 +88,7 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(judged: tuple[s
                 l2=0.05,
             )
             for i in np.flatnonzero(fold == k):
-                expected = fitted.probabilities((teaching if judged else plain)[i]).mean(axis=0)
+                expected = fitted.probabilities((teaching if evaluated else plain)[i]).mean(axis=0)
                 np.testing.assert_allclose(found.probabilities[seed, i], expected, atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_a_stop_and_a_worker_that_is_not_the_first_give_nothing() -> None:
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values, labels, fold) that a search is given; judged in the views of evaluation."""
+    """(values, labels, fold) that a search is given; evaluated in the views of evaluation."""
     seen: list[Any] = []
     found = SimpleNamespace(array=lambda: VIEWS["flip",])
     features = TrainFeatures(found, pool_of(made.splits["train"])[1])  # type: ignore[arg-type]
@@ -110,15 +110,15 @@ def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, 
     cross_validation.tune(made, 4, lambda: False, lambda record: None)
     examples, fold = seen
     views = examples.values.shape[1] if made.cfg.evaluation.views else 1
-    np.testing.assert_array_equal(examples.judged, examples.values[:, :views])
+    np.testing.assert_array_equal(examples.evaluated, examples.values[:, :views])
     return examples.values, examples.labels, fold
 
 
-@pytest.mark.parametrize("judged", [(), ("flip",)])
+@pytest.mark.parametrize("evaluated", [(), ("flip",)])
 def test_a_search_divides_the_training_examples_alone(
-    monkeypatch: pytest.MonkeyPatch, judged: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, evaluated: tuple[str, ...]
 ) -> None:
-    made = setup(judged=judged)
+    made = setup(evaluated=evaluated)
     values, labels, fold = searched(monkeypatch, made)
     np.testing.assert_array_equal(values, VIEWS["flip",][:40])
     np.testing.assert_array_equal(labels, POOL.labels[:40])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Broken(NamedTuple):
-    """A rule that a config breaks: the key to look at, what is wrong and how to mend it."""
+    """A rule that a config breaks: the key to look at, what is wrong and how to fix it."""
 
     path: tuple[str, ...]
     what: str

@@ -1,7 +1,7 @@
 """A classifier on features, with what its config leaves open chosen by folds within its own training examples.
 
 Nested cross-validation: whoever holds examples out gives this the others alone, so the choice is part of the training
-that is being judged, and the figures of the held-out examples stay honest.
+that is being evaluated, and the figures of the held-out examples stay honest.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tl_dist.scores import figures
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Features of some examples: `values` [examples, views, features] to be fitted, `judged` likewise to be judged."""
+    """Features of some examples: `values` [examples, views, features] to fit, `evaluated` likewise to predict."""
 
     values: NDArray[np.float32]
-    judged: NDArray[np.float32]
+    evaluated: NDArray[np.float32]
     labels: NDArray[np.int32]
     strata: NDArray[np.int32]
     groups: Sequence[str] | None = None
@@ -33,7 +33,7 @@ class Examples:
         """Those where `inside` [examples] is true."""
         groups = None if self.groups is None else np.asarray(self.groups)[inside].tolist()
         return Examples(
-            self.values[inside], self.judged[inside], self.labels[inside], self.strata[inside], groups
+            self.values[inside], self.evaluated[inside], self.labels[inside], self.strata[inside], groups
         )
 
 
@@ -61,7 +61,7 @@ class Nested:
         if settings.chosen:
             choice = selection.choose(
                 train.values,
-                train.judged,
+                train.evaluated,
                 train.labels,
                 self.folds(train),
                 l2=candidates,
@@ -93,17 +93,17 @@ class Nested:
             smallest = min(smallest, len(set(train.groups)))
         return folds_of(strata, max(2, min(selection.FOLDS, smallest)), self.seed, train.groups)
 
-    def judge(
+    def predict(
         self, examples: Examples, held_out: NDArray[np.bool_]
     ) -> tuple[figures.Probabilities, classifiers.Linear, selection.Choice | None]:
         """Probabilities of the held-out examples, by a classifier of the others and of nothing else."""
         fitted, choice = self.fit(examples.only(~held_out))
-        judged = examples.judged[held_out]
-        said = fitted.probabilities(judged.reshape(-1, judged.shape[-1]))
-        return said.reshape(len(judged), judged.shape[1], -1).mean(axis=1), fitted, choice
+        evaluated = examples.evaluated[held_out]
+        predicted = fitted.probabilities(evaluated.reshape(-1, evaluated.shape[-1]))
+        return predicted.reshape(len(evaluated), evaluated.shape[1], -1).mean(axis=1), fitted, choice
 
 
-def said_of(choice: selection.Choice, settings: ClassifierConfig) -> str:
+def described(choice: selection.Choice, settings: ClassifierConfig) -> str:
     """What was chosen, for people: "l2 0.1, layers block4 block5 by folds of the training examples"."""
     parts = [] if isinstance(settings.l2, int | float) else [f"l2 {choice.l2:g}"]
     parts += [f"layers {choice.layers}"] if settings.layers == "auto" else []

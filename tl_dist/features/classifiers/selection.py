@@ -1,6 +1,6 @@
 """Which l2 and which layers a logistic regression takes, by folds within its own training examples. No TensorFlow.
 
-Whoever judges the classifier on other examples calls this with the training examples alone (nested cross-validation),
+Whoever tests the classifier on other examples calls this with the training examples alone (nested cross-validation),
 so what is held out cannot influence the choice. The folds are fitted as one stacked problem, from the strongest l2 to
 weaker ones, each from the solution before it.
 """
@@ -60,7 +60,7 @@ def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArra
 
 def choose(
     values: NDArray[np.float32],
-    judged: NDArray[np.float32],
+    evaluated: NDArray[np.float32],
     labels: NDArray[np.int32],
     fold: NDArray[np.int64],
     *,
@@ -71,9 +71,9 @@ def choose(
 ) -> Choice:
     """The best of `l2` and of `columns` (default: all of them) for logistic regression on these examples.
 
-    values [examples, views, features] are fitted; judged [examples, judged views, features] are the same examples as
-    they are to be judged, by the mean of the probabilities over views; fold [examples], from 0 on, says which are held
-    out together.
+    values [examples, views, features] are fitted; evaluated [examples, views, features] are the same examples as they
+    are evaluated, by the mean of the probabilities over views; fold [examples], from 0 on, says which are held out
+    together.
     """
     columns = columns or {"all": np.arange(values.shape[-1])}
     weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights, float)[labels]
@@ -82,12 +82,12 @@ def choose(
     found: list[Choice] = []
     tried = 0
     for name, those in columns.items():
-        problem = _Folds(values[:, :, those], judged[:, :, those], numbers, fold, weights, scaling)
+        problem = _Folds(values[:, :, those], evaluated[:, :, those], numbers, fold, weights, scaling)
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
-            said = problem.probabilities(strength)
+            predicted = problem.probabilities(strength)
             tried += 1
-            loss = figures.log_loss(numbers, said, weights)
+            loss = figures.log_loss(numbers, predicted, weights)
             found.append(Choice(strength, name, those, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
@@ -108,16 +108,16 @@ class _Folds:
     """
 
     def __init__(
-        self, values: Any, judged: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
+        self, values: Any, evaluated: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
     ) -> None:
         _, views, width = values.shape
-        self._rows, self._judged, self._fold = values.reshape(-1, width), judged, fold
+        self._rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
         if scaling == "standardize":
             # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
             middle, unit = (np.float32(moment) for moment in classifiers.moments(self._rows))
-            self._rows, self._judged = ((x - middle) / unit for x in (self._rows, judged))
+            self._rows, self._evaluated = ((x - middle) / unit for x in (self._rows, evaluated))
         self._rows = np.ascontiguousarray(self._rows, np.float32)
-        self._judged = self._judged.astype(np.float32)
+        self._evaluated = self._evaluated.astype(np.float32)
         self._num_classes = int(labels.max()) + 1
         self._logits = 1 if self._num_classes <= 2 else self._num_classes
         problems = np.arange(fold.max() + 1)
@@ -143,15 +143,15 @@ class _Folds:
         found = minimize(self._loss, self._solution, args=(l2,), jac=True, method="L-BFGS-B", options=options)
         self._solution = found.x
         kernel, bias = self._map(found.x)
-        num, views, width = self._judged.shape
+        num, views, width = self._evaluated.shape
         probabilities = np.zeros((num, max(2, self._num_classes)))
         for k in range(kernel.shape[1]):
             held_out = self._fold == k
-            logits = self._judged[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
+            logits = self._evaluated[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
             if self._logits == 1:
                 logits = np.concatenate([-logits / 2, logits / 2], axis=1)
-            said = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
-            probabilities[held_out] = said.mean(axis=1)
+            predicted = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
+            probabilities[held_out] = predicted.mean(axis=1)
         return probabilities
 
     def _map(self, solution: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

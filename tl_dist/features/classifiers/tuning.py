@@ -130,15 +130,15 @@ def _score(
     seen = replace(
         examples,
         values=examples.values[:, :, setting.columns],
-        judged=examples.judged[:, :, setting.columns],
+        evaluated=examples.evaluated[:, :, setting.columns],
     )
-    said, *_ = replace(classifier, settings=setting.classifier).judge(seen, held_out)
+    predicted, *_ = replace(classifier, settings=setting.classifier).predict(seen, held_out)
     truth = examples.labels[held_out]
     of_held_out = None if weights is None else weights[held_out]
-    right = said.argmax(axis=1) == truth
+    right = predicted.argmax(axis=1) == truth
     return (
         float(right.mean()),
-        figures.log_loss(truth, said),
+        figures.log_loss(truth, predicted),
         float(np.average(right, weights=of_held_out)),
-        figures.log_loss(truth, said, of_held_out),
+        figures.log_loss(truth, predicted, of_held_out),
     )

@@ -24,7 +24,7 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.attempt import End, explained
 from tl_dist.launcher.command import SUPERVISED, worker_environment
 from tl_dist.launcher.group import GRACE_S, Exit
-from tl_dist.launcher.hang import Silence
+from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.launcher.slurm.end import attempt_code, first_cause
 from tl_dist.launcher.slurm.job import SlurmJob, rendezvous_address
@@ -119,7 +119,7 @@ def _watch(run: RunDir, cfg: Config, step: Step, *, stop_asked: Callable[[], boo
     A failed worker leaves the others a few seconds to notice and to end by themselves. One that has stopped
     on request leaves them all the time they need.
     """
-    silence = Silence(cfg.safety, from_step=_newest_step(run), now=time.monotonic())
+    detector = HangDetector(cfg.safety, from_step=_newest_step(run), now=time.monotonic())
     look_again = 0.0
     failed_at: float | None = None
     stopping = False
@@ -138,7 +138,7 @@ def _watch(run: RunDir, cfg: Config, step: Step, *, stop_asked: Callable[[], boo
         if now >= look_again:
             look_again = now + _BEATS_S
             gone = {rank for end in step.ended for rank in end.tasks}
-            hung = silence.hung(range(step.num_tasks), run.read_beats(), now=now)
+            hung = detector.hung(range(step.num_tasks), run.read_beats(), now=now)
             if hung.keys() - gone:
                 step.end()
                 return {rank: how for rank, how in hung.items() if rank not in gone}

@@ -46,7 +46,7 @@ def attempt_code(returncode: int, ended: Sequence[TasksEnded], *, done: bool) ->
     """What an attempt's end means, from all failures that srun named and not from its own code alone.
 
     srun returns the highest code of its tasks, so that a worker that was killed after another one refused
-    (137 > 78) would hide the reason. A worker's own refusal wins, then a lost peer, then a requested stop; a
+    (137 > 78) would hide the reason. A worker's own refusal comes first, then a lost peer, then a requested stop; a
     signal alone is a lost worker. An end without failures counts as done only with the DONE marker.
     """
     codes = [end.code for end in ended if not end.by_signal]
