@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def load_config(path: str | Path, *overrides: str) -> Config:
     """The config of a YAML file with `overrides`, each KEY=VALUE, put over it, as the command line reads them.
 
-    Raises `Refusal` for a file that is missing, and for a key or value that is wrong, with its line and a fix.
+    Imports the records that it names of other packages. Raises `Refusal` for a file that is missing, and for a key or
+    value that is wrong, with its line and a fix.
     """
     from tl_dist.cli.recipe import values_for
 

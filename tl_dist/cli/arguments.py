@@ -29,7 +29,7 @@ Overrides = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
-Strategy = Annotated[str | None, typer.Option(help="single, mirrored or horovod")]
+Strategy = Annotated[str | None, typer.Option(help="single, mirrored, horovod, or one of another package")]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-n", min=1, help="how many; default: one per visible GPU, or one")
 ]

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from tl_dist.refusal import ExitCode, Refusal
 
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
-_REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+# Not `__main__`, which starts a program when it is imported.
+_REFERENCE = re.compile(r"(?!.*\b__main__\b)[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class Offer(NamedTuple):

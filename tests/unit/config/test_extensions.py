@@ -16,9 +16,10 @@ from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
 from tl_dist.models.backbones import weights
 from tl_dist.parallel import DataParallel, started
+from tl_dist.parallel.single import SingleDevice
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import cached, setup
+from tl_dist.worker import agreement, cached, setup
 
 CONFIG = """\
 steps: 1
@@ -246,22 +247,50 @@ def test_a_module_without_a_package_and_one_in_a_namespace_have_digests_of_their
 def test_a_run_is_bound_to_the_code_that_it_began_with(site: Path) -> None:
     cfg = load()
     run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
-    setup.refuse_changed_code(run, cfg)
-    facts = {"order": 2, "extensions": registry.code_of_others(cfg)}
-    run.freeze_identity(facts)
-    setup.refuse_changed_code(run, cfg)
+    made = setup_of(cfg, open_splits(cfg.data)[0], build(), run=run)
+    for _ in range(2):
+        setup.refuse_changed_code(run, cfg)
+        agreement.prove(made)
     (site / "tl_shapes" / "more.py").write_text("")
     with pytest.raises(
         Refusal, match=r"extensions\.dataset\.code: \w{16} -> \w{16}.* Fix: install the version"
     ):
         setup.refuse_changed_code(run, cfg)
-    with pytest.raises(Refusal, match=r"extensions\.dataset\.code: "):
-        run.freeze_identity({"order": 2, "extensions": registry.code_of_others(cfg)})
+    with pytest.raises(
+        Refusal, match=r"the run was started with something else: .*extensions\.dataset\.code: "
+    ):
+        agreement.prove(made)
+
+
+OWN = ("data.name=digits", "data.options={}", "model.backbone=tiny")
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"), [("extensions", ()), ("versions", (*OWN, "strategy=tl_shapes:LOGGED"))]
+)
+def test_workers_whose_code_of_another_package_differs_are_refused(
+    site: Path, key: str, overrides: tuple[str, ...]
+) -> None:
+    cfg = load(*overrides)
+    facts: list[bytes] = []
+
+    class Beside(SingleDevice):
+        """Rank 0 beside a worker that has said what is in `facts`."""
+
+        def gather(self, text: bytes) -> list[bytes]:
+            facts.append(text)
+            return [text, facts[0]]
+
+    made = setup_of(cfg, open_splits(cfg.data)[0], build(), parallel=Beside(cfg))
+    made.run.path.mkdir(parents=True)
+    agreement.prove(made)
+    (site / "tl_shapes" / "more.py").write_text("")
+    with pytest.raises(Refusal, match=f"rank 1 and rank 0 disagree on {key}: "):
+        agreement.prove(made)
 
 
 def test_a_run_of_our_own_names_has_nothing_of_other_packages_in_its_identity() -> None:
-    Path("own.yaml").write_text("steps: 1\ndata: {name: digits}\n" + CONFIG[CONFIG.index("model:") :])
-    cfg = config_file.load("own.yaml", ["model.backbone=tiny"])
+    cfg = load(*OWN)
     assert registry.code_of_others(cfg) == {}
     assert "options" not in config_file.trajectory(cfg)["data"]
 
