@@ -31,7 +31,7 @@ class ExitCode(IntEnum):
     INTERNAL = 70
     CANNOT_CREATE = 73  # run directory cannot be made, or another process owns it
     STORAGE = 74
-    REQUEUE = 75  # stopped on request after a commit: run me again
+    REQUEUE = 75  # stopped on request after a checkpoint: run me again
     PEER_LOST = 76  # another worker died or hangs: restartable
     UNSAFE = 78  # refused for safety: a mismatch, or untrusted input
     NO_REQUEUE = 93  # diverged or no progress: running it again will not help

@@ -155,8 +155,8 @@ class Optimizer:
         """Outside a graph, before the first step of a stage that follows another.
 
         The average of a variable continues where it is trained on. Otherwise it is set to the weights: from there it
-        begins, and they are what is evaluated while nothing trains them. So the averages of a commit are at any time
-        the weights that `averaged` shows.
+        begins, and they are what is evaluated while nothing trains them. So the averages in a checkpoint are at any
+        time the weights that `averaged` shows.
         """
         goes_on = self._stages[stage - 1].keys() & self._stages[stage].keys()
         for path, average in self.averages.items():

@@ -106,7 +106,7 @@ def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
 
 
 def compare_weights(checksums: np.ndarray, names: Sequence[str], step: int) -> None:
-    """Refuses (76, to restart from the last commit) when the weights of two replicas differ.
+    """Refuses (76, to restart from the last checkpoint) when the weights of two replicas differ.
 
     `checksums` is [replica, variable]; names the first replica that differs from replica 0 and its first variable.
     """

@@ -131,7 +131,7 @@ class StageTraining:
         return self._setup.upcoming(self._setup.order.steps(1.0))
 
     def _settle_statistics(self) -> None:
-        """After the last step, before any commit of it: statistics that fit what the stage ends with.
+        """After the last step, before any checkpoint of it: statistics that fit what the stage ends with.
 
         Of the last stage that are the averaged weights, where there are any; the next stage continues with the others.
         """
