@@ -8,9 +8,8 @@ from typing import Any
 
 import keras
 
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
-from tl_dist.config import registry
 from tl_dist.models import classifier
 from tl_dist.models.keras_model import assemble
 from tl_dist.refusal import ExitCode, Refusal
