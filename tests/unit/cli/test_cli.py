@@ -146,7 +146,7 @@ def test_the_command_line_itself_imports_nothing_heavy() -> None:
     ("arguments", "beginning", "end"),
     [
         (["trian"], "error: No such command 'trian'. Did you mean 'train'", ". Fix: see tl-dist --help.\n"),
-        (["train"], "error: Missing argument 'CONFIG'", ". Fix: see tl-dist train --help.\n"),
+        (["train"], "error: Missing argument 'CONFIG|DATA'", ". Fix: see tl-dist train --help.\n"),
         (
             ["train", "fake.yaml", "--lr", "1"],
             "error: No such option: --lr",
