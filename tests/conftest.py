@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,17 @@ sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorc
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all of tests/hostile, not the suite's part of it")
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What collecting imports stays: the garbage collector need not look at it, again and again, in the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
