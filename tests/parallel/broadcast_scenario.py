@@ -5,6 +5,7 @@ python broadcast_scenario.py OUTPUT
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -38,6 +39,7 @@ def digests(variables: list[tf.Variable]) -> list[str]:
 
 
 def main() -> None:
+    gc.freeze()  # what imports have made stays
     config = Config(
         name="broadcast", strategy="horovod", workers=2, steps=1, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),

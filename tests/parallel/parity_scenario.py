@@ -5,6 +5,7 @@ python parity_scenario.py STRATEGY WORKERS VARIANT,VARIANT OUTPUT
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -246,6 +247,7 @@ def run_variant(
 
 
 def main() -> None:
+    gc.freeze()  # what imports have made stays
     strategy, workers, names, output = (
         sys.argv[1],
         int(sys.argv[2]),
