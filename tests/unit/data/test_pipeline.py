@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,20 +51,26 @@ def files(pngs: bool) -> Source:
 
 
 FILES = files(pngs=True)
+CROP = ("random_resized_crop", "flip")
 WAYS: dict[str, dict[str, Any]] = {
-    "in memory": {},
-    "files": {"source": FILES},
+    "in memory": {},  # every operation; from files, the crop is another
+    "files": {"source": FILES, "augmentations": CROP},
     "files, no crop": {"source": FILES, "augmentations": ("flip",)},
-    "mixup": {"mix": AugmentConfig(mixup=0.4)},
-    "cutmix": {"mix": AugmentConfig(cutmix=1.0)},
-    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": FILES},
+    "mixup": {"mix": AugmentConfig(mixup=0.4), "augmentations": ("flip",)},
+    "cutmix": {"mix": AugmentConfig(cutmix=1.0), "augmentations": ("flip",)},
+    "both mixed": {"mix": AugmentConfig(mixup=0.4, cutmix=1.0), "source": FILES, "augmentations": CROP},
 }
+
+
+@cache
+def whole_batches(way: str) -> list[Any]:
+    return batches(**WAYS[way])
 
 
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_shares_put_together_are_the_batches_of_one_worker(world_size: int, way: str) -> None:
-    whole = batches(**WAYS[way])
+    whole = whole_batches(way)
     shares = [batches(rows_of(rank, world_size, 7), **WAYS[way]) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         for field, value in zip(batch._fields, batch, strict=True):
@@ -122,7 +129,9 @@ def test_the_same_example_is_augmented_anew_in_each_epoch() -> None:
 
 
 def test_masks_keep_their_share_of_features() -> None:
-    masks = np.concatenate([batch.masks for batch in batches(to_step=50, mask_features=64, dropout=0.25)])
+    masks = np.concatenate(
+        [batch.masks for batch in batches(to_step=50, mask_features=64, dropout=0.25, augmentations=())]
+    )
     assert masks.mean() == pytest.approx(0.75, abs=0.02)
 
 
@@ -188,12 +197,12 @@ def test_resuming_reads_nothing_that_came_before(share_of_an_epoch: float) -> No
 
 def test_weights_belong_to_their_examples() -> None:
     weights = np.linspace(0.5, 2, 23).astype(np.float32)
-    whole = batches(weights=weights)
+    whole = batches(weights=weights, augmentations=())
     for batch in whole:
         np.testing.assert_array_equal(batch.weights, weights[ORDER.index(batch.positions).numpy()])
-    second = batches(range(3, 7), weights=weights)
+    second = batches(range(3, 7), weights=weights, augmentations=())
     np.testing.assert_array_equal(second[4].weights, whole[4].weights[3:])
-    assert all((batch.weights == 1).all() for batch in batches())
+    assert all((batch.weights == 1).all() for batch in batches(augmentations=()))
 
 
 def test_soft_labels_belong_to_their_examples_and_make_the_loss_a_mixture() -> None:
