@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -23,10 +24,38 @@ _RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\
 """control characters, C1 and bidirectional controls, but for the line's end and the tab"""
 
 
+class Warm:
+    """A process of warm.py, and the files that get the output of a command in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._output = [directory / "stdout", directory / "stderr"]
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("warm.py"))]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def play(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], seconds: float
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The command's exit code and output."""
+        assert self._process.stdin and self._process.stdout
+        for file in self._output:
+            file.write_bytes(b"")
+        command = {
+            "arguments": arguments, "folder": str(folder), "environment": environment, "seconds": seconds,
+            "output": [str(file) for file in self._output], "memory": MEMORY,
+        }  # fmt: skip
+        print(json.dumps(command), file=self._process.stdin, flush=True)
+        code = int(self._process.stdout.readline())
+        out, err = (file.read_bytes() for file in self._output)
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
 class Arena:
     """An empty working directory for an attack, beside a tree that no command may touch."""
 
-    def __init__(self, root: Path, temporary: Path) -> None:
+    def __init__(self, root: Path, temporary: Path, warm: Warm | None) -> None:
         self.folder = root / "folder"
         """where the attack lies and the command runs"""
         self.outside = root / "outside"
@@ -34,6 +63,8 @@ class Arena:
         self.ran = root / "ran"
         """where hostile code leaves its mark: empty unless it ran"""
         self.home = root / "home"
+        self.warm = warm
+        """plays the commands; None: each is a process of its own from the start"""
         for directory in (self.folder, self.outside / "directory", self.ran, self.home):
             directory.mkdir(parents=True)
         (self.outside / "thesis.tex").write_text("years of work\n")
@@ -58,6 +89,9 @@ class Arena:
         self, arguments: Sequence[str], *, seconds: float, environment: Mapping[str, str]
     ) -> subprocess.CompletedProcess[bytes]:
         """The command's exit code and output; its limit on memory holds for all that it starts."""
+        environment = self.environment | environment
+        if self.warm is not None:
+            return self.warm.play(arguments, self.folder, environment, seconds)
 
         def limited() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
@@ -66,7 +100,7 @@ class Arena:
         return subprocess.run(
             [TL_DIST, *arguments],
             cwd=self.folder,
-            env=self.environment | environment,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=seconds,

@@ -31,6 +31,7 @@ runtime: {threads: 1}
 @pytest.fixture
 def poisoned(arena: Arena) -> Arena:
     """A working directory that has a module for every name that is likely to be imported."""
+    arena.warm = None  # which has imported them
     for name in (
         "tensorflow",
         "numpy",
