@@ -164,16 +164,17 @@ def class_folders(directory: Path, files: Sequence[Path], labels: np.ndarray, tr
 
 
 def trained(directory: Path, config: str, folders: Sequence[Path]) -> list[float]:
-    """Test accuracies of `tl-dist train`, one for each folder, each with the seed of its place."""
-    from benchmarks.cells import tl_dist
+    """Test accuracies of tl_dist, one for each folder, each with the seed of its place."""
+    import tl_dist as tl
 
-    (directory / "task.yaml").write_text(config)
+    file = directory / "task.yaml"
+    file.write_text(config)
     accuracies = []
     for seed, folder in enumerate(folders):
         path = f"data.path={json.dumps(str(folder))}"
-        tl_dist("train", "task.yaml", f"name=seed-{seed}", f"seed={seed}", path, cwd=directory)
-        done = json.loads((directory / "runs" / f"seed-{seed}" / "DONE").read_text())
-        accuracies.append(done["figures"]["test"]["accuracy"])
+        cfg = tl.load_config(file, f"name=seed-{seed}", f"seed={seed}", path)
+        run = tl.train(cfg, runs=directory / "runs", here=True)
+        accuracies.append(run.scores["test"]["accuracy"])
     return accuracies
 
 

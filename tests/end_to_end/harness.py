@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tl_dist as tl
 from tl_dist.runs.directory import RunDir, steps_in
 
 BIN = Path(sys.executable).parent
@@ -47,7 +48,7 @@ runtime:
 """
 
 
-ONE_WORKER = ("--strategy=single", "workers=1")
+ONE_WORKER = ("strategy=single", "workers=1")
 SMALL = """\
 precision: float32
 report: {tensorboard: false}
@@ -84,6 +85,12 @@ class Workspace:
         said, _ = process.communicate(timeout=240)
         assert process.returncode == expect, said
         return said
+
+    def train_here(self, name: str, *overrides: str) -> RunDir:
+        """The same by one worker, where the process is not the subject: this one has imported everything."""
+        cfg = tl.load_config(self.directory / "trial.yaml", f"name={name}", *overrides, *ONE_WORKER)
+        tl.train(cfg, runs=self.directory / "runs", here=True)
+        return self.run(name)
 
     def start_up_to(self, name: str, step: int, *, rank: int) -> tuple[subprocess.Popen[str], int]:
         """Start a run in which a worker stops (SIGSTOP) after a step: the process, and the worker's pid.

@@ -26,7 +26,7 @@ evaluation: {views: [dihedral]}
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("views"), TRIAL)
-    made.train("one")
+    made.train_here("one")
     return made
 
 

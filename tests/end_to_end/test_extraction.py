@@ -46,7 +46,7 @@ def test_what_two_workers_extract_serves_every_run_until_nothing_refers_to_it(wo
     shards = {path: sum(len(np.load(file)) for file in path.glob("shard-000[01].npy")) for path in sets}
     assert set(shards.values()) == rows
 
-    workspace.train("other", "optimizer.learning_rate=0.02")
+    workspace.train_here("other", "optimizer.learning_rate=0.02")
     assert not records(workspace.run("other"), "extraction")
     assert workspace.run("other").done is not None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tl_dist as tl
 from tests.end_to_end.harness import SMALL, Workspace, records
 from tl_dist.features import classifiers
 from tl_dist.scores import predictions
@@ -25,7 +26,7 @@ classifier: {name: logistic, l2: 0.05}
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("feature-based"), LOGISTIC)
-    made.train("one")
+    made.train_here("one")
     return made
 
 
@@ -55,10 +56,13 @@ def test_the_run_predicts_what_scikit_learn_does_on_the_same_rows(workspace: Wor
     np.testing.assert_allclose(validation.probabilities, fitted.probabilities(rows[held_out, 0]), atol=1e-4)
 
 
-def test_another_classifier_and_another_split_read_no_image(workspace: Workspace) -> None:
+def test_another_classifier_and_another_split_read_no_image(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = sets(workspace).keys()
-    workspace.train("means", "classifier.name=nearest_mean")
-    said = workspace.train("other-split", "data.split_seed=5", "classifier.l2=auto", "classifier.layers=auto")
+    workspace.train_here("means", "classifier.name=nearest_mean")
+    workspace.train_here("other-split", "data.split_seed=5", "classifier.l2=auto", "classifier.layers=auto")
+    said = capfd.readouterr().out
     (chosen,) = [r for r in records(workspace.run("other-split"), "note") if "l2" in r]
     assert f"l2 {chosen['l2']:g}, layers {chosen['layers']} by folds of the training examples" in said
     done = workspace.run("other-split").done or {}
@@ -147,10 +151,8 @@ def test_tuning_writes_a_config_that_trains_and_reads_no_image(workspace: Worksp
     assert process.returncode == 0, said
     assert "best of 72" in said
     assert sets(workspace).keys() == before
-    process = workspace.start([program, "train", "runs/one-tune/best.yaml"])
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert workspace.run("one-best").done is not None
+    runs = workspace.directory / "runs"
+    assert tl.train(tl.load_config(runs / "one-tune" / "best.yaml"), runs=runs, here=True).done
     (best, *_) = json.loads((workspace.run("one-tune").path / "tuning.json").read_text())
     assert best["model"]["layers"] in (["block3"], ["block1", "block3"])
     (judged,) = [

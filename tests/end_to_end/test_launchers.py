@@ -22,7 +22,7 @@ LAUNCHERS = {
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("launchers"))
-    made.train("reference", *SHORT, "--strategy=single", "workers=1")
+    made.train_here("reference", *SHORT)
     return made
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.end_to_end.harness import records
+from tests.end_to_end.harness import Workspace, records
 from tests.official_layouts import digits_32px
 from tl_dist.cli.main import main
-from tl_dist.runs.directory import RunDir
 
 CONFIG = """\
 global_batch: 8
@@ -29,13 +28,11 @@ def test_a_packed_table_trains_as_the_table(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / f"{k:02}.png")
         lines.append(f"{k:02}.png,{k % 3},{0.5 + k % 4},patient {k // 4}")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "trial.yaml").write_text(CONFIG)
+    workspace = Workspace(tmp_path, CONFIG)
     assert main(["data", "pack", str(tmp_path / "table.csv"), str(tmp_path / "dst"), "-n", "1"]) == 0
     losses, examples = [], []
     for name, path in (("csv", "table.csv"), ("packed", "dst")):
-        command = ["train", str(tmp_path / "trial.yaml"), f"name={name}", f"data.name={name}"]
-        assert main([*command, f"data.path={tmp_path / path}", "--runs", str(tmp_path / "runs")]) == 0
-        run = RunDir(tmp_path / "runs" / name)
+        run = workspace.train_here(name, f"data.name={name}", f"data.path={tmp_path / path}")
         every = [*records(run, "train"), *records(run, "evaluation")]
         losses.append([(r["step"], r.get("split"), r["loss"]) for r in every])
         splits = json.loads((run.path / "split.json").read_text())["splits"]

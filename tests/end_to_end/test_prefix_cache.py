@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import ONE_WORKER, Workspace, losses, records
+from tests.end_to_end.harness import Workspace, losses, records
 
 FROZEN = (
     "data.name=synthetic",
@@ -23,7 +23,7 @@ FROZEN = (
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("prefix-cache"))
-    made.train("uncached", *FROZEN, *ONE_WORKER)
+    made.train_here("uncached", *FROZEN)
     return made
 
 
@@ -50,9 +50,12 @@ def test_cached_and_uncached_runs_have_one_loss_curve(workspace: Workspace, way:
         assert "features of train 384/384" in said  # 48 images in 8 views
 
 
-def test_auto_says_what_it_chose_and_changes_no_curve(workspace: Workspace) -> None:
+def test_auto_says_what_it_chose_and_changes_no_curve(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
     kept = features(workspace)
-    said = workspace.train("auto", *FROZEN, *ONE_WORKER, "runtime.prefix_cache=auto")
+    workspace.train_here("auto", *FROZEN, "runtime.prefix_cache=auto")
+    said = capfd.readouterr().out
     choice = (
         "prefix cache: on: 0 images go through the frozen part in place of 520"
         if kept  # by a test before this one
@@ -74,10 +77,9 @@ def test_stages_that_the_head_joins_are_cached_in_every_stage_of_a_run(workspace
         "model.normalize=true",
         "optimizer.learning_rate=0.05",
         "stages=[{train_from: head, steps: 12}, {train_from: block3, steps: 12}]",
-        *ONE_WORKER,
     )
-    workspace.train("joined", *staged)
-    workspace.train("joined-cached", *staged, "runtime.prefix_cache=on")
+    workspace.train_here("joined", *staged)
+    workspace.train_here("joined-cached", *staged, "runtime.prefix_cache=on")
     found, expected = losses(workspace.run("joined-cached")), losses(workspace.run("joined"))
     assert found.keys() == expected.keys() and len(found) == 24
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)

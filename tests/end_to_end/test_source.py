@@ -46,7 +46,7 @@ def state(workspace: Workspace, name: str, step: int) -> dict[str, np.ndarray]:
 
 def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Workspace) -> None:
     source = state(workspace, "whole-source", 60)
-    workspace.train("still", "optimizer.learning_rate=1e-30", "source.name=whole-source", "steps=1")
+    workspace.train_here("still", "optimizer.learning_rate=1e-30", "source.name=whole-source", "steps=1")
     target = state(workspace, "still", 1)
     carried = {path for path in target if path.startswith("backbone/")}
     assert {path.split("/")[1] for path in carried} == {"block2_conv1", "block3_conv1"}
