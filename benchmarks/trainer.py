@@ -1,14 +1,18 @@
-"""tl_dist's own training loop on synthetic images, as a generator of reports that a benchmark can pull."""
+"""A run in this process; and tl_dist's loop on synthetic images, as a generator of reports that benchmarks can pull."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+import tl_dist as tl
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
@@ -39,6 +43,12 @@ def config(
         model=ModelConfig(backbone=backbone, weights="random", train_from=train_from, batch_norm="inference"),
         optimizer=OptimizerConfig(name="sgd", learning_rate=1e-4, momentum=0.9),
     )
+
+
+def trained(cfg: Config, runs: Path) -> tl.Run:
+    """The run of a config, trained to its end without a word on the screen."""
+    with redirect_stdout(io.StringIO()):
+        return tl.train(cfg, runs=runs, here=True)
 
 
 class Trainer:

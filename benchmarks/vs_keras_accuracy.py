@@ -101,7 +101,7 @@ def digits(directory: Path, seeds: int) -> tuple[list[float], list[float]]:
         folders.append(class_folders(directory / f"division-{seed}", files, found.target, train))
     options = ("--epochs", "15", "--learning-rate", "3e-3")
     rival = keras_script("from_scratch.py", *map(str, folders), *options)
-    return trained(directory, DIGITS, folders), json.loads(answer(rival))
+    return accuracies(directory, DIGITS, folders), json.loads(answer(rival))
 
 
 def fine_tuning(directory: Path, seeds: int, policy: str) -> tuple[list[float], list[float]]:
@@ -116,7 +116,7 @@ def fine_tuning(directory: Path, seeds: int, policy: str) -> tuple[list[float], 
     ]
     options = ("--size", SIZE, "--head-epochs", HEAD_EPOCHS, "--epochs", EPOCHS, "--policy", policy)
     rival = answer(keras_script("fine_tune.py", weights(), *map(str, folders), *map(str, options)))
-    return trained(directory, FINE_TUNING, folders), json.loads(rival)
+    return accuracies(directory, FINE_TUNING, folders), json.loads(rival)
 
 
 def features(directory: Path, policy: str) -> tuple[list[float], list[float]]:
@@ -163,19 +163,19 @@ def class_folders(directory: Path, files: Sequence[Path], labels: np.ndarray, tr
     return directory
 
 
-def trained(directory: Path, config: str, folders: Sequence[Path]) -> list[float]:
+def accuracies(directory: Path, config: str, folders: Sequence[Path]) -> list[float]:
     """Test accuracies of tl_dist, one for each folder, each with the seed of its place."""
     import tl_dist as tl
+    from benchmarks.trainer import trained
 
     file = directory / "task.yaml"
     file.write_text(config)
-    accuracies = []
+    found = []
     for seed, folder in enumerate(folders):
         path = f"data.path={json.dumps(str(folder))}"
-        cfg = tl.load_config(file, f"name=seed-{seed}", f"seed={seed}", path)
-        run = tl.train(cfg, runs=directory / "runs", here=True)
-        accuracies.append(run.scores["test"]["accuracy"])
-    return accuracies
+        run = trained(tl.load_config(file, f"name=seed-{seed}", f"seed={seed}", path), directory / "runs")
+        found.append(run.scores["test"]["accuracy"])
+    return found
 
 
 def keras_script(name: str, *arguments: str) -> subprocess.Popen[str]:
