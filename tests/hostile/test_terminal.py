@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 
 from tests.hostile.arena import SECONDS, TL_DIST, Arena, Case, Cases
@@ -88,6 +89,7 @@ def in_session(process: psutil.Process, session: int) -> bool:
         return False
 
 
+@pytest.mark.timing
 def test_ctrl_c_ends_a_pool_at_once_and_says_so(arena: Arena) -> None:
     """`data verify` went on for 18 s, and said nothing."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)

@@ -14,8 +14,22 @@ from tl_dist.refusal import Refusal
 PLAN = [("a", 2), ("b", 1)]
 
 
+class FakeClock:
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
 @pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes where the worker sleeps, and nowhere else."""
+    clock = FakeClock()
+    monkeypatch.setattr(meeting, "time", clock)
     monkeypatch.setattr(meeting, "SILENT_S", 0.2)
 
 
@@ -27,7 +41,7 @@ def test_workers_that_wait_say_for_whom(caplog: pytest.LogCaptureFixture) -> Non
         connection.close()
         for rank in (0, 1):
             with pytest.raises(Refusal):
-                await_peers(opened.worker_environment(rank), timeout_s=0.6)
+                await_peers(opened.worker_environment(rank), timeout_s=0.65)
     assert caplog.messages == [
         "rank 0 waits for rank 2 (2 of 3 are there), at most 1 s",
         "rank 1 waits for rank 2, at most 1 s",
@@ -38,7 +52,7 @@ def test_a_worker_says_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> 
     with Rendezvous(PLAN, "127.0.0.1") as opened:
         env = opened.worker_environment(1)
     with pytest.raises(Refusal):
-        await_peers(env, timeout_s=0.6)
+        await_peers(env, timeout_s=0.65)
     (said,) = caplog.messages
     assert said.startswith("rank 1 waits for an answer from the rendezvous at 127.0.0.1:")
 
