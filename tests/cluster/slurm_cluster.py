@@ -140,7 +140,7 @@ class SlurmCluster:
         }
         return clean | {"SLURM_CONF": str(self.conf)}
 
-    def start(self, *, timeout_s: float = 20.0) -> None:
+    def start(self, *, timeout_s: float = 60.0) -> None:
         """Write the configuration, start every daemon, return when all nodes are idle."""
         _require_programs()
         self._write_files()

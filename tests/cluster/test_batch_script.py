@@ -63,13 +63,13 @@ class Trial:
         return len(list(self.run_dir.glob("attempt_*")))
 
     def wait_for_attempt(self, number: int) -> None:
-        self._slurm.wait_until((self.run_dir / f"attempt_{number}").exists, f"attempt {number}", timeout_s=20)
+        self._slurm.wait_until((self.run_dir / f"attempt_{number}").exists, f"attempt {number}", timeout_s=60)
 
     def signal(self, *args: str) -> None:
         self._slurm.run("scancel", *args, self.job_id)
 
     def end(self) -> FinishedJob:
-        return self._slurm.wait(self.job_id, timeout_s=40)
+        return self._slurm.wait(self.job_id, timeout_s=120)
 
     def log(self) -> str:
         return (self.run_dir / "logs" / f"slurm_{self.job_id}.out").read_text()

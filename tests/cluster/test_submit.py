@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import tl_dist as tl
+from tests.end_to_end.harness import state_of
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
 
@@ -58,9 +60,9 @@ class Harness:
         self._config = directory / "trial.yaml"
         self._config.write_text(CONFIG)
 
-    def train(self, name: str, *overrides: str) -> RunDir:
-        self._command("train", name, *overrides)
-        return RunDir(self._runs / name)
+    def train_here(self, name: str) -> RunDir:
+        """Without Slurm, by this process."""
+        return RunDir(tl.train(tl.load_config(self._config, f"name={name}"), runs=self._runs, here=True).path)
 
     def submit(self, name: str, *options: str, env: dict[str, str] | None = None) -> tuple[RunDir, str]:
         """The run and the id of its job."""
@@ -88,7 +90,7 @@ def harness(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Ha
 @pytest.fixture(scope="module")
 def one_worker(harness: Harness) -> RunDir:
     """The run without Slurm that the others are held against."""
-    return harness.train("one_worker")
+    return harness.train_here("one_worker")
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +124,19 @@ def test_interrupted_job_ends_with_the_same_weights(
     slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
 ) -> None:
     """Asked to stop as before a time limit, then a worker is killed; each time Slurm starts the job again."""
-    # Slowed, so that it cannot be over before it is told to stop, nor before its worker is killed.
-    slow = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done=sleep=0.1"}
-    run, job_id = harness.submit("interrupted", env=slow)
-    wait_for_step(slurm, run, 10)
+    # A worker stops after its tenth step of each attempt, and the other waits for it: nothing is a race.
+    env = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": "train.chunk_done@1:10=stop"}
+    run, job_id = harness.submit("interrupted", env=env)
+    worker = stopped_worker(slurm, run)
     slurm.run("scancel", "--signal=USR1", "--batch", job_id)
-    slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=60)
+    slurm.wait_until(run.stop_requested, "the request to stop", timeout_s=60)
+    os.kill(worker, signal.SIGCONT)
+    slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=120)
     stopped_at = newest_step(run)
     assert 10 <= stopped_at < NUM_STEPS
 
-    wait_for_step(slurm, run, stopped_at + 5)
-    os.kill(run.read_beats()[1].pid, signal.SIGKILL)
+    os.kill(stopped_worker(slurm, run), signal.SIGKILL)
+    os.kill(stopped_worker(slurm, run), signal.SIGCONT)
     end = slurm.wait(job_id, timeout_s=200)
 
     assert end == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=2), log_of(run, job_id)
@@ -201,11 +205,15 @@ def newest_step(run: RunDir) -> int:
     return max(step for step, _ in steps_in(run.checkpoints))
 
 
-def wait_for_step(slurm: SlurmCluster, run: RunDir, step: int) -> None:
-    def reached() -> bool:
-        return run.metrics_file.exists() and max(losses(run), default=0) >= step
+def stopped_worker(slurm: SlurmCluster, run: RunDir) -> int:
+    """The pid of rank 1, once it has stopped at its failpoint."""
 
-    slurm.wait_until(reached, f"step {step} of {run.name}", timeout_s=150)
+    def is_stopped() -> bool:
+        beat = run.read_beats().get(1)
+        return beat is not None and state_of(beat.pid) in "Tt"
+
+    slurm.wait_until(is_stopped, f"the stop of rank 1 of {run.name}", timeout_s=150)
+    return run.read_beats()[1].pid
 
 
 def log_of(run: RunDir, job_id: str) -> str:
