@@ -100,14 +100,18 @@ class Workspace:
         """
         failpoint = f"train.chunk_done@{rank}:{step}=stop"
         process = self.start(self.argv(name), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1")
+        return process, self.stopped(process, name, rank)
 
-        def stopped() -> bool:
+    def stopped(self, process: subprocess.Popen[str], name: str, rank: int) -> int:
+        """The pid of a worker of `process`, once it has stopped at its failpoint."""
+
+        def is_stopped() -> bool:
             assert process.poll() is None, process.communicate()[0]
             beat = self.run(name).read_beats().get(rank) if self.run(name).path.exists() else None
             return beat is not None and state_of(beat.pid) in "Tt"
 
-        wait_for(stopped, f"step {step} of rank {rank}")
-        return process, self.worker_pid(name, rank)
+        wait_for(is_stopped, f"the stop of rank {rank} of {name}")
+        return self.worker_pid(name, rank)
 
     def worker_pid(self, name: str, rank: int) -> int:
         return self.run(name).read_beats()[rank].pid

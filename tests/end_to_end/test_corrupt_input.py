@@ -17,7 +17,8 @@ FIRST, SECOND = "train/digit 3/00013.png", "train/digit 4/00014.png"
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(tmp_path)
     write_image_folder(tmp_path / "data" / "train", digits_32px(120), NAMES)
     write_image_folder(tmp_path / "data" / "test", digits_32px(60, start=120), NAMES)
     return Workspace(tmp_path)
@@ -54,7 +55,7 @@ def test_more_than_the_budget_ends_with_65_and_names_them(workspace: Workspace) 
         damage(workspace.directory / "data" / name, "empty")
     said = workspace.train("trial", *options(), "data.max_bad=1", expect=65)
     assert FIRST in said and SECOND in said and "Traceback" not in said
-    workspace.train("trial", *options(), "data.max_bad=2")
+    workspace.train_here("trial", *options(), "data.max_bad=2")
 
 
 def test_weights_that_do_not_fit_bind_the_run_to_nothing(workspace: Workspace) -> None:
@@ -63,7 +64,7 @@ def test_weights_that_do_not_fit_bind_the_run_to_nothing(workspace: Workspace) -
     said = workspace.train("trial", *options(), "model.weights=mine.safetensors", expect=65)
     assert "mine.safetensors" in said
     workspace.train("trial", *options(), "data.path=elsewhere", "seed=3", expect=65)
-    workspace.train("trial", *options(), "model.weights=random")
+    workspace.train_here("trial", *options(), "model.weights=random")
 
 
 @pytest.mark.parametrize("strategy", ["single", "horovod"])
@@ -81,7 +82,7 @@ def test_what_only_decoding_finds_is_named_and_the_run_goes_on(workspace: Worksp
 
 def test_other_data_is_refused_between_attempts(workspace: Workspace) -> None:
     """An image that has changed, then a class of another name."""
-    workspace.train("trial", *options(), "steps=20")
+    workspace.train_here("trial", *options(), "steps=20")
     image = workspace.directory / "data" / FIRST
     content = image.read_bytes()
     image.write_bytes(content + b"more")

@@ -75,6 +75,7 @@ def half_done(workspace: Workspace) -> Path:
     """A run of two Horovod workers that was asked to stop on the way."""
     process, worker = workspace.start_up_to("half-done", 50, rank=1)
     process.send_signal(signal.SIGINT)
+    wait_for(workspace.run("half-done").stop_requested, "the request to stop")
     os.kill(worker, signal.SIGCONT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == ExitCode.REQUEUE, said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +61,20 @@ def test_the_backbone_starts_at_the_averaged_weights_of_the_source(workspace: Wo
 @pytest.mark.parametrize("part", ["source", "target"])
 def test_an_interruption_in_either_changes_no_bit(workspace: Workspace, part: str) -> None:
     name = f"stopped-in-{part}"
-    stopped = workspace.run(f"{name}-source" if part == "source" else name)
-    # Slowed, so that the run is not over before it is told to stop.
     process = workspace.start(
-        workspace.argv(name), TL_FAILPOINT="train.chunk_done=sleep=0.05", TL_ALLOW_FAILPOINTS="1"
+        workspace.argv(name), TL_FAILPOINT="train.chunk_done:5=stop", TL_ALLOW_FAILPOINTS="1"
     )
-    wait_for(lambda: step_of(stopped) >= 5 or process.poll() is not None, "step 5")
+    worker = workspace.stopped(process, f"{name}-source", 0)
+    if part == "target":
+        os.kill(worker, signal.SIGCONT)
+        worker = workspace.stopped(process, name, 0)
+    stopped = workspace.run(f"{name}-source" if part == "source" else name)
     process.terminate()
+    wait_for(stopped.stop_requested, "the request to stop")
+    os.kill(worker, signal.SIGCONT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 75, said
-    assert stopped.done is None
+    assert stopped.done is None and 5 <= step_of(stopped) < 60
     workspace.train(name)
     assert bits(workspace.run(name)) == bits(workspace.run("whole"))
 
