@@ -9,10 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.normalised import NORMALISED
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
@@ -23,7 +23,6 @@ from tl_dist.datasets.split import folds_of
 from tl_dist.datasets.store import EncodedStore
 from tl_dist.features import extraction
 from tl_dist.models import classifier
-from tl_dist.models.backbones import Backbone
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.runs.directory import RunDir
 from tl_dist.training.state import TrainState
@@ -86,19 +85,6 @@ def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> c
     config = ModelConfig(backbone=backbone, weights="random", **settings)
     record = registry.backbone(backbone)
     return classifier.build(record, config, image_size=image_size, num_classes=3, seed=0)
-
-
-def normalised_network(input_shape: tuple[int, int, int], momentum: float = 0.9) -> Any:
-    """Two convolutions with batch norm."""
-    x = inputs = keras.Input(input_shape)
-    for k in (1, 2):
-        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
-        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=momentum)(x)
-        x = keras.layers.ReLU(name=f"relu{k}")(x)
-    return keras.Model(inputs, x)
-
-
-NORMALISED = Backbone("normalised", normalised_network, 32, 8, "tf", {"one": "conv1", "two": "conv2"})
 
 
 def normalised(

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.normalised import NORMALISED
 from tl_dist.config import (
     AugmentConfig,
     Config,
@@ -33,7 +34,6 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
-from tl_dist.models.backbones import Backbone
 from tl_dist.parallel import rows_of
 from tl_dist.training import chunk, evaluation, loop, optim, step
 from tl_dist.training.state import Report, TrainState
@@ -112,18 +112,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 """the same runs without any, on one device alone"""
 NUM_METHOD_STEPS = 10
-
-
-def normalised_network(input_shape: tuple[int, int, int]) -> Any:
-    x = inputs = keras.Input(input_shape)
-    for k in (1, 2):
-        x = keras.layers.Conv2D(8, 3, strides=2, name=f"conv{k}")(x)
-        x = keras.layers.BatchNormalization(name=f"norm{k}", momentum=0.9)(x)
-        x = keras.layers.ReLU(name=f"relu{k}")(x)
-    return keras.Model(inputs, x)
-
-
-NORMALISED = Backbone("normalised", normalised_network, 24, 8, "tf", {"one": "conv1", "two": "conv2"})
 
 
 def overflow_at_one_position(batch: Batch) -> Batch:

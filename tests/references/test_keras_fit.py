@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import NORMALISED, PARALLEL, labelled, normalised_network
+from tests.doubles import PARALLEL, labelled
+from tests.normalised import NORMALISED, normalised_network
 from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import PARALLEL, memory_source, normalised, normalised_network
+from tests.doubles import PARALLEL, memory_source, normalised
+from tests.normalised import normalised_network
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.worker.precise_statistics import averaging

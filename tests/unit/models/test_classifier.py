@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import NORMALISED, OPTIMIZER, PARALLEL, build, memory_source, normalised
+from tests.doubles import OPTIMIZER, PARALLEL, build, memory_source, normalised
+from tests.normalised import NORMALISED
 from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
