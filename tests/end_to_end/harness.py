@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import tl_dist as tl
 from tl_dist.runs.directory import RunDir, steps_in
+from tl_dist.runs.records import records as all_records
 
 BIN = Path(sys.executable).parent
 TL_DIST = str(BIN / "tl-dist")
@@ -121,11 +121,8 @@ class Workspace:
 
 
 def records(run: RunDir, event: str) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl of one kind."""
-    if not run.metrics_file.exists():
-        return []
-    lines = run.metrics_file.read_text().rpartition("\n")[0].splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
+    """The records of one kind."""
+    return [record for record in all_records(run.metrics_file) if record["event"] == event]
 
 
 def step_of(run: RunDir) -> int:

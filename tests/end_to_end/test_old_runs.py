@@ -71,7 +71,7 @@ def test_it_is_listed_evaluated_and_resumed(directory: Path) -> None:
     early = json.loads((run.path / "evaluations" / "test.json").read_text())
     assert early["step"] == 5
     tl_dist(directory, "train", "old.yaml")
-    assert "resumed from step 5" in str(records(run, "note"))
+    assert [record["step"] for record in records(run, "resumed")] == [5]
     assert [record["step"] for record in records(run, "train")] == list(range(1, 9))
     (evaluated,) = [record for record in records(run, "evaluation") if record["split"] == "test"]
     assert evaluated["step"] == 8

@@ -100,9 +100,7 @@ def test_killed_in_two_stages_the_run_ends_with_the_same_bits(workspace: Workspa
     )
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    resumed = {
-        record["text"] for record in records(workspace.run("killed"), "note") if "resumed" in record["text"]
-    }
+    resumed = {record["step"] for record in records(workspace.run("killed"), "resumed")}
     assert len(resumed) >= 2, said
     assert bits(workspace.run("killed")) == bits(workspace.run("whole"))
 

@@ -13,6 +13,7 @@ from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
 from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint, checkpoint_format
 from tl_dist.runs.directory import RunDir, step_name
+from tl_dist.runs.records import records
 from tl_dist.scores import predictions
 
 CASES = Cases()
@@ -61,8 +62,8 @@ def plant(run: RunDir, step: int, *, meta: bytes = b"", nan: bool = False) -> No
 def is_whole(arena: Arena) -> None:
     run = RunDir(arena.folder / "runs" / "run")
     assert run.done is not None and run.done["step"] == 4
-    records = [json.loads(line) for line in run.metrics_file.read_bytes().splitlines()]
-    assert [one["step"] for one in records if one["event"] == "train"] == [1, 2, 4]
+    trained = [one for one in records(run.metrics_file) if one.get("event") == "train"]
+    assert [one["step"] for one in trained] == [1, 2, 4]
 
 
 def littered(run: RunDir) -> None:

@@ -1,17 +1,21 @@
-"""The records of a run, one JSON object a line, read back from `metrics.jsonl`: what is damaged there stops nobody."""
+"""The records of a run, one JSON object a line of `metrics.jsonl`: what is damaged there stops nobody.
+
+Lines are only ever added. An attempt that resumes says from which step, and that makes void what is said above it of
+later steps, which are done again: whoever reads by `records` does not see it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from tl_dist.files import limits
+from tl_dist.files.atomic import open_to_append
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -50,51 +54,64 @@ def record_in(line: bytes) -> dict[str, Any] | None:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """All that can be read, in their order; none where there is no file."""
+    """All that hold, in their order; none where there is no file."""
     with suppress(FileNotFoundError), open_records(path) as file:
-        for line in lines(file):
-            if (record := record_in(line)) is not None:
+        resumed = [
+            (n, step) for n, line in enumerate(lines(file)) if (step := _resumed_from(line)) is not None
+        ]
+        # With each the least step of it and of all below; the uppermost in the file is the last of the list.
+        bounds = list(accumulate(reversed(resumed), lambda below, here: (here[0], min(below[1], here[1]))))
+        file.seek(0)
+        for n, line in enumerate(lines(file)):
+            while bounds and bounds[-1][0] <= n:
+                bounds.pop()
+            record = record_in(line)
+            if record is not None and not (bounds and _is_void(record, bounds[-1][1])):
                 yield record
 
 
-class NewRecords:
-    """The records appended since the last look; starts at the file's present end.
+def append_to(path: Path) -> TextIO:
+    """The file, for more records, each written out at the end of its line. One that a kill has torn is ended first."""
+    torn = False
+    with suppress(FileNotFoundError), open_records(path) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read() != b"\n"
+    appended = os.fdopen(open_to_append(path), "a", encoding="utf-8", buffering=1)
+    if torn:
+        appended.write("\n")
+    return appended
 
-    A restarted rank 0 replaces the file by one without the steps that are done again. Then the lines that
-    were there before are told from new ones by counting equal lines.
-    """
+
+class NewRecords:
+    """The records appended since the last look; starts at the file's present end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._inode = 0
         self._offset = 0
-        self._seen: Counter[bytes] = Counter()
         self.read()
 
     def read(self) -> list[dict[str, Any]]:
         """Whole lines only: the last one may still be in the making."""
-        try:
-            file = open_records(self._path)
-        except FileNotFoundError:
-            return []
-        with file:
-            inode = os.fstat(file.fileno()).st_ino
-            before: Counter[bytes] = Counter()
-            if inode != self._inode:
-                before, self._seen = self._seen, Counter()
-                self._inode, self._offset = inode, 0
+        fresh = []
+        with suppress(FileNotFoundError), open_records(self._path) as file:
             file.seek(self._offset)
-            fresh = []
             unfinished = 0
             for line in lines(file):
                 if not line.endswith(b"\n"):
                     unfinished = len(line)
-                    break
-                digest = hashlib.blake2b(line, digest_size=8).digest()
-                self._seen[digest] += 1
-                if before[digest] > 0:
-                    before[digest] -= 1
                 elif (record := record_in(line)) is not None:
                     fresh.append(record)
             self._offset = file.tell() - unfinished
         return fresh
+
+
+def _resumed_from(line: bytes) -> int | None:
+    """The step of a `resumed` record; None for any other line, without parsing it."""
+    record = record_in(line) if b'"resumed"' in line else None
+    return record.get("step", 0) if record is not None and record.get("event") == "resumed" else None
+
+
+def _is_void(record: dict[str, Any], step: int) -> bool:
+    """Whether a record says what an attempt that resumed from `step` does again."""
+    return bool(record.get("step", 0) > step or record.get("event") == "done")

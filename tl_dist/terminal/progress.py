@@ -141,6 +141,8 @@ class Progress:
             self.say(batch_norm_line(record))
         elif event == "note":
             self.say(str(record.get("text", "")))
+        elif event == "resumed" and record.get("step"):
+            self.say(f"resumed from step {record['step']:,}")
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Print a line above the live one."""

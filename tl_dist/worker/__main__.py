@@ -28,6 +28,7 @@ from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.records import append_to
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,7 +138,7 @@ def _on_features(run: RunDir, phase: str, *, alone: bool) -> Iterator[tuple[Any,
 
     made = setup(run, cores=cores.own_share(os.environ))
     with (
-        run.metrics_file.open("a", encoding="utf-8", buffering=1) as lines,
+        append_to(run.metrics_file) as lines,
         made.parallel.naming_lost_peers(),
     ):
         stop_requested = partial(made.stop_requested, phase, alone=alone)

@@ -1,22 +1,19 @@
 """What rank 0 writes down: JSON lines, which everything else reads, and TensorBoard. Imports no TensorFlow.
 
-After a restart both continue at the restored step: lines of steps that are done again are dropped, and TensorBoard
-is told to purge them, so that no curve folds back.
+After a restart both continue at the restored step, and are told from which: what they hold of later steps is void,
+for it is done again, so that no curve folds back.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from tl_dist.files.atomic import replacing
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.records import lines, open_records, record_in
+from tl_dist.runs.records import append_to
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.scores.predictions import MAX_RECORDED_CLASSES
@@ -51,9 +48,10 @@ class Metrics:
         self._class_names = list(class_names)
         self._listen = listen
         self._warm = False
-        drop_lines_after(run, from_step)
-        self._lines = run.metrics_file.open("a", encoding="utf-8")
+        self._lines = append_to(run.metrics_file)
         self._board = Board(str(run.tensorboard), from_step) if tensorboard else None
+        if from_step or self._lines.tell():  # also where an attempt ended before its first checkpoint
+            self._write({"event": "resumed", "step": from_step})
 
     def train(self, report: Report) -> None:
         """One chunk of steps."""
@@ -160,7 +158,6 @@ class Metrics:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
         if self._listen:
             self._listen(record)
 
@@ -196,20 +193,6 @@ def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[t
     largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_ERRORS]
     pairs = zip(*np.unravel_index(largest, errors.shape), strict=True)
     return [(class_names[i], class_names[k], int(errors[i, k])) for i, k in pairs if errors[i, k]]
-
-
-def drop_lines_after(run: RunDir, step: int) -> None:
-    """Remove records of steps beyond `step` (they are done again), and lines that hold none, as one torn by a kill."""
-    with (
-        suppress(FileNotFoundError),
-        open_records(run.metrics_file) as file,
-        replacing(run.metrics_file) as fd,
-        os.fdopen(fd, "wb", closefd=False) as kept,
-    ):
-        for line in lines(file):
-            record = record_in(line)
-            if record is not None and record.get("step", 0) <= step and record.get("event") != "done":
-                kept.write(line.removesuffix(b"\n") + b"\n")
 
 
 class Board:

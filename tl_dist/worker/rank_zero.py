@@ -66,8 +66,6 @@ def recorder(
     )
     if setup.state.step == 0:
         metrics.hyperparameters(_flat(cfg.model_dump(mode="json")))
-    else:
-        notes = [*notes, f"resumed from step {setup.state.step}"]
     for note in notes:
         metrics.note(note)
     return RankZero(

@@ -1,9 +1,14 @@
-"""Records are read once, whole and as they come; a line that holds none stops neither a look at a run nor the run."""
+"""Records are read once, whole and as they come; a line that holds none stops neither a look at a run nor the run.
+
+What an attempt has done again after a kill is there once.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,7 @@ import pytest
 
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.records import NewRecords, record_in, records
-from tl_dist.worker.metrics import drop_lines_after
+from tl_dist.runs.records import NewRecords, append_to, record_in, records
 
 
 def lines_of(*records: dict[str, Any]) -> str:
@@ -32,18 +36,33 @@ def test_records_are_read_once_whole_and_from_the_present_end(tmp_path: Path) ->
     assert NewRecords(path).read() == []
 
 
-def test_a_replaced_file_shows_only_what_is_new(tmp_path: Path) -> None:
+def test_what_is_done_again_is_read_once_however_often_a_run_resumed(tmp_path: Path) -> None:
+    """Held against a reader that cuts its list at each resumption, as the file itself was once cut."""
+    drawn = random.Random(0)
+    for case in range(50):
+        path = tmp_path / f"{case}.jsonl"
+        events = ["train", "train", "train", "note", "resumed", "done"]
+        written = [{"event": drawn.choice(events), "step": drawn.randrange(9), "n": n} for n in range(40)]
+        for record in written:
+            if record["event"] == "note":
+                del record["step"]
+        kept: list[dict[str, Any]] = []
+        for record in written:
+            if record["event"] == "resumed":
+                kept = [r for r in kept if r.get("step", 0) <= record["step"] and r["event"] != "done"]
+            kept.append(record)
+        path.write_text(lines_of(*written))
+        assert list(records(path)) == kept
+        assert len(kept) < len(written)
+
+
+def test_many_resumptions_are_read_in_no_time(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    note = {"event": "note", "text": "resumed from step 2"}
-    path.write_text(lines_of({"step": 1}, note, {"step": 2}, {"step": 3}))
-    records = NewRecords(path)
-    replacement = tmp_path / "new"
-    replacement.write_text(lines_of({"step": 1}, note, {"step": 2}))
-    replacement.rename(path)
-    with path.open("a") as file:
-        file.write(lines_of(note, {"step": 3, "loss": 1}))
-    assert records.read() == [note, {"step": 3, "loss": 1}]
-    assert records.read() == []
+    count = 20_000
+    path.write_text(lines_of(*({"event": "resumed", "step": step} for step in range(count))))
+    began = time.monotonic()
+    assert len(list(records(path))) == count
+    assert time.monotonic() - began < 5
 
 
 HOSTILE = [
@@ -61,19 +80,27 @@ def test_a_line_that_is_no_record_is_passed_over(tmp_path: Path, line: bytes) ->
     run.metrics_file.write_bytes(damaged)
     assert record_in(line) is None
     assert list(records(run.metrics_file)) == [*good, {"step": 9}]
-    drop_lines_after(run, 5)
-    assert run.metrics_file.read_text() == lines_of(*good)
+    with append_to(run.metrics_file) as file:
+        file.write(lines_of({"event": "resumed", "step": 5}))
+    assert list(records(run.metrics_file)) == [*good, {"event": "resumed", "step": 5}]
+    assert run.metrics_file.read_bytes().startswith(damaged)
 
 
-def test_a_line_torn_by_a_kill_goes_and_a_whole_one_without_its_end_stays(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    for torn in ("", '{"step": 2, "ev'):
-        run.metrics_file.write_text(lines_of({"step": 1}) + torn)
-        drop_lines_after(run, 5)
-        assert run.metrics_file.read_text() == lines_of({"step": 1})
-    run.metrics_file.write_text('{"step": 1}')
-    drop_lines_after(run, 5)
-    assert run.metrics_file.read_text() == lines_of({"step": 1})
+@pytest.mark.parametrize(
+    ("torn", "read"),
+    [("", [1, 3]), ('{"step": 2, "ev', [1, 3]), ('{"step": 2}', [1, 2, 3]), ("\0" * 99, [1, 3])],
+)
+def test_a_line_torn_by_a_kill_harms_neither_its_neighbours_nor_who_watches(
+    tmp_path: Path, torn: str, read: list[int]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(lines_of({"step": 1}) + torn)
+    new = NewRecords(path)
+    with append_to(path) as file:
+        file.write(lines_of({"step": 3}))
+        assert [record["step"] for record in records(path)] == read
+        assert new.read()[-1] == {"step": 3}
+    assert path.read_text().startswith(lines_of({"step": 1}) + torn)
 
 
 def test_lines_beyond_any_record_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +125,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, k
         run.metrics_file.symlink_to("/dev/zero")
     else:
         run.metrics_file.mkdir()
-    for read in (NewRecords, lambda path: list(records(path)), lambda path: drop_lines_after(run, 5)):
+    for read in (NewRecords, lambda path: list(records(path)), append_to):
         with pytest.raises(Refusal, match=r"metrics.jsonl cannot be read.*Fix: move it away") as refusal:
             read(run.metrics_file)
         assert refusal.value.code == ExitCode.UNSAFE

@@ -139,8 +139,9 @@ def test_a_log_gets_whole_lines_now_and_then_and_the_last_step() -> None:
 
 def test_notes_and_evaluations_are_always_shown_as_text() -> None:
     note = {"event": "note", "text": "resumed from [bold]step[/] 7 " + "x" * 100}
-    lines = plain([note, EVALUATION, {"event": "commit", "step": 3}, {"event": "?"}], [])
-    assert lines == [note["text"], evaluation_line(EVALUATION)]
+    resumed = [{"event": "resumed", "step": step} for step in (0, 1200)]
+    lines = plain([note, EVALUATION, {"event": "commit", "step": 3}, {"event": "?"}, *resumed], [])
+    assert lines == [note["text"], evaluation_line(EVALUATION), "resumed from step 1,200"]
 
 
 def test_a_terminal_has_one_live_line_with_notes_above(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.records import records
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.training.state import Report
@@ -81,17 +82,30 @@ def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
         first.train(report(step))
     first.note("something")
     first.close()
-    whole = run.metrics_file.read_text()
-    run.metrics_file.write_text('{"event": "tr\n' + whole + '{"event": "train", "st')  # torn by a kill
+    with run.metrics_file.open("a") as file:
+        file.write('{"event": "train", "st')  # torn by a kill
+    before = run.metrics_file.read_bytes()
     second = metrics(run, from_step=20)
     second.train(report(30, mean_loss=9.0))
     second.close()
-    found = [(line["event"], line.get("step")) for line in lines(run)]
-    assert found == [("train", 10), ("train", 20), ("note", None), ("train", 30)]
+    found = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
+    assert found == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
+    assert run.metrics_file.read_bytes().startswith(before)
     board = EventAccumulator(str(run.tensorboard)).Reload()
     scalars = board.Scalars("train/loss")
     assert [event.step for event in scalars] == [10, 20, 30]
     assert scalars[-1].value == 9.0
+
+
+def test_an_attempt_that_ended_before_its_first_checkpoint_is_done_again(run: RunDir) -> None:
+    for loss in (1.0, 2.0):
+        writer = metrics(run, tensorboard=False)
+        writer.train(report(10, mean_loss=loss))
+        writer.close()
+    assert [(record["event"], record.get("loss")) for record in records(run.metrics_file)] == [
+        ("resumed", None),
+        ("train", 2.0),
+    ]
 
 
 def test_tensorboard_has_every_page(run: RunDir) -> None:
