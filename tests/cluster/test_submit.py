@@ -141,7 +141,7 @@ def test_interrupted_job_ends_with_the_same_weights(
 
     assert end == FinishedJob("COMPLETED", exit_code=0, signal=0, restarts=2), log_of(run, job_id)
     attempts = [json.loads(path.read_text()) for path in sorted(run.attempts.glob("*.json"))]
-    assert [attempt["exit_code"] for attempt in attempts] == [75, 76, 0]
+    assert [attempt["exit_code"] for attempt in attempts] == [75, 137, 0]
     assert attempts[1]["rank"] == 1
     assert attempts[1]["from_step"] == stopped_at
     assert run.done is not None
@@ -162,7 +162,8 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
     log = log_of(run, job_id)
     assert (end.state, end.exit_code) == ("FAILED", ExitCode.PEER_LOST), log
     assert re.search(
-        r"rank 1: stalled, without progress for \d+ s while reporting, at step 5, and was killed", log
+        r"rank 1 on node\d: stalled, without progress for \d+ s while reporting, at step 5, and was killed",
+        log,
     )
     assert "Fatal Python error: Aborted" in run.rank_log(1).read_text()  # with the stack of each thread
 

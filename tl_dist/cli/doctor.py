@@ -19,11 +19,12 @@ from typing import Any
 from tl_dist.cli.environment import first_line
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher.attempt import explained, first_failure
 from tl_dist.launcher.command import Command, local_commands
+from tl_dist.launcher.end import judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import place
 from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.runs.endings import Endings
 
 IMPORT_S = 180.0
 SUM_S = 180.0
@@ -121,7 +122,7 @@ def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
 
         with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
             commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank))
-            with Group(commands, log) as group:
+            with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
                 while not group.wait(0.2) and time.monotonic() < deadline:
                     if any(exit.code for exit in group.exits):
@@ -130,10 +131,9 @@ def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
                 group.end(grace_s=0 if late else None)
                 if late:
                     return _failed(f"two workers did not meet within {seconds:.0f} s")
-                failures = [exit for exit in group.exits if exit.code]
-                if failures:
-                    first = first_failure(failures)
-                    return _failed(explained(first, group.last_lines(first.rank)).cause)
+                end = judged(group.exits, done=True)
+                if not end.orderly:
+                    return _failed(end.cause)
                 results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
     if results != [{"sum": 3.0, "workers": 2}] * 2:
         return _failed(f"two workers should add 1 and 2 to 3, and got {results}")

@@ -13,13 +13,15 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
-from tl_dist.launcher.attempt import ORDERLY, Launch, explained, first_failure
+from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import num_workers, visible_gpus
+from tl_dist.launcher.end import ORDERLY, judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch
-from tl_dist.launcher.supervise import signals_counted
+from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.endings import Endings
 from tl_dist.runs.lock import holder
 from tl_dist.terminal.progress import Record
 
@@ -83,26 +85,27 @@ def run_task(
     `watch` is called while they work. Their output is in logs/WHAT_rank_0000.out.
     """
     run.clear_stop()
+    endings = Endings(run.attempts / f"{what}-{os.getpid()}")
     with (
         signals_counted() as signals,
         launch() as commands,
-        Group(commands, lambda rank: run.logs / f"{what}_rank_{rank:04d}.out", heading=heading) as group,
+        Group(
+            commands, lambda rank: run.logs / f"{what}_rank_{rank:04d}.out", endings, heading=heading
+        ) as group,
     ):
         while not group.wait(0.1) and not signals.stop and _orderly(group):
             watch()
         group.end(grace_s=0 if signals.stop else None)
         watch()
         run.clear_stop()
+        endings.clear()
         if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
             stopped = f"the {what} was stopped."
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-        if not _orderly(group):
-            first = first_failure(group.exits)
-            end = explained(first, group.last_lines(first.rank))
-            log = run.logs / f"{what}_rank_{first.rank:04d}.out"
-            code = ExitCode(end.code) if end.code in list(ExitCode) else ExitCode.INTERNAL
-            failed = f"rank {first.rank} on {socket.gethostname()}: {end.cause}."
-            raise Refusal(failed, fix=end.fix or f"read {os.path.relpath(log)}.", code=code)
+        end = judged(group.exits, done=True)
+        if not end.orderly:
+            log = Path(os.path.relpath(run.logs / f"{what}_rank_{end.rank:04d}.out"))
+            raise failure(end, end.code, socket.gethostname(), log)
 
 
 def _orderly(group: Group) -> bool:

@@ -238,9 +238,11 @@ def submit(
 @app.command(hidden=True)
 def srun(run: RunPath) -> int:
     """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
-    from tl_dist.launcher.slurm.script import drive
+    from tl_dist.launcher.slurm.driver import drive
+    from tl_dist.terminal.progress import Progress
 
-    return drive(run, os.environ)
+    with Progress(_console()) as progress:
+        return drive(run, os.environ, progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,9 +12,11 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tl_dist.config import Config
-from tl_dist.launcher.attempt import ORDERLY, Attempt, End, Launch, Signals, newest_commit
+from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_commit
+from tl_dist.launcher.end import End
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder
@@ -49,19 +51,20 @@ def supervise(
             code=ExitCode.CANNOT_CREATE,
         )
     run.clear_stop()
-    restarts = 0
+    host, restarts = socket.gethostname(), 0
     with signals_counted() as signals:
         while True:
             before = _progress_of(run)
             end = Attempt(run, cfg, progress, signals).watch(launch)
-            if end.rank is None and end.code in ORDERLY:
+            if end.orderly:
                 return ExitCode(end.code)
-            _report(run, end, progress)
+            report(run, end, progress, host)
             if not end.restartable:
-                raise _final(end, end.code, run)
+                raise failure(end, end.code, host, run.rank_log(end.rank or 0))
             restarts = 0 if _progress_of(run) != before else restarts
             if restarts >= cfg.safety.max_restarts:
-                raise _final(end, ExitCode.NO_REQUEUE if restarts else end.code, run, restarts)
+                code = ExitCode.NO_REQUEUE if restarts else end.code
+                raise failure(end, code, host, run.rank_log(end.rank or 0), restarts)
             restarts += 1
             pause_s = min(2.0 ** (restarts - 1), longest_pause_s)
             progress.say(
@@ -98,24 +101,20 @@ def signals_counted() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def _report(run: RunDir, end: End, progress: Progress) -> None:
+def report(run: RunDir, end: End, progress: Progress, host: str) -> None:
+    """Say who failed and why; `host` is where that worker ran."""
     rank = end.rank or 0
-    progress.say(f"rank {rank} on {_host(run, rank)}: {end.cause} (exit code {end.code})", style="bold red")
+    progress.say(f"rank {rank} on {host}: {end.cause} (exit code {end.code})", style="bold red")
     if end.restartable:
         progress.say(f"the end of {run.rank_log(rank)}:")
         for line in end.lines:
             progress.say(f"  {line}", style="dim")
 
 
-def _final(end: End, code: int, run: RunDir, restarts: int = 0) -> Refusal:
-    rank = end.rank or 0
-    what = f"rank {rank} on {_host(run, rank)}: {end.cause}."
+def failure(end: End, code: int, host: str, log: Path, restarts: int = 0) -> Refusal:
+    """The same as an error, with what to do about it."""
+    what = f"rank {end.rank or 0} on {host}: {end.cause}."
     if restarts:
         what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer commit."
     known = ExitCode(code) if code in list(ExitCode) else ExitCode.PEER_LOST  # 128 + N: a worker was killed
-    return Refusal(what, fix=end.fix or f"read {run.rank_log(rank)}.", code=known)
-
-
-def _host(run: RunDir, rank: int) -> str:
-    beat = run.read_beats().get(rank)
-    return beat.host if beat else socket.gethostname()
+    return Refusal(what, fix=end.fix or f"read {log}.", code=known)

@@ -27,6 +27,7 @@ from tl_dist.files.atomic import open_to_append, write_atomically
 from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.endings import Ending, Endings
 from tl_dist.runs.owner import SlurmJob
 from tl_dist.runs.records import append_to
 
@@ -74,12 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
         line = f"refused: rank {rank}: {refusal}\n"
         for stream in {shown, sys.stderr}:
             stream.write(line)
-        return _leave(refusal.code)
+        return _leave(rank, refusal.code, refusal.what, refusal.fix)
     except Exception as error:
         traceback.print_exc()
         why = printable(" ".join(str(error).split())[:300])
         shown.write(f"failed: rank {rank}: {type(error).__name__}: {why}\n")
-        return _leave(ExitCode.INTERNAL)
+        return _leave(rank, ExitCode.INTERNAL, f"{type(error).__name__}: {why}")
 
 
 def import_keras() -> None:
@@ -211,8 +212,10 @@ def rank_before_start(env: Mapping[str, str]) -> int:
     return slots.integer(env, "SLURM_PROCID") if slots.in_slurm_step(env) else 0
 
 
-def _leave(code: ExitCode) -> int:
+def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
     """End at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
+    if (endings := Endings.from_env(os.environ)) is not None:
+        endings.write(Ending(rank, code, what, fix))
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

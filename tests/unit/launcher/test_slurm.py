@@ -1,20 +1,26 @@
-"""Slurm without Slurm: what a job's environment means, the batch script, what an end of srun means."""
+"""Slurm without Slurm: what a job's environment means, the batch script, the end of srun and of each of its tasks."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.harness import state_of
 from tl_dist import config
+from tl_dist.launcher.command import Command
+from tl_dist.launcher.end import judged
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.slurm import script
-from tl_dist.launcher.slurm.end import TasksEnded, attempt_code, first_cause, tasks_ended
 from tl_dist.launcher.slurm.job import SlurmJob, expand_hostlist, rendezvous_address, tasks_per_node
-from tl_dist.launcher.slurm.step import srun_command
+from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.parallel.slots import (
     Slot,
     expected_world_size,
@@ -28,6 +34,7 @@ from tl_dist.parallel.slots import (
 )
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import Beat
+from tl_dist.runs.endings import Endings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 UNEVEN = [("node1", 2), ("node2", 1)]
@@ -408,68 +415,6 @@ def test_dry_run_writes_nothing_and_shows_every_rank(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("srun: error: node2: task 1: Exited with exit code 75\n", TasksEnded("node2", (1,), 75)),
-        ("srun: error: node1: tasks 0-1,3: Killed", TasksEnded("node1", (0, 1, 3), 137)),
-        ("srun: error: n1: task 2: Aborted (core dumped)", TasksEnded("n1", (2,), 134)),
-        ("srun: error: n1: task 2: Segmentation fault", TasksEnded("n1", (2,), 139)),
-        ("srun: error: n1: task 2: Out Of Memory", TasksEnded("n1", (2,), 137)),
-        (
-            "srun: error: n1: task 2: Exited with exit code 137",
-            TasksEnded("n1", (2,), 137),
-        ),  # a shell says so
-        ("srun: Terminating StepId=1.0", None),
-        ("srun: error: Unable to create step for job 5: Invalid Trackable RESource", None),
-        ("srun: StepId=3.0 task 0: running", None),
-        ("", None),
-    ],
-)
-def test_failed_tasks_are_read_from_srun(line, expected):
-    assert tasks_ended(line) == expected
-
-
-def ends(*codes: int) -> list[TasksEnded]:
-    return [TasksEnded("node1", (k,), code) for k, code in enumerate(codes)]
-
-
-@pytest.mark.parametrize(
-    ("returncode", "codes", "done", "meaning"),
-    [
-        (0, [], True, ExitCode.DONE),
-        (0, [], False, ExitCode.INTERNAL),  # nobody failed, nobody finished
-        (75, [75, 75], False, ExitCode.REQUEUE),
-        (137, [75, 137], False, ExitCode.REQUEUE),  # killed while it ended, after the commit
-        (137, [137], False, ExitCode.PEER_LOST),
-        (137, [137, 76], False, ExitCode.PEER_LOST),
-        (137, [76, 75], False, ExitCode.PEER_LOST),
-        (137, [78, 137], False, ExitCode.UNSAFE),  # a refusal is the reason, not the peers it took along
-        (137, [137, 93], False, ExitCode.NO_REQUEUE),
-        (76, [76, 65], False, ExitCode.DATA),
-        (1, [1], False, ExitCode.INTERNAL),  # a traceback
-        (1, [], False, ExitCode.PEER_LOST),  # srun itself: a node is gone
-        (1, [1], True, ExitCode.INTERNAL),
-    ],
-)
-def test_end_of_an_attempt_means_what_its_workers_said(returncode, codes, done, meaning):
-    assert attempt_code(returncode, ends(*codes), done=done) == meaning
-
-
-@pytest.mark.parametrize(
-    ("codes", "meaning", "rank"),
-    [
-        ([76, 137], ExitCode.PEER_LOST, 1),  # the first one only lost its peer
-        ([137, 78], ExitCode.UNSAFE, 1),
-        ([76, 76], ExitCode.PEER_LOST, 0),
-        ([1, 137], ExitCode.INTERNAL, 0),
-    ],
-)
-def test_the_end_that_decided_is_named(codes, meaning, rank):
-    assert first_cause(ends(*codes), meaning) == ends(*codes)[rank]
-    assert first_cause([], meaning) is None
-
-
 SAFETY = config.SafetyConfig(hang_s=10, first_step_s=100)
 
 
@@ -539,3 +484,83 @@ def test_the_batch_script_says_whether_slurm_took_the_requeue(tmp_path: Path, an
     done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=30)
     assert done.returncode == 75
     assert f"attempt 0: {said}" in done.stderr
+
+
+SRUN = """\
+import os, subprocess, sys
+tasks = [subprocess.Popen(sys.argv[1:], env=os.environ | {"SLURM_PROCID": str(rank)}) for rank in range(3)]
+sys.exit(max(task.wait() for task in tasks))
+"""
+"""Three tasks on this host; the exit code is the highest, as srun's own."""
+
+TASK = "import json, os, signal, sys, time\nact = json.loads(os.environ['ACTS'])[int(os.environ['SLURM_PROCID'])]\n"
+ACT = """
+from tl_dist.runs.endings import Ending, Endings
+if act == "refuse":
+    Endings.from_env(os.environ).write(Ending(int(os.environ["SLURM_PROCID"]), 65, "x.png is torn.", "restore it."))
+    os._exit(65)
+if act == "lose its node":
+    with open(os.environ["READY"], "w") as file:
+        file.write(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+if act == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if act == "wait":
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
+    open(os.environ["READY"], "w").close()
+    time.sleep(60)
+sys.exit(act)
+"""
+
+
+def step_of(tmp_path: Path, *acts: object, srun: str = SRUN) -> Step:
+    """A step whose srun is a program of this host."""
+    task = (sys.executable, "-m", "tl_dist.launcher.slurm.task", sys.executable, "-c", TASK + ACT)
+    env = os.environ | {"ACTS": json.dumps(acts), "READY": str(tmp_path / "ready")}
+    command = (sys.executable, "-c", srun, *task)
+    (tmp_path / "attempts").mkdir()
+    return Step(
+        [Command(rank, command, env) for rank in range(3)],
+        lambda rank: tmp_path / f"{rank}.out",
+        Endings(tmp_path / "attempts" / "0001"),
+        job_id=7,
+    )
+
+
+def test_each_task_leaves_its_exit_code_also_one_that_is_killed(tmp_path: Path) -> None:
+    with step_of(tmp_path, 0, "kill", "refuse") as step:
+        assert step.wait(30)
+    exits = {exit.rank: (exit.code, exit.what, exit.fix) for exit in step.exits}
+    assert exits == {0: (0, "", ""), 1: (137, "", ""), 2: (65, "x.png is torn.", "restore it.")}
+
+
+def test_a_task_of_which_nothing_is_left_is_named_when_srun_has_ended(tmp_path: Path) -> None:
+    """And its worker does not live on."""
+    with step_of(tmp_path, 76, "lose its node", 76) as step:
+        assert step.wait(30)
+    end = judged(step.exits, done=False)
+    assert (end.rank, end.restartable) == (1, True)
+    assert re.match(r"left no exit code, and srun ended with \d+: ", end.cause)
+    worker, deadline = int((tmp_path / "ready").read_text()), time.monotonic() + 10
+    while state_of(worker) not in "ZX":
+        assert time.monotonic() < deadline
+
+
+def test_an_srun_that_starts_nothing_is_a_lost_attempt(tmp_path: Path) -> None:
+    with step_of(tmp_path, srun="raise SystemExit(1)") as step:
+        assert step.wait(30)
+    end = judged(step.exits, done=False)
+    assert end.restartable and "srun ended with 1" in end.cause
+
+
+def test_a_signal_to_a_task_reaches_its_worker(tmp_path: Path) -> None:
+    env = os.environ | {"ACTS": '["wait"]', "SLURM_PROCID": "0", "READY": str(tmp_path / "ready")}
+    env |= Endings(tmp_path / "0001").environment
+    argv = [sys.executable, "-m", "tl_dist.launcher.slurm.task", sys.executable, "-c", TASK + ACT]
+    with subprocess.Popen(argv, env=env) as task:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        task.send_signal(signal.SIGUSR1)
+        assert task.wait(30) == 75
+    assert [(ending.rank, ending.code) for ending in Endings(tmp_path / "0001").read([0])] == [(0, 75)]

@@ -23,19 +23,23 @@ from rich.console import Console
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher import group
-from tl_dist.launcher.attempt import Launch, explained, first_failure
+from tl_dist.launcher import attempt
+from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.group import Exit, Group
+from tl_dist.launcher.end import explained, first_failure, judged
+from tl_dist.launcher.group import Group
 from tl_dist.launcher.supervise import supervise
+from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.endings import Endings
 from tl_dist.terminal.progress import Progress
 
 ROOT = Path(__file__).parents[3]
 
 WORKER = r"""
 import faulthandler, json, os, pathlib, signal, subprocess, sys, time
+from tl_dist.runs.endings import Ending, Endings
 from tl_dist.runs.heartbeats import Heartbeats
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 beats = Heartbeats(run / "heartbeats")
@@ -55,6 +59,9 @@ for act, *args in acts[min(attempt, len(acts)) - 1]:
         (run / "DONE").write_text("{}")
     elif act == "say":
         print(args[0], flush=True)
+    elif act == "end":
+        Endings.from_env(os.environ).write(Ending(rank, *args))
+        os._exit(args[0])
     elif act == "sleep":
         time.sleep(args[0])
     elif act == "meet":  # beats of an earlier attempt are cleared before any worker starts
@@ -177,8 +184,7 @@ def test_the_first_failure_ends_all_within_ten_seconds(tmp_path: Path) -> None:
 def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "GRACE_S", 1.0)
-    monkeypatch.setattr(group, "TERM_S", 0.2)
+    monkeypatch.setattr(attempt, "GRACE_S", 1.0)
     script: Script = {
         "0": [[["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
         "1": [[["beat", 0], ["sleep", 60]], [["exit", 0]]],
@@ -188,23 +194,24 @@ def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_pee
     assert end == ExitCode.DONE
     assert "rank 1 on" in shown and "did not react" in shown
     assert attempts(run)[0]["rank"] == 1
+    assert "Fatal Python error: Aborted" in run.rank_log(1).read_text()  # what it was doing
 
 
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_only_lost_peers_and_inner_errors_are_worth_a_restart(code: ExitCode) -> None:
-    assert explained(Exit(0, code), []).restartable == (code in (70, 76))
+    assert explained(Exit(0, code)).restartable == (code in (70, 76))
 
 
 def test_a_refusal_is_final(tmp_path: Path) -> None:
-    line = "refused: rank 1: /data/x.png is torn. Fix: restore it."
     script: Script = {
         "0": [[["beat", 0], ["meet"], ["exit", 76]]],
-        "1": [[["beat", 0], ["meet"], ["say", line], ["exit", 65]]],
+        "1": [[["beat", 0], ["meet"], ["end", 65, "/data/x.png is torn.", "restore it."]]],
     }
     end, run, _ = end_of(tmp_path, script)
     assert isinstance(end, Refusal) and end.code == 65
     assert str(end).startswith("rank 1 on ") and str(end).endswith(": /data/x.png is torn. Fix: restore it.")
     assert len(attempts(run)) == 1
+    assert [path.name for path in run.attempts.iterdir()] == ["0001.json"]
 
 
 def test_restarts_end_when_none_brings_a_newer_commit(tmp_path: Path) -> None:
@@ -322,24 +329,64 @@ def test_logs_are_continued_and_each_attempt_has_its_heading(tmp_path: Path) -> 
 
 
 def test_a_command_that_does_not_exist_leaves_no_worker_behind(tmp_path: Path) -> None:
-    started = Group([Command(0, ("/nonexistent",), dict(os.environ))], lambda rank: tmp_path / str(rank))
+    commands = [Command(0, ("/nonexistent",), dict(os.environ))]
+    started = Group(commands, lambda rank: tmp_path / str(rank), Endings(tmp_path / "0001"))
     started.end()
     assert started.exits[0].code == 1
     assert "No such file" in "\n".join(started.last_lines(0))
 
 
-def test_the_cause_is_the_first_failure_that_is_no_lost_peer() -> None:
+def test_the_cause_is_a_refusal_else_the_first_failure_that_is_no_lost_peer() -> None:
     exits = [Exit(2, 75), Exit(0, 76), Exit(3, 137), Exit(1, 70), Exit(4, 137, asked=True)]
     assert first_failure(exits).rank == 3
+    assert first_failure([*exits, Exit(5, 78)]).rank == 5
     assert first_failure([Exit(0, 0), Exit(1, 76), Exit(2, 76)]).rank == 1
 
 
+def exits(*codes: int) -> list[Exit]:
+    return [Exit(rank, code) for rank, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize(
+    ("codes", "done", "meaning", "rank"),
+    [
+        ([0, 0], True, ExitCode.DONE, None),
+        ([0, 0], False, ExitCode.INTERNAL, 0),  # nobody failed, nobody finished
+        ([75, 75], False, ExitCode.REQUEUE, None),
+        ([75, 137], False, ExitCode.REQUEUE, None),  # killed while it ended, after the save
+        ([137], False, 137, 0),
+        ([137, 76], False, 137, 0),
+        ([76, 137], False, 137, 1),  # the first one only lost its peer
+        ([76, 76], False, ExitCode.PEER_LOST, 0),
+        ([76, 75], False, ExitCode.PEER_LOST, 0),
+        ([78, 137], False, ExitCode.UNSAFE, 0),  # a refusal is the reason, not the peers it took along
+        ([137, 78], False, ExitCode.UNSAFE, 1),
+        ([137, 93], False, ExitCode.NO_REQUEUE, 1),
+        ([76, 65], False, ExitCode.DATA, 1),
+        ([1, 137], False, ExitCode.INTERNAL, 0),  # a traceback
+        ([1], True, ExitCode.INTERNAL, 0),
+    ],
+)
+def test_the_end_of_an_attempt_is_what_its_workers_said(
+    codes: list[int], done: bool, meaning: int, rank: int | None
+) -> None:
+    end = judged(exits(*codes), done=done)
+    assert (end.code, end.rank, end.orderly) == (meaning, rank, rank is None)
+
+
+def test_who_did_not_end_when_the_others_lost_a_peer_is_named() -> None:
+    end = judged([Exit(0, 76), Exit(2, 76), Exit(1, 134, asked=True)], done=False)
+    assert (end.code, end.rank) == (76, 1)
+    assert end.cause == "did not react when rank 0 lost a peer, and was killed"
+    assert judged([Exit(0, 70), Exit(1, 134, asked=True)], done=False).rank == 0
+
+
 def test_an_exit_is_explained_by_the_workers_own_last_word() -> None:
-    end = explained(Exit(1, 70), ["noise", "failed: rank 1: ValueError: bad shape", "more noise"])
+    end = explained(Exit(1, 70, what="ValueError: bad shape"))
     assert end.cause == "ValueError: bad shape" and end.code == 70
-    assert explained(Exit(1, 1), []).code == ExitCode.INTERNAL
-    assert "SIGBUS" in explained(Exit(0, 135), []).cause
-    assert "signal 60" in explained(Exit(0, 128 + 60), []).cause
+    assert explained(Exit(1, 1)).code == ExitCode.INTERNAL
+    assert "SIGBUS" in explained(Exit(0, 135)).cause
+    assert "signal 60" in explained(Exit(0, 128 + 60)).cause
 
 
 @contextlib.contextmanager

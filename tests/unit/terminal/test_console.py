@@ -12,7 +12,6 @@ import pytest
 from rich.table import Table
 
 from tests.promises import TESTS
-from tl_dist.launcher.slurm import step
 from tl_dist.refusal import ExitCode, Refusal, is_printable, printable, shortened
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.progress import Progress
@@ -102,11 +101,6 @@ def test_markup_and_emoji_codes_are_text() -> None:
 
 def test_a_line_of_a_name_with_newlines_is_one_line() -> None:
     assert shown(lambda console: show_line(console, "a\nerror: b")) == "a\\nerror: b\n"
-
-
-def test_what_a_job_says_in_its_log_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    step.say(f"waiting for {TITLE}")
-    assert capsys.readouterr().err == "tl-dist: waiting for \\x1b]0;PWNED\\x07\n"
 
 
 def test_a_refusal_is_short_and_printable_whatever_it_names() -> None:

@@ -22,22 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from tl_dist.config.registry import nearest
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import worker_argv
-from tl_dist.launcher.slurm.driver import drive
-from tl_dist.launcher.slurm.job import SlurmJob
 from tl_dist.launcher.slurm.step import srun_command
 from tl_dist.parallel.slots import slots_of
 from tl_dist.refusal import ExitCode, Refusal
-
-__all__ = [
-    "SlurmJob",
-    "SubmitOptions",
-    "SubmitResult",
-    "drive",
-    "options_from",
-    "render",
-    "submit",
-    "template_text",
-]
 
 TEMPLATE = Path("slurm", "train.sbatch")
 SCRIPT_NAME = "train.sbatch"

@@ -1,19 +1,21 @@
-"""One srun: its command line, its process, and what it says."""
+"""Workers that are the tasks of one srun: its command line and its process."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tl_dist.launcher.command import worker_argv
-from tl_dist.launcher.slurm.end import TasksEnded, tasks_ended
-from tl_dist.launcher.slurm.job import SlurmJob
-from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.launcher.command import Command, worker_argv
+from tl_dist.launcher.workers import Exit, Workers
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.endings import Endings
 
-_STACKS_S = 3.0
+_LOOK_S = 0.5  # between looks at the run directory, which may be far away
+_KILLED = 128 + signal.SIGKILL
 
 
 def srun_command(
@@ -24,7 +26,7 @@ def srun_command(
     mpi: str = "none",
     python: str = sys.executable,
 ) -> list[str]:
-    """The one srun of a run. A worker's noise goes to its own log, progress and refusals to the job's."""
+    """The one srun of a run. What a worker prints goes to its own log, as where there is no Slurm."""
     return [
         "srun",
         f"--mpi={mpi}",
@@ -32,83 +34,65 @@ def srun_command(
         "--distribution=block",  # as the plan numbers them
         # Not left to the environment: srun does not read the job's number in several versions of Slurm.
         *([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []),
-        # Who ends whom, and when, is the driver's to say. Slurm takes a worker that has stopped on request
-        # for a failure as well, and would kill rank 0 while it still writes the commit.
+        # Who ends whom, and when, is the supervisor's to say. Slurm takes a worker that has stopped on request
+        # for a failure as well, and would kill rank 0 while it still writes the checkpoint.
         "--kill-on-bad-exit=0",
         "--wait=0",
         "--input=none",
+        f"--output={run_dir}/logs/rank_%4t.out",  # RunDir.rank_log
+        "--open-mode=append",
+        *(python, "-P", "-m", "tl_dist.launcher.slurm.task"),
         *worker_argv(run_dir, python=python),
     ]
 
 
-class Step:
-    """A running srun. Its own messages pass through; those on lost tasks are kept, in order of time."""
+class Step(Workers):
+    """The tasks of a running srun, which each of `commands` is. What srun says itself is for the log of the job."""
 
-    def __init__(self, job: SlurmJob, argv: list[str], env: Mapping[str, str]) -> None:
-        self.num_tasks = job.num_tasks
-        self.ended: list[TasksEnded] = []
-        self.num_unasked: int | None = None
-        """how many of `ended` there were when we asked the others to end; None when we never did"""
-        self._name = f"{job.job_id}.0"  # the driver starts one step in each attempt
+    def __init__(
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        endings: Endings,
+        *,
+        heading: str = "",
+        job_id: int,
+    ) -> None:
+        super().__init__(commands, log, endings, heading=heading)
+        self._name = f"{job_id}.0"  # there is one step in each attempt
+        self._look_again = 0.0
+        environment = {**commands[0].environment, **endings.environment}
         try:
-            self._process = subprocess.Popen(
-                argv,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-            )
+            self._srun = subprocess.Popen(commands[0].argv, env=environment, stdin=subprocess.DEVNULL)
         except FileNotFoundError:
             raise Refusal(
                 "srun is not on this node.", fix="install Slurm there.", code=ExitCode.USAGE
             ) from None
-        self._reader = threading.Thread(target=self._read, name="srun-stderr", daemon=True)
-        self._reader.start()
 
-    @property
-    def returncode(self) -> int:
-        """Known once `wait` said that it has ended."""
-        return self._process.returncode
+    def _newly_ended(self) -> Iterator[Exit]:
+        over = self._srun.poll()
+        if over is None and time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + _LOOK_S
+        missing = set(self.alive)
+        for rank, code, what, fix in self._endings.read(missing):
+            missing.discard(rank)
+            yield Exit(rank, code, self._asked, what, fix)
+        if over is not None:
+            for rank in sorted(missing):
+                yield self._without_a_word(rank, over)
 
-    @property
-    def failed(self) -> bool:
-        """Whether a worker has ended in another way than done or stopped on request."""
-        return any(end.code != ExitCode.REQUEUE for end in self.ended)
+    def _without_a_word(self, rank: int, returncode: int) -> Exit:
+        """The end of a task after which nobody was there to write it down."""
+        if returncode == 0 or self._asked:
+            return Exit(rank, _KILLED if self._asked else 0, self._asked)
+        what = f"left no exit code, and srun ended with {returncode}: it was killed, lost its node, or never began"
+        return Exit(rank, _KILLED, what=what, fix="read what srun says in the log of the job.")
 
-    def wait(self, seconds: float) -> bool:
-        """Whether srun has ended, and all that it said was read, after at most so long."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        self._reader.join()
-        return True
+    def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
+        # To all tasks: Slurm knows no other way. It complains of those that have ended, and signals the others.
+        argv = ["scancel", f"--signal={number.name.removeprefix('SIG')}", self._name]
+        subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def end(self) -> None:
-        """End all tasks: ABRT first, which leaves every thread's stack in the logs, then KILL."""
-        self.num_unasked = len(self.ended)
-        # CONT, since a stopped process gets its signals when it goes on.
-        for signal_names in (("ABRT", "CONT"), ("KILL",)):
-            for name in signal_names:
-                # It complains when some of the tasks have ended, and signals the others all the same.
-                argv = ["scancel", f"--signal={name}", self._name]
-                subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            if self.wait(_STACKS_S):
-                return
-        while not self.wait(60.0):
-            say(f"waiting for Slurm to end step {self._name}")
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            sys.stderr.write(printable(line, lines=True))
-            sys.stderr.flush()
-            if (end := tasks_ended(line)) is not None:
-                self.ended.append(end)
-
-
-def say(text: str) -> None:
-    """One line in the log of the job."""
-    sys.stderr.write(f"tl-dist: {printable(text)}\n")
-    sys.stderr.flush()
+    def _release(self) -> None:
+        self._srun.wait()

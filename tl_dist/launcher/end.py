@@ -1,0 +1,82 @@
+"""What an attempt came to, from how its workers ended. Pure functions."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tl_dist.launcher.workers import Exit
+from tl_dist.refusal import ExitCode
+
+ORDERLY = (ExitCode.DONE, ExitCode.REQUEUE)
+RESTARTABLE = (ExitCode.PEER_LOST, ExitCode.INTERNAL)
+_FINAL = set(ExitCode) - {*ORDERLY, *RESTARTABLE}
+_LIKELY = {
+    signal.SIGKILL: "most likely out of memory, else killed by hand",
+    signal.SIGBUS: "most likely /dev/shm or the disk of a memory-mapped file is full",
+    signal.SIGABRT: "a C++ library gave up",
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended. `rank` is the first worker that failed, None when all ended in order."""
+
+    code: int
+    rank: int | None = None
+    cause: str = ""
+    fix: str = ""
+    lines: Sequence[str] = ()
+    """the end of that worker's log"""
+
+    @property
+    def orderly(self) -> bool:
+        return self.rank is None
+
+    @property
+    def restartable(self) -> bool:
+        return self.code in RESTARTABLE or self.code > 128
+
+
+def judged(exits: Sequence[Exit], *, done: bool) -> End:
+    """What all exits, in their order of time, and the run's DONE marker mean."""
+    failures = [exit for exit in exits if exit.code not in ORDERLY and not exit.asked]
+    stopped = any(exit.code == ExitCode.REQUEUE for exit in exits)
+    if all(exit.code > 128 for exit in failures) and stopped:
+        return End(ExitCode.REQUEUE)  # one that was killed while it ended, after the save, changes nothing
+    if not failures and done:
+        return End(ExitCode.DONE)
+    if not failures:
+        # Not trusted alone: some launchers end with 0 when they are killed.
+        missing = "all workers ended with exit code 0, but the run has no DONE marker"
+        return End(ExitCode.INTERNAL, 0, missing)
+    first = first_failure(exits)
+    silent = [exit.rank for exit in exits if exit.asked]
+    if first.code == ExitCode.PEER_LOST and silent:
+        # All that ended by themselves are victims, so the one that did not notice anything is the cause.
+        cause = f"did not react when rank {first.rank} lost a peer, and was killed"
+        return End(ExitCode.PEER_LOST, silent[0], cause)
+    return explained(first)
+
+
+def first_failure(exits: Sequence[Exit]) -> Exit:
+    """The cause: a refusal, which another attempt would only repeat; else the earliest that is no lost peer."""
+    failures = [exit for exit in exits if exit.code not in ORDERLY and not exit.asked]
+    return min(failures, key=lambda exit: 0 if exit.code in _FINAL else 1 + (exit.code == ExitCode.PEER_LOST))
+
+
+def explained(exit: Exit) -> End:
+    """Why a worker ended: what it said itself, else what its exit code means."""
+    if exit.what:
+        return End(exit.code, exit.rank, exit.what.rstrip("."), exit.fix)
+    if exit.code > 128:
+        number = exit.code - 128
+        name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+        likely = _LIKELY.get(signal.Signals(number)) if number in list(signal.Signals) else None
+        cause = f"was ended by {name}" + (f" ({likely})" if likely else "")
+        fix = "use fewer workers or accumulate more micro-batches." if number == signal.SIGKILL else ""
+        return End(exit.code, exit.rank, cause, fix)
+    # A Python that cannot even start the worker ends with 1 or 2.
+    code = exit.code if exit.code in list(ExitCode) else ExitCode.INTERNAL
+    return End(code, exit.rank, f"ended with exit code {exit.code}")

@@ -1,0 +1,45 @@
+"""A worker as a task of srun, and a word on its end: `python -m tl_dist.launcher.slurm.task COMMAND...`.
+
+What srun says of its tasks is for people. So somebody has to be there who outlives a worker that is killed, and he
+writes the exit code down, unless the worker has done so itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from tl_dist.launcher import die_with_parent
+from tl_dist.runs.endings import Ending, Endings
+
+_PASSED_ON = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGABRT, signal.SIGCONT),
+)
+
+
+def main() -> int:
+    """Run the command to its end; returns its exit code, 128 + N after signal N."""
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: object) -> None:
+        # With cgroups Slurm signals its tasks alone; without, a worker gets each twice, which it does not mind.
+        for worker in workers:
+            worker.send_signal(number)
+
+    for number in _PASSED_ON:
+        signal.signal(number, pass_on)
+    argv = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *sys.argv[1:]]
+    workers.append(subprocess.Popen(argv))
+    code = workers[0].wait()
+    code = code if code >= 0 else 128 - code
+    endings, rank = Endings.from_env(os.environ), int(os.environ["SLURM_PROCID"])
+    if endings is not None and not endings.read([rank]):
+        endings.write(Ending(rank, code))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

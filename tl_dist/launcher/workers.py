@@ -1,0 +1,133 @@
+"""The workers of one attempt, wherever they run: who has ended and how, and how the others are ended.
+
+`Group` has them as processes of this host, `slurm.step.Step` as the tasks of one srun.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tl_dist.files.atomic import open_to_append
+from tl_dist.launcher.command import Command
+from tl_dist.runs.endings import Endings
+
+GRACE_S = 7.0  # for workers to notice a lost peer by themselves: Gloo needs 0.2 s, MPI's shutdown a few
+TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, what they started may not
+_STACKS_S = 3.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How one worker ended. `code` is 128 + N after signal N, as a shell has it."""
+
+    rank: int
+    code: int
+    asked: bool = False  # ended by us: a victim, never the cause
+    what: str = ""  # why, where it could say so
+    fix: str = ""
+
+
+class Workers(ABC):
+    """Workers that live and die together; making the object starts them.
+
+    Each one's output is appended to `log(rank)`, below a line with `heading`; why it ended is in `endings`.
+    """
+
+    def __init__(
+        self, commands: Sequence[Command], log: Callable[[int], Path], endings: Endings, *, heading: str = ""
+    ) -> None:
+        self._log = log
+        self._endings = endings
+        self._ranks = [command.rank for command in commands]
+        self._log_starts = {rank: self._begin_log(log(rank), rank, heading) for rank in self._ranks}
+        self._asked = False
+        self.exits: list[Exit] = []
+        """in order of time"""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(grace_s=0)
+
+    @property
+    def pids(self) -> Mapping[int, int]:
+        """Their processes, where these are on this host."""
+        return {}
+
+    @property
+    def alive(self) -> list[int]:
+        """Ranks that have not ended, as of the last `poll`."""
+        ended = {exit.rank for exit in self.exits}
+        return [rank for rank in self._ranks if rank not in ended]
+
+    def poll(self) -> list[Exit]:
+        """The workers that ended since the last poll."""
+        new = list(self._newly_ended())
+        self.exits.extend(new)
+        return new
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all have ended, at most so long; whether they have."""
+        return self._wait_for(self._ranks, seconds)
+
+    def end(self, *, grace_s: float | None = None) -> None:
+        """Leave them `grace_s` to end by themselves, then TERM, then KILL; returns when none is left."""
+        if not self.wait(GRACE_S if grace_s is None else grace_s):
+            self._asked = True
+            for number, seconds in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, 60.0)):
+                self._signal(self.alive, number)
+                if self.wait(seconds):
+                    break
+        self._release()
+
+    def dump_stacks(self, ranks: Sequence[int]) -> None:
+        """Make workers write the stack of each thread to their logs, which ends them."""
+        self._asked = True
+        self._signal(ranks, signal.SIGABRT)
+        self._signal(ranks, signal.SIGCONT)  # a stopped process gets its signals when it goes on
+        self._wait_for(ranks, _STACKS_S)
+
+    def last_lines(self, rank: int, count: int = 20) -> list[str]:
+        """The end of what a worker wrote in this attempt."""
+        with suppress(OSError), self._log(rank).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_starts[rank], size - 100_000))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+        return []
+
+    @abstractmethod
+    def _newly_ended(self) -> Iterator[Exit]:
+        """Those of the `alive` that have ended."""
+
+    @abstractmethod
+    def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
+        """Send a signal to these workers and to what they started, at least."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Wait for what has been killed, and let go of it."""
+
+    def _wait_for(self, ranks: Sequence[int], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.poll() is not None and set(ranks) & set(self.alive) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return not set(ranks) & set(self.alive)
+
+    @staticmethod
+    def _begin_log(path: Path, rank: int, heading: str) -> int:
+        """Where in its log this attempt of a worker begins."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(open_to_append(path), "ab") as log:
+            if heading:
+                log.write(f"--- {heading}, rank {rank} ---\n".encode())
+            return log.tell()
