@@ -119,9 +119,12 @@ class Workers(ABC):
 
     def _wait_for(self, ranks: Sequence[int], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while self.poll() is not None and set(ranks) & set(self.alive) and time.monotonic() < deadline:
+        while True:
+            self.poll()
+            left = set(ranks) & set(self.alive)
+            if not left or time.monotonic() >= deadline:
+                return not left
             time.sleep(_POLL_S)
-        return not set(ranks) & set(self.alive)
 
     @staticmethod
     def _begin_log(path: Path, rank: int, heading: str) -> int:
