@@ -54,7 +54,5 @@ FEATURE_MANIFEST = 16 * MIB
 
 # Peers
 HOSTS = 65_536  # of a Slurm job
-HOST_NAME = 255  # characters
-HOST_BRACKETS = 16  # in one name of Slurm's short form, and stretches between them
 WORKERS = 1_000_000  # of a job
 RENDEZVOUS_VALUE = 64 * KIB  # a worker's addresses, for each 256 of its peers; they take half of it

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tl_dist.files import limits
-from tl_dist.parallel.slots import Slot, in_slurm_step, integer, interface_address, slurm_slot, slurm_tasks
+from tl_dist.parallel.slots import integer, interface_address, slurm_tasks
 from tl_dist.refusal import ExitCode, Refusal
 
 INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
@@ -17,13 +17,11 @@ INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job, or the step that this process is a task of, as the environment describes it."""
+    """A job, as the environment of its batch script describes it."""
 
     job_id: int
     restart_count: int
     plan: tuple[tuple[str, int], ...]
-    slot: Slot | None
-    """this task's place; None in the batch script"""
 
     @property
     def num_tasks(self) -> int:
@@ -34,10 +32,8 @@ class SlurmJob:
         """Refuses outside of a job (64), and variables that contradict each other (78)."""
         if "SLURM_JOB_ID" not in env:
             raise Refusal("this is not inside a Slurm job.", fix="use tl-dist submit.", code=ExitCode.USAGE)
-        in_step = in_slurm_step(env)
-        nodelist = env.get("SLURM_STEP_NODELIST" if in_step else "SLURM_JOB_NODELIST", "")
-        layout = env.get("SLURM_STEP_TASKS_PER_NODE" if in_step else "SLURM_TASKS_PER_NODE", "")
-        hosts, tasks = expand_hostlist(nodelist), tasks_per_node(layout)
+        nodelist, layout = env.get("SLURM_JOB_NODELIST", ""), env.get("SLURM_TASKS_PER_NODE", "")
+        tasks, hosts = tasks_per_node(layout), hostnames(nodelist)
         total = slurm_tasks(env)  # the batch script of a job that named no number of tasks has none
         if len(hosts) != len(tasks) or total not in (None, sum(tasks)):
             raise Refusal(
@@ -46,27 +42,23 @@ class SlurmJob:
                 fix="leave Slurm's variables as it set them.",
                 code=ExitCode.UNSAFE,
             )
-        plan = tuple(zip(hosts, tasks, strict=True))
         restart_count = integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
-        slot = slurm_slot(env, plan) if in_step else None
-        return cls(integer(env, "SLURM_JOB_ID"), restart_count, plan, slot)
+        return cls(integer(env, "SLURM_JOB_ID"), restart_count, tuple(zip(hosts, tasks, strict=True)))
 
 
-def expand_hostlist(text: str) -> list[str]:
-    """The hosts of Slurm's short form, in order: "node[08-10,12],gpu-a" -> node08 node09 node10 node12 gpu-a.
-
-    Several brackets in one name multiply, the last one running fastest. Refuses what does not parse.
-    """
-    hosts: list[str] = []
-    for name in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+|.", text):
-        if name == ",":
-            continue
-        hosts.extend(_expand_name(name, text))
-        if len(hosts) > limits.HOSTS:
-            raise _too_many(text)
-    if not hosts or text.startswith(",") or text.endswith(",") or ",," in text:
-        raise _not_hosts(text)
-    return hosts
+def hostnames(nodelist: str) -> list[str]:
+    """The hosts of Slurm's short form, in order: "node[08-10,12],gpu-a" -> node08 node09 node10 node12 gpu-a."""
+    argv = ["scontrol", "show", "hostnames", nodelist]
+    try:
+        shown = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as error:  # not there, or a list that no command line can hold
+        why = error.strerror
+    else:
+        hosts = shown.stdout.split()
+        if nodelist and hosts and not shown.returncode:  # without a list it takes one from the environment
+            return hosts
+        why = shown.stderr.strip() or f"exit code {shown.returncode}"
+    raise _unreadable(f"scontrol does not expand host list {_short(nodelist)} ({why}).")
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -115,46 +107,6 @@ def rendezvous_address(
             code=ExitCode.UNSAFE,
         )
     return address
-
-
-def _expand_name(name: str, text: str) -> list[str]:
-    """All of one name: each stretch of plain text or of brackets multiplies what there is, if not beyond the limit."""
-    stretches = re.findall(r"\[[^\[\]]*\]|[^\[\]]+|.", name)
-    if {"[", "]"} & set(stretches) or len(stretches) > limits.HOST_BRACKETS:
-        raise _not_hosts(text)
-    found = [""]
-    for stretch in stretches:
-        ends = _numbers(stretch[1:-1], text) if stretch.startswith("[") else [stretch]
-        if len(ends[0]) > limits.HOST_NAME:
-            raise _not_hosts(text)
-        if len(found) * len(ends) > limits.HOSTS:
-            raise _too_many(text)
-        found = [head + end for head in found for end in ends]
-    return found
-
-
-def _numbers(ranges: str, text: str) -> list[str]:
-    """ "08-10,12" -> 08 09 10 12."""
-    numbers: list[str] = []
-    for part in ranges.split(","):
-        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)
-        if match is None:
-            raise _not_hosts(text)
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise _not_hosts(text)
-        if last - first + len(numbers) >= limits.HOSTS:
-            raise _too_many(text)
-        numbers.extend(str(number).zfill(len(match[1])) for number in range(first, last + 1))
-    return numbers
-
-
-def _not_hosts(text: str) -> Refusal:
-    return _unreadable(f"host list {_short(text)} does not parse.")
-
-
-def _too_many(text: str) -> Refusal:
-    return _unreadable(f"host list {_short(text)} has more than {limits.HOSTS:,} hosts.")
 
 
 def _short(text: str) -> str:
