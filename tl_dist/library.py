@@ -119,7 +119,7 @@ class Run:
         return dict((self._directory.done or {}).get("figures", {}))
 
     def history(self, event: str = "train") -> list[dict[str, Any]]:
-        """The records of one kind, oldest first: "train" (every `report.every_steps`), "evaluation", "note"."""
+        """The records of one kind, oldest first: "train" (every `report.every_steps`), "evaluation", "resumed"."""
         from tl_dist.runs.records import records
 
         return [record for record in records(self._directory.metrics_file) if record.get("event") == event]

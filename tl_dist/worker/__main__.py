@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
-    rank = rank_before_start(os.environ)
+    rank = slots.rank_in(os.environ)
     shown = sys.stderr
     try:
         run = RunDir.open(options.run)
@@ -202,14 +202,6 @@ def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
         return None
     restarts = slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
     return SlurmJob(env["SLURM_JOB_ID"], restarts)
-
-
-def rank_before_start(env: Mapping[str, str]) -> int:
-    """This worker's rank by its launcher's variables, known before any library has started; 0 without a launcher."""
-    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"):
-        if name in env:
-            return slots.integer(env, name)
-    return slots.integer(env, "SLURM_PROCID") if slots.in_slurm_step(env) else 0
 
 
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
