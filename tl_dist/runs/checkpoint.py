@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,11 +27,11 @@ from tl_dist.files.atomic import children, fsync_directory, reason
 from tl_dist.files.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint_format
-from tl_dist.runs.checkpoint_format import Commit, Content
-from tl_dist.runs.checkpoint_reader import restore
+from tl_dist.runs.checkpoint_format import BEST, Commit, Content
+from tl_dist.runs.checkpoint_reader import find, read, restore
 from tl_dist.runs.directory import RunDir, step_name, steps_in
 
-__all__ = ["Checkpointer", "Commit", "restore"]
+__all__ = ["Checkpointer", "Commit", "find", "read", "restore"]
 
 _LOGGER = logging.getLogger(__name__)
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
@@ -44,7 +45,7 @@ class Checkpointer:
     """The writer of a run's commits; a context manager, used by the owner of the lock alone.
 
     Make it before `restore`: what interrupted writers left is removed, and with it the last chance of an
-    earlier owner to commit anything. `keep` commits are kept; the newest valid one always is.
+    earlier owner to commit anything. `keep` commits are kept, and those that they need; the newest valid one always is.
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
@@ -61,6 +62,7 @@ class Checkpointer:
         self._last_failure = ""
         self._lost = False
         self._diverged = ""
+        self._missing: int | None = None  # a step that later commits would need, and that could not be saved
         self._messages: deque[str] = deque()
         self._thread: threading.Thread | None = None
         self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
@@ -82,7 +84,8 @@ class Checkpointer:
 
         Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
         it, if that is still running, and with `wait` for its own end; whether it then succeeded is in `last_commit`,
-        why not comes from `poll`. Raises ValueError for what cannot be written.
+        why not comes from `poll`. Raises ValueError for what cannot be written. Where a
+        step cannot be saved that its own facts name as needed, none is saved after it.
         """
         start = time.monotonic()
         failpoint("checkpoint.snapshot")
@@ -116,10 +119,12 @@ class Checkpointer:
                 fix="start a run with another name=NAME and a lower optimizer.learning_rate or optimizer.clip_norm.",
                 code=ExitCode.NO_REQUEUE,
             )
-        if self._num_failed >= self._max_failed:
+        if self._num_failed >= self._max_failed or self._missing is not None:
+            what = f"{self._num_failed} saves in a row failed, the last one with"
+            if self._missing is not None:
+                what = f"step {self._missing}, which is among the best, could not be saved"
             raise Refusal(
-                f"{self._num_failed} saves in a row failed, the last one with: {self._last_failure} "
-                f"({self._directory}; {self._newest()}).",
+                f"{what}: {self._last_failure} ({self._directory}; {self._newest()}).",
                 fix="free space or repair the storage, then start the run again.",
                 code=ExitCode.STORAGE,
             )
@@ -128,6 +133,21 @@ class Checkpointer:
             while True:
                 messages.append(self._messages.popleft())
         return messages
+
+    def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Commit what the run ends with, and wait for it; refuses (74) where that fails."""
+        self._join()
+        try:
+            self._commit(Content.of(step, arrays, meta), BEST)
+        except _LostLock:
+            self._lost = True
+            self.poll()
+        except OSError as error:
+            raise Refusal(
+                f"{self._directory / BEST} could not be saved: {reason(error)}.",
+                fix="free space or repair the storage, then start the run again.",
+                code=ExitCode.STORAGE,
+            ) from error
 
     def wait(self) -> None:
         """Wait for the save in flight."""
@@ -149,6 +169,8 @@ class Checkpointer:
 
     def _save(self, content: Content) -> None:
         start = time.monotonic()
+        if self._missing is not None:
+            return
         try:
             for path, array in content.arrays.items():
                 checkpoint_format.require_finite(path, array)
@@ -160,6 +182,8 @@ class Checkpointer:
         except Exception as error:  # the writer's thread must not die of anything in silence
             self._num_failed += 1
             self._last_failure = reason(error)
+            if content.step in content.needs:
+                self._missing = content.step
             consequence = f"training continues; {self._newest()}"
             self._messages.append(f"saving step {content.step} failed ({self._last_failure}): {consequence}.")
         else:
@@ -173,27 +197,31 @@ class Checkpointer:
             self._messages.append(f"step {content.step} committed: {cost}.")
             self._retire(content.step)
 
-    def _commit(self, content: Content) -> int:
-        """Make the commit durable; returns its bytes, 0 when a valid one was there."""
+    def _commit(self, content: Content, name: str = "") -> int:
+        """Make the commit durable, by `name` in place of one that is there; returns its bytes.
+
+        Without a name it is that of the step, and when a valid one was there it stays: 0.
+        """
         if not self._owned():
             raise _LostLock
-        final = self._directory / step_name(content.step)
-        damaged = None
+        final = self._directory / (name or step_name(content.step))
+        replaced = None
         if os.path.lexists(final):
-            try:
+            with suppress(checkpoint_format.Invalid):
                 checkpoint_format.check(final, content.step)
-            except checkpoint_format.Invalid:
-                damaged = os.lstat(final)
-            else:
-                fsync_directory(self._directory)  # whoever made it may have died before doing so
-                return 0
+                if not name:
+                    fsync_directory(self._directory)  # whoever made it may have died before doing so
+                    return 0
+            replaced = os.lstat(final)
         temporary = self._unique(_TEMPORARY, final.name)
         try:
             num_bytes = checkpoint_format.write(temporary, content)
             if not self._owned():
                 raise _LostLock
             failpoint("checkpoint.before_rename", temporary)
-            if damaged and os.path.samestat(damaged, os.lstat(final)):  # not what a new owner put there since
+            if replaced and os.path.samestat(
+                replaced, os.lstat(final)
+            ):  # not what a new owner put there since
                 self._discard(final)
             os.rename(temporary, final)
             failpoint("checkpoint.after_rename", final)
@@ -207,21 +235,23 @@ class Checkpointer:
         return num_bytes
 
     def _retire(self, newest: int) -> None:
-        """Remove old commits. Those beyond `newest` were passed over at the start and never count."""
+        """Remove old commits that none of the kept needs. Those beyond `newest` were passed over and never count."""
         try:
             if not self._owned():
                 return
             commits = steps_in(self._directory)
             self._distrusted.update(step for step, _ in commits if step > newest)
             self._distrusted.discard(newest)
-            num_kept = 1
-            for step, path in commits:
-                if step >= newest:
-                    continue
-                trusted = step not in self._distrusted
-                if num_kept < self._keep and trusted and checkpoint_format.is_plausible(path, step):
-                    num_kept += 1
-                else:
+            older = [one for one in commits if one[0] < newest]
+            plausible = (
+                one
+                for one in older
+                if one[0] not in self._distrusted and checkpoint_format.is_plausible(one[1], one[0])
+            )
+            kept = dict([(newest, self._directory / step_name(newest)), *islice(plausible, self._keep - 1)])
+            needed = {step for path in kept.values() for step in checkpoint_format.needed_by(path)}
+            for step, path in older:
+                if step not in kept and step not in needed:
                     self._discard(path)
         except Exception as error:
             self._messages.append(f"old commits could not be removed: {reason(error)}.")

@@ -26,6 +26,10 @@ from tl_dist.refusal import ExitCode, Refusal
 
 TENSORS, META, MANIFEST = "state.safetensors", "meta.json", "MANIFEST.json"
 FORMAT = 1
+NEEDS = "needs"
+"""key of the facts: the steps of commits that are not to be removed while this one is kept, the best first"""
+BEST = "best"
+"""the commit that a run ends with, where that is no commit of a step as it is: an average, settled statistics"""
 
 _NAMES = {
     "bool": "BOOL",
@@ -62,6 +66,7 @@ class Content:
     header: bytes
     arrays: dict[str, np.ndarray]
     meta: bytes
+    needs: tuple[int, ...]
 
     @classmethod
     def of(cls, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Content:
@@ -80,7 +85,7 @@ class Content:
             raise ValueError(
                 f"a commit of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
             )
-        return cls(step, header, contiguous, facts)
+        return cls(step, header, contiguous, facts, tuple(meta.get(NEEDS, ())))
 
     def pieces(self) -> Iterator[Any]:
         """The safetensors file: length of the header, header, tensors."""
@@ -135,6 +140,14 @@ def require_finite(path: str, array: np.ndarray) -> None:
     flat = array.reshape(-1)
     if not all(np.isfinite(flat[k : k + _AT_ONCE]).all() for k in range(0, flat.size, _AT_ONCE)):
         raise Invalid(f"'{path}' holds numbers that are not finite")
+
+
+def needed_by(path: Path) -> list[int]:
+    """The steps of other commits that one may go back to, as its facts say; none where they cannot be read."""
+    with suppress(OSError, Invalid), open_directory(path) as fd:
+        steps = _object(META, read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)).get(NEEDS, [])
+        return [step for step in steps if isinstance(step, int)] if isinstance(steps, list) else []
+    return []
 
 
 def is_plausible(path: Path, step: int) -> bool:

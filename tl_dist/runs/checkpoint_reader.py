@@ -3,15 +3,90 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint_format
-from tl_dist.runs.checkpoint_format import Commit, Expected
-from tl_dist.runs.directory import RunDir, steps_in
+from tl_dist.runs.checkpoint_format import BEST, NEEDS, Commit, Expected
+from tl_dist.runs.directory import RunDir, step_name, steps_in
 
 _LOGGER = logging.getLogger(__name__)
+LAST = "last"
+
+
+def find(
+    run: RunDir,
+    at: str = "",
+    *,
+    expected: Expected | None = None,
+    log: Callable[[str], object] = _LOGGER.warning,
+) -> Commit | None:
+    """The commit that `at` names: "last", "best", the number of a step, or "": the best where the run keeps one.
+
+    None where the run has none at all. Refuses what is not there or not valid, and what `restore` refuses.
+    """
+    refuse_unknown(at)
+    if at in ("", BEST) and (step := _step(run.done or {}, "best", "step")) is not None:
+        return read(run, step, at_end=True, expected=expected)
+    if at not in ("", BEST, LAST):
+        return read(run, int(at), expected=expected)
+    newest = restore(run, expected=expected, log=log)
+    if newest is None or at == LAST:
+        return newest
+    best = _step(newest.meta, NEEDS, 0)
+    if best is None and at == BEST:
+        raise Refusal(
+            f"{run.path} has no best checkpoint.",
+            fix="name another, as by --at last; checkpoint.best, and an evaluation, make one.",
+            code=ExitCode.USAGE,
+        )
+    return newest if best in (None, newest.step) else read(run, best, expected=expected)
+
+
+def refuse_unknown(at: str) -> None:
+    """Refuses what is none of the names that `find` takes."""
+    if at not in ("", BEST, LAST) and not re.fullmatch("[0-9]{1,18}", at):
+        raise Refusal(
+            f"'{at}' names no checkpoint.",
+            fix="write best, last or the number of a step.",
+            code=ExitCode.USAGE,
+        )
+
+
+def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | None = None) -> Commit:
+    """The commit of a step; with `at_end` what the run ended with, where that is another. Refuses an invalid one."""
+    path = run.checkpoints / BEST
+    if not at_end or not path.exists():
+        path = run.checkpoints / step_name(step)
+    if not path.exists():
+        there = ", ".join(str(number) for number, _ in reversed(steps_in(run.checkpoints)))
+        raise Refusal(
+            f"{run.path} has no checkpoint of step {step}.",
+            fix=f"those that are kept: {there}." if there else "train it first: tl-dist train CONFIG.",
+            code=ExitCode.USAGE,
+        )
+    try:
+        return checkpoint_format.read(path, step, expected)
+    except checkpoint_format.Invalid as problem:
+        raise Refusal(
+            f"{path} is not valid ({problem}).",
+            fix="restore its files from a copy; or move away all checkpoints from it on, and DONE: training them again "
+            "gives the same.",
+            code=ExitCode.UNSAFE,
+        ) from problem
+
+
+def _step(facts: Any, *keys: str | int) -> int | None:
+    """A step within facts that were read from a file; None where there is none."""
+    for key in keys:
+        try:
+            facts = facts[key]
+        except (LookupError, TypeError):
+            return None
+    return facts if isinstance(facts, int) else None
 
 
 def restore(

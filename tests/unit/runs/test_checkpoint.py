@@ -325,6 +325,65 @@ def test_the_newest_commits_are_kept(run):
     assert steps(run) == ["step-00000050"]
 
 
+def save_needing(run, needs, keep=1):
+    """Steps in turn, each with the steps that it may go back to."""
+    with Checkpointer(run, keep=keep, owned=owned) as saver:
+        for step, needed in needs.items():
+            saver.save(step, state(step), {"history": {}, "needs": needed}, wait=True)
+        return saver
+
+
+def test_what_a_kept_commit_may_go_back_to_is_kept_besides(run):
+    save_needing(run, {10: [10], 20: [20, 10], 30: [20, 10], 40: [20, 10]})
+    assert steps(run) == ["step-00000010", "step-00000020", "step-00000040"]
+    save_needing(
+        run, {50: [50, 20]}, keep=2
+    )  # 40 is kept, and still needs 10: it may be the newest that is whole
+    assert steps(run) == [f"step-000000{step}" for step in (10, 20, 40, 50)]
+    save_needing(run, {60: [50]})
+    assert steps(run) == ["step-00000050", "step-00000060"]
+
+
+def test_a_commit_is_found_by_what_it_is(run):
+    assert [checkpoint.find(run, at) for at in ("", "last", "best")] == [None] * 3
+    save_needing(run, {10: []})
+    assert checkpoint.find(run).step == 10
+    assert "no best checkpoint" in refused(ExitCode.USAGE, checkpoint.find, run, "best")
+    save_needing(run, {20: [20], 30: [20], 40: [20]})
+    found = {at: checkpoint.find(run, at).step for at in ("", "best", "last", "20", "40")}
+    assert found == {"": 20, "best": 20, "last": 40, "20": 20, "40": 40}
+    assert "those that are kept: 20, 40" in refused(ExitCode.USAGE, checkpoint.find, run, "30")
+    assert "names no checkpoint" in refused(ExitCode.USAGE, checkpoint.find, run, "../10")
+    damage(run, 20)
+    assert "step-00000020 is not valid" in refused(ExitCode.UNSAFE, checkpoint.find, run)
+
+
+def test_what_a_run_ended_with_is_found_before_the_commit_of_its_step_and_replaced_by_another(run):
+    saver = save_needing(run, {20: [20], 40: [20]})
+    for value in (7, 8):
+        saver.save_best(20, state(value), {"history": {}})
+        assert checkpoint.find(run, "best").arrays["dense/kernel"].max() == 20  # not before the end
+        run.mark_done({"best": {"step": 20}})
+        assert checkpoint.find(run).arrays["dense/kernel"].max() == value
+        run.done_file.unlink()
+    assert restore(run).step == 40 and steps(run) == ["best", "step-00000020", "step-00000040"]
+
+
+def test_where_one_that_is_needed_cannot_be_saved_no_later_one_is(run, monkeypatch):
+    def fails(directory, content):
+        raise OSError(28, "No space left on device")
+
+    with Checkpointer(run, keep=2, owned=owned, max_failed=3) as saver:
+        saver.save(10, state(10), {"history": {}, "needs": []}, wait=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint_format, "write", fails)
+            saver.save(20, state(20), {"history": {}, "needs": [20]}, wait=True)
+        saver.save(30, state(30), {"history": {}, "needs": [20]}, wait=True)
+        said = refused(ExitCode.STORAGE, saver.poll)
+    assert "step 20, which is among the best, could not be saved" in said and "No space left" in said
+    assert steps(run) == ["step-00000010"]
+
+
 def test_leftovers_never_count_as_commits_and_are_removed_at_the_start(run):
     save(run, 10, 20)
     for name in (".tmp-step-00000030-a", ".trash-step-00000031-b"):
