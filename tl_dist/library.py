@@ -130,16 +130,17 @@ class Run:
 
         return predictions.load(predictions.file_of(self.path, split))
 
-    def keras_model(self) -> Any:
+    def keras_model(self, at: str = "") -> Any:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
 
-        Preprocessing, backbone and head of the newest checkpoint, with averaged weights where the run keeps them: what
-        the run evaluated. Before its end that holds but for batch norm, whose moving statistics are taken as they are.
-        Made of Keras's own layers. Raises `Refusal` without a checkpoint.
+        Preprocessing, backbone and head of a checkpoint, with averaged weights where the run keeps them: what the run
+        evaluated. `at` is "best", "last" or a step; by default the best where the run keeps one. Before its end that
+        holds but for batch norm, whose moving statistics are taken as they are. Made of Keras's own
+        layers. Raises `Refusal` without a checkpoint.
         """
         from tl_dist.worker.restored import restored
 
-        return restored(self._directory).model
+        return restored(self._directory, at).model
 
     def export(
         self,

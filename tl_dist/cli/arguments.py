@@ -28,6 +28,15 @@ Overrides = Annotated[
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
+At = Annotated[
+    str,
+    typer.Option(
+        "--at",
+        metavar="best|last|STEP",
+        help="which checkpoint; default: the best where the run keeps one, else the last",
+        show_default=False,
+    ),
+]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[str | None, typer.Option(help="single, mirrored, horovod, or one of another package")]
 Workers = Annotated[

@@ -1,4 +1,4 @@
-"""`tl-dist eval`: the figures of a run's newest checkpoint, computed by workers as in training."""
+"""`tl-dist eval`: the figures of a checkpoint of a run, computed by workers as in training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.endings import Endings
 from tl_dist.runs.lock import holder
@@ -31,16 +32,19 @@ def evaluate(
     split: str,
     views: str | None = None,
     *,
+    at: str = "",
     strategy: str | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
 
+    `at` is "best", "last", a step, or "": the best where the run keeps one.
     `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views. The figures are those
     of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told.
     """
     run = RunDir.open(path)
+    refuse_unknown(at)
     overrides = [] if views is None else [f"evaluation.views=[{views}]"]
     layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
     overrides += layout
@@ -49,6 +53,7 @@ def evaluate(
     say(f"evaluating with {' '.join(layout)}")
     refuse_in_use(run)
     task = [word for override in overrides for word in ("--override", override)]
+    task += ["--at", at] if at else []
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
     result = read_file(run.evaluations / f"{split}.json", max_bytes=limits.EVALUATION)
     record: Record = json.loads(result)

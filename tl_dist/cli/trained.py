@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tl_dist.cli.arguments import RunPath, Split, Strategy, Workers
+from tl_dist.cli.arguments import At, RunPath, Split, Strategy, Workers
 from tl_dist.refusal import ExitCode
 
 trained_app = typer.Typer()
@@ -22,10 +22,11 @@ def evaluate(
         str | None,
         typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
     ] = None,
+    at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Evaluate the newest checkpoint of a run."""
+    """Evaluate a checkpoint of a run."""
     from tl_dist.cli.evaluate import evaluate as evaluate_run
     from tl_dist.terminal.console import Console, plain
     from tl_dist.terminal.tables import show_evaluation, show_line
@@ -36,6 +37,7 @@ def evaluate(
             run,
             split,
             views,
+            at=at,
             strategy=strategy,
             workers=workers,
             say=lambda text: show_line(console, text, style="dim"),

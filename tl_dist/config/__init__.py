@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from tl_dist.config.data import AugmentConfig, DataConfig
 from tl_dist.config.execution import (
+    BestConfig,
     CheckpointConfig,
     EvaluationConfig,
     ReportConfig,
@@ -21,15 +22,23 @@ from tl_dist.config.execution import (
 )
 from tl_dist.config.model import ClassifierConfig, FeaturesConfig, LossConfig, ModelConfig
 from tl_dist.config.section import RUN_NAME, PositiveInt, Section
-from tl_dist.config.training import OptimizerConfig, ScheduleConfig, SourceConfig, StageConfig
+from tl_dist.config.training import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SourceConfig,
+    StageConfig,
+)
 
 __all__ = [
     "RUN_NAME",
     "AugmentConfig",
+    "BestConfig",
     "CheckpointConfig",
     "ClassifierConfig",
     "Config",
     "DataConfig",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
     "FeaturesConfig",
     "LossConfig",
@@ -73,6 +82,8 @@ class Config(Section):
     stages: tuple[StageConfig, ...] = ()
     """parts of the run one after another, such as the head alone and then the whole (LP-FT, arXiv 2202.10054), in place
     of epochs, steps and model.train_from; the optimizer's state of a variable is kept from stage to stage"""
+    early_stopping: EarlyStoppingConfig | None = None
+    """end once a figure of the validation split has stopped improving; of several stages the one that it happens in"""
     source: SourceConfig | None = None
     """the task that the backbone is carried over from"""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -18,11 +18,26 @@ class EvaluationConfig(Section):
     """held-out examples are evaluated by their mean probabilities over these views; default: the image as it is"""
 
 
+class BestConfig(Section):
+    """Which of its evaluated weights a run ends with, and each stage hands on."""
+
+    metric: str
+    """of the validation split: accuracy, balanced_accuracy, macro_f1, weighted_f1, mcc, roc_auc, log_loss or ece; with
+    or without 'validation.' before it"""
+    mode: Literal["auto", "max", "min"] = "auto"
+    """auto: the lowest log_loss or ece, the highest of the others"""
+
+
 class CheckpointConfig(Section):
     every_steps: PositiveInt | None = None
     """default: by time alone"""
     every_s: Annotated[float, Field(gt=0)] = 300.0
     keep: PositiveInt = 2
+    """the newest; the best are kept besides"""
+    best: BestConfig | None = None
+    """end with the weights that validate best, in place of the last"""
+    average: Annotated[int, Field(ge=2)] | None = None
+    """with best: the mean of this many of the best, where that validates better than the best of them"""
     max_failed: PositiveInt = 3
     """failed saves in a row before the run ends"""
 

@@ -17,7 +17,9 @@ from pydantic import ValidationError
 from tl_dist.config import Config, DataConfig, batch_norm, options, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
+from tl_dist.config.deciding import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
+from tl_dist.config.training import PLATEAU
 from tl_dist.refusal import ExitCode, Refusal
 
 TRAJECTORY = (
@@ -38,8 +40,15 @@ TRAJECTORY = (
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
 The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
-attempts.
+attempts, unless figures of the validation split decide something: then so do the keys of `DECIDING`.
 """
+
+DECIDING = {
+    "early_stopping": None,
+    "checkpoint": {"best", "average"},
+    "evaluation": {"every_epochs", "views"},
+}
+"""keys that decide the weights where figures of the validation split decide, and what of their sections does"""
 
 _PATHS = ("data.path", "data.split", "source.run", "source.data.path", "source.data.split", "model.weights")
 
@@ -119,6 +128,12 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
+    for section in (values["optimizer"], *values["stages"]):
+        if section["schedule"] is not None and section["schedule"]["name"] != "plateau":
+            for key in PLATEAU:  # which runs have that began before there was one
+                del section["schedule"][key]
+    if metrics_of(cfg):
+        values |= cfg.model_dump(mode="json", include={key: kept or True for key, kept in DECIDING.items()})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
     if not values["data"]["options"]:

@@ -26,6 +26,8 @@ def of_source(cfg: Config) -> Config:
             "loss": LossConfig(),
             "optimizer": optimizer,
             "stages": (),
+            "early_stopping": None,
+            "checkpoint": cfg.checkpoint.model_copy(update={"best": None, "average": None}),
             "source": None,
             "recipe": None,
             "evaluation": cfg.evaluation.model_copy(update={"views": ()}),

@@ -13,15 +13,38 @@ from tl_dist.config.section import RUN_NAME, Fraction, PositiveInt, Section
 class ScheduleConfig(Section):
     """The learning rate as a function of the step. Durations are in epochs."""
 
-    name: Literal["constant", "cosine", "step"] = "constant"
+    name: Literal["constant", "cosine", "step", "plateau"] = "constant"
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """linear from 0"""
     drop_at_epochs: tuple[float, ...] = ()
     """step only"""
     drop_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """step only"""
+    """step and plateau"""
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """cosine only: the last rate, as a fraction of learning_rate"""
+    metric: str | None = None
+    """plateau only: the rate drops once this figure stops improving; as checkpoint.best.metric"""
+    patience: PositiveInt = 3
+    """plateau only: evaluations in a row without a better figure"""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """plateau only: by how much a figure must be better to count"""
+    min_rate: Annotated[float, Field(ge=0)] = 0.0
+    """plateau only: learning_rate drops no lower"""
+
+
+PLATEAU = ("metric", "patience", "min_delta", "min_rate")
+"""keys of a schedule that decide nothing under another name than plateau"""
+
+
+class EarlyStoppingConfig(Section):
+    """When a run, or a stage of it, ends before its time."""
+
+    metric: str
+    """as checkpoint.best.metric"""
+    patience: PositiveInt = 5
+    """evaluations in a row without a better figure"""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """by how much a figure must be better to count"""
 
 
 class OptimizerConfig(Section):

@@ -33,17 +33,22 @@ def find(
         return read(run, step, at_end=True, expected=expected)
     if at not in ("", BEST, LAST):
         return read(run, int(at), expected=expected)
-    newest = restore(run, expected=expected, log=log)
-    if newest is None or at == LAST:
-        return newest
-    best = _step(newest.meta, NEEDS, 0)
-    if best is None and at == BEST:
-        raise Refusal(
-            f"{run.path} has no best checkpoint.",
-            fix="name another, as by --at last; checkpoint.best, and an evaluation, make one.",
-            code=ExitCode.USAGE,
-        )
-    return newest if best in (None, newest.step) else read(run, best, expected=expected)
+    while True:
+        newest = restore(run, expected=expected, log=log)
+        best = None if newest is None else _step(newest.meta, NEEDS, 0)
+        if newest is not None and best is None and at == BEST:
+            raise Refusal(
+                f"{run.path} has no best checkpoint.",
+                fix="name another, as by --at last; checkpoint.best, and an evaluation, make one.",
+                code=ExitCode.USAGE,
+            )
+        if newest is None or at == LAST or best in (None, newest.step):
+            return newest
+        try:
+            return read(run, best, expected=expected)
+        except Refusal:
+            if newest.step == max((step for step, _ in steps_in(run.checkpoints)), default=newest.step):
+                raise  # else its owner has replaced commits while they were read here
 
 
 def refuse_unknown(at: str) -> None:

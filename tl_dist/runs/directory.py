@@ -275,7 +275,7 @@ class RunDir:
         """Refuse a trajectory other than that of a run that has begun, or that somebody is about to start."""
         before = config_file.load(self.config_file, imports=False)
         old, new = (config_file.trajectory(one) for one in (before, config))
-        changes = differences(old, new, config_file.TRAJECTORY)
+        changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING))
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""

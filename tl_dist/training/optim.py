@@ -22,7 +22,10 @@ GROW_AFTER = 2000  # finite steps in a row, then the scale doubles (Micikevicius
 
 
 def learning_rate(config: OptimizerConfig, step: Any, *, steps_per_epoch: float, total_steps: int) -> Any:
-    """The rate of `step` (int64 tensor), float32: linear warm-up from 0, then constant, cosine or steps down."""
+    """The rate of `step` (int64 tensor), float32: linear warm-up from 0, then constant, cosine or steps down.
+
+    Under 'plateau' constant: what the figures make of it is in `Optimizer.lowered`.
+    """
     schedule: ScheduleConfig = config.schedule
     now = tf.cast(step, tf.float32)
     warmup = schedule.warmup_epochs * steps_per_epoch
@@ -132,6 +135,7 @@ class Optimizer:
             INITIAL_LOSS_SCALE if scale_loss else 1.0, trainable=False, name="loss_scale"
         )
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
+        self._rate_factor = tf.Variable(1.0, trainable=False)  # not saved: a checkpoint's history decides it
         self.variables: dict[str, Any] = {
             **{
                 "optimizer/updates" + (f"/{k}" if k else ""): variable
@@ -150,6 +154,14 @@ class Optimizer:
         """The path of the variable with the lowest rate in a stage, and its factor on the learning rate."""
         path, rule = min(self._stages[stage].items(), key=lambda item: item[1].rate)
         return path, rule.rate
+
+    def lower_rate(self, factor: float) -> None:
+        """Outside a graph: from now on the rate of schedule 'plateau' is this fraction of the learning rate."""
+        self._rate_factor.assign(factor)
+
+    def lowered(self, rate: Any) -> Any:
+        """Inside a replica: a rate, times what `lower_rate` says."""
+        return rate * _read(self._rate_factor)
 
     def begin(self, stage: int) -> None:
         """Outside a graph, before the first step of a stage that follows another.

@@ -37,15 +37,20 @@ class TrainState:
             np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))
         return self._host
 
+    @property
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of every variable: what a checkpoint must hold."""
+        return {path: (v.dtype.name, tuple(v.shape)) for path, v in self.variables.items()}
+
     def resume(self, arrays: Mapping[str, np.ndarray], *, step: int, history: Mapping[str, Any]) -> None:
         """Become what was saved; refuses nothing: `checkpoint.restore` has compared the sets before."""
         for path, variable in self.variables.items():
             variable.assign(arrays[path])
         self.step, self.history = step, dict(history)
 
-    def agree_on(self, step: int) -> None:
-        """Take the step of rank 0, whose variables have been broadcast."""
-        self.step = step
+    def agree_on(self, step: int, history: Mapping[str, Any]) -> None:
+        """Take what rank 0 has, whose variables have been broadcast."""
+        self.step, self.history = step, dict(history)
 
     def advance(self, steps: int) -> None:
         """So many more steps are done."""

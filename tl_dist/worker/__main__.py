@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument("--at", metavar="best|last|STEP", default="")
     parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(slots.slurm_task_environment(os.environ))
         import_keras()
         if options.evaluate:
-            return _evaluate(run, options.evaluate, options.override)
+            return _evaluate(run, options.evaluate, options.override, options.at)
         if options.extract:
             return _extract(run)
         if options.tune:
@@ -119,13 +120,13 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
         return attempt.train(made, job=_slurm_job(os.environ), listen=listen)
 
 
-def _evaluate(run: RunDir, split: str, overrides: Sequence[str]) -> int:
+def _evaluate(run: RunDir, split: str, overrides: Sequence[str], at: str) -> int:
     from tl_dist.worker.evaluate import evaluate_checkpoint
     from tl_dist.worker.metrics import evaluation_record
     from tl_dist.worker.setup import setup
 
     made = setup(run, cores=cores.own_share(os.environ), overrides=overrides)
-    result = evaluate_checkpoint(made, split)
+    result = evaluate_checkpoint(made, split, at)
     record = evaluation_record(made.state.step, result, made.splits[split].class_names)
     run.evaluations.mkdir(exist_ok=True)
     write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())

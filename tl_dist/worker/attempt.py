@@ -6,6 +6,7 @@ stage is in `stage`, the loop over steps in `training.loop`, and a step's arithm
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.owner import SlurmJob
-from tl_dist.worker import agreement, cached, rank_zero
+from tl_dist.worker import agreement, cached, decidable, rank_zero
 from tl_dist.worker.rank_zero import Listen, Recorder
 from tl_dist.worker.setup import Setup, restore
 from tl_dist.worker.stage import StageTraining
@@ -31,6 +32,7 @@ def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = 
 
     `job` is the Slurm job that this is a part of; `listen` gets each record that rank 0 writes down.
     """
+    decidable.refuse(setup.cfg, setup.splits)
     with ExitStack() as held, setup.parallel.naming_lost_peers():
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
@@ -65,7 +67,8 @@ def _same_state(setup: Setup) -> None:
     """Give all workers the state of rank 0."""
     state, parallel = setup.state, setup.parallel
     parallel.broadcast(list(state.variables.values()))
-    state.agree_on(int(parallel.total({"step": state.step if setup.is_first else 0})["step"]))
+    (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
+    state.agree_on(*json.loads(first))
 
 
 def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.config.stages import at
+from tl_dist.config import stages
 from tl_dist.data import pipeline
 from tl_dist.features.views import views_of
 from tl_dist.files.failpoint import failpoint
@@ -89,14 +89,14 @@ def _counted(
         )
 
 
-def evaluate_checkpoint(setup: Setup, split: str) -> Evaluation:
-    """Figures of the newest checkpoint on a split. Trains and writes nothing."""
-    return _of_checkpoint(setup, split, evaluate)
+def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
+    """Figures of a checkpoint on a split: `at` as in `checkpoint.find`. Trains nothing."""
+    return _of_checkpoint(setup, split, at, evaluate)
 
 
-def probabilities(setup: Setup, split: str) -> NDArray[np.float64]:
-    """[examples, classes] of the newest checkpoint, on this process alone. Writes nothing."""
-    logits = _of_checkpoint(setup, split, _counted).logits
+def probabilities(setup: Setup, split: str, at: str = "") -> NDArray[np.float64]:
+    """[examples, classes] of a checkpoint, on this process alone. Writes nothing."""
+    logits = _of_checkpoint(setup, split, at, _counted).logits
     if logits is None:
         raise Refusal(
             f"split '{split}' has too many examples and classes to be compared one by one.",
@@ -106,20 +106,20 @@ def probabilities(setup: Setup, split: str) -> NDArray[np.float64]:
     return figures.Softmax(logits)[:]
 
 
-def _of_checkpoint(setup: Setup, split: str, judged: Callable[..., Evaluation | None]) -> Evaluation:
+def _of_checkpoint(setup: Setup, split: str, at: str, judged: Callable[..., Evaluation | None]) -> Evaluation:
     if split not in setup.splits:
         raise Refusal(
             f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
             fix=f"use one of {', '.join(setup.splits)}.",
             code=ExitCode.USAGE,
         )
-    if restore(setup, lambda text: None) is None:
+    if restore(setup, lambda text: None, at) is None:
         raise Refusal(
             f"{setup.run.path} has no checkpoint to evaluate.",
             fix="train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
-    given = from_images(setup, at(setup.stages, setup.state.step))
+    given = from_images(setup, stages.at(setup.stages, setup.state.step))
     precise = PreciseStatistics(setup, given, lambda record: None)
     result = judged(setup, given, split, compiled_evaluation(setup, given), precise)
     if result is None:

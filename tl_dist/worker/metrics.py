@@ -48,6 +48,7 @@ class Metrics:
         self._class_names = list(class_names)
         self._listen = listen
         self._warm = False
+        self._trained = from_step
         self._lines = append_to(run.metrics_file)
         self._board = Board(str(run.tensorboard), from_step) if tensorboard else None
         if from_step or self._lines.tell():  # also where an attempt ended before its first checkpoint
@@ -86,7 +87,7 @@ class Metrics:
                 "workers": self._num_workers,
             }
         )
-        self._warm = True
+        self._warm, self._trained = True, report.step
         if self._board:
             self._board.scalars(
                 report.step,
@@ -107,7 +108,7 @@ class Metrics:
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Figures of a whole split, and its confusion matrix as a picture."""
         self._write(evaluation_record(step, result, self._class_names))
-        if self._board:
+        if self._board and (step >= self._trained or result.split == "test"):  # else its curve has that step
             self._board.scalars(
                 step, {f"{result.split}/loss": result.mean_loss, f"{result.split}/accuracy": result.accuracy}
             )

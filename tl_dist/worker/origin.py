@@ -1,4 +1,4 @@
-"""The weights of an earlier run: its newest checkpoint over what it kept frozen."""
+"""The weights of an earlier run: its best or newest checkpoint over what it kept frozen."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     return classifier.digest({path: v.numpy() for path, v in variables.items()})
 
 
-def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]) -> int:
-    """Set `variables`, those of `network` and perhaps of a head by path, to what `run`, of this config, ended with.
+def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> int:
+    """Set `variables`, those of `network` and perhaps of a head by path, to a checkpoint of `run`, of this config.
 
-    Returns the step. Averages are taken where the run kept them: the weights that it evaluated (`Optimizer.begin`).
-    Refuses a run without a valid checkpoint, and one whose frozen weights are not to be had as they were.
+    To what it ended with, or `at` as in `checkpoint.find`; returns the step. Averages are taken where the run kept
+    them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one whose
+    frozen weights are not to be had as they were.
     """
     if cfg.source is not None:
         carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
@@ -35,7 +36,7 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
         if file is not None:
             weights.load(network, file)
-    commit = checkpoint.restore(run)
+    commit = checkpoint.find(run, at)
     if commit is None:
         raise Refusal(
             f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE

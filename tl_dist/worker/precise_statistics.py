@@ -82,7 +82,7 @@ class PreciseStatistics:
             for k in range(1, number + 1):
                 self._average(feed, tf.constant(k, tf.int64))
                 setup.beat("recomputing statistics")
-        if not self._told:
+        if self.needed and not self._told:
             self._told = True
             images = number * setup.cfg.global_batch
             text = (

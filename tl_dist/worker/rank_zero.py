@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+from tl_dist.runs import checkpoint_format
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.evaluation import Evaluation
+from tl_dist.training import monitor
 from tl_dist.training.state import Report, TrainState
 from tl_dist.worker import agreement
 from tl_dist.worker.metrics import Metrics
@@ -41,6 +43,15 @@ class Recorder:
 
     def commit(self, *, wait: bool = False) -> None:
         """Save the state of this step, unless it is saved already."""
+
+    def commit_if(self, due: bool) -> None:
+        """The same between two steps, where it is due or the last one is long ago."""
+
+    def nothing_to_save(self) -> None:
+        """The state has been set to that of a checkpoint: it is no progress that could be lost."""
+
+    def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
+        """The run ends with this state: `save` it by that name, where it is no checkpoint of its step."""
 
     def done(self) -> None:
         """All figures are known: leave the marker that says so."""
@@ -89,7 +100,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class RankZero(Recorder):
-    """The recorder of rank 0. Commits when told, and by itself `commit_every_s` after the last commit.
+    """The recorder of rank 0. Commits when told, or asked to and `commit_every_s` after the last commit.
 
     `meta` is stored with each commit. A failed save is a note, and an error only when several in a row have failed.
     """
@@ -114,6 +125,7 @@ class RankZero(Recorder):
         self._saved_step: int | None = state.step or None
         self._announced: int | None = checkpointer.last_commit
         self._figures: dict[str, Any] = {}
+        self._best: dict[str, Any] = {}
         self.blocked_s = 0.0  # that training has waited for snapshots, and for a save before the last
         self._stack = ExitStack()
 
@@ -130,8 +142,6 @@ class RankZero(Recorder):
     def report(self, report: Report) -> None:
         self._metrics.train(report)
         self._settle()
-        if time.monotonic() - self._last_save >= self._commit_every_s:
-            self.commit()
 
     def evaluated(self, result: Evaluation) -> None:
         self._metrics.evaluation(self._state.step, result)
@@ -156,20 +166,38 @@ class RankZero(Recorder):
     def commit(self, *, wait: bool = False) -> None:
         if self._saved_step != self._state.step:
             start = time.monotonic()
-            meta = {**self._meta, "history": self._state.history}
             self._checkpointer.wait()  # the snapshot is written over the one before
-            self._checkpointer.save(self._state.step, self._state.arrays(), meta)
+            self._checkpointer.save(self._state.step, self._state.arrays(), self._facts())
             self.blocked_s += time.monotonic() - start
             self._saved_step, self._last_save = self._state.step, time.monotonic()
         if wait:
             self._checkpointer.wait()
             self._settle()
 
+    def commit_if(self, due: bool) -> None:
+        if due or time.monotonic() - self._last_save >= self._commit_every_s:
+            self.commit()
+
+    def nothing_to_save(self) -> None:
+        self._saved_step = self._state.step
+
+    def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
+        self._best = {"best": dict(best)}
+        if save:
+            self._checkpointer.save_best(self._state.step, self._state.arrays(), self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What is kept with a commit, beside the arrays."""
+        history = self._state.history
+        needs = {checkpoint_format.NEEDS: monitor.best_steps(history)} if monitor.KEY in history else {}
+        return {**self._meta, "history": history, **needs}
+
     def done(self) -> None:
         summary = {
             "step": self._state.step,
             "figures": self._figures,
             **{key: self._state.history.get(key) for key in ("best_validation", "classifier")},
+            **self._best,
             "seconds": time.monotonic() - self._began,
             "checkpoint_blocked_s": self.blocked_s,
         }

@@ -32,8 +32,8 @@ class Restored:
     """the precision of the run"""
 
 
-def restored(run: RunDir, *, precision: str | None = None) -> Restored:
-    """The model of the newest valid checkpoint; `precision` in place of the run's own.
+def restored(run: RunDir, at: str = "", *, precision: str | None = None) -> Restored:
+    """The model of a checkpoint, `at` as in `checkpoint.find`; `precision` in place of the run's own.
 
     Refuses a run that has none, and what `origin.restore` refuses.
     """
@@ -57,7 +57,7 @@ def restored(run: RunDir, *, precision: str | None = None) -> Restored:
             carried=cfg.source is not None,
         )
         variables = {**built.moving, **built.frozen}
-        step = origin.restore(run, cfg, built.network, variables)
+        step = origin.restore(run, cfg, built.network, variables, at)
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         model = assemble(backbone, cfg, head, built.network, len(class_names))
     return Restored(model, cfg, class_names, step, precision, identity["precision"])

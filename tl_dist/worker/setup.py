@@ -24,9 +24,10 @@ from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
+from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir
-from tl_dist.training import optim
+from tl_dist.training import monitor, optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
 from tl_dist.worker import audit, examples, origin
@@ -104,8 +105,10 @@ class Setup:
 
     @property
     def stages_left(self) -> list[Stage]:
-        """The stages that have steps to do; the last, for its evaluation, where none has."""
-        return [stage for stage in self.stages if stage.end > self.state.step] or [self.stages[-1]]
+        """The stages that have steps to do, or whose best the next one begins with; else the last, to be evaluated."""
+        step, decided = self.state.step, self.state.history.get(monitor.KEY, {}).get("stage")
+        left = [s for s in self.stages if s.end > step or (s.end == step and s.number == decided)]
+        return left or [self.stages[-1]]
 
     def beat(self, phase: str, *, alone: bool = False) -> None:
         """Show that this worker lives, and what it does. Every worker says every phase: their beats are compared.
@@ -180,17 +183,26 @@ def refuse_changed_code(run: RunDir, cfg: Config) -> None:
         )
 
 
-def restore(setup: Setup, log: Callable[[str], None]) -> checkpoint.Commit | None:
-    """Set the state to the newest valid checkpoint, where there is one, on this process alone.
+def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Commit | None:
+    """Set the state to a checkpoint, where there is one, on this process alone: `at` as in `checkpoint.find`.
 
     `log` gets a line for each checkpoint that had to be passed over.
     """
-    state = setup.state
-    expected = {path: (v.dtype.name, tuple(v.shape)) for path, v in state.variables.items()}
-    commit = checkpoint.restore(setup.run, expected=expected, log=log)
+    commit = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
     if commit is not None:
-        state.resume(commit.arrays, step=commit.step, history=commit.meta["history"])
+        setup.state.resume(commit.arrays, step=commit.step, history=commit.meta["history"])
     return commit
+
+
+def go_back(setup: Setup, step: int) -> None:
+    """Set the variables and the step to those of an earlier checkpoint, on all workers; the history stays."""
+    state = setup.state
+    setup.beat("loading a checkpoint", alone=True)
+    if setup.is_first:
+        commit = checkpoint.read(setup.run, step, expected=state.layout)
+        state.resume(commit.arrays, step=step, history=state.history)
+    setup.parallel.broadcast(list(state.variables.values()))
+    state.agree_on(step, state.history)
 
 
 @contextmanager

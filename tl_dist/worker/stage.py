@@ -19,9 +19,10 @@ from tl_dist.training.chunk import no_clock, train_chunk
 from tl_dist.training.state import Report
 from tl_dist.training.step import Objective, TrainStep, weight_checksums
 from tl_dist.worker import agreement, audit, evaluate
+from tl_dist.worker.model_selection import ModelSelection
 from tl_dist.worker.precise_statistics import PreciseStatistics
 from tl_dist.worker.rank_zero import Recorder
-from tl_dist.worker.setup import Setup
+from tl_dist.worker.setup import Setup, go_back
 from tl_dist.worker.stage_input import StageInput, from_images
 
 _kept: list[object] = []
@@ -48,12 +49,14 @@ class StageTraining:
             setup.class_weights(),
             mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
         )
+        self._selection = ModelSelection(setup, stage, recorder)
+        plateau = stage.optimizer.schedule.name == "plateau"
         step = TrainStep(
             given.model,
             setup.optimizer,
             objective,
             parallel,
-            self._rate,
+            (lambda at: setup.optimizer.lowered(self._rate(at))) if plateau else self._rate,
             stage=stage.number,
             accumulate=cfg.accumulate,
             xla=cfg.runtime.xla,
@@ -64,6 +67,7 @@ class StageTraining:
         self._checksums = weight_checksums(setup.model, parallel)
         self._evaluate_batch = evaluate.compiled_evaluation(setup, given)
         self._skipped_in_a_row = 0
+        self._evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
         self._evaluated_at: dict[str, int] = {}
 
     def run(self) -> bool:
@@ -71,24 +75,31 @@ class StageTraining:
         setup, cfg = self._setup, self._setup.cfg
         every: dict[Callable[[], bool], int] = {self._same_weights: cfg.safety.checksum_every_steps}
         if "validation" in setup.splits:
-            evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
-            every[partial(self.evaluate, "validation")] = evaluate_every
-        if cfg.checkpoint.every_steps:
-            every[self._commit] = cfg.checkpoint.every_steps
+            every[partial(self.evaluate, "validation")] = self._evaluate_every
         with setup.examples.naming_bad("train", self._next_epoch):
-            if not self._train(every):
+            if not (self._decide() and (self._selection.stopped or self._train(every)) and self._decide()):
                 return False
         # The weights of the stage are final: keep them before spending time on figures or on another prefix.
-        self._commit()
+        self._recorder.commit()
         if self._stage is not setup.stages[-1]:
+            self._go_back_to_best()
+            setup.state.advance(self._stage.end - setup.state.step)
             return True
         self._audit()
+        if self._selection.best and not self._end_with_best():
+            return False
         return all(self.evaluate(split) for split in ("validation", "test") if split in setup.splits)
+
+    def _decide(self) -> bool:
+        """Evaluate where this step is yet to be decided on, as after a kill before; False when asked to stop."""
+        due = loop.is_due(self._setup.state.step, self._evaluate_every)
+        return not self._selection.is_open(due=due) or self.evaluate("validation")
 
     def _train(self, every: Mapping[Callable[[], bool], int]) -> bool:
         """All steps, and what falls due between them; False when asked to stop."""
         setup, cfg = self._setup, self._setup.cfg
         self._show_images()
+        commit_every = cfg.checkpoint.every_steps or self._stage.end
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
         batches = setup.parallel.feed(_train_batches(setup, self._given, rows))
@@ -98,8 +109,8 @@ class StageTraining:
             batches,
             self._run_steps,
             setup.parallel,
-            cadence=loop.Cadence([cfg.report.every_steps, *every.values()], self._stage.end),
-            rate=lambda at: float(self._rate(tf.constant(at, tf.int64))),
+            cadence=loop.Cadence([cfg.report.every_steps, *every.values(), commit_every], self._stage.end),
+            rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.factor,
             stop_requested=partial(setup.stop_requested, "stepping"),
         ):
             if report.step == self._stage.end:
@@ -113,6 +124,13 @@ class StageTraining:
             for event, period in every.items():
                 if loop.is_due(report.step, period) and not event():
                     return False
+            if self._selection.stopped:
+                self._settle_statistics()
+                break
+            # After what decides, so that no checkpoint lacks a decision about its own step; `run` keeps the last one.
+            if report.step < self._stage.end:
+                due = loop.is_due(report.step, commit_every) or self._selection.keeps_step
+                self._recorder.commit_if(due)
             setup.beat("stepping")
         return True
 
@@ -121,10 +139,53 @@ class StageTraining:
         if self._evaluated_at.get(split) == self._setup.state.step:
             return True
         result = evaluate.evaluate(self._setup, self._given, split, self._evaluate_batch, self._precise)
-        if result is not None:
-            self._recorder.evaluated(result)
-            self._evaluated_at[split] = self._setup.state.step
-        return result is not None
+        if result is None:
+            return False
+        self._recorder.evaluated(result)
+        self._evaluated_at[split] = self._setup.state.step
+        self._selection.decide(result)
+        return True
+
+    def _go_back_to_best(self) -> None:
+        """Set the state to the best of the stage, where that is kept and not the last, with statistics that fit it."""
+        if self._selection.best:
+            (step, _), *_ = self._selection.best
+            self._setup.beat("saving", alone=True)
+            self._recorder.commit(wait=True)
+            if step != self._setup.state.step:
+                go_back(self._setup, step)
+                self._settle_statistics()
+
+    def _end_with_best(self) -> bool:
+        """Give the model the weights that the run ends with, and say which those are; False when asked to stop."""
+        setup, selection, last = self._setup, self._selection, self._setup.state.step
+        self._go_back_to_best()
+        self._recorder.nothing_to_save()
+        found = {"step": setup.state.step, "value": selection.best[0][1], "average_of": []}
+        changed = self._precise.needed and setup.state.step != last
+        if selection.averages():
+            value = self._value_of_average()
+            if value is None:
+                return False
+            if selection.is_better(value):
+                found |= {"value": value, "average_of": [step for step, _ in selection.best]}
+                changed = True
+            else:
+                go_back(setup, setup.state.step)
+                self._settle_statistics()
+        setup.beat("saving", alone=True)
+        self._recorder.ends_with(selection.ending(found), save=changed)
+        return True
+
+    def _value_of_average(self) -> float | None:
+        """The figure of the averaged weights, with statistics of their own; None when asked to stop."""
+        if self._given.model.statistics:
+            self._precise.compute()
+        result = evaluate.evaluate(
+            self._setup, self._given, "validation", self._evaluate_batch, self._precise
+        )
+        self._evaluated_at.pop("validation", None)  # what was predicted is no longer what that step predicts
+        return None if result is None else self._selection.value_of(result)
 
     def _next_epoch(self) -> Iterator[int]:
         """What this worker reads after the last report."""
@@ -153,10 +214,6 @@ class StageTraining:
         )
         if record is not None:
             self._recorder.tell({**record, "step": setup.state.step})
-
-    def _commit(self) -> bool:
-        self._recorder.commit()
-        return True
 
     def _count_skipped(self, report: Report) -> None:
         """Under loss scaling a few skipped steps are normal; many in a row are a run that has diverged."""

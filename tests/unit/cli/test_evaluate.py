@@ -87,9 +87,12 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
 
 
 def test_what_is_asked_for_is_started(started: list[Sequence[Command]], tmp_path: Path) -> None:
-    evaluate.evaluate(tmp_path / "large", "test", "flip", workers=3)
+    evaluate.evaluate(tmp_path / "large", "test", "flip", at="best", workers=3)
     (commands,) = started
     assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
     assert "--override evaluation.views=[flip] --override strategy=horovod" in " ".join(commands[0].argv)
+    assert commands[0].argv[-2:] == ("--at", "best")
+    with pytest.raises(Refusal, match="'newest' names no checkpoint"):
+        evaluate.evaluate(tmp_path / "large", "test", at="newest")
     with pytest.raises(Refusal, match="'single' has one worker, not 3"):
         evaluate.evaluate(tmp_path / "large", "test", strategy="single", workers=3)

@@ -77,3 +77,19 @@ def test_cosine_falls_from_the_rate_to_its_fraction() -> None:
 def test_step_drops_at_its_epochs() -> None:
     found = rates(ScheduleConfig(name="step", drop_at_epochs=(3.0, 6.0), drop_factor=0.5))
     np.testing.assert_allclose([found[k] for k in (29, 30, 59, 60)], [2.0, 1.0, 1.0, 0.5], rtol=1e-6)
+
+
+def test_a_rate_that_figures_have_lowered_is_in_force_at_once_and_traces_nothing() -> None:
+    weight, traces = {"bias": tf.Variable([0.0])}, []
+    optimizer = optim.Optimizer(OptimizerConfig(learning_rate=0.5, momentum=0.0), weight, scale_loss=False)
+
+    @tf.function
+    def step() -> None:
+        traces.append(1)
+        optimizer.apply([tf.ones(1)], optimizer.lowered(tf.constant(0.5)))
+
+    for factor, expected in ((1.0, -0.5), (0.1, -0.55), (0.01, -0.555)):
+        optimizer.lower_rate(factor)
+        step()
+        assert weight["bias"].numpy()[0] == pytest.approx(expected)
+    assert len(traces) == 1 and not any("factor" in path for path in optimizer.variables)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from tl_dist.config import Config, registry
-from tl_dist.config.rules import data, model, training
+from tl_dist.config.rules import data, deciding, model, training
 from tl_dist.config.rules.rule import Broken
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
@@ -22,7 +22,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     if not unknown and (imports or not registry.names_others(cfg)):
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
-            model.features, training.optimizer, training.schedule, training.prefix_cache, _safety,
+            model.features, training.optimizer, training.schedule, training.prefix_cache, deciding.deciding, _safety,
         ):  # fmt: skip
             yield from rules(cfg)
 

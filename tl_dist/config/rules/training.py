@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tl_dist.config import Config, ScheduleConfig, registry
 from tl_dist.config.rules.rule import Broken
+from tl_dist.config.training import PLATEAU
 
 FEW_VIEWS = ("flip", "dihedral")
 """augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
@@ -36,13 +37,15 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
 
 def schedule(cfg: Config) -> Iterator[Broken]:
     """Of the schedule of the run and of each stage."""
-    yield from _one_schedule(cfg.optimizer.schedule, ("optimizer", "schedule"))
+    rate = cfg.optimizer.learning_rate
+    yield from _one_schedule(cfg.optimizer.schedule, ("optimizer", "schedule"), rate)
     for number, stage in enumerate(cfg.stages):
         if stage.schedule is not None:
-            yield from _one_schedule(stage.schedule, ("stages", str(number), "schedule"))
+            place = ("stages", str(number), "schedule")
+            yield from _one_schedule(stage.schedule, place, stage.learning_rate or rate)
 
 
-def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterator[Broken]:
+def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: float) -> Iterator[Broken]:
     drops = schedule.drop_at_epochs
     path = (*section, "drop_at_epochs")
     idle = f"does nothing with schedule '{schedule.name}'."
@@ -58,6 +61,15 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...]) -> Iterato
             f"final_fraction {idle}",
             "write 'name: cosine' or remove it.",
         )
+    if schedule.name != "plateau":
+        fields = ScheduleConfig.model_fields
+        for key in (key for key in PLATEAU if getattr(schedule, key) != fields[key].default):
+            yield Broken((*section, key), f"{key} {idle}", "write 'name: plateau' or remove it.")
+    if schedule.name == "plateau" and schedule.metric is None:
+        yield Broken(path[:-1], "schedule 'plateau' needs a metric.", "add 'metric: validation.log_loss'.")
+    if schedule.min_rate >= rate:
+        what = f"min_rate {schedule.min_rate:g} is no lower than the learning rate {rate:g}: it would never drop."
+        yield Broken((*section, "min_rate"), what, "make it less, or remove it.")
 
 
 def endless_augmentations(cfg: Config) -> list[str]:

@@ -1,0 +1,41 @@
+"""Which figures of the validation split decide something in a run. Imports nothing but the schema."""
+
+from __future__ import annotations
+
+from tl_dist.config import Config
+
+FIGURES = {
+    "accuracy": "max",
+    "balanced_accuracy": "max",
+    "macro_f1": "max",
+    "weighted_f1": "max",
+    "mcc": "max",
+    "roc_auc": "max",
+    "log_loss": "min",
+    "ece": "min",
+}
+"""the figures that may decide (those of tl_dist/scores/figures.py that are one number), and which of them is better"""
+
+SPLIT = "validation"
+"""the one that decides"""
+
+
+def figure_of(metric: str) -> str:
+    """The name of the figure: metrics are written with or without their split, validation.macro_f1 or macro_f1."""
+    return metric.removeprefix(f"{SPLIT}.")
+
+
+def metrics_of(cfg: Config) -> dict[tuple[str, ...], str]:
+    """The metrics that decide, by the keys of the config that say so; empty where none does."""
+    best, stopping = cfg.checkpoint.best, cfg.early_stopping
+    found: dict[tuple[str, ...], str | None] = {
+        ("checkpoint", "best", "metric"): None if best is None else best.metric,
+        ("early_stopping", "metric"): None if stopping is None else stopping.metric,
+        ("optimizer", "schedule", "metric"): cfg.optimizer.schedule.metric,
+        **{
+            ("stages", str(number), "schedule", "metric"): stage.schedule.metric
+            for number, stage in enumerate(cfg.stages)
+            if stage.schedule is not None
+        },
+    }
+    return {path: metric for path, metric in found.items() if metric is not None}

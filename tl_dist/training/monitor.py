@@ -1,0 +1,140 @@
+"""What the figures of the validation split decide in a stage: the best steps, an early stop, a lower learning rate.
+
+A state machine without a clock, a file or a tensor: fed the same figures in the order of their steps it decides the
+same, in however many attempts. Its state is JSON, and is kept in the history of the run with each checkpoint. Early
+stopping and the plateau are those of Keras's callbacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tl_dist.config import Config
+from tl_dist.config.deciding import FIGURES, figure_of
+from tl_dist.config.stages import Stage
+
+KEY = "monitor"
+"""of the state in the history of a run"""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one evaluation has decided."""
+
+    among_best: bool = False
+    """whether its weights are among the best, so that they have to be kept"""
+    lowered: bool = False
+    """whether the learning rate is lower from the next step on"""
+
+
+class Monitor:
+    """That of a stage, which goes on from `history` where that is of the same stage, and writes its state there."""
+
+    def __init__(self, cfg: Config, stage: Stage, history: dict[str, Any]) -> None:
+        self._best = cfg.checkpoint.best
+        self._num_best = cfg.checkpoint.average or 1
+        self._stopping = cfg.early_stopping
+        self._schedule = stage.optimizer.schedule
+        self._rate = stage.optimizer.learning_rate
+        if history.get(KEY, {}).get("stage") != stage.number:
+            history[KEY] = {
+                "stage": stage.number,
+                "step": -1,
+                "best": [],
+                "stopping": {"best": None, "step": -1, "waited": 0},
+                "plateau": {"best": None, "step": -1, "waited": 0},
+                "factor": 1.0,
+                "stopped": False,
+            }
+        self._state: dict[str, Any] = history[KEY]
+
+    @property
+    def step(self) -> int:
+        """Of the last evaluation that it was fed; -1 before."""
+        return int(self._state["step"])
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the stage is to end here."""
+        return bool(self._state["stopped"])
+
+    @property
+    def factor(self) -> float:
+        """On the learning rate."""
+        return float(self._state["factor"])
+
+    @property
+    def best(self) -> list[tuple[int, float]]:
+        """The best steps and their figures, the best first; of equal ones the earlier."""
+        return [(step, value) for step, value in self._state["best"]]
+
+    @property
+    def waited(self) -> int:
+        """Evaluations since the one that early stopping compares with."""
+        return int(self._state["stopping"]["waited"])
+
+    @property
+    def to_beat(self) -> tuple[int, float | None]:
+        """The step and the figure that early stopping compares with; None before there was a number."""
+        return self._state["stopping"]["step"], self._state["stopping"]["best"]
+
+    def feed(self, step: int, figures: Mapping[str, float]) -> Decision:
+        """The figures of an evaluation after `step` steps, NaN where one is not defined. A step counts once."""
+        if step <= self.step:
+            return Decision()
+        self._state["step"] = step
+        among_best = lowered = False
+        if self._best is not None:
+            among_best = self._rank(step, figure_of(self._best.metric), figures)
+        if self._stopping is not None:
+            watched, settings = self._state["stopping"], self._stopping
+            _compare(watched, step, figures, figure_of(settings.metric), settings.min_delta)
+            self._state["stopped"] = watched["waited"] >= settings.patience
+        if self._schedule.name == "plateau":
+            lowered = self._lower(step, figures)
+        return Decision(among_best, lowered)
+
+    def _rank(self, step: int, figure: str, figures: Mapping[str, float]) -> bool:
+        value = figures[figure]
+        if math.isnan(value):
+            return False
+        sign = -1 if FIGURES[figure] == "max" else 1
+        ranked = sorted([*self.best, (step, value)], key=lambda one: (sign * one[1], one[0]))
+        self._state["best"] = [list(one) for one in ranked[: self._num_best]]
+        return [step, value] in self._state["best"]
+
+    def _lower(self, step: int, figures: Mapping[str, float]) -> bool:
+        schedule, watched = self._schedule, self._state["plateau"]
+        assert schedule.metric is not None
+        _compare(watched, step, figures, figure_of(schedule.metric), schedule.min_delta)
+        if watched["waited"] < schedule.patience:
+            return False
+        factor = max(self.factor * schedule.drop_factor, schedule.min_rate / self._rate)
+        if lowered := factor < self.factor:
+            self._state["factor"], watched["waited"] = factor, 0
+        return lowered
+
+
+def best_steps(history: Mapping[str, Any]) -> list[int]:
+    """The steps whose weights a run with this history may still need, the best first."""
+    return [step for step, _ in history.get(KEY, {}).get("best", ())]
+
+
+def better(figure: str, value: float, than: float | None, min_delta: float = 0.0) -> bool:
+    """Whether a figure has improved by more than `min_delta`; anything but NaN is better than nothing."""
+    if than is None or math.isnan(value):
+        return not math.isnan(value)
+    return value - min_delta > than if FIGURES[figure] == "max" else value + min_delta < than
+
+
+def _compare(
+    watched: dict[str, Any], step: int, figures: Mapping[str, float], figure: str, min_delta: float
+) -> None:
+    """Count the evaluations since the last that was better by `min_delta`."""
+    if better(figure, figures[figure], watched["best"], min_delta):
+        watched.update(best=figures[figure], step=step, waited=0)
+    else:
+        watched["waited"] += 1
