@@ -150,17 +150,22 @@ class Run:
         numbers: str = "float32",
         check: str = "test",
         min_agreement: float | None = None,
+        at: str = "",
     ) -> dict[str, Any]:
         """Write the model for another runtime, compared with the run image by image, as `tl-dist export`; its report.
 
         `to` is savedmodel, keras, onnx or litert, `numbers` also float16 or int8 for litert; `out` is a directory, by
-        default below the run's `exports`; `check` is a split, or "none". Raises `Refusal` for an export that gives
-        fewer images than `min_agreement` the class that the run gives them; then nothing is written.
+        default below the run's `exports`; `check` is a split, or "none"; `at` names a checkpoint, as for `keras_model`.
+        Raises `Refusal` for an export that gives fewer images than `min_agreement` the class that the run gives them;
+        then nothing is written.
         """
         from tl_dist.cli.export import default_directory
-        from tl_dist.worker.export import Request, export
+        from tl_dist.models.export import Request
+        from tl_dist.worker.export import export
         from tl_dist.worker.setup import process_as_it_was
 
         target = Path(out) if out is not None else default_directory(self._directory, to, numbers)
         with process_as_it_was():
-            return export(self._directory, Request(to, numbers, target, check, min_agreement), cores=None)
+            return export(
+                self._directory, Request(to, numbers, str(target), check, min_agreement, at), cores=None
+            )

@@ -35,6 +35,7 @@ precision: {precision}
 data: {{name: image_folder, path: '{path}', image_size: 16, test_fraction: 0.2, {resize}}}
 model: {{backbone: tiny, weights: random, train_from: all, pooling: both, normalize: true, hidden: 16}}
 optimizer: {{name: adam, learning_rate: 0.01, ema: 0.9}}
+checkpoint: {{every_steps: 50, keep: 3}}
 report: {{tensorboard: false}}
 runtime: {{threads: 1}}
 """
@@ -201,6 +202,13 @@ def test_the_shipped_resizing_is_that_of_the_pipeline(crop: float | None) -> Non
         assert difference.max() <= 1
         apart, num = apart + int((difference > 0).sum()), num + difference.size
     assert apart / num < 0.002
+
+
+def test_an_earlier_checkpoint_is_compared_with_itself(run: tl.Run, tmp_path: Path) -> None:
+    report = run.export("keras", tmp_path / "made", at="50")
+    assert (report["step"], report["num_agreeing"]) == (50, 180)
+    first, second = report["paired"]["accuracies"]
+    assert first == second != run.scores["test"]["accuracy"]
 
 
 def test_what_falls_short_is_not_written(

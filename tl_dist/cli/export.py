@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from tl_dist.config import file as config_file
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.launcher.local import local_launch
-from tl_dist.models.export import format_of
+from tl_dist.models.export import Request, format_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.tables import narrow_table, relative, show_line
@@ -38,25 +39,19 @@ def default_directory(run: RunDir, to: str, numbers: str) -> Path:
     return run.path / "exports" / (to if numbers == "float32" else f"{to}-{numbers}")
 
 
-def export(
-    path: Path,
-    to: str,
-    numbers: str,
-    out: Path | None,
-    check: str,
-    min_agreement: float | None,
-    *,
-    say: Callable[[str], None],
-) -> tuple[Path, dict[str, Any]]:
-    """Have a worker export the run to a directory, RUN/exports/FORMAT[-NUMBERS] by default; it, and the report."""
-    run = RunDir.open(path)
+def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Have a worker export the run; the report."""
     refuse_in_use(run)
-    target = (out or default_directory(run, to, numbers)).absolute()
     cfg = config_file.load(run.config_file, ["strategy=single", "workers=1"])
-    say(f"exporting to {to}" + ("" if check == "none" else f", and comparing on {check}"))
-    task = ["--export", to, numbers, str(target), check, "" if min_agreement is None else str(min_agreement)]
-    run_task(run, local_launch(cfg, run.path, task=task), what="export", heading=f"{to} {numbers}")
-    return target, json.loads(read_file(target / "export.json", max_bytes=limits.EVALUATION))
+    say(
+        f"exporting to {request.to}"
+        + ("" if request.check == "none" else f", and comparing on {request.check}")
+    )
+    task = ["--export", json.dumps(asdict(request))]
+    run_task(
+        run, local_launch(cfg, run.path, task=task), what="export", heading=f"{request.to} {request.numbers}"
+    )
+    return json.loads(read_file(Path(request.out) / "export.json", max_bytes=limits.EVALUATION))
 
 
 def show(target: Path, report: dict[str, Any], console: Console) -> None:

@@ -62,24 +62,21 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="default: RUN/exports/FORMAT")
     ] = None,
+    at: At = "",
 ) -> int:
     """Export the model of a run for another runtime, and compare it with the run image by image."""
+    from tl_dist.cli.export import default_directory, numbers_of, show
     from tl_dist.cli.export import export as export_run
-    from tl_dist.cli.export import numbers_of, show
+    from tl_dist.models.export import Request
+    from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console, plain
     from tl_dist.terminal.tables import show_line
 
-    console, numbers = Console(), numbers_of(to, int8=int8, float16=float16)
+    console, numbers, opened = Console(), numbers_of(to, int8=int8, float16=float16), RunDir.open(run)
+    target = (out or default_directory(opened, to, numbers)).absolute()
+    request = Request(to, numbers, str(target), check, min_agreement, at)
     with console.status(plain(f"exporting {run}")) if console.is_terminal else nullcontext():
-        target, report = export_run(
-            run,
-            to,
-            numbers,
-            out,
-            check,
-            min_agreement,
-            say=lambda text: show_line(console, text, style="dim"),
-        )
+        report = export_run(opened, request, say=lambda text: show_line(console, text, style="dim"))
     show(target, report, console)
     return ExitCode.DONE
 

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
-    parser.add_argument("--export", metavar=("FORMAT", "NUMBERS", "OUT", "SPLIT", "AGREEMENT"), nargs=5)
+    parser.add_argument("--export", metavar="REQUEST", type=json.loads)
     options = parser.parse_args(arguments)
     os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate)
         if options.export:
-            return _export(run, *options.export)
+            return _export(run, options.export)
         return _train(run, show_progress=rank == 0 and not supervised)
     except Refusal as refusal:
         line = f"refused: rank {rank}: {refusal}\n"
@@ -190,11 +190,11 @@ def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
-def _export(run: RunDir, to: str, numbers: str, out: str, check: str, min_agreement: str) -> int:
-    from tl_dist.worker.export import Request, export
+def _export(run: RunDir, request: Mapping[str, Any]) -> int:
+    from tl_dist.models.export import Request
+    from tl_dist.worker.export import export
 
-    wanted = Request(to, numbers, Path(out), check, float(min_agreement) if min_agreement else None)
-    export(run, wanted, cores=cores.own_share(os.environ))
+    export(run, Request(**request), cores=cores.own_share(os.environ))
     return ExitCode.DONE
 
 

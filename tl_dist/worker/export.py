@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ import tensorflow as tf
 from tl_dist.data.resize import resize
 from tl_dist.datasets.decoding import JPEG_OPTIONS
 from tl_dist.files.atomic import reason, temporary_name, write_atomically
-from tl_dist.models.export import Format, format_of, preprocess
+from tl_dist.models.export import Format, Request, format_of, preprocess
 from tl_dist.models.export.runtime import Predict, opened
 from tl_dist.models.export.write import write
 from tl_dist.refusal import ExitCode, Refusal
@@ -30,19 +29,6 @@ from tl_dist.worker.setup import Setup, setup
 
 REPORT = "export.json"
 MIN_AGREEMENT = {"float32": 0.999, "other precision": 0.99, "float16": 0.99, "int8": 0.98}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to export, and what it must reach."""
-
-    to: str
-    numbers: str
-    out: Path
-    check: str = "test"
-    """the split on which it is compared with the run; "none": on none"""
-    min_agreement: float | None = None
-    """None: 0.999 where it computes as the run does, 0.99 where it does not, 0.98 in int8"""
 
 
 def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any]:
@@ -57,8 +43,8 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
     alone = ["strategy=single", "workers=1", "evaluation.views=[]"]
     data = setup(run, cores=cores, overrides=alone) if request.check != "none" else None
     # Only TensorFlow's own runtimes compute in bfloat16.
-    own = restored(run, precision=None if request.to in ("savedmodel", "keras") else "float32")
-    with _directory(request.out) as directory:
+    own = restored(run, request.at, precision=None if request.to in ("savedmodel", "keras") else "float32")
+    with _directory(Path(request.out)) as directory:
         _write(directory, form, own, request)
         report = {
             "run": run.name,
@@ -71,7 +57,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
         }
         if data is not None:
             predict = _running(request.to, directory / form.file, data)
-            report |= export_check.compared(data, request.check, predict)
+            report |= export_check.compared(data, request.check, request.at, predict)
             if request.to == "savedmodel":
                 report |= export_check.encoded_compared(data, request.check, directory / form.file, predict)
             _refuse_below(report, request, _wanted(request, own))

@@ -24,9 +24,9 @@ _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how JPEG and PNG begin: wh
 _TIMED_S, _MOST_CALLS = 3.0, 200  # for each size of batch
 
 
-def compared(setup: Setup, split: str, predict: Predict) -> dict[str, Any]:
-    """How far the export is from the run on every image of a split, and how long it takes for 1 image and for 32."""
-    expected = evaluate.probabilities(setup, split)
+def compared(setup: Setup, split: str, at: str, predict: Predict) -> dict[str, Any]:
+    """How far the export is from the checkpoint `at` on each image of a split, and how long it takes for 1 and 32."""
+    expected = evaluate.probabilities(setup, split, at)
     found = np.concatenate([predict(images) for images in images_of(setup, split)])
     first = next(images_of(setup, split))
     labels = np.asarray(setup.splits[split].labels)
