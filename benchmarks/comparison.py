@@ -31,6 +31,7 @@ BENCHMARKS = (
     "prefix_cache",
     "extraction_workers",
     "preprocessing",
+    "predict_speed",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

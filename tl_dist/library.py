@@ -9,7 +9,7 @@ run.scores["test"]["accuracy"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from tl_dist.runs.directory import RunDir
 
 if TYPE_CHECKING:
     from tl_dist.datasets import Splits
-    from tl_dist.scores.predictions import Predictions
+    from tl_dist.scores.predictions import Predicted, Predictions
 
 
 def load_config(path: str | Path, *overrides: str) -> Config:
@@ -129,6 +129,24 @@ class Run:
         from tl_dist.scores import predictions
 
         return predictions.load(predictions.file_of(self.path, split))
+
+    def predict(self, images: str | Path | Sequence[str | Path], at: str = "") -> Predicted:
+        """Probabilities [N, classes] of image files, folders and patterns, as `tl-dist predict` has them.
+
+        In this process, on one device; `at` as for `keras_model`. The run may be in use, and its data set gone. Raises
+        `Refusal` without a checkpoint, and for a name for which there is nothing.
+        """
+        from tl_dist.datasets.unlabelled import listed, unreadable
+        from tl_dist.worker.loaded import loaded
+        from tl_dist.worker.predict import predicted
+        from tl_dist.worker.setup import process_as_it_was
+
+        names = [images] if isinstance(images, str | Path) else images
+        paths = listed([str(name) for name in names])
+        with process_as_it_was():
+            overrides = ("strategy=single", "workers=1")
+            model = loaded(self._directory, at, cores=None, overrides=overrides)
+            return predicted(model, paths, unreadable(paths))
 
     def keras_model(self, at: str = "") -> Any:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.

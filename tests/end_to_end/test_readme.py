@@ -19,7 +19,7 @@ from tests.end_to_end.harness import BIN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "pages"
-NAMES = ("your-own-images", "installing", "settings", "clusters", "export")
+NAMES = ("your-own-images", "use-a-model", "installing", "settings", "clusters", "export")
 PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 
 # What is not run here: the start of a command, and who runs it or why nobody does.

@@ -9,9 +9,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from tests.hostile.arena import SECONDS, Arena, Case, Cases
+import tl_dist as tl
+from tests.hostile.arena import SECONDS, WORKER_SECONDS, Arena, Case, Cases
 from tl_dist.datasets.gif import first_frame
 
 CASES = Cases()
@@ -167,3 +169,19 @@ def test_verification_names_each(arena: Arena) -> None:
     assert f"{bad(list(HOSTILE))} bad" in said and "Traceback" not in said
     for _, why in HOSTILE.values():
         assert why is None or why in said
+
+
+def test_prediction_has_the_reason_in_the_row_of_each(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set(arena, [])
+    arena.file("a.yaml", CONFIG)
+    monkeypatch.chdir(arena.folder)
+    tl.train(tl.load_config("a.yaml", "steps=1"), here=True)
+    data_set(arena, list(HOSTILE))
+    arguments = ["predict", "runs/a", "set", "--out", "rows.csv"]
+    done = arena.run(arguments, seconds=WORKER_SECONDS, environment={})
+    said = (done.stdout + done.stderr).decode()
+    assert done.returncode == 0 and "Traceback" not in said, said
+    rows = (arena.folder / "rows.csv").read_text().splitlines()[1:]
+    assert len(rows) == 9 + bad(list(HOSTILE)) and f"{bad(list(HOSTILE))} of {len(rows)} files" in said
+    for _, why in HOSTILE.values():
+        assert why is None or any(why in row for row in rows)

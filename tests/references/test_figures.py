@@ -25,7 +25,7 @@ def drawn(
     return labels, softmax(logits, axis=1)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("classes", [2, 3, 10, 25])
 def test_figures(classes: int) -> None:
     labels, p = drawn(classes)
     said = p.argmax(axis=1)
@@ -41,9 +41,40 @@ def test_figures(classes: int) -> None:
         "log_loss": metrics.log_loss(labels, p),
         "ece": calibration_error(labels, p),
     }
+    if classes > 20:
+        expected["top5"] = metrics.top_k_accuracy_score(labels, p, k=5)
+        assert expected["accuracy"] + 0.1 < expected["top5"] < 1
     found = figures.figures(labels, p)
     assert {*found} == {*expected, "interval"}  # a new figure needs a reference too
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_figures_of_each_class() -> None:
+    labels, p = drawn(4, shares=[0.5, 0.3, 0.2, 0.0])
+    said = np.where(p.argmax(axis=1) == 2, 1, p.argmax(axis=1))
+    found = figures.by_class(metrics.confusion_matrix(labels, said))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, said, labels=range(4), zero_division=np.nan
+    )
+    assert [row["num_examples"] for row in found] == support.tolist()
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        values = np.array([np.nan if row[name] is None else row[name] for row in found])
+        np.testing.assert_allclose(values, expected, atol=1e-9)
+    assert found[3]["recall"] is None and found[2]["precision"] is None
+    low, high = found[1]["interval"]
+    assert low < found[1]["recall"] < high
+
+
+def test_the_largest_are_those_of_a_sort() -> None:
+    p = drawn(7)[1].astype(np.float32)
+    p[0] = [0.25, 0, 0.25, 0.5, 0, 0, 0]
+    for top in (1, 3, 9):
+        classes, values = figures.largest(p, top)
+        assert classes.shape == values.shape == (len(p), min(top, 7))
+        np.testing.assert_array_equal(values, np.sort(p, axis=1)[:, ::-1][:, :top])
+        np.testing.assert_array_equal(p[np.arange(len(p))[:, None], classes], values)
+    assert classes[0].tolist()[:3] == [3, 0, 2]
+    assert (figures.largest(p, 1)[0][:, 0] == p.argmax(axis=1)).all()
 
 
 def test_a_class_that_no_label_has_counts_in_f1_alone() -> None:

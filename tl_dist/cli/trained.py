@@ -1,23 +1,31 @@
-"""What is done with a run that has been trained: `tl-dist eval`, `export` and `compare`."""
+"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `export` and `compare`."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tl_dist.cli.arguments import At, RunPath, Split, Strategy, Workers
+from tl_dist.cli.prediction import predict
 from tl_dist.refusal import ExitCode
 
 trained_app = typer.Typer()
+trained_app.command()(predict)
 
 
 @trained_app.command("eval")
 def evaluate(
     run: RunPath,
-    split: Split = Split.TEST,
+    split: Annotated[
+        Split | None, typer.Option(help="default: test; of --data all, where it has no test split")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|CONFIG", help="another labelled data set; classes are matched by name"),
+    ] = None,
     views: Annotated[
         str | None,
         typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
@@ -28,21 +36,21 @@ def evaluate(
 ) -> int:
     """Evaluate a checkpoint of a run."""
     from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.cli.evaluate_data import evaluate_data, show_matching
     from tl_dist.terminal.console import Console, plain
     from tl_dist.terminal.tables import show_evaluation, show_line
 
     console = Console()
+    how: dict[str, Any] = {"at": at, "strategy": strategy, "workers": workers}
     with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
-        record = evaluate_run(
-            run,
-            split,
-            views,
-            at=at,
-            strategy=strategy,
-            workers=workers,
-            say=lambda text: show_line(console, text, style="dim"),
-        )
+        if data is not None:
+            record = evaluate_data(run, data, split, views, **how)
+        else:
+            how["say"] = lambda text: show_line(console, text, style="dim")
+            record = evaluate_run(run, split or Split.TEST, views, **how)
     show_evaluation(record, console)
+    if data is not None:
+        show_matching(record["data"], lambda text: show_line(console, text, style="yellow"))
     return ExitCode.DONE
 
 

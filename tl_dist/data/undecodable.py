@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import tensorflow as tf
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.handles import MACHINE_FAULTS
+from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.headers import Fault
 
 READ_ERRORS = (
@@ -68,6 +69,17 @@ def machine_fault(error: BaseException) -> str | None:
     return max(said, key=len, default=None)  # "Too many open files in system" has a shorter one in it
 
 
+@contextmanager
+def naming_machine_faults(what: str) -> Iterator[None]:
+    """Within it a fault of the machine is refused as one of storage, in reading `what`: it is no example's."""
+    try:
+        yield
+    except MACHINE_ERRORS as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        raise machine_refusal(what, fault) from error
+
+
 def _blocks(indices: Iterable[int], size: int) -> Iterator[list[int]]:
     left = iter(indices)
     while block := list(islice(left, size)):
@@ -86,4 +98,4 @@ def _failure(source: Source, index: int) -> str | None:
 
 def _first_line(error: Exception) -> str:
     text = " ".join((getattr(error, "message", str(error)) or type(error).__name__).split())
-    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", text)[:160].rstrip(".")
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\].*$", "", text)[:160].rstrip(".")

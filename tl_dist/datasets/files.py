@@ -77,6 +77,12 @@ def file_source(
     return Source(store, labels, ids, class_names, annotations, table=table)
 
 
+def unlabelled(paths: Sequence[str], class_names: Sequence[str]) -> Source:
+    """Image files of whatever class: each has label 0. Relative paths are from the working directory."""
+    zeros = np.zeros(len(paths), np.int64)
+    return file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)
+
+
 def directory_of(data: DataConfig, expected: str) -> Path:
     """The directory `data.path`; refuses it unset (64) or missing (65), saying what is `expected` in it."""
     if data.path is None:

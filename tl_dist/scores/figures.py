@@ -13,6 +13,8 @@ Probabilities = NDArray[np.float64]
 """[examples, classes]; rows sum to 1"""
 
 NUM_BINS = 15
+TOP_CLASSES = 20
+"""with more classes than this it is also said how often the true one is among the first five"""
 CONFIDENCE = 0.95
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
 
@@ -63,17 +65,20 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
 
     predicted = np.empty(len(labels), np.int64)
     confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
+    num_above = np.empty(len(labels), np.int64)
     for rows in _blocks(*probabilities.shape):
         block = probabilities[rows]
         predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
         of_true[rows] = block[np.arange(len(block)), labels[rows]]
+        num_above[rows] = (block > of_true[rows, None]).sum(axis=1)
     hits = predicted == labels
     num_correct = int(hits.sum())
     finite = bool(np.isfinite(confidence).all())
-    present = np.unique(labels)
+    present, many = np.unique(labels), probabilities.shape[1] > TOP_CLASSES
     return {
         "accuracy": num_correct / len(labels),
         "interval": wilson(num_correct, len(labels)),
+        **({"top5": float((num_above < 5).mean()) if finite else None} if many else {}),
         "balanced_accuracy": float(
             recall_score(labels, predicted, labels=present, average="macro", zero_division=0)
         ),
@@ -90,6 +95,28 @@ def _blocks(num: int, width: int) -> Iterator[slice]:
     """0 to `num` in pieces of about BLOCK entries, where each counts `width`."""
     size = max(1, BLOCK // width)
     return (slice(first, first + size) for first in range(0, num, size))
+
+
+def largest(probabilities: NDArray[np.float32], top: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Of each row the `top` classes, most probable first, and their probabilities; of equal ones the lower class."""
+    top = min(top, probabilities.shape[1])
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1)
+
+
+def by_class(confusion: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Of each class: its examples, recall with Wilson's 95 % interval, precision and F1; None where not defined."""
+    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return [
+        {
+            "num_examples": n,
+            "recall": hit / n if n else None,
+            "interval": wilson(hit, n) if n else None,
+            "precision": hit / said if said else None,
+            "f1": 2 * hit / (n + said) if n + said else None,
+        }
+        for hit, n, said in zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
+    ]
 
 
 def wilson(num_correct: int, num_examples: int) -> list[float]:
@@ -216,7 +243,7 @@ def paired(
 def summary_line(found: Mapping[str, Any]) -> str:
     """Figures in one line, for people; those that are not defined are left out."""
     names = {
-        "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1", "mcc": "MCC",
-        "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
+        "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
+        "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
     }  # fmt: skip
     return " | ".join(f"{names[key]} {found[key]:.3f}" for key in names if found.get(key) is not None)

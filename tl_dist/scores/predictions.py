@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ class Predictions:
             raise ValueError(f"its {' and '.join(wrong)} have another shape or type than predictions")
         if not num or not ((self.labels >= 0) & (self.labels < classes)).all():
             raise ValueError(f"its labels are not those of {classes} classes")
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a run says of images that were given to it; `step` is that of the weights."""
+
+    ids: np.ndarray
+    """text [N]: the files, in the order in which they were given"""
+    probabilities: np.ndarray
+    """float32 [N, classes]"""
+    class_names: np.ndarray
+    step: int
+    errors: Mapping[str, str]
+    """files that cannot be decoded, which have no row, and why"""
 
 
 def file_of(run: Path, split: str) -> Path:

@@ -86,10 +86,13 @@ def batch_norm_line(record: Record) -> str:
 
 
 def extraction_line(record: Record) -> str:
-    """One line about an "extraction" record: how far the frozen part's outputs are."""
-    line = f"features of {record['split']} {int(record['done']):,}/{int(record['total']):,}"
+    """One line about an "extraction" or a "prediction" record: how many images are done."""
+    what = f"features of {record['split']} " if "split" in record else "images "
+    line = f"{what}{int(record['done']):,}/{int(record['total']):,}"
+    if not record["examples_per_s"]:
+        return line
     return (
-        line + f" | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
+        f"{line} | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
     )
 
 
@@ -133,7 +136,7 @@ class Progress:
             self._moving(
                 lambda width: progress_line(record, width), record.get("step") == record.get("total_steps")
             )
-        elif event == "extraction":
+        elif event in ("extraction", "prediction"):
             self._moving(lambda width: extraction_line(record), record["done"] == record["total"])
         elif event == "evaluation":
             self.say(evaluation_line(record), style="bold")

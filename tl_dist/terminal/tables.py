@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+_MAX_CLASSES = 20
 _FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss": "loss"}
 
 
@@ -66,6 +67,27 @@ def show_evaluation(record: Record, console: Console) -> None:
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
+    _show_classes(record, console)
+
+
+def _show_classes(record: Record, console: Console) -> None:
+    """A row for each class that has examples, where the record has them; of many those of the lowest recall."""
+    from tl_dist.terminal.console import plain
+
+    rows = [row for row in record.get("classes", ()) if row["num_examples"]]
+    shown = sorted(rows, key=lambda row: row["recall"])[:_MAX_CLASSES] if len(rows) > _MAX_CLASSES else rows
+    if not rows:
+        return
+    table = narrow_table("class", "images", "recall", "95 % interval", "precision", "F1", folds=("class",))
+    for row in shown:
+        low, high = row["interval"]
+        said = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
+        table.add_row(
+            plain(row["class"]), f"{row['num_examples']:,}", said[0], f"{low:.3f}-{high:.3f}", *said[1:]
+        )
+    console.print(table)
+    if len(shown) < len(rows):
+        show_line(console, f"the {len(shown)} of {len(rows)} classes with the lowest recall")
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,7 @@ class _Logits:
 
     def __init__(self, parallel: DataParallel, num_batches: int, batch: int, classes: int) -> None:
         self._parallel = parallel
-        self._shares = [rows_of(k, parallel.world_size, batch) for k in range(parallel.world_size)]
+        self._share = rows_of(parallel.rank, parallel.world_size, batch)
         self._at_once = max(1, PIECE_BYTES // (4 * batch * classes))  # batches; the same on every worker
         self._own: list[np.ndarray] = []
         self._done = 0
@@ -152,8 +152,7 @@ class _Logits:
 
     def add(self, logits: np.ndarray) -> None:
         """Those of the next batch, [batch, classes], of which this worker's rows count."""
-        share = self._shares[self._parallel.rank]
-        self._own.append(logits[share.start : share.stop].copy())
+        self._own.append(logits[self._share.start : self._share.stop].copy())
         if len(self._own) == self._at_once:
             self._exchange()
 
@@ -167,7 +166,13 @@ class _Logits:
         everyone = self._parallel.gather(np.stack(self._own).tobytes())
         batches = slice(self._done, self._done + len(self._own))
         if self._parallel.rank == 0:
-            for share, rows in zip(self._shares, everyone, strict=True):
-                place = self._all[batches, share.start : share.stop]
-                place[:] = np.frombuffer(rows, np.float32).reshape(place.shape)
+            put_together(everyone, self._all[batches])
         self._done, self._own = batches.stop, []
+
+
+def put_together(everyone: Sequence[bytes], whole: np.ndarray) -> None:
+    """Fill float32 [batches, batch, classes] with the rows of each worker, which come in the order of the ranks."""
+    for rank, rows in enumerate(everyone):
+        share = rows_of(rank, len(everyone), whole.shape[1])
+        place = whole[:, share.start : share.stop]
+        place[:] = np.frombuffer(rows, np.float32).reshape(place.shape)

@@ -39,6 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--evaluate", metavar="SPLIT")
     parser.add_argument("--at", metavar="best|last|STEP", default="")
     parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument(
+        "--apart", metavar="DIR", type=Path, help="the run is only read; the answer goes there"
+    )
+    parser.add_argument("--predict", metavar="TOP", type=int)
+    parser.add_argument("--data", metavar="PATH", type=Path)
+    parser.add_argument("--split")
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
@@ -51,18 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
-        if not supervised and not (
-            options.evaluate or options.extract or options.tune or options.cross_validate or options.export
-        ):
+        o = options
+        task = (o.evaluate, o.apart, o.extract, o.tune, o.cross_validate, o.export)
+        if not supervised and not any(task):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
             logging.getLogger("tl_dist").addHandler(logging.StreamHandler(shown))
-        _stop_on_signals(run)
+        _stop_on_signals(RunDir(options.apart) if options.apart else run)
         failpoint.set_rank(rank)
         # Under srun the launcher's variables become Horovod's, before anything looks at them.
         os.environ.update(slots.slurm_task_environment(os.environ))
         import_keras()
         if options.evaluate:
             return _evaluate(run, options.evaluate, options.override, options.at)
+        if options.apart:
+            return _on_other_images(run, options)
         if options.extract:
             return _extract(run)
         if options.tune:
@@ -122,14 +130,30 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
 
 def _evaluate(run: RunDir, split: str, overrides: Sequence[str], at: str) -> int:
     from tl_dist.worker.evaluate import evaluate_checkpoint
-    from tl_dist.worker.metrics import evaluation_record
+    from tl_dist.worker.metrics import class_records, evaluation_record
     from tl_dist.worker.setup import setup
 
     made = setup(run, cores=cores.own_share(os.environ), overrides=overrides)
     result = evaluate_checkpoint(made, split, at)
-    record = evaluation_record(made.state.step, result, made.splits[split].class_names)
+    names = made.splits[split].class_names
+    record = evaluation_record(made.state.step, result, names)
+    record["classes"] = class_records(result.confusion, names)
     run.evaluations.mkdir(exist_ok=True)
     write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())
+    return ExitCode.DONE
+
+
+def _on_other_images(run: RunDir, options: argparse.Namespace) -> int:
+    """Predict or evaluate images that are not those of the run, which may be in use."""
+    from tl_dist.worker.evaluate_data import evaluate_data
+    from tl_dist.worker.loaded import loaded
+    from tl_dist.worker.predict import answer
+
+    model = loaded(run, options.at, cores=cores.own_share(os.environ), overrides=options.override)
+    if options.predict:
+        answer(model, options.apart, options.predict)
+    else:
+        evaluate_data(model, options.data, options.split, options.apart)
     return ExitCode.DONE
 
 

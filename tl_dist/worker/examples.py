@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 
 from tl_dist.config import Config
 from tl_dist.data import decoded
-from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
+from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
 from tl_dist.datasets import Splits, quarantine
 from tl_dist.datasets.division import open_splits
-from tl_dist.datasets.handles import machine_refusal
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -42,13 +41,8 @@ class Examples:
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
         the last checkpoint without them. A fault of the machine is no example's: it is refused as one of storage.
         """
-        try:
-            with self._naming_bad(split, indices):
-                yield
-        except MACHINE_ERRORS as error:
-            if (fault := machine_fault(error)) is None:
-                raise
-            raise machine_refusal(f"split '{split}'", fault) from error
+        with naming_machine_faults(f"split '{split}'"), self._naming_bad(split, indices):
+            yield
 
     @contextmanager
     def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:

@@ -15,6 +15,7 @@ import numpy as np
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.scores.evaluation import Evaluation
+from tl_dist.scores.figures import by_class
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.scores.predictions import MAX_RECORDED_CLASSES
 from tl_dist.training.state import Report
@@ -185,6 +186,12 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
         "figures": dict(result.figures),
         **counts,
     }
+
+
+def class_records(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """`figures.by_class` with the names."""
+    rows = zip(class_names, by_class(confusion), strict=True)
+    return [{"class": name, **figures} for name, figures in rows]
 
 
 def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:

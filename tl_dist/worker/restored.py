@@ -11,9 +11,10 @@ import keras
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.models import classifier
+from tl_dist.models.classifier import Classifier
 from tl_dist.models.keras_model import assemble
-from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import identity_of
 from tl_dist.worker import origin
 from tl_dist.worker.setup import process_as_it_was, refuse_changed_code
 
@@ -37,27 +38,32 @@ def restored(run: RunDir, at: str = "", *, precision: str | None = None) -> Rest
 
     Refuses a run that has none, and what `origin.restore` refuses.
     """
-    cfg, identity = config_file.load(run.config_file), run.read_identity()
-    if identity is None:
-        raise Refusal(
-            f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
-        )
-    refuse_changed_code(run, cfg)
-    backbone = registry.backbone(cfg.model.backbone)
-    class_names = identity["class_names"]
-    precision = precision or identity["precision"]
+    cfg, identity = config_file.load(run.config_file), identity_of(run)
+    class_names, precision = identity["class_names"], precision or identity["precision"]
     with process_as_it_was():
-        keras.config.set_dtype_policy(precision)
-        built = classifier.build(
-            backbone,
-            cfg.model,
-            image_size=cfg.data.image_size or backbone.input_size,
-            num_classes=len(class_names),
-            seed=cfg.seed,
-            carried=cfg.source is not None,
-        )
+        built = network_of(run, cfg, precision)
         variables = {**built.moving, **built.frozen}
         step = origin.restore(run, cfg, built.network, variables, at)
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
+        backbone = registry.backbone(cfg.model.backbone)
         model = assemble(backbone, cfg, head, built.network, len(class_names))
     return Restored(model, cfg, class_names, step, precision, identity["precision"])
+
+
+def network_of(run: RunDir, cfg: Config, precision: str) -> Classifier:
+    """The classifier of a run with its random start, in a precision that holds from now on."""
+    refuse_changed_code(run, cfg)
+    keras.config.set_dtype_policy(precision)
+    return classifier.build(
+        registry.backbone(cfg.model.backbone),
+        cfg.model,
+        image_size=image_size_of(cfg),
+        num_classes=len(identity_of(run)["class_names"]),
+        seed=cfg.seed,
+        carried=cfg.source is not None,
+    )
+
+
+def image_size_of(cfg: Config) -> int:
+    """The side of the squares that the network takes."""
+    return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)

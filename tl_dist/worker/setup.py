@@ -156,7 +156,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     """
     cfg = config_file.load(run.config_file, overrides)
     refuse_changed_code(run, cfg)
-    threads = _start_tensorflow(cfg, cores)
+    threads = start_tensorflow(cfg, cores)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     found = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)
@@ -216,7 +216,7 @@ def process_as_it_was() -> Iterator[None]:
         keras.config.set_dtype_policy(policy)
 
 
-def _start_tensorflow(cfg: Config, cores: int | None) -> int:
+def start_tensorflow(cfg: Config, cores: int | None) -> int:
     """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
     if cores is None:
         return cfg.runtime.threads or len(os.sched_getaffinity(0))

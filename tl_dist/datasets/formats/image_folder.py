@@ -99,7 +99,7 @@ def _visible(path: Path) -> list[os.DirEntry[str]]:
             return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _CLUTTER]
     except OSError as error:
         raise _wrong(
-            f"{path} cannot be listed: {error.strerror}", "permit it, or correct data.path"
+            f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
         ) from error
 
 
@@ -122,7 +122,7 @@ def _source(root: Path, folder: Path) -> Source:
     images: list[_Image] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_images(folder / name, prefix + name, left_out))
+        found = sorted(images_below(folder / name, prefix + name, left_out))
         images += found
         labels += [label] * len(found)
     _report(folder, left_out)
@@ -133,7 +133,7 @@ def _source(root: Path, folder: Path) -> Source:
     return file_source(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
 
 
-def _images(
+def images_below(
     folder: Path, prefix: str, left_out: dict[str, list[str]], above: frozenset[Path] = frozenset()
 ) -> Iterator[_Image]:
     """The images at any depth below `folder`; what is none goes to `left_out`, by suffix."""
@@ -148,7 +148,7 @@ def _images(
         name = f"{prefix}/{entry.name}"
         suffix = _suffix(entry.name)
         if _is_folder(entry):
-            yield from _images(folder / entry.name, name, left_out, above | {place})
+            yield from images_below(folder / entry.name, name, left_out, above | {place})
         elif suffix in READABLE:
             yield _Image(name, _size(entry))
         else:

@@ -1,0 +1,195 @@
+"""What `tl-dist predict` reads and writes: every name that a person may give, and no file of somebody else's lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tl_dist.cli.prediction_files import Row, columns, written
+from tl_dist.cli.sorting import Folders
+from tl_dist.datasets.unlabelled import listed, unreadable
+from tl_dist.refusal import Refusal
+
+P = np.array([0.1, 1 / 3, 1e-9, 0.9], np.float32)
+ROWS = [
+    Row("a,b.png", ("cat", 'the "dog"'), P[:2]),
+    Row("line\nbreak.png", error="is empty"),
+    Row(os.fsdecode(b"\xff.png"), ("owl", "cat"), P[2:]),
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(name.encode())
+
+
+def test_files_folders_patterns_and_standard_input_each_once_and_in_order() -> None:
+    touch("b/2.png", "b/deep/1.JPG", "b/3.tif", "b/notes.txt", "b/.hidden.png", "a.dat", "c/x.png", "c/y.png")
+    named = ["a.dat", "b/", "c/[xy].png", "b/2.png", "-"]
+    stdin = io.BytesIO(b"gone.png\nc/x.png\n\nspace .png \n" + b"\xff.png")
+    expected = [
+        "a.dat",
+        "b/2.png",
+        "b/3.tif",
+        "b/deep/1.JPG",
+        "c/x.png",
+        "c/y.png",
+        "gone.png",
+        "space .png ",
+    ]
+    assert listed(named, stdin) == [*expected, os.fsdecode(b"\xff.png")]
+    assert listed(["-"], io.BytesIO(b"two\nlines.png\0b/2.png\0"), null=True) == ["two\nlines.png", "b/2.png"]
+    assert listed(["**/*.png"]) == ["b/2.png", "c/x.png", "c/y.png"]
+    Path("b/[1].png").touch()
+    assert listed(["b/[1].png"]) == ["b/[1].png"]
+    assert listed(["*"]) == ["a.dat", *listed(["b", "c"])]
+
+
+@pytest.mark.parametrize(
+    ("names", "stdin", "what"),
+    [
+        (["typo.png"], b"", "nothing is at typo.png"),
+        (["*.jpg"], b"", r"nothing matches \*.jpg"),
+        (["-"], b"\n\n", "there is no image in -"),
+        (["empty"], b"", "there is no image in empty"),
+        (["-"], b"a\0b", "holds a NUL, .* Fix: add -0"),
+    ],
+)
+def test_what_names_nothing_is_refused(names: list[str], stdin: bytes, what: str) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(Refusal, match=what):
+        listed(names, io.BytesIO(stdin))
+
+
+def test_each_of_many_files_is_looked_at() -> None:
+    touch("text.png")
+    paths = [*["text.png"] * 5000, "gone.png"]
+    found = unreadable(paths)
+    assert len(found) == len(paths) and "is no image" in found[4999] and "No such file" in found[5000]
+
+
+def write(path: Path, rows: Sequence[Row] = ROWS, top: int = 2) -> None:
+    with written(path, top) as write_rows:
+        write_rows(rows[:1])
+        write_rows(rows[1:])
+
+
+def test_csv_has_every_row_and_every_bit() -> None:
+    write(Path("o.csv"))
+    with open("o.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        header, *lines = csv.reader(file)
+    assert header == columns(2) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    assert [line[0] for line in lines] == [row.path for row in ROWS]
+    assert [np.float32(line[k]) for line in (lines[0], lines[2]) for k in (2, 4)] == P.tolist()
+    assert lines[1][1:] == ["", "", "", "", "is empty"]
+
+
+def test_json_lines_leave_out_what_there_is_not() -> None:
+    write(Path("o.jsonl"))
+    records = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    assert [record["path"] for record in records] == [row.path for row in ROWS]
+    assert records[1].keys() == {"path", "error"} and records[0].keys() == {*columns(2)} - {"error"}
+    assert [np.float32(r[k]) for r in records[::2] for k in ("probability", "probability_2")] == P.tolist()
+
+
+def test_parquet_is_read_back_by_its_library() -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(Path("o.parquet"))
+    table = parquet.read_table("o.parquet").to_pydict()
+    assert list(table) == columns(2) and table["error"] == [None, "is empty", None]
+    assert [table["probability"][0], table["probability_2"][2]] == [P[0], P[3]]
+    assert table["path"][2] == "\\udcff.png"
+    write(Path("o.parquet"))
+    parquet.write_table(parquet.read_table("o.parquet").select(["class"]), "theirs.parquet")
+    with pytest.raises(Refusal, match="is there already"):
+        write(Path("theirs.parquet"))
+
+
+def test_parquet_without_its_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_dist.cli.prediction_files.find_spec", lambda name: None)
+    with pytest.raises(Refusal, match=r"pyarrow, which is not installed. Fix: pip install"):
+        write(Path("o.parquet"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_file_is_replaced_if_it_is_one_of_these_and_whole_at_the_end(suffix: str) -> None:
+    path = Path("o" + suffix)
+    path.touch()
+    write(path, ROWS[:1])
+    first = path.read_bytes()
+    unfinished = written(path, 2)
+    unfinished.__enter__()(ROWS)
+    assert not unfinished.__exit__(KeyError, KeyError(), None)
+    assert path.read_bytes() == first and os.listdir() == [path.name]
+    write(path)
+    assert path.read_bytes().startswith(first) and len(path.read_bytes()) > len(first)
+    path.write_text("years,of,work\n")
+    with pytest.raises(Refusal, match=r"is there already, .* Fix: name another file with --out"):
+        write(path)
+    assert path.read_text() == "years,of,work\n"
+
+
+def test_places_where_no_file_can_be_are_refused() -> None:
+    Path("link.csv").symlink_to("elsewhere")
+    for name, what in (
+        ("o.xml", "no format"),
+        ("no/o.csv", "No such file"),
+        ("link.csv", "is there already"),
+    ):
+        with pytest.raises(Refusal, match=what):
+            write(Path(name))
+
+
+def put(folders: Folders, path: str, class_name: str) -> None:
+    folders.take([Row(path, (class_name,), P[:1])])
+
+
+def contents(root: str) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in Path(root).rglob("*") if p.is_file()}
+
+
+def test_images_of_one_name_are_all_kept_and_the_same_command_adds_none() -> None:
+    touch("x/1.png", "y/1.png", "z/1.png", "z/2.png")
+    touch("to/cat/1.png")
+    for expected in ("3 images copied", "0 images copied, 3 were there already"):
+        folders = Folders(Path("to"), ("cat", "dog"))
+        for path in ("x/1.png", "y/1.png", "z/1.png"):
+            put(folders, path, "dog" if path[0] == "z" else "cat")
+        folders.take([Row("z/2.png", error="is empty")])
+        assert folders.said == expected
+        found = contents("to")
+        assert found == {
+            "cat/1.png": b"to/cat/1.png",
+            "cat/1-2.png": b"x/1.png",
+            "cat/1-3.png": b"y/1.png",
+            "dog/1.png": b"z/1.png",
+        }
+
+
+def test_no_class_leads_out_of_the_folder() -> None:
+    touch("1.png", "outside/years.tex")
+    names = ("../outside", "..", "", "a/b", "a_b", "n" * 300, "link")
+    folders = Folders(Path("to"), names)
+    Path("to/link").symlink_to(Path("outside").absolute())
+    for name in names[:-1]:
+        put(folders, "1.png", name)
+    assert {Path(name).parent.name for name in contents("to")} == {
+        ".._outside", "class 1", "class 2", "a_b", "a_b_", "class 5",
+    }  # fmt: skip
+    with pytest.raises(Refusal, match=r"symbolic link.* \(6 images copied\)"):
+        put(folders, "1.png", "link")
+    assert os.listdir("outside") == ["years.tex"]

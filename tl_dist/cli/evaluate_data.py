@@ -1,0 +1,75 @@
+"""`tl-dist eval RUN --data DIR|CONFIG`: the figures of a run on any labelled data set, and how often it was seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl_dist.cli import apart
+from tl_dist.files import limits
+from tl_dist.files.atomic import write_atomically
+from tl_dist.files.foreign import read_file
+from tl_dist.runs.directory import RunDir, read_json
+from tl_dist.terminal.progress import Record
+
+_NAMED = 8
+
+
+def evaluate_data(
+    path: Path,
+    data: Path,
+    split: str | None,
+    views: str | None,
+    *,
+    strategy: str | None = None,
+    workers: int | None = None,
+) -> Record:
+    """The evaluation of a data set as a record, whose `data` says what was matched; it is kept in evaluations/.
+
+    `split` is one of the data set; default: its test split, and all of a set without one. The run may be in use.
+    """
+    run = RunDir.open(path)
+    task = ["--data", str(data), *(["--split", split] if split else [])]
+    overrides = [] if views is None else [f"evaluation.views=[{views}]"]
+    with apart.directory() as place:
+        apart.work(
+            run,
+            task,
+            place,
+            what="evaluation",
+            strategy=strategy,
+            workers=workers,
+            overrides=overrides,
+        )
+        record = json.loads(read_file(place / "evaluation.json", max_bytes=limits.EVALUATION))
+    run.evaluations.mkdir(mode=0o700, exist_ok=True)
+    file = run.evaluations / f"{record['split']}.json"
+    earlier = (read_json(file) or {}).get("data", {}).get("looks", 0)
+    record["data"]["looks"] = earlier + 1
+    write_atomically(file, json.dumps(record).encode())
+    return record
+
+
+def show_matching(data: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """What of the data set was evaluated, and what not."""
+    if data["unknown"]:
+        counts = [f"{name} ({number:,})" for name, number in data["unknown"].items()]
+        say(f"left out, since the run does not know these classes: {_few(counts)}")
+    if data["missing"]:
+        say(f"without an example: {_few(data['missing'])}")
+    if data["undecodable"]:
+        first = next(iter(data["undecodable"].items()))
+        say(
+            f"left out, since they cannot be decoded: {len(data['undecodable']):,} images, first {' '.join(first)}"
+        )
+    if data["moving_statistics"]:
+        say("the run has not ended: batch norm has its moving statistics as they are")
+    if data["looks"] > 1:
+        say(f"look {data['looks']:,} at these images: what is chosen by them is no longer measured by them")
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

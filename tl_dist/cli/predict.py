@@ -1,0 +1,255 @@
+"""`tl-dist predict`: what the model of a run says of images, computed by workers as in its evaluation."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_dist.cli import apart
+from tl_dist.cli.prediction_files import Row, written
+from tl_dist.cli.sorting import Folders
+from tl_dist.config import file as config_file
+from tl_dist.datasets import quarantine
+from tl_dist.datasets.files import unlabelled
+from tl_dist.datasets.unlabelled import STDIN, listed, unreadable
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import identity_of
+from tl_dist.scores import outbox
+from tl_dist.terminal.progress import Progress
+from tl_dist.terminal.tables import relative, show_line
+
+_CLASSES_SHOWN = 20
+
+Show = Callable[[str, str], None]
+"""a line of text, and its style"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    run: Path
+    images: Sequence[str]
+    """files, folders, patterns; `-`: standard input lists them"""
+    top: int = 1
+    out: Path | None = None
+    sort_into: Path | None = None
+    null: bool = False
+    max_bad: int | None = None
+    strategy: str | None = None
+    workers: int | None = None
+
+
+def shown(request: Request) -> None:
+    """`predict` for a person: where the rows go through a pipe, nothing else does."""
+    from tl_dist.terminal.console import Console
+
+    console = Console()
+    piped = not console.is_terminal and request.out is None and request.sort_into is None
+    with Progress(Console(stderr=True) if piped else console) as progress:
+
+        def show(text: str, style: str) -> None:
+            if piped:
+                show_line(console, text)
+            else:
+                progress.say(text, style=style)
+
+        predict(request, progress, show)
+
+
+def predict(request: Request, progress: Progress, show: Show) -> None:
+    """A row for each image, in their order, also of one that cannot be decoded: to a file, else to `show`.
+
+    `progress` says how far it is, and at the end what there is. Refuses (65) only then, with everything done, where
+    more cannot be decoded than `max_bad`; default: what training would put up with.
+    """
+    run = RunDir.open(request.run)
+    names = list(identity_of(run)["class_names"])
+    paths = listed(request.images, sys.stdin.buffer, null=request.null)
+    top = min(request.top, len(names))
+    tally = _Tally(len(paths), progress)
+    folders = None
+    with ExitStack() as held:
+        sinks: list[Callable[[Sequence[Row]], None]] = []
+        if request.out is not None:
+            sinks.append(held.enter_context(written(request.out, top)))
+        if request.sort_into is not None:
+            _refuse_within(request.sort_into, request.images)
+            folders = Folders(request.sort_into, names)
+            sinks.append(folders.take)
+        if not sinks:
+            sinks.append(lambda rows: _show_rows(rows, show))
+        sinks.append(tally.take)
+        try:
+            facts = _compute(request, run, top, _InOrder(paths, names), sinks)
+        except Refusal as refusal:
+            if refusal.code != ExitCode.REQUEUE:
+                raise
+            raise _stopped(tally, request, folders) from None
+    _summarize(request, tally, folders, facts, progress)
+    most = request.max_bad
+    if most is None:
+        data = config_file.load(run.config_file).data
+        most = quarantine.budget(data.max_bad, {"test": unlabelled(paths, names)})
+    if len(tally.faults) > most:
+        path, reason = next(iter(tally.faults.items()))
+        raise Refusal(
+            f"{len(tally.faults):,} of {len(paths):,} files cannot be decoded, more than {most:,}: {path} {reason}.",
+            fix="restore them or leave them out, or allow more with --max-bad; all others have been predicted.",
+            code=ExitCode.DATA,
+        )
+
+
+def _compute(
+    request: Request,
+    run: RunDir,
+    top: int,
+    rows: _InOrder,
+    sinks: Sequence[Callable[[Sequence[Row]], None]],
+) -> dict[str, Any]:
+    """Give all rows to the sinks, as they come; what the workers said of the model."""
+
+    def hand_on(ready: Sequence[Row]) -> None:
+        for sink in sinks if ready else ():
+            sink(ready)
+
+    with apart.directory() as place:
+        inbox = outbox.Inbox(place)
+
+        def watch() -> None:
+            if (
+                not inbox.asked
+            ):  # the workers have been started: a look at all headers takes no time of its own
+                inbox.ask(rows.readable())
+            for piece in inbox.new():
+                hand_on(rows.after(piece))
+
+        apart.work(
+            run,
+            ["--predict", str(top)],
+            place,
+            what="prediction",
+            strategy=request.strategy,
+            workers=request.workers,
+            watch=watch,
+        )
+        facts = inbox.facts()
+    hand_on(rows.rest())
+    return facts
+
+
+class _InOrder:
+    """Rows in the order of the files, while what is known of them comes piece by piece."""
+
+    def __init__(self, paths: Sequence[str], class_names: Sequence[str]) -> None:
+        self._paths, self._class_names = paths, class_names
+        self._faults: dict[int, str] = {}
+        self._places: list[int] = []
+        """of each image that the workers are asked for, among all files"""
+        self._next = 0
+
+    def readable(self) -> list[str]:
+        """The files that can be decoded, as far as their headers tell."""
+        self._faults = unreadable(self._paths)
+        self._places = [k for k in range(len(self._paths)) if k not in self._faults]
+        return [self._paths[k] for k in self._places]
+
+    def after(self, piece: outbox.Piece) -> list[Row]:
+        """The rows that are complete with this piece."""
+        self._faults |= {self._places[k]: reason for k, reason in piece.faults.items()}
+        if piece.faults:
+            return []
+        names = [[self._class_names[k] for k in row] for row in piece.classes.tolist()]
+        found: list[Row] = []
+        for k, classes, probabilities in zip(
+            piece.examples.tolist(), names, piece.probabilities, strict=True
+        ):
+            place = self._places[k]
+            found += self._bad(place)
+            found.append(Row(self._paths[place], classes, probabilities))
+            self._next = place + 1
+        return found
+
+    def rest(self) -> list[Row]:
+        """After the last piece."""
+        return list(self._bad(len(self._paths)))
+
+    def _bad(self, end: int) -> Iterator[Row]:
+        """The files up to this place, of which none can be decoded."""
+        for place in range(self._next, end):
+            yield Row(self._paths[place], error=self._faults[place])
+
+
+class _Tally:
+    """How far it is, what the classes are, and what cannot be decoded."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total, self.done = total, 0
+        self.classes: Counter[str] = Counter()
+        self.faults: dict[str, str] = {}
+        self._progress = progress
+        self._began: tuple[float, int] | None = None
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """A few rows more."""
+        self.done += len(rows)
+        self.classes.update(row.classes[0] for row in rows if not row.error)
+        self.faults |= {row.path: row.error for row in rows if row.error}
+        now = time.monotonic()
+        if self._began is None:  # what came first took the start of the workers as well
+            self._began = now, self.done
+        began, first = self._began
+        rate = (self.done - first) / max(now - began, 1e-9) if self.done > first else 0.0
+        left_s = (self.total - self.done) / rate if rate else 0.0
+        record = {"done": self.done, "total": self.total, "examples_per_s": rate, "eta_s": left_s}
+        self._progress.show({"event": "prediction", **record})
+
+
+def _show_rows(rows: Sequence[Row], show: Show) -> None:
+    for row in rows:
+        said = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
+        show(f"{row.path}: {row.error or said}", "yellow" if row.error else "")
+
+
+def _summarize(
+    request: Request, tally: _Tally, folders: Folders | None, facts: dict[str, Any], progress: Progress
+) -> None:
+    most = tally.classes.most_common(_CLASSES_SHOWN)
+    counts = ", ".join(f"{name} {number:,}" for name, number in most)
+    more = f" and {len(tally.classes) - len(most)} more classes" if len(tally.classes) > len(most) else ""
+    if facts:
+        num = tally.total - len(tally.faults)
+        progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
+    if facts.get("moving_statistics"):
+        progress.say("the run has not ended: batch norm has its moving statistics as they are", style="dim")
+    if tally.faults:
+        progress.say(f"{len(tally.faults):,} of {tally.total:,} files cannot be decoded", style="yellow")
+    if request.out is not None:
+        progress.say(f"{relative(request.out)}: {tally.total:,} rows")
+    if folders is not None:
+        progress.say(f"{relative(request.sort_into or Path())}: {folders.said}")
+
+
+def _stopped(tally: _Tally, request: Request, folders: Folders | None) -> Refusal:
+    what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
+    what += f"; {request.out} was not written" if request.out is not None else ""
+    what += f"; {request.sort_into} has {folders.said}" if folders is not None else ""
+    return Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE)
+
+
+def _refuse_within(root: Path, images: Sequence[str]) -> None:
+    """Refuse (64) a folder for copies within a folder of the images: the next time they would be images themselves."""
+    for name in images:
+        if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
+            raise Refusal(
+                f"--sort-into {root} lies in {name}, whose images are predicted.",
+                fix="name a folder outside of it.",
+                code=ExitCode.USAGE,
+            )

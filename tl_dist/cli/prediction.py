@@ -1,0 +1,44 @@
+"""`tl-dist predict RUN PATH...`: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import At, RunPath, Strategy, Workers
+from tl_dist.refusal import ExitCode
+
+
+def predict(
+    run: RunPath,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="files, folders, patterns; - for a list of files on standard input"
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="how many classes to say of each image")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a row for each image: .csv, .jsonl or .parquet")
+    ] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="copy each image to DIR/CLASS; nothing is overwritten")
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="names on standard input end with NUL, as of find -print0")
+    ] = False,
+    max_bad: Annotated[
+        int | None,
+        typer.Option(min=0, help="exit code 65 if more cannot be decoded; default: data.max_bad"),
+    ] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Say which class images belong to, by a checkpoint of a run, which may be in use."""
+    from tl_dist.cli.predict import Request, shown
+
+    shown(Request(run, images, top, out, sort_into, null, max_bad, at, strategy, workers))
+    return ExitCode.DONE

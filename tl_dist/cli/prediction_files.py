@@ -1,0 +1,160 @@
+"""Predictions as a file with a row for each image: CSV, JSON Lines or Parquet. It is there whole, or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from tl_dist.files.atomic import reason, replacing
+from tl_dist.files.foreign import open_regular
+from tl_dist.refusal import ExitCode, Refusal
+
+
+class Row(NamedTuple):
+    """What is said of an image: classes, most probable first, and their probabilities; or why there are none."""
+
+    path: str
+    classes: Sequence[str] = ()
+    probabilities: Sequence[Any] = ()
+    """float32: their text has as many digits as tell them apart"""
+    error: str = ""
+
+
+Write = Callable[[Sequence[Row]], None]
+
+
+@contextmanager
+def written(path: Path, top: int) -> Iterator[Write]:
+    """What writes rows of `top` classes to a file, whose suffix says the format, and which appears at the end.
+
+    Refuses at once (64) another suffix, and Parquet without its library; (73) a file that cannot be written, and one
+    that is there and is not of such rows.
+    """
+    opened = _format_of(path)
+    _refuse_other(path)
+    with ExitStack() as held:
+        with _naming(path):
+            fd = held.enter_context(replacing(path))
+            file = held.enter_context(os.fdopen(fd, "wb", closefd=False))
+            write = held.enter_context(opened(file, top))
+
+        def write_named(rows: Sequence[Row]) -> None:
+            with _naming(path):
+                write(rows)
+
+        yield write_named
+        with _naming(path):
+            held.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{path} cannot be written: {reason(error)}."
+        fix = "make room there, or name another file with --out."
+        raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from error
+
+
+def columns(top: int) -> list[str]:
+    """path, class, probability, class_2, probability_2 and so on, and error."""
+    numbers = ["", *(f"_{k}" for k in range(2, top + 1))]
+    return ["path", *(name + k for k in numbers for name in ("class", "probability")), "error"]
+
+
+def _values(row: Row, top: int) -> list[Any]:
+    pairs = [value for pair in zip(row.classes, row.probabilities, strict=True) for value in pair]
+    return [row.path, *(pairs or [None] * 2 * top), row.error or None]
+
+
+@contextmanager
+def _csv(file: IO[bytes], top: int) -> Iterator[Write]:
+    # A name that is not UTF-8 is written as the bytes that it has.
+    with io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns(top))
+        yield lambda rows: writer.writerows(_values(row, top) for row in rows)
+
+
+@contextmanager
+def _json_lines(file: IO[bytes], top: int) -> Iterator[Write]:
+    names = columns(top)
+
+    def line(row: Row) -> str:
+        record = {k: v for k, v in zip(names, _values(row, top), strict=True) if v is not None}
+        return json.dumps(record, default=lambda number: float(str(number))) + "\n"
+
+    yield lambda rows: file.writelines(line(row).encode() for row in rows)
+
+
+@contextmanager
+def _parquet(file: IO[bytes], top: int) -> Iterator[Write]:
+    import pyarrow
+    import pyarrow.parquet
+
+    kinds = {"probability": pyarrow.float32()}
+    fields = [(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in columns(top)]
+    schema = pyarrow.schema(fields)
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+
+        def write(rows: Sequence[Row]) -> None:
+            values = [[_text(value) for value in _values(row, top)] for row in rows]
+            arrays = zip(*values, strict=True)
+            writer.write_batch(
+                pyarrow.record_batch(
+                    [pyarrow.array(a, f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema
+                )
+            )
+
+        yield write
+
+
+def _text(value: Any) -> Any:
+    """Text that UTF-8 can hold; a name may have other bytes."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+_FORMATS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
+
+
+def _format_of(path: Path) -> Callable[[IO[bytes], int], AbstractContextManager[Write]]:
+    found = _FORMATS.get(path.suffix.lower())
+    if found is None:
+        what = f"--out {path} says no format by its suffix."
+        raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
+    if found is _parquet and find_spec("pyarrow") is None:
+        what = "a .parquet file needs the package pyarrow, which is not installed."
+        raise Refusal(what, fix="pip install 'tl_dist[parquet]', or use .csv.", code=ExitCode.USAGE)
+    return found
+
+
+def _refuse_other(path: Path) -> None:
+    """Refuse (73) to take the place of anything but an empty file or one that this command has made."""
+    if not os.path.lexists(path):
+        return
+    with suppress(OSError, ValueError), open(open_regular(path), "rb") as file:
+        if not os.fstat(file.fileno()).st_size or _is_ours(file, path.suffix.lower()):
+            return
+    raise Refusal(
+        f"{path} is there already, and is not a file of predictions that this command made.",
+        fix="name another file with --out, or move it away.",
+        code=ExitCode.CANNOT_CREATE,
+    )
+
+
+def _is_ours(file: IO[bytes], suffix: str) -> bool:
+    begin = columns(1)[:3]
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        return list(pyarrow.parquet.read_schema(file).names[:3]) == begin
+    head = file.read(64)
+    return head.startswith((",".join(begin) if suffix == ".csv" else '{"path": ').encode())

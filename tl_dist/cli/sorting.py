@@ -1,0 +1,97 @@
+"""`tl-dist predict --sort-into`: a copy of each image in the folder of its class."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from tl_dist.cli.prediction_files import Row
+from tl_dist.files.atomic import link_exclusively, reason, temporary_name
+from tl_dist.files.foreign import open_regular
+from tl_dist.refusal import ExitCode, Refusal
+
+_LONGEST = 200  # bytes of the name of a folder
+
+
+class Folders:
+    """DIR/CLASS for each class, made when the first image comes; nothing there is ever written over."""
+
+    def __init__(self, root: Path, class_names: Sequence[str]) -> None:
+        """Refuses (73) where the folder cannot be made."""
+        self._root = root
+        self._folders = dict(zip(class_names, _names(class_names), strict=True))
+        self._copied = self._there = 0
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._cannot("an image", error) from error
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Copy the images of these rows, but those that cannot be decoded."""
+        for row in rows:
+            if not row.error:
+                self._put(row.path, row.classes[0])
+
+    @property
+    def said(self) -> str:
+        """How much of what is there is new."""
+        there = f", {self._there:,} were there already" if self._there else ""
+        return f"{self._copied:,} images copied{there}"
+
+    def _put(self, image: str, class_name: str) -> None:
+        """Copy an image to where its class is; where another one has its name, it gets a number.
+
+        Refuses (73) where it cannot be written, and a folder that is a link: what that leads to was not named.
+        """
+        folder = self._root / self._folders[class_name]
+        temporary, name = temporary_name(folder / "image"), Path(os.path.basename(image))
+        try:
+            folder.mkdir(exist_ok=True)
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "its folder is a symbolic link", str(folder))
+            with open(open_regular(image, links=True), "rb") as source, temporary.open("xb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            for number in count(1):
+                target = folder / (name.name if number == 1 else f"{name.stem}-{number}{name.suffix}")
+                if os.path.lexists(target) and _equal(temporary, target):
+                    self._there += 1
+                    return
+                with suppress(FileExistsError):
+                    link_exclusively(temporary, target)
+                    self._copied += 1
+                    return
+        except OSError as error:
+            raise self._cannot(image, error) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _cannot(self, what: str, error: OSError) -> Refusal:
+        return Refusal(
+            f"{what} cannot be sorted into {self._root}: {reason(error)} ({self.said}).",
+            fix="make room there, or name another folder with --sort-into.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+
+
+def _equal(image: Path, other: Path) -> bool:
+    return not other.is_symlink() and other.is_file() and filecmp.cmp(image, other, shallow=False)
+
+
+def _names(class_names: Sequence[str]) -> list[str]:
+    """A folder's name for each class: its own, unless that would be none or is that of another."""
+    found: list[str] = []
+    for number, name in enumerate(class_names):
+        own = name.replace("/", "_").replace("\0", "_")
+        if not own.strip(".") or len(os.fsencode(own)) > _LONGEST:
+            own = f"class {number}"
+        while own in found:
+            own += "_"
+        found.append(own)
+    return found

@@ -1,0 +1,83 @@
+"""Images without labels, to be predicted: which files a person names, and what of them cannot be decoded."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
+from tl_dist.datasets.headers import fault
+from tl_dist.datasets.location import Location
+from tl_dist.files import limits
+from tl_dist.refusal import ExitCode, Refusal
+
+STDIN = "-"
+
+_THREADS = 8  # a check waits for the disk more than it computes
+_AT_ONCE = 4096
+
+
+def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = False) -> list[str]:
+    """The files that are meant, each once: files as they are, the images below folders, patterns such as `a/**/*.png`.
+
+    `-` stands for what `stdin`, where it is given, lists: a file on each line or, with `null`, up to each NUL; whether
+    these are there is seen when they are read. Refuses (65) another name for which there is nothing.
+    """
+    found: list[str] = []
+    for name in names:
+        found += _on(stdin, null) if name == STDIN and stdin else _named(name)
+    if not found:
+        raise Refusal(
+            f"there is no image in {', '.join(names[:8])}.",
+            fix="name files, folders with images, or a list of files on standard input.",
+            code=ExitCode.DATA,
+        )
+    return list(dict.fromkeys(found))
+
+
+def _named(name: str) -> Iterator[str]:
+    if os.path.isdir(name):
+        yield from _below(name)
+    elif os.path.lexists(name):
+        yield name
+    elif matches := sorted(glob.iglob(name, recursive=True)):
+        for match in matches:
+            if not os.path.isdir(match):
+                yield match
+            elif "**" not in name:  # which names what is in the folder as well
+                yield from _below(match)
+    else:
+        what = "matches" if glob.has_magic(name) else "is at"
+        raise Refusal(f"nothing {what} {name}.", fix="correct the path.", code=ExitCode.DATA)
+
+
+def _below(folder: str) -> list[str]:
+    """In the order of their paths; also those in formats that cannot be decoded, each of which then says so."""
+    left_out: dict[str, list[str]] = {}
+    images = [image.id for image in images_below(Path(folder), folder.rstrip("/") or "/", left_out)]
+    return sorted(images + [name for suffix in UNREADABLE & left_out.keys() for name in left_out[suffix]])
+
+
+def _on(stdin: BinaryIO, null: bool) -> list[str]:
+    content = stdin.read(limits.LISTED_FILES + 1)
+    if len(content) > limits.LISTED_FILES:
+        what = f"standard input lists more than {limits.LISTED_FILES:,} bytes of names."
+        raise Refusal(what, fix="name fewer files at a time.", code=ExitCode.DATA)
+    if not null and b"\0" in content:
+        what = "standard input holds a NUL, which no name does."
+        raise Refusal(what, fix="add -0 (--null) if it comes from find -print0.", code=ExitCode.DATA)
+    return [os.fsdecode(name) for name in content.split(b"\0" if null else b"\n") if name]
+
+
+def unreadable(paths: Sequence[str]) -> dict[int, str]:
+    """Which of these files cannot be decoded, as far as their first and last bytes tell, and why."""
+    found: dict[int, str] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, len(paths), _AT_ONCE):
+            faults = pool.map(lambda path: fault(Location(Path(path))), paths[first : first + _AT_ONCE])
+            found |= {first + k: bad.reason for k, bad in enumerate(faults) if bad is not None}
+    return found

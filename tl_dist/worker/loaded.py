@@ -1,0 +1,61 @@
+"""The model of a run on its workers, as its evaluation computes it; from the run directory alone, which is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tl_dist.config import Config, registry
+from tl_dist.config import file as config_file
+from tl_dist.models.classifier import Classifier
+from tl_dist.parallel import DataParallel, started
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import identity_of
+from tl_dist.worker import origin
+from tl_dist.worker.restored import image_size_of, network_of
+from tl_dist.worker.setup import start_tensorflow
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what its evaluation depends on; the same on every worker."""
+
+    run: RunDir
+    cfg: Config
+    parallel: DataParallel
+    threads: int
+    model: Classifier
+    """with the weights that the run evaluates: averages, where it keeps them"""
+    class_names: Sequence[str]
+    step: int
+    moving_statistics: bool = False
+    """whether its batch norm has moving averages as they are, which the end of the run would have settled"""
+
+    @property
+    def image_size(self) -> int:
+        return image_size_of(self.cfg)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples of a batch of evaluation, over all workers."""
+        return self.cfg.evaluation.batch or self.cfg.global_batch
+
+
+def loaded(run: RunDir, at: str = "", *, cores: int | None, overrides: Sequence[str] = ()) -> Loaded:
+    """The model of a checkpoint, `at` as in `checkpoint.find`, on these workers; `cores` as for `setup`.
+
+    Rank 0 reads it, so that all have the same one, of a run that is being trained as well. Refuses what
+    `origin.restore` refuses.
+    """
+    cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
+    threads = start_tensorflow(cfg, cores)
+    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
+    with parallel.scope():
+        built = network_of(run, cfg, identity["precision"])
+        variables = {**built.moving, **built.frozen}
+        step = origin.restore(run, cfg, built.network, variables, at) if parallel.rank == 0 else 0
+    parallel.broadcast(list(variables.values()))
+    step = int(parallel.total({"step": step})["step"])
+    model = built.trained_from(cfg.parts[-1])
+    unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
+    return Loaded(run, cfg, parallel, threads, model, identity["class_names"], step, unsettled)
