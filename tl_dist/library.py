@@ -146,7 +146,8 @@ class Run:
         with process_as_it_was():
             overrides = ("strategy=single", "workers=1")
             model = loaded(self._directory, at, cores=None, overrides=overrides)
-            return predicted(model, paths, unreadable(paths))
+            known = {k: reason for some in unreadable(paths) for k, reason in some.items()}
+            return predicted(model, paths, known)
 
     def keras_model(self, at: str = "") -> Any:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.

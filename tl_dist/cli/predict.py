@@ -124,10 +124,9 @@ def _compute(
         inbox = outbox.Inbox(place)
 
         def watch() -> None:
-            if (
-                not inbox.asked
-            ):  # the workers have been started: a look at all headers takes no time of its own
-                inbox.ask(rows.readable())
+            # While the workers start, and a few at a time: Ctrl-C is heeded in between.
+            if not inbox.asked and not rows.look_at_more():
+                inbox.ask(rows.readable)
             for piece in inbox.new():
                 hand_on(rows.after(piece))
 
@@ -151,14 +150,22 @@ class _InOrder:
     def __init__(self, paths: Sequence[str], class_names: Sequence[str]) -> None:
         self._paths, self._class_names = paths, class_names
         self._faults: dict[int, str] = {}
+        self._looks = unreadable(paths)
         self._places: list[int] = []
         """of each image that the workers are asked for, among all files"""
         self._next = 0
 
+    def look_at_more(self) -> bool:
+        """Look at the headers of some files; False after the last."""
+        found = next(self._looks, None)
+        self._faults |= found or {}
+        if found is None:
+            self._places = [k for k in range(len(self._paths)) if k not in self._faults]
+        return found is not None
+
+    @property
     def readable(self) -> list[str]:
         """The files that can be decoded, as far as their headers tell."""
-        self._faults = unreadable(self._paths)
-        self._places = [k for k in range(len(self._paths)) if k not in self._faults]
         return [self._paths[k] for k in self._places]
 
     def after(self, piece: outbox.Piece) -> list[Row]:

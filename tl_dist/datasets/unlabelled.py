@@ -73,11 +73,9 @@ def _on(stdin: BinaryIO, null: bool) -> list[str]:
     return [os.fsdecode(name) for name in content.split(b"\0" if null else b"\n") if name]
 
 
-def unreadable(paths: Sequence[str]) -> dict[int, str]:
-    """Which of these files cannot be decoded, as far as their first and last bytes tell, and why."""
-    found: dict[int, str] = {}
+def unreadable(paths: Sequence[str]) -> Iterator[dict[int, str]]:
+    """Which files cannot be decoded, as far as their first and last bytes tell, and why; some thousands at a time."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(paths), _AT_ONCE):
             faults = pool.map(lambda path: fault(Location(Path(path))), paths[first : first + _AT_ONCE])
-            found |= {first + k: bad.reason for k, bad in enumerate(faults) if bad is not None}
-    return found
+            yield {first + k: bad.reason for k, bad in enumerate(faults) if bad is not None}

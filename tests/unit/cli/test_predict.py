@@ -78,7 +78,7 @@ def test_what_names_nothing_is_refused(names: list[str], stdin: bytes, what: str
 def test_each_of_many_files_is_looked_at() -> None:
     touch("text.png")
     paths = [*["text.png"] * 5000, "gone.png"]
-    found = unreadable(paths)
+    found = {k: reason for some in unreadable(paths) for k, reason in some.items()}
     assert len(found) == len(paths) and "is no image" in found[4999] and "No such file" in found[5000]
 
 
