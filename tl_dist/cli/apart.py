@@ -15,6 +15,7 @@ from tl_dist.config import file as config_file
 from tl_dist.launcher.command import visible_gpus
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import Refusal
+from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 
 
@@ -22,6 +23,7 @@ from tl_dist.runs.directory import RunDir
 def directory() -> Iterator[Path]:
     """A private one, for as long as it is used; it stays where an error says to read a log in it."""
     made = Path(tempfile.mkdtemp(prefix="tl-dist-"))
+    RunDir(made).attempts.mkdir()  # where workers say how they ended
     try:
         yield made
     except Refusal as refusal:
@@ -43,19 +45,21 @@ def work(
     strategy: str | None,
     workers: int | None,
     overrides: Sequence[str] = (),
+    at: str = "",
     watch: Callable[[], None] = lambda: None,
 ) -> None:
     """Have workers do `task` (options of the worker) with the model of `run`, and leave the answer in `into`.
 
     The answer is that of any number of workers, so by default there are no more than this machine has GPUs, or one.
     """
+    refuse_unknown(at)
     asked = [
         *overrides,
         *workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ)),
     ]
     cfg = config_file.load(run.config_file, asked)
-    if cfg.strategy == "horovod":
-        require_horovod()
-    options = [word for override in asked for word in ("--override", override)]
+    require_horovod(cfg)
+    options = ["--at", at] if at else []
+    options += [word for override in asked for word in ("--override", override)]
     launch = local_launch(cfg, run.path, task=["--apart", str(into), *task, *options])
     run_task(RunDir(into), launch, what=what, heading=what, watch=watch)

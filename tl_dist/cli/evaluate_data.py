@@ -23,6 +23,7 @@ def evaluate_data(
     split: str | None,
     views: str | None,
     *,
+    at: str = "",
     strategy: str | None = None,
     workers: int | None = None,
 ) -> Record:
@@ -42,6 +43,7 @@ def evaluate_data(
             strategy=strategy,
             workers=workers,
             overrides=overrides,
+            at=at,
         )
         record = json.loads(read_file(place / "evaluation.json", max_bytes=limits.EVALUATION))
     run.evaluations.mkdir(mode=0o700, exist_ok=True)

@@ -43,6 +43,7 @@ class Request:
     sort_into: Path | None = None
     null: bool = False
     max_bad: int | None = None
+    at: str = ""
     strategy: str | None = None
     workers: int | None = None
 
@@ -137,6 +138,7 @@ def _compute(
             what="prediction",
             strategy=request.strategy,
             workers=request.workers,
+            at=request.at,
             watch=watch,
         )
         facts = inbox.facts()

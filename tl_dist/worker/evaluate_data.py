@@ -21,9 +21,9 @@ from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.evaluation import MAX_LOGITS
 from tl_dist.worker.agreement import agree
+from tl_dist.worker.loaded import Loaded
 from tl_dist.worker.metrics import class_records, evaluation_record
 from tl_dist.worker.predict import predict
-from tl_dist.worker.loaded import Loaded
 
 RESULT = "evaluation.json"
 _NAMED = 8

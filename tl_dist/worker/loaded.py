@@ -1,4 +1,4 @@
-"""The model of a run on its workers, as its evaluation computes it; from the run directory alone, which is only read."""
+"""The model of a run on its workers, as its evaluation computes it; from the run directory, which is only read."""
 
 from __future__ import annotations
 

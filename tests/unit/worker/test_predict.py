@@ -18,8 +18,8 @@ from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets.files import unlabelled
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.runs.directory import RunDir
+from tl_dist.worker.loaded import Loaded
 from tl_dist.worker.predict import Found, predict
-from tl_dist.worker.restored import Restored
 
 NAMES = ("a", "b", "c")
 CONFIG = Config(
@@ -50,7 +50,7 @@ class Thread(SingleDevice):
 
 
 def found(paths: Sequence[str], parallel: Any) -> list[Found]:
-    model = Restored(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1)
+    model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1)
     return list(predict(model, unlabelled(paths, NAMES)))
 
 
