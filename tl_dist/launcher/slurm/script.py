@@ -201,7 +201,7 @@ def fill(template: str, values: Mapping[str, str | Sequence[str] | None]) -> str
 
 def template_text() -> str:
     """The template of this checkout, or of this installation."""
-    beside_package = Path(__file__).parents[2] / TEMPLATE
+    beside_package = Path(__file__).parents[3] / TEMPLATE
     installed = Path(sysconfig.get_path("data"), "share", "tl_dist", TEMPLATE)
     for path in (beside_package, installed):
         if path.is_file():
