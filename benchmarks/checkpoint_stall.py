@@ -1,4 +1,4 @@
-"""A commit every 50 steps while all of VGG16 is fine-tuned: how much of the run the training thread spends on it."""
+"""A checkpoint every 50 steps while all of VGG16 is fine-tuned: how much of the run the training thread spends."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def comparisons() -> Iterator[Comparison]:
         shutil.rmtree(directory)
     yield Comparison(
         "checkpoint_stall", "s", blocked, "whole run", stepping + blocked, bar=0.01, at_most=True,
-        note=f"{STEPS // EVERY} commits of {num_bytes / 1e6:.0f} MB",
+        note=f"{STEPS // EVERY} checkpoints of {num_bytes / 1e6:.0f} MB",
     )  # fmt: skip

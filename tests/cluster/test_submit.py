@@ -194,10 +194,10 @@ def losses(run: RunDir) -> dict[int, float]:
 
 
 def weights(run: RunDir) -> dict[str, bytes]:
-    """The tensors' files of the last commit, byte for byte."""
-    step, commit = steps_in(run.checkpoints)[0]
+    """The tensors' files of the last checkpoint, byte for byte."""
+    step, checkpoint = steps_in(run.checkpoints)[0]
     assert step == NUM_STEPS
-    files = {path.name: path.read_bytes() for path in commit.glob("*.safetensors")}
+    files = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
     assert files
     return files
 

@@ -151,7 +151,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90.0) -
 
 
 def newest(run: RunDir) -> Path:
-    """The state of the newest commit."""
+    """The state of the newest checkpoint."""
     return steps_in(run.checkpoints)[0][1] / "state.safetensors"
 
 

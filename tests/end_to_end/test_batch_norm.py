@@ -42,7 +42,7 @@ def test_the_report_names_each_layer_and_the_workers_agree(workspace: Workspace)
         assert layer["spread"] == 0.0, layer
 
 
-def test_the_commit_holds_the_statistics_that_the_figures_are_of(workspace: Workspace) -> None:
+def test_the_checkpoint_holds_the_statistics_that_the_figures_are_of(workspace: Workspace) -> None:
     """Six steps of momentum 0.999 move nothing: they are recomputed at the end, and `tl-dist eval` finds them."""
     run = workspace.run("whole")
     assert any(

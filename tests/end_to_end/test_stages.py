@@ -48,8 +48,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def state(workspace: Workspace, name: str, step: int) -> dict[str, np.ndarray]:
-    commits: dict[int, Path] = dict(steps_in(workspace.run(name).checkpoints))
-    return load_file(commits[step] / "state.safetensors")
+    checkpoints: dict[int, Path] = dict(steps_in(workspace.run(name).checkpoints))
+    return load_file(checkpoints[step] / "state.safetensors")
 
 
 def layers(paths: set[str]) -> set[str]:

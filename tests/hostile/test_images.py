@@ -148,7 +148,7 @@ def add(label: str, names: Sequence[str], always: bool) -> None:
     scaled = ["data", "pack", "set", "to", "--size", "16"]
     case("scale", 0 if is_small else 65, "images, " if is_small else "cannot be packed", scaled)
     case("split", 0, "data.split=", ["data", "split", "set", "--folds", "2"])
-    lost = f"{bad(names)} bad example" if bad(names) else "step 3 committed"
+    lost = f"{bad(names)} bad example" if bad(names) else "step 3 saved"
     case("train", 0, lost, ["train", "a.yaml"], worker=True)
 
 

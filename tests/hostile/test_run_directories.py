@@ -49,7 +49,7 @@ def trained(arena: Arena) -> RunDir:
 
 
 def plant(run: RunDir, step: int, *, meta: bytes = b"", nan: bool = False) -> None:
-    """A commit of a later step whose manifest proves all that it holds, some NaN among it."""
+    """A checkpoint of a later step whose manifest proves all that it holds, some NaN among it."""
     found = checkpoint.restore(run)
     assert found is not None
     if nan:
@@ -88,7 +88,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "train", "run.yaml"
 
 
-@CASES.add("commits that are no state", code=0, says="resumed from step 4", worker=True, after=is_whole)
+@CASES.add("checkpoints that are no state", code=0, says="resumed from step 4", worker=True, after=is_whole)
 def _(arena: Arena) -> Sequence[str]:
     run = trained(arena)
     littered(run)
@@ -98,14 +98,14 @@ def _(arena: Arena) -> Sequence[str]:
     return "train", "run.yaml"
 
 
-def has_no_commit(arena: Arena) -> None:
+def has_no_checkpoint(arena: Arena) -> None:
     run = RunDir(arena.folder / "runs" / "run")
     assert not list(run.checkpoints.iterdir()) and run.done is None
 
 
 @CASES.add(
     "a state that is not finite", code=93, says="not saved: '.*holds numbers that are not finite", worker=True,
-    after=has_no_commit,
+    after=has_no_checkpoint,
 )  # fmt: skip
 def _(arena: Arena) -> Sequence[str]:
     arena.file("run.yaml", CONFIG)

@@ -14,7 +14,7 @@ from tl_dist.cli import recipe
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
-from tl_dist.launcher.attempt import newest_commit
+from tl_dist.launcher.attempt import newest_checkpoint
 from tl_dist.launcher.command import are_processes, num_workers, visible_gpus
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
@@ -114,7 +114,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
     with Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
     if code != ExitCode.DONE:
-        step = max(newest_commit(run), 0)
+        step = max(newest_checkpoint(run), 0)
         show_line(console, f"stopped; saved up to step {step:,}: the same command resumes from there")
     elif figures:
         show_end(run, console)
@@ -134,7 +134,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
 
 def headline(cfg: Config, run: RunDir) -> str:
     """What will run, in one line."""
-    step = newest_commit(run)
+    step = newest_checkpoint(run)
     start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
     count = num_workers(cfg, visible_gpus(os.environ))
     workers = f"{count} workers" if count > 1 else "1 worker"

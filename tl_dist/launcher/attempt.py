@@ -75,7 +75,7 @@ class Attempt:
         self._facts = facts or {}
         self._records = NewRecords(run.metrics_file)
         self._asked_to_stop = False
-        self._from_step = max(newest_commit(run), 0)
+        self._from_step = max(newest_checkpoint(run), 0)
         self._next_look = 0.0
         self._looked_at_beats = 0.0
         self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
@@ -179,6 +179,6 @@ class Attempt:
             self._progress.show(record)
 
 
-def newest_commit(run: RunDir) -> int:
-    """The step of the newest commit, -1 before the first one."""
+def newest_checkpoint(run: RunDir) -> int:
+    """The step of the newest checkpoint, -1 before the first one."""
     return max((step for step, _ in steps_in(run.checkpoints)), default=-1)

@@ -1,4 +1,4 @@
-"""Bring a run to its end: attempt after attempt, each from the last commit, as long as that helps.
+"""Bring a run to its end: attempt after attempt, each from the last checkpoint, as long as that helps.
 
 Nothing is repaired inside a running job: the first failure ends all workers, and the next attempt is a fresh
 one. How often is bounded: so many restarts in a row that brought no progress, with growing pauses, and none at
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_dist.config import Config
-from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_commit
+from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
 from tl_dist.launcher.end import End
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -68,7 +68,7 @@ def supervise(
             restarts += 1
             pause_s = min(2.0 ** (restarts - 1), longest_pause_s)
             progress.say(
-                f"restart {restarts} of {cfg.safety.max_restarts} from step {max(newest_commit(run), 0):,} "
+                f"restart {restarts} of {cfg.safety.max_restarts} from step {max(newest_checkpoint(run), 0):,} "
                 f"in {pause_s:.0f} s",
                 style="yellow",
             )
@@ -80,9 +80,9 @@ def supervise(
 
 
 def _progress_of(run: RunDir) -> tuple[int, int]:
-    """What an attempt may have brought: a newer commit, or one more example that is known to be bad."""
+    """What an attempt may have brought: a newer checkpoint, or one more example that is known to be bad."""
     known = run.quarantine_file
-    return newest_commit(run), known.stat().st_size if known.exists() else 0
+    return newest_checkpoint(run), known.stat().st_size if known.exists() else 0
 
 
 @contextmanager
@@ -115,6 +115,6 @@ def failure(end: End, code: int, host: str, log: Path, restarts: int = 0) -> Ref
     """The same as an error, with what to do about it."""
     what = f"rank {end.rank or 0} on {host}: {end.cause}."
     if restarts:
-        what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer commit."
+        what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer checkpoint."
     known = ExitCode(code) if code in list(ExitCode) else ExitCode.PEER_LOST  # 128 + N: a worker was killed
     return Refusal(what, fix=end.fix or f"read {log}.", code=known)

@@ -1,6 +1,6 @@
-"""Snapshots become commits in the background; `checkpoint_reader` finds them again. Imports no TensorFlow.
+"""Snapshots become checkpoints in the background; `checkpoint_reader` finds them again. Imports no TensorFlow.
 
-A commit is made in a temporary directory, made durable, and renamed. The rename is fenced: a new owner of
+A checkpoint is made in a temporary directory, made durable, and renamed. The rename is fenced: a new owner of
 the run's lock moves every temporary directory away before it reads anything, and this process asks whether
 it is still the owner after its own exists. So either it learns that it lost the lock, or its rename finds
 nothing to rename.
@@ -27,11 +27,11 @@ from tl_dist.files.atomic import children, fsync_directory, reason
 from tl_dist.files.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint_format
-from tl_dist.runs.checkpoint_format import BEST, Commit, Content
+from tl_dist.runs.checkpoint_format import BEST, Checkpoint, Content
 from tl_dist.runs.checkpoint_reader import find, read, restore
 from tl_dist.runs.directory import RunDir, step_name, steps_in
 
-__all__ = ["Checkpointer", "Commit", "find", "read", "restore"]
+__all__ = ["Checkpoint", "Checkpointer", "find", "read", "restore"]
 
 _LOGGER = logging.getLogger(__name__)
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
@@ -42,16 +42,16 @@ class _LostLock(Exception):
 
 
 class Checkpointer:
-    """The writer of a run's commits; a context manager, used by the owner of the lock alone.
+    """The writer of a run's checkpoints; a context manager, used by the owner of the lock alone.
 
     Make it before `restore`: what interrupted writers left is removed, and with it the last chance of an
-    earlier owner to commit anything. `keep` commits are kept, and those that they need; the newest valid one always is.
+    earlier owner to save anything. `keep` checkpoints stay, and those that they need; the newest valid one always does.
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
         self.blocked_s = 0.0
         """seconds that `save` has kept its callers from going on"""
-        self.last_commit: int | None = None
+        self.last_checkpoint: int | None = None
         """the newest step known to be on the disk"""
         self._name = run.name
         self._directory = run.checkpoints
@@ -62,15 +62,17 @@ class Checkpointer:
         self._last_failure = ""
         self._lost = False
         self._diverged = ""
-        self._missing: int | None = None  # a step that later commits would need, and that could not be saved
+        self._missing: int | None = (
+            None  # a step that later checkpoints would need, and that could not be saved
+        )
         self._messages: deque[str] = deque()
         self._thread: threading.Thread | None = None
         self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
         self._sweep()
 
     def resume_from(self, step: int) -> None:
-        """The run goes on from this commit, which `restore` has found on the disk."""
-        self.last_commit = step
+        """The run goes on from this checkpoint, which `restore` has found on the disk."""
+        self.last_checkpoint = step
 
     @property
     def busy(self) -> bool:
@@ -80,11 +82,11 @@ class Checkpointer:
     def save(
         self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
     ) -> float:
-        """Commit `arrays`, a private host copy, in the background; returns the seconds that the caller lost.
+        """Save `arrays`, a private host copy, in the background; returns the seconds that the caller lost.
 
         Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
-        it, if that is still running, and with `wait` for its own end; whether it then succeeded is in `last_commit`,
-        why not comes from `poll`. Raises ValueError for what cannot be written. Where a
+        it, if that is still running, and with `wait` for its own end; whether it then succeeded is in
+        `last_checkpoint`, why not comes from `poll`. Raises ValueError for what cannot be written. Where a
         step cannot be saved that its own facts name as needed, none is saved after it.
         """
         start = time.monotonic()
@@ -109,7 +111,7 @@ class Checkpointer:
         """
         if self._lost:
             raise Refusal(
-                f"run '{self._name}' was taken over by another process; this one commits nothing more.",
+                f"run '{self._name}' was taken over by another process; this one saves nothing more.",
                 fix="leave the run to its new owner, or stop that one first (lock/ names it).",
                 code=ExitCode.CANNOT_CREATE,
             )
@@ -135,10 +137,10 @@ class Checkpointer:
         return messages
 
     def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Commit what the run ends with, and wait for it; refuses (74) where that fails."""
+        """Save what the run ends with, and wait for it; refuses (74) where that fails."""
         self._join()
         try:
-            self._commit(Content.of(step, arrays, meta), BEST)
+            self._write(Content.of(step, arrays, meta), BEST)
         except _LostLock:
             self._lost = True
             self.poll()
@@ -165,7 +167,8 @@ class Checkpointer:
             self._thread = None
 
     def _newest(self) -> str:
-        return "no commit yet" if self.last_commit is None else f"the last commit is step {self.last_commit}"
+        last = self.last_checkpoint
+        return "no checkpoint yet" if last is None else f"the last checkpoint is step {last}"
 
     def _save(self, content: Content) -> None:
         start = time.monotonic()
@@ -174,7 +177,7 @@ class Checkpointer:
         try:
             for path, array in content.arrays.items():
                 checkpoint_format.require_finite(path, array)
-            num_bytes = self._commit(content)
+            num_bytes = self._write(content)
         except _LostLock:
             self._lost = True
         except checkpoint_format.Invalid as problem:
@@ -188,17 +191,17 @@ class Checkpointer:
             self._messages.append(f"saving step {content.step} failed ({self._last_failure}): {consequence}.")
         else:
             self._num_failed = 0
-            self.last_commit = content.step
+            self.last_checkpoint = content.step
             cost = (
                 f"{num_bytes / 1e6:.1f} MB in {time.monotonic() - start:.1f} s"
                 if num_bytes
                 else "it was there"
             )
-            self._messages.append(f"step {content.step} committed: {cost}.")
+            self._messages.append(f"step {content.step} saved: {cost}.")
             self._retire(content.step)
 
-    def _commit(self, content: Content, name: str = "") -> int:
-        """Make the commit durable, by `name` in place of one that is there; returns its bytes.
+    def _write(self, content: Content, name: str = "") -> int:
+        """Make the checkpoint durable, by `name` in place of one that is there; returns its bytes.
 
         Without a name it is that of the step, and when a valid one was there it stays: 0.
         """
@@ -235,14 +238,14 @@ class Checkpointer:
         return num_bytes
 
     def _retire(self, newest: int) -> None:
-        """Remove old commits that none of the kept needs. Those beyond `newest` were passed over and never count."""
+        """Remove old ones that none of the kept needs. Those beyond `newest` were passed over: they never count."""
         try:
             if not self._owned():
                 return
-            commits = steps_in(self._directory)
-            self._distrusted.update(step for step, _ in commits if step > newest)
+            checkpoints = steps_in(self._directory)
+            self._distrusted.update(step for step, _ in checkpoints if step > newest)
             self._distrusted.discard(newest)
-            older = [one for one in commits if one[0] < newest]
+            older = [one for one in checkpoints if one[0] < newest]
             plausible = (
                 one
                 for one in older
@@ -254,10 +257,10 @@ class Checkpointer:
                 if step not in kept and step not in needed:
                     self._discard(path)
         except Exception as error:
-            self._messages.append(f"old commits could not be removed: {reason(error)}.")
+            self._messages.append(f"old checkpoints could not be removed: {reason(error)}.")
 
     def _discard(self, path: Path) -> None:
-        """Remove a commit in one step, as far as any reader can see."""
+        """Remove a checkpoint in one step, as far as any reader can see."""
         trash = self._unique(_TRASH, path.name)
         os.rename(path, trash)
         failpoint("checkpoint.trash_renamed", trash)
@@ -268,13 +271,15 @@ class Checkpointer:
         if not self._owned():
             raise Refusal(
                 f"run '{self._name}' is not owned by this process.",
-                fix="acquire its lock before writing commits.",
+                fix="acquire its lock before writing checkpoints.",
                 code=ExitCode.CANNOT_CREATE,
             )
         try:
             for path in children(self._directory):
                 if path.name.startswith(_TEMPORARY):
-                    with suppress(FileNotFoundError):  # its writer has renamed it: a commit like any other
+                    with suppress(
+                        FileNotFoundError
+                    ):  # its writer has renamed it: a checkpoint like any other
                         os.rename(path, self._unique(_TRASH, path.name))
         except OSError as error:
             raise Refusal(

@@ -1,4 +1,4 @@
-"""One commit on disk: a directory with tensors (safetensors), facts (JSON) and a manifest that proves both.
+"""One checkpoint on disk: a directory with tensors (safetensors), facts (JSON) and a manifest that proves both.
 
 Writing goes straight from the arrays to the file, in the layout of
 https://github.com/huggingface/safetensors#format; reading is left to the safetensors library.
@@ -27,9 +27,9 @@ from tl_dist.refusal import ExitCode, Refusal
 TENSORS, META, MANIFEST = "state.safetensors", "meta.json", "MANIFEST.json"
 FORMAT = 1
 NEEDS = "needs"
-"""key of the facts: the steps of commits that are not to be removed while this one is kept, the best first"""
+"""key of the facts: the steps of checkpoints that are not to be removed while this one is kept, the best first"""
 BEST = "best"
-"""the commit that a run ends with, where that is no commit of a step as it is: an average, settled statistics"""
+"""the checkpoint that a run ends with, where that is none of a step as it is: an average, settled statistics"""
 
 _NAMES = {
     "bool": "BOOL",
@@ -45,11 +45,11 @@ Expected = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 class Invalid(Exception):
-    """A directory that is not a whole commit; `str()` says why."""
+    """A directory that is not a whole checkpoint; `str()` says why."""
 
 
 @dataclass(frozen=True)
-class Commit:
+class Checkpoint:
     """State after `step` steps, read back and verified."""
 
     step: int
@@ -60,7 +60,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Content:
-    """What a commit will hold, checked and laid out, with the array data still where it was."""
+    """What a checkpoint will hold, checked and laid out, with the array data still where it was."""
 
     step: int
     header: bytes
@@ -83,7 +83,7 @@ class Content:
         facts = json.dumps(meta, indent=1, sort_keys=True, allow_nan=False).encode()
         if len(header) > limits.CHECKPOINT_HEADER or len(facts) > limits.CHECKPOINT_META:
             raise ValueError(
-                f"a commit of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
+                f"a checkpoint of {len(arrays)} arrays with {len(facts)} bytes of facts is too large"
             )
         return cls(step, header, contiguous, facts, tuple(meta.get(NEEDS, ())))
 
@@ -111,8 +111,8 @@ def write(directory: Path, content: Content) -> int:
     return sum(file.size for file in files.values())
 
 
-def read(path: Path, step: int, expected: Expected | None = None) -> Commit:
-    """The commit in a directory, every byte verified first; raises Invalid, also for NaN and infinity in it.
+def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
+    """The checkpoint in a directory, every byte verified first; raises Invalid, also for NaN and infinity in it.
 
     With `expected`, one to go on from: raises Refusal when it holds another set of (path, dtype, shape), and Invalid
     when it has no history.
@@ -123,11 +123,11 @@ def read(path: Path, step: int, expected: Expected | None = None) -> Commit:
             _compare(path, held, expected)
             if not isinstance(meta.get("history"), dict):
                 raise Invalid(f"{META} has no history")
-        return Commit(step, path, meta, dict(_finite(tensors, held)))
+        return Checkpoint(step, path, meta, dict(_finite(tensors, held)))
 
 
 def check(path: Path, step: int) -> None:
-    """The same for a commit that is not needed itself; raises Invalid."""
+    """The same for a checkpoint that is not needed itself; raises Invalid."""
     with _verified(path, step) as (tensors, _):
         for _ in _finite(tensors, _held(tensors)):
             pass
@@ -143,7 +143,7 @@ def require_finite(path: str, array: np.ndarray) -> None:
 
 
 def needed_by(path: Path) -> list[int]:
-    """The steps of other commits that one may go back to, as its facts say; none where they cannot be read."""
+    """The steps of other checkpoints that one may go back to, as its facts say; none where they cannot be read."""
     with suppress(OSError, Invalid), open_directory(path) as fd:
         steps = _object(META, read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)).get(NEEDS, [])
         return [step for step in steps if isinstance(step, int)] if isinstance(steps, list) else []
@@ -190,7 +190,7 @@ def _halves(manifest: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """An open descriptor of the tensors and the facts of a whole commit.
+    """An open descriptor of the tensors and the facts of a whole checkpoint.
 
     In the end the manifest is made anew from what was read and compared byte by byte: no part of it, not
     even a blank, can have changed unnoticed.

@@ -1,4 +1,4 @@
-"""The newest valid commit of a run; what is damaged is passed over, and said. Imports no TensorFlow."""
+"""The newest valid checkpoint of a run; what is damaged is passed over, and said. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint_format
-from tl_dist.runs.checkpoint_format import BEST, NEEDS, Commit, Expected
+from tl_dist.runs.checkpoint_format import BEST, NEEDS, Checkpoint, Expected
 from tl_dist.runs.directory import RunDir, step_name, steps_in
 
 _LOGGER = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ def find(
     *,
     expected: Expected | None = None,
     log: Callable[[str], object] = _LOGGER.warning,
-) -> Commit | None:
-    """The commit that `at` names: "last", "best", the number of a step, or "": the best where the run keeps one.
+) -> Checkpoint | None:
+    """The checkpoint that `at` names: "last", "best", the number of a step, or "": the best where the run keeps one.
 
     None where the run has none at all. Refuses what is not there or not valid, and what `restore` refuses.
     """
@@ -48,7 +48,7 @@ def find(
             return read(run, best, expected=expected)
         except Refusal:
             if newest.step == max((step for step, _ in steps_in(run.checkpoints)), default=newest.step):
-                raise  # else its owner has replaced commits while they were read here
+                raise  # else its owner has replaced checkpoints while they were read here
 
 
 def refuse_unknown(at: str) -> None:
@@ -61,8 +61,8 @@ def refuse_unknown(at: str) -> None:
         )
 
 
-def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | None = None) -> Commit:
-    """The commit of a step; with `at_end` what the run ended with, where that is another. Refuses an invalid one."""
+def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | None = None) -> Checkpoint:
+    """The checkpoint of a step; with `at_end` what the run ended with, where that differs. Refuses an invalid one."""
     path = run.checkpoints / BEST
     if not at_end or not path.exists():
         path = run.checkpoints / step_name(step)
@@ -100,18 +100,18 @@ def restore(
     expected: Expected | None = None,
     strict: bool = False,
     log: Callable[[str], object] = _LOGGER.warning,
-) -> Commit | None:
-    """The newest valid commit, or None if there never was one; nothing on the disk is changed.
+) -> Checkpoint | None:
+    """The newest valid checkpoint, or None if there never was one; nothing on the disk is changed.
 
-    Damaged commits are passed over, and `log` is told which, why, and what is used instead; with `strict`
-    the first one is refused. Refused as well: commits of which none is valid, and a set of (path, dtype,
+    Damaged checkpoints are passed over, and `log` is told which, why, and what is used instead; with `strict`
+    the first one is refused. Refused as well: checkpoints of which none is valid, and a set of (path, dtype,
     shape) that is not exactly `expected`, a mapping from path to dtype name and shape.
     """
     directory = run_or_dir.checkpoints if isinstance(run_or_dir, RunDir) else Path(run_or_dir)
     for _ in range(3):
-        commits = steps_in(directory)
+        checkpoints = steps_in(directory)
         passed_over: list[tuple[int, str]] = []
-        for step, path in commits:
+        for step, path in checkpoints:
             try:
                 found = checkpoint_format.read(path, step, expected)
             except checkpoint_format.Invalid as problem:
@@ -122,14 +122,14 @@ def restore(
             for newer, why in passed_over:
                 log(f"{why}; going back to {path.name}: {newer - step} steps are done again.")
             return found
-        if not commits:
+        if not checkpoints:
             return None
-        if steps_in(directory) == commits:
+        if steps_in(directory) == checkpoints:
             break
-        # Their owner has replaced commits while they were read here: look again.
+        # Their owner has replaced checkpoints while they were read here: look again.
     shown = "; ".join(why for _, why in passed_over[:3])
     raise Refusal(
-        f"{directory}: {shown}{'; no commit is valid' if not strict else ''}.",
-        fix="restore the files from a copy, or move the commits away to start from step 0.",
+        f"{directory}: {shown}{'; no checkpoint is valid' if not strict else ''}.",
+        fix="restore the files from a copy, or move the checkpoints away to start from step 0.",
         code=ExitCode.UNSAFE,
     )

@@ -9,7 +9,7 @@ from tl_dist.runs.directory import RunDir, steps_in
 
 
 def opened(cfg: Config) -> tuple[RunDir, Config]:
-    """The run `cfg.source.run` and its config. Refuses another backbone, no commit, and a task not yet trained."""
+    """The run `cfg.source.run` and its config. Refuses another backbone, no checkpoint, and a task not yet trained."""
     if cfg.source is None or cfg.source.run is None:
         raise Refusal(
             f"the source task of '{cfg.name}' has not been trained.",

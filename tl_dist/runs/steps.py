@@ -1,4 +1,4 @@
-"""How the directory of a step's commit is named, below checkpoints/."""
+"""How the directory of a step's checkpoint is named, below checkpoints/."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _STEP_NAME = re.compile(r"step-(\d{8,18})")
 
 
 def step_name(step: int) -> str:
-    """The name of the commit of a step."""
+    """The name of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
 def steps_in(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Every entry that is named as a commit, the highest step first. Nothing is said about what it holds."""
+    """Every entry that is named as a checkpoint, the highest step first. Nothing is said about what it holds."""
     found = []
     for path in children(checkpoints):
         match = _STEP_NAME.fullmatch(path.name)

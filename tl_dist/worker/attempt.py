@@ -46,7 +46,7 @@ def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = 
         recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
         finished = all(_train_stage(setup, stage, recorder) for stage in setup.stages_left)
         setup.beat("saving", alone=True)
-        recorder.commit(wait=True)
+        recorder.save(wait=True)
         if finished:
             recorder.done()
     return ExitCode.DONE if finished else ExitCode.REQUEUE

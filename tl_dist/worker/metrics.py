@@ -138,9 +138,9 @@ class Metrics:
         """A record that somebody else has made."""
         self._write(record)
 
-    def commit(self, step: int) -> None:
+    def saved(self, step: int) -> None:
         """A checkpoint has become durable."""
-        self._write({"event": "commit", "step": step})
+        self._write({"event": "checkpoint", "step": step})
 
     def done(self, summary: Mapping[str, Any]) -> None:
         self._write({"event": "done", **summary})

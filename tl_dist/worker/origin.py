@@ -36,20 +36,20 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
         if file is not None:
             weights.load(network, file)
-    commit = checkpoint.find(run, at)
-    if commit is None:
+    saved = checkpoint.find(run, at)
+    if saved is None:
         raise Refusal(
             f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
     for path, variable in variables.items():
-        value = commit.arrays.get(f"optimizer/ema/{path}", commit.arrays.get(path))
+        value = saved.arrays.get(f"optimizer/ema/{path}", saved.arrays.get(path))
         if value is not None:
             variable.assign(value)
-    frozen = {path: v.numpy() for path, v in variables.items() if path not in commit.arrays}
+    frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
     if classifier.digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
             f"run {run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
-    return commit.step
+    return saved.step

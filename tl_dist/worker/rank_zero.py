@@ -41,7 +41,7 @@ class Recorder:
     def tell(self, record: Mapping[str, Any]) -> None:
         """One more record of the run."""
 
-    def commit(self, *, wait: bool = False) -> None:
+    def save(self, *, wait: bool = False) -> None:
         """Save the state of this step, unless it is saved already."""
 
     def commit_if(self, due: bool) -> None:
@@ -85,7 +85,7 @@ def recorder(
         checkpointer,
         setup.state,
         meta={"versions": agreement.versions(cfg), "precision": setup.precision},
-        commit_every_s=cfg.checkpoint.every_s,
+        save_every_s=cfg.checkpoint.every_s,
     )
 
 
@@ -100,9 +100,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class RankZero(Recorder):
-    """The recorder of rank 0. Commits when told, or asked to and `commit_every_s` after the last commit.
+    """The recorder of rank 0. Saves when told, or asked to and `save_every_s` after the last checkpoint.
 
-    `meta` is stored with each commit. A failed save is a note, and an error only when several in a row have failed.
+    `meta` is stored with each checkpoint. A failed save is a note, and an error only when several in a row have failed.
     """
 
     def __init__(
@@ -113,17 +113,17 @@ class RankZero(Recorder):
         state: TrainState,
         *,
         meta: Mapping[str, Any],
-        commit_every_s: float,
+        save_every_s: float,
     ) -> None:
         self._run = run
         self._metrics = metrics
         self._checkpointer = checkpointer
         self._state = state
         self._meta = meta
-        self._commit_every_s = commit_every_s
+        self._save_every_s = save_every_s
         self._last_save = self._began = time.monotonic()
         self._saved_step: int | None = state.step or None
-        self._announced: int | None = checkpointer.last_commit
+        self._announced: int | None = checkpointer.last_checkpoint
         self._figures: dict[str, Any] = {}
         self._best: dict[str, Any] = {}
         self.blocked_s = 0.0  # that training has waited for snapshots, and for a save before the last
@@ -163,7 +163,7 @@ class RankZero(Recorder):
     def tell(self, record: Mapping[str, Any]) -> None:
         self._metrics.tell(record)
 
-    def commit(self, *, wait: bool = False) -> None:
+    def save(self, *, wait: bool = False) -> None:
         if self._saved_step != self._state.step:
             start = time.monotonic()
             self._checkpointer.wait()  # the snapshot is written over the one before
@@ -175,8 +175,8 @@ class RankZero(Recorder):
             self._settle()
 
     def commit_if(self, due: bool) -> None:
-        if due or time.monotonic() - self._last_save >= self._commit_every_s:
-            self.commit()
+        if due or time.monotonic() - self._last_save >= self._save_every_s:
+            self.save()
 
     def nothing_to_save(self) -> None:
         self._saved_step = self._state.step
@@ -187,7 +187,7 @@ class RankZero(Recorder):
             self._checkpointer.save_best(self._state.step, self._state.arrays(), self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        """What is kept with a commit, beside the arrays."""
+        """What is kept with a checkpoint, beside the arrays."""
         history = self._state.history
         needs = {checkpoint_format.NEEDS: monitor.best_steps(history)} if monitor.KEY in history else {}
         return {**self._meta, "history": history, **needs}
@@ -208,7 +208,7 @@ class RankZero(Recorder):
         """Write down what the background writer has done since the last look."""
         for message in self._checkpointer.poll():
             self._metrics.note(message)
-        committed = self._checkpointer.last_commit
-        if committed is not None and committed != self._announced:
-            self._announced = committed
-            self._metrics.commit(committed)
+        saved = self._checkpointer.last_checkpoint
+        if saved is not None and saved != self._announced:
+            self._announced = saved
+            self._metrics.saved(saved)

@@ -183,15 +183,15 @@ def refuse_changed_code(run: RunDir, cfg: Config) -> None:
         )
 
 
-def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Commit | None:
+def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:
     """Set the state to a checkpoint, where there is one, on this process alone: `at` as in `checkpoint.find`.
 
     `log` gets a line for each checkpoint that had to be passed over.
     """
-    commit = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
-    if commit is not None:
-        setup.state.resume(commit.arrays, step=commit.step, history=commit.meta["history"])
-    return commit
+    saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
+    if saved is not None:
+        setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
+    return saved
 
 
 def go_back(setup: Setup, step: int) -> None:
@@ -199,8 +199,8 @@ def go_back(setup: Setup, step: int) -> None:
     state = setup.state
     setup.beat("loading a checkpoint", alone=True)
     if setup.is_first:
-        commit = checkpoint.read(setup.run, step, expected=state.layout)
-        state.resume(commit.arrays, step=step, history=state.history)
+        saved = checkpoint.read(setup.run, step, expected=state.layout)
+        state.resume(saved.arrays, step=step, history=state.history)
     setup.parallel.broadcast(list(state.variables.values()))
     state.agree_on(step, state.history)
 

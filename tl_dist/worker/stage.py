@@ -80,7 +80,7 @@ class StageTraining:
             if not (self._decide() and (self._selection.stopped or self._train(every)) and self._decide()):
                 return False
         # The weights of the stage are final: keep them before spending time on figures or on another prefix.
-        self._recorder.commit()
+        self._recorder.save()
         if self._stage is not setup.stages[-1]:
             self._go_back_to_best()
             setup.state.advance(self._stage.end - setup.state.step)
@@ -151,7 +151,7 @@ class StageTraining:
         if self._selection.best:
             (step, _), *_ = self._selection.best
             self._setup.beat("saving", alone=True)
-            self._recorder.commit(wait=True)
+            self._recorder.save(wait=True)
             if step != self._setup.state.step:
                 go_back(self._setup, step)
                 self._settle_statistics()

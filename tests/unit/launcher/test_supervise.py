@@ -50,7 +50,7 @@ acts = json.loads(os.environ["SCRIPT"])[str(rank)]
 for act, *args in acts[min(attempt, len(acts)) - 1]:
     if act == "beat":
         beats.beat(rank, "training", args[0])
-    elif act == "commit":
+    elif act == "checkpoint":
         (run / "checkpoints" / f"step-{args[0]:08d}").mkdir(exist_ok=True)
     elif act == "record":
         with (run / "metrics.jsonl").open("a") as file:
@@ -150,9 +150,9 @@ def test_exit_code_zero_without_the_marker_is_a_failure(tmp_path: Path) -> None:
     assert len(attempts(run)) == 3
 
 
-def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_commit(tmp_path: Path) -> None:
+def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     script: Script = {
-        "0": [[["commit", 3], ["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
+        "0": [[["checkpoint", 3], ["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
         "1": [[["beat", 0], ["meet"], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
     }
     end, run, shown = end_of(tmp_path, script)
@@ -214,16 +214,16 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
     assert [path.name for path in run.attempts.iterdir()] == ["0001.json"]
 
 
-def test_restarts_end_when_none_brings_a_newer_commit(tmp_path: Path) -> None:
+def test_restarts_end_when_none_brings_a_newer_checkpoint(tmp_path: Path) -> None:
     end, run, shown = end_of(tmp_path, {"0": [[["kill", 9]]]})
     assert isinstance(end, Refusal) and end.code == ExitCode.NO_REQUEUE
-    assert "2 restarts in a row brought no newer commit" in str(end)
+    assert "2 restarts in a row brought no newer checkpoint" in str(end)
     assert "fewer workers or accumulate" in end.fix
     assert len(attempts(run)) == 3 and "restart 2 of 2" in shown
 
 
-def test_a_newer_commit_starts_the_count_anew(tmp_path: Path) -> None:
-    acts = [[["commit", k], ["exit", 70]] for k in (1, 1, 2, 3)]
+def test_a_newer_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
+    acts = [[["checkpoint", k], ["exit", 70]] for k in (1, 1, 2, 3)]
     end, run, _ = end_of(tmp_path, {"0": [*acts, [["done"], ["exit", 0]]]})
     assert end == ExitCode.DONE
     assert [attempt["from_step"] for attempt in attempts(run)] == [0, 1, 1, 2, 3]

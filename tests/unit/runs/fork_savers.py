@@ -15,7 +15,7 @@ from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock
 
-from .save_commits import state
+from .save_checkpoints import state
 
 
 def traced() -> bool:

@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, from the newest valid commit, or the difference is named."""
+"""What is saved comes back bit for bit, from the newest valid checkpoint, or the difference is named."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def save(run, *steps, keep=3):
     with Checkpointer(run, keep=keep, owned=owned) as saver:
         for step in steps:
             saver.save(step, state(step), {"epoch": step / 10, "history": {}}, wait=True)
-            assert saver.last_commit == step, saver.poll()
+            assert saver.last_checkpoint == step, saver.poll()
         return saver.poll()
 
 
@@ -148,10 +148,10 @@ def test_what_cannot_be_kept_is_an_error_of_the_caller(run, arrays, meta):
     assert steps(run) == []
 
 
-# --- which commit comes back --------------------------------------------------------------------------------
+# --- which checkpoint comes back --------------------------------------------------------------------------------
 
 
-def test_no_commit_is_none(run, tmp_path):
+def test_no_checkpoint_is_none(run, tmp_path):
     assert restore(run) is None
     assert restore(tmp_path / "nowhere") is None
     (run.checkpoints / "notes.txt").write_text("")
@@ -160,7 +160,7 @@ def test_no_commit_is_none(run, tmp_path):
     assert restore(run) is None
 
 
-def test_the_newest_commit_comes_back_by_number_not_by_name_or_time(run):
+def test_the_newest_checkpoint_comes_back_by_number_not_by_name_or_time(run):
     save(run, 99_999_999, 100_000_000, 7)
     os.utime(run.checkpoints / "step-00000007")
     assert restore(run).step == 100_000_000
@@ -170,7 +170,7 @@ def test_the_newest_commit_comes_back_by_number_not_by_name_or_time(run):
 @pytest.mark.parametrize(
     "name", [checkpoint_format.TENSORS, checkpoint_format.META, checkpoint_format.MANIFEST]
 )
-def test_a_damaged_commit_is_passed_over_loudly(run, name):
+def test_a_damaged_checkpoint_is_passed_over_loudly(run, name):
     save(run, 10, 20, 30)
     damage(run, 30, name)
     damage(run, 20, name)
@@ -184,7 +184,7 @@ def test_a_damaged_commit_is_passed_over_loudly(run, name):
         assert f"{step - 10} steps" in text
     assert "step-00000030" in refused(ExitCode.UNSAFE, restore, run, strict=True)
     damage(run, 10, name)
-    assert "no commit is valid" in refused(ExitCode.UNSAFE, restore, run)
+    assert "no checkpoint is valid" in refused(ExitCode.UNSAFE, restore, run)
 
 
 def test_restore_changes_nothing_on_the_disk(run):
@@ -200,7 +200,7 @@ def test_restore_changes_nothing_on_the_disk(run):
     assert everything() == before
 
 
-def test_a_commit_that_is_replaced_while_it_is_read_is_looked_for_again(run, monkeypatch):
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_looked_for_again(run, monkeypatch):
     save(run, 10)
     read = checkpoint_format.read
 
@@ -213,7 +213,7 @@ def test_a_commit_that_is_replaced_while_it_is_read_is_looked_for_again(run, mon
     assert restore(run).step == 20
 
 
-def test_a_state_that_is_not_finite_ends_the_run_and_the_last_commit_stays(run):
+def test_a_state_that_is_not_finite_ends_the_run_and_the_last_checkpoint_stays(run):
     """Not the loss scale that a run in float16 has lowered, nor a number that is only large."""
     for kind in (np.nan, np.inf, -np.inf):
         broken = state(20) | {"dense/bias": np.array([np.finfo(np.float32).max, 0, kind], np.float32)}
@@ -222,11 +222,11 @@ def test_a_state_that_is_not_finite_ends_the_run_and_the_last_commit_stays(run):
             saver.save(20, broken, {}, wait=True)
             text = refused(ExitCode.NO_REQUEUE, saver.poll)
         assert "step 20 was not saved: 'dense/bias' holds numbers that are not finite" in text
-        assert "the last commit is step 10" in text
+        assert "the last checkpoint is step 10" in text
         assert steps(run) == [step_name(10)]
 
 
-def test_a_commit_that_is_not_finite_is_passed_over_and_replaced(run, monkeypatch):
+def test_a_checkpoint_that_is_not_finite_is_passed_over_and_replaced(run, monkeypatch):
     """Bit for bit as an earlier version wrote it."""
     save(run, 10)
     with monkeypatch.context() as patch:
@@ -241,7 +241,7 @@ def test_a_commit_that_is_not_finite_is_passed_over_and_replaced(run, monkeypatc
 
 
 @pytest.mark.parametrize("meta", [{}, {"history": 5}, {"history": [1]}, {"history": None}])
-def test_a_commit_without_history_is_passed_over_by_who_goes_on_from_it(run, meta):
+def test_a_checkpoint_without_history_is_passed_over_by_who_goes_on_from_it(run, meta):
     save(run, 10)
     with Checkpointer(run, keep=3, owned=owned) as saver:
         saver.save(20, state(20), meta, wait=True)
@@ -286,15 +286,15 @@ def test_saving_does_not_hold_the_caller_up_until_the_next_save(run, gate):
         blocked_s = saver.save(1, state(1), {})
         assert blocked_s < 5  # of the 20 that the writer would wait
         assert saver.busy
-        assert (saver.last_commit, saver.poll()) == (None, [])
+        assert (saver.last_checkpoint, saver.poll()) == (None, [])
         threading.Timer(0.1, gate.set).start()
         second_s = saver.save(2, state(2), {})
         assert gate.is_set()  # it waited for the first
-        assert saver.last_commit in (1, 2)
+        assert saver.last_checkpoint in (1, 2)
         assert saver.blocked_s == pytest.approx(blocked_s + second_s)
     assert not saver.busy
     assert restore(run).step == 2
-    assert [text.split(":")[0] for text in saver.poll()] == ["step 1 committed", "step 2 committed"]
+    assert [text.split(":")[0] for text in saver.poll()] == ["step 1 saved", "step 2 saved"]
     assert saver.poll() == []
 
 
@@ -318,7 +318,7 @@ def test_leaving_the_context_waits_for_the_save_in_flight_also_after_an_error(ru
 # --- retention ----------------------------------------------------------------------------------------------
 
 
-def test_the_newest_commits_are_kept(run):
+def test_the_newest_checkpoints_are_kept(run):
     save(run, 10, 20, 30, 40, keep=2)
     assert steps(run) == ["step-00000030", "step-00000040"]
     save(run, 50, keep=1)
@@ -333,7 +333,7 @@ def save_needing(run, needs, keep=1):
         return saver
 
 
-def test_what_a_kept_commit_may_go_back_to_is_kept_besides(run):
+def test_what_a_kept_checkpoint_may_go_back_to_is_kept_besides(run):
     save_needing(run, {10: [10], 20: [20, 10], 30: [20, 10], 40: [20, 10]})
     assert steps(run) == ["step-00000010", "step-00000020", "step-00000040"]
     save_needing(
@@ -344,7 +344,7 @@ def test_what_a_kept_commit_may_go_back_to_is_kept_besides(run):
     assert steps(run) == ["step-00000050", "step-00000060"]
 
 
-def test_a_commit_is_found_by_what_it_is(run):
+def test_a_checkpoint_is_found_by_what_it_is(run):
     assert [checkpoint.find(run, at) for at in ("", "last", "best")] == [None] * 3
     save_needing(run, {10: []})
     assert checkpoint.find(run).step == 10
@@ -358,7 +358,7 @@ def test_a_commit_is_found_by_what_it_is(run):
     assert "step-00000020 is not valid" in refused(ExitCode.UNSAFE, checkpoint.find, run)
 
 
-def test_what_a_run_ended_with_is_found_before_the_commit_of_its_step_and_replaced_by_another(run):
+def test_what_a_run_ended_with_is_found_before_the_checkpoint_of_its_step_and_replaced_by_another(run):
     saver = save_needing(run, {20: [20], 40: [20]})
     for value in (7, 8):
         saver.save_best(20, state(value), {"history": {}})
@@ -384,7 +384,7 @@ def test_where_one_that_is_needed_cannot_be_saved_no_later_one_is(run, monkeypat
     assert steps(run) == ["step-00000010"]
 
 
-def test_leftovers_never_count_as_commits_and_are_removed_at_the_start(run):
+def test_leftovers_never_count_as_checkpoints_and_are_removed_at_the_start(run):
     save(run, 10, 20)
     for name in (".tmp-step-00000030-a", ".trash-step-00000031-b"):
         (run.checkpoints / name).mkdir()
@@ -397,7 +397,7 @@ def test_leftovers_never_count_as_commits_and_are_removed_at_the_start(run):
     assert run.path.exists()
 
 
-def test_a_damaged_newer_commit_never_costs_a_valid_one(run):
+def test_a_damaged_newer_checkpoint_never_costs_a_valid_one(run):
     """The run went back from 40 to 20: until 40 is reached again it must displace nothing."""
     save(run, 20, 40)
     damage(run, 40)
@@ -408,14 +408,14 @@ def test_a_damaged_newer_commit_never_costs_a_valid_one(run):
             assert steps(run) == [step_name(one) for one in left]
 
 
-def test_a_commit_with_missing_files_does_not_count(run):
+def test_a_checkpoint_with_missing_files_does_not_count(run):
     save(run, 10, 20, 30)
     (run.checkpoints / "step-00000030" / checkpoint_format.META).unlink()
     save(run, 40, keep=2)
     assert steps(run) == ["step-00000020", "step-00000040"]
 
 
-def test_saving_a_step_again_keeps_a_valid_commit_and_replaces_a_damaged_one(run):
+def test_saving_a_step_again_keeps_a_valid_checkpoint_and_replaces_a_damaged_one(run):
     save(run, 10, 20)
     before = (run.checkpoints / "step-00000020").stat()
     assert "it was there" in save(run, 20)[0]
@@ -427,7 +427,7 @@ def test_saving_a_step_again_keeps_a_valid_commit_and_replaces_a_damaged_one(run
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "empty", "full"])
-def test_whatever_lies_in_the_place_of_a_commit_is_replaced(run, kind, tmp_path):
+def test_whatever_lies_in_the_place_of_a_checkpoint_is_replaced(run, kind, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("keep me")
@@ -461,7 +461,7 @@ def test_the_manifest_lists_size_and_sha256_of_each_file(run):
         assert facts == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def test_a_commit_under_the_name_of_another_step_is_not_valid(run):
+def test_a_checkpoint_under_the_name_of_another_step_is_not_valid(run):
     save(run, 10)
     (run.checkpoints / "step-00000010").rename(run.checkpoints / "step-00000099")
     assert "another step" in refused(ExitCode.UNSAFE, restore, run)
@@ -474,7 +474,7 @@ def test_a_later_format_is_said_to_be_one(run):
     assert "format 2" in refused(ExitCode.UNSAFE, restore, run)
 
 
-def test_a_clean_commit_is_never_called_damaged(run):
+def test_a_clean_checkpoint_is_never_called_damaged(run):
     save(run, 10)
     start = time.monotonic()
     for _ in range(200):

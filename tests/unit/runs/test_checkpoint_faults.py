@@ -1,4 +1,4 @@
-"""Whatever goes wrong while saving: the commit before stays loadable, the run goes on, nothing wrong is loaded."""
+"""Whatever goes wrong while saving: the checkpoint before stays loadable, the run goes on, nothing wrong is loaded."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ from tl_dist.runs.checkpoint import Checkpointer, restore
 from tl_dist.runs.directory import RunDir, step_name
 from tl_dist.runs.lock import Lock
 
-from .save_commits import state
+from .save_checkpoints import state
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
 EXPECTED = {path: (array.dtype.name, array.shape) for path, array in state(0).items()}
@@ -49,12 +49,19 @@ def save(run, *steps, keep=3):
     with Checkpointer(run, keep=keep, owned=owned) as saver:
         for step in steps:
             saver.save(step, state(step), {"history": {}}, wait=True)
-            assert saver.last_commit == step, saver.poll()
+            assert saver.last_checkpoint == step, saver.poll()
 
 
 def start(run, keep, *steps, failpoint=None) -> subprocess.Popen:
     trap = {"TL_ALLOW_FAILPOINTS": "1", "TL_FAILPOINT": failpoint} if failpoint else {}
-    command = [sys.executable, "-m", "tests.unit.runs.save_commits", run.path, str(keep), *map(str, steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.unit.runs.save_checkpoints",
+        run.path,
+        str(keep),
+        *map(str, steps),
+    ]
     process = subprocess.Popen(
         command, env=ENVIRONMENT | trap, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -107,16 +114,16 @@ AFTER_RENAME = ["after_rename", "trash_renamed", "mid_rmtree", "mid_rmtree:2"]
 
 
 @pytest.mark.parametrize("place", BEFORE_RENAME + AFTER_RENAME)
-def test_killed_at_a_named_place_the_last_commit_is_there_and_the_next_start_cleans_up(run, place):
+def test_killed_at_a_named_place_the_last_checkpoint_is_there_and_the_next_start_cleans_up(run, place):
     save(run, 10)
     name, _, nth = place.partition(":")
     killed = start(run, 1, 20, failpoint=f"checkpoint.{name}{':' + nth if nth else ''}=kill")
     assert finish(killed)[0] == -signal.SIGKILL
-    committed = 20 if place in AFTER_RENAME else 10
-    assert_is_state_of(restore(run, expected=EXPECTED, strict=True), committed)
+    saved = 20 if place in AFTER_RENAME else 10
+    assert_is_state_of(restore(run, expected=EXPECTED, strict=True), saved)
     with Lock.acquire(run) as lock, Checkpointer(run, keep=1, owned=lock.owned) as saver:
         assert all(name.startswith("step-") for name in entries(run))
-        assert_is_state_of(restore(run, strict=True), committed)
+        assert_is_state_of(restore(run, strict=True), saved)
         saver.save(20, state(20), {"history": {}}, wait=True)
         assert_is_state_of(restore(run, strict=True), 20)
         assert entries(run) == ["step-00000020"]
@@ -193,7 +200,7 @@ def test_killed_or_failed_at_every_system_call_of_one_save(tmp_path, savers):
     calls = savers.calls_of_one_save(first)
     assert {name for name, _ in calls} >= {"mkdir", "openat", "write", "fsync", "rename", "unlink"}
     assert len(calls) > 20
-    outcomes = {"kept": 0, "committed": 0, "failed": 0, "survived": 0}
+    outcomes = {"kept": 0, "saved": 0, "failed": 0, "survived": 0}
     for name, number in calls:
         for error in ("EIO:signal=SIGKILL", "EIO" if number % 2 else "ENOSPC"):
             run = make_run(tmp_path / f"{name}-{number}-{error[-6:]}")
@@ -206,12 +213,16 @@ def test_killed_or_failed_at_every_system_call_of_one_save(tmp_path, savers):
             if "SIGKILL" in error:
                 assert os.WIFSIGNALED(status), (name, number)
                 assert found.step in (10, 20)
-                outcomes["kept" if found.step == 10 else "committed"] += 1
+                outcomes["kept" if found.step == 10 else "saved"] += 1
             else:
                 said = (run.path / "said").read_text()
                 assert found.step == 21, (name, number, said)
                 outcomes["failed" if "saving step 20 failed" in said else "survived"] += 1
-                assert re.search("Input/output error|No space left|committed", said), (name, number, said)
+                assert re.search(r"Input/output error|No space left|step \d+ saved", said), (
+                    name,
+                    number,
+                    said,
+                )
             save(run, 20, 30, keep=1)
             assert_is_state_of(restore(run, strict=True), 30)
             assert entries(run) == ["step-00000030"]
@@ -264,13 +275,13 @@ def test_on_a_full_disk_training_goes_on_until_too_many_saves_in_a_row_have_fail
     big = {"kernel": np.zeros(100_000, np.float32)}
     with Checkpointer(run, keep=2, owned=owned, max_failed=3) as saver:
         saver.save(1, state(1), {"history": {}}, wait=True)
-        assert "committed" in saver.poll()[0]
+        assert re.match(r"step \d+ saved: ", saver.poll()[0])
         for step in (2, 3):
             saver.save(step, big, {"history": {}}, wait=True)
             (text,) = saver.poll()
             assert "No space left on device" in text
             assert "training continues" in text
-            assert "last commit is step 1" in text
+            assert "last checkpoint is step 1" in text
         assert entries(run) == ["step-00000001"]
         saver.save(4, state(4), {"history": {}}, wait=True)  # a save that works forgives the ones before
         saver.poll()
@@ -279,7 +290,7 @@ def test_on_a_full_disk_training_goes_on_until_too_many_saves_in_a_row_have_fail
         text = refused(ExitCode.STORAGE, saver.poll)
     assert "3 saves in a row failed" in text
     assert "No space left on device" in text
-    assert "last commit is step 4" in text
+    assert "last checkpoint is step 4" in text
     assert_is_state_of(restore(run, strict=True), 4)
 
 
@@ -319,11 +330,11 @@ def test_any_error_in_the_writer_is_a_failed_save_and_no_dead_thread(run, monkey
                 saver.save(1, state(1), {"history": {}}, wait=True)
             assert "FailpointReached" in saver.poll()[0]
         saver.save(1, state(1), {"history": {}}, wait=True)
-        assert "committed" in saver.poll()[0]
+        assert re.match(r"step \d+ saved: ", saver.poll()[0])
     assert entries(run) == ["step-00000001"]
 
 
-def test_old_commits_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatch):
+def test_old_checkpoints_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatch):
     save(run, 1)
     monkeypatch.setattr(
         checkpoint, "_remove", lambda path: (_ for _ in ()).throw(OSError(16, "Device or resource busy"))
@@ -331,7 +342,7 @@ def test_old_commits_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatc
     with Checkpointer(run, keep=1, owned=owned) as saver:
         saver.save(2, state(2), {"history": {}}, wait=True)
         said = saver.poll()
-    assert "step 2 committed" in said[0]
+    assert "step 2 saved" in said[0]
     assert "busy" in said[1]
     assert_is_state_of(restore(run), 2)
 
@@ -339,7 +350,7 @@ def test_old_commits_that_cannot_be_removed_do_not_fail_the_save(run, monkeypatc
 # --- two writers --------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_writer_that_was_replaced_commits_nothing_when_it_wakes(run):
+def test_a_stopped_writer_that_was_replaced_saves_nothing_when_it_wakes(run):
     """Frozen between its last look at the lock and its rename, the worst place there is."""
     save(run, 10)
     old = start(run, 2, 20, failpoint="checkpoint.before_rename=stop")
@@ -357,7 +368,7 @@ def test_a_stopped_writer_that_was_replaced_commits_nothing_when_it_wakes(run):
         code, report = finish(old)
         assert code == ExitCode.CANNOT_CREATE
         assert "taken over" in report["error"]
-        assert saver.last_commit == 15
+        assert saver.last_checkpoint == 15
         assert entries(run) == ["step-00000010", "step-00000015"]
         assert lock.owned()
 
@@ -387,7 +398,7 @@ def test_a_writer_replaced_at_any_place_renames_nothing_and_is_told(run, monkeyp
         monkeypatch.setattr(checkpoint, "failpoint", replaced)
         saver.save(20, state(20), {"history": {}}, wait=True)
         assert "taken over" in refused(ExitCode.CANNOT_CREATE, saver.poll)
-        assert saver.last_commit is None
+        assert saver.last_checkpoint is None
         saver.save(30, state(30), {"history": {}}, wait=True)
         refused(ExitCode.CANNOT_CREATE, saver.poll)
     assert entries(run) == ["step-00000010", step_name(new_step)]
@@ -416,7 +427,7 @@ def test_a_lock_that_cannot_be_read_is_a_failed_save_and_not_a_lost_run(run):
         saver.save(1, state(1), {"history": {}}, wait=True)
         assert "Input/output error" in saver.poll()[0]
         saver.save(1, state(1), {"history": {}}, wait=True)
-        assert "committed" in saver.poll()[0]
+        assert re.match(r"step \d+ saved: ", saver.poll()[0])
 
 
 # --- damaged files ------------------------------------------------------------------------------------------
@@ -446,7 +457,7 @@ def test_every_single_changed_bit_and_every_truncation_is_found(run):
     assert num_cases > 5000
 
 
-def test_after_random_damage_the_commit_before_is_used_and_both_are_named(run):
+def test_after_random_damage_the_checkpoint_before_is_used_and_both_are_named(run):
     save(run, 10, 20)
     directory = run.checkpoints / step_name(20)
     chance = random.Random(1)
@@ -508,7 +519,7 @@ HOSTILE_HEADERS = {
 
 
 def plant(run, step, tensors: bytes, meta: bytes = b"{}") -> Path:
-    """A commit whose manifest proves whatever it holds: made by somebody who can compute digests too."""
+    """A checkpoint whose manifest proves whatever it holds: made by somebody who can compute digests too."""
     directory = run.checkpoints / step_name(step)
     directory.mkdir()
     written = {}
@@ -523,7 +534,7 @@ def container(header, data=bytes(8)) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def test_the_planted_commits_are_loadable_when_nothing_is_wrong_with_them(run):
+def test_the_planted_checkpoints_are_loadable_when_nothing_is_wrong_with_them(run):
     plant(run, 20, container({"a": entry(), "__metadata__": {"format": "np"}}))
     assert restore(run, strict=True).arrays["a"].tolist() == [0, 0]
 
@@ -614,7 +625,7 @@ def test_what_is_no_regular_file_is_not_opened(run, name, kind, tmp_path):
     assert "step-00000020" in said[0]
 
 
-def test_a_link_in_place_of_a_commit_is_not_followed(run, tmp_path):
+def test_a_link_in_place_of_a_checkpoint_is_not_followed(run, tmp_path):
     save(run, 10, 20)
     for number, target in enumerate([run.checkpoints / "step-00000020", Path("/etc"), tmp_path / "nowhere"]):
         (run.checkpoints / step_name(30 + number)).symlink_to(target)
@@ -662,7 +673,7 @@ def test_a_failpoint_acts_at_its_name_rank_and_turn_only(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"\0\0\0\0\1\0\0\0\0"
 
 
-def test_a_commit_corrupted_by_a_failpoint_is_passed_over(run):
+def test_a_checkpoint_corrupted_by_a_failpoint_is_passed_over(run):
     save(run, 10)
     assert finish(start(run, 2, 20, failpoint="checkpoint.after_rename=corrupt"))[0] == 0
     said = []

@@ -1,4 +1,4 @@
-"""A power cut at any moment: the disk as it was then holds every commit that had been acknowledged."""
+"""A power cut at any moment: the disk as it was then holds every checkpoint that had been acknowledged."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ acknowledged = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
 with Checkpointer(run, keep=2, owned=lambda: True) as saver:
     for step in range(1, 10**8):
         saver.save(step, {"kernel": np.full(30_000, step, np.float32)}, {}, wait=True)
-        assert saver.last_commit == step, saver.poll()
+        assert saver.last_checkpoint == step, saver.poll()
         os.pwrite(acknowledged, str(step).encode(), 0)
 """
 
@@ -56,7 +56,7 @@ def all_threads_stopped(pid) -> bool:
     return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
-def test_after_a_power_cut_every_acknowledged_commit_is_there(disk, tmp_path):
+def test_after_a_power_cut_every_acknowledged_checkpoint_is_there(disk, tmp_path):
     image, place, place_of_copy = disk
     acknowledged = tmp_path / "acknowledged"
     writer = subprocess.Popen(

@@ -486,7 +486,7 @@ def test_a_read_only_disk_is_refused_at_the_start(tmp_path):
         subprocess.run(["umount", run.path], check=True)
 
 
-def test_only_canonical_step_names_are_commits(tmp_path):
+def test_only_canonical_step_names_are_checkpoints(tmp_path):
     names = [
         "step-00000012",
         "step-123456789",

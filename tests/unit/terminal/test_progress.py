@@ -140,7 +140,7 @@ def test_a_log_gets_whole_lines_now_and_then_and_the_last_step() -> None:
 def test_notes_and_evaluations_are_always_shown_as_text() -> None:
     note = {"event": "note", "text": "resumed from [bold]step[/] 7 " + "x" * 100}
     resumed = [{"event": "resumed", "step": step} for step in (0, 1200)]
-    lines = plain([note, EVALUATION, {"event": "commit", "step": 3}, {"event": "?"}, *resumed], [])
+    lines = plain([note, EVALUATION, {"event": "checkpoint", "step": 3}, {"event": "?"}, *resumed], [])
     assert lines == [note["text"], evaluation_line(EVALUATION), "resumed from step 1,200"]
 
 

@@ -1,6 +1,6 @@
-"""A run's writer without a model: takes the lock, restores, and commits some steps. Tests kill it.
+"""A run's writer without a model: takes the lock, restores, and saves some steps. Tests kill it.
 
-    python -m tests.unit.runs.save_commits RUN_DIR KEEP STEP...
+    python -m tests.unit.runs.save_checkpoints RUN_DIR KEEP STEP...
 
 Prints one JSON object: the step restored, and everything the checkpointer said.
 """
