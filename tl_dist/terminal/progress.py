@@ -249,7 +249,7 @@ def _clock_time(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
 
 
-def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType:
+def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType | None:
     pairs = sorted(
         ((n, true, k) for true, row in enumerate(counts) for k, n in enumerate(row) if k != true and n),
         key=lambda pair: (-pair[0], pair[1:]),
@@ -258,7 +258,9 @@ def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Re
     return _error_table(largest, sum(n for n, *_ in pairs))
 
 
-def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType:
+def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType | None:
+    if not num_errors:
+        return None
     from rich.table import Table
 
     from tl_dist.terminal.console import plain
