@@ -44,7 +44,7 @@ class Recorder:
     def save(self, *, wait: bool = False) -> None:
         """Save the state of this step, unless it is saved already."""
 
-    def commit_if(self, due: bool) -> None:
+    def save_if(self, due: bool) -> None:
         """The same between two steps, where it is due or the last one is long ago."""
 
     def nothing_to_save(self) -> None:
@@ -174,7 +174,7 @@ class RankZero(Recorder):
             self._checkpointer.wait()
             self._settle()
 
-    def commit_if(self, due: bool) -> None:
+    def save_if(self, due: bool) -> None:
         if due or time.monotonic() - self._last_save >= self._save_every_s:
             self.save()
 

@@ -99,7 +99,7 @@ class StageTraining:
         """All steps, and what falls due between them; False when asked to stop."""
         setup, cfg = self._setup, self._setup.cfg
         self._show_images()
-        commit_every = cfg.checkpoint.every_steps or self._stage.end
+        save_every = cfg.checkpoint.every_steps or self._stage.end
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
         batches = setup.parallel.feed(_train_batches(setup, self._given, rows))
@@ -109,7 +109,7 @@ class StageTraining:
             batches,
             self._run_steps,
             setup.parallel,
-            cadence=loop.Cadence([cfg.report.every_steps, *every.values(), commit_every], self._stage.end),
+            cadence=loop.Cadence([cfg.report.every_steps, *every.values(), save_every], self._stage.end),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.factor,
             stop_requested=partial(setup.stop_requested, "stepping"),
         ):
@@ -129,8 +129,8 @@ class StageTraining:
                 break
             # After what decides, so that no checkpoint lacks a decision about its own step; `run` keeps the last one.
             if report.step < self._stage.end:
-                due = loop.is_due(report.step, commit_every) or self._selection.keeps_step
-                self._recorder.commit_if(due)
+                due = loop.is_due(report.step, save_every) or self._selection.keeps_step
+                self._recorder.save_if(due)
             setup.beat("stepping")
         return True
 
