@@ -44,6 +44,15 @@ RUNS = {
         "optimizer.ema=0.8",
         "evaluation.views=[flip]",
     ),
+    # Ends with weights that are not the last.
+    "best": (
+        "model.train_from=all",
+        "steps=20",
+        "optimizer.name=adam",
+        "optimizer.learning_rate=0.01",
+        "evaluation.every_epochs=0.5",
+        "checkpoint.best.metric=accuracy",
+    ),
     "computed": ("classifier.name=logistic", "data.resize=stretch"),
 }
 
@@ -112,6 +121,8 @@ def test_the_bits_are_those_of_the_evaluation(workspace: Workspace, name: str) -
     kept = evaluated(name)
     found = tl.Run(f"runs/{name}").predict(files_of(kept))
     assert found.ids.tolist() == files_of(kept) and not found.errors
+    assert found.step == kept.step
+    assert name != "best" or found.step < 20
     assert len(np.unique(found.probabilities)) > len(kept.ids)
     assert found.probabilities.tobytes() == kept.probabilities.tobytes()
 
