@@ -156,18 +156,18 @@ def test_stopped_and_killed_before_in_and_after_what_decides_it_ends_with_the_sa
     assert rates(run) == rates(clean)
 
 
-def test_three_workers_decide_as_one_and_two_of_another_strategy_go_on_as_they_would(
+def test_two_replicas_decide_as_one_worker_and_three_workers_of_another_strategy_go_on_alike(
     workspace: Workspace,
 ) -> None:
     run, clean = workspace.run("moved"), workspace.run("clean")
     process = workspace.start(
-        workspace.argv("moved", "--strategy=horovod", "-n3"),
+        workspace.argv("moved", "--strategy=mirrored", "-n2"),
         TL_FAILPOINT="evaluation.figures:5=kill",
         TL_ALLOW_FAILPOINTS="1",
     )
     said, _ = process.communicate(timeout=240)
     assert process.returncode != 0 and [r["step"] for r in records(run, "evaluation")] == [3, 6, 9, 12], said
-    workspace.train("moved", "--strategy=mirrored", "-n2")
+    workspace.train("moved", "--strategy=horovod", "-n3")
     for key in ("step", "average_of", "metric"):
         assert best_of(run)[key] == best_of(clean)[key]
     np.testing.assert_allclose(rates(run), RATES, rtol=1e-6)
