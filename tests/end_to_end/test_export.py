@@ -18,9 +18,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import tl_dist as tl
+from tests.doubles import build
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.models.export import preprocess
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
 from tl_dist.worker import model_card
 
 pytestmark = [  # of Keras, as it saves, and of tf2onnx
@@ -175,6 +177,27 @@ def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None
         interpreter.invoke()
         found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
     np.testing.assert_allclose(found, expected[:60], atol=0.15 if numbers == "int8" else 0.02)
+
+
+def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tmp_path: Path) -> None:
+    """Features of unlike scale, standardized before the fit: their weights are as unlike."""
+    from tl_dist.worker.restored import restored
+
+    config = folder / "logistic.yaml"
+    text = CONFIG.format(path=folder / "images", precision="float32", resize="resize: stretch")
+    kept = [line for line in text.splitlines() if not line.startswith(("steps", "model", "optimizer"))]
+    weights = folder / "tiny.weights.h5"
+    build(image_size=16).network.save_weights(weights)
+    model = (
+        f"model: {{backbone: tiny, weights: '{weights}', pooling: both, layers: [block1, block2, block3]}}"
+    )
+    config.write_text("\n".join([*kept, model, "classifier: {name: logistic}"]))
+    run = tl.train(tl.load_config(config), runs=folder / "runs", here=True)
+    assert run.scores["test"]["accuracy"] > 0.8
+    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3)).astype(np.uint8)
+    dense, written_out = (restored(RunDir.open(run.path), dense_head=flag).model for flag in (True, False))
+    np.testing.assert_allclose(dense.predict(images), written_out.predict(images), atol=1e-5)
+    assert run.export("litert", tmp_path / "made", numbers="int8", min_agreement=0)["num_agreeing"] >= 177
 
 
 def test_a_cropped_network_in_bfloat16(folder: Path, tmp_path: Path) -> None:

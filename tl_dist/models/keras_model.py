@@ -14,13 +14,20 @@ from tl_dist.models.backbones import Backbone, preprocess
 
 
 def assemble(
-    backbone: Backbone, cfg: Config, arrays: Mapping[str, np.ndarray], network: Any, num_classes: int
+    backbone: Backbone,
+    cfg: Config,
+    arrays: Mapping[str, np.ndarray],
+    network: Any,
+    num_classes: int,
+    *,
+    dense_head: bool = True,
 ) -> Any:
     """A functional `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
 
     Made of Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built anew,
     since the batch-norm layers of `network`, which has its weights, are not Keras's own. `arrays` has those of the head
-    by path (`head/logits/kernel`).
+    by path (`head/logits/kernel`). Without `dense_head` the last layer is
+    written as products and their sum, the same function: a converter to 8 bits leaves those in float32.
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
     own = backbone.build((size, size, 3))
@@ -36,8 +43,13 @@ def assemble(
     if settings.hidden:
         dense["hidden"] = keras.layers.Dense(settings.hidden, activation="relu", name="hidden")
         features = dense["hidden"](features)
-    dense["logits"] = keras.layers.Dense(num_classes, dtype="float32", name="logits")
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(dense["logits"](features))
+    if dense_head:
+        dense["logits"] = keras.layers.Dense(num_classes, dtype="float32", name="logits")
+        logits = dense["logits"](features)
+    else:
+        wide = keras.ops.expand_dims(keras.ops.cast(features, "float32"), -1)
+        logits = keras.ops.sum(wide * arrays["head/logits/kernel"], axis=1) + arrays["head/logits/bias"]
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     for name, layer in dense.items():
         layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])
     return keras.Model(images, probabilities, name=cfg.name)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.datasets.decoding import JPEG_OPTIONS
 from tl_dist.files.atomic import reason, temporary_name, write_atomically
@@ -43,7 +44,10 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
     alone = ["strategy=single", "workers=1", "evaluation.views=[]"]
     data = setup(run, cores=cores, overrides=alone) if request.check != "none" else None
     # Only TensorFlow's own runtimes compute in bfloat16.
-    own = restored(run, request.at, precision=None if request.to in ("savedmodel", "keras") else "float32")
+    precision = None if request.to in ("savedmodel", "keras") else "float32"
+    # Of a computed classifier the weights hold the scale of each feature: in 8 bits most of them would be 0.
+    dense_head = request.numbers != "int8" or not config_file.load(run.config_file).classifier.computed
+    own = restored(run, request.at, precision=precision, dense_head=dense_head)
     with _directory(Path(request.out)) as directory:
         _write(directory, form, own, request)
         report = {

@@ -33,8 +33,10 @@ class Restored:
     """the precision of the run"""
 
 
-def restored(run: RunDir, at: str = "", *, precision: str | None = None) -> Restored:
+def restored(run: RunDir, at: str = "", *, precision: str | None = None, dense_head: bool = True) -> Restored:
     """The model of a checkpoint, `at` as in `checkpoint.find`; `precision` in place of the run's own.
+
+    `dense_head` as `assemble` has it.
 
     Refuses a run that has none, and what `origin.restore` refuses.
     """
@@ -46,7 +48,7 @@ def restored(run: RunDir, at: str = "", *, precision: str | None = None) -> Rest
         step = origin.restore(run, cfg, built.network, variables, at)
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         backbone = registry.backbone(cfg.model.backbone)
-        model = assemble(backbone, cfg, head, built.network, len(class_names))
+        model = assemble(backbone, cfg, head, built.network, len(class_names), dense_head=dense_head)
     return Restored(model, cfg, class_names, step, precision, identity["precision"])
 
 
