@@ -81,6 +81,20 @@ def test_the_rate_drops_the_run_stops_and_ends_with_the_mean_of_the_best(workspa
     assert notes[-1].endswith("the mean of steps 9, 12, 21")
 
 
+def test_its_steps_are_those_of_a_schedule_that_drops_the_rate_there(workspace: Workspace) -> None:
+    per_epoch = STOPPED / records(workspace.run("clean"), "train")[-1]["epoch"]
+    cfg = tl.load_config(
+        workspace.directory / "trial.yaml", "name=step", f"steps={STOPPED}", "optimizer.schedule.name=step",
+        f"optimizer.schedule.drop_at_epochs=[{14.5 / per_epoch}]", "optimizer.schedule.metric=null",
+        "optimizer.schedule.patience=3",
+    )  # fmt: skip
+    run = tl.train(cfg, runs=workspace.directory / "runs", here=True)
+    expected = {record["step"]: record["loss"] for record in run.history()}
+    found = losses(workspace.run("clean"))
+    assert found.keys() == expected.keys() and len(found) == STOPPED
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-5)
+
+
 def test_what_is_averaged_is_kept_beside_the_newest_and_its_mean_is_numpys(workspace: Workspace) -> None:
     run = workspace.run("clean")
     assert [step for step, _ in steps_in(run.checkpoints)] == AVERAGED[::-1]  # keep: 1
