@@ -18,6 +18,7 @@ import struct
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -45,7 +46,7 @@ from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.shard_index import read_shard
-from tl_dist.models.backbones import hdf5, sources
+from tl_dist.models.backbones import foreign_files, hdf5
 from tl_dist.refusal import Refusal
 
 MEMORY = 1 << 30  # bytes that a parser may add to those of the process
@@ -405,9 +406,9 @@ def _(content: bytes, folder: Path) -> None:
         open_csv(data(folder / "t.csv", "csv"))
 
 
-NETWORK: Any = SimpleNamespace(
-    name="tiny", weights=[SimpleNamespace(path="a/kernel", shape=(3, 2), dtype="float32")], layers=[]
-)
+KERNEL = SimpleNamespace(path="a/kernel", shape=(3, 2), dtype="float32")
+LAYER = SimpleNamespace(weights=[KERNEL], trainable_weights=[KERNEL], non_trainable_weights=[])
+NETWORK: Any = SimpleNamespace(name="tiny", weights=[KERNEL], layers=[LAYER])
 
 
 @functools.cache
@@ -422,7 +423,7 @@ def weights() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     with suppress(Refusal):
-        sources._read_safetensors(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
+        foreign_files._read_safetensors(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
 
 
 @functools.cache
@@ -440,6 +441,23 @@ def _(content: bytes, folder: Path) -> None:
     (folder / "x.h5").write_bytes(content)
     with suppress(Refusal):
         hdf5.read(folder / "x.h5")
+
+
+@functools.cache
+def keras_archives() -> list[bytes]:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", keras_files()[0])
+    return [file.getvalue()]
+
+
+@target(".keras file", damaged(keras_archives), [])
+def _(content: bytes, folder: Path) -> None:
+    (folder / "x.keras").write_bytes(content)
+    with suppress(Refusal, ValueError):
+        foreign_files._read_keras(folder / "x.keras", folder / "x.keras", NETWORK)
+    assert os.listdir(folder) == ["x.keras"]
 
 
 # ------------------------------------------------------------------------------------------- play

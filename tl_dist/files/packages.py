@@ -27,7 +27,8 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([
 """An exact version of one package. Nothing else is accepted, so no option or address can reach the client."""
 
 _DOWNLOAD_S = 3600.0
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""what reading a damaged or hostile zip archive may raise"""
 # Where one member is a file and the directory of another.
 _CLASH = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _LONGEST_NAME = 1024  # bytes of a path in a wheel
@@ -180,14 +181,15 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> N
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
-            _check(wheel.infolist(), max_bytes)
+            check_members(wheel.infolist(), max_bytes)
             target.mkdir()
             wheel.extractall(target)  # reads no more than the sizes that were checked, and compares the CRCs
-    except (*_DAMAGE, *_CLASH) as error:
+    except (*DAMAGE, *_CLASH) as error:
         raise _unsafe(archive, str(error) or type(error).__name__) from error
 
 
-def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
+def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
+    """Raise ValueError, with a reason to show, for an archive that is not safe to unpack."""
     if len(members) > limits.PACKAGE_MEMBERS or sum(entry.file_size for entry in members) > max_bytes:
         raise ValueError(f"it holds more than {max_bytes} bytes or {limits.PACKAGE_MEMBERS} files")
     names = set()
@@ -203,7 +205,7 @@ def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
         if len(os.fsencode(name)) > _LONGEST_NAME or max(len(os.fsencode(part)) for part in parts) > 255:
             raise ValueError(f"member {name[:80]!r}... has a longer name than a file can have")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"member {name!r} is compressed as no wheel is")
+            raise ValueError(f"member {name!r} is compressed in an unusual way")
         names.add(name)
 
 

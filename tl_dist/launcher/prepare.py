@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tl_dist.config import Config, registry
 from tl_dist.files import packages
 from tl_dist.models.backbones import weights
+from tl_dist.refusal import shortened
 
 Say = Callable[[str], None]
 
@@ -36,7 +37,9 @@ def fetch_weights(cfg: Config) -> str:
     file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
     assert file is not None, "random weights have no file"
     size = file.path.stat().st_size / 1e6
-    return f"weights '{model.weights}' for {model.backbone}: {size:,.1f} MB, sha256 {file.sha256[:12]}"
+    others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
+    of = f"'{model.weights}' for {model.backbone}"
+    return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
 
 
 def data_package(cfg: Config) -> str | None:

