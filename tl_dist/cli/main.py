@@ -90,6 +90,15 @@ def train(
 
 
 @app.command()
+def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
+    """Fetch the data and the weights of a config once, as train does before it starts; as on a login node."""
+    from tl_dist.cli.train import Request, prepare_config
+
+    prepare_config(Request(config, overrides or ()), _console())
+    return ExitCode.DONE
+
+
+@app.command()
 def worker(run: RunPath) -> int:
     """Act as one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
     from tl_dist.cli.join import become_worker

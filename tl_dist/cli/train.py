@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -156,6 +157,15 @@ def prepare_shown(cfg: Config, console: Console) -> None:
             say=lambda text: show_line(console, text, style="dim"),
             busy=lambda text: status.update(plain(f"preparing {text}")) if status else None,
         )
+
+
+def prepare_config(request: Request, console: Console) -> None:
+    """Fetch what a config, and its source task, would fetch before they train."""
+    cfg = request.load()
+    tasks = [config_source.of_source(cfg)] if cfg.source is not None and cfg.source.data is not None else []
+    for task in (*tasks, cfg):
+        prepare_shown(task, console)
+    show_line(console, f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")
 
 
 def require_horovod(cfg: Config) -> None:

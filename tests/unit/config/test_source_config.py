@@ -90,7 +90,7 @@ SIMPLE = "data: {name: digits}\nmodel: {backbone: tiny, weights: random}\noptimi
         ("{run: runs/x, steps: 3}", r"source\.steps is for a task that is trained first"),
         ("{data: {name: synthetic}}", "needs exactly one of epochs and steps"),
         ("{data: {name: synthetic}, steps: 3, epochs: 1}", "needs exactly one of epochs and steps"),
-        ("{data: {name: cifar10}, steps: 3}", r"source task: dataset 'cifar10' needs data\.path"),
+        ("{data: {name: csv}, steps: 3}", r"source task: dataset 'csv' needs data\.path"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused(source: str, why: str) -> None:

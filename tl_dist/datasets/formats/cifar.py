@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in the files their publisher offers: the Python pickles and the binary records."""
+"""CIFAR-10 and CIFAR-100 in the files their publisher offers: the Python pickles and the binary records.
+
+Without `data.path` the publisher's archive of pickles is downloaded once, by the digest that Keras pins as well.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,17 @@ from tl_dist.datasets.arrays import array_source
 from tl_dist.datasets.files import bytes_in, directory_of, size_of
 from tl_dist.datasets.split import divide
 from tl_dist.files import limits
+from tl_dist.files.downloads import Archive, fetch_archive
 from tl_dist.refusal import ExitCode, Refusal
 
+CIFAR10_ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+CIFAR100_ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+)
 _PIXELS = 3 * 32 * 32
 
 
@@ -83,13 +95,13 @@ class _Part(NamedTuple):
 
 
 def open_cifar10(data: DataConfig) -> Splits:
-    """CIFAR-10 (Krizhevsky 2009) with its official test split, from `data.path` or its directory there."""
-    return _open(_CIFAR10, "fine", data)
+    """CIFAR-10 (Krizhevsky 2009) with its official test split, from `data.path`, its directory there, or the cache."""
+    return _open(_CIFAR10, CIFAR10_ARCHIVE, "fine", data)
 
 
 def open_cifar100(data: DataConfig) -> Splits:
     """CIFAR-100 with `data.labels` (100 fine or 20 coarse classes), found as CIFAR-10 is."""
-    return _open(_CIFAR100, data.labels, data)
+    return _open(_CIFAR100, CIFAR100_ARCHIVE, data.labels, data)
 
 
 def is_cifar10(path: Path, names: Set[str]) -> bool:
@@ -109,8 +121,8 @@ def is_cifar100(path: Path, names: Set[str]) -> bool:
     )
 
 
-def _open(cifar: _Cifar, kind: str, data: DataConfig) -> Splits:
-    root, binary = _find(cifar, data)
+def _open(cifar: _Cifar, archive: Archive, kind: str, data: DataConfig) -> Splits:
+    root, binary = _find(cifar, archive, data)
     read = _read_binary if binary else _read_python
     names = {k: _class_names(cifar, k, root, binary) for k in cifar.labels}
 
@@ -125,10 +137,11 @@ def _open(cifar: _Cifar, kind: str, data: DataConfig) -> Splits:
     return {**divide(train, data, strata=strata, test=False), "test": test}
 
 
-def _find(cifar: _Cifar, data: DataConfig) -> tuple[Path, bool]:
+def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool]:
     """The directory of the files, and whether they are binary: preferred, for those need no pickle."""
     address = f"https://www.cs.toronto.edu/~kriz/{cifar.archive}-binary.tar.gz"
-    path = directory_of(data, f"the unpacked files of {address}")
+    expected = f"the unpacked files of {address}"
+    path = fetch_archive(archive) if data.path is None else directory_of(data, expected)
     files = (*cifar.train, cifar.test)
     for folder, suffix in ((cifar.binary, ".bin"), (cifar.python, "")):
         for root in (path / folder, path):

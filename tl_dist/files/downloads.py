@@ -1,0 +1,144 @@
+"""Archives from the addresses of their publishers, each with the digest that it must have."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+
+from tl_dist.files import atomic, limits
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.packages import locked, user_cache
+from tl_dist.refusal import ExitCode, Refusal
+
+_SILENT_S = 30.0  # of a connection, after which it is given up
+_MODE = 0o700
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A .tar.gz that anybody may download."""
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
+    """The directory that the unpacked archive is in.
+
+    The first call downloads, later ones only look; of several processes at once, one does the work. A file of its name
+    that a person put into `CACHE/archives` is used instead of the network. What is there is whole: it was renamed into
+    place. Refuses what cannot be had, another digest, and an archive that would write outside its place.
+    """
+    archives = (cache or user_cache()) / "archives"
+    home = archives / archive.name.removesuffix(".tar.gz")
+    if not home.is_dir():
+        try:
+            with locked(archives / f".{home.name}.lock"):
+                if not home.is_dir():
+                    _obtain(archive, home)
+        except OSError as error:
+            raise Refusal(
+                f"{archive.name} cannot be stored in {archives}: {atomic.reason(error)}.",
+                fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
+                code=ExitCode.STORAGE,
+            ) from error
+    return home
+
+
+def _obtain(archive: Archive, home: Path) -> None:
+    """Download and unpack beside `home`, then commit by one rename."""
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
+        brought = home.parent / archive.name
+        copy = Path(scratch) / archive.name
+        pieces = _of_file(brought) if brought.exists() else _of_network(archive, brought)
+        digest = atomic.write_file(copy, pieces, sync=False).sha256
+        if digest != archive.sha256:
+            raise Refusal(
+                f"{brought if brought.exists() else archive.url} has sha256 {digest}, not {archive.sha256}.",
+                fix="obtain the file of the publisher; if it is the publisher's, do not use it, and report this.",
+                code=ExitCode.UNSAFE,
+            )
+        _unpack(copy, Path(scratch) / "unpacked")
+        try:
+            (Path(scratch) / "unpacked").rename(home)
+        except OSError:
+            # Where locks do nothing, another process may have committed the same files first.
+            if not home.is_dir():
+                raise
+
+
+def _of_file(path: Path) -> Iterator[bytes]:
+    with open(open_regular(path, links=True), "rb") as file:
+        yield from iter(lambda: file.read(atomic.CHUNK_BYTES), b"")
+
+
+def _of_network(archive: Archive, brought: Path) -> Iterator[bytes]:
+    """The bytes of the address, no more than `limits.ARCHIVE`; a connection that is cut is a refusal."""
+    # Neither files nor FTP: a redirect to one ends in an error.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    received = 0
+    try:
+        with opener.open(archive.url, timeout=_SILENT_S) as answer:
+            expected = int(answer.headers.get("Content-Length") or 0)
+            while piece := answer.read(atomic.CHUNK_BYTES):
+                received += len(piece)
+                if received > limits.ARCHIVE:
+                    raise ValueError(f"it is larger than {limits.ARCHIVE:,} bytes")
+                yield piece
+        if received < expected:  # http.client raises nothing for a body that was read in pieces
+            raise EOFError(f"the connection ended after {received:,} of {expected:,} bytes")
+    except (OSError, HTTPException, ValueError, EOFError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it holds the connection
+        why = getattr(error, "reason", None) or error
+        raise Refusal(
+            f"{archive.url} cannot be downloaded: {str(why)[:200] or type(error).__name__}.",
+            fix=f"run the command again; or download it where there is internet, and bring the file to {brought}.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def _unpack(path: Path, target: Path) -> None:
+    """Write the regular files and directories of an archive below `target`, which must not exist."""
+    left = limits.ARCHIVE_UNPACKED
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            target.mkdir(_MODE)
+            for number, member in enumerate(archive):
+                left -= member.size
+                if left < 0 or number >= limits.ARCHIVE_MEMBERS:
+                    raise ValueError(
+                        f"it holds more than {limits.ARCHIVE_UNPACKED:,} bytes or {limits.ARCHIVE_MEMBERS:,} files"
+                    )
+                if not (member.isreg() or member.isdir()):
+                    raise ValueError(f"member {member.name!r} is a link or a special file")
+                archive.extract(member, target, filter="data")
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
+        raise Refusal(
+            f"{path.name} is not unpacked: {error}.",
+            fix="obtain the archive again from a source that you trust.",
+            code=ExitCode.UNSAFE,
+        ) from error
