@@ -33,6 +33,8 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist cv": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist tune": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
+    "tl-dist serve": "runs until it is stopped: tests/end_to_end/test_serve.py",
+    "curl": "asks the server: tests/end_to_end/test_serve.py",
     "horovodrun": "tests/end_to_end/test_launchers.py",
     "mpirun": "tests/end_to_end/test_launchers.py",
     "tl-dist submit configs/smoke.yaml --nodes 2 --time 8:00:00": "needs Slurm: tests/cluster/test_submit.py",

@@ -1,4 +1,4 @@
-"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `export` and `compare`."""
+"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `export`, `serve` and `compare`."""
 
 from __future__ import annotations
 
@@ -87,6 +87,26 @@ def export(
         report = export_run(opened, request, say=lambda text: show_line(console, text, style="dim"))
     show(target, report, console)
     return ExitCode.DONE
+
+
+@trained_app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="directory of a run or of an export")],
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free")] = 8501,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; another than this lets others in")
+    ] = "127.0.0.1",
+    at: At = "",
+) -> int:
+    """Answer HTTP requests with a model, in the shape of TensorFlow Serving, and show a page to drop images on."""
+    from tl_dist.cli.serve import become_server, reachable_by_others
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_line
+
+    if reachable_by_others(host):
+        warning = f"whoever can reach {host} can use this server: it asks for no password"
+        show_line(Console(), warning, style="yellow")
+    become_server(path, host=host, port=port, at=at)
 
 
 @trained_app.command()

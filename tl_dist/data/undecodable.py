@@ -92,10 +92,11 @@ def _failure(source: Source, index: int) -> str | None:
             image: Any = source.read(tf.constant(index, tf.int64))[0]
             image.numpy()
     except (*READ_ERRORS, ValueError) as error:  # what Python code raises is a ValueError outside of a graph
-        return f"cannot be decoded: {_first_line(error)}"
+        return f"cannot be decoded: {first_line(error)}"
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What TensorFlow says went wrong, without the name of the operation."""
     text = " ".join((getattr(error, "message", str(error)) or type(error).__name__).split())
     return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\].*$", "", text)[:160].rstrip(".")

@@ -57,6 +57,13 @@ CHECKPOINT_MANIFEST = 64 * KIB
 CHECKPOINT_HEADER = 16 * MIB
 FEATURE_MANIFEST = 16 * MIB
 
+# Requests to a server
+SERVED_BODY = 32 * MIB
+SERVED_IMAGES = 256  # of one request
+SERVED_WAITING = 512  # images, of all requests
+SERVED_CONNECTIONS = 64
+SERVED_PIXELS = 64_000_000  # of one image: cameras have 61 million; 1 GiB while it is resized
+
 # Peers
 HOSTS = 65_536  # of a Slurm job
 WORKERS = 1_000_000  # of a job

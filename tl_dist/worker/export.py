@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -39,7 +38,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
     place of a directory that no export has made. Nothing of the run is changed. `cores`: as `setup` takes it.
     """
     form = format_of(request.to, request.numbers)
-    _require(form.packages)
+    form.require()
     # The model has one view: the mean over several is the evaluation's.
     alone = ["strategy=single", "workers=1", "evaluation.views=[]"]
     data = setup(run, cores=cores, overrides=alone) if request.check != "none" else None
@@ -136,16 +135,6 @@ def _directory(target: Path) -> Iterator[Path]:
     finally:
         for left in (made, old):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _require(packages: Sequence[str]) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Refusal(
-            f"{' and '.join(missing)} is not installed.",
-            fix="pip install 'tl_dist[export]'.",
-            code=ExitCode.USAGE,
-        )
 
 
 def _size(path: Path) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tl_dist.refusal import ExitCode, Refusal
@@ -18,6 +19,21 @@ class Format:
     """the types in which it can keep weights"""
     packages: tuple[str, ...] = ()
     """what writing and running it needs beside TensorFlow, by the names under which they are imported"""
+
+    def require(self) -> None:
+        """Refuse (64) where one of them is not installed."""
+        require(self.packages, extra="export")
+
+
+def require(packages: Sequence[str], *, extra: str) -> None:
+    """Refuse (64) where one of the packages of an extra is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Refusal(
+            f"{' and '.join(missing)} is not installed.",
+            fix=f"pip install 'tl_dist[{extra}]'.",
+            code=ExitCode.USAGE,
+        )
 
 
 FORMATS: Mapping[str, Format] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,17 @@ def _saved_model(file: Path, threads: int) -> Predict:
 
 def _keras(file: Path, threads: int) -> Predict:
     import keras
-    import tensorflow as tf
 
     model = keras.models.load_model(file, compile=False)
-    compiled = tf.function(lambda images: model(images, training=False), autograph=False)
-    return lambda images: np.asarray(compiled(tf.constant(images)))
+    return compiled(lambda images: model(images, training=False), model.input_shape)
+
+
+def compiled(model: Callable[[Any], Any], shape: Sequence[int | None]) -> Predict:
+    """A function of a batch of TensorFlow's as one graph, for batches of any size."""
+    import tensorflow as tf
+
+    graph = tf.function(model, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    return lambda images: np.asarray(graph(tf.constant(images)))
 
 
 def _onnx(file: Path, threads: int) -> Predict:

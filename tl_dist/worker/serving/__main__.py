@@ -1,0 +1,122 @@
+"""The process of `tl-dist serve`, which has looked at the command line and opened the socket."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.files import limits
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.console import Console, plain
+
+if TYPE_CHECKING:
+    from tl_dist.worker.serving.served import Served
+
+
+def main() -> int:
+    """Serve until a signal says to stop, which is the orderly end; a refusal is one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.worker.serving", description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--socket", type=int, required=True, help="descriptor of one that listens")
+    parser.add_argument("--public", action="store_true", help="others than this machine may ask, by any name")
+    parser.add_argument("--at", default="")
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped_early)
+    try:
+        return _serve(options, Console())
+    except Refusal as refusal:
+        Console(stderr=True).print(plain(f"error: {refusal}"), soft_wrap=True)
+        return refusal.code
+
+
+def _serve(options: argparse.Namespace, console: Console) -> int:
+    cores = len(os.sched_getaffinity(0))
+    with _remarks_held_back():
+        from tl_dist.worker.__main__ import import_keras
+
+        import_keras()
+        from tl_dist.worker.serving import served
+
+        if (options.path / "export.json").is_file():
+            model = served.of_export(options.path, cores=cores)
+        else:
+            model = served.of_run(RunDir.open(options.path), options.at, cores=cores)
+    with socket.socket(fileno=options.socket) as listening:
+        return _answer(model, listening, console, cores=cores, public=options.public)
+
+
+def _answer(model: Served, listening: socket.socket, console: Console, *, cores: int, public: bool) -> int:
+    """Answer requests until a signal comes."""
+    import uvicorn
+
+    from tl_dist.worker.serving.app import application
+    from tl_dist.worker.serving.metrics import Metrics
+    from tl_dist.worker.serving.requests import Answers
+
+    host, port = listening.getsockname()[:2]
+    metrics = Metrics()
+    names = ["*"] if public else [host, f"[{host}]", "localhost"]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            _say(console, f"{model.name}, step {model.version:,}, on {address} (Ctrl-C stops it)", "bold")
+
+    config = uvicorn.Config(
+        application(Answers(model, metrics, cores=cores), hosts=names),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=limits.SERVED_CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Also while it starts; and at the end uvicorn raises the signal that has stopped it once more.
+        signal.signal(number, server.handle_exit)
+    server.run([listening])
+    _say(console, f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
+    return ExitCode.DONE
+
+
+@contextmanager
+def _remarks_held_back() -> Iterator[None]:
+    """What TensorFlow writes as it starts is shown only with a failure; no setting of it is silent."""
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                log.seek(0)
+                os.write(shown, log.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(plain(text, style), soft_wrap=True)
+
+
+def _stopped_early(*_: Any) -> None:
+    os.write(1, b"stopped before the model was loaded\n")
+    os._exit(ExitCode.DONE)  # TensorFlow may be in the middle of its import
+
+
+if __name__ == "__main__":
+    sys.exit(main())

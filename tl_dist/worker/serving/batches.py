@@ -1,0 +1,56 @@
+"""Images of several requests put together: one thread computes, and takes what waits, up to a batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Condition, Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.files import limits
+from tl_dist.models.export.runtime import Predict
+
+BATCH = 32
+
+
+class Full(Exception):
+    """More images wait than are taken."""
+
+
+class Batches:
+    """Answers come as soon as there are any: a batch never waits for more images to come."""
+
+    def __init__(self, predict: Predict, computed: Callable[[int], None] = lambda images: None) -> None:
+        """`computed` is told the size of each batch."""
+        self._predict, self._computed = predict, computed
+        self._waiting: deque[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = deque()
+        self._arrived = Condition()
+        Thread(target=self._work, name="batches", daemon=True).start()
+
+    def put(self, images: Sequence[NDArray[np.uint8]]) -> list[Future[NDArray[np.float32]]]:
+        """The probabilities of each image, to come; raises Full, with none of them taken."""
+        asked = [(image, Future[NDArray[np.float32]]()) for image in images]
+        with self._arrived:
+            if len(self._waiting) + len(asked) > limits.SERVED_WAITING:
+                raise Full
+            self._waiting += asked
+            self._arrived.notify()
+        return [answer for _, answer in asked]
+
+    def _work(self) -> None:
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._waiting)
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            try:
+                rows = self._predict(np.stack([image for image, _ in batch]))
+                self._computed(len(batch))
+                for (_, answer), row in zip(batch, rows, strict=True):
+                    answer.set_result(row)
+            except Exception as error:  # is that of the requests, and not the end of all later ones
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)

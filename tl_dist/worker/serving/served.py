@@ -1,0 +1,140 @@
+"""The model that is served, of a run or of an export, and how an image file becomes its input: as for the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tl_dist.config import file as config_file
+from tl_dist.data.resize import resize
+from tl_dist.data.undecodable import READ_ERRORS, first_line
+from tl_dist.datasets.decoding import decode_rgb
+from tl_dist.datasets.headers import dimensions, fault
+from tl_dist.datasets.location import Location
+from tl_dist.features.views import apply_views, views_of
+from tl_dist.files import limits
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import read_file
+from tl_dist.models.export import format_of
+from tl_dist.models.export.runtime import Predict, compiled, opened
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.worker.restored import restored
+from tl_dist.worker.setup import start_tensorflow
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model with its name and version, which is the step of its checkpoint."""
+
+    name: str
+    version: int
+    class_names: Sequence[str]
+    image_size: int
+    predict: Predict
+    decode: Callable[[bytes], NDArray[np.uint8]]
+    """uint8 [size, size, 3] from the bytes of an image file; ValueError with the reason where they are none"""
+
+
+def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
+    """The model of a checkpoint, `at` as in `checkpoint.find`, of a run that may be in use; `cores` as for `setup`."""
+    cfg = config_file.load(run.config_file)
+    start_tensorflow(cfg, cores)
+    own = restored(run, at)
+    views = cfg.evaluation.views
+
+    def predict(images: tf.Tensor) -> tf.Tensor:
+        """The mean over the test-time views of the run, as its evaluation takes it."""
+        rows = tf.ones(tf.shape(images)[:1], tf.int32)
+        every = [apply_views(images, views, view * rows) for view in range(views_of(views))]
+        return tf.reduce_mean([own.model(one, training=False) for one in every], axis=0)
+
+    return _checked(
+        run.name,
+        own.step,
+        own.class_names,
+        int(own.model.input_shape[1]),
+        cfg.data.kept_fraction,
+        compiled(predict, own.model.input_shape),
+    )
+
+
+def of_export(directory: Path, *, cores: int) -> Served:
+    """What `tl-dist export` has made, in its own runtime."""
+    try:
+        report, settings = (
+            json.loads(read_file(directory / name, max_bytes=limits.EVALUATION))
+            for name in ("export.json", "classes.json")
+        )
+        form = format_of(report["to"], report["numbers"])
+        form.require()
+        predict = opened(report["to"], directory / form.file, threads=cores)
+        return _checked(
+            str(report["run"]),
+            int(report["step"]),
+            [str(name) for name in settings["class_names"]],
+            int(settings["image_size"]),
+            settings["crop_fraction"],
+            predict,
+        )
+    except Refusal:
+        raise
+    except Exception as error:  # of whatever kind the runtime has
+        raise Refusal(
+            f"{directory} is no export that can be served ({reason(error)}).",
+            fix="export the run again.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def _checked(
+    name: str,
+    version: int,
+    class_names: Sequence[str],
+    size: int,
+    crop: float | None,
+    predict: Predict,
+) -> Served:
+    """The model, which has answered once: the first request does not wait for its compilation."""
+    found = predict(np.zeros((1, size, size, 3), np.uint8)).shape
+    if found != (1, len(class_names)):
+        raise ValueError(f"its answer has shape {found}, for {len(class_names)} classes")
+    return Served(name, version, class_names, size, predict, decoder(size, crop))
+
+
+def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8]]:
+    """How `tl-dist predict` reads a file, for bytes that came by a request."""
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    def read(encoded: tf.Tensor) -> tf.Tensor:
+        return resize(decode_rgb(encoded), size, crop)
+
+    def decode(encoded: bytes) -> NDArray[np.uint8]:
+        _refuse_by_header(encoded)
+        try:
+            with tf.device("CPU:0"):
+                return np.asarray(read(tf.constant(encoded)))
+        except READ_ERRORS as error:
+            raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+
+    return decode
+
+
+def _refuse_by_header(encoded: bytes) -> None:
+    """Raise ValueError for what its header says cannot be decoded, or would take too much."""
+    # A file in memory: the same check as of a file on a disk.
+    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        file.write(encoded)
+        found = fault(Location(Path(f"/proc/self/fd/{file.fileno()}")))
+    if found is not None:
+        raise ValueError(found.reason)
+    kind, width, height = dimensions(encoded[: limits.IMAGE_HEADER])
+    if width * height > limits.SERVED_PIXELS:
+        raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
