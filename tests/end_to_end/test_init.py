@@ -48,6 +48,21 @@ def test_a_folder_is_trained_by_one_command_and_the_same_command_finds_it(tmp_pa
     assert refused.returncode == ExitCode.CANNOT_CREATE and "Fix: train it" in refused.stderr
 
 
+def test_processes_of_a_launcher_do_not_each_write_a_config(tmp_path: Path) -> None:
+    folder = digits(tmp_path / "folder", 40)
+    environment = {**os.environ, "HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1"}
+    done = subprocess.run(
+        [TL_DIST, "train", str(folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.USAGE and "Fix: write it first: tl-dist init" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_on_gpus_the_whole_network_is_fine_tuned(tmp_path: Path) -> None:
     folder = digits(tmp_path / "folder", 200)
     config = tl.load_config(init(folder, tmp_path / "gpu.yaml", lambda text: None, NODE))

@@ -52,6 +52,16 @@ def is_data(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
+def refuse_launcher(path: Path, started_by_launcher: bool) -> None:
+    """Refuses (64) a data set in place of a config where several processes would each write one."""
+    if started_by_launcher:
+        raise Refusal(
+            f"{path} is a data set, and each process of this launcher would write a config for it.",
+            fix=f"write it first: tl-dist init {path}; then launch that.",
+            code=ExitCode.USAGE,
+        )
+
+
 def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None) -> Path:
     """Write a config for the data set at `path`, and the manifest of its splits beside it; where the config is.
 

@@ -71,12 +71,13 @@ def train(
     runs: Root = Path("runs"),
 ) -> int:
     """Train to the end. The same command resumes a run that was stopped or failed."""
-    from tl_dist.cli.init import config_for, is_data
+    from tl_dist.cli.init import config_for, is_data, refuse_launcher
     from tl_dist.cli.train import Request
     from tl_dist.parallel.slots import started_by_launcher
     from tl_dist.terminal.tables import show_line
 
     if is_data(config):
+        refuse_launcher(config, started_by_launcher(os.environ))
         console = _console()
         config = config_for(config, lambda text: show_line(console, text))
     request = Request(config, overrides or (), strategy, workers, runs)
