@@ -52,11 +52,11 @@ def is_data(path: Path) -> bool:
     return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
-def refuse_launcher(path: Path, started_by_launcher: bool) -> None:
+def refuse_launcher(path: Path, launcher: str | None) -> None:
     """Refuses (64) a data set in place of a config where several processes would each write one."""
-    if started_by_launcher:
+    if launcher is not None:
         raise Refusal(
-            f"{path} is a data set, and each process of this launcher would write a config for it.",
+            f"{path} is a data set, and each process of {launcher} would write a config for it.",
             fix=f"write it first: tl-dist init {path}; then launch that.",
             code=ExitCode.USAGE,
         )
