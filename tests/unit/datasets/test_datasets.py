@@ -218,9 +218,7 @@ def test_synthetic_classes_can_be_told_apart() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize(
-    "name", ["cifar10", "cifar100", "csv", "image_folder", "imagenet", "packed", "tfrecord"]
-)
+@pytest.mark.parametrize("name", ["csv", "image_folder", "imagenet", "packed", "tfrecord"])
 def test_a_dataset_of_files_asks_for_its_directory(name: str) -> None:
     with pytest.raises(Refusal) as refused:
         splits_of(name)
