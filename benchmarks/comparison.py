@@ -32,6 +32,7 @@ BENCHMARKS = (
     "extraction_workers",
     "preprocessing",
     "predict_speed",
+    "export",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 
