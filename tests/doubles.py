@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from tests.normalised import NORMALISED
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
@@ -154,3 +156,17 @@ def given_to(
     return StageInput(
         stage or setup.stages[0], net or setup.model, Read(lambda *_: (None, None)), {}, features
     )
+
+
+def digit_files(folder: Path, num: int, size: tuple[int, int] = (20, 24), *, jpeg_every: int = 0) -> Path:
+    """`num` of scikit-learn's digits, resized, in a folder for each class: PNG, each `jpeg_every`-th a JPEG."""
+    found = load_digits()
+    for k in range(num):
+        directory = folder / f"digit {found.target[k]}"
+        directory.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray((found.images[k] * 15).astype(np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        suffix = "jpg" if jpeg_every and k % jpeg_every == 0 else "png"
+        image.convert("RGB").save(directory / f"{k:04d}.{suffix}")
+    return folder

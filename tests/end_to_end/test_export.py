@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import tl_dist as tl
-from tests.doubles import build
+from tests.doubles import build, digit_files
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.models.export import preprocess
 from tl_dist.refusal import ExitCode, Refusal
@@ -47,14 +45,7 @@ runtime: {{threads: 1}}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """900 digits of 24 x 20 pixels: PNG, of which every fifth is a JPEG."""
     root = tmp_path_factory.mktemp("export")
-    digits = load_digits()
-    for k in range(900):
-        directory = root / "images" / f"digit {digits.target[k]}"
-        directory.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray((digits.images[k] * 15).astype(np.uint8)).resize(
-            (20, 24), Image.Resampling.BICUBIC
-        )
-        image.convert("RGB").save(directory / (f"{k:04d}.jpg" if k % 5 == 0 else f"{k:04d}.png"))
+    digit_files(root / "images", 900, jpeg_every=5)
     return root
 
 
@@ -197,7 +188,9 @@ def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tm
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3)).astype(np.uint8)
     dense, written_out = (restored(RunDir.open(run.path), dense_head=flag).model for flag in (True, False))
     np.testing.assert_allclose(dense.predict(images), written_out.predict(images), atol=1e-5)
-    assert run.export("litert", tmp_path / "made", numbers="int8", min_agreement=0)["num_agreeing"] >= 177
+    report = run.export("litert", tmp_path / "made", numbers="int8", min_agreement=0)
+    # With the last layer in 8 bits as well: 176 of 180, and 0.42.
+    assert report["num_agreeing"] >= 178 and report["largest_difference"] < 0.1
 
 
 def test_a_cropped_network_in_bfloat16(folder: Path, tmp_path: Path) -> None:

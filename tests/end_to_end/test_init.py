@@ -7,12 +7,10 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 import tl_dist as tl
+from tests.doubles import digit_files
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.cli.init import Machine, init
 from tl_dist.refusal import ExitCode, Refusal
@@ -21,12 +19,7 @@ LAPTOP, NODE = Machine(gpus=0, online=False), Machine(gpus=4, online=True)
 
 
 def digits(folder: Path, num: int) -> Path:
-    found = load_digits()
-    for k in range(num):
-        (folder / f"digit {found.target[k]}").mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray((found.images[k] * 15).astype(np.uint8)).resize((32, 32))
-        image.convert("RGB").save(folder / f"digit {found.target[k]}" / f"{k}.png")
-    return folder
+    return digit_files(folder, num, (32, 32))
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fastapi.testclient import TestClient
-from PIL import Image
-from sklearn.datasets import load_digits
 from tensorflow.core.framework import types_pb2
 
 import tl_dist as tl
+from tests.doubles import digit_files
 from tests.end_to_end.harness import STARTED, TL_DIST
 from tl_dist.cli.serve import listening_on, refuse_unusable
 from tl_dist.refusal import ExitCode, Refusal
@@ -51,13 +50,7 @@ runtime: {{threads: 1}}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 digits of 24 x 20 pixels: PNG, of which every third is a JPEG."""
     root = tmp_path_factory.mktemp("serve")
-    digits = load_digits()
-    for k in range(300):
-        directory = root / "images" / f"digit {digits.target[k]}"
-        directory.mkdir(parents=True, exist_ok=True)
-        pixels = Image.fromarray((digits.images[k] * 15).astype(np.uint8))
-        image = pixels.resize((20, 24), Image.Resampling.BICUBIC).convert("RGB")
-        image.save(directory / (f"{k:03d}.jpg" if k % 3 == 0 else f"{k:03d}.png"))
+    digit_files(root / "images", 300, jpeg_every=3)
     return root
 
 

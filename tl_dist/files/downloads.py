@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from urllib.error import HTTPError
 
 from tl_dist.files import atomic, limits
 from tl_dist.files.foreign import open_regular
-from tl_dist.files.packages import locked, user_cache
+from tl_dist.files.packages import made_once, user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
 _SILENT_S = 30.0  # of a connection, after which it is given up
@@ -43,26 +42,10 @@ def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
     place. Refuses what cannot be had, another digest, and an archive that would write outside its place.
     """
     archives = (cache or user_cache()) / "archives"
-    home = archives / archive.name.removesuffix(".tar.gz")
-    if not home.is_dir():
-        try:
-            with locked(archives / f".{home.name}.lock"):
-                if not home.is_dir():
-                    _obtain(archive, home)
-        except OSError as error:
-            raise Refusal(
-                f"{archive.name} cannot be stored in {archives}: {atomic.reason(error)}.",
-                fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
-                code=ExitCode.STORAGE,
-            ) from error
-    return home
+    home, brought = archives / archive.name.removesuffix(".tar.gz"), archives / archive.name
 
-
-def _obtain(archive: Archive, home: Path) -> None:
-    """Download and unpack beside `home`, then commit by one rename."""
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
-        brought = home.parent / archive.name
-        copy = Path(scratch) / archive.name
+    def obtained(scratch: Path) -> Path:
+        copy = scratch / archive.name
         pieces = _of_file(brought) if brought.exists() else _of_network(archive, brought)
         digest = atomic.write_file(copy, pieces, sync=False).sha256
         if digest != archive.sha256:
@@ -71,13 +54,11 @@ def _obtain(archive: Archive, home: Path) -> None:
                 fix="obtain the file of the publisher; if it is the publisher's, do not use it, and report this.",
                 code=ExitCode.UNSAFE,
             )
-        _unpack(copy, Path(scratch) / "unpacked")
-        try:
-            (Path(scratch) / "unpacked").rename(home)
-        except OSError:
-            # Where locks do nothing, another process may have committed the same files first.
-            if not home.is_dir():
-                raise
+        _unpack(copy, scratch / "unpacked")
+        return scratch / "unpacked"
+
+    made_once(home, obtained, archive.name)
+    return home
 
 
 def _of_file(path: Path) -> Iterator[bytes]:

