@@ -65,26 +65,29 @@ def features(source: Any) -> tuple[Any, Any]:
 
 def accuracies(values: Any, labels: Any) -> list[float]:
     """Of the classic head on each fold, trained on the others."""
-    import keras
-    import tensorflow as tf
-
     from tl_dist.datasets.split import folds_of
 
     fold = folds_of(labels, FOLDS, 0)
-    found = []
-    for k in range(FOLDS):
-        keras.utils.set_random_seed(k)
-        layers = [
-            keras.layers.Dense(HIDDEN, activation="relu"),
-            keras.layers.Dense(int(labels.max()) + 1, activation="softmax"),
-        ]
-        head = keras.Sequential([keras.Input(values.shape[1:]), *layers])
-        optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
-        head.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy")
-        inside = fold == k
-        train = tf.data.Dataset.from_tensor_slices((values[~inside], labels[~inside]))
-        train = train.shuffle(len(labels), seed=k).batch(BATCH)
-        head.fit(train, epochs=EPOCHS, shuffle=False, verbose=0)
-        said = head(values[inside]).numpy().argmax(axis=1)
-        found.append(float((said == labels[inside]).mean()))
-    return found
+    folds = [fold == k for k in range(FOLDS)]
+    return [
+        accuracy((values[~inside], labels[~inside]), (values[inside], labels[inside]), seed)
+        for seed, inside in enumerate(folds)
+    ]
+
+
+def accuracy(train: tuple[Any, Any], test: tuple[Any, Any], seed: int) -> float:
+    """Of the classic head, trained on some features and labels, on others."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.layers.Dense(HIDDEN, activation="relu"),
+        keras.layers.Dense(int(train[1].max()) + 1, activation="softmax"),
+    ]
+    head = keras.Sequential([keras.Input(train[0].shape[1:]), *layers])
+    optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
+    head.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy")
+    batches = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[1]), seed=seed).batch(BATCH)
+    head.fit(batches, epochs=EPOCHS, shuffle=False, verbose=0)
+    return float((head(test[0]).numpy().argmax(axis=1) == test[1]).mean())

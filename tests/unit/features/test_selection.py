@@ -18,7 +18,6 @@ def test_the_stacked_folds_say_what_separate_fits_say(
     classes: int, scaling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "TOLERANCE", 1e-6)
-    monkeypatch.setattr(selection, "MAX_ITERATIONS", 5000)
     values, labels, fold = drawn(classes)
     if scaling == "none":
         values = (values - values.mean(axis=(0, 1))) / 30

@@ -1,11 +1,10 @@
 """Classifiers that are computed from features rather than trained by steps. Each is a linear map, and so a head.
 
-Knows NumPy and scikit-learn, which is imported on use; no TensorFlow, no file.
+Knows NumPy and SciPy; no TensorFlow, no file.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.features.classifiers.regressions import Problems
 from tl_dist.scores import figures
 
 Features = NDArray[Any]
 """[examples, features], float32 or float64"""
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
-START_TOLERANCE = 1e-4
-MAX_ITERATIONS = 200
 ROWS_AT_ONCE = 8192  # that are widened to float64 together
 ABSENT = -1e4  # logit of a class without training examples: its probability is 0
 
@@ -97,41 +95,28 @@ def logistic(
 ) -> Linear:
     """Multinomial logistic regression: the minimum, not a point on the way to it.
 
-    L-BFGS in float32 comes near at little cost and rests there, since the loss changes no more in its last digit: 1e-3
-    of a probability is left, more where l2 is small. From there Newton's method in float64 takes a few steps.
-
     Minimises mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are free. scikit-learn's C is
     1 / (l2 * examples). With two classes there is one vector of coefficients, for the difference of the logits.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     present = np.unique(labels)
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
     if len(present) == 1:  # nothing to tell apart
         bias[present] = 0.0
         return Linear(kernel, bias)
-    weights = {int(k): float(class_weights[k]) for k in present} if class_weights is not None else None
-    strength = 1.0 / (l2 * len(labels)) if l2 else np.inf
-    model = LogisticRegression(C=strength, tol=START_TOLERANCE, max_iter=1000, class_weight=weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features.astype(np.float32), labels)
-    iterations = int(np.max(model.n_iter_))
-    model.set_params(solver="newton-cg", warm_start=True, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter(
-            "always", UserWarning
-        )  # ConvergenceWarning is one, and a line search that failed
-        model.fit(features.astype(np.float64, copy=False), labels)
-    iterations += int(np.max(model.n_iter_))
-    if len(present) == 2:
-        kernel[:, present] = model.coef_.T * [-0.5, 0.5]
-        bias[present] = model.intercept_ * [-0.5, 0.5]
-    else:
-        kernel[:, present], bias[present] = model.coef_.T, model.intercept_
-    failed = any(issubclass(warning.category, UserWarning) for warning in caught)
-    return Linear(kernel, bias, iterations, not failed)
+    num, width = features.shape
+    weights = np.ones(num) if class_weights is None else np.asarray(class_weights, float)[labels]
+    problem = Problems(
+        features.astype(np.float64, copy=False),
+        np.searchsorted(present, labels).astype(np.int32),
+        weights[:, None] / num,
+        np.zeros((width, 1)),
+        np.ones((width, 1)),
+    )
+    found = problem.minimum(l2, problem.start, TOLERANCE)
+    of_logits, intercepts = (part[..., 0, :] for part in problem.map(found.at))
+    halves = [-0.5, 0.5] if len(present) == 2 else 1.0
+    kernel[:, present], bias[present] = of_logits * halves, intercepts * halves
+    return Linear(kernel, bias, found.rounds, found.converged)
 
 
 def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int) -> Linear:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.features import classifiers
+from tl_dist.features.classifiers.regressions import Problems
 from tl_dist.scores import figures
 
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))
 """l2 from 3.16 to 0.001, two to a decade"""
 FOLDS = 5
 TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
-MAX_ITERATIONS = 300
 CONSTANT = 1e-4  # of its spread over all: a feature that varies less within some examples says nothing there
 WORSE_IN_A_ROW = 2  # after which weaker ones are not tried
 
@@ -103,84 +103,48 @@ def choose(
 class _Folds:
     """The classifiers of all folds as one problem, whose solution is kept for the next l2.
 
-    Q problems of K logits each: coefficients [features, Q * K], for features that each problem scales by its own
-    training rows. Of two classes there is one logit, as in `classifiers.logistic`.
+    Each scales the features by its own training rows.
     """
 
     def __init__(
         self, values: Any, evaluated: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
     ) -> None:
         _, views, width = values.shape
-        self._rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
+        rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
         if scaling == "standardize":
             # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
-            middle, unit = (np.float32(moment) for moment in classifiers.moments(self._rows))
-            self._rows, self._evaluated = ((x - middle) / unit for x in (self._rows, evaluated))
-        self._rows = np.ascontiguousarray(self._rows, np.float32)
+            middle, unit = (np.float32(moment) for moment in classifiers.moments(rows))
+            rows, self._evaluated = ((x - middle) / unit for x in (rows, evaluated))
+        rows = np.ascontiguousarray(rows, np.float32)
         self._evaluated = self._evaluated.astype(np.float32)
-        self._num_classes = int(labels.max()) + 1
-        self._logits = 1 if self._num_classes <= 2 else self._num_classes
+        self._num_classes = max(2, int(labels.max()) + 1)
         problems = np.arange(fold.max() + 1)
         inside = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
         counts = inside.sum(axis=0)
-        self._share = inside * weights.repeat(views).astype(np.float32)[:, None] / counts
-        truth = np.eye(max(2, self._num_classes), dtype=np.float32)[labels].repeat(views, axis=0)
-        self._truth = truth[:, 1:] if self._logits == 1 else truth
-        self._mean = np.zeros((width, len(problems)), np.float32)
-        self._spread = np.ones((width, len(problems)), np.float32)
+        share = inside * weights.repeat(views).astype(np.float32)[:, None] / counts
+        mean, spread = (
+            np.zeros((width, len(problems)), np.float32),
+            np.ones((width, len(problems)), np.float32),
+        )
         if scaling == "standardize":
-            self._mean = self._rows.T @ inside / counts
-            square = (self._rows**2).T @ inside / counts - self._mean**2
-            self._spread = np.sqrt(np.maximum(square, 0))
-            self._spread[self._spread < CONSTANT] = np.inf  # in the training rows of this fold
-        self._solution = np.zeros((width + 1) * len(problems) * self._logits)
+            mean = rows.T @ inside / counts
+            square = (rows**2).T @ inside / counts - mean**2
+            spread = np.sqrt(np.maximum(square, 0))
+            spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
+        self._problems = Problems(rows, labels.repeat(views), share, mean, spread)
+        self._solution = self._problems.start
 
     def probabilities(self, l2: float) -> figures.Probabilities:
         """[examples, classes]: of each example by the fold that did not see it."""
-        from scipy.optimize import minimize
-
-        options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": MAX_ITERATIONS, "maxcor": 20}
-        found = minimize(self._loss, self._solution, args=(l2,), jac=True, method="L-BFGS-B", options=options)
-        self._solution = found.x
-        kernel, bias = self._map(found.x)
+        self._solution = self._problems.minimum(l2, self._solution, TOLERANCE).at
+        kernel, bias = self._problems.map(self._solution)
         num, views, width = self._evaluated.shape
-        probabilities = np.zeros((num, max(2, self._num_classes)))
+        probabilities = np.zeros((num, self._num_classes))
         for k in range(kernel.shape[1]):
             held_out = self._fold == k
             logits = self._evaluated[held_out].reshape(-1, width) @ kernel[:, k] + bias[k]
-            if self._logits == 1:
+            if self._problems.num_logits == 1:
                 logits = np.concatenate([-logits / 2, logits / 2], axis=1)
             predicted = figures.softmax(logits).reshape(-1, views, probabilities.shape[1])
             probabilities[held_out] = predicted.mean(axis=1)
         return probabilities
-
-    def _map(self, solution: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Coefficients of the features as they are, [features, Q, K], and intercepts [Q, K]."""
-        width, num = self._mean.shape
-        both = solution.reshape(width + 1, num, self._logits)
-        kernel = (both[:-1] / self._spread[:, :, None]).astype(np.float32)
-        bias = both[-1] - (self._mean[:, :, None] * kernel).sum(axis=0)
-        return kernel, bias.astype(np.float32)
-
-    def _loss(self, solution: NDArray[np.float64], l2: float) -> tuple[float, NDArray[np.float64]]:
-        """Sum over the problems of mean cross-entropy + l2 / 2 * |coefficients|^2, and its gradient."""
-        kernel, bias = self._map(solution)
-        width, num, k = kernel.shape
-        logits = (self._rows @ kernel.reshape(width, -1)).reshape(-1, num, k) + bias
-        truth = self._truth[:, None, :]
-        if k == 1:
-            each = (np.logaddexp(0, logits) - truth * logits)[..., 0]
-            error = 1 / (1 + np.exp(-np.clip(logits, -80, 80))) - truth
-        else:
-            logits = logits - logits.max(axis=-1, keepdims=True)
-            powers = np.exp(logits)
-            sums = powers.sum(axis=-1, keepdims=True)
-            each = np.log(sums[..., 0]) - (truth * logits).sum(axis=-1)
-            error = powers / sums - truth
-        error *= self._share[:, :, None]
-        slope = (self._rows.T @ error.reshape(len(error), -1)).reshape(width, num, k)
-        total = error.sum(axis=0)
-        coefficients = solution.reshape(width + 1, num, k)[:-1]
-        slope = (slope - self._mean[:, :, None] * total) / self._spread[:, :, None] + l2 * coefficients
-        loss = float((each * self._share).sum(dtype=np.float64)) + l2 / 2 * float((coefficients**2).sum())
-        return loss, np.concatenate([slope.reshape(-1), total.reshape(-1)]).astype(np.float64)
