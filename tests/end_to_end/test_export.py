@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import yaml
 import tl_dist as tl
 from tests.doubles import build, digit_files
 from tests.end_to_end.harness import TL_DIST
-from tl_dist.models.export import preprocess
+from tests.image_kinds import UNUSUAL
+from tl_dist.datasets import preprocess
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import model_card
@@ -101,6 +103,12 @@ def test_a_saved_model_takes_images_and_files(run: tl.Run, folder: Path, saved_m
     files = [(folder / "images" / name).read_bytes() for name in run.predictions("test").ids]
     found = served["encoded"](encoded=tf.constant(files))["probabilities"].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    unusual = [make() for name, make in UNUSUAL.items() if name.startswith(("jpeg", "png"))]
+    module = shipped(saved_model)
+    images = np.stack([module.load(io.BytesIO(content)) for content in unusual])
+    expected = served["serving_default"](images=tf.constant(images))["probabilities"].numpy()
+    found = served["encoded"](encoded=tf.constant(unusual))["probabilities"].numpy()
+    np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 def test_tensorflows_own_command_knows_its_signatures(saved_model: Path) -> None:

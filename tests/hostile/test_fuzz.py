@@ -34,6 +34,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.image_kinds import exif
 from tests.official_layouts import masked_crc32c, packed_columns, varint, write_python2_pickle
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.array_pickle import load_array_pickle
@@ -43,8 +44,9 @@ from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.tfds import open_tfds
 from tl_dist.datasets.gif import first_frame_alone
-from tl_dist.datasets.headers import fault
+from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.location import Location
+from tl_dist.datasets.preprocess import orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.models.backbones import foreign_files, hdf5
 from tl_dist.refusal import Refusal
@@ -143,9 +145,13 @@ def images() -> list[bytes]:
         ("BMP", "P"),
         ("WEBP", "RGB"),
         ("PNG", "I;16"),
+        ("PNG", "RGBA"),
+        ("TIFF", "RGB"),
     ):
         target_file = io.BytesIO()
-        picture.convert(mode).save(target_file, kind)
+        takes_exif = (kind, mode) in (("JPEG", "RGB"), ("PNG", "RGBA"), ("WEBP", "RGB"))
+        more = {"exif": b"Exif\0\0" + exif(6)} if takes_exif else {}
+        picture.convert(mode).save(target_file, kind, **more)
         made.append(target_file.getvalue())
     frames = io.BytesIO()
     picture.save(frames, "GIF", save_all=True, append_images=[picture.rotate(90)], comment=b"c" * 300)
@@ -155,8 +161,9 @@ def images() -> list[bytes]:
 @target("image headers", damaged(images), [])
 def _(data: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(data)
-    found = fault(Location(folder / "image"))
-    assert found is None or found.reason
+    found = look(Location(folder / "image"))
+    assert found.reason if isinstance(found, Fault) else found.width
+    assert 1 <= orientation(data) <= 8
     assert len(first_frame_alone(data)) <= len(data) + 1
 
 

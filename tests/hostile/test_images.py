@@ -14,6 +14,7 @@ from PIL import Image
 
 import tl_dist as tl
 from tests.hostile.arena import SECONDS, WORKER_SECONDS, Arena, Case, Cases
+from tests.image_kinds import jpeg
 from tl_dist.datasets.gif import first_frame
 
 CASES = Cases()
@@ -42,7 +43,7 @@ def saved(image: Image.Image, kind: str) -> bytes:
 def gif(width: int, height: int) -> tuple[bytes, bytes, int]:
     """What comes before the first frame, that frame, and the place of its size in it."""
     data = saved(Image.new("P", (width, height)), "GIF")
-    at, _, _ = first_frame(data, 10)
+    at = first_frame(data, 10).at
     return data[:at], data[at:-1], 5
 
 
@@ -108,6 +109,22 @@ def _(folder: Path) -> None:
     (folder / "frames.gif").write_bytes(before + frame * 1200 + b";")
 
 
+@hostile("a JPEG whose EXIF data lie", None)
+def _(folder: Path) -> None:
+    data = jpeg(9)
+    at = data.index(b"MM\0*")
+    (folder / "lies.jpg").write_bytes(data[: at + 8] + b"\xff\xff" + data[at + 10 :])
+    (folder / "beyond.jpg").write_bytes(data[: at + 4] + b"\xff\xff\xff\xf0" + data[at + 8 :])
+
+
+@hostile("a TIFF of more pixels than it has", "TIFF whose strips do not fill it")
+def _(folder: Path) -> None:
+    data = bytearray(saved(Image.new("L", (24, 20)), "TIFF"))
+    at = data.index(struct.pack("<HHI", 257, 4, 1)) + 8
+    data[at : at + 4] = struct.pack("<I", 7_000_000)
+    (folder / "tall.tif").write_bytes(data)
+
+
 def data_set(arena: Arena, names: Sequence[str]) -> None:
     """Two classes of honest images, and these hostile ones in the first."""
     for k in range(8):
@@ -127,7 +144,7 @@ def copied(name: str) -> bool:
 
 def add(label: str, names: Sequence[str], always: bool) -> None:
     """The cases of one data set: each command on it."""
-    unreadable = f"; {bad(names)} unreadable" if bad(names) else "18 PNG|1 GIF"
+    unreadable = f"; {bad(names)} unreadable" if bad(names) else "1 GIF|2 JPEG"
     is_packed = all(map(copied, names))
     is_small = [HOSTILE[name][1] for name in names] == [None]
 
@@ -182,6 +199,6 @@ def test_prediction_has_the_reason_in_the_row_of_each(arena: Arena, monkeypatch:
     said = (done.stdout + done.stderr).decode()
     assert done.returncode == 0 and "Traceback" not in said, said
     rows = (arena.folder / "rows.csv").read_text().splitlines()[1:]
-    assert len(rows) == 9 + bad(list(HOSTILE)) and f"{bad(list(HOSTILE))} of {len(rows)} files" in said
+    assert len(rows) == 11 + bad(list(HOSTILE)) and f"{bad(list(HOSTILE))} of {len(rows)} files" in said
     for _, why in HOSTILE.values():
         assert why is None or any(why in row for row in rows)

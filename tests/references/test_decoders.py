@@ -1,4 +1,4 @@
-"""Every format and mode of an image becomes the RGB that Pillow and OpenCV read from it."""
+"""Every kind of image becomes what Pillow and OpenCV show of it, by each decoder of ours and in the same pixels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tl_dist.datasets.decoding import decode_rgb
+from tests.image_kinds import KINDS, PLAIN, deep, is_lossy, jpeg, seen
+from tests.image_kinds import png as png_of
+from tl_dist.datasets.decoding import decode_rgb, jpeg_orientations
 from tl_dist.datasets.gif import first_frame_alone
-from tl_dist.datasets.rgb import rgb
+from tl_dist.datasets.preprocess import orientation, rgb
 
 
 def photograph() -> Image.Image:
@@ -116,10 +118,10 @@ def by_opencv(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decoded_pixels_are_those_of_pillow_and_opencv(name: str) -> None:
+def test_runs_that_are_older_than_the_rule_see_what_lies_in_the_file(name: str) -> None:
     make, to_pillow, to_opencv = CASES[name]
     content = make()
-    ours = decode_rgb(tf.constant(content)).numpy().astype(int)
+    ours = decode_rgb(tf.constant(content), 1).numpy().astype(int)
     assert ours.max() > 63 and ours.shape[2] == 3
     assert np.abs(ours - by_pillow(content)).max() <= to_pillow
     if to_opencv is not None:
@@ -130,8 +132,9 @@ def test_decoded_pixels_are_those_of_pillow_and_opencv(name: str) -> None:
 def test_what_the_commands_on_data_look_at_is_what_training_sees(name: str) -> None:
     make, to_pillow, _ = CASES[name]
     content = make()
-    looked_at = np.asarray(rgb(Image.open(io.BytesIO(content)))).astype(int)
-    assert np.abs(looked_at - decode_rgb(tf.constant(content)).numpy()).max() <= to_pillow
+    for decoding in (1, 2):
+        ours = decode_rgb(tf.constant(content), decoding).numpy()
+        assert np.abs(rgb(content, decoding).astype(int) - ours).max() <= to_pillow
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -144,5 +147,64 @@ def test_the_first_frame_of_a_gif_is_that_which_tensorflow_takes_of_all(
     images[0].save(target, "GIF", save_all=True, append_images=images[1:], loop=0, **options)
     for content in (target.getvalue(), target.getvalue()[: -300 * (frames - 1) or None] + b";"):
         whole = tf.io.decode_image(content, channels=3, expand_animations=False).numpy()
-        assert (decode_rgb(tf.constant(content)).numpy() == whole).all()
+        assert (decode_rgb(tf.constant(content), 1).numpy() == whole).all()
     assert len(first_frame_alone(target.getvalue())) < len(target.getvalue()) or frames == 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_image_is_what_is_seen_of_it(name: str) -> None:
+    content = KINDS[name]()
+    expected, most = seen(content), 2 if is_lossy(name) else 0
+    assert expected.std() > 20
+    for ours in (decode_rgb(tf.constant(content)).numpy(), rgb(content)):
+        assert ours.dtype == np.uint8 and ours.shape == expected.shape
+        assert np.abs(ours - expected).max() <= most
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_both_versions_of_the_rule_have_the_same_pixels_of_what_is_not_unusual(name: str) -> None:
+    content = tf.constant(PLAIN[name]())
+    np.testing.assert_array_equal(decode_rgb(content, 1), decode_rgb(content, 2))
+
+
+def test_a_clear_grey_of_fewer_bits_is_found() -> None:
+    """Which Pillow compares with pixels that it has scaled."""
+    samples = deep(1) >> 14
+    content = png_of(samples, 2, 0, (b"tRNS", b"\0\2"))
+    expected = np.repeat(np.where(samples == 2, 255, 85 * samples), 3, axis=2)
+    np.testing.assert_array_equal(rgb(content), expected)
+    np.testing.assert_array_equal(decode_rgb(tf.constant(content)), expected)
+
+
+def test_the_hidden_colour_of_what_is_transparent_is_never_seen() -> None:
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
+        image = Image.new("RGBA", (9, 7), (200, 10, 30, 0))
+        image.putpixel((2, 3), (200, 10, 30, 255))
+        target = io.BytesIO()
+        image.save(target, kind, **options)
+        for ours in (decode_rgb(tf.constant(target.getvalue())).numpy(), rgb(target.getvalue())):
+            assert ours[3, 2].tolist() == [200, 10, 30] and (ours == 255).all(axis=2).sum() == 62
+
+
+def without_jfif(content: bytes) -> bytes:
+    """A JPEG whose EXIF data come first, as their standard has it."""
+    return content[:2] + content[20:]
+
+
+def spoilt(content: bytes, number: int) -> bytes:
+    """An image whose EXIF data, or what is around them, were changed in a few places."""
+    random = np.random.default_rng(number)
+    data, at = bytearray(content), content.index(b"Exif") + 6
+    for place in random.integers(at - 12, at + 26, random.integers(1, 4)):
+        data[place] = random.choice([0, 1, 2, 3, 5, 8, 9, 0x4D, 0x49, 0x7F, 0x80, 0xFF])
+    return bytes(data[: len(data) - random.choice([0, 0, len(data) - at - random.integers(0, 30)])])
+
+
+def test_exif_data_that_lie_are_understood_alike_or_not_at_all() -> None:
+    """Offsets beyond the end, numbers that are none, cut off anywhere: by TensorFlow as by Python."""
+    whole = jpeg(6), jpeg(6, "<"), without_jfif(jpeg(6))
+    spoilt_ones = [spoilt(content, k) for content in whole for k in range(300)]
+    expected = [orientation(content) for content in spoilt_ones]
+    assert len(set(expected)) > 2 and 300 < expected.count(1) < 850
+    found = tf.function(jpeg_orientations, autograph=False)(tf.constant([*whole, *spoilt_ones]))
+    assert found.numpy().tolist() == [6, 6, 6, *expected]

@@ -45,7 +45,7 @@ def line(cfg: Config) -> str:
 
 def _typical_area(train: Source) -> float:
     """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
-    from tl_dist.datasets.headers import dimensions
+    from tl_dist.datasets.headers import header_of
     from tl_dist.datasets.store import PixelStore
 
     if isinstance(train.store, PixelStore):
@@ -55,8 +55,8 @@ def _typical_area(train: Source) -> float:
     areas = []
     for k in range(looked_at):
         with suppress(OSError, ValueError):  # training will leave it out, and say so
-            _, width, height = dimensions(train.encoded_bytes(k * train.num_examples // looked_at))
-            areas.append(width * height)
+            header = header_of(train.encoded_bytes(k * train.num_examples // looked_at))
+            areas.append(header.width * header.height)
     if areas:
         return float(median(areas))
     what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."

@@ -13,7 +13,8 @@ from tl_dist.data import draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes
 from tl_dist.data.resize import stretch
 from tl_dist.datasets import Source
-from tl_dist.datasets.decoding import JPEG_OPTIONS, decode_rgb
+from tl_dist.datasets.decoding import JPEG_OPTIONS, VERSION, decode_rgb, jpeg_orientations, stored_boxes
+from tl_dist.datasets.preprocess import turned
 
 
 def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
@@ -31,7 +32,7 @@ def cropped(
     """
     image, label = source.read(index)
     crop = _sliced(image, crop_boxes(numbers[None, :-1], tf.shape(image)[:2], area)[0])
-    return _resized(image_size, numbers[-1:], crop)[0], label
+    return _resized(image_size, numbers[-1:], _upright(1), crop)[0], label
 
 
 def cropped_rows(
@@ -40,8 +41,10 @@ def cropped_rows(
     """The same for some examples that are encoded images: int64 [rows], whose number is known when this is traced.
 
     A JPEG is halved inside the decoder, and what lies below the crop is not decoded. The graph holds a decoder for
-    each row, so that no row costs any control flow, and all rows are resized in one call of Python.
+    each row, so that no row costs any control flow, and all rows are resized in one call of Python. The crop is drawn
+    in the image as it is shown: what lies turned in its file is turned after it was cut out.
     """
+    decoding = source.decoding or VERSION
     contents, labels = source.encoded_rows(indices)
     encoded = tf.unstack(tf.ensure_shape(contents, indices.shape))
     heads = tf.stack([tf.strings.substr(content, 0, 3) for content in encoded])
@@ -50,30 +53,34 @@ def cropped_rows(
         lambda: tf.stack([tf.image.extract_jpeg_shape(content)[:2] for content in encoded]),
         lambda: tf.zeros([len(encoded), 2], tf.int32),
     )
+    orientations = _upright(len(encoded)) if decoding == 1 else jpeg_orientations(contents)
+    extents = extents if decoding == 1 else _shown(extents, orientations)
     boxes = crop_boxes(numbers[:, :-1], extents, area)
+    stored = boxes if decoding == 1 else stored_boxes(boxes, extents, orientations)
     sides = tf.reduce_min(boxes[:, 2:], 1)
 
     def at_full_size() -> Any:
         crops = [
             tf.image.decode_and_crop_jpeg(content, box, **JPEG_OPTIONS)
-            for content, box in zip(encoded, tf.unstack(boxes), strict=True)
+            for content, box in zip(encoded, tf.unstack(stored), strict=True)
         ]
-        return _resized(image_size, numbers[:, -1], *crops)
+        return _resized(image_size, numbers[:, -1], orientations, *crops)
 
     # Not inlined: tf.data would go through all of it once more whenever an iteration begins.
     @tf.function(experimental_attributes={"_noinline": True})
-    def one_by_one(contents: Any, numbers: Any) -> Any:
-        def one(row: tuple[Any, Any]) -> Any:
-            crop = _decoded_crop(row[0], row[1][None, :-1], area, image_size)
-            return _resized(image_size, row[1][-1:], crop)[0]
+    def one_by_one(contents: Any, numbers: Any, orientations: Any) -> Any:
+        def one(row: tuple[Any, Any, Any]) -> Any:
+            content, drawn, orientation = row
+            crop = _decoded_crop(content, drawn[None, :-1], orientation[None], area, image_size, decoding)
+            return _resized(image_size, drawn[-1:], orientation[None], crop)[0]
 
         images = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
-        return tf.map_fn(one, (contents, numbers), fn_output_signature=images)
+        return tf.map_fn(one, (contents, numbers, orientations), fn_output_signature=images)
 
     images = tf.cond(
         tf.reduce_all((sides > 0) & (sides < 2 * image_size)),
         at_full_size,
-        lambda: one_by_one(contents, numbers),
+        lambda: one_by_one(contents, numbers, orientations),
     )
     return tf.ensure_shape(images, [len(encoded), image_size, image_size, 3]), labels
 
@@ -82,11 +89,16 @@ _RATIOS = (1, 2, 4, 8)
 _TINY = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()  # in place of what is no JPEG
 
 
-def _decoded_crop(encoded: Any, numbers: Any, area: tuple[float, float], image_size: int) -> Any:
-    """One branch among five: nested ones cost as much as the resize."""
+def _decoded_crop(
+    encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int, decoding: int
+) -> Any:
+    """One branch among five: nested ones cost as much as the resize. Of a JPEG it is still to be turned."""
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    extent = tf.image.extract_jpeg_shape(tf.where(is_jpeg, encoded, _TINY))[:2]
-    box = crop_boxes(numbers, extent, area)[0]
+    extent = tf.image.extract_jpeg_shape(tf.where(is_jpeg, encoded, _TINY))[None, :2]
+    if decoding != 1:
+        extent = _shown(extent, orientation)
+    box = crop_boxes(numbers, extent[0], area)
+    box = box[0] if decoding == 1 else stored_boxes(box, extent, orientation)[0]
     ratio = tf.reduce_min(box[2:]) // image_size
     wanted = tf.reduce_sum(tf.cast(ratio >= _RATIOS[1:], tf.int32))
 
@@ -99,29 +111,45 @@ def _decoded_crop(encoded: Any, numbers: Any, area: tuple[float, float], image_s
         window = tf.concat([ends[:2], ends[2:] - ends[:2]], 0)
         return tf.image.decode_and_crop_jpeg(encoded, window, ratio=ratio, **JPEG_OPTIONS)
 
-    branches = [*(lambda r=r: at(r) for r in _RATIOS), lambda: _whole_then_crop(encoded, numbers, area)]
+    branches = [
+        *(lambda r=r: at(r) for r in _RATIOS),
+        lambda: _whole_then_crop(encoded, numbers, area, decoding),
+    ]
     return tf.switch_case(tf.where(is_jpeg, wanted, len(_RATIOS)), branches)
 
 
-def _whole_then_crop(encoded: Any, numbers: Any, area: tuple[float, float]) -> Any:
-    image = decode_rgb(encoded)
+def _whole_then_crop(encoded: Any, numbers: Any, area: tuple[float, float], decoding: int) -> Any:
+    image = decode_rgb(encoded, decoding)
     return _sliced(image, crop_boxes(numbers, tf.shape(image)[:2], area)[0])
+
+
+def _upright(num: int) -> Any:
+    return tf.ones([num], tf.int32)
+
+
+def _shown(extents: Any, orientations: Any) -> Any:
+    """int32 [rows, (height, width)] of images as they are shown, from those of their files."""
+    return tf.where((orientations >= 5)[:, None], extents[:, ::-1], extents)
 
 
 def _sliced(image: Any, box: Any) -> Any:
     return tf.slice(image, [box[0], box[1], 0], [box[2], box[3], 3])
 
 
-def _resized(size: int, flips: Any, *crops: Any) -> Any:
-    """uint8 [rows, size, size, 3] from as many crops, mirrored where the number drawn is at least a half."""
-    images = tf.numpy_function(_resize, [size, flips >= 0.5, *crops], tf.uint8, stateful=False)
+def _resized(size: int, flips: Any, orientations: Any, *crops: Any) -> Any:
+    """uint8 [rows, size, size, 3] from as many crops, turned, mirrored where the number drawn is at least a half."""
+    images = tf.numpy_function(_resize, [size, flips >= 0.5, orientations, *crops], tf.uint8, stateful=False)
     return tf.ensure_shape(images, [len(crops), size, size, 3])
 
 
-def _resize(size: int, flipped: NDArray[np.bool_], *crops: Any) -> NDArray[np.uint8]:
+def _resize(
+    size: int, flipped: NDArray[np.bool_], orientations: NDArray[np.int32], *crops: Any
+) -> NDArray[np.uint8]:
     images = np.empty((len(crops), int(size), int(size), 3), np.uint8)
-    for crop, image, flip in zip(crops, images, flipped.tolist(), strict=True):
-        stretch(crop, image)
+    for crop, image, flip, orientation in zip(
+        crops, images, flipped.tolist(), orientations.tolist(), strict=True
+    ):
+        stretch(crop if orientation == 1 else np.ascontiguousarray(turned(crop, orientation)), image)
         if flip:
             cv2.flip(image, 1, dst=image)
     return images

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets.annotations import Annotations
+from tl_dist.datasets.decoding import VERSION, decode_rgb
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.store import EncodedStore, PixelStore, without_cached
 
@@ -47,6 +48,8 @@ class Source:
     """records that the format left out"""
     table: Path | None = None
     """the CSV file that lists the images, and perhaps more about them"""
+    decoding: int | None = None
+    """by which version of its rule `decode_rgb` decodes its images, as `decoded_by` sets it; None: by the newest"""
     cut_from: tuple[Source, NDArray[np.int64]] | None = None
     """of a part: the whole source, and which of its examples these are"""
 
@@ -64,9 +67,15 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hex digest that changes when the examples, their order or their labels do."""
+        """A hex digest that changes when the examples, their order or their labels do.
+
+        Where `decoded_by` has said so, also when the rule does by which they are decoded.
+        """
         if self.cut_from is None:
-            return self.store.fingerprint(self)
+            files = self.store.fingerprint(self)
+            if not self.is_encoded or self.decoding in (None, 1):
+                return files
+            return hashlib.sha256(f"{files} decoding {self.decoding}".encode()).hexdigest()
         whole, indices = self.cut_from
         rows = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
         return hashlib.sha256(f"{whole.fingerprint} {rows}".encode()).hexdigest()
@@ -92,6 +101,7 @@ class Source:
             self.annotations.of_rows(indices),
             self.bad,
             self.table,
+            self.decoding,
             cut_from=(self, indices),
         )
 
@@ -100,7 +110,10 @@ class Source:
 
         With `reads_many` also of int64 [rows]: uint8 [rows, height, width, 3] and int32 [rows] at once.
         """
-        return self.store.pixels(self._row(index)), self._label(index)
+        row = self._row(index)
+        if isinstance(self.store, PixelStore):
+            return self.store.pixels(row), self._label(index)
+        return decode_rgb(self.store.encoded(row), self.decoding or VERSION), self._label(index)
 
     @property
     def reads_many(self) -> bool:
@@ -165,6 +178,24 @@ Splits = Mapping[str, Source]
 def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
     """The source that a split was cut from, and which of its examples the split holds."""
     return source.cut_from or (source, np.arange(source.num_examples))
+
+
+def decoded_by(splits: Splits, decoding: int, unusual: Collection[str]) -> Splits:
+    """The splits, decoded by a version of the rule; those named `unusual` have images that show the difference.
+
+    All others are decoded by the first version, to the same pixels, and keep their fingerprints. Splits that were cut
+    from one source stay so, and are alike.
+    """
+    pools: dict[int, Source] = {}
+    for name in sorted(splits, key=lambda name: name not in unusual):
+        pool, _ = pool_of(splits[name])
+        pools.setdefault(id(pool), replace(pool, decoding=decoding if name in unusual else 1))
+
+    def of(source: Source) -> Source:
+        made = pools[id(pool_of(source)[0])]
+        return made if source.cut_from is None else made.subset(source.cut_from[1])
+
+    return {name: of(source) for name, source in splits.items()}
 
 
 def strata_of(source: Source) -> NDArray[np.int32]:

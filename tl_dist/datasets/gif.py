@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
-_IMAGE, _EXTENSION = 0x2C, 0x21
+_IMAGE, _EXTENSION, _CONTROL = 0x2C, 0x21, 0xF9
 
 
 class CutOff(ValueError):
@@ -14,11 +15,25 @@ class CutOff(ValueError):
         super().__init__("is cut off in its header")
 
 
-def first_frame(data: bytes, most_blocks: int) -> tuple[int, int, int]:
-    """(place, width, height) of the first frame; CutOff, or ValueError where more blocks come before it."""
+class Frame(NamedTuple):
+    """The first frame: where its block begins, and what of the canvas it covers."""
+
+    at: int
+    corner: tuple[int, int]
+    size: tuple[int, int]
+    """width and height"""
+    is_transparent: bool
+    """whether one of its colours is"""
+
+
+def first_frame(data: bytes, most_blocks: int) -> Frame:
+    """The first frame; CutOff, or ValueError where more blocks come before it."""
     at = 13 + _colours(data, 10)
     blocks = 0
+    is_transparent = False
     while _byte(data, at) == _EXTENSION:
+        if _byte(data, at + 1) == _CONTROL:
+            is_transparent = bool(_byte(data, at + 3) & 1)
         at += 2
         while size := _byte(data, at):
             at += 1 + size
@@ -30,7 +45,8 @@ def first_frame(data: bytes, most_blocks: int) -> tuple[int, int, int]:
         raise ValueError(f"GIF has no block at byte {at}")
     if at + 9 > len(data):
         raise CutOff
-    return at, *struct.unpack_from("<HH", data, at + 5)
+    left, top, width, height = struct.unpack_from("<HHHH", data, at + 1)
+    return Frame(at, (left, top), (width, height), is_transparent)
 
 
 def first_frame_alone(data: bytes) -> bytes:
@@ -39,7 +55,7 @@ def first_frame_alone(data: bytes) -> bytes:
     What is damaged before the end of the first frame stays as it is, for the decoder to say.
     """
     try:
-        at, _, _ = first_frame(data, len(data))
+        at = first_frame(data, len(data)).at
         at += 10 + _colours(data, at + 9) + 1  # the descriptor, its colours, the width of a code
         while size := _byte(data, at):
             at += 1 + size

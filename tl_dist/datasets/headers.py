@@ -1,6 +1,7 @@
 """What is wrong with an encoded image, as far as its first and last bytes tell: nothing is decoded.
 
-Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649).
+Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649), TIFF 6.0. And what is unusual about it: what
+`decoding` turns, puts on white, converts or scales.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tl_dist.datasets import gif
+from tl_dist.datasets import gif, tiff
 from tl_dist.datasets.gif import CutOff
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
+from tl_dist.datasets.preprocess import orientation
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 
@@ -27,6 +29,11 @@ _NO_SIZE = frozenset({0xD8, 0x01, *range(0xD0, 0xD8)})  # JPEG markers without a
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+ORIENTATION, ALPHA, DEEP, CMYK, PARTIAL = "orientation", "alpha", "16 bits", "cmyk", "partial"
+"""Traits of images: turned by EXIF data; perhaps transparent; more than 8 bits a channel; for print; GIF whose first
+frame does not fill its canvas."""
+
+
 class Fault(NamedTuple):
     """What is wrong, and at which byte of the file."""
 
@@ -34,11 +41,31 @@ class Fault(NamedTuple):
     reason: str
 
 
+class Header(NamedTuple):
+    """What the first bytes of an image say."""
+
+    kind: str
+    width: int
+    height: int
+    traits: frozenset[str] = frozenset()
+
+    @property
+    def is_unusual(self) -> bool:
+        """Whether the first version of the rule of decoding, which knew no TIFF, gave other pixels."""
+        return self.kind != "TIFF" and bool(self.traits - {CMYK})
+
+
 def fault(location: Location) -> Fault | None:
     """Why the image cannot be decoded; None for one that may be whole. Never raises for what a file holds.
 
     Refuses (74) where the machine fails, which says nothing about the image.
     """
+    found = look(location)
+    return found if isinstance(found, Fault) else None
+
+
+def look(location: Location) -> Header | Fault:
+    """The header of an image that may be whole, or why it cannot be decoded: as `fault` has it."""
     try:
         # O_NONBLOCK: opening a named pipe would wait for its writer.
         fd = os.open(location.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,7 +80,7 @@ def fault(location: Location) -> Fault | None:
             return Fault(
                 status.st_size, f"the file ends {location.offset + length - status.st_size} bytes early"
             )
-        return _fault(fd, location.offset, length)
+        return _look(fd, location.offset, length)
     except OSError as error:
         return _unreadable(location, error)
     finally:
@@ -66,25 +93,39 @@ def _unreadable(location: Location, error: OSError) -> Fault:
     return Fault(location.offset, f"cannot be read: {error.strerror}")
 
 
-def _fault(fd: int, offset: int, length: int) -> Fault | None:
+def _look(fd: int, offset: int, length: int) -> Header | Fault:
     if length == 0:
         return Fault(offset, "is empty")
     if length > limits.ENCODED_IMAGE:
         return Fault(offset, f"is larger than {limits.ENCODED_IMAGE:,} bytes")
-    head = os.pread(fd, min(length, _HEAD_BYTES), offset)
+
+    def read(at: int, num: int) -> bytes:
+        return os.pread(fd, max(0, min(num, length - at)), offset + at)
+
+    head = read(0, _HEAD_BYTES)
     try:
-        try:
-            kind, width, height = dimensions(head)
-        except CutOff:  # a long EXIF block or colour profile comes first
-            head = os.pread(fd, min(length, limits.IMAGE_HEADER), offset)
-            kind, width, height = dimensions(head)
+        if is_tiff := head[:4] in tiff.ORDERS:
+            header, end = _tiff(read)
+        else:
+            try:
+                header = header_of(head)
+            except CutOff:  # a long EXIF block or colour profile comes first
+                head = read(0, limits.IMAGE_HEADER)
+                header = header_of(head)
+        kind, width, height, traits = header
         if width < 1 or height < 1:
             return Fault(offset, f"{kind} of {width} x {height} pixels")
         if width * height > limits.IMAGE_PIXELS:
             return Fault(offset, f"{kind} of {width} x {height} pixels: more than {limits.IMAGE_PIXELS:,}")
-        tail = os.pread(fd, min(length, _TAIL_BYTES), offset + max(0, length - _TAIL_BYTES))
-        if _ends(kind, head, tail, length) or _ends_earlier(kind, fd, offset, length):
-            return None
+        if kind == "WebP" and ORIENTATION in traits and orientation(read(0, limits.IMAGE_HEADER)) == 1:
+            header = header._replace(traits=traits - {ORIENTATION})  # its EXIF data come last
+        tail = read(max(0, length - _TAIL_BYTES), _TAIL_BYTES)
+        if (
+            end <= length
+            if is_tiff
+            else _ends(kind, head, tail, length) or _ends_earlier(kind, fd, offset, length)
+        ):
+            return header
     except CutOff as error:
         if length > limits.IMAGE_HEADER:
             return Fault(offset, f"its header has more than {limits.IMAGE_HEADER:,} bytes")
@@ -94,51 +135,81 @@ def _fault(fd: int, offset: int, length: int) -> Fault | None:
     return Fault(offset + length, f"{kind} is cut off: its end is missing")
 
 
-def dimensions(head: bytes) -> tuple[str, int, int]:
-    """(format, width, height) from the first bytes; ValueError where they are those of no image.
+def header_of(encoded: bytes) -> Header:
+    """What the first bytes of an image say, or all of them; ValueError where they are those of no image.
 
-    What comes before the pixels is bounded: Pillow and others take time and memory for each piece of it. Of a GIF it
-    is the larger of canvas and first frame.
+    What comes before the pixels is bounded: Pillow and others take time and memory for each piece of it. The size of a
+    GIF is the larger of canvas and first frame. Of a WebP it is not known here if it is turned, only that it may be.
     """
+    if encoded[:4] in tiff.ORDERS:
+        return _tiff(lambda at, num: encoded[at : at + num])[0]
+    head = encoded[: limits.IMAGE_HEADER]
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG", *_png_size(head)
+        return _png(head)
     if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG", *_jpeg_frame(head)
+        return _jpeg(head)
     if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF", *_gif_size(head)
+        return _gif(head)
     if head.startswith(b"BM"):
         width, height = _unpack("<ii", head, 18)
-        return "BMP", width, abs(height)
+        return Header("BMP", width, abs(height))
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WebP", *_webp_canvas(head)
+        return _webp(head)
     raise ValueError(f"is no image: it begins with {head[:8]!r}")
 
 
-def _png_size(head: bytes) -> tuple[int, int]:
+def _png(head: bytes) -> Header:
     if head[12:16] != b"IHDR":
         raise ValueError("PNG without a header chunk") if len(head) >= 16 else CutOff
-    at = 8
+    at, kinds = 8, set()
     for _ in range(limits.IMAGE_SEGMENTS):
         size, kind = _unpack(">I4s", head, at)
         if kind == b"IDAT":
-            return _pair(">II", head, 16)
+            width, height, bits, colour = _unpack(">IIBB", head, 16)
+            traits = {
+                ORIENTATION: b"eXIf" in kinds and orientation(head) != 1,
+                ALPHA: colour >= 4 or b"tRNS" in kinds,
+                DEEP: bits == 16,
+            }
+            return Header("PNG", width, height, _those(traits))
+        kinds.add(kind)
         at += 12 + size
     raise ValueError(f"PNG has more than {limits.IMAGE_SEGMENTS:,} chunks before its pixels")
 
 
-def _gif_size(head: bytes) -> tuple[int, int]:
-    _, *frame = gif.first_frame(head, limits.IMAGE_SEGMENTS)
-    return max(_pair("<HH", head, 6), (frame[0], frame[1]), key=lambda size: size[0] * size[1])
+def _gif(head: bytes) -> Header:
+    frame = gif.first_frame(head, limits.IMAGE_SEGMENTS)
+    canvas = _pair("<HH", head, 6)
+    width, height = max(canvas, frame.size, key=lambda size: size[0] * size[1])
+    traits = {ALPHA: frame.is_transparent, PARTIAL: (0, 0, *canvas) != (*frame.corner, *frame.size)}
+    return Header("GIF", width, height, _those(traits))
 
 
-def _jpeg_frame(head: bytes) -> tuple[int, int]:
+def _jpeg(head: bytes) -> Header:
     for at, marker in _jpeg_segments(head):
         if marker in _FRAMES:
-            height, width = _unpack(">HH", head, at + 5)
-            return width, height
+            height, width, channels = _unpack(">HHB", head, at + 5)
+            traits = {ORIENTATION: orientation(head) != 1, CMYK: channels == 4}
+            return Header("JPEG", width, height, _those(traits))
         if marker in (0xDA, 0xD9):
             raise ValueError("JPEG without a frame header")
     raise CutOff
+
+
+def _those(traits: dict[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, has in traits.items() if has)
+
+
+def _tiff(read: tiff.Read) -> tuple[Header, int]:
+    """And where its pixels end."""
+    page = tiff.first_page(read, limits.IMAGE_SEGMENTS)
+    traits = {
+        ORIENTATION: 2 <= page.orientation <= 8,
+        ALPHA: page.has_alpha,
+        DEEP: page.bits > 8,
+        CMYK: page.is_cmyk,
+    }
+    return Header("TIFF", page.width, page.height, _those(traits)), page.end
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -160,15 +231,18 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     raise ValueError(f"JPEG has more than {limits.IMAGE_SEGMENTS:,} segments before its pixels")
 
 
-def _webp_canvas(head: bytes) -> tuple[int, int]:
+def _webp(head: bytes) -> Header:
     if head[12:16] == b"VP8X":
-        width, _, height, _ = (int.from_bytes(head[k : k + 3], "little") for k in (24, 0, 27, 0))
-        return width + 1, height + 1
+        flags, width, _, height, _ = (int.from_bytes(head[k : k + 3], "little") for k in (20, 24, 0, 27, 0))
+        traits = {ORIENTATION: bool(flags & 8), ALPHA: bool(flags & 16)}
+        return Header("WebP", width + 1, height + 1, _those(traits))
     if head[12:16] == b"VP8L":
         (bits,) = _unpack("<I", head, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return Header(
+            "WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, _those({ALPHA: bool(bits >> 28 & 1)})
+        )
     width, height = _unpack("<HH", head, 26)
-    return width & 0x3FFF, height & 0x3FFF
+    return Header("WebP", width & 0x3FFF, height & 0x3FFF)
 
 
 def _pair(form: str, data: bytes, at: int) -> tuple[int, int]:

@@ -21,12 +21,12 @@ import numpy as np
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import packed_text
+from tl_dist.datasets.decoding import VERSION
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
-from tl_dist.datasets.headers import dimensions
+from tl_dist.datasets.headers import header_of
+from tl_dist.datasets.preprocess import rgb
 from tl_dist.datasets.processes import process_pool
-from tl_dist.datasets.rgb import rgb
 from tl_dist.datasets.store import PixelStore
-from tl_dist.files import limits
 from tl_dist.files.atomic import (
     Written,
     fsync_directory,
@@ -94,6 +94,10 @@ def pack(
 def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
     """The first command says what is packed there; all others must say the same."""
     facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
+    if options["size"]:
+        facts["decoding"] = (
+            VERSION  # of the images that are scaled; all others are decoded when they are read
+        )
     if digests := {name: d for name, source in splits.items() if (d := source.annotations.digest)}:
         facts["annotations"] = digests
     job = directory / "job.json"
@@ -244,16 +248,20 @@ def _png(source: Source, k: int) -> bytes:
 def _scaled(content: bytes, size: int, quality: int) -> bytes:
     from PIL import Image
 
-    dimensions(content[: limits.IMAGE_HEADER])  # of a header without end Pillow would find none
-    with Image.open(io.BytesIO(content)) as image:
-        scale = size / min(image.size)
-        if scale >= 1:
-            image.load()  # a damaged image is found now, not in training
-            return content
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image.draft("RGB", (2 * width, 2 * height))  # a JPEG is decoded at the scale that is needed
-        target = io.BytesIO()
-        rgb(image).resize((width, height), Image.Resampling.LANCZOS).save(target, "JPEG", quality=quality)
+    header = header_of(content)  # of one without end Pillow would find none
+    sides = header.width, header.height
+    scale = size / min(sides)
+    if scale >= 1:
+        rgb(content)  # a damaged image is found now, not in training
+        return content
+    width, height = (max(size, round(side * scale)) for side in sides)
+    # A JPEG is decoded at the scale that is needed.
+    pixels = rgb(content, at_least=(2 * width, 2 * height))
+    if (pixels.shape[0] > pixels.shape[1]) != (height > width):
+        width, height = height, width
+    target = io.BytesIO()
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    resized.save(target, "JPEG", quality=quality)
     return target.getvalue()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.headers import Fault, look
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 2  # raise it when a check of headers changes
+SCHEMA = 3  # raise it when a check of headers changes
 _THREADS = 8  # a check waits for the disk more than it computes
 _SHOWN = 10
 
@@ -42,10 +42,19 @@ class Bad(NamedTuple):
     reason: str
 
 
+class Screened(NamedTuple):
+    """What the headers of all examples say."""
+
+    bad: list[Bad]
+    """those that cannot be decoded, in the order of splits and examples"""
+    unusual: frozenset[str]
+    """the splits with images to whose pixels the version of the rule of decoding makes a difference"""
+
+
 def screen(
     splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather | None = None
-) -> list[Bad]:
-    """Every example whose header shows that it cannot be decoded, in the order of splits and examples.
+) -> Screened:
+    """A look at the header of every example.
 
     Each rank looks at its contiguous share, and all ranks get the same list. It is kept in the directory
     `cache`, by the fingerprints of the splits and the times of their files: a second call looks at times alone.
@@ -53,7 +62,7 @@ def screen(
     gather = gather or (lambda text: [text])
     files = {split: source for split, source in splits.items() if source.is_encoded}
     if not files:
-        return []
+        return Screened([], frozenset())
     refuse_unsafe(cache, links=True)
     stamps = gather(str(_stamp(files, rank, world_size)).encode())
     facts = {
@@ -66,15 +75,19 @@ def screen(
     # Rank 0 alone looks for the file: on a network filesystem others may see it later.
     (text, *_) = gather(_kept(kept) if rank == 0 else b"")
     if text:
-        return list(_parse(text))
-    mine = [bad for place in files.items() for bad in _check(*place, rank, world_size)]
-    everyone = gather(_format(mine))
+        return _screened(text)
+    mine = [_check(*place, rank, world_size) for place in files.items()]
+    bad = [one for found in mine for one in found.bad]
+    everyone = [
+        _screened(text) for text in gather(_text(bad, frozenset().union(*(found.unusual for found in mine))))
+    ]
     order = list(files)
-    found = sorted((bad for text in everyone for bad in _parse(text)), key=lambda bad: order.index(bad.split))
+    bad = sorted((one for found in everyone for one in found.bad), key=lambda bad: order.index(bad.split))
+    found = Screened(bad, frozenset().union(*(found.unusual for found in everyone)))
     if rank == 0:
         with suppress(OSError):  # then the next start looks again
             make_private(cache)
-            write_atomically(kept, b"\n" + _format(found))
+            write_atomically(kept, _text(*found))
     return found
 
 
@@ -186,13 +199,19 @@ def _time_of(path: Path) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def _check(split: str, source: Source, rank: int, world_size: int) -> Iterator[Bad]:
+def _check(split: str, source: Source, rank: int, world_size: int) -> Screened:
+    """Of this worker's share of one split."""
     share = _share(source, rank, world_size)
+    bad: list[Bad] = []
+    is_unusual = False
     with ThreadPoolExecutor(_THREADS) as pool:
-        faults = pool.map(lambda index: fault(source.location(index)), share, chunksize=64)
-        for index, found in zip(share, faults, strict=True):
-            if found is not None:
-                yield bad_example(split, source, index, found)
+        headers = pool.map(lambda index: look(source.location(index)), share, chunksize=64)
+        for index, found in zip(share, headers, strict=True):
+            if isinstance(found, Fault):
+                bad.append(bad_example(split, source, index, found))
+            else:
+                is_unusual |= found.is_unusual
+    return Screened(bad, frozenset([split] if is_unusual else []))
 
 
 def bad_example(split: str, source: Source, index: int, found: Fault) -> Bad:
@@ -211,10 +230,20 @@ def _kept(file: Path) -> bytes:
     """What an earlier start has found; nothing where it cannot be read, and then all is looked at again."""
     try:
         text = _read(file)
-        list(_parse(text))
-    except (OSError, ValueError, TypeError):
+        _screened(text)
+    except (OSError, ValueError, TypeError, KeyError):
         return b""
     return text
+
+
+def _text(bad: Sequence[Bad], unusual: Collection[str]) -> bytes:
+    """A line with the names of splits, and one for each bad example."""
+    return json.dumps({"unusual": sorted(unusual)}).encode() + b"\n" + _format(bad)
+
+
+def _screened(text: bytes) -> Screened:
+    first, _, rest = text.partition(b"\n")
+    return Screened(list(_parse(rest)), frozenset(json.loads(first)["unusual"]))
 
 
 def _parse(text: bytes) -> Iterator[Bad]:

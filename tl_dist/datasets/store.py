@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.location import Location
 
 if TYPE_CHECKING:
@@ -25,10 +24,6 @@ class Store(ABC):
     """Images by row. Methods that take a tensor are traced inside tf.data."""
 
     @abstractmethod
-    def pixels(self, row: Any) -> Any:
-        """uint8 [height, width, 3], RGB, at a scalar int64."""
-
-    @abstractmethod
     def fingerprint(self, source: Source) -> str:
         """A hex digest over the images and what `source`, which has all of them in order, says of each."""
 
@@ -39,6 +34,10 @@ class PixelStore(Store):
     """Images in memory, or made up. With `reads_many` they are of one size, and `pixels` takes int64 [rows], too."""
 
     reads_many = True
+
+    @abstractmethod
+    def pixels(self, row: Any) -> Any:
+        """uint8 [height, width, 3], RGB, at a scalar int64."""
 
     @property
     @abstractmethod
@@ -51,7 +50,7 @@ class PixelStore(Store):
 
 
 class EncodedStore(Store):
-    """Images still encoded as PNG, JPEG, GIF, BMP or WebP."""
+    """Images still encoded as PNG, JPEG, GIF, BMP, WebP or TIFF."""
 
     @abstractmethod
     def encoded(self, row: Any) -> Any:
@@ -70,6 +69,3 @@ class EncodedStore(Store):
     @abstractmethod
     def location(self, row: int) -> Location:
         """Where the encoded image lies: for checks that read bytes without decoding them."""
-
-    def pixels(self, row: Any) -> Any:
-        return decode_rgb(self.encoded(row))

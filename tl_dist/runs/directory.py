@@ -37,7 +37,7 @@ __all__ = ["Beat", "RunDir", "differences", "step_name", "steps_in"]
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
 _OTHER_NAME = "use another name=NAME"
-_UNWRITTEN = {"order": 1}
+UNWRITTEN = {"order": 1, "decoding": 1}
 """what an identity means that was written before it had these keys"""
 
 
@@ -171,7 +171,7 @@ class RunDir:
         """Record what the run was started with, or refuse when it was something else."""
         if self._write_first(self.identity_file, _json(identity)):
             return
-        old, new = (_UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
+        old, new = (UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
         if old["order"] != new["order"]:
             raise Refusal(
                 f"{self.identity_file}: the run was started with version {old['order']} of the order of its "

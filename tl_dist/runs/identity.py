@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.directory import RunDir
+from tl_dist.runs.directory import UNWRITTEN, RunDir
 
 
 def identity_of(run: RunDir) -> dict[str, Any]:
@@ -16,3 +16,9 @@ def identity_of(run: RunDir) -> dict[str, Any]:
             f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
     return identity
+
+
+def decoding_of(run: RunDir, *, new: int) -> int:
+    """By which version of the rule of decoding the run reads images; `new` where it has not begun."""
+    identity = run.read_identity()
+    return new if identity is None else int(identity.get("decoding", UNWRITTEN["decoding"]))

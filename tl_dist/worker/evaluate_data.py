@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, pool_of, quarantine
+from tl_dist.datasets import Source, decoded_by, pool_of, quarantine
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
 from tl_dist.files.atomic import write_atomically
@@ -109,18 +109,19 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
 
 
 def _readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """The examples without those whose header says that they cannot be decoded, and these."""
+    """The examples without those whose header says that they cannot be decoded, and these; as the run decodes them."""
     parallel = model.parallel
-    bad = quarantine.screen(
+    found = quarantine.screen(
         {"test": source},
         cache=directory / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    if not bad:
+    source = decoded_by({"test": source}, model.decoding, found.unusual)["test"]
+    if not found.bad:
         return source, {}
-    names = {one.id: one.reason for one in bad}
+    names = {one.id: one.reason for one in found.bad}
     return source.subset(np.flatnonzero([name not in names for name in source.ids])), names
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from tl_dist.config import Config
 from tl_dist.data import decoded
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Splits, quarantine
+from tl_dist.datasets import Splits, decoded_by, quarantine
+from tl_dist.datasets.decoding import VERSION
 from tl_dist.datasets.division import open_splits
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import decoding_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ class Examples:
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
-    """The data set without what cannot be read, by its header or since an earlier attempt failed on it."""
+    """The data set without what cannot be read, by its header or since an earlier attempt failed on it.
+
+    Images are decoded by the rule that the run began with.
+    """
     opened, digest = open_splits(cfg.data)
     (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
     found = quarantine.screen(
@@ -78,8 +83,9 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    found = [*quarantine.left_out(opened), *found]
-    bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], found)
+    opened = decoded_by(opened, decoding_of(run, new=VERSION), found.unusual)
+    named = [*quarantine.left_out(opened), *found.bad]
+    bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], named)
     if bad and parallel.rank == 0:
         quarantine.write(run.quarantine_file, bad)
     budget = quarantine.budget(cfg.data.max_bad, opened)

@@ -16,9 +16,10 @@ import tensorflow as tf
 
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
-from tl_dist.datasets.decoding import JPEG_OPTIONS
+from tl_dist.datasets import preprocess
+from tl_dist.datasets.decoding import decode_jpeg, decode_png
 from tl_dist.files.atomic import reason, temporary_name, write_atomically
-from tl_dist.models.export import Format, Request, format_of, preprocess
+from tl_dist.models.export import Format, Request, format_of
 from tl_dist.models.export.runtime import Predict, opened
 from tl_dist.models.export.write import write
 from tl_dist.refusal import ExitCode, Refusal
@@ -72,7 +73,12 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
 def _write(directory: Path, form: Format, own: Restored, request: Request) -> None:
     """The model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
-    settings = {"class_names": list(own.class_names), "image_size": size, "crop_fraction": crop}
+    settings = {
+        "class_names": list(own.class_names),
+        "image_size": size,
+        "crop_fraction": crop,
+        "decoding": own.decoding,
+    }
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
     write(
@@ -80,7 +86,7 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         directory / form.file,
         to=request.to,
         class_names=own.class_names,
-        read=partial(_decoded, size=size, crop=crop),
+        read=partial(_decoded, size=size, crop=crop, decoding=own.decoding),
         numbers=request.numbers,
     )
 
@@ -100,12 +106,12 @@ def _running(to: str, file: Path, data: Setup) -> Predict:
     return predict
 
 
-def _decoded(encoded: Any, *, size: int, crop: float | None) -> Any:
+def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> Any:
     """uint8 [size, size, 3] from a JPEG or PNG, traced; of what TensorFlow Serving knows as well."""
     image = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
-        lambda: tf.io.decode_jpeg(encoded, **JPEG_OPTIONS),
-        lambda: tf.io.decode_png(encoded, channels=3),
+        lambda: decode_jpeg(encoded, decoding),
+        lambda: decode_png(encoded, decoding),
     )
     return tf.ensure_shape(resize(image, size, crop), [size, size, 3])
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
+from tl_dist.datasets.decoding import VERSION
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, started
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import identity_of
+from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.worker import origin
 from tl_dist.worker.restored import image_size_of, network_of
 from tl_dist.worker.setup import start_tensorflow
@@ -28,6 +29,8 @@ class Loaded:
     """with the weights that the run evaluates: averages, where it keeps them"""
     class_names: Sequence[str]
     step: int
+    decoding: int
+    """the version of the rule by which it reads images"""
     moving_statistics: bool = False
     """whether its batch norm has moving averages as they are, which the end of the run would have settled"""
 
@@ -58,4 +61,5 @@ def loaded(run: RunDir, at: str = "", *, cores: int | None, overrides: Sequence[
     step = int(parallel.total({"step": step})["step"])
     model = built.trained_from(cfg.parts[-1])
     unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
-    return Loaded(run, cfg, parallel, threads, model, identity["class_names"], step, unsettled)
+    decoding = decoding_of(run, new=VERSION)
+    return Loaded(run, cfg, parallel, threads, model, identity["class_names"], step, decoding, unsettled)

@@ -127,7 +127,7 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     """All at once, in this process alone; `known` has the reason for each file that is not worth an attempt."""
     errors = {paths[k]: reason for k, reason in known.items()}
     good = [path for k, path in enumerate(paths) if k not in known]
-    source = unlabelled(good, model.class_names)
+    source = unlabelled(good, model.class_names, model.decoding)
     rows = [np.empty((0, len(model.class_names)), np.float32)]
     examples = [np.empty(0, np.int64)]
     for found in predict(model, source):
@@ -141,7 +141,7 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
 
 def answer(model: Loaded, directory: Path, top: int) -> None:
     """Have the files that `directory` lists predicted; rank 0 leaves the `top` classes of each there."""
-    source = unlabelled(outbox.asked(directory), model.class_names)
+    source = unlabelled(outbox.asked(directory), model.class_names, model.decoding)
     if model.parallel.rank == 0:
         outbox.put_facts(directory, step=model.step, moving_statistics=model.moving_statistics)
     for number, found in enumerate(predict(model, source)):

@@ -10,11 +10,12 @@ import keras
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
+from tl_dist.datasets.decoding import VERSION
 from tl_dist.models import classifier
 from tl_dist.models.classifier import Classifier
 from tl_dist.models.keras_model import assemble
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import identity_of
+from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.worker import origin
 from tl_dist.worker.setup import process_as_it_was, refuse_changed_code
 
@@ -28,6 +29,8 @@ class Restored:
     config: Config
     class_names: Sequence[str]
     step: int
+    decoding: int
+    """the version of the rule by which it reads images"""
     precision: str
     trained_in: str
     """the precision of the run"""
@@ -49,7 +52,8 @@ def restored(run: RunDir, at: str = "", *, precision: str | None = None, dense_h
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         backbone = registry.backbone(cfg.model.backbone)
         model = assemble(backbone, cfg, head, built.network, len(class_names), dense_head=dense_head)
-    return Restored(model, cfg, class_names, step, precision, identity["precision"])
+    decoding = decoding_of(run, new=VERSION)
+    return Restored(model, cfg, class_names, step, decoding, precision, identity["precision"])
 
 
 def network_of(run: RunDir, cfg: Config, precision: str) -> Classifier:

@@ -223,14 +223,15 @@ def deep(root: Path, bits: int, number: int = 6) -> None:
 def test_images_of_16_bits_are_told_apart_and_seen(tmp_path: Path) -> None:
     deep(tmp_path / "data", 16)
     found = check(tmp_path / "data")
-    assert (found["equal"], found["ok"], found["remarks"]) == ([], True, [])
+    assert (found["equal"], found["ok"]) == ([], True)
+    assert [(remark["kind"], remark["count"]) for remark in found["remarks"]] == [("16 bits", 6)]
     inspect(tmp_path / "data", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         tile = np.asarray(sheet)[16:108, 2:94]
     assert 118 < tile.mean() < 138 and tile.std() > 60
 
 
-def test_what_training_does_to_images_without_a_word_is_named(tmp_path: Path, capsys: Any) -> None:
+def test_what_training_does_to_unusual_images_is_named(tmp_path: Path, capsys: Any) -> None:
     root = tmp_path / "data"
     deep(root, 16)
     deep(root, 12, 4)
@@ -241,16 +242,19 @@ def test_what_training_does_to_images_without_a_word_is_named(tmp_path: Path, ca
     photo.rotate(90).save(root / "a" / "straight.jpg", exif=straight)
     photo.rotate(180).save(root / "a" / "odd.png", exif=b"Exif\0\0no such thing")
     photo.convert("L").convert("RGBA").save(root / "b" / "alpha.png")
+    photo.convert("CMYK").save(root / "b" / "print.jpg")
     expected = {
         "narrow": (4, 10, "a/12-0.png"),
-        "orientation": (1, 14, "a/turned.jpg"),
-        "alpha": (1, 14, "b/alpha.png"),
+        "orientation": (1, 15, "a/turned.jpg"),
+        "alpha": (1, 15, "b/alpha.png"),
+        "16 bits": (10, 15, "a/12-0.png"),
+        "cmyk": (1, 15, "b/print.jpg"),
     }
     verified, inspected = check(root, distance=-1), inspect(root, None)["splits"]["train"]
     assert verified["ok"]
     for remarks in (verified["remarks"], inspected["remarks"]):
         assert {r["kind"]: (r["count"], r["of"], r["example"]) for r in remarks} == expected
     assert main(["data", "verify", str(root), "--distance=-1"]) == ExitCode.DONE
-    assert "1 of 14 images have an alpha channel, which is dropped" in capsys.readouterr().out
+    assert "1 of 15 images may be transparent: they are put on white" in capsys.readouterr().out
     assert main(["data", "inspect", str(root), "--sheet", str(tmp_path / "sheet.png")]) == ExitCode.DONE
     assert "4 of 10 images of 16 bits use the lower 14" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from tl_dist.data.undecodable import undecodable
 from tl_dist.datasets import Splits, headers, quarantine
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
-from tl_dist.datasets.headers import fault
+from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import Bad
 from tl_dist.parallel import rows_of
@@ -57,7 +57,7 @@ def screen(splits: Splits, cache: Path, world_size: int = 1) -> list[list[Bad]]:
             rank=rank,
             world_size=world_size,
             gather=lambda text: ranks.gather(rank, text),
-        )
+        ).bad
 
     threads = [threading.Thread(target=look, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
@@ -110,7 +110,7 @@ def test_whole_images_pass_with_their_size(
         file = tmp_path / "photo"
         file.write_bytes(content)
         assert fault(Location(file)) is None
-        assert headers.dimensions(content)[1:] == size
+        assert headers.header_of(content)[1:3] == size
         assert decode_rgb(tf.constant(content)).shape == (size[1], size[0], 3)
     if kind in ("PNG", "JPEG"):
         for chunk in (1 << 20, 7):  # the end lies across two of them, sooner or later
@@ -132,7 +132,7 @@ def test_progressive_lossless_and_other_modes_pass(mode: str, tmp_path: Path) ->
         if mode not in unable[kind]:
             image.save(tmp_path / kind, kind, **options)
             assert fault(Location(tmp_path / kind)) is None
-            assert headers.dimensions((tmp_path / kind).read_bytes())[1:] == (33, 21)
+            assert headers.header_of((tmp_path / kind).read_bytes())[1:3] == (33, 21)
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_all_ranks_find_the_same(world_size: int, damaged: Path, tmp_path: Path)
 def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (first,) = screen(folder(damaged), tmp_path / "cache")
     looked_at: list[Location] = []
-    monkeypatch.setattr(quarantine, "fault", looked_at.append)
+    monkeypatch.setattr(quarantine, "look", lambda location: looked_at.append(location) or Fault(0, ""))
     assert screen(folder(damaged), tmp_path / "cache", 2) == [first, first]
     assert looked_at == []
     whole = damaged / "train" / "digit 0" / "00010.png"
@@ -174,7 +174,7 @@ def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeyp
 def test_a_set_without_a_fault_is_kept_as_such(tmp_path: Path, monkeypatch: Any) -> None:
     write_image_folder(tmp_path / "data" / "train", digits_32px(40), NAMES)
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
-    monkeypatch.setattr(quarantine, "fault", lambda location: pytest.fail("looked again"))
+    monkeypatch.setattr(quarantine, "look", lambda location: pytest.fail("looked again"))
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
 
 

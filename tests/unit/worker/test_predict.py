@@ -50,8 +50,8 @@ class Thread(SingleDevice):
 
 
 def found(paths: Sequence[str], parallel: Any) -> list[Found]:
-    model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1)
-    return list(predict(model, unlabelled(paths, NAMES)))
+    model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1, 2)
+    return list(predict(model, unlabelled(paths, NAMES, 2)))
 
 
 def on_two(paths: Sequence[str]) -> list[list[Found]]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.location import Location
+from tl_dist.datasets.preprocess import rgb
 from tl_dist.datasets.store import PixelStore
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file, read_slice
@@ -57,3 +58,8 @@ def opened(image: Stored) -> Image.Image:
     if found.width * found.height > limits.IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{found.width} x {found.height} pixels")
     return found
+
+
+def pixels(image: Stored) -> NDArray[np.uint8]:
+    """uint8 RGB [height, width, 3] as training sees them; what `opened` and `preprocess.rgb` raise."""
+    return image if isinstance(image, np.ndarray) else rgb(encoded(image))

@@ -17,9 +17,8 @@ from PIL import Image, ImageDraw
 from tl_dist.datasets import Source
 from tl_dist.datasets.curation import images, remarks
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import fault
+from tl_dist.datasets.headers import DEEP, Fault, fault, look
 from tl_dist.datasets.location import Location
-from tl_dist.datasets.rgb import rgb
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.picture import refuse_other_picture
@@ -33,14 +32,13 @@ _DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _LOOKED_AT = 64  # images of 16 bits that are decoded
 
 
-class _Header(NamedTuple):
+class _Looked(NamedTuple):
     width: int
     height: int
     mode: str
     format: str
     bytes: int
-    remarks: list[str]
-    has_16_bits: bool
+    traits: frozenset[str]
 
 
 def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def _split(source: Source) -> dict[str, Any]:
             headers = list(pool.map(_header, images.stored(source), chunksize=64))
     known = [header for header in headers if header is not None]
     sizes = np.array([header[:2] for header in known]).reshape(-1, 2)
-    deep = [k for k, header in enumerate(headers) if header is not None and header.has_16_bits]
+    deep = [k for k, header in enumerate(headers) if header is not None and DEEP in header.traits]
     deep = [deep[at] for at in np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep))).astype(int)]
     narrow = _narrow(source, deep)
     return {
@@ -98,7 +96,7 @@ def _split(source: Source) -> dict[str, Any]:
         "bytes": sum(header.bytes for header in known),
         "unreadable": len(headers) - len(known),
         "remarks": remarks.summed(
-            [(source.ids[k], header.remarks) for k, header in enumerate(headers) if header is not None]
+            [(source.ids[k], header.traits) for k, header in enumerate(headers) if header is not None]
             + [(source.ids[k], ["narrow"]) for k in narrow],
             total=len(known),
             total_16_bits=len(deep),
@@ -106,23 +104,23 @@ def _split(source: Source) -> dict[str, Any]:
     }
 
 
-def _header(image: images.Stored) -> _Header | None:
+def _header(image: images.Stored) -> _Looked | None:
     try:
         if isinstance(image, np.ndarray):
-            return _header_of(images.opened(image), image.nbytes)
-        if fault(image):
+            return _looked(images.opened(image), image.nbytes, frozenset())
+        found = look(image)
+        if isinstance(found, Fault):
             return None
         if image.length is None:
             with os.fdopen(open_regular(image.path, links=True), "rb") as file:
-                return _header_of(Image.open(file), os.fstat(file.fileno()).st_size)
-        return _header_of(images.opened(image), image.length)
+                return _looked(Image.open(file), os.fstat(file.fileno()).st_size, found.traits)
+        return _looked(images.opened(image), image.length, found.traits)
     except _DAMAGED:
         return None
 
 
-def _header_of(image: Image.Image, size: int) -> _Header:
-    kind, deep = image.format or "pixels", remarks.has_16_bits(image)
-    return _Header(image.width, image.height, image.mode, kind, size, remarks.by_header(image), deep)
+def _looked(image: Image.Image, size: int, traits: frozenset[str]) -> _Looked:
+    return _Looked(image.width, image.height, image.mode, image.format or "pixels", size, traits)
 
 
 def _narrow(source: Source, rows: list[int]) -> list[int]:
@@ -131,7 +129,7 @@ def _narrow(source: Source, rows: list[int]) -> list[int]:
     found = []
     for k in rows:
         with suppress(*_DAMAGED):
-            if remarks.is_narrow(rgb(images.opened(every[k]))):
+            if remarks.is_narrow(images.pixels(every[k])):
                 found.append(k)
     return found
 
@@ -161,7 +159,7 @@ def _tile(image: images.Stored) -> Image.Image:
     try:
         if isinstance(image, Location) and (found := fault(image)):
             raise ValueError(found.reason)
-        pixels = rgb(images.opened(image))
+        pixels = Image.fromarray(images.pixels(image))
     except _DAMAGED:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
         return tile

@@ -1,4 +1,4 @@
-"""What training does to images without a word, though it may not be what their owner wants."""
+"""What training does to images, though it may not be what their owner wants."""
 
 from __future__ import annotations
 
@@ -6,40 +6,23 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from numpy.typing import NDArray
+
+from tl_dist.datasets.headers import ALPHA, CMYK, DEEP, ORIENTATION
 
 _WHAT = {
-    "narrow": "images of 16 bits use the lower 14 or fewer: training takes the high byte, and sees 0 to 63 at most",
-    "orientation": "images are to be turned by their EXIF orientation, which is ignored",
-    "alpha": "images have an alpha channel, which is dropped, not blended",
+    "narrow": "images of 16 bits use the lower 14 or fewer: of 0 to 255 training sees 0 to 63 at most",
+    ORIENTATION: "images are turned as their EXIF orientation says",
+    ALPHA: "images may be transparent: they are put on white",
+    DEEP: "images have more than 8 bits a channel: they are scaled to 8",
+    CMYK: "images are in the colours of print: they become RGB without a colour profile",
 }
 _NARROW = 1 << 6
 
 
-def by_header(image: Image.Image) -> list[str]:
-    """Which remarks an opened image deserves; its pixels are not decoded."""
-    found = ["alpha"] if image.has_transparency_data else []
-    # Asked of a PNG without such data, Pillow would decode it to look behind the pixels.
-    if "exif" in image.info and _orientation(image) != 1:
-        found.append("orientation")
-    return found
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # whatever Pillow raises on damaged metadata, which no decoder looks at
-        return 1
-
-
-def has_16_bits(image: Image.Image) -> bool:
-    """Whether an opened image is a PNG of 16 bits a channel: Pillow shows it in the decoder's arguments alone."""
-    return isinstance(image, ImageFile.ImageFile) and image.format == "PNG" and ";16" in str(image.tile)
-
-
-def is_narrow(pixels: Image.Image) -> bool:
+def is_narrow(pixels: NDArray[np.uint8]) -> bool:
     """Whether an image of 16 bits uses the lowest quarter alone, by its 8-bit RGB."""
-    return int(np.asarray(pixels).max()) < _NARROW
+    return int(pixels.max()) < _NARROW
 
 
 def summed(
@@ -49,7 +32,8 @@ def summed(
     names: dict[str, list[str]] = {kind: [] for kind in _WHAT}
     for name, kinds in found:
         for kind in kinds:
-            names[kind].append(name)
+            if kind in names:
+                names[kind].append(name)
     totals = {"narrow": total_16_bits}
     return [
         {

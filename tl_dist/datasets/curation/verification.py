@@ -13,11 +13,10 @@ from PIL import Image
 
 from tl_dist.datasets.curation import duplicates, images, remarks
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.headers import DEEP, Fault, look
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.quarantine import left_out
-from tl_dist.datasets.rgb import rgb
 
 Advance = Callable[[int, int], None]
 """Told (done, total) as it goes on."""
@@ -29,8 +28,7 @@ class _Checked(NamedTuple):
     fault: Fault | None
     digest: str = ""  # of size and RGB pixels
     hash: int = 0  # perceptual
-    remarks: tuple[str, ...] = ()
-    has_16_bits: bool = False
+    traits: frozenset[str] = frozenset()
 
 
 def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict[str, Any]:
@@ -68,9 +66,9 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
         "near": named(pairs),
         "leaks": leaks,
         "remarks": remarks.summed(
-            ((name, found.remarks) for (_, name, _), found in zip(every, checked, strict=True)),
+            ((name, found.traits) for (_, name, _), found in zip(every, checked, strict=True)),
             total=len(every),
-            total_16_bits=sum(found.has_16_bits for found in checked),
+            total_16_bits=sum(DEEP in found.traits for found in checked),
         ),
         "ok": not bad and not leaks,
     }
@@ -95,22 +93,23 @@ def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
 def _check_one(image: images.Stored) -> _Checked:
     import imagehash
 
-    offset = 0 if isinstance(image, np.ndarray) else image.offset
+    traits: frozenset[str] = frozenset()
     if not isinstance(image, np.ndarray):
-        found = fault(image) or _changed(image)
+        header = look(image)
+        found = header if isinstance(header, Fault) else _changed(image)
         if found is not None:
             return _Checked(found)
+        traits = header.traits
     try:
-        whole = images.opened(image)
-        found_remarks, has_16_bits = remarks.by_header(whole), remarks.has_16_bits(whole)
-        pixels = rgb(whole)
+        pixels = images.pixels(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        offset = 0 if isinstance(image, np.ndarray) else image.offset
         return _Checked(Fault(offset, f"cannot be decoded: {error}"))
-    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
-    if has_16_bits and remarks.is_narrow(pixels):
-        found_remarks.append("narrow")
-    phash = int(str(imagehash.phash(pixels)), 16)
-    return _Checked(None, digest, phash, tuple(found_remarks), has_16_bits)
+    picture = Image.fromarray(pixels)
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    if DEEP in traits and remarks.is_narrow(pixels):
+        traits |= {"narrow"}
+    return _Checked(None, digest, int(str(imagehash.phash(picture)), 16), traits)
 
 
 def _changed(image: Location) -> Fault | None:

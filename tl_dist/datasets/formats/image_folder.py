@@ -17,8 +17,8 @@ from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
-READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp"})
-UNREADABLE = frozenset({".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
+READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
 """Images that cannot be decoded here. They are refused: to leave them out would change the data unnoticed."""
 
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})

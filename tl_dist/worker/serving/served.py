@@ -16,7 +16,7 @@ from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
 from tl_dist.datasets.decoding import decode_rgb
-from tl_dist.datasets.headers import dimensions, fault
+from tl_dist.datasets.headers import fault, header_of
 from tl_dist.datasets.location import Location
 from tl_dist.features.views import apply_views, views_of
 from tl_dist.files import limits
@@ -62,6 +62,7 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         own.class_names,
         int(own.model.input_shape[1]),
         cfg.data.kept_fraction,
+        own.decoding,
         compiled(predict, own.model.input_shape),
     )
 
@@ -82,6 +83,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
             [str(name) for name in settings["class_names"]],
             int(settings["image_size"]),
             settings["crop_fraction"],
+            settings.get("decoding", 1),
             predict,
         )
     except Refusal:
@@ -100,21 +102,22 @@ def _checked(
     class_names: Sequence[str],
     size: int,
     crop: float | None,
+    decoding: int,
     predict: Predict,
 ) -> Served:
     """The model, which has answered once: the first request does not wait for its compilation."""
     found = predict(np.zeros((1, size, size, 3), np.uint8)).shape
     if found != (1, len(class_names)):
         raise ValueError(f"its answer has shape {found}, for {len(class_names)} classes")
-    return Served(name, version, class_names, size, predict, decoder(size, crop))
+    return Served(name, version, class_names, size, predict, decoder(size, crop, decoding))
 
 
-def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8]]:
+def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
     """How `tl-dist predict` reads a file, for bytes that came by a request."""
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read(encoded: tf.Tensor) -> tf.Tensor:
-        return resize(decode_rgb(encoded), size, crop)
+        return resize(decode_rgb(encoded, decoding), size, crop)
 
     def decode(encoded: bytes) -> NDArray[np.uint8]:
         _refuse_by_header(encoded)
@@ -135,6 +138,6 @@ def _refuse_by_header(encoded: bytes) -> None:
         found = fault(Location(Path(f"/proc/self/fd/{file.fileno()}")))
     if found is not None:
         raise ValueError(found.reason)
-    kind, width, height = dimensions(encoded[: limits.IMAGE_HEADER])
+    kind, width, height, _ = header_of(encoded)
     if width * height > limits.SERVED_PIXELS:
         raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")

@@ -1,0 +1,238 @@
+"""From an image file to pixels as training has them: needs NumPy and Pillow alone, and classes.json beside it.
+
+from preprocess import class_names, load
+
+images = np.stack([load("cell.png")])   # uint8 [1, size, size, 3], what every export takes
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageOps
+
+_FILE = Path(__file__).with_name("classes.json")
+_SETTINGS = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.exists() else {}
+class_names: list[str] = _SETTINGS.get("class_names", [])
+
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_SEGMENTS = 10_000
+"""before the pixels, in which EXIF data is looked for"""
+_ORIENTATION, _SHORT = 0x0112, 3
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGBA;16B": "RGBA;16L",
+    "LA;16B": "RGBA",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+}
+"""Of 16 bits a channel Pillow keeps the high byte; of the same pixels in the other byte order it is the low one."""
+
+
+def load(file: Any, size: int = 0, crop_fraction: float | None = None) -> np.ndarray:
+    """uint8 RGB [size, size, 3] from a path or an open file; both settings are those of the model by default."""
+    encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
+    if not size:
+        size, crop_fraction = _SETTINGS["image_size"], _SETTINGS["crop_fraction"]
+    # Models that were exported before this was written down have the old rule.
+    return resized(rgb(encoded, _SETTINGS.get("decoding", 1 if _SETTINGS else 2)), size, crop_fraction)
+
+
+def rgb(encoded: bytes, decoding: int = 2, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 RGB [height, width, 3] of an image file as a viewer shows it on a white page; its first frame or page.
+
+    It is turned as its EXIF data says, and what is transparent shows white; 16 bits become 8 by division by 257. With
+    `decoding` 1, the rule of older runs, it is not turned, hidden colours show, and of 16 bits the high byte is taken.
+    With `at_least` a JPEG may be decoded at a smaller scale, of this width and height or more. Raises what Pillow does
+    where it cannot be decoded.
+    """
+    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        if at_least is not None:
+            image.draft("RGB", at_least)
+        if decoding == 1 and image.mode == "I;16" and image.format != "TIFF":
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        if decoding == 1 and image.format != "TIFF":
+            return _loaded(image, "RGB")
+        pixels = on_white(_eight_bits(image, encoded))
+    return np.ascontiguousarray(turned(pixels, orientation(encoded)))
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of [height, width, ...] as it is to be shown, by the orientation 1 to 8 of its EXIF data."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 RGB from RGB or RGBA, in front of white."""
+    if pixels.shape[2] == 3:
+        return pixels
+    shade = (255 - pixels[..., :3].astype(np.uint16)) * pixels[..., 3:] + np.uint16(128)
+    return np.asarray(255 - ((shade + (shade >> 8)) >> 8), np.uint8)  # shade / 255, rounded
+
+
+def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
+    """uint8 RGB or RGBA of an opened image."""
+    raw = _raw_mode(image)
+    if raw in _LOW_BYTES or image.mode.startswith("I;16"):
+        return _scaled(_deep(image, encoded, raw), image)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            "its pixels are numbers of 32 bits, or have a sign: no range of them is black to white"
+        )
+    if raw in ("L;2", "L;4") and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}[raw]
+    return _loaded(image, "RGBA" if image.has_transparency_data else "RGB")
+
+
+def _loaded(image: Image.Image, mode: str = "") -> np.ndarray:
+    """Its pixels, in this mode; of a TIFF turned, which Pillow has done, or leaves to this."""
+    image.load()
+    if image.format == "TIFF":
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes all of them for Adobe's, which are negatives
+    return np.asarray(image.convert(mode) if mode else image)
+
+
+def _raw_mode(image: Any) -> str:
+    """How Pillow calls the pixels as they lie in the file."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _deep(image: Any, encoded: bytes, raw: str) -> np.ndarray:
+    """uint16 [height, width, channels] of an image of up to 16 bits a channel."""
+    if image.mode.startswith("I"):
+        return _loaded(image).astype(np.uint16)[..., None]
+    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as other:
+        other.tile[:] = [tile._replace(args=_in_place_of(raw, tile.args)) for tile in other.tile]
+        low = _loaded(other)
+    if raw == "LA;16B":
+        grey_alpha = low.astype(np.uint16)
+        return grey_alpha[..., ::2] << 8 | grey_alpha[..., 1::2]
+    return _loaded(image).astype(np.uint16) << 8 | low
+
+
+def _in_place_of(raw: str, arguments: Any) -> Any:
+    return (_LOW_BYTES[raw], *arguments[1:]) if isinstance(arguments, tuple) else _LOW_BYTES[raw]
+
+
+def _scaled(values: np.ndarray, image: Any) -> np.ndarray:
+    """uint8 RGB or RGBA from uint16 of 1 to 4 channels."""
+    is_tiff = image.format == "TIFF"
+    top = 2 ** int(image.tag_v2[258][0]) - 1 if is_tiff else 65535
+    if is_tiff and image.tag_v2.get(262) == 0:
+        values = top - values  # white is 0
+    key = image.info.get("transparency")
+    if key is not None and values.shape[2] in (1, 3):
+        opaque = (values != np.asarray(key)).any(axis=2, keepdims=True)
+        values = np.concatenate([values, np.where(opaque, 65535, 0)], axis=2)
+    eight = ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    if eight.shape[2] < 3:
+        eight = np.concatenate([np.repeat(eight[..., :1], 3, axis=2), eight[..., 1:]], axis=2)
+    return eight
+
+
+def orientation(encoded: bytes) -> int:
+    """1 to 8: how a JPEG, PNG or WebP is to be turned by its EXIF data; 1 where that is not said in the right way.
+
+    As in browsers, one short number in the first directory says it. Of a JPEG it is in one of the segments before the
+    tables of its decoder, of a PNG in a chunk before its pixels.
+    """
+    if encoded[:3] == b"\xff\xd8\xff":
+        return _orientation_in(_exif_of_jpeg(encoded))
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+        return _orientation_in(_exif_of_png(encoded))
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return _orientation_in(_exif_of_webp(encoded).removeprefix(b"Exif\0\0"))
+    return 1
+
+
+def _exif_of_jpeg(data: bytes) -> bytes:
+    at = 2
+    for _ in range(_SEGMENTS):
+        head = data[at : at + 10]
+        if len(head) < 10 or head[0] != 0xFF or not (head[1] >> 4 == 0xE or head[1] == 0xFE):
+            break
+        end = at + 2 + int.from_bytes(head[2:4], "big")
+        if head[1] == 0xE1 and head[4:] == b"Exif\0\0":
+            return data[at + 10 : end]
+        at = end
+    return b""
+
+
+def _exif_of_png(data: bytes) -> bytes:
+    at = 8
+    for _ in range(_SEGMENTS):
+        end, kind = at + 8 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"eXIf":
+            return data[at + 8 : end]
+        if kind == b"IDAT" or len(kind) < 4:
+            break
+        at = end + 4
+    return b""
+
+
+def _exif_of_webp(data: bytes) -> bytes:
+    at = 12
+    for _ in range(_SEGMENTS):
+        kind, end = data[at : at + 4], at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if kind == b"EXIF":
+            return data[at + 8 : end]
+        if len(kind) < 4:
+            break
+        at = end + end % 2
+    return b""
+
+
+def _orientation_in(block: bytes) -> int:
+    """What a directory of EXIF data says, a TIFF file without pixels."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None or len(block) < 8:
+        return 1
+    (at,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, at) if at + 2 <= len(block) else (0,)
+    for entry in range(at + 2, min(at + 2 + 12 * count, len(block) - 11), 12):
+        tag, kind, number, value = struct.unpack_from(f"{order}HHIH", block, entry)
+        if tag == _ORIENTATION:
+            return value if kind == _SHORT and number == 1 and 1 <= value <= 8 else 1
+    return 1
+
+
+def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.ndarray:
+    """Bilinear with antialiasing, as `tf.image.resize(antialias=True)`.
+
+    Stretched; or with `crop_fraction` the shorter side becomes size / crop_fraction and the middle square is kept.
+    """
+    extent = np.array(image.shape[:2])
+    if (extent == size).all() and crop_fraction in (None, 1.0):
+        return image
+    if crop_fraction is None:
+        whole, begin = np.array([size, size]), np.zeros(2, np.float32)
+    else:
+        whole = int(size / crop_fraction) * extent // extent.min()
+        begin = np.rint((whole - size) / 2).astype(np.float32)
+    rows, columns = (
+        _weights(int(extent[k]), size, np.float32(whole[k] / extent[k]), begin[k]) for k in range(2)
+    )
+    tall = np.einsum("yh,hwc->ywc", rows, image.astype(np.float32))
+    square = np.einsum("xw,ywc->yxc", columns, tall)
+    return np.clip(np.rint(square), 0, 255).astype(np.uint8)
+
+
+def _weights(length: int, size: int, scale: np.float32, begin: np.float32) -> np.ndarray:
+    """float32 [size, length]: what each pixel of a line adds to each of the resized line, a triangle."""
+    centre = (np.arange(size, dtype=np.float32) + np.float32(0.5) + begin) / scale
+    width = max(np.float32(1), 1 / scale)
+    distance = np.abs(np.arange(length, dtype=np.float32) + np.float32(0.5) - centre[:, None]) / width
+    weights = np.maximum(0, 1 - distance)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)

@@ -1,0 +1,83 @@
+"""The first directory of a TIFF file (TIFF 6.0, Adobe): what its pixels are, and where they end."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from tl_dist.datasets.gif import CutOff
+
+Read = Callable[[int, int], bytes]
+"""(place, number) -> so many bytes, or as many as there are"""
+
+ORDERS: Mapping[bytes, str] = {b"II*\0": "<", b"MM\0*": ">"}
+"""How a file begins, and in which order its numbers are."""
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIPS, _ORIENTATION = 256, 257, 258, 262, 273, 274
+_STRIP_ROWS, _STRIP_BYTES, _TILES, _TILE_BYTES, _EXTRA_SAMPLES = 278, 279, 324, 325, 338
+_SIZES = {1: "B", 3: "H", 4: "I"}
+_CMYK, _ALPHA = 5, (1, 2)
+
+
+class Page(NamedTuple):
+    """The first page of a file."""
+
+    width: int
+    height: int
+    bits: int
+    """of a channel"""
+    orientation: int
+    has_alpha: bool
+    is_cmyk: bool
+    end: int
+    """of its pixels, as far as their first pieces tell"""
+
+
+def first_page(read: Read, most_pieces: int) -> Page:
+    """CutOff where the file ends before its directory does; ValueError where it has no size."""
+    head = _exactly(read, 0, 8)
+    order = ORDERS[head[:4]]
+    (at,) = struct.unpack_from(f"{order}I", head, 4)
+    (count,) = struct.unpack(f"{order}H", _exactly(read, at, 2))
+    entries = _exactly(read, at + 2, 12 * count)
+    found: dict[int, tuple[int, int, int]] = {}
+    for place in range(0, 12 * count, 12):
+        tag, kind, number = struct.unpack_from(f"{order}HHI", entries, place)
+        found.setdefault(tag, (kind, number, place + 8))
+
+    def values(tag: int, default: int | None = None) -> list[int]:
+        if tag not in found:
+            if default is None:
+                raise ValueError(f"TIFF without tag {tag} in its first directory")
+            return [default]
+        kind, number, place = found[tag]
+        if kind not in _SIZES or not number:
+            raise ValueError(f"TIFF whose tag {tag} is no number")
+        form = f"{order}{min(number, most_pieces)}{_SIZES[kind]}"
+        if struct.calcsize(_SIZES[kind]) * number <= 4:
+            return list(struct.unpack_from(form, entries, place))
+        (elsewhere,) = struct.unpack_from(f"{order}I", entries, place)
+        return list(struct.unpack(form, _exactly(read, elsewhere, struct.calcsize(form))))
+
+    height = values(_HEIGHT)[0]
+    if _STRIPS in found and found[_STRIPS][1] * values(_STRIP_ROWS, height)[0] < height:
+        raise ValueError("TIFF whose strips do not fill it")
+    begins, lengths = (_STRIPS, _STRIP_BYTES) if _STRIPS in found else (_TILES, _TILE_BYTES)
+    pieces = zip(values(begins), values(lengths, 0), strict=False)
+    return Page(
+        values(_WIDTH)[0],
+        height,
+        values(_BITS, 1)[0],
+        values(_ORIENTATION, 1)[0],
+        any(value in _ALPHA for value in values(_EXTRA_SAMPLES, 0)),
+        values(_PHOTOMETRIC, 1)[0] == _CMYK,
+        max(begin + length for begin, length in pieces),
+    )
+
+
+def _exactly(read: Read, at: int, num: int) -> bytes:
+    data = read(at, num)
+    if len(data) != num:
+        raise CutOff
+    return data
