@@ -77,7 +77,7 @@ def file_source(
     return Source(store, labels, ids, class_names, annotations, table=table)
 
 
-def unlabelled(paths: Sequence[str], class_names: Sequence[str], decoding: int) -> Source:
+def unlabelled(paths: Sequence[str], class_names: Sequence[str], decoding: int | None = None) -> Source:
     """Image files of whatever class: each has label 0. Relative paths are from the working directory."""
     zeros = np.zeros(len(paths), np.int64)
     source = file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)

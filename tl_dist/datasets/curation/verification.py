@@ -96,9 +96,10 @@ def _check_one(image: images.Stored) -> _Checked:
     traits: frozenset[str] = frozenset()
     if not isinstance(image, np.ndarray):
         header = look(image)
-        found = header if isinstance(header, Fault) else _changed(image)
-        if found is not None:
-            return _Checked(found)
+        if isinstance(header, Fault):
+            return _Checked(header)
+        if (changed := _changed(image)) is not None:
+            return _Checked(changed)
         traits = header.traits
     try:
         pixels = images.pixels(image)
