@@ -123,7 +123,8 @@ def jpeg_orientations(encoded: Any) -> Any:
     import tensorflow as tf
 
     def is_exif(head: Any) -> Any:
-        return (head[:, 1] == 0xE1) & tf.reduce_all(head[:, 4:] == list(b"Exif\0\0"), 1)
+        begins = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
+        return begins & tf.reduce_all(head[:, 4:] == list(b"Exif\0\0"), 1)
 
     def goes_on(at: Any, head: Any) -> Any:
         others = (head[:, 0] == 0xFF) & ((head[:, 1] // 16 == 0xE) | (head[:, 1] == 0xFE))
