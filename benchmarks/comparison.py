@@ -17,6 +17,8 @@ BENCHMARKS = (
     "checkpoint_stall",
     "vs_keras_fit",
     "vs_keras_accuracy",
+    "vs_pytorch",
+    "vs_horovod_examples",
     "horovod_workers",
     "elpv_features",
     "elpv_best",
