@@ -16,6 +16,7 @@ GROUPS = {
     "cluster": "a private Slurm, network namespaces, sshd, MPI",
     "end_to_end": "the command line as a person uses it, with real workers",
     "parallel": "every strategy against one device",
+    "scale": "a thousand workers, and what each of them costs the file server and the others",
     "hostile": "one hostile or broken input each, through the command line",
     "references": "each method against an implementation that is not ours",
     "unit": "one room each",

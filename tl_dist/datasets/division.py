@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig, registry
-from tl_dist.datasets import Source, Splits, pool_of
+from tl_dist.datasets import Source, Splits, listing, pool_of
 from tl_dist.datasets.concatenated import concatenated
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
 from tl_dist.datasets.table import columns_of, values_of
@@ -39,7 +39,8 @@ def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
 
 def _opened(data: DataConfig) -> Splits:
     """Refuses what is no data set, as the function of another package may return."""
-    splits = registry.dataset(data.name).open(data)
+    with listing.once():
+        splits = registry.dataset(data.name).open(data)
     if not (isinstance(splits, Mapping) and isinstance(splits.get("train"), Source)):
         raise Refusal(
             f"dataset '{data.name}' opened as a {type(splits).__name__} without a Source under 'train'.",

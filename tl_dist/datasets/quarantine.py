@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
+from tl_dist.datasets.files import FileStore
 from tl_dist.datasets.headers import Fault, look
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
@@ -31,6 +33,10 @@ _SHOWN = 10
 
 Gather = Callable[[bytes], list[bytes]]
 """Every rank's bytes, in rank order, on every rank."""
+
+
+class Changed(Refusal):
+    """A file has another size than when its folder was listed: the source is not what is on the disk."""
 
 
 class Bad(NamedTuple):
@@ -58,17 +64,25 @@ def screen(
 
     Each rank looks at its contiguous share, and all ranks get the same list. It is kept in the directory
     `cache`, by the fingerprints of the splits and the times of their files: a second call looks at times alone.
+    Refuses, on all ranks, with `Changed`.
     """
     gather = gather or (lambda text: [text])
     files = {split: source for split, source in splits.items() if source.is_encoded}
     if not files:
         return Screened([], frozenset())
     refuse_unsafe(cache, links=True)
-    stamps = gather(str(_stamp(files, rank, world_size)).encode())
+    stamp, changed = _stamp(files, rank, world_size)
+    stamps, everyones = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
+    if changed := next(filter(None, everyones), ""):
+        raise Changed(
+            f"{changed} has changed since its folder was listed.",
+            fix="run the same command again.",
+            code=ExitCode.DATA,
+        )
     facts = {
         "schema": SCHEMA,
         "data": {split: source.fingerprint for split, source in files.items()},
-        "files": sum(int(stamp) for stamp in stamps) % 2**64,
+        "files": sum(stamps) % 2**64,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     kept = cache / f"{key}.jsonl"
@@ -177,26 +191,33 @@ def _share(source: Source, rank: int, world_size: int) -> range:
     return range(num * rank // world_size, num * (rank + 1) // world_size)
 
 
-def _stamp(files: Splits, rank: int, world_size: int) -> int:
-    """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it."""
-    total = 0
+def _stamp(files: Splits, rank: int, world_size: int) -> tuple[int, str]:
+    """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it.
+
+    And a file whose size is not that of its source, where there is one.
+    """
+    total, changed = 0, ""
     for split, source in files.items():
-        stamps: dict[Path, str] = {}
+        sizes = source.store.sizes if isinstance(source.store, FileStore) else None
+        stamps: dict[Path, tuple[int | None, str]] = {}
         for index in _share(source, rank, world_size):
             path, offset, *_ = source.location(index)
             if path not in stamps:
-                stamps = {path: _time_of(path)}  # neighbours share a file, if anybody does
-            text = f"{split}\0{index}\0{offset}\0{stamps[path]}"
+                stamps = {path: _size_and_time(path)}  # neighbours share a file, if anybody does
+            size, stamp = stamps[path]
+            if sizes is not None and size not in (None, sizes[source.row(index)]):
+                changed = changed or os.fspath(path)
+            text = f"{split}\0{index}\0{offset}\0{stamp}"
             total += int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    return total % 2**64
+    return total % 2**64, changed
 
 
-def _time_of(path: Path) -> str:
+def _size_and_time(path: Path) -> tuple[int | None, str]:
     try:
         status = path.stat()
     except OSError as error:
-        return str(error.errno)
-    return f"{status.st_size} {status.st_mtime_ns}"
+        return None, str(error.errno)
+    return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _check(split: str, source: Source, rank: int, world_size: int) -> Screened:

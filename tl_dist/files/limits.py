@@ -36,6 +36,7 @@ PICKLE_OPCODES = 1_000_000  # a file of CIFAR-100 has some 200,000
 PICKLE_TUPLES = 64  # beside the arguments of calls; an array takes two
 SPLIT_MANIFEST = 1 * GIB
 QUARANTINE = 256 * MIB
+LISTING = 1 * GIB  # all folders of a data set; those of ImageNet take 45 MB
 LISTED_FILES = 1 * GIB  # names of files on standard input
 
 # Networks

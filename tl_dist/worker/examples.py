@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from tl_dist.config import Config
 from tl_dist.data import decoded
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Splits, decoded_by, quarantine
+from tl_dist.datasets import Splits, decoded_by, listing, quarantine
 from tl_dist.datasets.decoding import VERSION
 from tl_dist.datasets.division import open_splits
 from tl_dist.parallel import DataParallel
@@ -74,15 +75,11 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
 
     Images are decoded by the rule that the run began with.
     """
-    opened, digest = open_splits(cfg.data)
     (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
-    found = quarantine.screen(
-        opened,
-        cache=run.path.parent / "header_checks",
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        gather=parallel.gather,
-    )
+    try:
+        opened, digest, found = _screened(cfg, run, parallel)
+    except quarantine.Changed:  # in its place, which no folder shows
+        opened, digest, found = _screened(cfg, run, parallel, anew=True)
     opened = decoded_by(opened, decoding_of(run, new=VERSION), found.unusual)
     named = [*quarantine.left_out(opened), *found.bad]
     bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], named)
@@ -91,6 +88,38 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
     budget = quarantine.budget(cfg.data.max_bad, opened)
     quarantine.refuse_beyond(budget, bad)
     return Examples(run, opened, quarantine.without(opened, bad), bad, budget, digest, threads)
+
+
+def _screened(
+    cfg: Config, run: RunDir, parallel: DataParallel, *, anew: bool = False
+) -> tuple[Splits, str | None, quarantine.Screened]:
+    """The data set, the digest of its manifest, and what the headers show.
+
+    Rank 0 looks at the folders first, and what it has listed is there for the others: `listing.kept`.
+    """
+    first, cache = parallel.rank == 0, run.path.parent
+    run.beat(parallel.rank, "listing files", 0, cfg.safety.alone_s if first else 0.0)
+    met = functools.cache(functools.partial(parallel.gather, b""))  # once, as soon as one of the others lists
+    folders = listing.kept(
+        cache / "listings",
+        cfg.data.path or "",
+        writes=first,
+        anew=anew and first,
+        begin=(lambda: None) if first else met,
+    )
+    try:
+        with folders:
+            opened, digest = open_splits(cfg.data)
+    finally:  # also where it is refused: each worker says so itself
+        met()
+    found = quarantine.screen(
+        opened,
+        cache=cache / "header_checks",
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        gather=parallel.gather,
+    )
+    return opened, digest, found
 
 
 def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits
+from tl_dist.datasets import Source, Splits, listing
 from tl_dist.datasets.files import directory_of, file_source
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.files import limits
@@ -83,20 +83,21 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in _visible(path) if _is_folder(entry))
+    return sorted(name for name, kind, _ in _visible(path) if kind == listing.FOLDER)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _visible(path: Path) -> list[tuple[str, int, int]]:
+    return _of_people(_listed(path))
+
+
+def _of_people(listed: listing.Folder) -> list[tuple[str, int, int]]:
+    """(name, kind, size) of what is there because somebody wants it there."""
+    return [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
+
+
+def _listed(path: Path) -> listing.Folder:
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _visible(path: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _CLUTTER]
+        return listing.folder(path)
     except OSError as error:
         raise _wrong(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
@@ -115,10 +116,11 @@ def _source(root: Path, folder: Path) -> Source:
         raise _too_few(folder, classes)
     prefix = "" if folder == root else f"{folder.name}/"
     left_out: dict[str, list[str]] = {}
-    for entry in _visible(folder):
-        if not _is_folder(entry):
-            _check_link(entry)
-            left_out.setdefault(_suffix(entry.name), []).append(prefix + entry.name)
+    for name, kind, _ in _visible(folder):
+        if kind != listing.FOLDER:
+            _check_link(folder / name, kind)
+            left_out.setdefault(_suffix(name), []).append(prefix + name)
+    listing.look_at([folder / name for name in classes])
     images: list[_Image] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -134,25 +136,25 @@ def _source(root: Path, folder: Path) -> Source:
 
 
 def images_below(
-    folder: Path, prefix: str, left_out: dict[str, list[str]], above: frozenset[Path] = frozenset()
+    folder: Path, prefix: str, left_out: dict[str, list[str]], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[_Image]:
     """The images at any depth below `folder`; what is none goes to `left_out`, by suffix."""
-    place = folder.resolve()
-    if place in above:
+    listed = _listed(folder)
+    if listed.identity in above:
         raise _wrong(f"{folder} is a link to a folder that holds it", "delete the link")
     if len(above) >= limits.FOLDER_DEPTH:
         raise _wrong(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
-    for entry in _visible(folder):
-        name = f"{prefix}/{entry.name}"
-        suffix = _suffix(entry.name)
-        if _is_folder(entry):
-            yield from images_below(folder / entry.name, name, left_out, above | {place})
+    for entry, kind, size in _of_people(listed):
+        name = f"{prefix}/{entry}"
+        suffix = _suffix(entry)
+        if kind == listing.FOLDER:
+            yield from images_below(folder / entry, name, left_out, above | {listed.identity})
         elif suffix in READABLE:
-            yield _Image(name, _size(entry))
+            yield _Image(name, size)
         else:
-            _check_link(entry)
+            _check_link(folder / entry, kind)
             left_out.setdefault(suffix, []).append(name)
 
 
@@ -161,25 +163,17 @@ def _too_few(folder: Path, classes: list[str]) -> Refusal:
     if classes and len(inside := _folders(folder / classes[0])) > 1:
         what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
         return _wrong(what, f"set data.path to {folder / classes[0]}, if those are the classes")
-    num = sum(_suffix(entry.name) in READABLE for entry in _visible(folder))
+    num = sum(_suffix(name) in READABLE for name, _, _ in _visible(folder))
     what = f"{folder} holds one class folder ({classes[0]})" if classes else f"{folder} holds no class folder"
     what += f" and {num} images beside it" if num and classes else f" but {num} images" if num else ""
     fix = "put the images into a folder for each class, or list them in a CSV file with path and label"
     return _wrong(f"{what}: it takes two classes", fix if num else f"arrange it as {_EXPECTED}")
 
 
-def _check_link(entry: os.DirEntry[str]) -> None:
+def _check_link(path: Path, kind: int) -> None:
     """Refuse a link that leads nowhere where it may have led to a folder of images."""
-    if entry.is_symlink() and not os.path.exists(entry.path):
-        raise _wrong(f"{entry.path} is a link that leads nowhere", "restore what it led to, or delete it")
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    """Bytes of a file; 0 for one that cannot be looked at, which is then quarantined like an empty one."""
-    try:
-        return entry.stat().st_size
-    except OSError:
-        return 0
+    if kind == listing.GONE:
+        raise _wrong(f"{path} is a link that leads nowhere", "restore what it led to, or delete it")
 
 
 def _suffix(name: str) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits
+from tl_dist.datasets import Source, Splits, listing
 from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
+from tl_dist.datasets.listing import FOLDER
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.datasets.table import opened
 from tl_dist.refusal import ExitCode, Refusal
@@ -46,7 +47,7 @@ def open_imagenet(data: DataConfig) -> Splits:
         raise _wrong(
             f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
         )
-    wnids = sorted(p.name for p in (base / "train").iterdir() if _WNID.fullmatch(p.name) and p.is_dir())
+    wnids = sorted(name for name, kind, _ in _in(base / "train") if kind == FOLDER and _WNID.fullmatch(name))
     if len(wnids) < 2:
         raise _wrong(
             f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
@@ -57,31 +58,31 @@ def open_imagenet(data: DataConfig) -> Splits:
     if folder is None:
         return divide(train, data, test=False)
     refuse_second_validation(data, f"{base / folder} is a validation split")
-    flat = sorted(p.name for p in (base / folder).iterdir() if p.suffix.lower() in _IMAGE)
+    flat = _images(base / folder)
     validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids)
     return {"train": train, "validation": validation}
 
 
 def _by_folder(base: Path, split: str, wnids: list[str]) -> Source:
+    listing.look_at([base / split / wnid for wnid in wnids])
     ids: list[str] = []
+    sizes: list[int] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
-        place = base / split / wnid
-        found = (
-            sorted(p.name for p in place.iterdir() if p.suffix.lower() in _IMAGE) if place.is_dir() else []
-        )
+        found = _images(base / split / wnid)
         if not found:
-            raise _wrong(f"{place} holds no image", "restore it")
+            raise _wrong(f"{base / split / wnid} holds no image", "restore it")
         ids += [f"{split}/{wnid}/{name}" for name in found]
+        sizes += found.values()
         labels += [label] * len(found)
-    return _source(base, ids, labels, wnids)
+    return _source(base, ids, sizes, labels, wnids)
 
 
-def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]) -> Source:
+def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: list[str]) -> Source:
     number = {wnid: k for k, wnid in enumerate(wnids)}
-    truth = _truth(root, base, split, names)
+    truth = _truth(root, base, split, list(images))
     labels = []
-    for name in names:
+    for name in images:
         wnid = truth.get(name)
         if wnid not in number:
             what = (
@@ -89,12 +90,28 @@ def _flat(root: Path, base: Path, split: str, names: list[str], wnids: list[str]
             )
             raise _wrong(f"{base / split / name} {what}, which is no folder of train", "restore the files")
         labels.append(number[wnid])
-    return _source(base, [f"{split}/{name}" for name in names], labels, wnids)
+    return _source(base, [f"{split}/{name}" for name in images], list(images.values()), labels, wnids)
 
 
-def _source(base: Path, ids: list[str], labels: list[int], wnids: list[str]) -> Source:
-    sizes = np.array([size_of(base / name) for name in ids], np.int64)
-    return file_source(base, tuple(ids), sizes, np.array(labels, np.int32), tuple(wnids))
+def _in(folder: Path) -> list[tuple[str, int, int]]:
+    """(name, kind, size) of what is in a folder; nothing where there is none."""
+    try:
+        return list(listing.folder(folder).entries())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _wrong(f"{folder} cannot be listed: {error.strerror}", "permit it") from error
+
+
+def _images(folder: Path) -> dict[str, int]:
+    """The size of each image, in the order of their names."""
+    return {name: size for name, _, size in sorted(_in(folder)) if Path(name).suffix.lower() in _IMAGE}
+
+
+def _source(base: Path, ids: list[str], sizes: list[int], labels: list[int], wnids: list[str]) -> Source:
+    for name in (name for name, size in zip(ids, sizes, strict=True) if not size):
+        size_of(base / name)  # which refuses it
+    return file_source(base, tuple(ids), np.array(sizes, np.int64), np.array(labels, np.int32), tuple(wnids))
 
 
 def _truth_file(root: Path, base: Path, split: str) -> Path:
