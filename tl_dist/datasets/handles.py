@@ -17,7 +17,6 @@ MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EST
 """Too many open files, no memory, storage that fails or was mounted anew: another file would have met the same."""
 
 MOST_OPEN = 256
-_MOST_ALLOWED = 1 << 16  # some libraries close every file that they might have open, one by one
 
 
 def machine_refusal(what: str, fault: str) -> Refusal:
@@ -28,14 +27,6 @@ def machine_refusal(what: str, fault: str) -> Refusal:
         "same command again.",
         code=ExitCode.STORAGE,
     )
-
-
-def allow_many_open_files() -> None:
-    """Raise this process's own limit of open files, often 1,024, toward what the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_ALLOWED if hard == resource.RLIM_INFINITY else min(hard, _MOST_ALLOWED)
-    if wanted > soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Handle:

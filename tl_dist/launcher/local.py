@@ -11,7 +11,7 @@ from tl_dist.config import Config
 from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command, are_processes, local_commands, num_processes, visible_gpus
 from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.parallel.slots import GLOO_TIMEOUT_S, GLOO_TIMEOUT_VARIABLE
+from tl_dist.parallel.slots import GLOO_TIMEOUT_VARIABLE
 
 
 def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: Sequence[str] = ()) -> Launch:
@@ -45,5 +45,5 @@ def place(meeting: Rendezvous, rank: int) -> dict[str, str]:
     return meeting.worker_environment(
         rank,
         interface=os.environ.get("HOROVOD_GLOO_IFACE"),
-        gloo_timeout_s=int(timeout) if timeout.isdigit() else GLOO_TIMEOUT_S,
+        timeout_s=int(timeout) if timeout.isdigit() else None,
     )

@@ -17,6 +17,8 @@ The protocol, from horovod/common/gloo/http_store.cc and gloo_context.cc:
 - DELETE /SCOPE/RANK says that RANK is connected to all its peers of that scope. After the last one the scope
   is forgotten, so that the same workers may meet again. The scopes and their sizes follow from the plan:
   `global`, one `local_HOST` per host, one `cross_K` per local rank; RANK is that within the scope.
+- GET /ready/absent is ours: the workers that have not come, answered when all are there or after as many seconds as the
+  header Wait says. A thousand workers that ask for each other one by one ask a million times.
 - A process set meets in scopes of the same names with its digest behind. tl_dist makes none, but Horovod has one of all
   workers, which meet a second time for it.
 """
@@ -24,21 +26,17 @@ The protocol, from horovod/common/gloo/http_store.cc and gloo_context.cc:
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import secrets
-import socketserver
-import sys
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler
 from types import TracebackType
-from typing import cast
 
 from tl_dist.files import limits
+from tl_dist.files.descriptors import allow_many_open_files
+from tl_dist.launcher.one_thread import Answer, Later, OneThreadServer, Request
 from tl_dist.launcher.peers import user_of
-from tl_dist.parallel.meeting import READY, TOKEN_VARIABLE, authorization
+from tl_dist.parallel.meeting import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
 from tl_dist.parallel.slots import (
-    GLOO_TIMEOUT_S,
     PLAN_VARIABLE,
     RENDEZVOUS_VARIABLE,
     Plan,
@@ -50,7 +48,6 @@ from tl_dist.parallel.slots import (
 from tl_dist.refusal import ExitCode, Refusal
 
 _PROCESS_SET = "_process_set_hash_"
-_REQUEST_TIMEOUT_S = 3.0
 
 
 class Rendezvous:
@@ -67,6 +64,7 @@ class Rendezvous:
         self._server: _Server | None = None
 
     def __enter__(self) -> Rendezvous:
+        allow_many_open_files()  # each worker keeps a connection while it waits
         try:
             self._server = _Server(self.address, self.plan, self._token)
         except OSError as error:
@@ -75,8 +73,6 @@ class Rendezvous:
                 fix="give an address or interface of this host that the workers can reach.",
                 code=ExitCode.CANNOT_CREATE,
             ) from error
-        serve = partial(self._server.serve_forever, poll_interval=0.05)  # how long closing may take
-        threading.Thread(target=serve, name="rendezvous", daemon=True).start()
         return self
 
     def __exit__(
@@ -84,15 +80,14 @@ class Rendezvous:
     ) -> None:
         server, self._server = self._server, None
         if server is not None:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     @property
     def endpoint(self) -> str:
         """ "address:port" of the open store."""
         if self._server is None:
             raise RuntimeError("the rendezvous is not open")
-        return f"{self.address}:{self._server.server_address[1]}"
+        return f"{self.address}:{self._server.endpoint[1]}"
 
     def job_environment(self) -> dict[str, str]:
         """What all workers get when each finds its own slot (`slots.slurm_task_environment`)."""
@@ -103,31 +98,28 @@ class Rendezvous:
         }
 
     def worker_environment(
-        self, rank: int, *, interface: str | None = None, gloo_timeout_s: int = GLOO_TIMEOUT_S
+        self, rank: int, *, interface: str | None = None, timeout_s: int | None = None
     ) -> dict[str, str]:
-        """Horovod's variables for one worker that is started on this host."""
+        """Horovod's variables for one worker that is started on this host; `timeout_s` is Gloo's."""
         return slot_environment(
             self.plan,
             rank,
             rendezvous=self.endpoint,
             interface=interface or network_interface_towards(self.address),
-            gloo_timeout_s=gloo_timeout_s,
+            timeout_s=timeout_s,
         )
 
 
-class _Server(socketserver.ThreadingTCPServer):
-    """The store. Not http.server.HTTPServer, whose constructor asks the DNS for this host's name."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024  # workers poll, each time on a new connection
+class _Server(OneThreadServer):
+    """The store."""
 
     def __init__(self, address: str, plan: Plan, token: str) -> None:
-        self._lock = threading.Lock()
         self._address = address
         self._authorization = authorization(token)
         self._known: set[str] = set()  # addresses of other hosts
+        self._strangers: set[tuple[str, int]] = (
+            set()
+        )  # peers that have yet to show that they are no such thing
         self._values: dict[str, dict[str, bytes]] = {}
         self._left: dict[str, set[str]] = {}
         self._members: dict[str, set[str]] = {}
@@ -140,12 +132,43 @@ class _Server(socketserver.ThreadingTCPServer):
                 (f"cross_{slot.local_rank}", slot.cross_rank),
             ):
                 self._members.setdefault(scope, set()).add(str(rank))
-        super().__init__((address, 0), _Handler)
+        super().__init__(address, "rendezvous")
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A worker that dies in the middle of a request is not worth a traceback here; anything else is."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+    def knows(self, peer: tuple[str, int]) -> bool | None:
+        return self.of_this_user(peer)
+
+    def body_bytes(self, request: Request) -> int | Answer:
+        shown = request.headers.get("authorization", "")
+        if not (request.known or self.takes(request.peer[0], shown)):
+            return Answer(403)
+        scope, _, key = request.path.removeprefix("/").rpartition("/")
+        prefix = "" if request.method == "DELETE" else "rank_"
+        if key.removeprefix(prefix) not in self.members(scope) and not _is_count(request):
+            return Answer(400)
+        if request.method != "PUT":
+            return 0
+        text = request.headers.get("content-length", "")
+        length = int(text) if text.isdecimal() and len(text) < 9 else None
+        if length is None or length > limits.RENDEZVOUS_VALUE * (1 + len(self.members(scope)) // 256):
+            return Answer(413)
+        return length
+
+    def answer(self, request: Request, body: bytes) -> Answer | Later:
+        scope, _, key = request.path.removeprefix("/").rpartition("/")
+        if _is_count(request):
+            return self._count(request.headers.get("wait", ""))
+        if request.method == "GET":
+            value = self._values.get(scope, {}).get(key)
+            return Answer(404) if value is None else Answer(200, value)
+        if request.method == "PUT":
+            self._values.setdefault(scope, {})[key] = body
+            if scope == READY and not (absent := self._absent()):
+                self.settle(_named(absent))
+            return Answer(200)
+        if request.method == "DELETE":
+            self._leave(scope, key)
+            return Answer(200)
+        return Answer(501)
 
     def of_this_user(self, peer: tuple[str, int]) -> bool | None:
         """Whether the process at the other end belongs to this one's user; None for one on another host."""
@@ -153,7 +176,7 @@ class _Server(socketserver.ThreadingTCPServer):
             return None
         on_this_host = peer[0].startswith("127.") or peer[0] == self._address
         try:
-            user = user_of(peer, (self._address, self.server_address[1]))
+            user = user_of(peer, self.endpoint)
         except OSError:  # nothing here can tell users apart
             return on_this_host or None
         if user is None:
@@ -175,78 +198,29 @@ class _Server(socketserver.ThreadingTCPServer):
                 return set()
         return self._members.get(scope, set())
 
-    def put(self, scope: str, key: str, value: bytes) -> None:
-        with self._lock:
-            self._values.setdefault(scope, {})[key] = value
+    def _absent(self) -> set[str]:
+        come = self._values.get(READY, {})
+        return set() if len(come) == len(self._members[READY]) else self._members[READY] - come.keys()
 
-    def get(self, scope: str, key: str) -> bytes | None:
-        with self._lock:
-            return self._values.get(scope, {}).get(key)
+    def _count(self, wait: str) -> Answer | Later:
+        absent = self._absent()
+        wait_s = min(float(wait), WAIT_S) if wait.replace(".", "", 1).isdecimal() and len(wait) < 9 else 0.0
+        return Later(wait_s, lambda: _named(self._absent())) if absent and wait_s else _named(absent)
 
-    def leave(self, scope: str, key: str) -> None:
+    def _leave(self, scope: str, key: str) -> None:
         """One member of a scope is done with it."""
-        with self._lock:
-            left = self._left.setdefault(scope, set())
-            left.add(key)
-            if len(left) == len(self.members(scope)):
-                del self._left[scope]
-                self._values.pop(scope, None)
+        left = self._left.setdefault(scope, set())
+        left.add(key)
+        if len(left) == len(self.members(scope)):
+            del self._left[scope]
+            self._values.pop(scope, None)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    timeout = _REQUEST_TIMEOUT_S  # of the connection: one that sends nothing holds a thread no longer
+def _is_count(request: Request) -> bool:
+    return request.method == "GET" and request.path == f"/{READY}/{ABSENT}"
 
-    def handle(self) -> None:
-        self._here = self._store.of_this_user(self.client_address)
-        if self._here is not False:  # else not a byte is read
-            super().handle()
 
-    def do_GET(self) -> None:
-        if (path := self._scope_and_key()) is not None:
-            value = self._store.get(*path)
-            self._answer(404 if value is None else 200, value or b"")
-
-    def do_PUT(self) -> None:
-        if (path := self._scope_and_key()) is None:
-            return
-        text = self.headers.get("Content-Length", "")
-        length = int(text) if text.isdecimal() and len(text) < 9 else None
-        members = len(self._store.members(path[0]))
-        if length is None or length > limits.RENDEZVOUS_VALUE * (1 + members // 256):
-            return self._answer(413)
-        value = self.rfile.read(length)
-        if len(value) < length:  # the worker died while sending
-            return self._answer(400)
-        self._store.put(*path, value)
-        self._answer(200)
-
-    def do_DELETE(self) -> None:
-        if (path := self._scope_and_key(prefix="")) is not None:
-            self._store.leave(*path)
-            self._answer(200)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: every worker polls."""
-
-    @property
-    def _store(self) -> _Server:
-        return cast(_Server, self.server)
-
-    def _scope_and_key(self, *, prefix: str = "rank_") -> tuple[str, str] | None:
-        """Where the request points; None where it was answered: it is no worker's, or nothing that the plan has."""
-        if not (
-            self._here or self._store.takes(self.client_address[0], self.headers.get("Authorization", ""))
-        ):
-            self._answer(403)
-            return None
-        scope, _, key = self.path.removeprefix("/").rpartition("/")
-        if key.removeprefix(prefix) not in self._store.members(scope):
-            self._answer(400)
-            return None
-        return scope, key
-
-    def _answer(self, status: int, body: bytes = b"") -> None:
-        self.send_response_only(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+def _named(absent: set[str]) -> Answer:
+    """How many have not come, and the first of them."""
+    ranks = sorted(map(int, absent))
+    return Answer(200, json.dumps({"num": len(ranks), "first": ranks[:MOST_NAMED]}).encode())

@@ -35,7 +35,6 @@ SETTINGS = {
     "HOROVOD_CYCLE_TIME": "5",
     # A bucket is reduced by itself: what is fused with what must not depend on timing, or bits would.
     "HOROVOD_DISABLE_GROUP_FUSION": "1",
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": "30",
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
 }
 
@@ -49,7 +48,9 @@ class Horovod:
         # Under a launcher of the user's own nobody reads heartbeats: Horovod's inspector ends a job that hangs, with
         # the patience of the longest phase. Our own launchers have switched it off.
         longest_s = max(config.safety.hang_s, config.safety.alone_s, config.safety.first_step_s)
-        for key, value in {**SETTINGS, STALL_VARIABLE: f"{longest_s:.0f}"}.items():
+        size = slots.expected_world_size(os.environ)
+        timeout = {slots.GLOO_TIMEOUT_VARIABLE: str(slots.gloo_timeout_s(size or 1))}
+        for key, value in {**SETTINGS, **timeout, STALL_VARIABLE: f"{longest_s:.0f}"}.items():
             os.environ.setdefault(key, value)
         self._hvd = _import_horovod()
         # hvd.init() aborts the process when a peer is late: meet first.

@@ -8,11 +8,11 @@ uses afterwards.
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from http import HTTPStatus
 
 from tl_dist.parallel.slots import integer
@@ -20,12 +20,18 @@ from tl_dist.refusal import ExitCode, Refusal, printable
 
 READY = "ready"
 """the scope in which workers say that they have come"""
+ABSENT = "absent"
+"""the key there that nobody puts: our rendezvous answers who has not come"""
 TOKEN_VARIABLE = "TL_DIST_RENDEZVOUS_TOKEN"
 """what a worker shows a rendezvous of ours on another host; a process's variables are its user's alone to read"""
 SILENT_S = 5.0
 """a worker that waits for others longer than this says so, once"""
+WAIT_S = 20.0
+"""so long our rendezvous keeps a question at most"""
+MOST_NAMED = 8
+"""ranks in its answer"""
 _POLL_S = 0.1
-_RANKS_SHOWN = 8
+_ANSWER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -39,38 +45,77 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float) -> None:
         return
     rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
     address, port = env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], integer(env, "HOROVOD_GLOO_RENDEZVOUS_PORT")
-    request = partial(_request, address, port, token=env.get(TOKEN_VARIABLE, ""))
+    where = f"the rendezvous at {address}:{port}"
+    store = _Store(address, port, rank, size, env.get(TOKEN_VARIABLE, ""))
     deadline = time.monotonic() + timeout_s
     say_at = time.monotonic() + SILENT_S
-    missing = list(range(size))
     come = False
-    while missing:
-        late, quiet = time.monotonic() > deadline, time.monotonic() < say_at
-        waits_for = f"an answer from the rendezvous at {address}:{port}"
+    while True:
+        now = time.monotonic()
+        num, waits_for, failure = size, f"an answer from {where}", None
         try:
-            come = come or request("PUT", rank, body=socket.gethostname().encode())
-            # One question at a time: in the end all that is needed is the answer about the last one.
-            while missing and request("GET", missing[0]):
-                del missing[0]
-            waits_for = f"rank {missing[0]}" if missing else "nobody"
-            # Rank 0 asks for all: if everyone did, a thousand workers would ask a million times.
-            if missing and (late or (rank == 0 and not quiet)):
-                absent = [k for k in missing if not request("GET", k)]
-                waits_for = f"rank {_few(absent)} ({size - len(absent)} of {size} are there)"
-            if missing and late:
-                raise _lost(
-                    f"rank {rank}: after {timeout_s:g} s these of {size} ranks had not come: {absent}."
-                )
+            come = come or store.come()
+            num, waits_for = store.absent(max(0.0, min(WAIT_S, deadline - now, max(say_at - now, _POLL_S))))
+            if not num:
+                return
         except OSError as error:
-            if late:
-                raise _lost(
-                    f"rank {rank}: no answer from the rendezvous at {address}:{port}: {error}."
-                ) from error
-        if missing:
-            if not quiet:
-                say_at = deadline
-                _log.warning("rank %d waits for %s, at most %.0f s", rank, printable(waits_for), timeout_s)
+            failure = error
+        if time.monotonic() >= deadline:
+            if failure is not None:
+                raise _lost(f"rank {rank}: no answer from {where}: {failure}.") from failure
+            raise _lost(f"rank {rank}: after {timeout_s:g} s {num} of {size} had not come: {waits_for}.")
+        if time.monotonic() >= say_at:
+            say_at = deadline
+            there = f" ({size - num} of {size} are there)" if failure is None else ""
+            _log.warning(
+                "rank %d waits for %s%s, at most %.0f s", rank, printable(waits_for), there, timeout_s
+            )
+        if failure is not None or not store.waits:
             time.sleep(_POLL_S)
+
+
+class _Store:
+    """What a worker asks of the rendezvous: ours, or the one of horovodrun, which only keeps values."""
+
+    def __init__(self, address: str, port: int, rank: int, size: int, token: str) -> None:
+        self._address, self._port, self._rank = address, port, rank
+        self._headers = {"Authorization": authorization(token)}
+        self._missing = list(range(size))  # as far as a store that only keeps values has been asked
+        self.waits = True
+        """whether it answers when there is something to say"""
+
+    def come(self) -> bool:
+        """Say that this worker is there. Raises OSError where nobody answers."""
+        return self._ask("PUT", self._rank, socket.gethostname().encode()) is not None
+
+    def absent(self, wait_s: float) -> tuple[int, str]:
+        """How many have not come, and which, in words; after `wait_s` or, where `waits`, as soon as there are none."""
+        if self.waits:
+            answer = self._ask("GET", ABSENT, wait_s=wait_s)
+            if answer is not None:
+                found = json.loads(answer)
+                return found["num"], _few(found["first"], found["num"])
+            self.waits = False
+        while self._missing and self._ask("GET", self._missing[0]) is not None:
+            del self._missing[0]
+        return len(self._missing), _few(self._missing[:1], len(self._missing))
+
+    def _ask(self, method: str, key: object, body: bytes | None = None, wait_s: float = 0.0) -> bytes | None:
+        """The body of the answer; None where the store has no such key."""
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=wait_s + _ANSWER_S)
+        try:
+            connection.request(method, f"/{READY}/{key}", body, {**self._headers, "Wait": f"{wait_s:.3f}"})
+            answer = connection.getresponse()
+            if answer.status == HTTPStatus.FORBIDDEN:
+                raise Refusal(
+                    f"rank {self._rank}: the rendezvous at {self._address}:{self._port} does not know this worker as "
+                    "one of its run.",
+                    fix="let tl-dist submit start all workers, as one user.",
+                    code=ExitCode.UNSAFE,
+                )
+            return answer.read() if answer.status == HTTPStatus.OK else None
+        finally:
+            connection.close()
 
 
 def authorization(token: str) -> str:
@@ -78,25 +123,9 @@ def authorization(token: str) -> str:
     return f"Bearer {token}"
 
 
-def _request(address: str, port: int, method: str, rank: int, token: str, body: bytes | None = None) -> bool:
-    connection = http.client.HTTPConnection(address, port, timeout=5)
-    try:
-        connection.request(method, f"/{READY}/{rank}", body, {"Authorization": authorization(token)})
-        status = connection.getresponse().status
-        if status == HTTPStatus.FORBIDDEN:
-            raise Refusal(
-                f"rank {rank}: the rendezvous at {address}:{port} does not know this worker as one of its run.",
-                fix="let tl-dist submit start all workers, as one user.",
-                code=ExitCode.UNSAFE,
-            )
-        return status == 200
-    finally:
-        connection.close()
-
-
-def _few(ranks: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ranks[:_RANKS_SHOWN]))
-    return shown + (f" and {len(ranks) - _RANKS_SHOWN} more" if len(ranks) > _RANKS_SHOWN else "")
+def _few(ranks: Sequence[int], num: int) -> str:
+    shown = f"rank {', '.join(map(str, ranks))}"
+    return shown + (f" and {num - len(ranks)} more" if num > len(ranks) else "")
 
 
 def _lost(what: str) -> Refusal:

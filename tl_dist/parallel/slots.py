@@ -21,14 +21,21 @@ from tl_dist.refusal import ExitCode, Refusal
 PLAN_VARIABLE = "TL_DIST_PLAN"
 RENDEZVOUS_VARIABLE = "TL_DIST_RENDEZVOUS"
 GLOO_TIMEOUT_VARIABLE = "HOROVOD_GLOO_TIMEOUT_SECONDS"
-GLOO_TIMEOUT_S = 30
-"""How long a collective waits for a peer that is frozen or cut off. A dead one is noticed at once."""
+_GLOO_TIMEOUT_S = 30
 
 Plan = Sequence[tuple[str, int]]
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """From here on Slurm numbers what is no task: the batch script, an interactive shell and so on."""
 _SIOCGIFADDR = 0x8915  # netdevice(7)
+
+
+def gloo_timeout_s(size: int) -> int:
+    """How long a collective waits for a peer that is frozen or cut off. A dead one is noticed at once.
+
+    In the same time each worker must have connected to all others: with 30 s that fails from 40 nodes on.
+    """
+    return _GLOO_TIMEOUT_S + size // 16 * 4
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,12 @@ def slots_of(plan: Plan) -> list[Slot]:
 
 
 def slot_environment(
-    plan: Plan, rank: int, *, rendezvous: str, interface: str, gloo_timeout_s: int = GLOO_TIMEOUT_S
+    plan: Plan, rank: int, *, rendezvous: str, interface: str, timeout_s: int | None = None
 ) -> dict[str, str]:
     """The variables of one worker, as a static Gloo run of Horovod 0.28.1 sets them (runner/gloo_run.py).
 
     `rendezvous` is "address:port"; `interface` is the worker's network interface towards its peers. The Gloo
-    timeout, which Horovod leaves to its default, is always written out.
+    timeout (`gloo_timeout_s`), which Horovod leaves to its default, is always written out.
     """
     slot = slots_of(plan)[rank]
     address, port = _address_and_port(rendezvous)
@@ -88,7 +95,7 @@ def slot_environment(
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": interface,
         "NCCL_SOCKET_IFNAME": interface,
-        GLOO_TIMEOUT_VARIABLE: str(gloo_timeout_s),
+        GLOO_TIMEOUT_VARIABLE: str(timeout_s or gloo_timeout_s(slot.size)),
     }
 
 

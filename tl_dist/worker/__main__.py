@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tl_dist.datasets.handles import allow_many_open_files
 from tl_dist.files import failpoint
 from tl_dist.files.atomic import open_to_append, write_atomically
+from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir

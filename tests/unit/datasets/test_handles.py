@@ -21,6 +21,7 @@ from tl_dist.datasets.files import file_source
 from tl_dist.datasets.handles import Handles
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.records import RecordStore
+from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker.examples import Examples
@@ -141,7 +142,7 @@ def test_the_own_limit_is_raised_and_never_lowered(
     said: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: said.append(wanted))
-    handles.allow_many_open_files()
+    allow_many_open_files()
     assert said == ([] if expected is None else [expected])
 
 

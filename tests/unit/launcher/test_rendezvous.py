@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from tl_dist.launcher import one_thread
 from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel.meeting import await_peers
 from tl_dist.refusal import ExitCode, Refusal
@@ -30,6 +36,80 @@ def ask(rendezvous: Rendezvous, method: str, path: str, body: bytes | None = Non
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_who_has_not_come_is_answered_when_all_have_or_in_time(rendezvous):
+    def asked(wait: str) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(rendezvous.endpoint, timeout=30)
+        connection.request("GET", "/ready/absent", headers={"Wait": wait})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return json.loads(answer.read())
+
+    assert asked("") == asked("nan") == asked("-1") == {"num": 3, "first": [0, 1, 2]}
+    ask(rendezvous, "PUT", "/ready/1", b"host")
+    ask(rendezvous, "PUT", "/ready/0", b"host")
+    began = time.monotonic()
+    assert asked("0.2") == {"num": 1, "first": [2]}
+    assert time.monotonic() - began >= 0.2
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(asked, "20") for _ in range(3)]
+        time.sleep(0.1)
+        assert not any(answer.done() for answer in waiting)
+        ask(rendezvous, "PUT", "/ready/2", b"host")
+        assert [answer.result(5) for answer in waiting] == 3 * [{"num": 0, "first": []}]
+    assert asked("20") == {"num": 0, "first": []}
+
+
+def test_requests_come_in_pieces_and_silent_ones_are_let_go(rendezvous, monkeypatch):
+    """And none holds up another."""
+    monkeypatch.setattr(one_thread, "REQUEST_TIMEOUT_S", 0.5)
+    silent = socket.create_connection(rendezvous.endpoint.split(":"))
+    with socket.create_connection(rendezvous.endpoint.split(":")) as slow:
+        for piece in (b"PUT /glo", b"bal/0 HTTP/1.1\r\nContent-Le", b"ngth: 4\r\n\r", b"\nab", b"cd"):
+            assert ask(rendezvous, "GET", "/global/0")[0] == 404
+            slow.sendall(piece)
+            time.sleep(0.02)
+        assert slow.recv(100).startswith(b"HTTP/1.0 200 OK")
+    assert ask(rendezvous, "GET", "/global/0") == (200, b"abcd")
+    silent.settimeout(10)
+    assert silent.recv(100) == b""
+
+
+@pytest.mark.parametrize(
+    "head", [b"x" * 20_000, b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\0\r\n\r\n"]
+)
+def test_what_is_no_request_is_refused(rendezvous, head, capfd):
+    with socket.create_connection(rendezvous.endpoint.split(":")) as stranger:
+        stranger.sendall(head)
+        assert stranger.recv(100).startswith(b"HTTP/1.0 4")
+    assert ask(rendezvous, "GET", "/global/0")[0] == 404
+    assert capfd.readouterr().err == ""
+
+
+def test_a_fault_of_ours_ends_one_answer_alone(rendezvous, monkeypatch, capfd):
+    def broken(server, scope):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tl_dist.launcher.rendezvous._Server.members", broken)
+        with pytest.raises(http.client.RemoteDisconnected):
+            ask(rendezvous, "GET", "/global/0")
+    assert ask(rendezvous, "GET", "/global/0")[0] == 404
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_large_value_reaches_a_peer_that_reads_slowly(rendezvous):
+    """More than the kernel holds for it."""
+    value = os.urandom(60 << 10)
+    ask(rendezvous, "PUT", "/global/0", value)
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect(("127.0.0.1", int(rendezvous.endpoint.split(":")[1])))
+        slow.sendall(b"GET /global/0 HTTP/1.1\r\n\r\n")
+        time.sleep(0.1)
+        assert ask(rendezvous, "GET", "/global/1")[0] == 404
+        assert slow.makefile("rb").read().endswith(value)
 
 
 def test_value_is_absent_until_it_is_put(rendezvous):
@@ -59,6 +139,7 @@ def test_scope_is_forgotten_when_all_its_members_have_left(rendezvous, scope, si
     "path",
     [
         *("/", "/global", "/global/", "/a/b/c", "/../etc/passwd", "/global/x%20y", f"/g/{'k' * 101}"),
+        *("/global/absent", "/ready/absent/0", "/ready/absent?wait=1", "/local_a/absent"),
         *("/global/3", "/global/00", "/global/-1", "/local_a/2", "/local_c/0", "/cross_1/1", "/cross_2/0"),
         *(
             "/ready/3",
@@ -152,7 +233,7 @@ def test_environments_name_the_open_port(rendezvous):
     for_all = rendezvous.job_environment()
     assert len(for_all.pop("TL_DIST_RENDEZVOUS_TOKEN")) == 32
     assert for_all == {"TL_DIST_PLAN": "a:2,b:1", "TL_DIST_RENDEZVOUS": rendezvous.endpoint}
-    worker = rendezvous.worker_environment(2, gloo_timeout_s=7)
+    worker = rendezvous.worker_environment(2, timeout_s=7)
     assert f"127.0.0.1:{worker['HOROVOD_GLOO_RENDEZVOUS_PORT']}" == rendezvous.endpoint
     assert (worker["HOROVOD_HOSTNAME"], worker["HOROVOD_GLOO_IFACE"]) == ("b", "lo")
     assert worker["HOROVOD_GLOO_TIMEOUT_SECONDS"] == "7"
@@ -181,7 +262,7 @@ def test_workers_wait_for_the_last_one(rendezvous):
 
 def test_worker_that_does_not_come_is_named(rendezvous):
     with pytest.raises(
-        Refusal, match=r"rank 1: after 0.3 s these of 3 ranks had not come: \[0, 2\].*Fix: "
+        Refusal, match=r"rank 1: after 0.3 s 2 of 3 had not come: rank 0, 2\. .*Fix: "
     ) as refusal:
         await_peers(rendezvous.worker_environment(1), timeout_s=0.3)
     assert refusal.value.code == ExitCode.PEER_LOST

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import http.server
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import pytest
 
@@ -14,23 +18,9 @@ from tl_dist.refusal import Refusal
 PLAN = [("a", 2), ("b", 1)]
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += seconds
-
-
 @pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time passes where the worker sleeps, and nowhere else."""
-    clock = FakeClock()
-    monkeypatch.setattr(meeting, "time", clock)
-    monkeypatch.setattr(meeting, "SILENT_S", 0.2)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "SILENT_S", 0.1)
 
 
 def test_workers_that_wait_say_for_whom(caplog: pytest.LogCaptureFixture) -> None:
@@ -40,11 +30,10 @@ def test_workers_that_wait_say_for_whom(caplog: pytest.LogCaptureFixture) -> Non
         assert connection.getresponse().status == 200
         connection.close()
         for rank in (0, 1):
-            with pytest.raises(Refusal):
-                await_peers(opened.worker_environment(rank), timeout_s=0.65)
+            with pytest.raises(Refusal, match=f"rank {rank}: after 0.6 s 1 of 3 had not come: rank 2"):
+                await_peers(opened.worker_environment(rank), timeout_s=0.6)
     assert caplog.messages == [
-        "rank 0 waits for rank 2 (2 of 3 are there), at most 1 s",
-        "rank 1 waits for rank 2, at most 1 s",
+        f"rank {rank} waits for rank 2 (2 of 3 are there), at most 1 s" for rank in (0, 1)
     ]
 
 
@@ -57,6 +46,55 @@ def test_a_worker_says_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> 
     assert said.startswith("rank 1 waits for an answer from the rendezvous at 127.0.0.1:")
 
 
+def test_a_store_that_only_keeps_values_is_asked_for_each(caplog: pytest.LogCaptureFixture) -> None:
+    """That of horovodrun."""
+    with KeepsValues() as store:
+        env = {
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(store.server_address[1]),
+            "HOROVOD_SIZE": "3",
+        }
+        with pytest.raises(Refusal, match=r"rank 0: after 0.3 s 2 of 3 had not come: rank 1 and 1 more"):
+            await_peers(env | {"HOROVOD_RANK": "0"}, timeout_s=0.3)
+        with ThreadPoolExecutor(2) as pool:
+            others = [pool.submit(await_peers, env | {"HOROVOD_RANK": str(k)}, timeout_s=20) for k in (1, 2)]
+            assert [other.result(20) for other in others] == [None, None]
+
+
+class KeepsValues(http.server.ThreadingHTTPServer):
+    """A value for each path."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.values: dict[str, bytes] = {}
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: KeepsValues
+
+    def do_PUT(self) -> None:
+        self.server.values[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200)
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path in self.server.values else 404)
+
+    def _answer(self, status: int) -> None:
+        self.send_response_only(status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
 def test_many_ranks_are_named_in_short() -> None:
-    assert meeting._few(range(3, 5)) == "3, 4"
-    assert meeting._few(range(1000)) == "0, 1, 2, 3, 4, 5, 6, 7 and 992 more"
+    assert meeting._few(range(3, 5), 2) == "rank 3, 4"
+    assert meeting._few(range(8), 1000) == "rank 0, 1, 2, 3, 4, 5, 6, 7 and 992 more"
