@@ -32,7 +32,9 @@ Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 
 _POLL_S = 0.1
 _LOOK_S = 0.5  # between looks at the run directory, which may be far away
+_STOP_S = 1.0
 _BEATS_S = 2.0
+_BEATS_READ_PER_S = 100  # from a file server that others use, too
 _ASLEEP_S = 10.0
 
 
@@ -77,6 +79,7 @@ class Attempt:
         self._asked_to_stop = False
         self._from_step = max(newest_checkpoint(run), 0)
         self._next_look = 0.0
+        self._next_look_for_stop = 0.0
         self._looked_at_beats = 0.0
         self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
         self._detector = HangDetector(cfg.safety, from_step=self._from_step, now=time.monotonic())
@@ -152,9 +155,10 @@ class Attempt:
         """Workers without progress for too long, the one that holds up the others first, and what they did."""
         now = time.monotonic()
         since_s = now - self._looked_at_beats
-        if since_s < min(_BEATS_S, self._cfg.safety.heartbeat_s):
+        every_s = max(min(_BEATS_S, self._cfg.safety.heartbeat_s), len(workers.alive) / _BEATS_READ_PER_S)
+        if since_s < every_s:
             return {}
-        if self._looked_at_beats and since_s > _ASLEEP_S:
+        if self._looked_at_beats and since_s > max(_ASLEEP_S, 2 * every_s):
             # This process was stopped, or the whole machine: that says nothing about the workers.
             self._detector.slept(since_s)
             self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
@@ -167,9 +171,13 @@ class Attempt:
         return {rank: f"{how}, and was killed" for rank, how in hung.items()}
 
     def _heed_signals(self) -> None:
-        if self._signals.stop and not self._run.stop_requested():
+        if self._signals.stop and not self._asked_to_stop and not self._run.stop_requested():
             self._run.request_stop()
-        if not self._asked_to_stop and self._run.stop_requested():
+            self._next_look_for_stop = 0.0
+        if self._asked_to_stop or time.monotonic() < self._next_look_for_stop:
+            return
+        self._next_look_for_stop = time.monotonic() + _STOP_S
+        if self._run.stop_requested():
             self._asked_to_stop = True
             again = "; press Ctrl-C again to end at once" if self._signals.interrupts else ""
             self._progress.say(f"stopping after this step, saving{again}", style="yellow")

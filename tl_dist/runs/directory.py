@@ -15,13 +15,7 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config.registry import nearest
 from tl_dist.files import limits
-from tl_dist.files.atomic import (
-    children,
-    open_directory,
-    reason,
-    sweep,
-    write_atomically,
-)
+from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
@@ -199,6 +193,10 @@ class RunDir:
     def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
         """Show that worker `rank` lives, and what it does; cheap. `patience_s`: where that may last long."""
         self._beats.beat(rank, phase, step, patience_s)
+
+    def space_beats(self, every_s: float) -> None:
+        """Write the beats of this process no more often than that; none is lost, the last one is written then."""
+        self._beats.space(every_s)
 
     def read_beats(self) -> dict[int, Beat]:
         """The last word of every worker, with its age."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tl_dist.files.atomic import children, server_time_ns
-from tl_dist.files.foreign import read_file
+from tl_dist.files.foreign import open_regular
 
 _RECORD_BYTES = 512
+_READERS = 16
 _FILE = re.compile(r"rank_(\d{4,})")
 
 
@@ -37,15 +41,48 @@ class Heartbeats:
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
         self._clock = clock
+        self._every_s = 0.0
+        self._lock = threading.Lock()
+        self._held: tuple[int, dict[str, Any], float] | None = None  # rank, facts, when they were said
+        self._wrote_at = float("-inf")
         self._fds: dict[int, int] = {}
         self._number = 0
         self._seen: dict[int, tuple[int, float, float]] = {}  # mtime, its age when first seen, when that was
 
+    def space(self, every_s: float) -> None:
+        """From now on write no more often than that; what is said meanwhile is written at the end of that time.
+
+        By another thread, since by then this one may hang: who holds up whom is told by the last words of all. What is
+        held back now is written at once.
+        """
+        self._every_s = every_s
+        self._write_held()
+
     def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
-        """Show that worker `rank` lives, and what it does: three system calls, and no wait for a disk."""
+        """Show that worker `rank` lives, and what it does: at most three system calls, and no wait for a disk."""
         self._number += 1
         facts = {"phase": phase[:100], "step": step, "host": os.uname().nodename, "pid": os.getpid()}
         facts |= {"number": self._number, "patience_s": patience_s}
+        with self._lock:
+            now = self._clock()
+            due_s = self._wrote_at + self._every_s - now
+            if due_s <= 0:
+                self._write(rank, facts)
+            else:
+                if self._held is None:
+                    timer = threading.Timer(due_s, self._write_held)
+                    timer.daemon = True
+                    timer.start()
+                self._held = (rank, facts, now)
+
+    def _write_held(self) -> None:
+        with self._lock, suppress(OSError):  # this process may have ended its run, and the directory be gone
+            if self._held is not None:
+                rank, facts, said_at = self._held
+                self._write(rank, {**facts, "held_s": round(self._clock() - said_at, 3)})
+
+    def _write(self, rank: int, facts: Mapping[str, Any]) -> None:
+        self._wrote_at, self._held = self._clock(), None
         fd = self._fds.get(rank)
         if fd is None or os.fstat(fd).st_nlink == 0:  # not open yet, or cleared since
             if fd is not None:
@@ -62,20 +99,20 @@ class Heartbeats:
         When this object first sees a beat, its age is taken on the file server's clock; while the beat stays
         the same, this process's monotonic clock goes on from there.
         """
+        paths = [path for path in children(self._directory) if _FILE.fullmatch(path.name)]
+        with ThreadPoolExecutor(_READERS) as pool:  # each waits for the file server
+            found = list(pool.map(_read, paths) if len(paths) > _READERS else map(_read, paths))
+        server_ns = None
         beats = {}
-        for path in children(self._directory):
-            match = _FILE.fullmatch(path.name)
-            if not match:
+        for path, read in zip(paths, found, strict=True):
+            if read is None:
                 continue
-            rank = int(match[1])
-            try:
-                facts = json.loads(read_file(path, max_bytes=_RECORD_BYTES))
-                phase, step, host, pid = (facts[key] for key in ("phase", "step", "host", "pid"))
-                number, patience_s = facts.get("number", 0), facts.get("patience_s", 0.0)
-                since_s = self._age_s(rank, path.stat().st_mtime_ns)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # being written for the first time, or cleared
-            beats[rank] = Beat(since_s, phase, step, host, pid, number, patience_s)
+            facts, mtime_ns = read
+            rank = int(path.name.removeprefix("rank_"))
+            if rank not in self._seen and server_ns is None:
+                server_ns = server_time_ns(self._directory)
+            age_s = self._age_s(rank, mtime_ns, server_ns or mtime_ns) + facts.pop("held_s", 0.0)
+            beats[rank] = Beat(age_s, **facts)
         return beats
 
     def clear(self) -> None:
@@ -84,12 +121,27 @@ class Heartbeats:
         for path in children(self._directory):
             path.unlink(missing_ok=True)
 
-    def _age_s(self, rank: int, mtime_ns: int) -> float:
+    def _age_s(self, rank: int, mtime_ns: int, server_ns: int) -> float:
         now = self._clock()
         if rank not in self._seen:
-            age_s = max(0.0, (server_time_ns(self._directory) - mtime_ns) / 1e9)
-            self._seen[rank] = (mtime_ns, age_s, now)
+            self._seen[rank] = (mtime_ns, max(0.0, (server_ns - mtime_ns) / 1e9), now)
         elif self._seen[rank][0] != mtime_ns:
             self._seen[rank] = (mtime_ns, 0.0, now)
         _, age_s, since = self._seen[rank]
         return age_s + now - since
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int] | None:
+    """What one file says, and when it was written; None of one that is being made or cleared, or says no such thing."""
+    try:
+        fd = open_regular(path)
+        try:
+            written = json.loads(os.read(fd, _RECORD_BYTES))
+            mtime_ns = os.fstat(fd).st_mtime_ns
+        finally:
+            os.close(fd)
+        facts = {key: written[key] for key in ("phase", "step", "host", "pid")}
+        facts |= {key: written.get(key, 0) for key in ("number", "patience_s", "held_s")}
+        return facts, mtime_ns
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

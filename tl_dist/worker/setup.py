@@ -157,6 +157,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     cfg = config_file.load(run.config_file, overrides)
     refuse_changed_code(run, cfg)
     threads = start_tensorflow(cfg, cores)
+    run.space_beats(cfg.safety.heartbeat_s)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     found = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)

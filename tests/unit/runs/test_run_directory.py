@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -430,6 +431,45 @@ def test_a_clock_that_jumps_makes_no_watched_worker_old(tmp_path):
         assert watched.read()[0].age_s == 0
         clock.now += 2
         assert watched.read()[0].age_s == 2
+
+
+def test_spaced_beats_are_written_as_often_as_asked_and_the_last_one_always(tmp_path, monkeypatch):
+    """By the end of that time, with how long it has been held back: who holds up whom is told by last words."""
+    run = create(tmp_path)
+    written = []
+    write = Heartbeats._write
+
+    def counted(self, rank, facts):
+        written.append(facts["step"])
+        write(self, rank, facts)
+
+    monkeypatch.setattr(Heartbeats, "_write", counted)
+    run.space_beats(0.5)
+    began = time.monotonic()
+    step = 0
+    while time.monotonic() - began < 0.25:
+        step += 1
+        run.beat(0, "training", step, patience_s=7.0)
+    assert written == [1]
+    time.sleep(0.6)
+    assert written == [1, step]
+    beat = run.read_beats()[0]
+    assert (beat.step, beat.number, beat.patience_s) == (step, step, 7.0)
+    assert beat.age_s >= 0.25  # since it was said, not since it was written
+    run.beat(0, "training", 100)  # after the time, at once
+    run.beat(0, "saving", 101)
+    run.space_beats(0)  # the process ends
+    assert written == [1, step, 100, 101]
+
+
+def test_a_beat_that_is_held_back_ends_with_its_directory(tmp_path, capfd):
+    run = create(tmp_path)
+    run.space_beats(0.1)
+    for step in (1, 2):
+        run.beat(0, "training", step)
+    shutil.rmtree(run.path)
+    time.sleep(0.3)
+    assert capfd.readouterr().err == ""
 
 
 def test_cleared_beats_are_gone_and_a_living_worker_comes_back(tmp_path):
