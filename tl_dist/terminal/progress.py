@@ -218,6 +218,8 @@ def _data_wait(record: Record) -> str:
     """The share of the time that was spent waiting for data: of each rank, or of many the largest and its rank."""
     largest = f"{100 * float(record['data_wait_share']):.0f}"
     ranks = [100 * float(share) for share in record.get("data_wait_shares", ())]
+    if "data_wait_rank" in record:
+        return f"data {largest} % (rank {_count(record, 'data_wait_rank')})"
     if len(ranks) < 2:
         return f"data {largest} %"
     if len(ranks) > _RANKS_SHOWN:

@@ -149,22 +149,23 @@ class TrainStep:
 
 
 def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:
-    """`checksums()`: this process's part of a float64 matrix [replica, moving variable], 0 where it has no row.
+    """`checksums()`: float64 [replica of this process, moving variable].
 
-    Each entry is the sum of a variable's bits as integers, modulo 2**40, so that the total over processes is exact.
+    Each entry is the sum of a variable's bits as integers, modulo 2**40, so that totals over processes are exact.
     """
     variables = list(model.moving.values())
+    local = parallel.num_replicas // parallel.world_size
 
     def replica_sums(batch: Any, step: Any) -> Any:
         del batch, step
         bits = [tf.reduce_sum(tf.cast(tf.bitcast(v, tf.int32), tf.int64)) % 2**40 for v in variables]
-        row = tf.one_hot(parallel.replica(), parallel.num_replicas, dtype=tf.float64)
+        row = tf.one_hot(parallel.replica() - parallel.rank * local, local, dtype=tf.float64)
         return row[:, None] * tf.cast(tf.stack(bits), tf.float64)[None, :]
 
     @compiled
     def checksums() -> Any:
         # Mirrored shares a batch out by rows: one row for each replica.
-        return parallel.run(replica_sums, (tf.zeros([parallel.num_replicas]),), tf.constant(0, tf.int64))
+        return parallel.run(replica_sums, (tf.zeros([local]),), tf.constant(0, tf.int64))
 
     return checksums
 

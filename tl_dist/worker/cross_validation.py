@@ -14,6 +14,7 @@ from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.features.classifiers import nested, tuning
+from tl_dist.features.stored import FeatureSet
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached
 from tl_dist.worker.setup import Setup
@@ -62,9 +63,8 @@ def cross_validate(
     given = from_images(setup, setup.stages[0])
     prefix = cached.prefix_of(setup, given)
 
-    def in_views(views: tuple[str, ...]) -> NDArray[np.float32] | None:
-        """[examples, views, features], on every worker."""
-        found = extraction.cached(
+    def extracted(views: tuple[str, ...]) -> FeatureSet | None:
+        return extraction.cached(
             pool,
             prefix,
             views,
@@ -74,23 +74,27 @@ def cross_validate(
             stop_requested=stop_requested,
             say=say,
         )
+
+    def loaded(features: FeatureSet) -> NDArray[np.float32]:
+        """[examples, views, features]"""
+        values = features.array()
+        return given.model.normalized(tf.constant(values)).numpy() if cfg.model.normalize else values
+
+    views = [cfg.data.augment]
+    if cfg.evaluation.views not in ((), cfg.data.augment):
+        views.append(cfg.evaluation.views)
+    sets: list[FeatureSet] = []
+    for some in views:
+        found = extracted(some)
         if found is None:
             return None
         cached.refer(setup, found)
-        values = found.array()
-        return given.model.normalized(tf.constant(values)).numpy() if cfg.model.normalize else values
-
-    values = in_views(cfg.data.augment)
-    if values is None:
+        sets.append(found)
+    if not setup.is_first:  # the only one that has them in its memory
         return None
-    examples = cached.examples_of(pool, values, cfg)
-    if cfg.evaluation.views not in ((), cfg.data.augment):
-        evaluated = in_views(cfg.evaluation.views)
-        if evaluated is None:
-            return None
-        examples = replace(examples, evaluated=evaluated)
-    if not setup.is_first:
-        return None
+    examples = cached.examples_of(pool, loaded(sets[0]), cfg)
+    if len(sets) > 1:
+        examples = replace(examples, evaluated=loaded(sets[1]))
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
     return _out_of_fold(setup, given, pool, examples, fold, stop_requested, say)
 

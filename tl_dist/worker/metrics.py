@@ -20,6 +20,7 @@ from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.scores.predictions import MAX_RECORDED_CLASSES
 from tl_dist.training.state import Report
 
+MAX_WAITS = 16  # workers up to which the record of a chunk names what each has waited
 MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix
 
 
@@ -81,7 +82,7 @@ class Metrics:
                 "epoch": min(report.step / self._steps_per_epoch, self._epochs),
                 "epochs": self._epochs,
                 **values,
-                "data_wait_shares": waits,
+                **_waits(waits),
                 "step_s": per_step,
                 # The first report of an attempt is of one step, which also compiled.
                 "eta_s": per_step * (self._total_steps - report.step) if self._warm else None,
@@ -162,6 +163,13 @@ class Metrics:
         self._lines.write(json.dumps(record) + "\n")
         if self._listen:
             self._listen(record)
+
+
+def _waits(shares: Sequence[float]) -> dict[str, Any]:
+    """What each worker has waited for data; of many the median, and which waited longest: a line for every 2 s."""
+    if len(shares) <= MAX_WAITS:
+        return {"data_wait_shares": list(shares)}
+    return {"data_wait_median": float(np.median(shares)), "data_wait_rank": int(np.argmax(shares))}
 
 
 def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:

@@ -203,8 +203,8 @@ class StageTraining:
 
     def _same_weights(self) -> bool:
         setup = self._setup
-        totals = setup.parallel.total({"weights": self._checksums().numpy()})
-        agreement.compare_weights(totals["weights"], list(setup.model.moving), setup.state.step)
+        rows = self._checksums().numpy()
+        agreement.compare_weights(setup.parallel, rows, list(setup.model.moving), setup.state.step)
         return True
 
     def _audit(self) -> None:

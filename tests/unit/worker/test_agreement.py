@@ -49,16 +49,50 @@ def test_plan_depends_on_names_order_types_and_shapes() -> None:
     assert len({agreement.plan(variables) for variables in plans}) == len(plans)
 
 
+class ThreeReplicas:
+    """Three processes of one replica each, of which this is the first: what their checksums are."""
+
+    num_replicas = 3
+
+    def __init__(self, checksums: np.ndarray) -> None:
+        self._checksums = checksums
+
+    def total(self, values: dict[str, Any]) -> dict[str, Any]:
+        low, high = self._checksums % 2**20, self._checksums // 2**20
+        sums = {"low": low, "high": high, "low2": low**2, "high2": high**2}
+        assert sums.keys() == values.keys()
+        return {key: value.sum(0) for key, value in sums.items()}
+
+    def gather(self, text: bytes) -> list[bytes]:
+        return [row.tobytes() for row in self._checksums]
+
+
 def test_equal_weights_pass() -> None:
-    agreement.compare_weights(np.ones((3, 2)), ["kernel", "bias"], 100)
+    equal = np.full((3, 2), 2.0**40 - 1)
+    agreement.compare_weights(ThreeReplicas(equal), equal[:1], ["kernel", "bias"], 100)  # type: ignore[arg-type]
 
 
 def test_drifted_weights_name_replica_and_variable() -> None:
+    """Also where their mean is that of equal ones. tests/scale has a thousand, and single bits."""
     checksums = np.ones((3, 2))
-    checksums[2, 1] = 7
-    with pytest.raises(Refusal, match=r"after step 100 the weights of replica 2 .* first in bias") as caught:
-        agreement.compare_weights(checksums, ["kernel", "bias"], 100)
+    checksums[:, 1] = 7, 6, 8
+    with pytest.raises(Refusal, match=r"after step 100 the weights of replica 1 .* first in bias") as caught:
+        agreement.compare_weights(ThreeReplicas(checksums), checksums[:1], ["kernel", "bias"], 100)  # type: ignore[arg-type]
     assert caught.value.code == ExitCode.PEER_LOST
+
+
+def test_the_split_is_written_where_it_has_changed(tmp_path: Path) -> None:
+    splits, _ = open_splits(DataConfig(name="digits"))
+    path = tmp_path / "split.json"
+    for _ in range(2):
+        agreement._write_split(path, splits)
+        content = path.read_bytes()
+        assert json.loads(content)["splits"]["test"]["ids"] == list(splits["test"].ids)
+        path.chmod(0o400)  # one that is written anew is not
+    assert path.stat().st_mode & 0o777 == 0o400
+    other, _ = open_splits(DataConfig(name="digits", split_seed=1))
+    agreement._write_split(path, other)
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_bytes() != content
 
 
 def test_versions_name_the_code_itself() -> None:

@@ -92,10 +92,24 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
                 np.testing.assert_allclose(found.probabilities[seed, i], expected, atol=1e-4)
 
 
-def test_a_stop_and_a_worker_that_is_not_the_first_give_nothing() -> None:
+def test_a_stop_gives_nothing() -> None:
     asked = iter([False, True])
     assert cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), lambda record: None) is None
-    assert cross_validation.cross_validate(setup(rank=1), 3, 2, lambda: False, lambda record: None) is None
+
+
+def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extracted = []
+
+    def kept(pool: Any, prefix: Any, views: tuple[str, ...], **more: Any) -> object:
+        extracted.append(views)
+        return object()  # of which nothing can be read
+
+    monkeypatch.setattr(extraction, "cached", kept)
+    other = setup(rank=1, evaluated=("dihedral",))
+    assert cross_validation.cross_validate(other, 3, 2, lambda: False, lambda record: None) is None
+    assert extracted == [("flip",), ("dihedral",)]
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
