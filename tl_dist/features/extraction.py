@@ -136,11 +136,11 @@ class _Extraction:
                 shutil.rmtree(temporary, ignore_errors=True)
         if shard is None:
             return False
-        shards = [json.loads(text) for text in parallel.gather(json.dumps(shard).encode())]
+        shards = stored.gathered(temporary, shard, parallel)
         if parallel.rank == 0:
             prefix = self.prefix
             facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
-            stored.commit(temporary, directory, [s for s in shards if s["rows"]], facts)
+            stored.commit(temporary, directory, shards, facts)
         _wait(parallel)
         return True
 

@@ -1,13 +1,14 @@
 """Features on disk: a directory `features/KEY` beside the runs, complete or absent.
 
-It holds one .npy file of rows for each worker that computed them, and a manifest with the digest of each. It is
-committed by one rename, and repaired by one change of the manifest.
+It holds a .npy file of rows for each worker that computed them, or for several, and a manifest with the digest of each.
+It is committed by one rename, and repaired by one change of the manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import shutil
@@ -26,11 +27,21 @@ import tensorflow as tf
 from tl_dist.datasets import tensor_in_place
 from tl_dist.features import manifest as manifests
 from tl_dist.features.manifest import MANIFEST, Facts, Manifest, Shard
-from tl_dist.files.atomic import children, fsync_directory, server_time_ns, write_atomically, write_file
+from tl_dist.files.atomic import (
+    children,
+    fsync_directory,
+    server_time_ns,
+    temporary_name,
+    write_atomically,
+    write_file,
+)
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular
+from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 
+MAX_FILES = 64
+"""of a set that is made; as many workers or more share them"""
 _ORPHAN_S = 3600
 
 
@@ -168,6 +179,47 @@ def write_shard(
         "file": path.name, "rows": num_rows, "sha256": written.sha256,
         "dtype": first.dtype.name, "computed": computed, "shape": first.shape[1:],
     }  # fmt: skip
+
+
+def gathered(directory: Path, mine: Mapping[str, Any], parallel: DataParallel) -> list[dict[str, Any]]:
+    """What all workers have written into `directory`, in the order of their rows. Blocks.
+
+    Every reader maps every file and asks each for each batch: of more than MAX_FILES, neighbours become one, which the
+    first of their workers writes.
+    """
+
+    def everyone(shard: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [s for s in map(json.loads, parallel.gather(json.dumps(shard).encode())) if s["rows"]]
+
+    shards = everyone(mine)
+    at_once = -(-len(shards) // MAX_FILES)
+    if at_once < 2:
+        return shards
+    parts = (shards[k : k + at_once] for k in range(0, len(shards), at_once))
+    own = next((part for part in parts if part[0]["file"] == mine.get("file")), None)
+    return everyone(_joined(directory, own) if own else {"rows": 0})
+
+
+def _joined(directory: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One file of consecutive rows in the place of several."""
+    first, num_rows = shards[0], sum(shard["rows"] for shard in shards)
+    dtype, row = np.dtype("uint16" if first["dtype"] == "bfloat16" else first["dtype"]), tuple(first["shape"])
+    paths = [directory / shard["file"] for shard in shards]
+
+    def content() -> Iterator[Any]:
+        yield _header(dtype, (num_rows, *row))
+        for path, shard in zip(paths, shards, strict=True):
+            yield np.memmap(path, np.uint8, "r", len(_header(dtype, (shard["rows"], *row))))
+
+    whole = temporary_name(paths[0])
+    try:
+        written = write_file(whole, content())
+        os.rename(whole, paths[0])
+        for path in paths[1:]:
+            path.unlink()
+    except OSError as error:
+        raise not_kept(directory.parent, error) from error
+    return {**first, "rows": num_rows, "sha256": written.sha256}
 
 
 def _npy(first: np.ndarray, others: Iterator[np.ndarray], num_rows: int) -> Iterator[Any]:
