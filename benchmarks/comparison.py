@@ -13,6 +13,8 @@ from pathlib import Path
 
 BENCHMARKS = (
     "cli_start",
+    "scale_start",
+    "scale_meeting",
     "step_overhead",
     "checkpoint_stall",
     "vs_keras_fit",
@@ -20,6 +22,7 @@ BENCHMARKS = (
     "vs_pytorch",
     "vs_horovod_examples",
     "horovod_workers",
+    "scaling",
     "elpv_features",
     "elpv_best",
     "cifar10",
