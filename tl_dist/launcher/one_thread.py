@@ -15,7 +15,6 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -53,23 +52,10 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
 
 
-@dataclass(eq=False)
-class _Connection:
-    socket: socket.socket
-    peer: tuple[str, int]
-    known: bool
-    received: bytearray = field(default_factory=bytearray)
-    request: Request | None = None
-    body_bytes: int = 0
-    later: Callable[[], Answer] | None = None  # of one that waits
-    to_send: memoryview | None = None
-    deadline: float = 0.0
-
-
 class OneThreadServer(ABC):
     """Listens on an address from the moment it is made, on a port that the kernel picks; `close` ends it.
 
-    Raises OSError for an address that this host does not have. All methods of a subclass run in one thread.
+    Raises OSError for an address that this host does not have. The methods of a subclass run in the one thread.
     """
 
     def __init__(self, address: str, name: str) -> None:
@@ -105,8 +91,21 @@ class OneThreadServer(ABC):
 
     def settle(self, answer: Answer) -> None:
         """Answer all who wait for a later answer."""
-        for connection in [c for c in self._connections.values() if c.later is not None]:
-            self._reply(connection, answer)
+        for connection in [c for c in self._connections.values() if c.waits]:
+            connection.reply(answer)
+
+    def look_at(self, connection: _Connection, seconds: float) -> None:
+        """See to a connection after that time, if it is still there."""
+        heapq.heappush(self._deadlines, (time.monotonic() + seconds, connection.fd))
+
+    def wait_to_send(self, connection: _Connection) -> None:
+        """See to a connection as soon as its peer takes more."""
+        with suppress(FileNotFoundError):  # not yet registered
+            self._poll.modify(connection.fd, select.EPOLLOUT)
+
+    def forget(self, connection: _Connection) -> None:
+        """A connection ends, which also takes it from the poll."""
+        self._connections.pop(connection.fd, None)
 
     def _serve(self) -> None:
         try:
@@ -117,11 +116,11 @@ class OneThreadServer(ABC):
                     if fd == self._listener.fileno():
                         self._accept()
                     elif (connection := self._connections.get(fd)) is not None:
-                        self._advance(connection)
-                self._end_the_late(time.monotonic())
+                        connection.advance()
+                self._see_to_the_late(time.monotonic())
         finally:
             for connection in list(self._connections.values()):
-                connection.socket.close()
+                connection.end()
             self._listener.close()
             self._poll.close()
             os.close(self._woken)
@@ -151,23 +150,56 @@ class OneThreadServer(ABC):
             if (known := self.knows(peer)) is False:
                 made.close()
                 continue
-            connection = self._connections[made.fileno()] = _Connection(made, peer, bool(known))
-            self._advance(connection)  # mostly it is all there
-            if connection.socket.fileno() >= 0:
-                self._poll.register(made, select.EPOLLIN if connection.to_send is None else select.EPOLLOUT)
-                if not connection.deadline:
-                    self._limit(connection, REQUEST_TIMEOUT_S)
+            connection = self._connections[made.fileno()] = _Connection(self, made, peer, bool(known))
+            connection.advance()  # mostly it is all there
+            if connection.is_open:
+                self._poll.register(connection.fd, select.EPOLLOUT if connection.sends else select.EPOLLIN)
 
-    def _advance(self, connection: _Connection) -> None:
+    def _see_to_the_late(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, fd = heapq.heappop(self._deadlines)
+            if (connection := self._connections.get(fd)) is not None:
+                connection.see_to(now)
+
+
+class _Connection:
+    """One request of one peer, and its answer."""
+
+    def __init__(
+        self, server: OneThreadServer, made: socket.socket, peer: tuple[str, int], known: bool
+    ) -> None:
+        self.fd = made.fileno()
+        self._server, self._socket, self._peer, self._known = server, made, peer, known
+        self._received = bytearray()
+        self._request: Request | None = None
+        self._body_bytes = 0
+        self._later: Callable[[], Answer] | None = None
+        self._to_send: memoryview | None = None
+        self._limit(REQUEST_TIMEOUT_S)
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket.fileno() >= 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is for a later answer."""
+        return self._later is not None
+
+    @property
+    def sends(self) -> bool:
+        return self._to_send is not None
+
+    def advance(self) -> None:
         """Take what has come, or send what can be sent."""
-        if connection.to_send is not None:
-            return self._send(connection)
+        if self.sends:
+            return self._send()
         try:
-            while received := connection.socket.recv(_READ_BYTES, socket.MSG_DONTWAIT):
-                if connection.later is not None:  # it has said all that it has to
-                    return self._end(connection)
-                connection.received += received
-                if self._understood(connection):
+            while received := self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT):
+                if self.waits:  # it has said all that it has to
+                    return self.end()
+                self._received += received
+                if self._understood():
                     return None
         except BlockingIOError:
             return None
@@ -175,84 +207,75 @@ class OneThreadServer(ABC):
             pass
         except Exception:  # a fault of ours ends one answer, not the server
             traceback.print_exc()
-        return self._end(connection)  # gone, perhaps in the middle of its request
+        return self.end()  # gone, perhaps in the middle of its request
 
-    def _understood(self, connection: _Connection) -> bool:
-        """Whether the request is as far as it is read, and is answered or waits."""
-        if connection.request is None:
-            head, end, rest = connection.received.partition(b"\r\n\r\n")
-            if not end:
-                if len(head) > _HEAD_BYTES:
-                    self._reply(connection, Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-                return len(head) > _HEAD_BYTES
-            if (request := _parsed(bytes(head), connection)) is None:
-                self._reply(connection, Answer(HTTPStatus.BAD_REQUEST))
-                return True
-            expected = self.body_bytes(request)
-            if isinstance(expected, Answer):
-                self._reply(connection, expected)
-                return True
-            connection.request, connection.body_bytes, connection.received = request, expected, rest
-        if len(connection.received) < connection.body_bytes:
-            self._limit(connection, REQUEST_TIMEOUT_S)  # to the next part of it
-            return False
-        answer = self.answer(connection.request, bytes(connection.received[: connection.body_bytes]))
-        if isinstance(answer, Later):
-            connection.later = answer.then
-            self._limit(connection, answer.wait_s)
+    def see_to(self, now: float) -> None:
+        """Its time may be over."""
+        if self._deadline > now:  # it has been given more
+            return
+        if self._later is not None:
+            self.reply(self._later())
         else:
-            self._reply(connection, answer)
-        return isinstance(answer, Answer)  # one that waits is listened to: it may go away
+            self.end()
 
-    def _reply(self, connection: _Connection, answer: Answer) -> None:
+    def reply(self, answer: Answer) -> None:
+        """Send the answer, now or as the peer takes it, and then end."""
         head = f"HTTP/1.0 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Length: {len(answer.body)}"
-        connection.to_send, connection.later = memoryview(head.encode() + b"\r\n\r\n" + answer.body), None
-        self._send(connection)
+        self._to_send, self._later = memoryview(head.encode() + b"\r\n\r\n" + answer.body), None
+        self._send()
 
-    def _send(self, connection: _Connection) -> None:
-        assert connection.to_send is not None
+    def end(self) -> None:
+        self._server.forget(self)
+        self._socket.close()
+
+    def _understood(self) -> bool:
+        """Whether the request is as far as it is read, and is answered."""
+        if self._request is None:
+            head, end, rest = self._received.partition(b"\r\n\r\n")
+            if not end and len(head) <= _HEAD_BYTES:
+                return False
+            expected = self._expected(bytes(head)) if end else Answer(431)
+            if isinstance(expected, Answer):
+                self.reply(expected)
+                return True
+            self._body_bytes, self._received = expected, rest
+        if len(self._received) < self._body_bytes:
+            self._limit(REQUEST_TIMEOUT_S)  # to the next part of it
+            return False
+        assert self._request is not None
+        answer = self._server.answer(self._request, bytes(self._received[: self._body_bytes]))
+        if isinstance(answer, Answer):
+            self.reply(answer)
+            return True
+        self._later = answer.then
+        self._limit(answer.wait_s)
+        return False  # it is listened to, for it may go away
+
+    def _expected(self, head: bytes) -> int | Answer:
+        """How much comes after the head, or the answer to it."""
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, _, rest = first.partition(" ")
+        path, _, version = rest.rpartition(" ")
+        pairs = [line.partition(":") for line in lines]
+        if not path.startswith("/") or not version.startswith("HTTP/1.") or not all(c for _, c, _ in pairs):
+            return Answer(400)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        self._request = Request(self._peer, self._known, method, path, headers)
+        return self._server.body_bytes(self._request)
+
+    def _send(self) -> None:
+        assert self._to_send is not None
         try:
-            connection.to_send = connection.to_send[connection.socket.send(connection.to_send, _FLAGS) :]
+            self._to_send = self._to_send[self._socket.send(self._to_send, _FLAGS) :]
         except BlockingIOError:
             pass
         except OSError:
-            return self._end(connection)
-        if not connection.to_send:
-            return self._end(connection)
-        self._limit(connection, REQUEST_TIMEOUT_S)
-        with suppress(FileNotFoundError):  # not yet registered
-            self._poll.modify(connection.socket, select.EPOLLOUT)
+            return self.end()
+        if not self._to_send:
+            return self.end()
+        self._limit(REQUEST_TIMEOUT_S)
+        self._server.wait_to_send(self)
 
-    def _limit(self, connection: _Connection, seconds: float) -> None:
-        connection.deadline = time.monotonic() + seconds
-        heapq.heappush(self._deadlines, (connection.deadline, connection.socket.fileno()))
-
-    def _end_the_late(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, fd = heapq.heappop(self._deadlines)
-            connection = self._connections.get(fd)
-            if connection is None or connection.deadline > now:  # ended, or given more time
-                continue
-            if connection.later is not None:
-                self._reply(connection, connection.later())
-            else:
-                self._end(connection)
-
-    def _end(self, connection: _Connection) -> None:
-        self._connections.pop(connection.socket.fileno(), None)
-        connection.socket.close()  # which also takes it from the poll
-
-
-def _parsed(head: bytes, connection: _Connection) -> Request | None:
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, _, rest = first.partition(" ")
-    path, _, version = rest.rpartition(" ")
-    if not path.startswith("/") or not version.startswith("HTTP/1."):
-        return None
-    headers = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon:
-            return None
-        headers[name.lower()] = value.strip()
-    return Request(connection.peer, connection.known, method, path, headers)
+    def _limit(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._server.look_at(self, seconds)

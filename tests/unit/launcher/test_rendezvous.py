@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -41,10 +42,11 @@ def ask(rendezvous: Rendezvous, method: str, path: str, body: bytes | None = Non
 def test_who_has_not_come_is_answered_when_all_have_or_in_time(rendezvous):
     def asked(wait: str) -> dict[str, Any]:
         connection = http.client.HTTPConnection(rendezvous.endpoint, timeout=30)
-        connection.request("GET", "/ready/absent", headers={"Wait": wait})
-        answer = connection.getresponse()
-        assert answer.status == 200
-        return json.loads(answer.read())
+        with closing(connection):
+            connection.request("GET", "/ready/absent", headers={"Wait": wait})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return json.loads(answer.read())
 
     assert asked("") == asked("nan") == asked("-1") == {"num": 3, "first": [0, 1, 2]}
     ask(rendezvous, "PUT", "/ready/1", b"host")
@@ -63,17 +65,17 @@ def test_who_has_not_come_is_answered_when_all_have_or_in_time(rendezvous):
 
 def test_requests_come_in_pieces_and_silent_ones_are_let_go(rendezvous, monkeypatch):
     """And none holds up another."""
-    monkeypatch.setattr(one_thread, "REQUEST_TIMEOUT_S", 0.5)
-    silent = socket.create_connection(rendezvous.endpoint.split(":"))
-    with socket.create_connection(rendezvous.endpoint.split(":")) as slow:
+    monkeypatch.setattr(one_thread, "REQUEST_TIMEOUT_S", 1.5)
+    address = rendezvous.endpoint.split(":")
+    with socket.create_connection(address) as silent, socket.create_connection(address) as slow:
         for piece in (b"PUT /glo", b"bal/0 HTTP/1.1\r\nContent-Le", b"ngth: 4\r\n\r", b"\nab", b"cd"):
             assert ask(rendezvous, "GET", "/global/0")[0] == 404
             slow.sendall(piece)
             time.sleep(0.02)
         assert slow.recv(100).startswith(b"HTTP/1.0 200 OK")
-    assert ask(rendezvous, "GET", "/global/0") == (200, b"abcd")
-    silent.settimeout(10)
-    assert silent.recv(100) == b""
+        assert ask(rendezvous, "GET", "/global/0") == (200, b"abcd")
+        silent.settimeout(10)
+        assert silent.recv(100) == b""
 
 
 @pytest.mark.parametrize(
@@ -99,16 +101,16 @@ def test_a_fault_of_ours_ends_one_answer_alone(rendezvous, monkeypatch, capfd):
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_a_large_value_reaches_a_peer_that_reads_slowly(rendezvous):
-    """More than the kernel holds for it."""
-    value = os.urandom(60 << 10)
-    ask(rendezvous, "PUT", "/global/0", value)
-    with socket.socket() as slow:
+def test_a_large_value_reaches_a_peer_that_reads_slowly():
+    """More than the kernel holds for it; others are answered meanwhile."""
+    value = os.urandom(7 << 20)
+    with Rendezvous([("a", 30_000)], "127.0.0.1") as opened, socket.socket() as slow:
+        assert ask(opened, "PUT", "/global/0", value) == (200, b"")
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.connect(("127.0.0.1", int(rendezvous.endpoint.split(":")[1])))
+        slow.connect(("127.0.0.1", int(opened.endpoint.split(":")[1])))
         slow.sendall(b"GET /global/0 HTTP/1.1\r\n\r\n")
         time.sleep(0.1)
-        assert ask(rendezvous, "GET", "/global/1")[0] == 404
+        assert ask(opened, "GET", "/global/1")[0] == 404
         assert slow.makefile("rb").read().endswith(value)
 
 
