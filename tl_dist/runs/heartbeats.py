@@ -70,12 +70,11 @@ class Heartbeats:
                 self._write(rank, facts)
             else:
                 if self._held is None:
-                    timer = threading.Timer(due_s, self._write_held)
-                    timer.daemon = True
-                    timer.start()
+                    threading.Thread(target=self._write_held, args=(due_s,), daemon=True).start()
                 self._held = (rank, facts, now)
 
-    def _write_held(self) -> None:
+    def _write_held(self, after_s: float = 0.0) -> None:
+        time.sleep(after_s)
         with self._lock, suppress(OSError):  # this process may have ended its run, and the directory be gone
             if self._held is not None:
                 rank, facts, said_at = self._held

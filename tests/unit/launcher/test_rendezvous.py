@@ -111,7 +111,8 @@ def test_a_large_value_reaches_a_peer_that_reads_slowly():
         slow.sendall(b"GET /global/0 HTTP/1.1\r\n\r\n")
         time.sleep(0.1)
         assert ask(opened, "GET", "/global/1")[0] == 404
-        assert slow.makefile("rb").read().endswith(value)
+        with slow.makefile("rb") as answer:
+            assert answer.read().endswith(value)
 
 
 def test_value_is_absent_until_it_is_put(rendezvous):
