@@ -82,6 +82,15 @@ accelerator() {
   fi
 }
 
+# Whether a program started here computes on a GPU and sees no second one.
+one_gpu() {
+  [[ $(accelerator) == gpu ]] || return
+  case ${CUDA_VISIBLE_DEVICES-unset} in
+    unset) [[ $(nvidia-smi -L 2>/dev/null | grep -c "^GPU") == 1 ]] ;;
+    "" | -* | *,*) return 1 ;;
+  esac
+}
+
 # ensure_package EXTRAS: install the checkout with these extras, unless this very state has been installed before.
 ensure_package() {
   local extras=$1 stamp=$VENV/tl_dist-installed state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +13,13 @@ from typing import Any
 import pytest
 
 from tests.promises import GROUPS, TESTS, group_of, promise_of
+from tl_dist.launcher.command import visible_gpus
 
 ROOT = TESTS.parent
+
+# Tests are of the CPU, on machines with GPUs too; only those of tests/gpu start processes that see them.
+SHOWN = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 # PyTorch's CUDA build, which PyPI has for x86-64, brings triton: its LLVM ends a process that has TensorFlow's.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorch goes without it
@@ -42,6 +48,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("e2e")
     if group == "cluster":
         item.add_marker("cluster")
+    if group == "gpu":
+        item.add_marker("gpu")
+        if not visible_gpus(SHOWN):
+            item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ GROUPS = {
     "end_to_end": "the command line as a person uses it, with real workers",
     "parallel": "every strategy against one device",
     "scale": "a thousand workers, and what each of them costs the file server and the others",
+    "gpu": "on a GPU; skipped, and counted, where there is none",
     "hostile": "one hostile or broken input each, through the command line",
     "references": "each method against an implementation that is not ours",
     "unit": "one room each",

@@ -50,8 +50,11 @@ import json, os, sys
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
 parallel = registry.strategy("horovod").start(config_file.load(sys.argv[1]))
-total = parallel.total({"sum": float(parallel.rank + 1)})["sum"]
-print("FACTS " + json.dumps({"sum": float(total), "workers": parallel.world_size}), flush=True)
+import tensorflow as tf
+one = float(parallel.rank + 1)
+gradient = parallel.reduce_gradients([tf.fill([3], one)])[0].numpy()  # on GPUs by NCCL
+sums = {"sum": float(parallel.total({"sum": one})["sum"]), "gradient": gradient.tolist()}
+print("FACTS " + json.dumps({**sums, "workers": parallel.world_size}), flush=True)
 os._exit(0)
 """
 
@@ -78,9 +81,10 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """The findings, each as soon as it is known. A fault is a Finding whose `ok` is False."""
     framework, problem = facts_of_child([sys.executable, "-P", "-c", _FRAMEWORK])
+    gpus = len(framework["gpus"]) if framework else 0
     if framework:
         cpu_only = "CPU only" if framework["cuda"] else "built for CPUs only"
-        devices = f"{len(framework['gpus'])} GPU(s)" if framework["gpus"] else cpu_only
+        devices = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else cpu_only
         yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
     else:
         fix = "install the package's dependencies anew in this environment."
@@ -93,12 +97,16 @@ def examine() -> Iterator[Finding]:
         yield Finding(what, None if absent else False, f"run {install}; strategy=mirrored needs none.")
     else:
         yield Finding(f"Horovod {horovod['horovod']}", True)
+        needed = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
+        if gpus:
+            needed["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
         for key, name in (("gloo", "Gloo"), ("mpi", "MPI"), ("nccl", "NCCL")):
-            missing = key == "gloo" and not horovod[key]
-            fix = f"run {install}: tl-dist's own launcher needs it." if missing else ""
-            yield Finding(name, bool(horovod[key]) or (False if missing else None), fix, 1)
+            fix = "" if horovod[key] else needed.get(key, "")
+            yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
         if horovod["gloo"] and framework:
-            yield sum_over_two_workers()
+            yield sum_over_two_workers(
+                on_gpus=gpus > 1, why=" (two workers need two GPUs)" if gpus == 1 else ""
+            )
     for name, command, needed in (
         ("MPI", ("mpirun", "--version"), "mpirun"),
         ("Slurm", ("sbatch", "--version"), "tl-dist submit"),
@@ -109,8 +117,8 @@ def examine() -> Iterator[Finding]:
         )
 
 
-def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
-    """Two workers, started and met as those of a run, add 1 and 2."""
+def sum_over_two_workers(seconds: float = SUM_S, *, on_gpus: bool = False, why: str = "") -> Finding:
+    """Two workers, started and met as those of a run, add 1 and 2: on a GPU each, or on the CPU, and `why`."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
         file = Path(scratch, "doctor.yaml")
@@ -121,7 +129,8 @@ def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
             return Path(scratch, f"rank_{rank}.out")
 
         with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
-            commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank))
+            hidden = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": "-1"}
+            commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
             with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
                 while not group.wait(0.2) and time.monotonic() < deadline:
@@ -135,9 +144,12 @@ def sum_over_two_workers(seconds: float = SUM_S) -> Finding:
                 if not end.orderly:
                     return _failed(end.cause)
                 results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
-    if results != [{"sum": 3.0, "workers": 2}] * 2:
+    if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
         return _failed(f"two workers should add 1 and 2 to 3, and got {results}")
-    return Finding(f"2 workers added 1 and 2 to 3 in {time.monotonic() - began:.1f} s", True, indent=1)
+    where = "GPUs" if on_gpus else f"the CPU{why}"
+    return Finding(
+        f"2 workers added 1 and 2 to 3 on {where} in {time.monotonic() - began:.1f} s", True, indent=1
+    )
 
 
 def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:

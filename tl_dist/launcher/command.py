@@ -109,12 +109,19 @@ def worker_environment(
         "HOROVOD_STALL_CHECK_TIME_SECONDS": f"{max(1, cfg.safety.hang_s / 4):.0f}",
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0",
     }
+    # Kernels are launched by threads of the GPU's own, which no decoder keeps from it; memory as it is needed.
+    gpu = {
+        "TF_GPU_THREAD_MODE": "gpu_private",
+        "TF_GPU_THREAD_COUNT": "2",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
     defaults = {
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "TF_CPP_MIN_LOG_LEVEL": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",  # SIGABRT from the supervisor leaves every thread's stack in the log
         **(stall if are_processes(cfg) else {}),
+        **(gpu if visible_gpus(inherited) else {}),
     }
     return defaults | kept | {SUPERVISED: "1", SAFE_PATH: "1"}
 

@@ -40,10 +40,12 @@ def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: S
 
 
 def place(meeting: Rendezvous, rank: int) -> dict[str, str]:
-    """Horovod's variables for one worker; the network interface and the timeout may be set by hand."""
+    """Horovod's variables for one worker; the network interfaces and the timeout may be set by hand."""
+    nccl = os.environ.get("NCCL_SOCKET_IFNAME")
     timeout = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
-    return meeting.worker_environment(
+    found = meeting.worker_environment(
         rank,
         interface=os.environ.get("HOROVOD_GLOO_IFACE"),
         timeout_s=int(timeout) if timeout.isdigit() else None,
     )
+    return found | ({"NCCL_SOCKET_IFNAME": nccl} if nccl else {})

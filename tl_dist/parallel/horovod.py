@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -18,27 +17,17 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import Config
-from tl_dist.parallel import slots
+from tl_dist.parallel import failures, gpus, slots
+from tl_dist.parallel.horovod_settings import buckets, settings
 from tl_dist.parallel.meeting import await_peers
 from tl_dist.refusal import ExitCode, Refusal
 
 T = TypeVar("T")
 
-BUCKET_BYTES = 8 * 2**20
+HOST = "CPU:0"
+"""Where everything but gradients is exchanged, on machines with GPUs too: the way that tests on CPUs prove."""
 BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
 MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
-
-# Read by Horovod when it starts; a launcher's own setting takes precedence.
-SETTINGS = {
-    # Milliseconds between looks at the queue. Each look wakes a thread, which costs more on a busy core than the
-    # wait does, since the reduction is hidden behind other work.
-    "HOROVOD_CYCLE_TIME": "5",
-    # A bucket is reduced by itself: what is fused with what must not depend on timing, or bits would.
-    "HOROVOD_DISABLE_GROUP_FUSION": "1",
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
-}
-
-STALL_VARIABLE = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"
 
 
 class Horovod:
@@ -48,11 +37,12 @@ class Horovod:
         # Under a launcher of the user's own nobody reads heartbeats: Horovod's inspector ends a job that hangs, with
         # the patience of the longest phase. Our own launchers have switched it off.
         longest_s = max(config.safety.hang_s, config.safety.alone_s, config.safety.first_step_s)
-        size = slots.expected_world_size(os.environ)
-        timeout = {slots.GLOO_TIMEOUT_VARIABLE: str(slots.gloo_timeout_s(size or 1))}
-        for key, value in {**SETTINGS, **timeout, STALL_VARIABLE: f"{longest_s:.0f}"}.items():
-            os.environ.setdefault(key, value)
         self._hvd = _import_horovod()
+        on_gpus = bool(tf.config.list_physical_devices("GPU") and self._hvd.nccl_built())
+        expected = slots.expected_world_size(os.environ)
+        self._settings = settings(gpus=on_gpus, workers=expected or 1, stall_s=longest_s)
+        for key, value in self._settings.environment.items():
+            os.environ.setdefault(key, value)
         # hvd.init() aborts the process when a peer is late: meet first.
         await_peers(os.environ, timeout_s=config.safety.first_step_s)
         self._hvd.init()
@@ -60,14 +50,13 @@ class Horovod:
         self.world_size: int = self._hvd.size()
         self.num_replicas = self.world_size
         self.reduced_bytes = 0  # of gradients, by each step on this worker
-        expected = slots.expected_world_size(os.environ)
         if expected is not None and expected != self.world_size:
             raise Refusal(
                 f"rank {self.rank}: Horovod sees {self.world_size} workers, but the launcher started {expected}.",
                 fix="start with 'tl-dist submit' or 'srun --mpi=pmix', so that the workers find each other.",
                 code=ExitCode.UNSAFE,
             )
-        _pin_gpu(self._hvd.local_rank())
+        gpus.take_own(self._hvd.local_rank(), self._hvd.local_size(), os.environ)
 
     def scope(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -87,7 +76,9 @@ class Horovod:
         reduced: dict[int, Any] = {}
         for dtype, reduce in ((tf.float32, self._all_reduce), (tf.bfloat16, self._gather_and_sum)):
             chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
-            for number, bucket in enumerate(buckets([num_bytes(grads[k]) for k in chosen])):
+            sizes = [num_bytes(grads[k]) for k in chosen]
+            in_buckets = buckets(sizes, self._settings.bucket_bytes, self._settings.last_bytes)
+            for number, bucket in enumerate(in_buckets):
                 members = [chosen[k] for k in bucket]
                 sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
                 self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
@@ -104,12 +95,14 @@ class Horovod:
         to three workers that is less than the ring of float32 sums, which every worker passes on twice.
         """
         flat = tf.concat([tf.reshape(t, [1, -1]) for t in tensors], axis=1)
-        everyone = self._hvd.allgather(tf.bitcast(flat, tf.uint16), name=name)
-        everyone.set_shape([self.world_size, flat.shape[1]])
-        parts = [tf.cast(part, tf.float32) for part in tf.unstack(tf.bitcast(everyone, tf.bfloat16))]
-        total = functools.reduce(tf.add, parts)
-        sizes = [t.shape.num_elements() for t in tensors]
-        return [tf.reshape(s, t.shape) for s, t in zip(tf.split(total, sizes), tensors, strict=True)]
+        return _split(
+            self._sum_of_parts(self._hvd.allgather(tf.bitcast(flat, tf.uint16), name=name)), tensors
+        )
+
+    def _sum_of_parts(self, received: Any) -> Any:
+        """float32: the sum over the workers of bfloat16 bits, of which each has sent as many, in rank order."""
+        parts = tf.unstack(tf.reshape(tf.bitcast(received, tf.bfloat16), [self.world_size, -1]))
+        return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
 
     def total_in_step(self, value: Any, name: str) -> Any:
         if self.world_size == 1:
@@ -132,16 +125,18 @@ class Horovod:
         if self.world_size == 1:
             return arrays
         flat = np.concatenate([array.ravel() for array in arrays.values()])
-        sums = self._hvd.allreduce(tf.constant(flat), op=self._hvd.Sum, name="total").numpy()
+        with tf.device(HOST):
+            sums = self._hvd.allreduce(tf.constant(flat), op=self._hvd.Sum, name="total").numpy()
         parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
         return {
             key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
         }
 
     def gather(self, text: bytes) -> list[bytes]:
-        data = tf.constant(np.frombuffer(text, np.uint8))
-        everything = self._hvd.allgather(data, name="gather").numpy().tobytes()
-        sizes = self._hvd.allgather(tf.constant([len(text)], tf.int64), name="gather_sizes").numpy()
+        with tf.device(HOST):
+            data = tf.constant(np.frombuffer(text, np.uint8))
+            everything = self._hvd.allgather(data, name="gather").numpy().tobytes()
+            sizes = self._hvd.allgather(tf.constant([len(text)], tf.int64), name="gather_sizes").numpy()
         ends = np.cumsum(sizes)
         return [everything[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
@@ -155,51 +150,31 @@ class Horovod:
 
     def _broadcast_as_one(self, variables: Sequence[Any], name: str) -> None:
         """Variables of one type in one exchange: several hundred one by one took seconds at every start."""
-        flat = tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], axis=0)
-        if flat.dtype == tf.bfloat16:  # Horovod does not know it, but it moves any bits
-            sent = self._hvd.broadcast(tf.bitcast(flat, tf.uint16), root_rank=0, name=name)
-            received = tf.bitcast(sent, tf.bfloat16)
-        else:
-            received = self._hvd.broadcast(flat, root_rank=0, name=name)
-        sizes = [v.shape.num_elements() for v in variables]
-        for variable, values in zip(variables, tf.split(received, sizes), strict=True):
-            variable.assign(tf.reshape(values, variable.shape))
+        with tf.device(HOST):
+            flat = tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], axis=0)
+            if flat.dtype == tf.bfloat16:  # Horovod does not know it, but it moves any bits
+                sent = self._hvd.broadcast(tf.bitcast(flat, tf.uint16), root_rank=0, name=name)
+                received = tf.bitcast(sent, tf.bfloat16)
+            else:
+                received = self._hvd.broadcast(flat, root_rank=0, name=name)
+        for variable, values in zip(variables, _split(received, variables), strict=True):
+            variable.assign(values)
 
     @contextmanager
     def naming_lost_peers(self) -> Iterator[None]:
         try:
             yield
         except (tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
-            if "orovod" not in str(error) and "gloo" not in str(error).lower():
+            refusal = failures.refusal_of(self.rank, str(error))
+            if refusal is None:
                 raise
-            raise Refusal(
-                f"rank {self.rank}: a collective failed, since another worker {_fate(str(error))} "
-                f"({_first_line(error)}).",
-                fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
-                code=ExitCode.PEER_LOST,
-            ) from error
+            raise refusal from error
 
 
-def _fate(said: str) -> str:
-    """What became of a peer, from Horovod's or Gloo's words: a connection that ended is a process that did."""
-    if re.search(r"timed out|timeout", said, re.IGNORECASE):
-        return "stalled or cannot be reached"
-    if re.search(r"connection (closed|reset)|broken pipe|connection refused", said, re.IGNORECASE):
-        return "died"
-    return "died or stalled"
-
-
-def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES) -> list[list[int]]:
-    """Indices of tensors, from last to first, in groups of about `limit` bytes; the same on every rank."""
-    groups: list[list[int]] = []
-    filled = limit
-    for k in reversed(range(len(sizes))):
-        if filled >= limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(k)
-        filled += sizes[k]
-    return groups
+def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    """The tensors that lie one after another in `flat`, in the shapes of `like`."""
+    parts = tf.split(flat, [t.shape.num_elements() for t in like])
+    return [tf.reshape(part, t.shape) for part, t in zip(parts, like, strict=True)]
 
 
 def num_bytes(tensor: Any) -> int:
@@ -217,16 +192,6 @@ def _import_horovod() -> Any:
             code=ExitCode.USAGE,
         ) from error
     return hvd
-
-
-def _pin_gpu(local_rank: int) -> None:
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return
-    # Under SLURM each task may see its own GPU alone; only where it sees several does the local rank choose.
-    mine = gpus[local_rank] if len(gpus) > 1 else gpus[0]
-    tf.config.set_visible_devices(mine, "GPU")
-    tf.config.experimental.set_memory_growth(mine, True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import rows_of
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.parallel.gpus import take_first, too_few
 
 T = TypeVar("T")
 
@@ -27,14 +27,8 @@ class Mirrored:
         self.num_replicas = config.workers or max(1, len(gpus))
         if gpus:
             if self.num_replicas > len(gpus):
-                raise Refusal(
-                    f"workers is {self.num_replicas}, but this host shows {len(gpus)} GPUs.",
-                    fix=f"set workers={len(gpus)}, or strategy=horovod for more hosts.",
-                    code=ExitCode.USAGE,
-                )
-            devices = [f"GPU:{k}" for k in range(self.num_replicas)]
-            for gpu in gpus:
-                tf.config.experimental.set_memory_growth(gpu, True)
+                raise too_few(self.num_replicas, len(gpus))
+            devices = take_first(self.num_replicas)
         else:
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(

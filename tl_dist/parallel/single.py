@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import Config
+from tl_dist.parallel import gpus
 
 T = TypeVar("T")
 
@@ -23,6 +24,9 @@ class SingleDevice:
 
     def __init__(self, config: Config) -> None:
         del config
+        # A notebook may have used TensorFlow already: then it stays as it is.
+        with suppress(RuntimeError):
+            gpus.take_first(1)
 
     def scope(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -286,6 +286,39 @@ def test_the_doctor_survives_a_framework_that_does_not(monkeypatch: pytest.Monke
     assert found[1].startswith("[!] Horovod cannot be imported: exit code -6.")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "nccl", "shown", "hidden"),
+    [
+        (0, False, "[ ] NCCL", True),
+        (0, True, "[X] NCCL", True),
+        (1, True, "[X] NCCL", True),
+        (1, False, "[!] NCCL", True),
+        (2, True, "[X] NCCL", False),
+        (8, False, "[!] NCCL", False),
+    ],
+)
+def test_the_doctor_adds_on_gpus_where_two_workers_have_one_each(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, nccl: bool, shown: str, hidden: bool
+) -> None:
+    """GPUs without NCCL are a fault; one GPU is none: then the two workers meet on the CPU."""
+    facts = iter(
+        [
+            {"tensorflow": "2", "keras": "3", "gpus": ["GPU:0"] * gpus, "cuda": True},
+            {"horovod": "0", "gloo": True, "mpi": False, "nccl": nccl},
+        ]
+    )
+    monkeypatch.setattr(doctor, "facts_of_child", lambda argv: (next(facts), ""))
+    answer = 'print(\'FACTS {"sum": 3.0, "gradient": [3.0, 3.0, 3.0], "workers": 2}\')'
+    check = f"import os; assert (os.environ.get('CUDA_VISIBLE_DEVICES') == '-1') == {hidden}; {answer}"
+    monkeypatch.setattr(doctor, "_SUM", check)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = [str(finding).strip() for finding in doctor.examine()]
+    assert any(line.startswith(shown) for line in found)
+    (sums,) = (line for line in found if "2 workers" in line)
+    where = {0: "the CPU in", 1: "the CPU (two workers need two GPUs) in"}.get(gpus, "GPUs in")
+    assert sums.startswith(f"[X] 2 workers added 1 and 2 to 3 on {where} ")
+
+
 # --- training ------------------------------------------------------------------------------------------------
 
 EVALUATION = {

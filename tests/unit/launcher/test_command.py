@@ -140,6 +140,17 @@ def test_threads_share_the_cores(threads: int | None, processes: int, cores: int
 
 
 @pytest.mark.parametrize(
+    ("visible", "expected"), [("-1", None), ("0", "gpu_private"), ("0,1", "gpu_private")]
+)
+def test_kernels_of_a_gpu_are_launched_by_threads_of_its_own(visible: str, expected: str | None) -> None:
+    """And no worker, of whatever kind, maps all of the memory that it sees."""
+    given = {"CUDA_VISIBLE_DEVICES": visible}
+    found = worker_environment(config_of("single"), given, processes=1, cores=8)
+    assert found.get("TF_GPU_THREAD_MODE") == expected
+    assert ("TF_FORCE_GPU_ALLOW_GROWTH" in found) == (expected is not None)
+
+
+@pytest.mark.parametrize(
     ("environment", "devices", "expected"),
     [
         ({}, 0, 0),
@@ -202,8 +213,10 @@ def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.Monke
 def test_the_network_interface_and_the_timeout_may_be_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth9")
     monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "77")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     with Rendezvous([("localhost", 1)], "127.0.0.1") as meeting:
         found = place(meeting, 0)
+    assert found["NCCL_SOCKET_IFNAME"] == "ib0"
     assert (found["HOROVOD_GLOO_IFACE"], found["HOROVOD_GLOO_TIMEOUT_SECONDS"]) == ("eth9", "77")
 
 

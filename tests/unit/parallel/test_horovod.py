@@ -1,11 +1,14 @@
-"""Horovod's process, without Horovod: what it is told about stalls, and what is said of a lost peer."""
+"""Horovod's process, without Horovod: what it is told about stalls, where it exchanges, what a lost peer is called."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, SafetyConfig
 from tl_dist.launcher.command import worker_environment
@@ -28,7 +31,14 @@ CONFIG = Config(
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The variables of this process, which a worker would have."""
-    fake = SimpleNamespace(init=lambda: None, rank=lambda: 0, size=lambda: 2, local_rank=lambda: 0)
+    fake = SimpleNamespace(
+        init=lambda: None,
+        rank=lambda: 0,
+        size=lambda: 2,
+        local_rank=lambda: 0,
+        local_size=lambda: 2,
+        nccl_built=lambda: 0,
+    )
     monkeypatch.setattr(horovod, "_import_horovod", lambda: fake)
     variables: dict[str, str] = {}
     monkeypatch.setattr(horovod, "os", SimpleNamespace(environ=variables))
@@ -69,3 +79,43 @@ def test_a_stall_is_not_called_a_death(environment: dict[str, str], said: str, f
         raise tf.errors.UnknownError(None, None, said)
     assert f"since another worker {fate}" in str(refused.value)
     assert refused.value.code == ExitCode.PEER_LOST
+
+
+class OnTheHost:
+    """Horovod of two workers that send the same; refuses an exchange that TensorFlow would place as it likes."""
+
+    Sum = "sum"
+
+    def __init__(self) -> None:
+        self.exchanged: list[str] = []
+
+    def _taken(self, name: str) -> None:
+        device = (
+            context.context().device_name
+        )  # where this thread's operations go; None: to a GPU where there is one
+        assert device is not None and device.endswith("CPU:0"), f"{name} would be exchanged by NCCL"
+        self.exchanged.append(name)
+
+    def allreduce(self, tensor: Any, op: str, name: str) -> Any:
+        self._taken(name)
+        return tensor * 2
+
+    def allgather(self, tensor: Any, name: str) -> Any:
+        self._taken(name)
+        return tf.concat([tensor, tensor], axis=0)
+
+    def broadcast(self, tensor: Any, root_rank: int, name: str) -> Any:
+        self._taken(name)
+        return tensor
+
+
+def test_all_but_gradients_is_exchanged_by_the_cpu(environment: dict[str, str]) -> None:
+    """The way that tests on CPUs prove: NCCL has never gathered 0 bytes here, nor added up float64."""
+    parallel, fake = horovod.Horovod(CONFIG), OnTheHost()
+    parallel._hvd = fake
+    assert parallel.total({"a": 1.5, "b": np.ones(3)})["b"].tolist() == [2, 2, 2]
+    assert parallel.gather(b"") == [b"", b""] and parallel.gather(b"ab") == [b"ab", b"ab"]
+    variables = [tf.Variable(tf.cast([1.0, 2.0], dtype)) for dtype in ("float32", "bfloat16", "int64")]
+    parallel.broadcast(variables)
+    assert len(fake.exchanged) == 1 + 2 + 2 + 3
+    assert [v.numpy().tolist() for v in variables] == [[1, 2]] * 3

@@ -134,6 +134,34 @@ def test_without_horovod_nothing_is_compiled(home: Path) -> None:
     assert "horovod" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("build", "gpus", "visible", "expected"),
+    [
+        ("cpu", 1, None, False),
+        ("gpu", 0, None, False),
+        ("gpu", 1, None, True),
+        ("gpu", 2, None, False),
+        ("gpu", 8, "3", True),
+        ("gpu", 8, "0,1", False),
+        ("gpu", 1, "-1", False),
+        ("gpu", 1, "", False),
+    ],
+)
+def test_quickstart_starts_one_worker_where_there_is_one_gpu(
+    build: str, gpus: int, visible: str | None, expected: bool
+) -> None:
+    """Two would be refused."""
+    listed = "".join(f"GPU {k}: X\\n" for k in range(gpus))
+    script = (
+        f"source {shlex.quote(str(ROOT / 'launch' / 'setup.sh'))}; accelerator() {{ echo {build}; }}; "
+        f"nvidia-smi() {{ printf '{listed}'; }}; one_gpu"
+    )
+    environment = {"PATH": os.environ["PATH"], "HOME": "/"}
+    environment |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = subprocess.run(["bash", "-c", script], env=environment, check=False, capture_output=True)
+    assert (done.returncode == 0) == expected, done.stderr
+
+
 def test_a_fault_of_the_compiler_is_shown_and_what_to_do(home: Path) -> None:
     checkout = Checkout(home, "project tl")
     fault = "mpi_ops.cc:7:10: fatal error: tensorflow/core/framework/op.h: No such file or directory"

@@ -60,7 +60,8 @@ class SubmitOptions(BaseModel):
     mpi: Literal["none", "pmix"] = "none"
     """none: srun and our own rendezvous; pmix: Horovod's MPI controller"""
     interface: Word | None = None
-    """the first node's interface or address for the rendezvous; default: its address in Slurm"""
+    """the first node's interface or address for the rendezvous; workers, and NCCL where it finds no InfiniBand, use
+    theirs towards it; default: its address in Slurm"""
     extra: tuple[Annotated[str, StringConstraints(pattern=r"^-[^\n\r]+$")], ...] = ()
     """more #SBATCH options, one each, as "--constraint=a100" """
 

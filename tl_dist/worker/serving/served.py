@@ -24,6 +24,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
 from tl_dist.models.export import format_of
 from tl_dist.models.export.runtime import Predict, compiled, opened
+from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker.restored import restored
@@ -47,6 +48,8 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
     """The model of a checkpoint, `at` as in `checkpoint.find`, of a run that may be in use; `cores` as for `setup`."""
     cfg = config_file.load(run.config_file)
     start_tensorflow(cfg, cores)
+    if cores is not None:
+        gpus.take_first(1)
     own = restored(run, at)
     views = cfg.evaluation.views
 

@@ -1,0 +1,51 @@
+"""Of a failed collective the line is quoted that says why, and what comes out the same each time is not restarted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tl_dist.launcher.end import RESTARTABLE
+from tl_dist.parallel.failures import refusal_of
+
+IN_A_GRAPH = """Graph execution error:
+
+Detected at node HorovodGroupedAllreduce defined at (most recent call last):
+  File "/home/x/tl_dist/parallel/horovod.py", line 90, in _all_reduce
+
+{}
+[[{{{{node HorovodGroupedAllreduce}}}}]] [Op:__inference_run_steps_41]"""
+DUPLICATE = "ncclCommInitRank failed: invalid usage (run with NCCL_DEBUG=WARN for details)"
+
+
+@pytest.mark.parametrize(
+    ("said", "quoted", "fate"),
+    [
+        (DUPLICATE, DUPLICATE, None),
+        (IN_A_GRAPH.format(DUPLICATE), DUPLICATE, None),
+        (
+            IN_A_GRAPH.format("ncclGroupEnd failed: remote process exited or there was a network error"),
+            "ncclGroupEnd failed: remote process exited or there was a network error",
+            "died or stalled",
+        ),
+        (
+            IN_A_GRAPH.format("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:2311"),
+            "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:2311",
+            "died",
+        ),
+        (IN_A_GRAPH.format("Horovod has been shut down."), "Horovod has been shut down.", "died or stalled"),
+        ("MPI_Allreduce failed, see MPI output for details.", "MPI_Allreduce failed", "died or stalled"),
+    ],
+)
+def test_the_line_with_the_reason_is_quoted(said: str, quoted: str, fate: str | None) -> None:
+    found = refusal_of(3, said)
+    assert found is not None and found.what.startswith("rank 3: ") and f"({quoted}" in found.what
+    if fate is not None:
+        assert f"another worker {fate} (" in found.what
+    assert (found.code in RESTARTABLE) == (fate is not None)
+
+
+def test_an_error_of_something_else_is_not_a_lost_peer() -> None:
+    """Though every step has passed through the file that calls Horovod."""
+    other = IN_A_GRAPH.format("Incompatible shapes: [3] vs. [4]").replace("HorovodGroupedAllreduce", "Add")
+    assert "horovod.py" in other
+    assert refusal_of(0, other) is None
