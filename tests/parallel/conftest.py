@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.launch import run_script
-from tests.parallel.parity_scenario import METHODS, VARIANTS, WITHOUT
+from tests.parallel.parity_scenario import METHODS, VARIANTS, WIRES, WITHOUT
 
 LAUNCHES = {
     "single": ("single", 1, None),
@@ -25,9 +25,9 @@ TRIED = {
     "single": (*ALL, *WITHOUT),
     "mirrored-2": ALL,
     "mirrored-4": ("plain", "accumulated", "overflow"),
-    "horovod-gloo-2": tuple(VARIANTS),
+    "horovod-gloo-2": (*VARIANTS, *WIRES),
     "horovod-gloo-3": ALL,
-    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16"),
+    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
     "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
 }
 """What each launch tries. Everything on uneven shares (three workers); on four what the number of shares, on MPI what

@@ -24,6 +24,7 @@ from tl_dist.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    RuntimeConfig,
     ScheduleConfig,
     registry,
 )
@@ -87,6 +88,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+WIRES: dict[str, dict[str, Any]] = {
+    "wire_bfloat16": VARIANTS["plain"] | {"wire": "bfloat16"},
+    "wire_float16": VARIANTS["plain"] | {"wire": "float16", "overflow": True},
+}
+"""gradients that are rounded on their way between processes"""
+
 METHODS: dict[str, dict[str, Any]] = {
     "averaged": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05, ema=0.9)},
     "toward_start": {
@@ -131,6 +138,7 @@ def run_variant(
     soft_labels: bool = False,
     stages: Sequence[tuple[str, int]] = (),
     num_steps: int = NUM_STEPS,
+    wire: str = "auto",
 ) -> dict[str, Any]:
     """Steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation.
 
@@ -149,7 +157,7 @@ def run_variant(
         opt = optim.Optimizer(
             optimizer,
             net.trainable,
-            scale_loss=precision == "mixed_float16",
+            scale_loss=precision == "mixed_float16" or wire == "float16",
             stages=[optim.rules(optimizer, view.trainable, built.depths, built.new) for view in views],
         )
     state = TrainState({**net.moving, **opt.variables})
@@ -175,7 +183,9 @@ def run_variant(
         if number:
             opt.begin(number)
         run_steps = chunk.train_chunk(
-            step.TrainStep(views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate)
+            step.TrainStep(
+                views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate, wire=wire
+            )
         )
         reports = loop.train(
             state, parallel.feed(batches), run_steps, parallel,
@@ -217,6 +227,7 @@ def run_variant(
             "gradient_norms": [report.gradient_norm for report in reports],
             "skipped": [report.num_skipped for report in reports],
             "loss_scale": [report.loss_scale for report in reports],
+            "reduced_bytes": getattr(parallel, "reduced_bytes", 0),
             "replicas_equal": bool((checksums == checksums[0]).all()),
             "weights_finite": all(bool(np.isfinite(w).all()) for w in weights.values()),
             "statistics": moved,
@@ -237,6 +248,9 @@ def run_variant(
 
 def main() -> None:
     gc.freeze()  # what imports have made stays
+    tf.config.experimental.enable_tensor_float_32_execution(
+        False
+    )  # on a GPU, where it would round to 10 bits
     strategy, workers, names, output = (
         sys.argv[1],
         int(sys.argv[2]),
@@ -250,6 +264,10 @@ def main() -> None:
     parallel = registry.strategy(strategy).start(config)
     assert parallel.num_replicas == workers
     results = {name: run_variant(parallel, **VARIANTS[name]) for name in names if name in VARIANTS}
+    for name in (name for name in names if name in WIRES):
+        runtime = RuntimeConfig(wire=WIRES[name]["wire"])
+        same = registry.strategy(strategy).start(config.model_copy(update={"runtime": runtime}))
+        results[name] = run_variant(same, **WIRES[name])
     for name, variant in {**METHODS, **WITHOUT}.items():
         if name in names:
             results[name] = run_variant(parallel, num_steps=NUM_METHOD_STEPS, **variant)

@@ -18,6 +18,7 @@ from tests.parallel.parity_scenario import (
     NUM_STEPS,
     OVERFLOW_POSITION,
     VARIANTS,
+    WIRES,
 )
 
 Figures = Callable[[str], dict[str, Any]]
@@ -65,6 +66,19 @@ def test_mixed_precision_follows_a_single_device(figures: Figures, name: str, va
     )
 
 
+@pytest.mark.parametrize(("name", "variant"), launches_of(*WIRES))
+def test_a_narrow_wire_follows_a_wide_one_within_its_rounding(
+    figures: Figures, name: str, variant: str
+) -> None:
+    """Half the bytes; each gradient is rounded, and their sum: by 2**-9 in bfloat16, by 2**-12 in float16."""
+    found, wide = figures(name)[variant], figures(name)["plain"]
+    steps, tolerance = (OVERFLOW_STEP, 3e-3) if WIRES[variant].get("overflow") else (NUM_STEPS, 2e-2)
+    assert found["losses"][:steps] != wide["losses"][:steps]
+    np.testing.assert_allclose(found["losses"][:steps], wide["losses"][:steps], rtol=tolerance)
+    assert 2 * found["reduced_bytes"] == wide["reduced_bytes"] > 0
+    assert found["replicas_equal"] and found["weights_finite"]
+
+
 @pytest.mark.parametrize(("name", "variant"), launches_of("sync_batch_norm", but="single"))
 def test_synchronized_batch_norm_moves_to_the_statistics_of_a_single_device(
     figures: Figures, name: str, variant: str
@@ -95,7 +109,7 @@ def test_all_replicas_end_with_the_same_bits(figures: Figures, name: str, varian
     assert figures(name)[variant]["replicas_equal"]
 
 
-@pytest.mark.parametrize(("name", "variant"), launches_of("overflow", "float16"))
+@pytest.mark.parametrize(("name", "variant"), launches_of("overflow", "float16", "wire_float16"))
 def test_an_overflow_on_one_replica_is_skipped_by_all(figures: Figures, name: str, variant: str) -> None:
     found = figures(name)[variant]
     assert np.isinf(found["losses"][OVERFLOW_STEP])
@@ -103,7 +117,7 @@ def test_an_overflow_on_one_replica_is_skipped_by_all(figures: Figures, name: st
     assert found["weights_finite"]
 
 
-@pytest.mark.parametrize(("name", "variant"), launches_of("float16"))
+@pytest.mark.parametrize(("name", "variant"), launches_of("float16", "wire_float16"))
 def test_an_overflow_halves_the_loss_scale_once(figures: Figures, name: str, variant: str) -> None:
     scales = figures(name)[variant]["loss_scale"]
     assert scales == [2.0**15] * OVERFLOW_STEP + [2.0**14] * (NUM_STEPS - OVERFLOW_STEP)

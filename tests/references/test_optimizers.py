@@ -1,4 +1,4 @@
-"""Update rules and clipping against torch.optim, in float64."""
+"""Update rules and clipping against torch.optim and timm's LARS and LAMB, in float64."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from timm.optim import Lamb, Lars
 
 from tl_dist.config import OptimizerConfig
 from tl_dist.training import optim
@@ -27,12 +28,42 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
             [{"params": p[:1], "weight_decay": 0.05}, {"params": p[1:], "weight_decay": 0.0}], 0.1, eps=1e-7
         ),
     ),
+    # timm, as the papers' authors, adapts no bias and decays none: those with weight_decay 0, unless told otherwise.
+    "lars": (
+        {"name": "lars", "trust_coefficient": 0.02, "weight_decay": 0.05},
+        lambda p: Lars(grouped(p, 0.05), 0.1, momentum=0.9, trust_coeff=0.02),
+    ),
+    "lars, nesterov": (
+        {"name": "lars", "trust_coefficient": 0.02, "nesterov": True},
+        lambda p: Lars(grouped(p, 0.0), 0.1, momentum=0.9, nesterov=True, trust_coeff=0.02),
+    ),
+    "lars, no momentum": (
+        {"name": "lars", "trust_coefficient": 0.02, "momentum": 0.0, "weight_decay": 0.05},
+        lambda p: Lars(grouped(p, 0.05), 0.1, trust_coeff=0.02),
+    ),
+    "lamb": (
+        {"name": "lamb", "weight_decay": 0.05},
+        lambda p: Lamb(grouped(p, 0.05), 0.1, eps=1e-7, max_grad_norm=None),
+    ),
+    "lamb, no decay": (
+        {"name": "lamb"},
+        lambda p: Lamb(grouped(p, 0.0), 0.1, eps=1e-7, max_grad_norm=None),
+    ),
 }
+
+
+def grouped(parameters: list[Any], decay: float) -> list[dict[str, Any]]:
+    """The kernel, whose updates are adapted, and the bias, whose are not."""
+    kernel, bias = parameters[:1], parameters[1:]
+    return [
+        {"params": kernel, "weight_decay": decay, "always_adapt": True},
+        {"params": bias, "weight_decay": 0.0, "always_adapt": False},
+    ]
 
 
 @pytest.mark.parametrize("clip", [None, 3.0])
 @pytest.mark.parametrize("rule", list(RULES))
-def test_forty_updates_are_those_of_torch(rule: str, clip: float | None) -> None:
+def test_forty_updates_are_those_of_the_reference(rule: str, clip: float | None) -> None:
     settings, build = RULES[rule]
     draws = np.random.default_rng(5)
     start = {path: draws.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}

@@ -71,6 +71,12 @@ class RuntimeConfig(Section):
     """CPU threads of each worker; default: the host's cores divided by its workers"""
     xla: bool = False
     """compile the forward and backward pass"""
+    wire: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format in which gradients travel between Horovod's workers. auto: as they are computed where that moves
+    fewer bytes, else float32: sums lose nothing by it. bfloat16 (8 bits of mantissa) and float16 (11, with the loss
+    scaled) halve the bytes and round each gradient: for networks slower than some 100 Gbit/s"""
+    tf32: bool = True
+    """float32 products on GPUs from Ampere on by 10 bits of mantissa, as TensorFlow has it; off: all 23, and slower"""
     prefix_cache: Literal["off", "on", "auto"] = "off"
     """on: the outputs of the frozen part are computed once, by all workers, and kept in features/ beside the runs;
     auto: where that at least halves the images that go through it, and its output is small enough to keep"""

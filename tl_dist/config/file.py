@@ -40,8 +40,11 @@ TRAJECTORY = (
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
 The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
-attempts, unless figures of the validation split decide something: then so do the keys of `DECIDING`.
+attempts, but for the keys of `ROUNDING`, and of `DECIDING` where figures of the validation split decide something.
 """
+
+ROUNDING = {"wire": "auto", "tf32": True}
+"""keys of `runtime` by which numbers are rounded, with their defaults, which older runs mean that do not have them"""
 
 DECIDING = {
     "early_stopping": None,
@@ -132,8 +135,13 @@ def trajectory(cfg: Config) -> dict[str, Any]:
         if section["schedule"] is not None and section["schedule"]["name"] != "plateau":
             for key in PLATEAU:  # which runs have that began before there was one
                 del section["schedule"][key]
+    if cfg.optimizer.name != "lars":
+        del values["optimizer"]["trust_coefficient"]  # which decides nothing, and older runs do not have
     if metrics_of(cfg):
         values |= cfg.model_dump(mode="json", include={key: kept or True for key, kept in DECIDING.items()})
+    rounding = {key: getattr(cfg.runtime, key) for key in ROUNDING}
+    if chosen := {key: value for key, value in rounding.items() if value != ROUNDING[key]}:
+        values["runtime"] = chosen
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
     if not values["data"]["options"]:

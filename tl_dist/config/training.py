@@ -50,17 +50,21 @@ class EarlyStoppingConfig(Section):
 class OptimizerConfig(Section):
     """The update rule. The rate is used as written: it is never multiplied by the worker count."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lars", "lamb"] = "sgd"
+    """lars (arXiv 1708.03888) and lamb (1904.00962), for batches of many thousands, are sgd and adam whose update of a
+    matrix or kernel is a fraction of its own norm; they have decay within"""
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Fraction = 0.9
-    """sgd only"""
+    """sgd and lars only"""
     nesterov: bool = False
-    """sgd only"""
+    """sgd and lars only"""
+    trust_coefficient: Annotated[float, Field(gt=0)] = 0.001
+    """lars only: the norm of an update, at a rate of 1 and without momentum, over that of the weights"""
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-7
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """decoupled (Loshchilov and Hutter, arXiv 1711.05101); matrices and kernels only"""
+    """decoupled (Loshchilov and Hutter, arXiv 1711.05101), but for lars and lamb; matrices and kernels only"""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """global norm of the reduced, unscaled gradient"""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -74,7 +78,8 @@ class OptimizerConfig(Section):
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
     """pull of the backbone's kernels toward their pretrained values in place of 0: alpha of Li et al., arXiv
     1802.01483. As theirs it goes through the momentum of sgd, and so is as strong as a decoupled decay of
-    alpha / (1 - momentum); their beta is head_weight_decay * (1 - momentum). With adam and adamw it is decoupled"""
+    alpha / (1 - momentum); their beta is head_weight_decay * (1 - momentum). With adam and adamw it is
+    decoupled; with lars and lamb it takes the place of their decay"""
     ema: Fraction = 0.0
     """evaluate a moving average of the weights with this decay, less in the first updates; 0: the weights themselves"""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -38,7 +38,8 @@ class DataParallel(Protocol):
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
         """Inside `fn`: the sum over every replica of the run, equal everywhere, in float32.
 
-        A gradient may come as bfloat16, where nothing is lost by it: then half the bytes can travel.
+        A gradient may come as bfloat16 or float16, where nothing is lost by it or the config says so: then half the
+        bytes can travel.
         """
         ...
 

@@ -30,6 +30,7 @@ __all__ = ["Beat", "RunDir", "differences", "step_name", "steps_in"]
 
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
+_NEW_RUN = "start a new run with another name=NAME"
 _OTHER_NAME = "use another name=NAME"
 UNWRITTEN = {"order": 1, "decoding": 1}
 """what an identity means that was written before it had these keys"""
@@ -170,16 +171,17 @@ class RunDir:
             raise Refusal(
                 f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
                 f"training examples, and this is version {new['order']}.",
-                fix="start a new run with another name=NAME, or finish it with the tl_dist that started it.",
+                fix=f"{_NEW_RUN}, or finish it with the tl_dist that started it.",
                 code=ExitCode.UNSAFE,
             )
         changes = differences(old, new, sorted(old.keys() | new.keys()))
         if changes:
-            raise Refusal(
-                f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}.",
-                fix="bring back what it was started with, or start a new run with another name=NAME.",
-                code=ExitCode.UNSAFE,
-            )
+            what = f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}."
+            fix = f"bring back what it was started with, or {_NEW_RUN}."
+            if changes == differences(old, new, ["precision"]):  # of one config
+                what += " Its 'precision: auto' means that on this machine."
+                fix = f"resume on a GPU or processor like that of its start, or {_NEW_RUN} in a precision of both."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
     def refuse_other_config(self, config: Config) -> None:
         """Refuse when another command has replaced the config since `config` was read; ask while owning the run."""
@@ -273,7 +275,7 @@ class RunDir:
         """Refuse a trajectory other than that of a run that has begun, or that somebody is about to start."""
         before = config_file.load(self.config_file, imports=False)
         old, new = (config_file.trajectory(one) for one in (before, config))
-        changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING))
+        changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING, "runtime"))
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tl_dist.config import OptimizerConfig, ScheduleConfig
+from tl_dist.training import layerwise
 
 INITIAL_LOSS_SCALE = 2.0**15
 GROW_AFTER = 2000  # finite steps in a row, then the scale doubles (Micikevicius et al., arXiv 1710.03740)
@@ -50,7 +51,7 @@ class Rule(NamedTuple):
     decay: float = 0.0
     toward_start: bool = False
     """decay toward the value that the variable had when the optimizer was made, in place of 0; under sgd its gradient
-    is added to that of the loss, else it is decoupled"""
+    is added to that of the loss, under lars and lamb it is part of the update, else it is decoupled"""
 
 
 def rules(
@@ -101,7 +102,7 @@ class Optimizer:
         self._trainable = dict(trainable)
         self._stages = [dict(s) for s in stages] if stages else [rules(config, trainable)]
         slots: tuple[str, ...] = ("m", "v")
-        if config.name == "sgd":
+        if config.name in ("sgd", "lars"):
             slots = ("momentum",) if config.momentum else ()
         self._slots = {
             slot: {
@@ -220,14 +221,22 @@ class Optimizer:
             if within not in updates:
                 updates[within] = tf.cast(tf.add_n([counts[k] for k in within]), tf.float32)
             own_rate = rate * rule.rate
-            if rule.decay:
+            by_layer = config.name in ("lars", "lamb") and layerwise.is_adapted(variable)
+            if rule.decay or by_layer:
                 away = _read(variable) - _read(self.start[path]) if rule.toward_start else _read(variable)
-                if rule.toward_start and config.name == "sgd":  # after clipping, as weight decay in PyTorch
+                if config.name == "lars":
+                    grad = layerwise.lars(_read(variable), grad, away, rule.decay, config.trust_coefficient)
+                elif config.name == "lamb":
+                    direction = self._adams_direction(path, grad, updates[within])
+                    step = layerwise.lamb(_read(variable), direction, away, rule.decay) * own_rate
+                    tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=step)
+                elif rule.toward_start and config.name == "sgd":  # after clipping, as weight decay in PyTorch
                     grad += away * rule.decay
                 else:  # a pull within Adam would be divided by the size of past gradients
                     pull = away * (own_rate * rule.decay)
                     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=pull)
-            self._update_one(path, variable, grad, own_rate, updates[within])
+            if not (by_layer and config.name == "lamb"):
+                self._update_one(path, variable, grad, own_rate, updates[within])
             if path in self.averages:
                 self._average(path, variable, updates[within] - 1.0)
         if self._scale_loss:
@@ -243,9 +252,9 @@ class Optimizer:
 
     def _update_one(self, path: str, variable: Any, grad: Any, rate: Any, updates: Any) -> None:
         config = self._config
-        if config.name == "sgd" and not config.momentum:
+        if config.name in ("sgd", "lars") and not config.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=grad)
-        elif config.name == "sgd":
+        elif config.name in ("sgd", "lars"):
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=variable.handle,
                 accum=self._slots["momentum"][path].handle,
@@ -267,6 +276,18 @@ class Optimizer:
                 epsilon=config.epsilon,
                 grad=grad,
             )
+
+    def _adams_direction(self, path: str, grad: Any, updates: Any) -> Any:
+        """Move Adam's two averages; the step that Adam would take at a rate of 1."""
+        config = self._config
+        hats = []
+        for slot, beta, value in (("m", config.beta_1, grad), ("v", config.beta_2, tf.square(grad))):
+            average = self._slots[slot][path]
+            new = _read(average) + (value - _read(average)) * (1.0 - beta)
+            _assign(average, new)
+            hats.append(new / (1.0 - beta**updates))
+        mean, square = hats
+        return mean / (tf.sqrt(square) + config.epsilon)
 
     def _grow(self) -> None:
         in_a_row = _read(self._finite_in_a_row) + 1

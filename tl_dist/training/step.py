@@ -80,6 +80,7 @@ class TrainStep:
     stage: int = 0
     accumulate: int = 1
     xla: bool = False
+    wire: str = "auto"
     clock: Callable[[], Any] = tf.timestamp
 
     def __call__(self, batch: Batch, step: Any) -> dict[str, Any]:
@@ -122,13 +123,19 @@ class TrainStep:
             ]
         return Gradients(loss, _num_correct(logits, batch), gradients, model.moments_in_order(moments))
 
+    def _as_they_travel(self, gradients: Sequence[Any]) -> Sequence[Any]:
+        """In the number format that `runtime.wire` names, where there are others to whom they go."""
+        if self.wire == "auto" or self.parallel.num_replicas == 1:
+            return gradients
+        return [tf.cast(g, self.wire) for g in gradients]
+
     def update(
         self, batch: Batch, step: Any, own: Gradients, meanwhile: Sequence[Any] = ()
     ) -> dict[str, Any]:
         """Reduce and apply; what is computed `meanwhile` hides the reduction."""
         with tf.control_dependencies([*own.gradients, *meanwhile]):
             computed = self.clock()
-        values = self.parallel.reduce_gradients([*own.gradients, *own.moments])
+        values = self.parallel.reduce_gradients([*self._as_they_travel(own.gradients), *own.moments])
         gradients, moments = values[: len(own.gradients)], values[len(own.gradients) :]
         with tf.control_dependencies(gradients):
             reduced = self.clock()

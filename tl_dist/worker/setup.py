@@ -210,15 +210,18 @@ def go_back(setup: Setup, step: int) -> None:
 def process_as_it_was() -> Iterator[None]:
     """Within it a run may change what belongs to the whole process, and makes files that are private; not after it."""
     policy, umask = keras.config.dtype_policy(), os.umask(0o077)
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     try:
         yield
     finally:
         os.umask(umask)
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
         keras.config.set_dtype_policy(policy)
 
 
 def start_tensorflow(cfg: Config, cores: int | None) -> int:
     """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
+    tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
     if cores is None:
         return cfg.runtime.threads or len(os.sched_getaffinity(0))
     threads = cfg.runtime.threads or cores
@@ -263,7 +266,8 @@ def _build(
         optimizer = Optimizer(
             cfg.optimizer,
             whole.trainable,
-            scale_loss=computed_in == "mixed_float16",
+            # Whatever is computed or travels in float16 needs to stay within its range.
+            scale_loss=computed_in == "mixed_float16" or cfg.runtime.wire == "float16",
             stages=[
                 optim.rules(stage.optimizer, view.trainable, built.depths, built.new)
                 for stage, view in zip(run_stages, views, strict=True)

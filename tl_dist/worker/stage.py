@@ -60,6 +60,7 @@ class StageTraining:
             stage=stage.number,
             accumulate=cfg.accumulate,
             xla=cfg.runtime.xla,
+            wire=cfg.runtime.wire,
             clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
         )
         self._run_steps = train_chunk(step)

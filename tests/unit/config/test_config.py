@@ -51,6 +51,10 @@ def refusal_of(text: str, *overrides: str) -> str:
 AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
 
 MISTAKES = {
+    "a coefficient of another rule": (
+        changed("learning_rate: 1e-3", "learning_rate: 1e-3\n  trust_coefficient: 0.01"),
+        "x.yaml:9: trust_coefficient does nothing with optimizer 'sgd'. Fix: write 'name: lars', or remove it.",
+    ),
     "a choice of nothing": (
         "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: nearest_mean, l2: auto}\n",
         "x.yaml:3: classifier 'nearest_mean' has no l2 that folds could choose. "
@@ -582,6 +586,20 @@ def test_only_what_decides_the_weights_is_in_the_trajectory() -> None:
     for override in ("seed=1", "global_batch=65", "epochs=11", "data.image_size=64", "optimizer.momentum=0"):
         assert config_file.digest(load(GOOD, override)) != config_file.digest(load())
     assert "path" not in config_file.trajectory(load())["data"]
+
+
+def test_keys_by_which_numbers_are_rounded_are_in_it_where_they_are_chosen() -> None:
+    """Runs that are older than these keys have none of them, and go on as they were."""
+    plain = config_file.trajectory(load())
+    assert "runtime" not in plain and "trust_coefficient" not in plain["optimizer"]
+    assert config_file.trajectory(load(GOOD, "runtime.wire=auto", "runtime.tf32=true")) == plain
+    for override, kept in (
+        ("runtime.wire=bfloat16", {"wire": "bfloat16"}),
+        ("runtime.tf32=false", {"tf32": False}),
+    ):
+        assert config_file.trajectory(load(GOOD, override)) == plain | {"runtime": kept}
+    lars = config_file.trajectory(load(GOOD, "optimizer.name=lars", "optimizer.trust_coefficient=0.01"))
+    assert lars["optimizer"] == plain["optimizer"] | {"name": "lars", "trust_coefficient": 0.01}
 
 
 def test_every_key_has_words_for_what_it_holds() -> None:

@@ -92,8 +92,10 @@ def test_another_trajectory_is_refused_with_every_difference(tmp_path):
         tmp_path,
         optimizer={"learning_rate": 0.01},
         data={"name": "elpv", "augment": ("flip",)},
+        runtime={"wire": "bfloat16"},
     )
     assert "optimizer.learning_rate: 0.1 -> 0.01" in text
+    assert "runtime.wire: (none) -> bfloat16" in text
     assert 'data.augment: [] -> ["flip"]' in text
     assert "name=NAME" in text
     assert run.config_file.read_bytes() == before
@@ -336,6 +338,19 @@ def test_a_run_in_another_order_is_refused_and_not_resumed(tmp_path):
     assert "Fix: start a new run with another name=NAME" in text and "\n" not in text
     assert run.read_identity() == before
     run.freeze_identity(before | {"order": 1})
+
+
+def test_a_run_that_moves_to_another_generation_of_gpus_is_told_why_it_cannot(tmp_path):
+    run = create(tmp_path)
+    run.freeze_identity({"seed": 1, "precision": "mixed_float16"})
+    text = refused(ExitCode.UNSAFE, run.freeze_identity, {"seed": 1, "precision": "mixed_bfloat16"})
+    assert (
+        "precision: mixed_float16 -> mixed_bfloat16. Its 'precision: auto' means that on this machine."
+        in text
+    )
+    assert "Fix: resume on a GPU or processor like that of its start, or start a new run" in text
+    text = refused(ExitCode.UNSAFE, run.freeze_identity, {"seed": 2, "precision": "mixed_bfloat16"})
+    assert "auto" not in text and "Fix: bring back what it was started with" in text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 4000])

@@ -23,9 +23,13 @@ def variables() -> dict[str, Any]:
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("scale_loss", [True, False])
-def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_slot(bad: float, scale_loss: bool) -> None:
+@pytest.mark.parametrize("name", ["adam", "lars", "lamb"])
+def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_slot(
+    bad: float, scale_loss: bool, name: str
+) -> None:
     ours = variables()
-    optimizer = optim.Optimizer(OptimizerConfig(name="adam", learning_rate=0.1), ours, scale_loss=scale_loss)
+    settings = OptimizerConfig(name=name, learning_rate=0.1, ema=0.9)  # type: ignore[arg-type]
+    optimizer = optim.Optimizer(settings, ours, scale_loss=scale_loss)
     before = {path: v.numpy().copy() for path, v in {**ours, **optimizer.variables}.items()}
     skipped, _ = optimizer.apply([tf.fill((3, 4), bad), tf.ones(4)], tf.constant(0.1))
     after = {path: v.numpy() for path, v in {**ours, **optimizer.variables}.items()}
@@ -50,6 +54,34 @@ def test_scaled_gradients_are_unscaled_and_the_scale_grows_after_enough_finite_s
         optimizer.apply([tf.constant([0.25 * scale])], tf.constant(0.5))
     assert scales == [2.0**15] * 3 + [2.0**16]
     np.testing.assert_allclose(ours["w"].numpy(), [1.0 - 4 * 0.5 * 0.25])
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_an_update_by_layer_is_as_long_as_its_weights_say_whatever_the_gradient_and_the_loss_scale(
+    name: str,
+) -> None:
+    """|update| = rate * fraction * |weights|, through unscaling and clipping; weights of 0 can leave 0."""
+    for factor in (1e-3, 1.0, 1e3):
+        ours = {"kernel": tf.Variable(tf.fill([3, 4], 2.0)), "zero": tf.Variable(tf.zeros([2, 2]))}
+        config = OptimizerConfig(
+            name=name,  # type: ignore[arg-type]
+            learning_rate=0.1,
+            momentum=0.0,
+            trust_coefficient=0.5,
+            clip_norm=0.01,
+            ema=0.5,
+        )
+        optimizer = optim.Optimizer(config, ours, scale_loss=True)
+        before = ours["kernel"].numpy()
+        scale = optimizer.scale()
+        optimizer.apply([tf.random.normal([3, 4], seed=1) * scale * factor, tf.ones([2, 2]) * scale], 0.1)
+        moved = np.linalg.norm(ours["kernel"].numpy() - before)
+        assert moved == pytest.approx(
+            0.1 * np.linalg.norm(before) * (0.5 if name == "lars" else 1.0), rel=1e-3
+        )
+        assert np.abs(ours["zero"].numpy()).min() > 0
+        average = optimizer.averages["kernel"].numpy()
+        assert not np.array_equal(average, before) and not np.array_equal(average, ours["kernel"].numpy())
 
 
 def rates(schedule: ScheduleConfig, total_steps: int = 100) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tl_dist.config import Config, ScheduleConfig, registry
+from tl_dist.config import Config, OptimizerConfig, ScheduleConfig, registry
 from tl_dist.config.rules.rule import Broken
 from tl_dist.config.training import PLATEAU
 
@@ -32,6 +32,17 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
             "write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+        )
+
+
+def trust(cfg: Config) -> Iterator[Broken]:
+    """Of what only LARS reads."""
+    default = OptimizerConfig.model_fields["trust_coefficient"].default
+    if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
+        yield Broken(
+            ("optimizer", "trust_coefficient"),
+            f"trust_coefficient does nothing with optimizer '{cfg.optimizer.name}'.",
+            "write 'name: lars', or remove it.",
         )
 
 
