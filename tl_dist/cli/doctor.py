@@ -97,11 +97,11 @@ def examine() -> Iterator[Finding]:
         yield Finding(what, None if absent else False, f"run {install}; strategy=mirrored needs none.")
     else:
         yield Finding(f"Horovod {horovod['horovod']}", True)
-        needed = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
+        fixes = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
         if gpus:
-            needed["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
+            fixes["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
         for key, name in (("gloo", "Gloo"), ("mpi", "MPI"), ("nccl", "NCCL")):
-            fix = "" if horovod[key] else needed.get(key, "")
+            fix = "" if horovod[key] else fixes.get(key, "")
             yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
         if horovod["gloo"] and framework:
             yield sum_over_two_workers(

@@ -98,8 +98,8 @@ MISTAKES = {
     "nothing like it": (
         GOOD + "  zzz: 1\n",
         "x.yaml:9: optimizer.zzz is not a key of a config. Fix: use one of name, learning_rate, momentum, nesterov, "
-        "beta_1, beta_2, epsilon, weight_decay, clip_norm, head_learning_rate, head_weight_decay, layer_decay, "
-        "l2_sp, ema, schedule.",
+        "trust_coefficient, beta_1, beta_2, epsilon, weight_decay, clip_norm, head_learning_rate, head_weight_decay, "
+        "layer_decay, l2_sp, ema, schedule.",
     ),
     "a word for a number": (
         changed("64", "many"),
