@@ -23,20 +23,19 @@ from uuid import uuid4
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.data.pipeline import as_written
 from tl_dist.data.resize import resize
 from tl_dist.datasets import Source
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
 from tl_dist.features.manifest import MANIFEST, Manifest
 from tl_dist.features.stored import FeatureSet, not_kept
-from tl_dist.features.views import apply_views, views_of
+from tl_dist.features.views import in_order, views_of
 from tl_dist.files.atomic import open_directory
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 
 SCHEMA = 3  # raise it when the same key must be computed anew
-ROWS_AT_ONCE = 32
+ROWS_AT_ONCE, GPU_ROWS_AT_ONCE = 32, 256
 _TRIES = 3  # so often others may remove a set as soon as it is there
 AGREE_S = 5.0
 """about so often the workers agree on whether to stop, and rank 0 reports; each time all wait for the slowest"""
@@ -77,12 +76,14 @@ def cached(
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
     say: Say,
+    threads: int = 2,
 ) -> FeatureSet | None:
     """The features of every view of every example; computed by all workers where they are not there yet.
 
-    `say` gets a record now and then, on rank 0. None when asked to stop before the end; nothing is left then.
+    `say` gets a record now and then, on rank 0; `threads` decode. None when asked to stop before the end; nothing is
+    left then.
     """
-    extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say)
+    extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say, threads)
     directory = root / _key(source, prefix, augmentations)
     for _ in range(_TRIES):
         found = None
@@ -109,6 +110,7 @@ class _Extraction:
     parallel: DataParallel
     stop_requested: Callable[[], bool]
     say: Say
+    threads: int
 
     @property
     def num_views(self) -> int:
@@ -231,17 +233,18 @@ class _Extraction:
         parallel = self.parallel
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
         compute = tf.function(self.prefix.compute, autograph=False, reduce_retracing=True)
-        batches = iter(_images(self.source, self.prefix, self.augmentations, share))
-        num_rounds = -(-max(shares) * self.num_views // ROWS_AT_ONCE)
+        at_once = GPU_ROWS_AT_ONCE if tf.config.get_visible_devices("GPU") else ROWS_AT_ONCE
+        images = in_order(self.source, self._resized, self.augmentations, share, at_once, self.threads)
+        computed = _ahead(map(compute, images))
+        num_rounds = -(-max(shares) * self.num_views // at_once)
         total = sum(shares) * self.num_views
         done, began = 0, time.monotonic()
         agree_at = 1
         for number in range(1, num_rounds + 1):
-            images = next(batches, None)
-            if images is not None:
-                rows = compute(images).numpy()
+            rows = next(computed, None)
+            if rows is not None:
                 done += len(rows)
-                yield rows
+                yield rows.numpy()
             if number < min(agree_at, num_rounds):
                 continue
             took = time.monotonic() - began
@@ -253,6 +256,10 @@ class _Extraction:
             agree_at = number + max(1, int(AGREE_S / max(round_s, 1e-6)))
             if parallel.rank == 0:
                 self._report(int(totals["done"]), total, time.monotonic() - began)
+
+    def _resized(self, image: Any) -> Any:
+        size = self.prefix.image_size
+        return tf.ensure_shape(resize(image, size, self.prefix.crop_fraction), [size, size, 3])
 
     def _report(self, done: int, total: int, took_s: float) -> None:
         rate = done / took_s
@@ -268,25 +275,18 @@ class _Extraction:
         )
 
 
+def _ahead(started: Iterator[Any]) -> Iterator[Any]:
+    """The same, each one once the next has been started: a GPU computes that while this one is written."""
+    before = next(started, None)
+    for after in started:
+        yield before
+        before = after
+    if before is not None:
+        yield before
+
+
 class _Stopped(Exception):
     """All workers have agreed to stop."""
-
-
-@tf.autograph.experimental.do_not_convert
-def _images(source: Source, prefix: Prefix, augmentations: Sequence[str], share: range) -> tf.data.Dataset:
-    """Every view of every example of a share, in the order of the rows; uint8 [rows, size, size, 3]."""
-    num_views, size = views_of(augmentations), prefix.image_size
-
-    def views(index: Any) -> Any:
-        image = resize(source.read(index)[0], size, prefix.crop_fraction)
-        image = tf.ensure_shape(image, [size, size, 3])
-        copies = tf.tile(image[None], [num_views, 1, 1, 1])
-        return apply_views(copies, augmentations, tf.range(num_views))
-
-    examples = tf.data.Dataset.range(share.start, share.stop).map(
-        views, num_parallel_calls=2, deterministic=True
-    )
-    return examples.unbatch().batch(ROWS_AT_ONCE).prefetch(2).with_options(as_written())
 
 
 def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:

@@ -6,7 +6,7 @@ a position draws is the one that the pipeline would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.augment import VIEWS, drawn_view
-from tl_dist.data.pipeline import Read
+from tl_dist.data.pipeline import Read, as_written
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.features.stored import FeatureSet
 
@@ -54,6 +54,28 @@ def in_views(read: Read, augmentations: Sequence[str]) -> Read:
         return tf.stack([apply_views(images, augmentations, view * all_rows) for view in range(num_views)], 1)
 
     return replace(read, finish=finish)
+
+
+@tf.autograph.experimental.do_not_convert
+def in_order(
+    source: Source,
+    resized: Callable[[Any], Any],
+    augmentations: Sequence[str],
+    share: range,
+    at_once: int,
+    threads: int,
+) -> tf.data.Dataset:
+    """Every view of every example of a share, one after another, so many at a time; `threads` decode."""
+    num_views = views_of(augmentations)
+
+    def views(index: Any) -> Any:
+        copies = tf.tile(resized(source.read(index)[0])[None], [num_views, 1, 1, 1])
+        return apply_views(copies, augmentations, tf.range(num_views))
+
+    examples = tf.data.Dataset.range(share.start, share.stop).map(
+        views, num_parallel_calls=max(2, threads), deterministic=True
+    )
+    return examples.unbatch().batch(at_once).prefetch(2).with_options(as_written())
 
 
 def reader_of_views(features: FeatureSet, source: Source, held: np.ndarray | None = None) -> Read:

@@ -30,6 +30,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.endings import Ending, Endings
 from tl_dist.runs.owner import SlurmJob
 from tl_dist.runs.records import append_to
+from tl_dist.worker import out_of_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,12 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.export:
             return _export(run, options.export)
         return _train(run, show_progress=rank == 0 and not supervised)
-    except Refusal as refusal:
-        line = f"refused: rank {rank}: {refusal}\n"
-        for stream in {shown, sys.stderr}:
-            stream.write(line)
-        return _leave(rank, refusal.code, refusal.what, refusal.fix)
     except Exception as error:
+        refusal = error if isinstance(error, Refusal) else out_of_memory.refusal_of(error)
+        if refusal is not None:
+            for stream in {shown, sys.stderr}:
+                stream.write(f"refused: rank {rank}: {refusal}\n")
+            return _leave(rank, refusal.code, refusal.what, refusal.fix)
         traceback.print_exc()
         why = printable(" ".join(str(error).split())[:300])
         shown.write(f"failed: rank {rank}: {type(error).__name__}: {why}\n")

@@ -53,6 +53,7 @@ def from_features(
         parallel=setup.parallel,
         stop_requested=stop_requested,
         say=say,
+        threads=setup.threads,
     )
     evaluated = setup.cfg.evaluation.views
     on_features = replace(given, model=given.model.on_features())

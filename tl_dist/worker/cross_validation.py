@@ -73,6 +73,7 @@ def cross_validate(
             parallel=setup.parallel,
             stop_requested=stop_requested,
             say=say,
+            threads=setup.threads,
         )
 
     def loaded(features: FeatureSet) -> NDArray[np.float32]:
