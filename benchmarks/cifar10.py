@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import Comparison, LeftOut
+from benchmarks.comparison import Comparison, NotHereError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIABLE = "TL_DIST_CIFAR10"
@@ -31,7 +31,7 @@ def comparisons() -> Iterator[Comparison]:
     from tl_dist.models.precision import cpu_has_bfloat16
 
     if VARIABLE not in os.environ:
-        raise LeftOut(
+        raise NotHereError(
             f"it needs the images: {VARIABLE}=DIRECTORY, with train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     images = Path(os.environ[VARIABLE]).absolute()

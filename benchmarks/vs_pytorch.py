@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.comparison import Comparison, LeftOut, in_turn
+from benchmarks.comparison import Comparison, NotHereError, in_turn
 
 BATCH, STEPS, ROUNDS = 64, 10, 7
 
@@ -57,7 +57,7 @@ def comparisons() -> Iterator[Comparison]:
     from tl_dist.models.precision import cpu_has_bfloat16
 
     if not cpu_has_bfloat16():
-        raise LeftOut("this processor has no bfloat16")
+        raise NotHereError("this processor has no bfloat16")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="tl-dist-benchmark-") as directory:
         (Path(directory) / "rival.py").write_text(RIVAL)
