@@ -15,6 +15,7 @@ from tl_dist.features.classifiers import selection
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation, figures, predictions
+from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_line
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console) -
     show(found, console)
     show_line(console, f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
     return ExitCode.DONE
-
-
-OUT_OF_FOLD = "predictions/out_of_fold.npz"
 
 
 def _on_features(request: Request, name: str, folds: int, seeds: int, console: Console) -> dict[str, Any]:

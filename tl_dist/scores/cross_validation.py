@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.npz import read_npz
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures, predictions
+
+OUT_OF_FOLD = "predictions/out_of_fold.npz"
+"""below the directory of a cross-validation"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +51,24 @@ class OutOfFold:
             probabilities=self.probabilities.astype(np.float32),
             **chosen,
         )
+
+
+def load(path: Path) -> OutOfFold:
+    """What `save` has written, without what was chosen. Refuses (65) a file that is not that."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            arrays = read_npz(file)
+        names = ("ids", "labels", "types", "class_names", "fold", "probabilities")
+        found = OutOfFold(**{name: arrays[name] for name in names})
+        for probabilities in found.probabilities:  # which says what has another shape or type
+            predictions.Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise Refusal(
+            f"{path} holds no out-of-fold predictions ({reason(error)}).",
+            fix="move it away, and run 'tl-dist cv CONFIG' again.",
+            code=ExitCode.DATA,
+        ) from error
+    return found
 
 
 def summary(found: OutOfFold) -> dict[str, Any]:

@@ -174,9 +174,14 @@ def calibration_error(
     confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins = bin_of(confidence, num_bins)
     gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(hits))
+
+
+def bin_of(confidence: NDArray[np.float64], num_bins: int) -> NDArray[np.int64]:
+    """The number of the bin that each confidence lies in, a bound in the lower one."""
+    return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
 
 
 def best_threshold(labels: Labels, probabilities: Probabilities) -> float:
@@ -238,6 +243,17 @@ def paired(
         "only_second": only_second,
         "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
     }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, each corrected for their number (Holm 1979): below 0.05, none is a false alarm
+    with a probability of 0.95."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
+    found = np.empty(len(p_values))
+    found[order] = corrected
+    return [float(p) for p in found]
 
 
 def summary_line(found: Mapping[str, Any]) -> str:

@@ -1,0 +1,27 @@
+"""Planted label errors come first, and what cannot be told is nobody's error."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tl_dist.scores.label_errors import label_errors
+
+
+def test_planted_errors_are_named_with_the_class_that_they_have() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.arange(300) % 5
+    probabilities = rng.dirichlet(np.ones(5), 300) * 0.3
+    probabilities[np.arange(300), truth] += 0.7
+    labels = truth.astype(np.int32)
+    planted = rng.choice(300, 20, replace=False)
+    labels[planted] = (truth[planted] + 1) % 5
+    found = label_errors(labels, probabilities)
+    assert set(found.examples.tolist()) >= set(planted.tolist())
+    assert set(found.examples[:20].tolist()) == set(planted.tolist())
+    assert (found.likely[:20] == truth[found.examples[:20]]).all()
+
+
+def test_a_class_without_examples_is_nobodys() -> None:
+    probabilities = np.tile([0.1, 0.1, 0.8], (4, 1))
+    found = label_errors(np.array([0, 0, 1, 1], np.int32), probabilities)
+    assert not found.examples.size

@@ -1,0 +1,79 @@
+"""Curves over the threshold of a class, and what confidence is worth: for charts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.scores.figures import NUM_BINS, bin_of, wilson
+
+MAX_POINTS = 200
+
+
+class Curve(NamedTuple):
+    """Points of a curve, and the area below it."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    area: float
+
+
+def roc(is_positive: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
+    """True positive rate (y) by false positive rate (x); both kinds must occur."""
+    from sklearn.metrics import auc, roc_curve
+
+    x, y, _ = roc_curve(is_positive, scores)
+    return Curve(*_thinned(x, y), float(auc(x, y)))
+
+
+def precision_recall(is_positive: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
+    """Precision (y) by recall (x), ascending; the area is the average precision, which is no trapezoid."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    y, x, _ = precision_recall_curve(is_positive, scores)
+    return Curve(*_thinned(x[::-1], y[::-1]), float(average_precision_score(is_positive, scores)))
+
+
+class Bin(NamedTuple):
+    """Examples of about the same confidence."""
+
+    low: float
+    high: float
+    num_examples: int
+    confidence: float
+    """their mean"""
+    accuracy: float
+    interval: list[float]
+    """of the accuracy, 95 % (Wilson)"""
+
+
+def reliability(confidence: NDArray[np.floating], hits: NDArray[np.bool_]) -> list[Bin]:
+    """The bins of `figures.calibration_error` that hold an example."""
+    numbers = bin_of(np.asarray(confidence, np.float64), NUM_BINS)
+    bins = []
+    for k in np.unique(numbers).tolist():
+        inside = numbers == k
+        num, right = int(inside.sum()), int(hits[inside].sum())
+        bins.append(
+            Bin(
+                k / NUM_BINS,
+                (k + 1) / NUM_BINS,
+                num,
+                float(confidence[inside].mean()),
+                right / num,
+                wilson(right, num),
+            )
+        )
+    return bins
+
+
+def _thinned(
+    x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most MAX_POINTS of them, both ends among them."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    kept = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
+    return x[kept], y[kept]
