@@ -40,6 +40,7 @@ BENCHMARKS = (
     "preprocessing",
     "predict_speed",
     "export",
+    "report",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

@@ -19,7 +19,7 @@ from tests.end_to_end.harness import BIN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "pages"
-NAMES = ("your-own-images", "use-a-model", "installing", "settings", "clusters", "export")
+NAMES = ("your-own-images", "use-a-model", "understand", "installing", "settings", "clusters", "export")
 PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 
 # What is not run here: the start of a command, and who runs it or why nobody does.
@@ -33,6 +33,8 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist cv": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist tune": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
+    "tl-dist report": "tests/end_to_end/test_report.py",
+    "tl-dist explain": "tests/end_to_end/test_report.py",
     "tl-dist serve": "runs until it is stopped: tests/end_to_end/test_serve.py",
     "curl": "asks the server: tests/end_to_end/test_serve.py",
     "horovodrun": "tests/end_to_end/test_launchers.py",

@@ -1,4 +1,4 @@
-"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `export`, `serve` and `compare`."""
+"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `report`, `explain` and others."""
 
 from __future__ import annotations
 
@@ -86,6 +86,69 @@ def export(
     with console.status(plain(f"exporting {run}")) if console.is_terminal else nullcontext():
         report = export_run(opened, request, say=lambda text: show_line(console, text, style="dim"))
     show(target, report, console)
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="a run; several are compared with the first, on the same examples"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="default: RUN/report.html; of several runs comparison.html"),
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="default: test; of a run without one, validation")
+    ] = None,
+    heat_maps: Annotated[
+        int, typer.Option(min=0, max=500, metavar="N", help="of the N errors that it was most sure of")
+    ] = 40,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Write a page about a run: figures, errors with heat maps, doubtful labels, curves. It opens anywhere, offline."""
+    from tl_dist.cli.report import Request
+    from tl_dist.cli.report import report as report_runs
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import relative, show_line
+
+    console = Console()
+    request = Request(runs, out, split, heat_maps, strategy, workers)
+    with console.status(plain("reading the run")) if console.is_terminal else nullcontext() as status:
+        made = report_runs(request, lambda text: status.update(plain(text)) if status else None)
+    show_line(console, f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def explain(
+    run: RunPath,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="files, folders, patterns")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="default: beside each image")
+    ] = None,
+    method: Annotated[str, typer.Option(metavar="CAM", help="layercam or gradcam")] = "layercam",
+    of_class: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="default: the class that is predicted")
+    ] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Show which part of an image speaks for its class: LayerCAM and integrated gradients, as a picture."""
+    from tl_dist.cli.explain import Request
+    from tl_dist.cli.explain import explain as explain_images
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import show_line
+
+    console = Console()
+    request = Request(run, images, out, method, of_class, at, strategy, workers)
+    with console.status(plain("explaining")) if console.is_terminal else nullcontext():
+        explain_images(request, lambda text: show_line(console, text))
     return ExitCode.DONE
 
 

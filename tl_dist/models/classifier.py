@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,6 +183,12 @@ class Classifier:
         return tf.concat(
             [head.normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1
         )
+
+    def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+        """(images -> the feature maps that are pooled, these -> logits): the network cut where space ends."""
+        view, kind = self.trained_from("head"), self._config.pooling
+        maps = cut.from_images(self._backbone, self.network, self._outputs)
+        return maps, lambda found: view.suffix(cut.pool(found, kind))
 
     @property
     def moving(self) -> dict[str, Any]:

@@ -40,6 +40,17 @@ def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> li
     return [seam(network, ends[name]) for name in backbone.stages if name in stages]
 
 
+def from_images(backbone: Backbone, network: Any, wanted: Any) -> Callable[[Any], Any]:
+    """Images -> the `wanted` Keras tensors of the network, which runs in inference mode."""
+    model = keras.Model(network.inputs, wanted)
+    return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
+
+
+def pool(maps: Any, pooling: str) -> Any:
+    """Of one feature map or several, as Keras gives them: [rows, features]."""
+    return tf.concat([head.pool(one, pooling) for one in keras.tree.flatten(maps)], axis=-1)
+
+
 def divided(
     backbone: Backbone, network: Any, outputs: Sequence[Any], pooling: str, first: int
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
@@ -49,15 +60,10 @@ def divided(
     are those of the stages that are pooled.
     """
 
-    def from_images(wanted: Any) -> Callable[[Any], Any]:
-        model = keras.Model(network.inputs, wanted)
-        return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
-
     def pooled(maps: Any) -> Any:
-        """of one feature map or several, as Keras gives them"""
-        return tf.concat([head.pool(one, pooling) for one in keras.tree.flatten(maps)], axis=-1)
+        return pool(maps, pooling)
 
-    whole = from_images(outputs)
+    whole = from_images(backbone, network, outputs)
     if first >= len(network.layers):  # nothing of the backbone is trained: keep what is pooled
         width = sum(head.num_pooled(output.shape[1:], pooling) for output in outputs)
         return lambda images: pooled(whole(images)), lambda features: features, (width,)
@@ -72,7 +78,7 @@ def divided(
         return None, lambda images: pooled(whole(images)), None
     passed = len(outputs) - len(above)
     return (
-        from_images(between),
+        from_images(backbone, network, between),
         lambda maps: pooled([[maps] * passed, trained(maps, training=False)]),
         tuple(trained.input_shape[1:]),
     )

@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--apart", metavar="DIR", type=Path, help="the run is only read; the answer goes there"
     )
     parser.add_argument("--predict", metavar="TOP", type=int)
+    parser.add_argument("--explain", action="store_true", help="what DIR asks for; see worker/explain.py")
     parser.add_argument("--data", metavar="PATH", type=Path)
     parser.add_argument("--split")
     parser.add_argument("--extract", action="store_true")
@@ -147,13 +148,18 @@ def _evaluate(run: RunDir, split: str, overrides: Sequence[str], at: str) -> int
 
 
 def _on_other_images(run: RunDir, options: argparse.Namespace) -> int:
-    """Predict or evaluate images that are not those of the run, which may be in use."""
+    """Predict, explain or evaluate images with a run that is only read: it may be in use."""
     from tl_dist.worker.evaluate_data import evaluate_data
+    from tl_dist.worker.explain import explain
     from tl_dist.worker.loaded import loaded
     from tl_dist.worker.predict import answer
 
-    model = loaded(run, options.at, cores=cores.own_share(os.environ), overrides=options.override)
-    if options.predict:
+    how: dict[str, Any] = {"cores": cores.own_share(os.environ), "overrides": options.override}
+    how["precision"] = "float32" if options.explain else None  # a sum of gradients needs all its digits
+    model = loaded(run, options.at, **how)
+    if options.explain:
+        explain(model, options.apart)
+    elif options.predict:
         answer(model, options.apart, options.predict)
     else:
         evaluate_data(model, options.data, options.split, options.apart)
@@ -206,13 +212,13 @@ def _tune(run: RunDir, folds: int) -> int:
 
 
 def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
-    from tl_dist.scores.cross_validation import summary
+    from tl_dist.scores.cross_validation import OUT_OF_FOLD, summary
     from tl_dist.worker.cross_validation import cross_validate
 
     with _on_features(run, "cross-validating", alone=True) as (made, stop_requested, say):
         found = cross_validate(made, folds, seeds, stop_requested, say)
     if found is not None:
-        found.save(run.path / "predictions" / "out_of_fold.npz")
+        found.save(run.path / OUT_OF_FOLD)
         run.mark_done({"cross_validation": summary(found)})
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 

@@ -44,8 +44,17 @@ class Loaded:
         return self.cfg.evaluation.batch or self.cfg.global_batch
 
 
-def loaded(run: RunDir, at: str = "", *, cores: int | None, overrides: Sequence[str] = ()) -> Loaded:
+def loaded(
+    run: RunDir,
+    at: str = "",
+    *,
+    cores: int | None,
+    overrides: Sequence[str] = (),
+    precision: str | None = None,
+) -> Loaded:
     """The model of a checkpoint, `at` as in `checkpoint.find`, on these workers; `cores` as for `setup`.
+
+    It computes in `precision`, by default that of the run.
 
     Rank 0 reads it, so that all have the same one, of a run that is being trained as well. Refuses what
     `origin.restore` refuses.
@@ -54,7 +63,7 @@ def loaded(run: RunDir, at: str = "", *, cores: int | None, overrides: Sequence[
     threads = start_tensorflow(cfg, cores)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     with parallel.scope():
-        built = network_of(run, cfg, identity["precision"])
+        built = network_of(run, cfg, precision or identity["precision"])
         variables = {**built.moving, **built.frozen}
         step = origin.restore(run, cfg, built.network, variables, at) if parallel.rank == 0 else 0
     parallel.broadcast(list(variables.values()))

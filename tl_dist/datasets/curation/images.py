@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,16 @@ Stored = Location | NDArray[np.uint8]
 
 def stored(source: Source) -> Iterator[Stored]:
     """Each example of a source, as it is kept; nothing for a source that makes its images up."""
-    store, every = source.store, range(source.num_examples)
+    return stored_rows(source, range(source.num_examples))
+
+
+def stored_rows(source: Source, examples: Iterable[int]) -> Iterator[Stored]:
+    """The same of some examples."""
+    store = source.store
     if not isinstance(store, PixelStore):
-        yield from map(source.location, every)
+        yield from map(source.location, examples)
         return
-    for k in every:
+    for k in examples:
         if (pixels := store.kept(source.row(k))) is not None:
             yield pixels
 

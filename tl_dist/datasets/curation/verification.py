@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from tl_dist.datasets import Splits
 from tl_dist.datasets.curation import duplicates, images, remarks
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.headers import DEEP, Fault, look
@@ -41,17 +43,12 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
     data, splits = opened(path)
     every = images.everything(splits)
     checked = _check_all([image for _, _, image in every], workers, advance)
+    equal, pairs = _twins(checked, distance)
     bad = [bad._asdict() for bad in left_out(splits)] + [
         {"split": split, "id": name, "offset": found.fault.offset, "reason": found.fault.reason}
         for (split, name, _), found in zip(every, checked, strict=True)
         if found.fault is not None
     ]
-    whole = [k for k, found in enumerate(checked) if found.fault is None]
-    equal = [[whole[i] for i in group] for group in duplicates.equal([checked[k].digest for k in whole])]
-    again = {k for group in equal for k in group[1:]}
-    once = [k for k in whole if k not in again] if distance >= 0 else []
-    near = duplicates.near(np.array([checked[k].hash for k in once], np.uint64), distance)
-    pairs = [[once[i], once[j]] for i, j in near.tolist()]
     leaks = sum(len({every[k][0] for k in group}) > 1 for group in [*equal, *pairs])
 
     def named(groups: Sequence[Sequence[int]]) -> list[list[str]]:
@@ -72,6 +69,39 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
         ),
         "ok": not bad and not leaks,
     }
+
+
+class Twins(NamedTuple):
+    """Two images in different splits that are equal or nearly so: (split, number in it) of each."""
+
+    first: tuple[str, int]
+    second: tuple[str, int]
+    equal: bool
+
+
+def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]:
+    """The equal ones, then those whose perceptual hashes differ in at most `distance` bits. Decodes every image."""
+    places = [(split, k) for split, source in splits.items() for k in range(source.num_examples)]
+    every = images.everything(splits)
+    if len(every) < len(places):  # a source makes its images up
+        return []
+    checked = _check_all([image for _, _, image in every], workers, lambda done, total: None)
+    equal, near = _twins(checked, distance)
+    # Of equal images the first in each split stands for all.
+    firsts = [list({places[k][0]: k for k in reversed(group)}.values()) for group in equal]
+    pairs = [(pair, True) for group in firsts for pair in combinations(sorted(group), 2)]
+    pairs += [((i, j), False) for i, j in near if places[i][0] != places[j][0]]
+    return [Twins(places[i], places[j], is_equal) for (i, j), is_equal in pairs]
+
+
+def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of equal images, and pairs of nearly equal ones; of what cannot be decoded, none."""
+    whole = [k for k, found in enumerate(checked) if found.fault is None]
+    equal = [[whole[i] for i in group] for group in duplicates.equal([checked[k].digest for k in whole])]
+    again = {k for group in equal for k in group[1:]}
+    once = [k for k in whole if k not in again] if distance >= 0 else []
+    near = duplicates.near(np.array([checked[k].hash for k in once], np.uint64), distance)
+    return equal, [[once[i], once[j]] for i, j in near.tolist()]
 
 
 def _check_all(every: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:

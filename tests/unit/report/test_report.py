@@ -1,0 +1,185 @@
+"""A report is made of what a run keeps, whatever is missing; no text in it is obeyed, and no other file is replaced."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tl_dist.cli.report import Request, report
+from tl_dist.config import file as config_file
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.report import charts, facts
+from tl_dist.report.examples import MAX_PICTURES, Cards, examples_of
+from tl_dist.report.page import Section, render
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores import predictions
+from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
+
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202egnp"
+CONFIG = """\
+steps: 10
+data: {name: synthetic, num_examples: 20, test_fraction: 0.3}
+model: {backbone: tiny, weights: random}
+optimizer: {name: sgd, learning_rate: 0.1}
+"""
+
+
+def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> RunDir:
+    """A run that has ended, with predictions of made-up examples of two classes, and nothing else."""
+    (root / "trial.yaml").write_text(CONFIG)
+    cfg = config_file.load(root / "trial.yaml", [f"name={name}"])
+    run = RunDir.create(root / "runs", cfg, resolved=config_file.dump(cfg))
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(num) % 2).astype(np.int32)
+    sure = np.clip(rng.normal(0.75, 0.2, num), 0.02, 0.98)
+    probabilities = np.where(labels[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
+    predictions.save(
+        predictions.file_of(run.path, "test"),
+        ids=np.array([f"{HOSTILE}{k}" for k in range(num)]),
+        labels=labels,
+        probabilities=probabilities.astype(np.float32),
+        class_names=np.array([HOSTILE, "$x_1$"]),
+        step=10,
+        types=np.array(["mono", "poly"] * (num // 2)),
+    )
+    run.mark_done({"step": 10, "figures": {}})
+    return run
+
+
+def test_a_page_of_nothing_but_predictions(tmp_path: Path) -> None:
+    run = kept(tmp_path)
+    out = report(Request([run.path]), lambda text: None)
+    text = out.read_text()
+    said = predictions.load(predictions.file_of(run.path, "test"))
+    accuracy = (said.probabilities.argmax(axis=1) == said.labels).mean()
+    assert f"<strong>{100 * accuracy:.1f}\N{NO-BREAK SPACE}%" in text
+    assert "By type" in text and "Learning curves" not in text and "Worst errors" not in text
+    assert "backbone: tiny" in text and "tl-dist train trial.yaml" in text
+
+
+def test_no_text_is_obeyed(tmp_path: Path) -> None:
+    text = report(Request([kept(tmp_path).path]), lambda text: None).read_text()
+    assert text.count("<script") == 2 and "alert(1)</script>" not in text
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
+    assert "\x1b" not in text and "\u202e" not in text and r"\x1b[31m\u202egnp" in text
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None and "default-src 'none'" in policy[1] and "script-src 'sha256-" in policy[1]
+
+
+def test_the_script_that_may_run_is_the_one_in_the_page(tmp_path: Path) -> None:
+    import base64
+    import hashlib
+
+    text = render("t", "k", [Section("a", "A", "facts.html.j2", {"parts": []})], {"examples": []}).decode()
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script[-1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+    run = kept(tmp_path)
+    out = report(Request([run.path]), lambda text: None)
+    first = out.read_bytes()
+    assert report(Request([run.path]), lambda text: None) == out and out.read_bytes() == first
+    other = tmp_path / "letter.html"
+    other.write_text("<!doctype html>\n<p>mine")
+    for place in (other, tmp_path):
+        with pytest.raises(Refusal, match="no report of tl_dist") as refused:
+            report(Request([run.path], place), lambda text: None)
+        assert refused.value.code == ExitCode.CANNOT_CREATE
+    assert other.read_text().endswith("mine")
+
+
+def test_the_surest_errors_come_first_and_the_least_sure_follow(tmp_path: Path) -> None:
+    run = kept(tmp_path, num=3000)
+    found = examples_of(facts.gather(run.path, None))
+    confidence, labels = found.confidence, found.facts.said.labels
+    assert (np.diff(confidence[found.errors]) <= 0).all()
+    assert set(found.errors.tolist()) == set(np.flatnonzero(found.predicted != labels).tolist())
+    shown = found.pictured()
+    assert len(shown) == len(set(shown.tolist())) == MAX_PICTURES
+    assert set(found.errors.tolist()) <= set(shown.tolist())
+    right = np.setdiff1d(np.arange(3000), found.errors)
+    assert right[confidence[right].argmin()] in shown
+    cards = Cards(found)
+    assert cards.all == [] and cards.for_script()["orders"]["errors"] == []  # there is no picture
+
+
+def test_labels_are_looked_at_out_of_fold_where_cv_ran(tmp_path: Path) -> None:
+    run = kept(tmp_path)
+    said = predictions.load(predictions.file_of(run.path, "test"))
+    assert facts.gather(run.path, None).out_of_fold is None
+    crossed = run.path.with_name("trial-cv")
+    crossed.mkdir()
+    found = OutOfFold(
+        said.ids,
+        said.labels,
+        said.types,
+        said.class_names,
+        np.zeros((2, 60), int),
+        np.stack([said.probabilities] * 2),
+    )
+    found.save(crossed / OUT_OF_FOLD)
+    own = facts.gather(run.path, None)
+    assert own.out_of_fold is not None and own.split == "test"
+    other = OutOfFold(
+        said.ids, 1 - said.labels, said.types, said.class_names, found.fold, found.probabilities
+    )
+    other.save(crossed / OUT_OF_FOLD)  # of other labels: it is of another data set
+    assert facts.gather(run.path, None).out_of_fold is None
+    (crossed / OUT_OF_FOLD).write_bytes(b"nothing")
+    with pytest.raises(Refusal, match="no out-of-fold predictions"):
+        facts.gather(run.path, None)
+
+
+def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="holds no predictions"):
+        report(Request([kept(tmp_path).path], split="validation"), lambda text: None)
+
+
+def test_records_become_curves(tmp_path: Path) -> None:
+    run = kept(tmp_path)
+    records: list[dict[str, Any]] = [
+        {"event": "train", "step": step, "epoch": step / 5, "loss": 1 / step, "accuracy": step / 10,
+         "data_wait_share": 0.25, "reduction_share": 0.25, "step_s": 0.01, "examples_per_s": 100.0, "workers": 2}
+        for step in range(1, 11)
+    ]  # fmt: skip
+    records.append({"event": "evaluation", "step": 10, "split": "validation", "accuracy": 0.4, "loss": 1.5})
+    layers = [
+        {"layer": f"bn{k}", "trainable": True, "mode": "sync", "statistics_moved": True, "spread": 0.0}
+        for k in (1, 2)
+    ]
+    records.append({"event": "batch_norm", "policy": "auto", "layers": layers})
+    run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    text = report(Request([run.path]), lambda text: None).read_text()
+    assert "Learning curves" in text and "2: bn1 to bn2" in text and "by 2 workers" in text
+    assert "50 % computing, 25 % waiting for data, 25 % adding up over workers" in text
+    assert "In training it was right in 80.0" in text  # of the last five, and far from 40
+
+
+def test_a_chart_takes_its_colours_from_the_page_and_its_names_as_they_are() -> None:
+    svg = charts.lines({"$x_1$ <b>": ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])}, x="x", y="y", what='a "<i>"')
+    assert "$x_1$ &lt;b&gt;" in svg and "<i>" not in svg and "#010101" not in svg
+    assert "currentColor" in svg and "var(--series-1)" in svg and "var(--series-2)" in svg
+    again = charts.lines({"a": ([0, 1], [0, 1])}, x="x", y="y", what="another")
+    names = [set(re.findall(r'id="([^"]*)"', one)) for one in (svg, again)]
+    assert names[0] and not names[0] & names[1]
+
+
+def test_a_missing_jinja2_is_named_with_its_extra_and_no_framework_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['jinja2'] = sys.modules['markupsafe'] = None\n"
+        "from tl_dist.cli.main import main; code = main(sys.argv[1:])\n"
+        "print({'tensorflow', 'keras', 'horovod'} & sys.modules.keys()); sys.exit(code)"
+    )
+    command = [sys.executable, "-P", "-c", code, "report", str(kept(tmp_path).path), "--heat-maps", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == ExitCode.USAGE and done.stdout.strip() == "set()"
+    assert "needs jinja2" in done.stderr and "tl_dist[report]" in done.stderr

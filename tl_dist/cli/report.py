@@ -1,0 +1,159 @@
+"""`tl-dist report`: one page about a run, or about several on the same examples; heat maps are computed by workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tl_dist.cli.explain import ask
+from tl_dist.datasets import Splits
+from tl_dist.datasets.division import open_splits
+from tl_dist.files.atomic import write_output
+from tl_dist.files.foreign import read_slice
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.report import comparison, heat, single
+from tl_dist.report.duplicates import Twin, twins_in
+from tl_dist.report.examples import MAX_SUSPECTS, Examples, examples_of
+from tl_dist.report.facts import Facts, gather
+from tl_dist.report.page import MARK, require_jinja2
+from tl_dist.report.pictures import HEAT_SIDE, address_of, thumbnails
+from tl_dist.scores import explanations
+
+_TWINS_SHOWN = 24
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    runs: Sequence[Path]
+    out: Path | None = None
+    split: str | None = None
+    heat_maps: int = 40
+    """of so many errors"""
+    strategy: str | None = None
+    workers: int | None = None
+
+
+def report(request: Request, say: Callable[[str], None]) -> Path:
+    """Write the page, and say what it is made from; where it lies.
+
+    Refuses (73) to replace a file that is no such page. What a run keeps is enough for a page without pictures.
+    """
+    require_jinja2()
+    out = request.out or (
+        request.runs[0] / "report.html" if len(request.runs) == 1 else Path("comparison.html")
+    )
+    _refuse_other(out)
+    facts = [gather(path, request.split) for path in request.runs]
+    content = _single(facts[0], request, say) if len(facts) == 1 else _comparison(facts, say)
+    write_output(out, content, option="--out")
+    return out
+
+
+def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes:
+    examples, notes = examples_of(facts), list[str]()
+    splits = _opened(facts, notes)
+    twins: Sequence[Twin] | None = None
+    if splits:
+        say("looking for near duplicates")
+        twins = twins_in(splits, len(os.sched_getaffinity(0)))
+        say("reading images")
+        examples = replace(examples, images=_pictures(splits, _shown(examples, twins or ())))
+        examples = replace(examples, heat=_heat(examples, splits, request, notes, say))
+    return single.page(examples, groups=_groups(facts, splits), twins=twins, notes=notes)
+
+
+def _comparison(facts: Sequence[Facts], say: Callable[[str], None]) -> bytes:
+    compared, notes = comparison.compare(facts), list[str]()
+    splits = _opened(facts[0], notes)
+    say("reading images")
+    return comparison.page(compared, _pictures(splits, compared.shown()), notes)
+
+
+def _opened(facts: Facts, notes: list[str]) -> Splits:
+    """The splits of the run's data set; none where they cannot be opened any more, which is noted."""
+    try:
+        return open_splits(facts.cfg.data)[0]
+    except Refusal as refusal:
+        notes.append(f"The page has no images: {refusal.what}")
+        return {}
+
+
+def _shown(examples: Examples, twins: Iterable[Twin]) -> list[str]:
+    """The ids of all that may be shown, each once."""
+    said, own, suspects = examples.facts.said, examples.suspects_of, examples.suspects.examples
+    ids = [*said.ids[examples.pictured()].tolist(), *own.ids[suspects[:MAX_SUSPECTS]].tolist()]
+    ids += [place.id for twin in list(twins)[:_TWINS_SHOWN] for place in twin.pair]
+    return list(dict.fromkeys(map(str, ids)))
+
+
+def _pictures(splits: Splits, ids: Sequence[str]) -> Mapping[str, str]:
+    """Addresses of small pictures, by id."""
+    wanted = set(ids)
+    found: dict[str, str] = {}
+    for source in splits.values():
+        rows = {k: name for k, name in enumerate(source.ids) if name in wanted}
+        found |= {rows[k]: address for k, address in thumbnails(source, rows).items()}
+    return found
+
+
+def _groups(facts: Facts, splits: Splits) -> list[str] | None:
+    """The group of each example that was predicted; None where the data set has none."""
+    known: dict[str, str] = {}
+    for source in splits.values():
+        known |= dict(zip(source.ids, source.annotations.groups or (), strict=False))
+    ids = facts.said.ids.tolist()
+    return [known[name] for name in ids] if known and known.keys() >= set(ids) else None
+
+
+def _heat(
+    examples: Examples, splits: Splits, request: Request, notes: list[str], say: Callable[[str], None]
+) -> Mapping[str, str]:
+    """Addresses of pictures of what speaks for the predicted class, by id, of the worst errors.
+
+    None of what was predicted out of fold: the run has no model that did it.
+    """
+    facts = examples.facts
+    place = {name: k for k, name in enumerate(splits[facts.split].ids)} if facts.split in splits else {}
+    worst = [k for k in examples.errors[: request.heat_maps].tolist() if facts.said.ids[k] in place]
+    if not worst:
+        return {}
+    say(f"computing heat maps of {len(worst)} errors")
+    asked = explanations.Request(
+        "layercam",
+        False,
+        split=facts.split,
+        examples=[place[facts.said.ids[k]] for k in worst],
+        classes=[int(examples.predicted[k]) for k in worst],
+    )
+    try:
+        found = ask(facts.run, asked, strategy=request.strategy, workers=request.workers)
+    except Refusal as refusal:
+        if refusal.code == ExitCode.REQUEUE:
+            raise
+        notes.append(f"There are no heat maps: {refusal.what}")
+        return {}
+    pictures = (heat.overlay(*pair) for pair in zip(found.images, found.cam, strict=True))
+    return {
+        str(facts.said.ids[k]): address_of(picture, HEAT_SIDE)
+        for k, picture in zip(worst, pictures, strict=True)
+    }
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuse (73) to take the place of anything but such a page."""
+    if not os.path.lexists(out):
+        return
+    try:
+        ours = not out.is_symlink() and MARK in read_slice(out, 0, 256)
+    except OSError:
+        ours = False
+    if not ours:
+        raise Refusal(
+            f"{out} is there already, and is no report of tl_dist.",
+            fix="name another file with --out, or move it away.",
+            code=ExitCode.CANNOT_CREATE,
+        )

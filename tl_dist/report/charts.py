@@ -1,0 +1,150 @@
+"""Charts as SVG inside the page: drawn by matplotlib, coloured by the page's variables, which know light and dark.
+
+What comes from here is markup that is escaped already.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.refusal import printable, shortened
+from tl_dist.scores.curves import Bin, Curve
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""x and y by name"""
+
+MAX_SERIES = 8
+"""in one chart: colours beyond it could not be told apart"""
+_STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)"} | {
+    f"#{k:02x}0303": f"var(--series-{k})" for k in range(1, MAX_SERIES + 1)
+}
+_TEXT, _LINE, *_SERIES = _STAND_INS
+_STYLES = ("-", "--", "-.", ":")
+_SIZE = (4.6, 3.4)  # inches: at the width of a phone its text is as large as the page's small print
+_SETTINGS = {
+    "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.color": _TEXT,
+    "axes.facecolor": "none", "axes.edgecolor": _LINE, "axes.labelcolor": _TEXT, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": _LINE, "grid.linewidth": 0.6, "grid.alpha": 0.7,
+    "xtick.color": _LINE, "ytick.color": _LINE, "xtick.labelcolor": _TEXT, "ytick.labelcolor": _TEXT,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}  # fmt: skip
+
+
+def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, diagonal: bool = False) -> str:
+    """Markup: a line for each of at most MAX_SERIES names; `what` says in words what the chart shows."""
+    with _axes(what) as (axes, done):
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
+        for k, (name, (xs, ys)) in enumerate(list(series.items())[:MAX_SERIES]):
+            marker = "o" if len(xs) < 15 else None
+            axes.plot(
+                xs, ys, color=_SERIES[k], linestyle=_STYLES[k % 4], marker=marker, markersize=3.5,
+                label=_drawable(name),
+            )  # fmt: skip
+        axes.set(xlabel=x, ylabel=y)
+        if percent:
+            _in_percent(axes.yaxis)
+        _legend(axes, len(series))
+        return done()
+
+
+def curves(found: Mapping[str, Curve], *, x: str, y: str, area: str, what: str, diagonal: bool) -> str:
+    """Curves between 0 and 1, each named with the area below it."""
+    series = {
+        f"{shortened(name, 16)}: {area} {curve.area:.3f}": (curve.x.tolist(), curve.y.tolist())
+        for name, curve in found.items()
+    }
+    return lines(series, x=x, y=y, what=what, diagonal=diagonal)
+
+
+def reliability(bins: Sequence[Bin], what: str) -> str:
+    """Accuracy by confidence with intervals, each point as large as its share of the examples."""
+    with _axes(what) as (axes, done):
+        total = sum(one.num_examples for one in bins)
+        confidence = np.array([one.confidence for one in bins])
+        accuracy = np.array([one.accuracy for one in bins])
+        bounds = np.array([one.interval for one in bins]).T
+        axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
+        apart = np.abs(bounds - accuracy)
+        axes.errorbar(confidence, accuracy, apart, fmt="none", ecolor=_SERIES[0], elinewidth=1.2)
+        shares = [20 + 400 * one.num_examples / total for one in bins]
+        axes.scatter(confidence, accuracy, shares, color=_SERIES[0], alpha=0.85, linewidths=0)
+        axes.set(xlabel="confidence", ylabel="share that is right", ylim=(-0.03, 1.05))
+        axes.set_xlim(min(0.5, float(confidence.min()) - 0.05), 1.03)
+        return done()
+
+
+def shares(parts: Mapping[str, NDArray[np.floating]], steps: Sequence[float], what: str) -> str:
+    """Parts of a whole over the steps, one upon another."""
+    with _axes(what) as (axes, done):
+        axes.stackplot(
+            steps, *parts.values(), labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.85, linewidth=0
+        )
+        axes.set(xlabel="step", ylabel="share of a step", ylim=(0, 1))
+        _in_percent(axes.yaxis)
+        _legend(axes, len(parts))
+        return done()
+
+
+@contextmanager
+def _axes(what: str) -> Iterator[tuple[Any, Callable[[], str]]]:
+    """Axes to draw on, and what turns them into markup."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with rc_context({**_SETTINGS, "svg.hashsalt": what}):
+        figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
+        canvas = FigureCanvasSVG(figure)
+
+        def done() -> str:
+            content = io.BytesIO()
+            canvas.print_svg(content, metadata={"Date": None, "Creator": None})
+            return _inline(content.getvalue().decode(), what)
+
+        yield figure.add_subplot(), done
+
+
+def _inline(svg: str, what: str) -> str:
+    """An SVG file as an element of the page: named, as wide as its place, in the colours of the page."""
+    body = svg[svg.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', body)
+    assert box is not None
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'font-family: [^;"]*; ?', "", body)  # the page's own
+    for stand_in, colour in _STAND_INS.items():
+        body = body.replace(stand_in, colour)
+    # Names that are defined once in a page: clip paths and markers of two charts may be alike.
+    salt = f"c{zlib.crc32(what.encode('utf-8', 'surrogatepass')):x}"
+    body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", body)
+    label = html.escape(printable(what))
+    return f'<svg class="chart" role="img" aria-label="{label}" {box[0]}>{body}'
+
+
+def _in_percent(axis: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _legend(axes: Any, number: int) -> None:
+    """Below the axes, where it hides nothing."""
+    if number > 1:
+        axes.figure.legend(loc="outside lower center", ncols=2 if number < 5 else 3, handlelength=2.2)
+
+
+def _drawable(name: str) -> str:
+    """A label of its own: matplotlib leaves out what begins with an underscore."""
+    return shortened(printable(name), 40).removeprefix("_") or "?"

@@ -1,0 +1,50 @@
+"""Heat maps as pictures: over an image, and beside it with a caption."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+GAP, CAPTION = 6, 22
+_LEAST_SIDE = 224
+_STRONGEST = 99  # per cent: of attributions beyond it one pixel would outshine all
+
+
+def overlay(image: NDArray[np.uint8], cam: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """The image [h, w, 3], under a colour that is the stronger, the larger its map [h, w] from 0 to 1 is."""
+    from matplotlib import colormaps
+
+    strength = np.clip(cam, 0, 1)[..., None]
+    colour = colormaps["inferno"](0.3 + 0.7 * strength[..., 0])[..., :3] * 255
+    share = 0.75 * strength**0.8
+    return np.rint(image * (1 - share) + colour * share).astype(np.uint8)
+
+
+def signed(attributions: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """[h, w] -> [h, w, 3]: red for the class, blue against it, on white."""
+    from matplotlib import colormaps
+
+    largest = max(float(np.percentile(np.abs(attributions), _STRONGEST)), 1e-12)
+    values = np.clip(attributions / largest, -1, 1) / 2 + 0.5
+    return (colormaps["RdBu_r"](values)[..., :3] * 255).round().astype(np.uint8)
+
+
+def side_by_side(panels: list[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
+    """Panels of one size in a row, each below its caption."""
+    side = max(_LEAST_SIDE, len(panels[0][1]))
+    sheet = Image.new("RGB", (len(panels) * (side + GAP) - GAP, side + CAPTION), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for k, (caption, pixels) in enumerate(panels):
+        left = k * (side + GAP)
+        while draw.textlength(caption, font) > side and len(caption) > 1:
+            caption = caption.removesuffix("…")[:-1] + "…"
+        draw.text((left + 2, 3), caption, fill=(20, 20, 20), font=font)
+        picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+        sheet.paste(picture, (left, CAPTION))
+    return sheet
+
+
+def is_side_by_side(width: int, height: int) -> bool:
+    """Whether a picture of this size may be one of ours."""
+    return not (width + GAP) % (height - CAPTION + GAP) and height >= _LEAST_SIDE + CAPTION

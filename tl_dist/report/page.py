@@ -1,0 +1,94 @@
+"""The page itself: sections rendered by Jinja2 into one file that loads nothing and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tl_dist.refusal import ExitCode, Refusal, printable
+
+_TEMPLATES = Path(__file__).with_name("templates")
+NOT_DEFINED = "\N{EN DASH}"
+MARK = b"<!-- report of tl_dist -->"
+"""how a page made here begins, behind its doctype: it may be replaced"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: `template` is a file below templates/sections, which sees `content` as `it`."""
+
+    anchor: str
+    title: str
+    template: str
+    content: Mapping[str, Any]
+
+
+def require_jinja2() -> None:
+    """Refuses (64) where it is not installed; ask before anything is computed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise Refusal(
+            "a report needs jinja2, which is not installed.",
+            fix="pip install 'tl_dist[report]'.",
+            code=ExitCode.USAGE,
+        ) from None
+
+
+def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:
+    """A whole page of HTML in UTF-8. `data` is what its script shows: see templates/page.js.
+
+    Every text is escaped, and what a terminal or a browser would obey in it is written out.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    def shown(value: Any) -> Any:
+        return (
+            printable(value, lines=True)
+            if isinstance(value, str) and not hasattr(value, "__html__")
+            else value
+        )
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        finalize=shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        kind=kind,
+        sections=sections,
+        data=printed(data),
+        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=f"sha256-{digest}",
+        version=version("tl_dist"),
+    )
+    first, rest = text.split("\n", 1)
+    return f"{first}\n{MARK.decode()}\n{rest}".encode("utf-8", "replace")
+
+
+def printed(value: Any) -> Any:
+    """The same with every text in it printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {key: printed(one) for key, one in value.items()}
+    return [printed(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def percent(share: float | None) -> str:
+    """One decimal, and a space that does not break; a dash for what is not defined."""
+    return NOT_DEFINED if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

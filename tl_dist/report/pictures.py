@@ -1,0 +1,55 @@
+"""Small pictures of examples, inside the page: `data:` addresses of WebP, made without TensorFlow."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tl_dist.datasets import Source
+from tl_dist.datasets.curation import images
+from tl_dist.datasets.headers import fault
+from tl_dist.datasets.rgb import rgb
+
+SIDE = 112
+"""pixels of the longer side: sharp at the size of a tile, and a page of a thousand is 4 MB"""
+HEAT_SIDE = 176
+_QUALITY = 60
+_THREADS = 4
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def thumbnails(source: Source, examples: Iterable[int]) -> Mapping[int, str]:
+    """By example; none of what cannot be decoded, nor of a source that makes its images up."""
+    wanted = list(examples)
+    every = images.stored_rows(source, wanted)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")  # of Pillow, on what `fault` has let through
+        made = pool.map(_thumbnail, every)
+        return {k: address for k, address in zip(wanted, made, strict=False) if address is not None}
+
+
+def _thumbnail(image: images.Stored) -> str | None:
+    try:
+        if not isinstance(image, np.ndarray) and fault(image) is not None:
+            return None
+        return address_of(rgb(images.opened(image)), SIDE)
+    except _DAMAGED:
+        return None
+
+
+def address_of(picture: Image.Image | NDArray[np.uint8], side: int) -> str:
+    """The picture with its longer side of so many pixels."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    scale = side / max(image.size)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    kind = Image.Resampling.NEAREST if scale > 3 else Image.Resampling.LANCZOS
+    content = io.BytesIO()
+    image.resize((width, height), kind).save(content, "WEBP", quality=_QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
