@@ -23,7 +23,7 @@ def networks() -> tuple[Any, Any]:
     rng = np.random.default_rng(1)
     for path, variable in ours.trainable.items():
         if "bias" in path or "logits" in path:
-            variable.assign(rng.normal(scale=0.3, size=variable.shape))
+            variable.assign(rng.normal(0.1, 0.3, variable.shape))
     parts: list[Any] = []
     for k in (1, 2, 3):
         kernel, bias = ours.network.get_layer(f"block{k}_conv1").get_weights()

@@ -66,8 +66,8 @@ class Examples:
 def examples_of(facts: Facts) -> Examples:
     """Of the predictions of a run; without pictures."""
     said = facts.said
-    probabilities = said.probabilities.astype(np.float64)
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    predicted = said.probabilities.argmax(axis=1)
+    confidence = said.probabilities.max(axis=1).astype(np.float64)
     wrong = np.flatnonzero(predicted != said.labels)
     confusion = np.zeros(2 * (len(said.class_names),), np.int64)
     np.add.at(confusion, (said.labels, predicted), 1)
@@ -77,7 +77,7 @@ def examples_of(facts: Facts) -> Examples:
         predicted,
         confidence,
         wrong[np.argsort(-confidence[wrong], kind="stable")],
-        label_errors(own.labels, own.probabilities.astype(np.float64)),
+        label_errors(own.labels, own.probabilities),
         own,
         confusion,
     )
@@ -152,6 +152,7 @@ def top_classes(probabilities: NDArray[np.floating], names: Sequence[str]) -> li
 def confusions(examples: Examples, shown: int) -> dict[str, Any]:
     """The matrix of few classes, and the most frequent pairs of many; `shown` is how many images the page holds."""
     names, counts = examples.facts.class_names, examples.confusion
+    few = len(names) <= MAX_MATRIX
     matrix = [
         {
             "name": shortened(name, 40),
@@ -161,14 +162,14 @@ def confusions(examples: Examples, shown: int) -> dict[str, Any]:
                 for j, n in enumerate(counts[k])
             ],
         }
-        for k, name in enumerate(names)
+        for k, name in enumerate(names if few else [])
     ]
     num, wrong = examples.num_examples, len(examples.errors)
     note = f"The page holds {shown:,} of {num:,} images: the errors first." if shown < num else ""
     return {
         "sentence": f"{wrong:,} of {num:,} images are taken for another class than their label.",
-        "names": [shortened(name, 40) for name in names] if len(names) <= MAX_MATRIX else [],
-        "matrix": matrix if len(names) <= MAX_MATRIX else [],
+        "names": [shortened(name, 40) for name in names] if few else [],
+        "matrix": matrix,
         "pairs": pairs(counts, names) if len(names) > 2 else [],
         "note": note if shown else "No image could be read: the gallery is empty.",
     }

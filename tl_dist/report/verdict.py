@@ -28,7 +28,7 @@ _NAMES = {
 }
 _POORLY_CALIBRATED = 0.05
 _OVERFIT = 0.1
-_FEW, _TOO_MANY = 0.01, 0.2  # of all labels
+_FEW, _TOO_MANY = 0.01, 0.2  # of all examples
 
 
 class Finding(NamedTuple):
@@ -111,7 +111,8 @@ def _findings(
             f"{num_equal or len(twins):,} pairs of images in two splits are {kind}: if they show the same thing, the "
             "figures are too good."
         )
-        yield Finding("check" if num_equal else "note", text, "duplicates", "duplicates")
+        many = len(twins) > _FEW * examples.num_examples
+        yield Finding("check" if num_equal or many else "note", text, "duplicates", "duplicates")
     elif twins is not None:
         yield Finding("good", "No image is in two splits, equal or nearly so.")
     if num := len(examples.suspects.examples):

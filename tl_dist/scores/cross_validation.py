@@ -58,8 +58,14 @@ def load(path: Path) -> OutOfFold:
     try:
         with open(open_regular(path), "rb") as file:
             arrays = read_npz(file)
-        names = ("ids", "labels", "types", "class_names", "fold", "probabilities")
-        found = OutOfFold(**{name: arrays[name] for name in names})
+        found = OutOfFold(
+            arrays["ids"],
+            arrays["labels"],
+            arrays["types"],
+            arrays["class_names"],
+            arrays["fold"],
+            arrays["probabilities"],
+        )
         for probabilities in found.probabilities:  # which says what has another shape or type
             predictions.Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
     except Exception as error:  # a damaged archive can raise nearly anything

@@ -26,7 +26,7 @@ def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspect
     classes, as of the most probable. One that is predicted as it is labelled is no suspect.
     """
     num, num_classes = probabilities.shape
-    every, own = np.arange(num), probabilities[np.arange(num), labels]
+    every, own = np.arange(num), probabilities[np.arange(num), labels].astype(np.float64)
     counts = np.bincount(labels, minlength=num_classes)
     means = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
     thresholds = np.where(counts > 0, means, np.inf)  # a class that nobody is labelled as is nobody's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ _AT_ONCE = 8
 def explain(model: Loaded, directory: Path) -> None:
     """Answer the request in `directory`; call it on all workers."""
     request, parallel = Request.load(directory), model.parallel
+    examples: Sequence[int] = request.examples
     if request.files:
         source, examples = unlabelled(request.files, model.class_names), range(len(request.files))
     else:
-        source, examples = _split_of(model, request.split), request.examples
+        source = _split_of(model, request.split)
     mine = slice(parallel.rank, None, parallel.world_size)
     own_examples = np.array(examples, np.int64)[mine]
     own_classes = np.array(request.classes or [-1] * len(examples), np.int32)[mine]
