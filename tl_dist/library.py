@@ -20,6 +20,7 @@ from tl_dist.runs.directory import RunDir
 
 if TYPE_CHECKING:
     from tl_dist.datasets import Splits
+    from tl_dist.scores.calibration import Calibration
     from tl_dist.scores.predictions import Predicted, Predictions
 
 
@@ -148,6 +149,25 @@ class Run:
             model = loaded(self._directory, at, cores=None, overrides=overrides)
             known = {k: reason for some in unreadable(paths) for k, reason in some.items()}
             return predicted(model, paths, known)
+
+    def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration:
+        """Fit a temperature to the validation split of a checkpoint and keep it, as `tl-dist calibrate` does.
+
+        In this process; from then on `predict`, `keras_model` and `export` give calibrated probabilities of this
+        checkpoint. With `unknown` also what `tl-dist predict --unknown` compares images with. Raises `Refusal` without
+        a validation split.
+        """
+        from tl_dist.cli import apart
+        from tl_dist.cli.calibrate import keep
+        from tl_dist.worker.calibrate import calibrate
+        from tl_dist.worker.loaded import loaded
+        from tl_dist.worker.setup import process_as_it_was
+
+        with process_as_it_was(), apart.directory() as place:
+            overrides = ("strategy=single", "workers=1")
+            model = loaded(self._directory, at, cores=None, overrides=overrides)
+            calibrate(model, place, unknown=unknown)
+            return keep(place, self._directory)
 
     def keras_model(self, at: str = "") -> Any:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.

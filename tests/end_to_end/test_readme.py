@@ -19,7 +19,16 @@ from tests.end_to_end.harness import BIN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "pages"
-NAMES = ("your-own-images", "use-a-model", "understand", "installing", "settings", "clusters", "export")
+NAMES = (
+    "your-own-images",
+    "use-a-model",
+    "understand",
+    "installing",
+    "settings",
+    "clusters",
+    "export",
+    "trust",
+)
 PAGES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 
 # What is not run here: the start of a command, and who runs it or why nobody does.
@@ -35,6 +44,10 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
     "tl-dist report": "tests/end_to_end/test_report.py",
     "tl-dist explain": "tests/end_to_end/test_report.py",
+    "tl-dist calibrate": "needs a validation split: tests/end_to_end/test_trust.py",
+    "tl-dist predict runs/cells": "tests/end_to_end/test_trust.py",
+    "tl-dist eval runs/cells": "tests/end_to_end/test_trust.py",
+    "tl-dist compare runs/cells": "tests/unit/scores/test_robustness.py",
     "tl-dist serve": "runs until it is stopped: tests/end_to_end/test_serve.py",
     "curl": "asks the server: tests/end_to_end/test_serve.py",
     "horovodrun": "tests/end_to_end/test_launchers.py",

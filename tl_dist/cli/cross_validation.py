@@ -3,80 +3,127 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.cli.tasks import run_shown
 from tl_dist.cli.train import Request, after_source_task, open_run, train_config, with_workers
 from tl_dist.config import Config
+from tl_dist.datasets.division import manifest_of_folds, open_splits
+from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.features.classifiers import selection
-from tl_dist.refusal import ExitCode
+from tl_dist.files.atomic import write_output
+from tl_dist.files.private import make_private
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation, figures, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
-from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_line
+from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups, show_line
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
 
-def cross_validate(request: Request, folds: int, seeds: int, console: Console) -> int:
+def cross_validate(request: Request, folds: int, seeds: int, console: Console, by: str | None = None) -> int:
     """Run what is missing of the folds, and show the figures; the same command resumes after a stop.
 
     A classifier that is computed from features takes one extraction and one process; any other config is trained once
-    for each fold, as a run of its own: NAME-cv-SEED-FOLD.
+    for each fold, as a run of its own: NAME-cv-SEED-FOLD. `by`: each group of this kind is held out once, as
+    `datasets.grouping.named` has it; their run is NAME-cv-by-BY.
     """
     cfg = request.load()
-    name = f"{cfg.name}-cv"
+    name = f"{cfg.name}-cv" + ("" if by is None else "-by-" + re.sub(r"[^\w.-]", "_", by)[:30])
     if cfg.classifier.computed:
-        found = _on_features(request, name, folds, seeds, console)
+        found = _on_features(request, name, folds, seeds, console, by)
     else:
-        code = _by_training(request, cfg, folds, seeds, console)
+        groups, held_out = None, None
+        if by is not None:
+            groups, names = _folds_by_group(request, cfg, name, by)
+            folds, seeds, held_out = len(names), 1, (by, names)
+        code = _by_training(request, cfg, name, folds, seeds, console, groups)
         if code != ExitCode.DONE:
             return code
-        found = _merged(request, name, folds, seeds)
+        found = _merged(request, name, folds, seeds, held_out)
     show(found, console)
     show_line(console, f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
     return ExitCode.DONE
 
 
-def _on_features(request: Request, name: str, folds: int, seeds: int, console: Console) -> dict[str, Any]:
+def _on_features(
+    request: Request, name: str, folds: int, seeds: int, console: Console, by: str | None
+) -> dict[str, Any]:
     cfg = request.load(f"name={json.dumps(name)}")
-    task = ("--cross-validate", str(folds), str(seeds))
+    task = ["--cross-validate", str(folds), str(seeds), *(["--by", by] if by is not None else [])]
     run = run_shown(request, cfg, task, "cross-validation", console)
     return dict((run.done or {})["cross_validation"])
 
 
-def _by_training(request: Request, cfg: Config, folds: int, seeds: int, console: Console) -> int:
+def _folds_by_group(request: Request, cfg: Config, name: str, by: str) -> tuple[Path, list[str]]:
+    """A manifest in which each group is a fold, and their names."""
+    whole = cfg.data.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+    splits = open_splits(whole)[0]
+    if set(splits) != {"train"}:
+        raise Refusal(
+            f"the data set of {request.config} has a division of its own, so that its groups cannot be held out.",
+            fix="use a data set without official splits, and no data.split; or a computed classifier.",
+            code=ExitCode.USAGE,
+        )
+    fold, names = one_fold_each(splits["train"], by)
+    file = request.runs / f"{name}-folds.json"
+    make_private(request.runs)
+    content = manifest_of_folds(splits["train"], fold)
+    write_output(file, json.dumps(content).encode(), option="--runs")
+    return file.absolute(), names
+
+
+def _by_training(
+    request: Request,
+    cfg: Config,
+    name: str,
+    folds: int,
+    seeds: int,
+    console: Console,
+    groups: Path | None,
+) -> int:
     """Train every fold of every seed that is not done, each in a process of its own; DONE, or the code of a stop."""
-    requests = [_of_fold(request, cfg, folds, seed, fold) for seed in range(seeds) for fold in range(folds)]
+    requests = [
+        _of_fold(request, cfg, name, folds, seed, fold, groups)
+        for seed in range(seeds)
+        for fold in range(folds)
+    ]
     code, first = after_source_task(with_workers(requests[0].load()), request.runs, console)
     if code != ExitCode.DONE:
         return code
     # What they amount to is a run as well: refused now, if another config has its name.
-    open_run(request.runs, cfg.model_copy(update={"name": f"{cfg.name}-cv", "source": first.source}))
+    open_run(request.runs, cfg.model_copy(update={"name": name, "source": first.source}))
     codes = (train_config(one.load(), one.runs, console, figures=False) for one in requests)
     return next((code for code in codes if code != ExitCode.DONE), ExitCode.DONE)
 
 
-def _of_fold(request: Request, cfg: Config, folds: int, seed: int, fold: int) -> Request:
-    name = f"{cfg.name}-cv-{seed}"
-    changes = {"name": json.dumps(f"{name}-{fold}"), "seed": seed, "data.split_seed": seed}
-    changes |= {"data.folds": folds, "data.fold": fold}
+def _of_fold(
+    request: Request, cfg: Config, name: str, folds: int, seed: int, fold: int, groups: Path | None
+) -> Request:
+    name = f"{name}-{seed}"
+    changes = {"name": json.dumps(f"{name}-{fold}"), "seed": seed, "data.split_seed": seed, "data.fold": fold}
+    changes |= {"data.folds": folds} if groups is None else {"data.split": json.dumps(str(groups))}
     if cfg.source is not None and cfg.source.data is not None:  # one for all folds of a seed
         changes["source.name"] = json.dumps(f"{name}-source")
     return replace(request, overrides=[*request.overrides, *(f"{key}={v}" for key, v in changes.items())])
 
 
-def _merged(request: Request, name: str, folds: int, seeds: int) -> dict[str, Any]:
+def _merged(
+    request: Request, name: str, folds: int, seeds: int, held_out: tuple[str, list[str]] | None
+) -> dict[str, Any]:
     runs = [[request.runs / f"{name}-{seed}-{fold}" for fold in range(folds)] for seed in range(seeds)]
     # The fold is the validation split where the test split is official; there is no other validation split then.
-    official = predictions.file_of(runs[0][0], "validation").exists()
+    official = held_out is None and predictions.file_of(runs[0][0], "validation").exists()
     split = "validation" if official else "test"
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
-    found = cross_validation.merged(parts)
+    found = cross_validation.merged(parts, held_out)
     run = RunDir(request.runs / name)
     found.save(run.path / OUT_OF_FOLD)
     result = cross_validation.summary(found)
@@ -98,6 +145,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         show_line(console, chosen_line(found["chosen"]))
     for name, group in found["groups"].items():
         show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
+    for kind, rows in found.get("left_out", {}).items():
+        show_line(console, f"each {kind} held out once, from training on the others:")
+        show_groups(kind, rows, console)
+        return
     names = [f"fold\n{k}" for k in range(found["folds"])]
     for some in column_groups(names, len("0.0000"), console, beside=len("seed 0.0000 ")):
         table = narrow_table("seed", *some, "all")

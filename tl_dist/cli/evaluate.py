@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tl_dist.cli.train import require_horovod
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
+from tl_dist.data.corruptions import prepare
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.launcher.attempt import Launch
@@ -35,13 +36,17 @@ def evaluate(
     at: str = "",
     strategy: str | None = None,
     workers: int | None = None,
+    by: Sequence[str] = (),
+    corruptions: tuple[Sequence[str], Sequence[int]] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
 
     `at` is "best", "last", a step, or "": the best where the run keeps one.
     `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views. The figures are those
-    of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told.
+    of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told. `by`:
+    figures by group as well, as `datasets.grouping.named` has it. `corruptions`: in place of all that, the record of
+    images with these at these severities.
     """
     run = RunDir.open(path)
     refuse_unknown(at)
@@ -54,9 +59,14 @@ def evaluate(
     refuse_in_use(run)
     task = [word for override in overrides for word in ("--override", override)]
     task += ["--at", at] if at else []
+    task += [word for name in by for word in ("--by", name)]
+    result = f"{split}.json"
+    if corruptions is not None:
+        prepare(corruptions[0])
+        task += ["--corruptions", *(",".join(map(str, one)) for one in corruptions)]
+        result = f"{split}_corruptions.json"
     run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
-    result = read_file(run.evaluations / f"{split}.json", max_bytes=limits.EVALUATION)
-    record: Record = json.loads(result)
+    record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
     return record
 
 

@@ -26,6 +26,7 @@ def evaluate_data(
     at: str = "",
     strategy: str | None = None,
     workers: int | None = None,
+    by: Sequence[str] = (),
 ) -> Record:
     """The evaluation of a data set as a record, whose `data` says what was matched; it is kept in evaluations/.
 
@@ -33,6 +34,7 @@ def evaluate_data(
     """
     run = RunDir.open(path)
     task = ["--data", str(data), *(["--split", split] if split else [])]
+    task += [word for name in by for word in ("--by", name)]
     overrides = [] if views is None else [f"evaluation.views=[{views}]"]
     with apart.directory() as place:
         apart.work(

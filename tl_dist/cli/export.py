@@ -62,6 +62,8 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
         f"of step {report['step']:,}",
         style="bold",
     )
+    if report["temperature"] is not None:
+        show_line(console, f"its probabilities are calibrated: temperature {report['temperature']:.3f}")
     if "split" not in report:
         show_line(console, "not compared with the run (--check none)", style="yellow")
         return

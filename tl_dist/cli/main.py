@@ -113,6 +113,12 @@ def cross_validate(
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2)] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="how often to divide into folds anew")] = 5,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="type|group|COLUMN|REGEX", help="leave each group out once, in place of folds and seeds"
+        ),
+    ] = None,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
@@ -122,7 +128,7 @@ def cross_validate(
     from tl_dist.cli.train import Request
 
     request = Request(config, overrides or (), strategy, workers, runs)
-    return run_folds(request, folds, seeds, _console())
+    return run_folds(request, folds, seeds, _console(), by)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.cli import apart
-from tl_dist.cli.prediction_files import Row, written
+from tl_dist.cli.prediction_files import Columns, Row, written
 from tl_dist.cli.sorting import Folders
 from tl_dist.config import file as config_file
 from tl_dist.datasets import quarantine
@@ -46,6 +47,9 @@ class Request:
     at: str = ""
     strategy: str | None = None
     workers: int | None = None
+    coverage: float | None = None
+    of_type: str | None = None
+    unknown: float | None = None
 
 
 def shown(request: Request) -> None:
@@ -80,7 +84,8 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
     with ExitStack() as held:
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if request.out is not None:
-            sinks.append(held.enter_context(written(request.out, top)))
+            columns = Columns(top, request.coverage is not None, request.unknown is not None)
+            sinks.append(held.enter_context(written(request.out, columns)))
         if request.sort_into is not None:
             _refuse_within(request.sort_into, request.images)
             folders = Folders(request.sort_into, names)
@@ -89,7 +94,7 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
             sinks.append(lambda rows: _show_rows(rows, show))
         sinks.append(tally.take)
         try:
-            facts = _compute(request, run, top, _InOrder(paths, names), sinks)
+            facts = _compute(request, run, top, _InOrder(paths, names, top, request.unknown), sinks)
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
@@ -121,6 +126,7 @@ def _compute(
         for sink in sinks if ready else ():
             sink(ready)
 
+    wanted = outbox.Wanted(top, request.coverage, request.of_type, request.unknown)
     with apart.directory() as place:
         inbox = outbox.Inbox(place)
 
@@ -133,7 +139,7 @@ def _compute(
 
         apart.work(
             run,
-            ["--predict", str(top)],
+            ["--predict", json.dumps(wanted._asdict())],
             place,
             what="prediction",
             strategy=request.strategy,
@@ -149,8 +155,10 @@ def _compute(
 class _InOrder:
     """Rows in the order of the files, while what is known of them comes piece by piece."""
 
-    def __init__(self, paths: Sequence[str], class_names: Sequence[str]) -> None:
-        self._paths, self._class_names = paths, class_names
+    def __init__(
+        self, paths: Sequence[str], class_names: Sequence[str], top: int, rate: float | None
+    ) -> None:
+        self._paths, self._class_names, self._top, self._rate = paths, class_names, top, rate
         self._faults: dict[int, str] = {}
         self._looks = unreadable(paths)
         self._places: list[int] = []
@@ -177,12 +185,20 @@ class _InOrder:
             return []
         names = [[self._class_names[k] for k in row] for row in piece.classes.tolist()]
         found: list[Row] = []
-        for k, classes, probabilities in zip(
-            piece.examples.tolist(), names, piece.probabilities, strict=True
-        ):
+        for row, k in enumerate(piece.examples.tolist()):
             place = self._places[k]
             found += self._bad(place)
-            found.append(Row(self._paths[place], classes, probabilities))
+            p_known = piece.p_known[row] if piece.p_known.size else None
+            found.append(
+                Row(
+                    self._paths[place],
+                    names[row][: self._top],
+                    piece.probabilities[row][: self._top],
+                    in_set=names[row][: piece.in_set[row]] if piece.in_set.size else (),
+                    p_known=p_known,
+                    unknown=None if p_known is None or self._rate is None else bool(p_known <= self._rate),
+                )
+            )
             self._next = place + 1
         return found
 
@@ -203,6 +219,7 @@ class _Tally:
         self.total, self.done = total, 0
         self.classes: Counter[str] = Counter()
         self.faults: dict[str, str] = {}
+        self.in_sets, self.unknown = 0, 0
         self._progress = progress
         self._began: tuple[float, int] | None = None
 
@@ -211,6 +228,8 @@ class _Tally:
         self.done += len(rows)
         self.classes.update(row.classes[0] for row in rows if not row.error)
         self.faults |= {row.path: row.error for row in rows if row.error}
+        self.in_sets += sum(len(row.in_set) for row in rows)
+        self.unknown += sum(bool(row.unknown) for row in rows)
         now = time.monotonic()
         if self._began is None:  # what came first took the start of the workers as well
             self._began = now, self.done
@@ -224,6 +243,8 @@ class _Tally:
 def _show_rows(rows: Sequence[Row], show: Show) -> None:
     for row in rows:
         said = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
+        said += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
+        said += " | unknown" if row.unknown else ""
         show(f"{row.path}: {row.error or said}", "yellow" if row.error else "")
 
 
@@ -236,6 +257,8 @@ def _summarize(
     if facts:
         num = tally.total - len(tally.faults)
         progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
+        for text in _of_calibration(request, tally, facts, num):
+            progress.say(text)
     if facts.get("moving_statistics"):
         progress.say("the run has not ended: batch norm has its moving statistics as they are", style="dim")
     if tally.faults:
@@ -244,6 +267,22 @@ def _summarize(
         progress.say(f"{relative(request.out)}: {tally.total:,} rows")
     if folders is not None:
         progress.say(f"{relative(request.sort_into or Path())}: {folders.said}")
+
+
+def _of_calibration(request: Request, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
+    if facts["temperature"] is not None:
+        yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
+    if request.coverage is not None:
+        of = f"of type {request.of_type} " if request.of_type is not None else ""
+        yield (
+            f"sets of {tally.in_sets / max(1, num):.2f} classes on average: of images {of}like those of validation "
+            f"{100 * request.coverage:g} % of the sets or more hold the true class"
+        )
+    if request.unknown is not None:
+        yield (
+            f"{tally.unknown:,} unknown: unlike the training images; of images like those of validation at most "
+            f"{100 * request.unknown:g} % would be called so"
+        )
 
 
 def _stopped(tally: _Tally, request: Request, folders: Folders | None) -> Refusal:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tl_dist.cli.arguments import At, RunPath, Strategy, Workers
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal
 
 
 def predict(
@@ -33,6 +33,26 @@ def predict(
         int | None,
         typer.Option(min=0, help="exit code 65 if more cannot be decoded; default: data.max_bad"),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=0.9999,
+            help="also a set of classes that holds the true one at this rate, such as 0.95",
+        ),
+    ] = None,
+    of_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", help="with --coverage: the images are of this type of the data set, as mono of ELPV"
+        ),
+    ] = None,
+    unknown: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001, max=0.5, help="flag what is unlike the training images, at this rate of false alarms"
+        ),
+    ] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -40,5 +60,14 @@ def predict(
     """Say which class images belong to, by a checkpoint of a run, which may be in use."""
     from tl_dist.cli.predict import Request, shown
 
-    shown(Request(run, images, top, out, sort_into, null, max_bad, at, strategy, workers))
+    if of_type is not None and coverage is None:
+        raise Refusal(
+            "--type says for which images --coverage holds.", fix="add --coverage 0.95.", code=ExitCode.USAGE
+        )
+
+    shown(
+        Request(
+            run, images, top, out, sort_into, null, max_bad, at, strategy, workers, coverage, of_type, unknown
+        )
+    )
     return ExitCode.DONE

@@ -25,14 +25,49 @@ class Row(NamedTuple):
     probabilities: Sequence[Any] = ()
     """float32: their text has as many digits as tell them apart"""
     error: str = ""
+    in_set: Sequence[str] = ()
+    """the classes of its conformal set, where one was asked for"""
+    p_known: Any = None
+    unknown: bool | None = None
+    """whether it is unlike the training images, where that was asked for"""
+
+
+class Columns(NamedTuple):
+    """Which columns a file has."""
+
+    top: int
+    sets: bool = False
+    unknown: bool = False
+
+    def names(self) -> list[str]:
+        """path, class, probability, class_2, probability_2 and so on, set, p_known and unknown, error."""
+        numbers = ["", *(f"_{k}" for k in range(2, self.top + 1))]
+        return [
+            "path",
+            *(name + k for k in numbers for name in ("class", "probability")),
+            *["set"] * self.sets,
+            *["p_known", "unknown"] * self.unknown,
+            "error",
+        ]
+
+    def values(self, row: Row) -> list[Any]:
+        """Of a row; None where there is nothing."""
+        pairs = [value for pair in zip(row.classes, row.probabilities, strict=True) for value in pair]
+        return [
+            row.path,
+            *(pairs or [None] * 2 * self.top),
+            *[list(row.in_set) or None] * self.sets,
+            *[row.p_known, row.unknown] * self.unknown,
+            row.error or None,
+        ]
 
 
 Write = Callable[[Sequence[Row]], None]
 
 
 @contextmanager
-def written(path: Path, top: int) -> Iterator[Write]:
-    """What writes rows of `top` classes to a file, whose suffix says the format, and which appears at the end.
+def written(path: Path, columns: Columns) -> Iterator[Write]:
+    """What writes rows of these columns to a file, whose suffix says the format, and which appears at the end.
 
     Refuses at once (64) another suffix, and Parquet without its library; (73) a file that cannot be written, and one
     that is there and is not of such rows.
@@ -43,7 +78,7 @@ def written(path: Path, top: int) -> Iterator[Write]:
         with _naming(path):
             fd = held.enter_context(replacing(path))
             file = held.enter_context(os.fdopen(fd, "wb", closefd=False))
-            write = held.enter_context(opened(file, top))
+            write = held.enter_context(opened(file, columns))
 
         def write_named(rows: Sequence[Row]) -> None:
             with _naming(path):
@@ -64,49 +99,44 @@ def _naming(path: Path) -> Iterator[None]:
         raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from error
 
 
-def columns(top: int) -> list[str]:
-    """path, class, probability, class_2, probability_2 and so on, and error."""
-    numbers = ["", *(f"_{k}" for k in range(2, top + 1))]
-    return ["path", *(name + k for k in numbers for name in ("class", "probability")), "error"]
-
-
-def _values(row: Row, top: int) -> list[Any]:
-    pairs = [value for pair in zip(row.classes, row.probabilities, strict=True) for value in pair]
-    return [row.path, *(pairs or [None] * 2 * top), row.error or None]
-
-
 @contextmanager
-def _csv(file: IO[bytes], top: int) -> Iterator[Write]:
+def _csv(file: IO[bytes], columns: Columns) -> Iterator[Write]:
     # A name that is not UTF-8 is written as the bytes that it has.
     with io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns(top))
-        yield lambda rows: writer.writerows(_values(row, top) for row in rows)
+        writer.writerow(columns.names())
+        yield lambda rows: writer.writerows(map(_cell, columns.values(row)) for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A set of classes as one text: parted by |, and a | in a name has a backslash before it."""
+    return "|".join(name.replace("|", "\\|") for name in value) if isinstance(value, list) else value
 
 
 @contextmanager
-def _json_lines(file: IO[bytes], top: int) -> Iterator[Write]:
-    names = columns(top)
+def _json_lines(file: IO[bytes], columns: Columns) -> Iterator[Write]:
+    names = columns.names()
 
     def line(row: Row) -> str:
-        record = {k: v for k, v in zip(names, _values(row, top), strict=True) if v is not None}
+        record = {k: v for k, v in zip(names, columns.values(row), strict=True) if v is not None}
         return json.dumps(record, default=lambda number: float(str(number))) + "\n"
 
     yield lambda rows: file.writelines(line(row).encode() for row in rows)
 
 
 @contextmanager
-def _parquet(file: IO[bytes], top: int) -> Iterator[Write]:
+def _parquet(file: IO[bytes], columns: Columns) -> Iterator[Write]:
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {"probability": pyarrow.float32()}
-    fields = [(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in columns(top)]
+    number, text = pyarrow.float32(), pyarrow.string()
+    kinds = {"probability": number, "p": number, "set": pyarrow.list_(text), "unknown": pyarrow.bool_()}
+    fields = [(name, kinds.get(name.partition("_")[0], text)) for name in columns.names()]
     schema = pyarrow.schema(fields)
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
 
         def write(rows: Sequence[Row]) -> None:
-            values = [[_text(value) for value in _values(row, top)] for row in rows]
+            values = [[_text(value) for value in columns.values(row)] for row in rows]
             arrays = zip(*values, strict=True)
             writer.write_batch(
                 pyarrow.record_batch(
@@ -119,13 +149,15 @@ def _parquet(file: IO[bytes], top: int) -> Iterator[Write]:
 
 def _text(value: Any) -> Any:
     """Text that UTF-8 can hold; a name may have other bytes."""
+    if isinstance(value, list):
+        return [_text(one) for one in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 _FORMATS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
 
 
-def _format_of(path: Path) -> Callable[[IO[bytes], int], AbstractContextManager[Write]]:
+def _format_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextManager[Write]]:
     found = _FORMATS.get(path.suffix.lower())
     if found is None:
         what = f"--out {path} says no format by its suffix."
@@ -151,7 +183,7 @@ def _refuse_other(path: Path) -> None:
 
 
 def _is_ours(file: IO[bytes], suffix: str) -> bool:
-    begin = columns(1)[:3]
+    begin = Columns(1).names()[:3]
     if suffix == ".parquet":
         import pyarrow.parquet
 

@@ -1,16 +1,19 @@
-"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `report`, `explain` and others."""
+"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `calibrate`, `report` and others."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tl_dist.cli.arguments import At, RunPath, Split, Strategy, Workers
 from tl_dist.cli.prediction import predict
-from tl_dist.refusal import ExitCode
+from tl_dist.refusal import ExitCode, Refusal
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
 
 trained_app = typer.Typer()
 trained_app.command()(predict)
@@ -30,6 +33,20 @@ def evaluate(
         str | None,
         typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
     ] = None,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="also by the types and groups that the data set has")
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN|REGEX", help="also by a column of its table, or by a part of the paths"),
+    ] = None,
+    corruptions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|noise,blur,weather,digital,geometry", help="accuracy on images that are corrupted so"
+        ),
+    ] = None,
+    severity: Annotated[str, typer.Option(metavar="1-5", help="of the corruptions: one, or a range")] = "1-5",
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -38,10 +55,13 @@ def evaluate(
     from tl_dist.cli.evaluate import evaluate as evaluate_run
     from tl_dist.cli.evaluate_data import evaluate_data, show_matching
     from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import show_evaluation, show_line
+    from tl_dist.terminal.tables import relative, show_evaluation, show_line
 
     console = Console()
     how: dict[str, Any] = {"at": at, "strategy": strategy, "workers": workers}
+    how["by"] = [*["any"] * by_group, *([by] if by else [])]
+    if corruptions is not None:
+        return _evaluate_corrupted(run, corruptions, severity, split, views, data, how, console)
     with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
         if data is not None:
             record = evaluate_data(run, data, split, views, **how)
@@ -49,8 +69,58 @@ def evaluate(
             how["say"] = lambda text: show_line(console, text, style="dim")
             record = evaluate_run(run, split or Split.TEST, views, **how)
     show_evaluation(record, console)
+    if data is None and "calibration" in record["figures"]:
+        picture = run / "evaluations" / f"{record['split']}_reliability.png"
+        show_line(console, f"reliability diagram: {relative(picture)}", style="dim")
     if data is not None:
         show_matching(record["data"], lambda text: show_line(console, text, style="yellow"))
+    return ExitCode.DONE
+
+
+def _evaluate_corrupted(
+    run: Path,
+    corruptions: str,
+    severity: str,
+    split: Split | None,
+    views: str | None,
+    data: Path | None,
+    how: dict[str, Any],
+    console: Console,
+) -> int:
+    from tl_dist.cli import robustness
+    from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.terminal.console import plain
+
+    if data is not None or how["by"]:
+        what = "--corruptions is of the run's own images, all together."
+        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+    asked = robustness.asked(corruptions, severity)
+    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
+        record = evaluate_run(run, split or Split.TEST, views, **how, corruptions=asked)
+    robustness.show(record, console)
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def calibrate(
+    run: RunPath,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="also keep what predict --unknown compares images with")
+    ] = False,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Fit a temperature to the validation split, so that probabilities can be believed; the classes stay."""
+    from tl_dist.cli.calibrate import calibrate as calibrate_run
+    from tl_dist.cli.calibrate import show
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import show_line
+
+    console = Console()
+    with console.status(plain(f"calibrating {run}")) if console.is_terminal else nullcontext():
+        found = calibrate_run(run, unknown=unknown, at=at, strategy=strategy, workers=workers)
+    show(found, run, lambda text: show_line(console, text))
     return ExitCode.DONE
 
 
@@ -177,11 +247,21 @@ def compare(
     first: RunPath,
     second: RunPath,
     split: Split = Split.TEST,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="on the corrupted images of eval --corruptions")
+    ] = False,
 ) -> int:
     """Test whether two runs differ, by a paired test on the same examples."""
+    from tl_dist.cli import robustness
     from tl_dist.cli.compare import compare as compare_runs
     from tl_dist.cli.compare import show
     from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_line
 
+    if corruptions:
+        console = Console()
+        found = robustness.compare(first, second, split)
+        robustness.show_compared(found, (str(first), str(second)), lambda text: show_line(console, text))
+        return ExitCode.DONE
     show(compare_runs(first, second, split), (str(first), str(second)), Console())
     return ExitCode.DONE

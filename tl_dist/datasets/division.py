@@ -87,6 +87,14 @@ def division(
     return {"digest": _digest(content), **content}
 
 
+def manifest_of_folds(pool: Source, fold: NDArray[np.int64], *, group: str | None = None) -> dict[str, Any]:
+    """A manifest of folds that are given, 0 and up; `group` as `division` has it."""
+    every = np.arange(pool.num_examples)
+    folds = [_ids(pool, every[fold == k]) for k in range(int(fold.max()) + 1)]
+    content = {"schema": SCHEMA, "seed": 0, "group": group, "folds": folds}
+    return {"digest": _digest(content), **content}
+
+
 def read_manifest(file: Path) -> dict[str, Any]:
     """A manifest whose digest is right; refuses (78) any other file."""
     try:
@@ -157,7 +165,7 @@ def _in_column(pool: Source, name: str) -> Sequence[str] | None:
         return values_of(table, name.strip().lower(), pool.ids)
     if re.fullmatch(r"[\w .-]*\w", name):
         fix = f"name one of the columns {', '.join(columns)}, or a regular expression on the paths."
-        raise Refusal(f"--group {name!r} is no column of {table}.", fix=fix, code=ExitCode.USAGE)
+        raise Refusal(f"group {name!r} is no column of {table}.", fix=fix, code=ExitCode.USAGE)
     return None
 
 
@@ -168,13 +176,13 @@ def _matches(pool: Source, group: str) -> Sequence[str]:
     except re.error as error:
         fix = "such as '^([^/]*)/', for the first folder of a path."
         raise Refusal(
-            f"--group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE
+            f"group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE
         ) from error
     found = [pattern.search(name) for name in pool.ids]
     for name, match in zip(pool.ids, found, strict=True):
         if match is None:
             fix = "give a regular expression that each id matches; of a CSV file, also one of its columns."
-            raise Refusal(f"--group {group!r} is not found in {name}.", fix=fix, code=ExitCode.USAGE)
+            raise Refusal(f"group {group!r} is not found in {name}.", fix=fix, code=ExitCode.USAGE)
     return [match[1] if pattern.groups else match[0] for match in found if match is not None]
 
 

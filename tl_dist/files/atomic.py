@@ -117,6 +117,15 @@ def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> Non
     fsync_directory(path.parent)
 
 
+def copy_into(source: Path, path: Path) -> None:
+    """Put a copy of the file `source`, perhaps of another disk, at `path`, as `write_atomically` does."""
+    with open(source, "rb") as file, replacing(path) as fd:
+        while piece := file.read(CHUNK_BYTES):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
+
+
 def write_output(path: Path, data: bytes, *, option: str) -> None:
     """The same for a file that a person asked for by `option`; refuses (73) where it cannot be written."""
     try:

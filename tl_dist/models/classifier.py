@@ -61,7 +61,9 @@ class Classifier:
         self._widths = [head.num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
         features = sum(self._widths)
         self._hidden = head.hidden_layer(features, config.hidden, seed) if config.hidden else None
-        self.mask_features: int = (config.hidden or features) if config.dropout else 0
+        self.num_features: int = config.hidden or features
+        """that the last layer takes"""
+        self.mask_features: int = self.num_features if config.dropout else 0
         self._logits = head.last_layer(config.hidden or features, num_classes)
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
@@ -166,15 +168,23 @@ class Classifier:
         is kept, so that without them the features are what they are with masks on average (Srivastava et al., Journal
         of Machine Learning Research 15, 2014, section 10; keras.layers.Dropout).
         """
-        features = self._suffix(outputs)
-        if self._config.normalize:
-            features = self.normalized(features)
-        if self._hidden:
-            features = self._hidden(features)
+        features = self._features(outputs)
         if self.mask_features and masks is not None:
             keep = tf.cast(masks, features.dtype)
             features = features * keep / (1.0 - self._config.dropout)
         return self._logits(features)
+
+    def _features(self, outputs: Any) -> Any:
+        """What the last layer takes, from what `prefix` gives; no dropout."""
+        features = self._suffix(outputs)
+        if self._config.normalize:
+            features = self.normalized(features)
+        return self._hidden(features) if self._hidden else features
+
+    def with_features(self, images: Any) -> tuple[Any, Any]:
+        """The logits that calling it gives, and what the last layer makes them of: float32 [rows, num_features]."""
+        features = self._features(self.prefix(images))
+        return self._logits(features), tf.cast(features, tf.float32)
 
     def normalized(self, features: Any) -> Any:
         """Pooled features as `model.normalize` wants them: those of each stage by themselves."""

@@ -21,13 +21,14 @@ def assemble(
     num_classes: int,
     *,
     dense_head: bool = True,
+    temperature: float | None = None,
 ) -> Any:
     """A functional `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
 
     Made of Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built anew,
     since the batch-norm layers of `network`, which has its weights, are not Keras's own. `arrays` has those of the head
-    by path (`head/logits/kernel`). Without `dense_head` the last layer is
-    written as products and their sum, the same function: a converter to 8 bits leaves those in float32.
+    by path (`head/logits/kernel`). Without `dense_head` the last layer is written as products and their sum, the same
+    function: a converter to 8 bits leaves those in float32. `temperature` divides the logits.
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
     own = backbone.build((size, size, 3))
@@ -49,6 +50,8 @@ def assemble(
     else:
         wide = keras.ops.expand_dims(keras.ops.cast(features, "float32"), -1)
         logits = keras.ops.sum(wide * arrays["head/logits/kernel"], axis=1) + arrays["head/logits/bias"]
+    if temperature is not None:
+        logits = keras.layers.Rescaling(1 / temperature, dtype="float32", name="calibration")(logits)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     for name, layer in dense.items():
         layer.set_weights([arrays[f"head/{name}/kernel"], arrays[f"head/{name}/bias"]])

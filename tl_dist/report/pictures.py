@@ -15,7 +15,6 @@ from PIL import Image
 from tl_dist.datasets import Source
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.headers import fault
-from tl_dist.datasets.rgb import rgb
 
 SIDE = 112
 """pixels of the longer side: sharp at the size of a tile, and a page of a thousand is 4 MB"""
@@ -39,7 +38,7 @@ def _thumbnail(image: images.Stored) -> str | None:
     try:
         if not isinstance(image, np.ndarray) and fault(image) is not None:
             return None
-        return address_of(rgb(images.opened(image)), SIDE)
+        return address_of(images.pixels(image), SIDE)
     except _DAMAGED:
         return None
 

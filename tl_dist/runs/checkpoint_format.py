@@ -56,6 +56,8 @@ class Checkpoint:
     path: Path
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    sha256: str = ""
+    """of all arrays: what is known of a checkpoint beside it is bound by this"""
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,18 @@ def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
     With `expected`, one to go on from: raises Refusal when it holds another set of (path, dtype, shape), and Invalid
     when it has no history.
     """
-    with _verified(path, step) as (tensors, meta):
+    with _verified(path, step) as (tensors, meta, sha256):
         held = _held(tensors)
         if expected is not None:
             _compare(path, held, expected)
             if not isinstance(meta.get("history"), dict):
                 raise Invalid(f"{META} has no history")
-        return Checkpoint(step, path, meta, dict(_finite(tensors, held)))
+        return Checkpoint(step, path, meta, dict(_finite(tensors, held)), sha256)
 
 
 def check(path: Path, step: int) -> None:
     """The same for a checkpoint that is not needed itself; raises Invalid."""
-    with _verified(path, step) as (tensors, _):
+    with _verified(path, step) as (tensors, _, _):
         for _ in _finite(tensors, _held(tensors)):
             pass
 
@@ -189,8 +191,8 @@ def _halves(manifest: bytes) -> Iterator[bytes]:
 
 
 @contextmanager
-def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """An open descriptor of the tensors and the facts of a whole checkpoint.
+def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Of a whole checkpoint an open descriptor of the tensors, the facts, and the digest of the tensors.
 
     In the end the manifest is made anew from what was read and compared byte by byte: no part of it, not
     even a blank, can have changed unnoticed.
@@ -212,7 +214,7 @@ def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any]]]:
             if manifest != _manifest(step, found):
                 raise Invalid(f"{MANIFEST} is damaged or of another step")
             facts = _object(META, meta)
-        yield tensors, facts
+        yield tensors, facts, found[TENSORS].sha256
     except FileNotFoundError as error:
         raise Invalid(f"{error.filename or path.name} is missing") from error
     except (OSError, SafetensorError) as error:

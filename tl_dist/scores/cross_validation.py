@@ -13,7 +13,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.npz import read_npz
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures, predictions
+from tl_dist.scores import figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
@@ -34,6 +34,8 @@ class OutOfFold:
     fold: np.ndarray
     probabilities: np.ndarray
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
+    held_out: tuple[str, Sequence[str]] | None = None
+    """where each fold is a group: what these are, and their names"""
 
     def save(self, path: Path) -> None:
         chosen = {
@@ -94,9 +96,13 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     accuracies = [[fold["accuracy"] for fold in folds] for folds in each]
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
-    chosen = {} if found.chosen is None else {"chosen": found.chosen}
+    more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
+    if found.held_out is not None:
+        kind, names = found.held_out
+        of = [names[k] for k in found.fold[0]]
+        more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0])}
     return {
-        **chosen,
+        **more,
         "folds": num_folds,
         "seeds": seeds,
         "num_examples": len(found.labels),
@@ -121,7 +127,10 @@ def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def merged(folds: Sequence[Sequence[predictions.Predictions]]) -> OutOfFold:
+def merged(
+    folds: Sequence[Sequence[predictions.Predictions]],
+    held_out: tuple[str, Sequence[str]] | None = None,
+) -> OutOfFold:
     """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
     probabilities, numbers = [], []
     for of_seed in folds:
@@ -135,4 +144,4 @@ def merged(folds: Sequence[Sequence[predictions.Predictions]]) -> OutOfFold:
         types = types[order] if len(types) else types
         ids = ids[order]
     names = folds[0][0].class_names
-    return OutOfFold(ids, labels, types, names, np.stack(numbers), np.stack(probabilities))
+    return OutOfFold(ids, labels, types, names, np.stack(numbers), np.stack(probabilities), held_out=held_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +27,15 @@ def softmax(logits: NDArray[Any]) -> Probabilities:
 
 
 class Softmax:
-    """The probabilities of logits float32 [examples, classes], never in memory as a whole.
+    """The probabilities of logits float32 [examples, classes] at a temperature, never in memory as a whole.
 
     `[rows]` and `[:, columns]`, both slices, are computed when they are asked for: the float64 that `softmax` gives.
     """
 
-    def __init__(self, logits: NDArray[np.float32]) -> None:
+    def __init__(self, logits: NDArray[np.float32], temperature: float = 1.0) -> None:
         self.shape: tuple[int, ...] = logits.shape
         self._logits = logits
+        self._temperature = temperature
         self._largest = logits.max(axis=1, keepdims=True).astype(np.float64)
         self._sums = np.ones_like(self._largest)
         for rows in _blocks(*self.shape):
@@ -43,7 +44,8 @@ class Softmax:
     def __getitem__(self, place: slice | tuple[slice, slice]) -> Probabilities:
         rows = place[0] if isinstance(place, tuple) else place
         with np.errstate(invalid="ignore"):  # an infinite logit: its row is not a number
-            shares = np.exp(self._logits[place].astype(np.float64) - self._largest[rows])
+            shares = self._logits[place].astype(np.float64) - self._largest[rows]
+            np.exp(shares if self._temperature == 1 else shares / self._temperature, out=shares)
         shares /= self._sums[rows]
         return np.asarray(shares)
 
@@ -63,15 +65,7 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
     """
     from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
-    predicted = np.empty(len(labels), np.int64)
-    confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
-    num_above = np.empty(len(labels), np.int64)
-    for rows in _blocks(*probabilities.shape):
-        block = probabilities[rows]
-        predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
-        of_true[rows] = block[np.arange(len(block)), labels[rows]]
-        num_above[rows] = (block > of_true[rows, None]).sum(axis=1)
-    hits = predicted == labels
+    predicted, confidence, of_true, hits, num_above = confidences(labels, probabilities)
     num_correct = int(hits.sum())
     finite = bool(np.isfinite(confidence).all())
     present, many = np.unique(labels), probabilities.shape[1] > TOP_CLASSES
@@ -86,9 +80,32 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
         "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
         "mcc": float(matthews_corrcoef(labels, predicted)),
         "roc_auc": roc_auc(labels, probabilities) if finite else None,
-        "log_loss": _mean_surprise(of_true) if finite else None,
+        "log_loss": mean_surprise(of_true) if finite else None,
         "ece": calibration_error(confidence, hits) if finite else None,
     }
+
+
+class Confidences(NamedTuple):
+    """Of each example: the predicted class and its probability, that of the true class, and whether these are one."""
+
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    of_true: NDArray[np.float64]
+    hits: NDArray[np.bool_]
+    num_above: NDArray[np.int64]
+    """classes that are more probable than the true one"""
+
+
+def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confidences:
+    """Block by block."""
+    predicted, num_above = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
+    for rows in _blocks(*probabilities.shape):
+        block = probabilities[rows]
+        predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
+        of_true[rows] = block[np.arange(len(block)), labels[rows]]
+        num_above[rows] = (block > of_true[rows, None]).sum(axis=1)
+    return Confidences(predicted, confidence, of_true, predicted == labels, num_above)
 
 
 def _blocks(num: int, width: int) -> Iterator[slice]:
@@ -163,10 +180,11 @@ def log_loss(
 
     `weights` [examples]: how much each counts in the mean; default: all the same.
     """
-    return _mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
+    return mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
 
 
-def _mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
+def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
+    """The log loss of examples whose true classes have these probabilities."""
     return float(np.average(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)), weights=weights))
 
 
@@ -174,9 +192,24 @@ def calibration_error(
     confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
-    bins = bin_of(confidence, num_bins)
-    gaps = np.bincount(bins, weights=hits - confidence, minlength=num_bins)
+    gaps = np.bincount(bin_of(confidence, num_bins), weights=hits - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(hits))
+
+
+def reliability(
+    confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> list[dict[str, Any]]:
+    """The bins of `calibration_error` that hold an example: how many, their mean confidence and their accuracy."""
+    bins = bin_of(confidence, num_bins)
+    return [
+        {
+            "num_examples": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(hits[inside].mean()),
+        }
+        for inside in (bins == k for k in range(num_bins))
+        if inside.any()
+    ]
 
 
 def bin_of(confidence: NDArray[np.float64], num_bins: int) -> NDArray[np.int64]:

@@ -24,15 +24,32 @@ _LIST, _FACTS = "images", "facts.json"
 _POLL_S = 0.02
 
 
+class Wanted(NamedTuple):
+    """What is asked of each image."""
+
+    top: int
+    """how many classes"""
+    coverage: float | None = None
+    """a set that holds the true class at this rate"""
+    of_type: str | None = None
+    """by the validation images of this type alone"""
+    unknown: float | None = None
+    """whether it is unlike the training images, at this rate of false alarms"""
+
+
 class Piece(NamedTuple):
     """Of some images, by their numbers: the most probable classes, first the most; or why there are none."""
 
     examples: NDArray[np.int64]
     classes: NDArray[np.int32]
-    """[examples, top]"""
+    """[examples, top], or as many as the largest set has"""
     probabilities: NDArray[np.float32]
-    """[examples, top]"""
+    """of these"""
     faults: Mapping[int, str]
+    in_set: NDArray[np.int32]
+    """how many of the classes are the set of each example; empty where none was asked for"""
+    p_known: NDArray[np.float32]
+    """`conformal.p_values` of each example; likewise"""
 
 
 def asked(directory: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,27 @@ def _pixels(counts: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     picture.resize((side, side), Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def reliability_picture(found: Mapping[str, Any]) -> bytes:
+    """PNG of a reliability diagram: accuracy by confidence before and after calibration, as `calibration` has it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
+    names = {"before": "as trained", "after": f"temperature {found['temperature']:.2f}"}
+    for (key, name), marker in zip(names.items(), "os", strict=True):
+        bins = found[key]["bins"]
+        sizes = [8 + 160 * one["num_examples"] / sum(b["num_examples"] for b in bins) for one in bins]
+        places = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
+        ece = "" if found[key]["ece"] is None else f", ECE {found[key]['ece']:.3f}"
+        axes.plot(*places, linewidth=1)
+        axes.scatter(*places, s=sizes, marker=marker, label=f"{name}{ece}", alpha=0.7)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    return _png(FigureCanvasAgg(figure))
 
 
 def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:

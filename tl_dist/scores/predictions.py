@@ -21,7 +21,7 @@ from tl_dist.files.atomic import reason, replacing
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.npz import read_npz
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures
+from tl_dist.scores import calibration, figures
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -118,11 +118,13 @@ def with_figures(
     labels: np.ndarray,
     class_names: Sequence[str],
     types: Sequence[str] = (),
+    temperature: float | None = None,
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
-    For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. The logits
-    are used up: as float32 probabilities they would be as large again.
+    For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. With the
+    `temperature` of a calibrated run it is also said what that changes; what is kept is what the network said. The
+    logits are used up: as float32 probabilities they would be as large again.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -138,6 +140,8 @@ def with_figures(
         elif (threshold := _threshold(run, step)) is not None:
             found["threshold"] = threshold
             found["accuracy_at_threshold"] = figures.accuracy_at(labels, probabilities, threshold)
+    if temperature is not None:
+        found["calibration"] = calibration.before_and_after(labels, result.logits, temperature)
     save(
         file_of(run, result.split),
         ids=np.array(ids),

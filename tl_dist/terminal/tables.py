@@ -12,7 +12,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.runs.table import RunSummary
-from tl_dist.scores import figures
+from tl_dist.scores import figures, groups
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 
 if TYPE_CHECKING:
@@ -64,10 +64,25 @@ def show_evaluation(record: Record, console: Console) -> None:
     if found and "accuracy_at_threshold" in found:
         chosen = f"{found['threshold']:.3f}, chosen on the validation split"
         show_line(console, f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
+    if found and "calibration" in found:
+        show_line(console, calibration_line(found["calibration"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
     _show_classes(record, console)
+    for kind, rows in record.get("groups", {}).items():
+        show_groups(kind, rows, console)
+
+
+def calibration_line(found: Mapping[str, Any]) -> str:
+    """What the temperature changes: "calibrated, temperature 1.830: log loss 0.402 to 0.361, ECE 0.084 to 0.021"."""
+    names = {"log_loss": "log loss", "ece": "ECE"}
+    changes = [
+        f"{name} {found['before'][key]:.3f} to {found['after'][key]:.3f}"
+        for key, name in names.items()
+        if found["before"][key] is not None
+    ]
+    return f"calibrated, temperature {found['temperature']:.3f}: {', '.join(changes)}"
 
 
 def _show_classes(record: Record, console: Console) -> None:
@@ -88,6 +103,21 @@ def _show_classes(record: Record, console: Console) -> None:
     console.print(table)
     if len(shown) < len(rows):
         show_line(console, f"the {len(shown)} of {len(rows)} classes with the lowest recall")
+
+
+def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """A row for each group, the lowest accuracy first, and what is to be thought of the worst."""
+    from tl_dist.terminal.console import plain
+
+    table = narrow_table(kind, "images", "accuracy", "95 % interval", "log loss", folds=(kind,))
+    for row in rows[:_MAX_CLASSES]:
+        low, high = row["interval"]
+        figures_of = f"{row['accuracy']:.3f}", f"{low:.3f}-{high:.3f}", f"{row['log_loss']:.3f}"
+        table.add_row(plain(row["name"]), f"{row['num_examples']:,}", *figures_of)
+    console.print(table)
+    if len(rows) > _MAX_CLASSES:
+        show_line(console, f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
+    show_line(console, groups.worst_line(kind, rows))
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:

@@ -23,7 +23,13 @@ PIECE_BYTES = 8 << 20  # of logits that are exchanged at a time
 
 
 def evaluation_step(
-    model: Classifier, objective: Objective, parallel: DataParallel, *, global_batch: int, views: int = 1
+    model: Classifier,
+    objective: Objective,
+    parallel: DataParallel,
+    *,
+    global_batch: int,
+    views: int = 1,
+    features: bool = False,
 ) -> Callable[[Any], dict[str, Any]]:
     """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
 
@@ -31,25 +37,14 @@ def evaluation_step(
     index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
     those of this process's rows in their place in the global batch, and 0 elsewhere.
 
-    With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities.
+    With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities. With
+    `features` these are given as the logits are: what the last layer takes, of the first view, in float32.
     """
-
-    def logits_of(batch: Batch) -> Any:
-        if views == 1:
-            return model(batch.images)
-        # One view at a time is in memory.
-        each = tf.map_fn(
-            lambda view: tf.nn.log_softmax(model(tf.gather(batch.images, view, axis=1))),
-            tf.range(views),
-            fn_output_signature=tf.TensorSpec([batch.images.shape[0], objective.num_classes], tf.float32),
-            parallel_iterations=1,
-        )
-        return tf.reduce_logsumexp(each, axis=0) - math.log(views)
 
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         del step
-        logits = logits_of(batch)
-        real = counted(batch)
+        found = _computed(model, batch.images, objective.num_classes, views, features=features)
+        logits, real = found["logits"], counted(batch)
         return {
             "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),
             "examples": tf.cast(tf.reduce_sum(real), tf.float64),
@@ -63,11 +58,7 @@ def evaluation_step(
             "seen": tf.reduce_sum(
                 tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)
             ),
-            "logits": tf.scatter_nd(
-                (batch.positions % global_batch)[:, None],
-                tf.where(real[:, None] > 0, logits, 0.0),
-                [global_batch, objective.num_classes],
-            ),
+            **{name: _in_place(rows, batch, global_batch) for name, rows in found.items()},
         }
 
     @compiled
@@ -75,6 +66,36 @@ def evaluation_step(
         return parallel.run(replica_step, batches.get_next(), tf.constant(0, tf.int64))
 
     return evaluate_batch
+
+
+def _computed(
+    model: Classifier, images: Any, num_classes: int, views: int, *, features: bool
+) -> dict[str, Any]:
+    """`logits`, and perhaps `features`, of the rows of a replica."""
+    found: dict[str, Any] = {}
+    if features:
+        logits, found["features"] = model.with_features(images if views == 1 else images[:, 0])
+    elif views == 1:
+        logits = model(images)
+    if views > 1:
+        # One view at a time is in memory.
+        each = tf.map_fn(
+            lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
+            tf.range(views),
+            fn_output_signature=tf.TensorSpec([images.shape[0], num_classes], tf.float32),
+            parallel_iterations=1,
+        )
+        logits = tf.reduce_logsumexp(each, axis=0) - math.log(views)
+    return {"logits": logits, **found}
+
+
+def _in_place(rows: Any, batch: Batch, global_batch: int) -> Any:
+    """Rows of examples that count, where they belong in the global batch; 0 elsewhere."""
+    return tf.scatter_nd(
+        (batch.positions % global_batch)[:, None],
+        tf.where(counted(batch)[:, None] > 0, rows, 0.0),
+        [global_batch, rows.shape[1]],
+    )
 
 
 def example_hash(index: Any) -> Any:

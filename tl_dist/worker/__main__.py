@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,7 @@ from tl_dist.worker import out_of_memory
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one worker and return its exit code; a refusal is one line on standard error, `refused: rank R: ...`."""
-    parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--evaluate", metavar="SPLIT")
-    parser.add_argument("--at", metavar="best|last|STEP", default="")
-    parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument(
-        "--apart", metavar="DIR", type=Path, help="the run is only read; the answer goes there"
-    )
-    parser.add_argument("--predict", metavar="TOP", type=int)
-    parser.add_argument("--explain", action="store_true", help="what DIR asks for; see worker/explain.py")
-    parser.add_argument("--data", metavar="PATH", type=Path)
-    parser.add_argument("--split")
-    parser.add_argument("--extract", action="store_true")
-    parser.add_argument("--tune", metavar="FOLDS", type=int)
-    parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
-    parser.add_argument("--export", metavar="REQUEST", type=json.loads)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     os.umask(0o077)  # a run is private, whoever starts its workers
     allow_many_open_files()
     rank = slots.rank_in(os.environ)
@@ -70,15 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(slots.slurm_task_environment(os.environ))
         import_keras()
         if options.evaluate:
-            return _evaluate(run, options.evaluate, options.override, options.at)
+            return _evaluate(run, options)
         if options.apart:
-            return _on_other_images(run, options)
+            return _apart(run, options)
         if options.extract:
             return _extract(run)
         if options.tune:
             return _tune(run, options.tune)
         if options.cross_validate:
-            return _cross_validate(run, *options.cross_validate)
+            return _cross_validate(run, *options.cross_validate, *options.by)
         if options.export:
             return _export(run, options.export)
         return _train(run, show_progress=rank == 0 and not supervised)
@@ -92,6 +76,31 @@ def main(arguments: list[str] | None = None) -> int:
         why = printable(" ".join(str(error).split())[:300])
         shown.write(f"failed: rank {rank}: {type(error).__name__}: {why}\n")
         return _leave(rank, ExitCode.INTERNAL, f"{type(error).__name__}: {why}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.worker", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--evaluate", metavar="SPLIT")
+    parser.add_argument(
+        "--corruptions", metavar=("NAMES", "SEVERITIES"), nargs=2, help="each parted by commas"
+    )
+    parser.add_argument("--at", metavar="best|last|STEP", default="")
+    parser.add_argument("--override", metavar="KEY=VALUE", action="append", default=[])
+    parser.add_argument(
+        "--apart", metavar="DIR", type=Path, help="the run is only read; the answer goes there"
+    )
+    parser.add_argument("--predict", metavar="WANTED", type=json.loads)
+    parser.add_argument("--explain", action="store_true", help="what DIR asks for; see worker/explain.py")
+    parser.add_argument("--calibrate", choices=("probabilities", "unknown"))
+    parser.add_argument("--data", metavar="PATH", type=Path)
+    parser.add_argument("--split")
+    parser.add_argument("--by", metavar="GROUP", action="append", default=[])
+    parser.add_argument("--extract", action="store_true")
+    parser.add_argument("--tune", metavar="FOLDS", type=int)
+    parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
+    parser.add_argument("--export", metavar="REQUEST", type=json.loads)
+    return parser
 
 
 def import_keras() -> None:
@@ -130,25 +139,51 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
         return attempt.train(made, job=_slurm_job(os.environ), listen=listen)
 
 
-def _evaluate(run: RunDir, split: str, overrides: Sequence[str], at: str) -> int:
-    from tl_dist.worker.evaluate import evaluate_checkpoint
+def _evaluate(run: RunDir, options: argparse.Namespace) -> int:
+    from tl_dist.datasets.grouping import named
+    from tl_dist.worker import grouped
+    from tl_dist.worker.evaluate import evaluate_checkpoint, split_of
     from tl_dist.worker.metrics import class_records, evaluation_record
     from tl_dist.worker.setup import setup
 
-    made = setup(run, cores=cores.own_share(os.environ), overrides=overrides)
-    result = evaluate_checkpoint(made, split, at)
+    split = options.evaluate
+    made = setup(run, cores=cores.own_share(os.environ), overrides=options.override)
+    if options.corruptions:
+        return _evaluate_corrupted(made, options)
+    named(split_of(made, split), options.by)  # refused before an hour is spent
+    result = evaluate_checkpoint(made, split, options.at)
     if not made.is_first:  # which alone has the figures
         return ExitCode.DONE
     names = made.splits[split].class_names
     record = evaluation_record(made.state.step, result, names)
     record["classes"] = class_records(result.confusion, names)
+    record |= grouped.record(run, split, made.splits[split], options.by)
     run.evaluations.mkdir(exist_ok=True)
     write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())
+    if "calibration" in result.figures:
+        from tl_dist.scores.pictures import reliability_picture
+
+        picture = reliability_picture(result.figures["calibration"])
+        write_atomically(run.evaluations / f"{split}_reliability.png", picture)
     return ExitCode.DONE
 
 
-def _on_other_images(run: RunDir, options: argparse.Namespace) -> int:
-    """Predict, explain or evaluate images with a run that is only read: it may be in use."""
+def _evaluate_corrupted(made: Any, options: argparse.Namespace) -> int:
+    from tl_dist.worker.robustness import evaluate_corrupted
+
+    names, severities = (text.split(",") for text in options.corruptions)
+    found = evaluate_corrupted(made, options.evaluate, names, [int(one) for one in severities], options.at)
+    if made.is_first:
+        made.run.evaluations.mkdir(exist_ok=True)
+        file = made.run.evaluations / f"{options.evaluate}_corruptions.json"
+        write_atomically(file, json.dumps(found).encode())
+    return ExitCode.DONE
+
+
+def _apart(run: RunDir, options: argparse.Namespace) -> int:
+    """What only reads the run, which may be in use: predict, explain, calibrate, evaluate other images."""
+    from tl_dist.scores.outbox import Wanted
+    from tl_dist.worker.calibrate import calibrate
     from tl_dist.worker.evaluate_data import evaluate_data
     from tl_dist.worker.explain import explain
     from tl_dist.worker.loaded import loaded
@@ -160,9 +195,11 @@ def _on_other_images(run: RunDir, options: argparse.Namespace) -> int:
     if options.explain:
         explain(model, options.apart)
     elif options.predict:
-        answer(model, options.apart, options.predict)
+        answer(model, options.apart, Wanted(**options.predict))
+    elif options.calibrate:
+        calibrate(model, options.apart, unknown=options.calibrate == "unknown")
     else:
-        evaluate_data(model, options.data, options.split, options.apart)
+        evaluate_data(model, options.data, options.split, options.apart, options.by)
     return ExitCode.DONE
 
 
@@ -211,12 +248,12 @@ def _tune(run: RunDir, folds: int) -> int:
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
-def _cross_validate(run: RunDir, folds: int, seeds: int) -> int:
+def _cross_validate(run: RunDir, folds: int, seeds: int, by: str | None = None) -> int:
     from tl_dist.scores.cross_validation import OUT_OF_FOLD, summary
     from tl_dist.worker.cross_validation import cross_validate
 
     with _on_features(run, "cross-validating", alone=True) as (made, stop_requested, say):
-        found = cross_validate(made, folds, seeds, stop_requested, say)
+        found = cross_validate(made, folds, seeds, stop_requested, say, by=by)
     if found is not None:
         found.save(run.path / OUT_OF_FOLD)
         run.mark_done({"cross_validation": summary(found)})

@@ -11,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, pool_of, strata_of
+from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.features.classifiers import nested, tuning
@@ -52,14 +53,21 @@ def tune(
 
 
 def cross_validate(
-    setup: Setup, folds: int, seeds: int, stop_requested: Callable[[], bool], say: extraction.Say
+    setup: Setup,
+    folds: int,
+    seeds: int,
+    stop_requested: Callable[[], bool],
+    say: extraction.Say,
+    *,
+    by: str | None = None,
 ) -> OutOfFold | None:
     """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
 
     A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
-    evaluation.views. None also when asked to stop before the end.
+    evaluation.views. None also when asked to stop before the end. `by`: each group of this kind is a fold, once.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
+    grouped = None if by is None else one_fold_each(pool, by)
     given = from_images(setup, setup.stages[0])
     prefix = cached.prefix_of(setup, given)
 
@@ -96,6 +104,9 @@ def cross_validate(
     examples = cached.examples_of(pool, loaded(sets[0]), cfg)
     if len(sets) > 1:
         examples = replace(examples, evaluated=loaded(sets[1]))
+    if by is not None and grouped is not None:
+        by_group = _out_of_fold(setup, given, pool, examples, grouped[0][None], stop_requested, say)
+        return None if by_group is None else replace(by_group, held_out=(by, grouped[1]))
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
     return _out_of_fold(setup, given, pool, examples, fold, stop_requested, say)
 

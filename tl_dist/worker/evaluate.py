@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from tl_dist.config import stages
 from tl_dist.data import pipeline
+from tl_dist.datasets import Source
 from tl_dist.features.views import views_of
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures, predictions
+from tl_dist.runs.checkpoint_format import Checkpoint
+from tl_dist.scores import calibration, figures, predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
@@ -38,14 +40,20 @@ def compiled_evaluation(setup: Setup, given: StageInput) -> EvaluateBatch:
 
 
 def evaluate(
-    setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
+    setup: Setup,
+    given: StageInput,
+    split: str,
+    evaluate_batch: EvaluateBatch,
+    precise: PreciseStatistics,
+    temperature: float | None = None,
 ) -> Evaluation | None:
     """Figures over every example of a split, over all workers; None when asked to stop before the end.
 
     They are those of the averaged weights where the run keeps an average, and of statistics that fit the weights.
+    `temperature`: that of a calibrated run, for what it changes.
     """
     source = setup.splits[split]
-    result = _counted(setup, given, split, evaluate_batch, precise)
+    result = counted(setup, given, split, evaluate_batch, precise)
     setup.beat(f"writing the figures of {split}", alone=True)
     if result is None or not setup.is_first:
         return result
@@ -58,10 +66,11 @@ def evaluate(
         labels=source.labels,
         class_names=source.class_names,
         types=source.annotations.types,
+        temperature=temperature,
     )
 
 
-def _counted(
+def counted(
     setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
 ) -> Evaluation | None:
     """What `evaluate` gives, with the logits and without the figures."""
@@ -91,37 +100,75 @@ def _counted(
 
 def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     """Figures of a checkpoint on a split: `at` as in `checkpoint.find`. Trains nothing."""
-    return _of_checkpoint(setup, split, at, evaluate)
+
+    def judged(
+        temperature: float | None, given: StageInput, step: EvaluateBatch, precise: PreciseStatistics
+    ) -> Evaluation | None:
+        return evaluate(setup, given, split, step, precise, temperature)
+
+    return _of_checkpoint(setup, split, at, judged, setup.cfg.evaluation.views)[0]
 
 
 def probabilities(setup: Setup, split: str, at: str = "") -> NDArray[np.float64]:
-    """[examples, classes] of a checkpoint, on this process alone. Writes nothing."""
-    logits = _of_checkpoint(setup, split, at, _counted).logits
+    """[examples, classes] of a checkpoint, on this process alone; calibrated where the run is. Writes nothing."""
+
+    def judged(temperature: float | None, given: StageInput, *more: Any) -> Evaluation | None:
+        return counted(setup, given, split, *more)
+
+    result, temperature = _of_checkpoint(setup, split, at, judged)
+    logits = result.logits
     if logits is None:
         raise Refusal(
             f"split '{split}' has too many examples and classes to be compared one by one.",
             fix="name a smaller split.",
             code=ExitCode.USAGE,
         )
-    return figures.Softmax(logits)[:]
+    return figures.Softmax(logits, temperature or 1.0)[:]
 
 
-def _of_checkpoint(setup: Setup, split: str, at: str, judged: Callable[..., Evaluation | None]) -> Evaluation:
+def split_of(setup: Setup, split: str) -> Source:
+    """A split by its name; refuses (64) one that is not there."""
     if split not in setup.splits:
         raise Refusal(
             f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
             fix=f"use one of {', '.join(setup.splits)}.",
             code=ExitCode.USAGE,
         )
-    if restore(setup, lambda text: None, at) is None:
+    return setup.splits[split]
+
+
+def _of_checkpoint(
+    setup: Setup,
+    split: str,
+    at: str,
+    judged: Callable[..., Evaluation | None],
+    views: Sequence[str] | None = None,
+) -> tuple[Evaluation, float | None]:
+    """The evaluation, and the temperature of the checkpoint, where one was fitted in these views; None: in any."""
+    split_of(setup, split)
+    saved = restored(setup, at)
+    given = from_images(setup, stages.at(setup.stages, setup.state.step))
+    precise = PreciseStatistics(setup, given, lambda record: None)
+    found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
+    temperature = None if found is None else found.temperature
+    result = judged(temperature, given, compiled_evaluation(setup, given), precise)
+    return stopped_refused(result), temperature
+
+
+def restored(setup: Setup, at: str) -> Checkpoint:
+    """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuses (64) a run that has none."""
+    saved = restore(setup, lambda text: None, at)
+    if saved is None:
         raise Refusal(
             f"{setup.run.path} has no checkpoint to evaluate.",
             fix="train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
-    given = from_images(setup, stages.at(setup.stages, setup.state.step))
-    precise = PreciseStatistics(setup, given, lambda record: None)
-    result = judged(setup, given, split, compiled_evaluation(setup, given), precise)
+    return saved
+
+
+def stopped_refused(result: Evaluation | None) -> Evaluation:
+    """The evaluation, where it was not stopped."""
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Source, decoded_by, pool_of, quarantine
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
+from tl_dist.datasets.grouping import named
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.evaluation import MAX_LOGITS
+from tl_dist.worker import grouped
 from tl_dist.worker.agreement import agree
 from tl_dist.worker.loaded import Loaded
 from tl_dist.worker.metrics import class_records, evaluation_record
@@ -29,31 +31,34 @@ RESULT = "evaluation.json"
 _NAMED = 8
 
 
-def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path) -> None:
+def evaluate_data(
+    model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()
+) -> None:
     """Evaluate the data set at `path`; rank 0 leaves the record in `directory`, and the predictions with the run.
 
     `split` is one of its own; default: its test split, and all of a set that has none. Examples of classes that the
-    run does not know are left out, and so is what cannot be decoded, up to the budget of the run's config.
+    run does not know are left out, and so is what cannot be decoded, up to the budget of the run's config. `by`: as
+    `grouping.named` takes it.
     """
     part, source = _part(path, split)
+    named(source, by)
     agree(model.parallel, {"data": source.fingerprint, "class_names": list(source.class_names)})
     known, unknown = matched(source, model.class_names, path)
-    readable, faults = _readable(model, known, directory)
-    most = quarantine.budget(model.cfg.data.max_bad, {part: source})
-    _refuse_beyond(most, faults, path)
+    good, faults = readable(model, known, directory)
+    refuse_beyond_budget(model, source, faults, path)
     seen: list[NDArray[np.int64]] = []
-    sums = _Sums(len(model.class_names), readable.num_examples)
-    for found in predict(model, readable):
-        faults |= {readable.ids[k]: reason for k, reason in found.faults.items()}
+    sums = _Sums(len(model.class_names), good.num_examples)
+    for found in predict(model, good):
+        faults |= {good.ids[k]: reason for k, reason in found.faults.items()}
         if model.parallel.rank == 0 and not found.faults:
             seen.append(found.examples)
-            sums.add(found.logits, readable.labels[found.examples])
-    _refuse_beyond(most, faults, path)
+            sums.add(found.logits, good.labels[found.examples])
+    refuse_beyond_budget(model, source, faults, path)
     if model.parallel.rank:
         return
     if not seen:
         raise _cannot(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
-    evaluated = readable.subset(np.concatenate(seen))
+    evaluated = good.subset(np.concatenate(seen))
     of = path.absolute().name if path.is_dir() else path.stem
     name = re.sub(r"[^\w.-]", "_", f"{of}-{part}-{source.fingerprint[:8]}")
     result = predictions.with_figures(
@@ -64,6 +69,7 @@ def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path)
         labels=evaluated.labels,
         class_names=model.class_names,
         types=evaluated.annotations.types,
+        temperature=None if model.calibration is None else model.temperature,
     )
     facts = {
         "path": str(path),
@@ -76,6 +82,7 @@ def evaluate_data(model: Loaded, path: Path, split: str | None, directory: Path)
     }
     record = evaluation_record(model.step, result, model.class_names)
     record |= {"classes": class_records(result.confusion, model.class_names), "data": facts}
+    record |= grouped.record(model.run, name, evaluated, by)
     write_atomically(directory / RESULT, json.dumps(record).encode())
 
 
@@ -108,7 +115,7 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
     return renamed.subset(rows[known]), dict(sorted(counts.items()))
 
 
-def _readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
+def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
     """The examples without those whose header says that they cannot be decoded, and these; as the run decodes them."""
     parallel = model.parallel
     found = quarantine.screen(
@@ -156,11 +163,16 @@ class _Sums:
         )
 
 
-def _refuse_beyond(most: int, faults: Mapping[str, str], path: Path) -> None:
+def refuse_beyond_budget(
+    model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
+) -> None:
+    """Refuse (65) more images that cannot be decoded than the run puts up with; `path`: where they are from."""
+    most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
     if len(faults) > most:
         name, reason = next(iter(faults.items()))
-        what = f"{len(faults)} images of {path} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
-        raise _cannot(what, f"restore or delete what 'tl-dist data verify {path}' names")
+        of = path or f"run '{model.run.name}'"
+        what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
+        raise _cannot(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
 
 
 def _cannot(what: str, fix: str) -> Refusal:

@@ -56,6 +56,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
             "to": request.to,
             "numbers": request.numbers,
             "file": form.file,
+            "temperature": own.temperature,
             "bytes": _size(directory / form.file),
             "versions": {name: version(name) for name in ("keras", *form.packages)},
         }

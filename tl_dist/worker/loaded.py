@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, started
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.scores import calibration
+from tl_dist.scores.calibration import Calibration
 from tl_dist.worker import origin
 from tl_dist.worker.restored import image_size_of, network_of
 from tl_dist.worker.setup import start_tensorflow
@@ -31,8 +34,17 @@ class Loaded:
     step: int
     decoding: int
     """the version of the rule by which it reads images"""
+    sha256: str = ""
+    """of the checkpoint"""
+    calibration: Calibration | None = None
+    """of this very checkpoint, where the run was calibrated: its temperature belongs to the probabilities"""
     moving_statistics: bool = False
     """whether its batch norm has moving averages as they are, which the end of the run would have settled"""
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def image_size(self) -> int:
@@ -65,10 +77,21 @@ def loaded(
     with parallel.scope():
         built = network_of(run, cfg, precision or identity["precision"])
         variables = {**built.moving, **built.frozen}
-        step = origin.restore(run, cfg, built.network, variables, at) if parallel.rank == 0 else 0
+        found = origin.restore(run, cfg, built.network, variables, at) if parallel.rank == 0 else None
     parallel.broadcast(list(variables.values()))
-    step = int(parallel.total({"step": step})["step"])
+    step, sha256 = json.loads(parallel.gather(json.dumps(found).encode())[0])
     model = built.trained_from(cfg.parts[-1])
     unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
-    decoding = decoding_of(run, new=VERSION)
-    return Loaded(run, cfg, parallel, threads, model, identity["class_names"], step, decoding, unsettled)
+    return Loaded(
+        run,
+        cfg,
+        parallel,
+        threads,
+        model,
+        identity["class_names"],
+        step,
+        decoding_of(run, new=VERSION),
+        sha256,
+        calibration.of_checkpoint(run.path, sha256, cfg.evaluation.views),
+        unsettled,
+    )

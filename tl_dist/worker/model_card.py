@@ -36,6 +36,7 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
             f"{cfg.model.backbone} from {origin}" + (f" (sha256 {digest})" if digest else "")
             + f", trained from `{cfg.model.train_from}` up by tl_dist, run `{run.name}`, step {own.step:,}.",
             f"{own.model.count_params():,} parameters. Computed in {identity.get('precision', 'float32')} in training.",
+            *_calibrated(own),
             f"This file: `{report['file']}`, {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB.",
         ],
         "How to use": [
@@ -65,6 +66,15 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     }  # fmt: skip
     body = "\n".join(f"## {title}\n\n" + "\n\n".join(lines) + "\n" for title, lines in sections.items())
     return f"---\n{yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False)}---\n\n# {run.name}\n\n{body}"
+
+
+def _calibrated(own: Restored) -> list[str]:
+    if own.temperature is None:
+        return []
+    return [
+        f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
+        "validation split (temperature scaling, Guo et al. 2017); the figures below are those before."
+    ]
 
 
 def _splits(run: RunDir) -> list[str]:

@@ -23,12 +23,14 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
     return classifier.digest({path: v.numpy() for path, v in variables.items()})
 
 
-def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> int:
+def restore(
+    run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = ""
+) -> tuple[int, str]:
     """Set `variables`, those of `network` and perhaps of a head by path, to a checkpoint of `run`, of this config.
 
-    To what it ended with, or `at` as in `checkpoint.find`; returns the step. Averages are taken where the run kept
-    them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one whose
-    frozen weights are not to be had as they were.
+    To what it ended with, or `at` as in `checkpoint.find`; returns its step and digest. Averages are taken where the
+    run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one
+    whose frozen weights are not to be had as they were.
     """
     if cfg.source is not None:
         carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
@@ -52,4 +54,4 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
-    return saved.step
+    return saved.step, saved.sha256

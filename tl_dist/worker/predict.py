@@ -21,7 +21,9 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.files import unlabelled
 from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
-from tl_dist.scores import figures, outbox
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import conformal, figures, neighbours, outbox
+from tl_dist.scores.neighbours import Neighbours
 from tl_dist.scores.predictions import Predicted
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
 from tl_dist.training.step import Objective
@@ -42,9 +44,11 @@ class Found(NamedTuple):
     """[examples, classes] on rank 0 alone"""
     faults: Mapping[int, str]
     """in place of logits: the reason by example"""
+    features: NDArray[np.float32]
+    """[examples, features] on rank 0 alone, where they were asked for"""
 
 
-def predict(model: Loaded, source: Source) -> Iterator[Found]:
+def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterator[Found]:
     """Of every example of `source`, about ROUND_S at a time; call it on all workers, where the rounds are the same.
 
     An example that cannot be decoded is as if it had never been there: those after it move up, as in an evaluation
@@ -56,31 +60,34 @@ def predict(model: Loaded, source: Source) -> Iterator[Found]:
         model.parallel,
         global_batch=model.evaluation_batch,
         views=views_of(model.cfg.evaluation.views),
+        features=features,
     )
+    widths = [len(model.class_names), model.model.num_features if features else 0]
     left = np.arange(source.num_examples)
     with model.parallel.naming_lost_peers(), naming_machine_faults("an image"):
         while left.size:
             members = left
             part = source if left.size == source.num_examples else source.subset(left)
-            for rows, logits, faults in _rounds(model, part, step):
+            for rows, values, faults in _rounds(model, part, step, sum(widths)):
+                logits, wide = np.split(values[: left.size], widths[:1], axis=1)
                 if faults:
                     lost = members[list(faults)]
-                    yield Found(lost, logits, dict(zip(lost.tolist(), faults.values(), strict=True)))
+                    yield Found(lost, logits, dict(zip(lost.tolist(), faults.values(), strict=True)), wide)
                     left = left[~np.isin(left, lost)]
                 else:
-                    yield Found(left[:rows], logits[: left.size], {})
+                    yield Found(left[:rows], np.ascontiguousarray(logits), {}, wide)
                     left = left[rows:]
 
 
 def _rounds(
-    model: Loaded, source: Source, step: Callable[[Any], dict[str, Any]]
+    model: Loaded, source: Source, step: Callable[[Any], dict[str, Any]], width: int
 ) -> Iterator[tuple[int, NDArray[np.float32], dict[int, str]]]:
-    """Of so many examples the logits, on rank 0; or, as the last, the examples that end it, and why."""
-    parallel, batch, num_classes = model.parallel, model.evaluation_batch, len(model.class_names)
+    """Of so many examples logits and features [examples, width], on rank 0; or the examples that end it, and why."""
+    parallel, batch = model.parallel, model.evaluation_batch
     mine = rows_of(parallel.rank, parallel.world_size, batch)
     batches = parallel.feed(_batches(model, source, mine))
     num_batches = -(-source.num_examples // batch)
-    most = max(1, PIECE_BYTES // (4 * batch * num_classes))
+    most = max(1, PIECE_BYTES // (4 * batch * width))
     done, at_once = 0, 1
     while done < num_batches:
         at_once = min(at_once, num_batches - done)
@@ -88,7 +95,7 @@ def _rounds(
         own: list[NDArray[np.float32]] = []
         reasons: dict[int, str] = {}
         try:
-            own = [step(batches)["logits"].numpy()[mine.start : mine.stop] for _ in range(at_once)]
+            own = [_values(step(batches))[mine.start : mine.stop] for _ in range(at_once)]
         except READ_ERRORS:
             to_come = (k * batch + row for k in range(done, num_batches) for row in mine)
             left = (index for index in to_come if index < source.num_examples)
@@ -100,16 +107,22 @@ def _rounds(
         faults = {int(k): reason for one in reports for k, reason in one["reasons"].items()}
         if faults:
             _kept.append(batches)
-            yield 0, np.empty((0, num_classes), np.float32), dict(sorted(faults.items()))
+            yield 0, np.empty((0, width), np.float32), dict(sorted(faults.items()))
             return
         everyone = parallel.gather(np.stack(own).tobytes())
-        logits = np.empty((at_once if parallel.rank == 0 else 0, batch, num_classes), np.float32)
+        values = np.empty((at_once if parallel.rank == 0 else 0, batch, width), np.float32)
         if parallel.rank == 0:
-            put_together(everyone, logits)
-        yield at_once * batch, logits.reshape(-1, num_classes), {}
+            put_together(everyone, values)
+        yield at_once * batch, values.reshape(-1, width), {}
         done += at_once
         slowest = max(one["took_s"] for one in reports)
         at_once = min(most, max(1, int(at_once * ROUND_S / max(slowest, 1e-3))))
+
+
+def _values(found: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The logits, and the features beside them where they were computed."""
+    logits: NDArray[np.float32] = found["logits"].numpy()
+    return np.concatenate([logits, found["features"].numpy()], axis=1) if "features" in found else logits
 
 
 def _batches(model: Loaded, source: Source, rows: range) -> Any:
@@ -133,19 +146,68 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     for found in predict(model, source):
         errors |= {good[k]: reason for k, reason in found.faults.items()}
         if not found.faults:
-            rows.append(figures.Softmax(found.logits).in_place())
+            rows.append(figures.Softmax(found.logits, model.temperature).in_place())
             examples.append(found.examples)
     ids = np.array([good[k] for k in np.concatenate(examples)], np.str_)
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
 
 
-def answer(model: Loaded, directory: Path, top: int) -> None:
-    """Have the files that `directory` lists predicted; rank 0 leaves the `top` classes of each there."""
+def answer(model: Loaded, directory: Path, wanted: outbox.Wanted) -> None:
+    """Have the files that `directory` lists predicted; rank 0 leaves there what is wanted of each."""
+    least = None if wanted.coverage is None else _least(model, wanted.coverage, wanted.of_type)
+    known = None if wanted.unknown is None else _known(model, wanted.unknown)
     source = unlabelled(outbox.asked(directory), model.class_names, model.decoding)
     if model.parallel.rank == 0:
-        outbox.put_facts(directory, step=model.step, moving_statistics=model.moving_statistics)
-    for number, found in enumerate(predict(model, source)):
+        temperature = None if model.calibration is None else model.temperature
+        outbox.put_facts(
+            directory,
+            step=model.step,
+            moving_statistics=model.moving_statistics,
+            temperature=temperature,
+            least=least,
+        )
+    for number, found in enumerate(predict(model, source, features=known is not None)):
         if model.parallel.rank == 0:
-            classes, probabilities = figures.largest(figures.Softmax(found.logits).in_place(), top)
-            piece = outbox.Piece(found.examples, classes, probabilities, found.faults)
+            every = figures.Softmax(found.logits, model.temperature).in_place()
+            in_set = np.empty(0, np.int32) if least is None else conformal.sets(every, least)
+            classes, probabilities = figures.largest(every, max(wanted.top, int(in_set.max(initial=0))))
+            p_known = np.empty(0, np.float32)
+            if known is not None:
+                p_known = conformal.p_values(
+                    known.distances(found.features, model.evaluation_batch), known.of_known
+                )
+            piece = outbox.Piece(found.examples, classes, probabilities, found.faults, in_set, p_known)
             outbox.put(directory, number, piece)
+
+
+def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
+    """The probability from which on a class is in the set of an image, perhaps of a type."""
+    if model.calibration is None:
+        raise _not_calibrated(model, "coverage", "")
+    of_true, types = model.calibration.of_true, model.calibration.types
+    if of_type is not None:
+        if of_type not in types:
+            names = ", ".join(sorted(set(types.tolist()))[:20])
+            raise Refusal(
+                f"no validation image of run '{model.run.name}' is of type '{of_type}'.",
+                fix=f"use one of {names}." if names else "leave out --type: its data set has no types.",
+                code=ExitCode.USAGE,
+            )
+        of_true = of_true[types == of_type]
+    return conformal.least_probability(of_true, coverage)
+
+
+def _known(model: Loaded, rate: float) -> Neighbours:
+    found = neighbours.of_checkpoint(model.run.path, model.sha256)
+    if found is None or model.calibration is None:
+        raise _not_calibrated(model, "unknown", " --unknown")
+    conformal.refuse_rate(len(found.of_known), rate)
+    return found
+
+
+def _not_calibrated(model: Loaded, option: str, more: str) -> Refusal:
+    return Refusal(
+        f"--{option} needs what validation images say of step {model.step:,} of run '{model.run.name}'.",
+        fix=f"tl-dist calibrate RUN{more}, with the same --at.",
+        code=ExitCode.USAGE,
+    )

@@ -16,6 +16,7 @@ from tl_dist.models.classifier import Classifier
 from tl_dist.models.keras_model import assemble
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.scores import calibration
 from tl_dist.worker import origin
 from tl_dist.worker.setup import process_as_it_was, refuse_changed_code
 
@@ -34,12 +35,21 @@ class Restored:
     precision: str
     trained_in: str
     """the precision of the run"""
+    temperature: float | None
+    """by which the logits of a calibrated checkpoint are to be divided"""
 
 
-def restored(run: RunDir, at: str = "", *, precision: str | None = None, dense_head: bool = True) -> Restored:
+def restored(
+    run: RunDir,
+    at: str = "",
+    *,
+    precision: str | None = None,
+    dense_head: bool = True,
+    calibrated: bool = True,
+) -> Restored:
     """The model of a checkpoint, `at` as in `checkpoint.find`; `precision` in place of the run's own.
 
-    `dense_head` as `assemble` has it.
+    `dense_head` as `assemble` has it. Unless `calibrated`, the temperature is left to the caller.
 
     Refuses a run that has none, and what `origin.restore` refuses.
     """
@@ -48,12 +58,22 @@ def restored(run: RunDir, at: str = "", *, precision: str | None = None, dense_h
     with process_as_it_was():
         built = network_of(run, cfg, precision)
         variables = {**built.moving, **built.frozen}
-        step = origin.restore(run, cfg, built.network, variables, at)
+        step, sha256 = origin.restore(run, cfg, built.network, variables, at)
+        found = calibration.of_checkpoint(run.path, sha256)
+        temperature = None if found is None else found.temperature
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         backbone = registry.backbone(cfg.model.backbone)
-        model = assemble(backbone, cfg, head, built.network, len(class_names), dense_head=dense_head)
+        model = assemble(
+            backbone,
+            cfg,
+            head,
+            built.network,
+            len(class_names),
+            dense_head=dense_head,
+            temperature=temperature if calibrated else None,
+        )
     decoding = decoding_of(run, new=VERSION)
-    return Restored(model, cfg, class_names, step, decoding, precision, identity["precision"])
+    return Restored(model, cfg, class_names, step, decoding, precision, identity["precision"], temperature)
 
 
 def network_of(run: RunDir, cfg: Config, precision: str) -> Classifier:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tl_dist.cli import compare, cross_validation, data_inspect, data_split, data_verify, feature_sets
+from tl_dist.cli import (
+    compare,
+    cross_validation,
+    data_inspect,
+    data_split,
+    data_verify,
+    feature_sets,
+    robustness,
+)
 from tl_dist.runs.table import RunSummary
 from tl_dist.terminal.tables import show_runs
 
@@ -67,6 +75,17 @@ COMPARED = {
     "p_value": 0.0123, "only_first": 1, "only_second": 2,
 }  # fmt: skip
 
+GROUPS = [
+    {"name": name, "num_examples": 12345, "accuracy": 0.1234, "interval": [0.1, 0.15], "log_loss": 1.234,
+     "p_value": 0.0123}
+    for name in (CLASS, "b")
+]  # fmt: skip
+CORRUPTED = {
+    "split": "validation", "num_examples": 12345, "step": 123456, "image_size": 224, "severities": [1, 2, 3, 4, 5],
+    "clean": 0.0124, "mean_corruption_error": 0.9876,
+    "accuracy": {name: [0.123, 0.321, 0.222, 0.222, 0.222] for name in ("gaussian_noise", "elastic_transform")},
+}  # fmt: skip
+
 SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
     # what is shown, what may go over several lines, what may not
     "data split": (
@@ -94,6 +113,16 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         lambda c: cross_validation.show(CV, c),
         [],
         [f"{value:.4f}" for row in CV["fold_accuracies"] for value in row] + ["0.9501", "0.9602"],
+    ),
+    "cv --by": (
+        lambda c: cross_validation.show(CV | {"left_out": {"site": GROUPS}}, c),
+        [CLASS],
+        ["each site held out once", "12,345", "0.123", "0.100-0.150", "worst site", "p = 0.0123"],
+    ),
+    "eval --corruptions": (
+        lambda c: robustness.show(CORRUPTED, c),
+        ["elastic_transform", "gaussian_noise"],
+        ["0.9876", "0.123", "0.321", "0.222", "224 pixels", "12,345 examples"],
     ),
     "compare": (
         lambda c: compare.show(COMPARED, (f"{PATH}/one", f"{PATH}/two"), c),

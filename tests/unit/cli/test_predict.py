@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tl_dist.cli.prediction_files import Row, columns, written
+from tl_dist.cli.prediction_files import Columns, Row, written
 from tl_dist.cli.sorting import Folders
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.refusal import Refusal
@@ -82,8 +82,8 @@ def test_each_of_many_files_is_looked_at() -> None:
     assert len(found) == len(paths) and "is no image" in found[4999] and "No such file" in found[5000]
 
 
-def write(path: Path, rows: Sequence[Row] = ROWS, top: int = 2) -> None:
-    with written(path, top) as write_rows:
+def write(path: Path, rows: Sequence[Row] = ROWS, columns: Columns = Columns(2)) -> None:  # noqa: B008  (immutable)
+    with written(path, columns) as write_rows:
         write_rows(rows[:1])
         write_rows(rows[1:])
 
@@ -92,7 +92,9 @@ def test_csv_has_every_row_and_every_bit() -> None:
     write(Path("o.csv"))
     with open("o.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         header, *lines = csv.reader(file)
-    assert header == columns(2) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    assert (
+        header == Columns(2).names() == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    )
     assert [line[0] for line in lines] == [row.path for row in ROWS]
     assert [np.float32(line[k]) for line in (lines[0], lines[2]) for k in (2, 4)] == P.tolist()
     assert lines[1][1:] == ["", "", "", "", "is empty"]
@@ -102,7 +104,7 @@ def test_json_lines_leave_out_what_there_is_not() -> None:
     write(Path("o.jsonl"))
     records = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
     assert [record["path"] for record in records] == [row.path for row in ROWS]
-    assert records[1].keys() == {"path", "error"} and records[0].keys() == {*columns(2)} - {"error"}
+    assert records[1].keys() == {"path", "error"} and records[0].keys() == {*Columns(2).names()} - {"error"}
     assert [np.float32(r[k]) for r in records[::2] for k in ("probability", "probability_2")] == P.tolist()
 
 
@@ -111,13 +113,36 @@ def test_parquet_is_read_back_by_its_library() -> None:
 
     write(Path("o.parquet"))
     table = parquet.read_table("o.parquet").to_pydict()
-    assert list(table) == columns(2) and table["error"] == [None, "is empty", None]
+    assert list(table) == Columns(2).names() and table["error"] == [None, "is empty", None]
     assert [table["probability"][0], table["probability_2"][2]] == [P[0], P[3]]
     assert table["path"][2] == "\\udcff.png"
     write(Path("o.parquet"))
     parquet.write_table(parquet.read_table("o.parquet").select(["class"]), "theirs.parquet")
     with pytest.raises(Refusal, match="is there already"):
         write(Path("theirs.parquet"))
+
+
+def test_sets_and_what_is_unknown_in_every_format() -> None:
+    from pyarrow import parquet
+
+    of_all = [
+        Row("a.png", ("cat",), P[:1], in_set=("cat", "a|b"), p_known=np.float32(0.004), unknown=True),
+        Row("b.png", ("owl",), P[1:2], in_set=("owl",), p_known=np.float32(0.5), unknown=False),
+        Row("c.png", error="is empty"),
+    ]
+    for suffix in ("csv", "jsonl", "parquet"):
+        write(Path(f"o.{suffix}"), of_all, Columns(1, sets=True, unknown=True))
+    with open("o.csv", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["path", "class", "probability", "set", "p_known", "unknown", "error"]
+    assert [line[3:] for line in lines] == [
+        [r"cat|a\|b", "0.004", "True", ""], ["owl", "0.5", "False", ""], ["", "", "", "is empty"],
+    ]  # fmt: skip
+    first, second, third = (json.loads(line) for line in Path("o.jsonl").read_text().splitlines())
+    assert first["set"] == ["cat", "a|b"] and second["unknown"] is False and third.keys() == {"path", "error"}
+    table = parquet.read_table("o.parquet").to_pydict()
+    assert table["set"] == [["cat", "a|b"], ["owl"], None] and table["unknown"] == [True, False, None]
+    assert np.float32(table["p_known"][0]) == np.float32(0.004)
 
 
 def test_parquet_without_its_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +157,7 @@ def test_a_file_is_replaced_if_it_is_one_of_these_and_whole_at_the_end(suffix: s
     path.touch()
     write(path, ROWS[:1])
     first = path.read_bytes()
-    unfinished = written(path, 2)
+    unfinished = written(path, Columns(2))
     unfinished.__enter__()(ROWS)
     assert not unfinished.__exit__(KeyError, KeyError(), None)
     assert path.read_bytes() == first and os.listdir() == [path.name]

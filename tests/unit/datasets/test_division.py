@@ -114,7 +114,7 @@ def test_a_column_that_cannot_group_is_refused(table: Path, capsys: pytest.Captu
     command = ["data", "split", str(table), "--test", "0.2", "--to", str(table.with_name("split.json"))]
     assert main([*command, "--group", "pateint"]) == ExitCode.USAGE
     said = capsys.readouterr().err
-    assert "--group 'pateint' is no column of" in said
+    assert "group 'pateint' is no column of" in said
     assert "Fix: name one of the columns path, label, patient, weight, split, site, or" in said
     assert main([*command, "--group", r"/(\d\d)\.png"]) == 0  # a regular expression, as on any data set
     table.write_text(table.read_text().replace(",p3,", ",,"))

@@ -47,7 +47,8 @@ def test_only_the_worker_that_has_the_figures_writes_them_down(
     )
     monkeypatch.setattr(setup, "setup", lambda *given, **options: made)
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *given: result)
-    assert main._evaluate(RunDir(tmp_path), "test", (), "") == 0
+    options = main._parser().parse_args([str(tmp_path), "--evaluate", "test"])
+    assert main._evaluate(RunDir(tmp_path), options) == 0
     written = tmp_path / "evaluations" / "test.json"
     assert written.exists() == (rank == 0)
     assert rank or json.loads(written.read_text())["figures"] == {"mcc": 1.0}

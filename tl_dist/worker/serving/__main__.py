@@ -71,7 +71,10 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-            _say(console, f"{model.name}, step {model.version:,}, on {address} (Ctrl-C stops it)", "bold")
+            kind = ", calibrated" if model.calibrated else ""
+            _say(
+                console, f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", "bold"
+            )
 
     config = uvicorn.Config(
         application(Answers(model, metrics, cores=cores), hosts=names),

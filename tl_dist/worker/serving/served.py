@@ -42,6 +42,8 @@ class Served:
     predict: Predict
     decode: Callable[[bytes], NDArray[np.uint8]]
     """uint8 [size, size, 3] from the bytes of an image file; ValueError with the reason where they are none"""
+    calibrated: bool = False
+    """whether the probabilities are at the temperature of `tl-dist calibrate`"""
 
 
 def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
@@ -50,14 +52,15 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
     start_tensorflow(cfg, cores)
     if cores is not None:
         gpus.take_first(1)
-    own = restored(run, at)
+    own = restored(run, at, calibrated=False)
     views = cfg.evaluation.views
 
     def predict(images: tf.Tensor) -> tf.Tensor:
-        """The mean over the test-time views of the run, as its evaluation takes it."""
+        """The mean over the test-time views of the run, as its evaluation takes it; calibrated where the run is."""
         rows = tf.ones(tf.shape(images)[:1], tf.int32)
         every = [apply_views(images, views, view * rows) for view in range(views_of(views))]
-        return tf.reduce_mean([own.model(one, training=False) for one in every], axis=0)
+        mean = tf.reduce_mean([own.model(one, training=False) for one in every], axis=0)
+        return mean if own.temperature is None else tf.nn.softmax(tf.math.log(mean) / own.temperature)
 
     return _checked(
         run.name,
@@ -67,6 +70,7 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         cfg.data.kept_fraction,
         own.decoding,
         compiled(predict, own.model.input_shape),
+        own.temperature is not None,
     )
 
 
@@ -88,6 +92,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
             settings["crop_fraction"],
             settings.get("decoding", 1),
             predict,
+            report.get("temperature") is not None,
         )
     except Refusal:
         raise
@@ -107,12 +112,13 @@ def _checked(
     crop: float | None,
     decoding: int,
     predict: Predict,
+    calibrated: bool,
 ) -> Served:
     """The model, which has answered once: the first request does not wait for its compilation."""
     found = predict(np.zeros((1, size, size, 3), np.uint8)).shape
     if found != (1, len(class_names)):
         raise ValueError(f"its answer has shape {found}, for {len(class_names)} classes")
-    return Served(name, version, class_names, size, predict, decoder(size, crop, decoding))
+    return Served(name, version, class_names, size, predict, decoder(size, crop, decoding), calibrated)
 
 
 def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:

@@ -1,0 +1,60 @@
+"""`cv --by` of a config that is trained: each group is the test split of one run, and its only one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tl_dist.cli.cross_validation import _folds_by_group, _of_fold
+from tl_dist.cli.train import Request
+from tl_dist.datasets.division import open_splits
+from tl_dist.refusal import ExitCode, Refusal
+
+CONFIG = """\
+data: {name: csv, path: table.csv, image_size: 16, validation_fraction: 0.25}
+model: {backbone: tiny, weights: random, train_from: all}
+optimizer: {learning_rate: 0.1}
+steps: 2
+global_batch: 4
+"""
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    monkeypatch.chdir(tmp_path)
+    rows = ["path,label,group,camera"]
+    for k in range(48):
+        Image.fromarray(np.full((16, 16, 3), k, np.uint8)).save(f"{k:02d}.png")
+        rows.append(f"{k:02d}.png,{'ab'[k % 2]},patient{k // 4},{'xyz'[k // 2 % 3]}")
+    Path("table.csv").write_text("\n".join(rows) + "\n")
+    Path("trial.yaml").write_text(CONFIG)
+    return Request(Path("trial.yaml"), (), runs=Path("runs"))
+
+
+def test_each_group_is_the_test_split_of_one_run(request_: Request) -> None:
+    cfg = request_.load()
+    manifest, names = _folds_by_group(request_, cfg, "trial-cv-by", "camera")
+    assert names == ["x", "y", "z"]
+    for fold, name in enumerate(names):
+        one = _of_fold(request_, cfg, "trial-cv-by", 3, 0, fold, manifest).load()
+        assert one.name == f"trial-cv-by-0-{fold}"
+        splits = open_splits(one.data)[0]
+        assert {"xyz"[int(i[:2]) // 2 % 3] for i in splits["test"].ids} == {name}
+        assert splits["test"].num_examples == 16
+        assert splits["train"].num_examples + splits["validation"].num_examples == 32
+        # The groups of the data set stay whole within what is left.
+        patients = [{int(i[:2]) // 4 for i in splits[part].ids} for part in ("train", "validation")]
+        assert not patients[0] & patients[1]
+
+
+def test_what_has_no_such_groups_is_refused(request_: Request) -> None:
+    with pytest.raises(Refusal, match=r"says no type of its examples\. Fix: name a column") as caught:
+        _folds_by_group(request_, request_.load(), "x", "type")
+    assert caught.value.code == ExitCode.DATA
+    with pytest.raises(Refusal, match="group 'kamera' is no column of"):
+        _folds_by_group(request_, request_.load(), "x", "kamera")
+    with pytest.raises(Refusal, match=r"all 48 examples are of one group, '\.png'"):
+        _folds_by_group(request_, request_.load(), "x", r"\.png")

@@ -1,0 +1,150 @@
+"""Probabilities that can be believed: one temperature for all logits (Guo et al. 2017, arXiv 1706.04599).
+
+It is fitted on the validation split alone and kept in RUN/calibration.npz, beside what conformal sets need of the same
+examples. The file is bound to the digest of one checkpoint: another one has no calibration. No pickled object is ever
+written or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.npz import read_npz
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import figures
+
+FILE = "calibration.npz"
+MOST = 100.0
+"""the temperature lies between 1 / MOST and MOST"""
+_BLOCK = 1 << 20  # logits that are looked at together
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What was learned of a checkpoint on its validation split."""
+
+    step: int
+    sha256: str
+    """of the checkpoint"""
+    views: Sequence[str]
+    """over which the logits are a mean"""
+    temperature: float
+    labels: NDArray[np.int32]
+    of_true: NDArray[np.float64]
+    """the calibrated probability of the true class of each validation example"""
+    types: NDArray[np.str_]
+    """of each example; empty where the data set has none"""
+
+    def __post_init__(self) -> None:
+        num = len(self.labels)
+        right = (
+            0 < self.temperature < np.inf
+            and self.labels.shape == self.of_true.shape == (num,)
+            and self.labels.dtype.kind in "iu"
+            and self.of_true.dtype.kind == "f"
+            and self.types.shape in ((num,), (0,))
+            and self.types.dtype.kind in "US"
+            and num > 0
+            and bool(((self.of_true >= 0) & (self.of_true <= 1)).all())
+        )
+        if not right:
+            raise ValueError("its arrays are not those of a calibration")
+
+    def arrays(self) -> dict[str, Any]:
+        """For `predictions.save`."""
+        return {**vars(self), "views": np.array(list(self.views), np.str_)}
+
+
+def load(run: Path) -> Calibration | None:
+    """That of a run; None where it was never calibrated. Refuses (65) a damaged file."""
+    path = run / FILE
+    try:
+        with open(open_regular(path), "rb") as file:
+            found = read_npz(file)
+        return Calibration(
+            int(found["step"]),
+            str(found["sha256"]),
+            [str(name) for name in found["views"]],
+            float(found["temperature"]),
+            found["labels"],
+            found["of_true"],
+            found["types"],
+        )
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise Refusal(
+            f"{path} holds no calibration ({reason(error)}).",
+            fix="calibrate the run again: tl-dist calibrate RUN; or remove the file.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def of_checkpoint(run: Path, sha256: str, views: Sequence[str] | None = None) -> Calibration | None:
+    """That of this very checkpoint, evaluated as a mean over these views; None: in whichever."""
+    found = load(run)
+    if found is None or found.sha256 != sha256:
+        return None
+    return found if views is None or [*views] == [*found.views] else None
+
+
+def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
+    """The temperature at which these examples have the least log loss: where its derivative by 1 / temperature is 0.
+
+    The loss is convex in 1 / temperature, so there is one. It stays 1 where all examples are right: nothing shows then
+    how sure the network may be, and the least loss would be that of certainty.
+    """
+    from scipy.optimize import brentq
+
+    blocks = [
+        slice(k, k + max(1, _BLOCK // logits.shape[1]))
+        for k in range(0, len(labels), max(1, _BLOCK // logits.shape[1]))
+    ]
+
+    def slope(inverse: float) -> float:
+        total = 0.0
+        for rows in blocks:
+            wide = logits[rows].astype(np.float64)
+            shares = figures.softmax(wide * inverse)
+            total += float(((shares * wide).sum(axis=1) - wide[np.arange(len(wide)), labels[rows]]).sum())
+        return total / len(labels)
+
+    if (logits[np.arange(len(labels)), labels] == logits.max(axis=1)).all():
+        return 1.0
+    least, most = 1 / MOST, MOST
+    if slope(least) >= 0:  # no better than a guess, however flat
+        return MOST
+    if slope(most) <= 0:
+        return 1 / MOST
+    return 1 / float(brentq(slope, least, most, xtol=1e-12, rtol=1e-10))
+
+
+def quality(labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float) -> dict[str, Any]:
+    """Log loss, expected calibration error and the bins of a reliability diagram, at a temperature."""
+    found = figures.confidences(labels, figures.Softmax(logits, temperature))
+    if not np.isfinite(found.confidence).all():
+        return {"log_loss": None, "ece": None, "bins": []}
+    return {
+        "log_loss": figures.mean_surprise(found.of_true),
+        "ece": figures.calibration_error(found.confidence, found.hits),
+        "bins": figures.reliability(found.confidence, found.hits),
+    }
+
+
+def before_and_after(
+    labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float
+) -> dict[str, Any]:
+    """`quality` of a split as the network gives it, and calibrated; the temperature may not be fitted on it."""
+    return {
+        "temperature": temperature,
+        "before": quality(labels, logits, 1.0),
+        "after": quality(labels, logits, temperature),
+    }

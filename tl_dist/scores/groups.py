@@ -1,0 +1,61 @@
+"""Figures of each group of a split, such as a site or a type of module; and how sure it is that one is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.scores import figures
+
+MAX_GROUPS = 1000
+"""of a record: those of the lowest accuracy"""
+
+
+def by_group(
+    names: Sequence[str], labels: NDArray[np.int32], probabilities: NDArray[np.floating]
+) -> list[dict[str, Any]]:
+    """The figures of each group, the lowest accuracy first, with Wilson's 95 % interval.
+
+    `p_value`: of Fisher's exact test that the group is no less accurate than all others together, times the number of
+    groups (Bonferroni), since somebody looks at the worst of them; None for one group alone.
+    """
+    from scipy.stats import fisher_exact
+
+    of = np.asarray(names, np.str_)
+    hits = probabilities.argmax(axis=1) == labels
+    num, right = len(hits), int(hits.sum())
+    unique = np.unique(of)
+    rows = []
+    for name in unique:
+        inside = of == name
+        n, k = int(inside.sum()), int(hits[inside].sum())
+        table = [[k, n - k], [right - k, (num - n) - (right - k)]]
+        p = float(fisher_exact(table, alternative="less").pvalue) if len(unique) > 1 else None
+        rows.append(
+            {
+                "name": str(name),
+                "num_examples": n,
+                "accuracy": k / n,
+                "interval": figures.wilson(k, n),
+                "log_loss": figures.log_loss(labels[inside], probabilities[inside].astype(np.float64)),
+                "p_value": None if p is None else min(1.0, p * len(unique)),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["accuracy"], row["name"]))[:MAX_GROUPS]
+
+
+def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The group of the lowest accuracy in a line, and whether it is more than chance that it is below the others."""
+    worst = rows[0]
+    low, high = worst["interval"]
+    line = (
+        f"worst {kind}: {worst['name']}, accuracy {worst['accuracy']:.4f} of {worst['num_examples']:,} "
+        f"(95 % interval {low:.4f} to {high:.4f})"
+    )
+    if worst["p_value"] is not None:
+        sure = "less accurate than the others" if worst["p_value"] < 0.05 else "no more than chance may do"
+        line += f"; {sure}, p = {worst['p_value']:.3g}"
+    return line

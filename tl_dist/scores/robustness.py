@@ -1,0 +1,137 @@
+"""What corruptions do to a run: accuracy against severity, mean corruption error, and a paired test of two runs.
+
+Kept in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written or read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import open_regular
+from tl_dist.files.npz import read_npz
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores.figures import CONFIDENCE
+
+GEOMETRY = ("shift", "rotate", "resize")
+"""are shown, and belong to no mean corruption error"""
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """Which examples a run is right about."""
+
+    ids: NDArray[np.str_]
+    names: NDArray[np.str_]
+    """of the corruptions"""
+    severities: NDArray[np.int64]
+    clean: NDArray[np.bool_]
+    """[examples]"""
+    right: NDArray[np.bool_]
+    """[corruptions, severities, examples]"""
+    step: int
+    image_size: int
+
+    def __post_init__(self) -> None:
+        num = len(self.ids)
+        shapes = (self.clean.shape, self.right.shape)
+        kinds = (self.ids.dtype.kind, self.names.dtype.kind, self.clean.dtype.kind, self.right.dtype.kind)
+        if (
+            not num
+            or shapes != ((num,), (len(self.names), len(self.severities), num))
+            or kinds != ("U", "U", "b", "b")
+        ):
+            raise ValueError("its arrays are not those of an evaluation under corruptions")
+
+    @property
+    def common(self) -> NDArray[np.bool_]:
+        """Which of the corruptions the mean corruption error is of."""
+        return ~np.isin(self.names, GEOMETRY)
+
+
+def file_of(run: Path, split: str) -> Path:
+    """Where a run keeps it."""
+    return run / "predictions" / f"{split}_corruptions.npz"
+
+
+def load(path: Path) -> Hits:
+    """Refuses (65) what is not there or another file."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            found = read_npz(file)
+        sizes = {key: int(found.pop(key)) for key in ("step", "image_size")}
+        return Hits(**found, **sizes)  # type: ignore[arg-type]
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise Refusal(
+            f"{path} holds no evaluation under corruptions ({reason(error)}).",
+            fix="make it: tl-dist eval RUN --corruptions all.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def record(found: Hits) -> dict[str, Any]:
+    """Accuracies as JSON. `mean_corruption_error`: the mean error over corruptions and severities, not normalized.
+
+    `relative`: how much of that the corruptions add to the error on images as they are (Hendrycks and Dietterich divide
+    both by those of a reference network: `compared` does).
+    """
+    accuracy = found.right.mean(axis=2)
+    errors = 1 - accuracy[found.common]
+    clean = float(found.clean.mean())
+    return {
+        "event": "corruptions",
+        "step": found.step,
+        "num_examples": len(found.ids),
+        "image_size": found.image_size,
+        "severities": found.severities.tolist(),
+        "clean": clean,
+        "accuracy": {str(name): row.tolist() for name, row in zip(found.names, accuracy, strict=True)},
+        "mean_corruption_error": float(errors.mean()) if errors.size else None,
+        "relative": float(errors.mean() - (1 - clean)) if errors.size else None,
+    }
+
+
+def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0) -> dict[str, Any]:
+    """Two runs on the same corrupted images: errors by corruption, and whether the means differ.
+
+    `ratios`: the corruption errors of the second relative to the first, and `mce` their mean, as the paper normalizes
+    by AlexNet; None where the first makes no error. `difference` is that of the mean errors, second less first, with
+    its 95 % interval by the paired bootstrap over examples. ValueError unless both are of the same.
+    """
+    a, b = np.argsort(first.ids), np.argsort(second.ids)
+    same = (
+        np.array_equal(first.ids[a], second.ids[b])
+        and np.array_equal(first.names, second.names)
+        and np.array_equal(first.severities, second.severities)
+        and first.image_size == second.image_size
+    )
+    if not same:
+        raise ValueError("other examples, corruptions, severities or sizes")
+    wrong = [~first.right[:, :, a], ~second.right[:, :, b]]
+    errors = [one.mean(axis=(1, 2)) for one in wrong]
+    common = first.common
+    ratios = [float(y / x) if x else None for x, y in zip(*errors, strict=True)]
+    counted = [ratio for ratio, counts in zip(ratios, common, strict=True) if counts]
+    normal = [ratio for ratio in counted if ratio is not None]
+    # Of each example how many of its corrupted images only one of the runs is wrong about.
+    gaps = (wrong[1][common].sum(axis=(0, 1)) - wrong[0][common].sum(axis=(0, 1), dtype=np.int64)).astype(
+        np.float64
+    )
+    gaps /= max(1, int(common.sum()) * len(first.severities))
+    draws = np.random.default_rng(seed)
+    means = [gaps[draws.integers(0, len(gaps), len(gaps))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return {
+        "num_examples": len(gaps),
+        "names": first.names.tolist(),
+        "errors": [one.tolist() for one in errors],
+        "ratios": ratios,
+        "mce": float(np.mean(normal)) if normal and len(normal) == len(counted) else None,
+        "difference": float(gaps.mean()),
+        "interval": [float(low), float(high)],
+    }
