@@ -41,6 +41,7 @@ BENCHMARKS = (
     "predict_speed",
     "export",
     "report",
+    "calibration",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 
