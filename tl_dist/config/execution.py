@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tl_dist.config.section import PositiveInt, Section
 
@@ -66,11 +66,20 @@ class SafetyConfig(Section):
     """attempts in a row without a newer checkpoint"""
 
 
+def _switch(value: object) -> object:
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+"""true and false, as such a key was once written, are on and off"""
+
+
 class RuntimeConfig(Section):
     threads: PositiveInt | None = None
     """CPU threads of each worker; default: the host's cores divided by its workers"""
-    xla: bool = False
-    """compile the forward and backward pass"""
+    xla: Switch = "auto"
+    """compile the frozen part, the forward and backward pass and the update; auto: on GPUs. Where batch norm sums over
+    workers the forward and backward pass stay as they are"""
     wire: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format in which gradients travel between Horovod's workers. auto: as they are computed where that moves
     fewer bytes, else float32: sums lose nothing by it. bfloat16 (8 bits of mantissa) and float16 (11, with the loss
@@ -85,3 +94,7 @@ class RuntimeConfig(Section):
     deterministic: bool = False
     """TensorFlow's deterministic ops: bit-identical repetition on GPUs too (CPUs have it anyway), at some cost in
     speed and without the split of the step time"""
+
+    def compiles(self, *, on_gpu: bool) -> bool:
+        """What `xla` means on this machine."""
+        return on_gpu if self.xla == "auto" else self.xla == "on"

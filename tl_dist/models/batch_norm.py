@@ -17,15 +17,18 @@ import tensorflow as tf
 Total = Callable[[Any, str], Any]
 """(tensor, name) -> its sum over all replicas, with a gradient"""
 
+CUDNN_LEAST_EPSILON = 1e-5
+
 _ACTIVE = threading.local()  # MirroredStrategy traces each replica in a thread of its own
 
 
 class Moments:
     """What the layers of one forward pass normalized by: `rows * mean` and `rows * variance`, by layer."""
 
-    def __init__(self, layers: Collection[str], total: Total | None) -> None:
+    def __init__(self, layers: Collection[str], total: Total | None, *, fused: bool = False) -> None:
         self.layers = layers
         self.total = total
+        self.fused = fused
         self.of: dict[str, tuple[Any, Any]] = {}
 
     def take(self, layer: Any, inputs: Any) -> tuple[Any, Any]:
@@ -35,9 +38,37 @@ class Moments:
             mean, variance = tf.nn.moments(inputs, axes)
         else:
             mean, variance = self._over_replicas(layer, inputs, axes)
-        rows = tf.cast(tf.shape(inputs)[0], tf.float32)
-        self.of[layer.name] = (rows * mean, rows * variance)
+        self._leave(layer, inputs, mean, variance)
         return mean, variance
+
+    def _leave(self, layer: Any, inputs: Any, mean: Any, variance: Any) -> None:
+        rows = tf.cast(inputs.shape[0] or tf.shape(inputs)[0], tf.float32)
+        self.of[layer.name] = (rows * mean, rows * variance)
+
+    def normalized(self, layer: Any, inputs: Any) -> Any:
+        """[rows, height, width, channels] in the layer's own type, by one kernel forward and one backward.
+
+        That sums in float32 whatever the type. Its variance is the unbiased one, as it was made for moving averages.
+        """
+        of_batch = layer.name in self.layers
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=tf.cast(inputs, layer.compute_dtype),
+            scale=tf.ones(inputs.shape[-1]) if layer.gamma is None else layer.gamma.value,
+            offset=tf.zeros(inputs.shape[-1]) if layer.beta is None else layer.beta.value,
+            mean=[] if of_batch else layer.moving_mean.value,
+            variance=[] if of_batch else layer.moving_variance.value,
+            epsilon=layer.epsilon,
+            is_training=of_batch,
+        )
+        if of_batch:
+            size = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
+            self._leave(layer, inputs, mean, variance * ((size - 1.0) / size))
+        return outputs
+
+    def fuses(self, layer: Any, inputs: Any) -> bool:
+        """Whether `normalized` can take a layer: cuDNN has a least epsilon, and no sum over replicas."""
+        ours = layer.name not in self.layers or self.total is None
+        return self.fused and ours and len(inputs.shape) == 4 and layer.epsilon >= CUDNN_LEAST_EPSILON
 
     def _over_replicas(self, layer: Any, inputs: Any, axes: list[int]) -> tuple[Any, Any]:
         assert self.total is not None
@@ -59,6 +90,8 @@ class BatchStatistics(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         moments: Moments | None = getattr(_ACTIVE, "moments", None)
+        if moments is not None and moments.fuses(self, inputs):
+            return moments.normalized(self, inputs)
         if moments is None or self.name not in moments.layers:
             return super().call(inputs, training=False, mask=mask)
         values = tf.cast(inputs, tf.float32)
@@ -83,9 +116,13 @@ def adopt(network: Any) -> None:
 
 
 @contextmanager
-def collecting(layers: Collection[str], total: Total | None) -> Iterator[Moments]:
-    """Within it these layers normalize by their batch: over all replicas by `total`, or this replica's rows alone."""
-    moments = Moments(layers, total)
+def collecting(layers: Collection[str], total: Total | None, *, fused: bool = False) -> Iterator[Moments]:
+    """Within it these layers normalize by their batch: over all replicas by `total`, or this replica's rows alone.
+
+    `fused`: these, and those that normalize by stored statistics, by TensorFlow's one kernel for it where it can; equal
+    up to rounding.
+    """
+    moments = Moments(layers, total, fused=fused)
     _ACTIVE.moments = moments
     try:
         yield moments

@@ -205,11 +205,19 @@ class Classifier:
         """Every variable that training changes."""
         return {**self.trainable, **self.statistics}
 
+    @property
+    def sums_over_replicas(self) -> bool:
+        """Whether the forward pass of a training step needs sums over all replicas."""
+        return bool(self.statistics) and self._config.batch_norm != "train"
+
     @contextmanager
-    def batch_statistics(self, total: batch_norm.Total) -> Iterator[batch_norm.Moments]:
+    def batch_statistics(
+        self, total: batch_norm.Total, *, fused: bool = False
+    ) -> Iterator[batch_norm.Moments]:
         """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
         names = {path.split("/")[1] for path in self.statistics}
-        with batch_norm.collecting(names, None if self._config.batch_norm == "train" else total) as moments:
+        total_or_own = total if self.sums_over_replicas else None
+        with batch_norm.collecting(names, total_or_own, fused=fused) as moments:
             yield moments
 
     def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:

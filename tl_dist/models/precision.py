@@ -24,6 +24,16 @@ def resolve(name: str) -> str:
     return "mixed_bfloat16" if cpu_has_bfloat16() else "float32"
 
 
+def gpu_graph_options(name: str) -> dict[str, bool]:
+    """Which of TensorFlow's rewrites of a graph a GPU is to go without.
+
+    In float32 the layout optimizer turns convolutions, but not all that stands between them, to channels first: each
+    change of layout is a pass over the activations (two for each batch norm of a ResNet-50, forward and backward). It
+    leaves the 16-bit formats as they are.
+    """
+    return {"layout_optimizer": False} if name == "float32" else {}
+
+
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     try:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import failures, gpus, slots
+from tl_dist.parallel.feed import fed, gpu_of_process
 from tl_dist.parallel.horovod_settings import buckets, settings
 from tl_dist.parallel.meeting import await_peers
 from tl_dist.refusal import ExitCode, Refusal
@@ -63,7 +64,7 @@ class Horovod:
         return nullcontext()
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        return iter(batches)
+        return fed(batches, gpu_of_process())
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
         return fn(batch, step)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import gpus
+from tl_dist.parallel.feed import fed, gpu_of_process
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class SingleDevice:
         return nullcontext()
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        return iter(batches)
+        return fed(batches, gpu_of_process())
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
         return fn(batch, step)

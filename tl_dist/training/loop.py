@@ -56,7 +56,7 @@ def train(
     while state.step < cadence.total_steps:
         steps = max(1, min(cadence.steps_to_next(state.step), int(min(MAX_CHUNK_S / step_s, 1e6))))
         began = time.monotonic()
-        sums = run_steps(batches, tf.constant(state.step, tf.int64), tf.constant(steps, tf.int64))
+        sums = run_steps(batches, tf.constant(state.step, tf.int64), tf.constant(steps, tf.int32))
         values: dict[str, Any] = {key: float(value) for key, value in sums.items()}
         waits = np.zeros(parallel.world_size)
         waits[parallel.rank] = values.pop("data_wait_s")

@@ -9,7 +9,7 @@ updates its own copy, so no optimizer ever communicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tl_dist.config import OptimizerConfig, ScheduleConfig
 from tl_dist.training import layerwise
+from tl_dist.training.rules import Rule, rules
 
 INITIAL_LOSS_SCALE = 2.0**15
 GROW_AFTER = 2000  # finite steps in a row, then the scale doubles (Micikevicius et al., arXiv 1710.03740)
@@ -43,43 +44,14 @@ def learning_rate(config: OptimizerConfig, step: Any, *, steps_per_epoch: float,
     return config.learning_rate * factor
 
 
-class Rule(NamedTuple):
-    """How one variable departs from the common update."""
+class _Factors(NamedTuple):
+    """Scalars of one step that depend on how many updates a variable has had."""
 
-    rate: float = 1.0
-    """factor on the learning rate"""
-    decay: float = 0.0
-    toward_start: bool = False
-    """decay toward the value that the variable had when the optimizer was made, in place of 0; under sgd its gradient
-    is added to that of the loss, under lars and lamb it is part of the update, else it is decoupled"""
-
-
-def rules(
-    config: OptimizerConfig,
-    trainable: Mapping[str, Any],
-    depths: Mapping[str, int] | None = None,
-    new: Collection[str] = (),
-) -> dict[str, Rule]:
-    """The rule of each variable. `depths` counts from the head (0) down; `new` are paths that were not pretrained.
-
-    Weight decay and L2-SP leave out what has fewer than two axes; so do the authors of L2-SP (`_decay`, mode 1, in
-    model/network_base.py of github.com/holyseven/TransferLearningClassification).
-    """
-    head_rate = (config.head_learning_rate or config.learning_rate) / config.learning_rate
-    new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
-    found = {}
-    for path, variable in trainable.items():
-        depth = (depths or {}).get(path, 0)
-        is_head = path.startswith("head/")
-        rate = head_rate if is_head else config.layer_decay**depth
-        is_new = is_head or path in new
-        if len(variable.shape) < 2:
-            found[path] = Rule(rate)
-        elif config.l2_sp and not is_new:
-            found[path] = Rule(rate, config.l2_sp, toward_start=True)
-        else:
-            found[path] = Rule(rate, new_decay if is_new else config.weight_decay)
-    return found
+    toward_weights: Any
+    """how far its average moves"""
+    beta_1_power: Any
+    """of Adam, as the next one"""
+    beta_2_power: Any
 
 
 class Optimizer:
@@ -193,19 +165,42 @@ class Optimizer:
         """The factor on the loss before the backward pass; 1 without loss scaling."""
         return _read(self._loss_scale)
 
-    def apply(self, grads: Sequence[Any], rate: Any, stage: int = 0) -> tuple[Any, Any]:
+    def apply(
+        self, grads: Sequence[Any], rate: Any, stage: int = 0, *, select: bool = False
+    ) -> tuple[Any, Any]:
         """Inside a replica: check, unscale, clip, decay, update. Returns (1.0 if the step was skipped, norm).
 
         `grads` are the reduced gradients of the scaled loss, in the order of the stage's variables; all replicas
         hold the same ones. A step whose global norm is not finite changes nothing but the loss scale.
+
+        `select`: compute the update in any case, and keep it where the norm is finite. A branch would have the host
+        wait for a GPU to learn which way to go; what XLA compiles reads and writes each value once either way.
         """
         if self._scale_loss:
             inverse = 1.0 / self.scale()
             grads = [g * inverse for g in grads]
         norm = tf.linalg.global_norm(grads)
         finite = tf.math.is_finite(norm)
-        skipped = tf.cond(finite, lambda: self._update(grads, norm, rate, stage), self._skip)
+        if select:
+            written = self._written(stage)
+            before = [_read(variable) for variable in written]
+            self._update(grads, norm, rate, stage)
+            for variable, old in zip(written, before, strict=True):
+                _assign(variable, tf.where(finite, _read(variable), old))
+            skipped = 1.0 - tf.cast(finite, tf.float32)
+        else:
+            skipped = tf.cond(
+                finite, lambda: self._update(grads, norm, rate, stage), lambda: tf.constant(1.0)
+            )
+        if self._scale_loss:
+            self._rescale(finite)
         return skipped, norm
+
+    def _written(self, stage: int) -> list[Any]:
+        """Every variable that an update of the stage may write, but for those of the loss scale."""
+        paths = self._stages[stage]
+        slots = [table[path] for table in self._slots.values() for path in paths if path in table]
+        return [self._updates[stage], *(self._trainable[path] for path in paths), *slots]
 
     def _update(self, grads: Sequence[Any], norm: Any, rate: Any, stage: int) -> Any:
         config = self._config
@@ -214,43 +209,49 @@ class Optimizer:
             grads = [g * factor for g in grads]
         tf.raw_ops.AssignAddVariableOp(resource=self._updates[stage].handle, value=tf.constant(1, tf.int64))
         counts = [_read(variable) for variable in self._updates]
-        updates: dict[tuple[int, ...], Any] = {}  # by the stages that have trained a variable
+        # What several variables share is computed once: each of these scalars would be a kernel of its own on a GPU.
+        rates = {rule.rate: rate * rule.rate for rule in self._stages[stage].values()}
+        pulls = {
+            (rule.rate, rule.decay): rates[rule.rate] * rule.decay for rule in self._stages[stage].values()
+        }
+        factors: dict[tuple[int, ...], _Factors] = {}  # by the stages that have trained a variable
         for (path, rule), grad in zip(self._stages[stage].items(), grads, strict=True):
             variable = self._trainable[path]
             within = tuple(k for k in range(stage + 1) if path in self._stages[k])
-            if within not in updates:
-                updates[within] = tf.cast(tf.add_n([counts[k] for k in within]), tf.float32)
-            own_rate = rate * rule.rate
+            if within not in factors:
+                factors[within] = self._factors(tf.add_n([counts[k] for k in within]))
             by_layer = config.name in ("lars", "lamb") and layerwise.is_adapted(variable)
             if rule.decay or by_layer:
                 away = _read(variable) - _read(self.start[path]) if rule.toward_start else _read(variable)
                 if config.name == "lars":
                     grad = layerwise.lars(_read(variable), grad, away, rule.decay, config.trust_coefficient)
                 elif config.name == "lamb":
-                    direction = self._adams_direction(path, grad, updates[within])
-                    step = layerwise.lamb(_read(variable), direction, away, rule.decay) * own_rate
+                    direction = self._adams_direction(path, grad, factors[within])
+                    step = layerwise.lamb(_read(variable), direction, away, rule.decay) * rates[rule.rate]
                     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=step)
                 elif rule.toward_start and config.name == "sgd":  # after clipping, as weight decay in PyTorch
                     grad += away * rule.decay
                 else:  # a pull within Adam would be divided by the size of past gradients
-                    pull = away * (own_rate * rule.decay)
+                    pull = away * pulls[rule.rate, rule.decay]
                     tf.raw_ops.AssignSubVariableOp(resource=variable.handle, value=pull)
             if not (by_layer and config.name == "lamb"):
-                self._update_one(path, variable, grad, own_rate, updates[within])
+                self._update_one(path, variable, grad, rates[rule.rate], factors[within])
             if path in self.averages:
-                self._average(path, variable, updates[within] - 1.0)
-        if self._scale_loss:
-            self._grow()
+                average = self.averages[path]
+                step = (_read(average) - _read(variable)) * factors[within].toward_weights
+                tf.raw_ops.AssignSubVariableOp(resource=average.handle, value=step)
         return tf.constant(0.0)
 
-    def _average(self, path: str, variable: Any, updates: Any) -> None:
-        """Move the average; after few `updates` it follows faster, so that the start soon counts little."""
-        decay = tf.minimum(self._config.ema, (1.0 + updates) / (10.0 + updates))
-        average = self.averages[path]
-        step = (_read(average) - _read(variable)) * (1.0 - decay)
-        tf.raw_ops.AssignSubVariableOp(resource=average.handle, value=step)
+    def _factors(self, num_updates: Any) -> _Factors:
+        """After few updates the average follows faster, so that the start soon counts little."""
+        config, updates = self._config, tf.cast(num_updates, tf.float32)
+        before = updates - 1.0
+        decay = tf.minimum(config.ema, (1.0 + before) / (10.0 + before)) if config.ema else 0.0
+        if config.name in ("sgd", "lars"):
+            return _Factors(1.0 - decay, None, None)
+        return _Factors(1.0 - decay, config.beta_1**updates, config.beta_2**updates)
 
-    def _update_one(self, path: str, variable: Any, grad: Any, rate: Any, updates: Any) -> None:
+    def _update_one(self, path: str, variable: Any, grad: Any, rate: Any, factors: _Factors) -> None:
         config = self._config
         if config.name in ("sgd", "lars") and not config.momentum:
             tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=grad)
@@ -268,8 +269,8 @@ class Optimizer:
                 var=variable.handle,
                 m=self._slots["m"][path].handle,
                 v=self._slots["v"][path].handle,
-                beta1_power=config.beta_1**updates,
-                beta2_power=config.beta_2**updates,
+                beta1_power=factors.beta_1_power,
+                beta2_power=factors.beta_2_power,
                 lr=rate,
                 beta1=config.beta_1,
                 beta2=config.beta_2,
@@ -277,29 +278,26 @@ class Optimizer:
                 grad=grad,
             )
 
-    def _adams_direction(self, path: str, grad: Any, updates: Any) -> Any:
+    def _adams_direction(self, path: str, grad: Any, factors: _Factors) -> Any:
         """Move Adam's two averages; the step that Adam would take at a rate of 1."""
         config = self._config
-        hats = []
-        for slot, beta, value in (("m", config.beta_1, grad), ("v", config.beta_2, tf.square(grad))):
-            average = self._slots[slot][path]
-            new = _read(average) + (value - _read(average)) * (1.0 - beta)
-            _assign(average, new)
-            hats.append(new / (1.0 - beta**updates))
-        mean, square = hats
-        return mean / (tf.sqrt(square) + config.epsilon)
+        m, v = self._slots["m"][path], self._slots["v"][path]
+        mean = _read(m) + (grad - _read(m)) * (1.0 - config.beta_1)
+        square = _read(v) + (tf.square(grad) - _read(v)) * (1.0 - config.beta_2)
+        _assign(m, mean)
+        _assign(v, square)
+        unbiased = mean / (1.0 - factors.beta_1_power)
+        return unbiased / (tf.sqrt(square / (1.0 - factors.beta_2_power)) + config.epsilon)
 
-    def _grow(self) -> None:
-        in_a_row = _read(self._finite_in_a_row) + 1
+    def _rescale(self, finite: Any) -> None:
+        """Double the loss scale after enough finite steps in a row, halve it after one that is not."""
+        scale, in_a_row = self.scale(), _read(self._finite_in_a_row) + 1
         full = in_a_row >= GROW_AFTER
-        _assign(self._finite_in_a_row, tf.where(full, tf.zeros_like(in_a_row), in_a_row))
-        _assign(self._loss_scale, tf.where(full, self.scale() * 2.0, self.scale()))
-
-    def _skip(self) -> Any:
-        if self._scale_loss:
-            _assign(self._finite_in_a_row, tf.constant(0, tf.int64))
-            _assign(self._loss_scale, tf.maximum(self.scale() * 0.5, 1.0))
-        return tf.constant(1.0)
+        grown = tf.where(full, scale * 2.0, scale)
+        _assign(self._loss_scale, tf.where(finite, grown, tf.maximum(scale * 0.5, 1.0)))
+        _assign(
+            self._finite_in_a_row, tf.where(finite & tf.logical_not(full), in_a_row, tf.zeros_like(in_a_row))
+        )
 
 
 # Inside a replica a variable is reached by its handle: that is this replica's own copy, and writing it starts no

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -20,6 +20,11 @@ from tl_dist.training.optim import Optimizer
 
 compiled = partial(tf.function, autograph=False)
 """AutoGraph rewrites every function that is called, ours and Keras's: 2 of 4 s of tracing, for one loop."""
+
+
+def no_clock() -> Any:
+    """TensorFlow refuses to read a clock inside a graph in its deterministic mode."""
+    return tf.constant(0.0, tf.float64)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ class TrainStep:
 
     `rate(step)` is the learning rate; `stage` says which of the optimizer's stages is trained. A replica takes its
     rows in `accumulate` micro-batches, one after another. `clock()` gives seconds, or 0 where it must not be read.
+
+    A GPU works off a queue that the host fills. With `gpu` nothing in a step has the host wait for a result, but for
+    the clock where a step is timed.
     """
 
     model: Classifier
@@ -79,23 +87,25 @@ class TrainStep:
     rate: Callable[[Any], Any]
     stage: int = 0
     accumulate: int = 1
-    xla: bool = False
     wire: str = "auto"
+    """number format of gradients between processes"""
+    xla: bool = False
+    """compile what needs no sums over replicas: sums within the forward pass leave the update alone to be compiled"""
+    gpu: bool = False
     clock: Callable[[], Any] = tf.timestamp
 
-    def __call__(self, batch: Batch, step: Any) -> dict[str, Any]:
+    def __call__(self, batch: Batch, step: Any, *, timed: bool = True) -> dict[str, Any]:
         """Scalars of this replica that `run` and `total` may sum: see `chunk.SUMS`."""
         batch = self.through_prefix(batch)
-        return self.update(batch, step, self.gradients(batch))
+        return self.update(batch, step, self.gradients(batch), timed=timed)
 
     def through_prefix(self, batch: Batch) -> Batch:
         """The batch with the outputs of the frozen part in place of its images."""
-        return batch._replace(images=self.model.prefix(batch.images))
+        return batch._replace(images=self._prefix(batch.images))
 
     def gradients(self, batch: Batch) -> Gradients:
         """Forward and backward on this replica's rows, in micro-batches so that one at a time is in memory."""
-        scale = self.optimizer.scale()
-        one = compiled(self._forward_backward, jit_compile=True) if self.xla else self._forward_backward
+        scale, one = self.optimizer.scale(), self._one_micro_batch
         if self.accumulate == 1:
             return one(batch, scale)
         num_rows = int(batch.images.shape[0])
@@ -106,11 +116,31 @@ class TrainStep:
             sums = tf.nest.map_structure(lambda a, b: a + b, sums, one(part, scale))
         return sums
 
+    # One function each, however often a step is traced: XLA compiles it once.
+
+    @cached_property
+    def _prefix(self) -> Callable[[Any], Any]:
+        return self._by_xla(self.model.prefix, unless=not self.model.has_prefix)
+
+    @cached_property
+    def _one_micro_batch(self) -> Callable[[Batch, Any], Gradients]:
+        return self._by_xla(self._forward_backward, unless=self.model.sums_over_replicas)
+
+    @cached_property
+    def _apply(self) -> Callable[[Sequence[Any], Sequence[Any], Any], tuple[Any, Any]]:
+        return self._by_xla(self._apply_reduced)
+
+    def _by_xla(self, function: Callable[..., Any], *, unless: bool = False) -> Callable[..., Any]:
+        return compiled(function, jit_compile=True) if self.xla and not unless else function
+
     def _forward_backward(self, batch: Batch, scale: Any) -> Gradients:
         model, trainable = self.model, list(self.model.trainable.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            with model.batch_statistics(self.parallel.total_in_step) as moments:
+            # What XLA compiles it fuses itself. On CPUs a fused batch norm would change the last bits of every run, and
+            # TensorFlow refuses its backward pass on GPUs in deterministic mode, in which there is no clock either.
+            fused = self.gpu and self.clock is not no_clock and (model.sums_over_replicas or not self.xla)
+            with model.batch_statistics(self.parallel.total_in_step, fused=fused) as moments:
                 logits = model.suffix(batch.images, batch.masks)
             loss = tf.reduce_sum(self.objective.losses(logits, batch))
             scaled = loss * (scale / self.objective.global_batch)
@@ -130,17 +160,23 @@ class TrainStep:
         return [tf.cast(g, self.wire) for g in gradients]
 
     def update(
-        self, batch: Batch, step: Any, own: Gradients, meanwhile: Sequence[Any] = ()
+        self,
+        batch: Batch,
+        step: Any,
+        own: Gradients,
+        meanwhile: Sequence[Any] = (),
+        *,
+        timed: bool = True,
     ) -> dict[str, Any]:
         """Reduce and apply; what is computed `meanwhile` hides the reduction."""
+        clock = self.clock if timed else no_clock
         with tf.control_dependencies([*own.gradients, *meanwhile]):
-            computed = self.clock()
+            computed = clock()
         values = self.parallel.reduce_gradients([*self._as_they_travel(own.gradients), *own.moments])
         gradients, moments = values[: len(own.gradients)], values[len(own.gradients) :]
         with tf.control_dependencies(gradients):
-            reduced = self.clock()
-        skipped, norm = self.optimizer.apply(gradients, self.rate(step), self.stage)
-        self.model.move_statistics([moment / self.objective.global_batch for moment in moments], skipped)
+            reduced = clock()
+        skipped, norm = self._apply(gradients, moments, step)
         # `run` and `total` sum over replicas: what is equal on all of them is taken from the first.
         first = tf.cast(tf.equal(self.parallel.replica(), 0), tf.float32)
         return {
@@ -153,6 +189,13 @@ class TrainStep:
             "reduction_s": tf.cast(tf.maximum(reduced - computed, 0.0), tf.float32)
             / self.parallel.num_replicas,
         }
+
+    def _apply_reduced(self, gradients: Sequence[Any], moments: Sequence[Any], step: Any) -> tuple[Any, Any]:
+        skipped, norm = self.optimizer.apply(
+            gradients, self.rate(step), self.stage, select=self.gpu or self.xla
+        )
+        self.model.move_statistics([moment / self.objective.global_batch for moment in moments], skipped)
+        return skipped, norm
 
 
 def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:

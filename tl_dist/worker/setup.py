@@ -22,6 +22,7 @@ from tl_dist.models import classifier, precision
 from tl_dist.models.backbones import weights
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
+from tl_dist.parallel.feed import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
@@ -67,6 +68,7 @@ class Setup:
     stages: Sequence[Stage]
     built: Built
     state: TrainState
+    on_gpu: bool = False
 
     @property
     def splits(self) -> Splits:
@@ -161,6 +163,9 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     found = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)
+    on_gpu = gpu_of_process() is not None
+    if on_gpu and cores is not None:
+        tf.config.optimizer.set_experimental_options(precision.gpu_graph_options(computed_in))
     data = cfg.data
     block = data.shuffle_block if data.shuffle == "blocks" else 0
     order = Order(cfg.seed, found.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window)
@@ -168,7 +173,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     built = _build(cfg, run_stages, found.splits, parallel, computed_in)
     found = examples.decoded_once(found, cfg, parallel, built.image_size)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
-    return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state)
+    return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state, on_gpu)
 
 
 def refuse_changed_code(run: RunDir, cfg: Config) -> None:

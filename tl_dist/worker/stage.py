@@ -15,9 +15,9 @@ from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.training import loop, optim
-from tl_dist.training.chunk import no_clock, train_chunk
+from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
-from tl_dist.training.step import Objective, TrainStep, weight_checksums
+from tl_dist.training.step import Objective, TrainStep, no_clock, weight_checksums
 from tl_dist.worker import agreement, audit, evaluate
 from tl_dist.worker.model_selection import ModelSelection
 from tl_dist.worker.precise_statistics import PreciseStatistics
@@ -59,7 +59,8 @@ class StageTraining:
             (lambda at: setup.optimizer.lowered(self._rate(at))) if plateau else self._rate,
             stage=stage.number,
             accumulate=cfg.accumulate,
-            xla=cfg.runtime.xla,
+            xla=cfg.runtime.compiles(on_gpu=setup.on_gpu),
+            gpu=setup.on_gpu,
             wire=cfg.runtime.wire,
             clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
         )

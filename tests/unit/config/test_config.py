@@ -256,7 +256,7 @@ MISTAKES = {
     "sums over workers that XLA would have to compile": (
         changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "runtime: {xla: true}\n",
         "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'auto' ('sync' for random weights) needs. "
-        "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
+        "Fix: remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'.",
     ),
     "a momentum of what does not move": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm_momentum: 0.9"),
@@ -379,7 +379,7 @@ MISTAKES = {
     "sums over workers under XLA": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "runtime: {xla: true}\n",
         "x.yaml:11: XLA cannot compile the sums over workers that batch_norm 'sync' needs. "
-        "Fix: write 'xla: false', or 'batch_norm: train' below 'model:'.",
+        "Fix: remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'.",
     ),
     "micro-batches with statistics of their own": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm: sync") + "accumulate: 2\n",
@@ -569,6 +569,24 @@ def test_what_is_dumped_is_loaded_again(overrides: list[str]) -> None:
     Path("again.yaml").write_text(text)
     assert config_file.load("again.yaml") == cfg
     assert config_file.dump(config_file.load("again.yaml")) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "means", "cpu", "gpu"),
+    [
+        (None, "auto", False, True),
+        ("auto", "auto", False, True),
+        ("on", "on", True, True),
+        ("off", "off", False, False),
+        ("true", "on", True, True),  # as configs and runs of earlier versions have it
+        ("false", "off", False, False),
+    ],
+)
+def test_xla_is_a_switch_that_knows_where_it_pays(
+    written: str | None, means: str, cpu: bool, gpu: bool
+) -> None:
+    runtime = load(GOOD, *([f"runtime.xla={written}"] if written else [])).runtime
+    assert (runtime.xla, runtime.compiles(on_gpu=False), runtime.compiles(on_gpu=True)) == (means, cpu, gpu)
 
 
 def test_only_what_decides_the_weights_is_in_the_trajectory() -> None:

@@ -24,19 +24,60 @@ def variables() -> dict[str, Any]:
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("scale_loss", [True, False])
 @pytest.mark.parametrize("name", ["adam", "lars", "lamb"])
+@pytest.mark.parametrize("select", [False, True], ids=["branch", "select"])
 def test_a_gradient_that_is_not_finite_changes_no_weight_and_no_slot(
-    bad: float, scale_loss: bool, name: str
+    bad: float, scale_loss: bool, name: str, select: bool
 ) -> None:
     ours = variables()
     settings = OptimizerConfig(name=name, learning_rate=0.1, ema=0.9)  # type: ignore[arg-type]
     optimizer = optim.Optimizer(settings, ours, scale_loss=scale_loss)
     before = {path: v.numpy().copy() for path, v in {**ours, **optimizer.variables}.items()}
-    skipped, _ = optimizer.apply([tf.fill((3, 4), bad), tf.ones(4)], tf.constant(0.1))
+    skipped, _ = optimizer.apply([tf.fill((3, 4), bad), tf.ones(4)], tf.constant(0.1), select=select)
     after = {path: v.numpy() for path, v in {**ours, **optimizer.variables}.items()}
     assert skipped.numpy() == 1
     for path, value in before.items():
         expected = value / 2 if scale_loss and path == "optimizer/loss_scale" else value
         np.testing.assert_array_equal(after[path], expected, err_msg=path)
+
+
+RULES = {
+    "sgd": {"name": "sgd", "momentum": 0.9, "nesterov": True, "clip_norm": 0.5, "weight_decay": 0.01},
+    "plain sgd": {"name": "sgd", "momentum": 0.0, "l2_sp": 0.01},
+    "adamw": {"name": "adamw", "weight_decay": 0.01, "layer_decay": 0.5, "ema": 0.9},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gpus_update_is_that_of_a_cpu_and_so_is_what_xla_makes_of_it(rule: str) -> None:
+    """In two stages, of which the second has one variable more: counts, averages and rates of either."""
+
+    def trained(*, select: bool, xla: bool) -> dict[str, np.ndarray]:
+        ours = variables()
+        config = OptimizerConfig(learning_rate=0.1, **RULES[rule])
+        table = optim.rules(config, ours, {"kernel": 1})
+        stages = [{"bias": table["bias"]}, table]
+        optimizer = optim.Optimizer(config, ours, scale_loss=True, stages=stages)
+
+        def apply(grads: Any, stage: int) -> Any:
+            return optimizer.apply(grads, tf.constant(0.1), stage, select=select)
+
+        update = tf.function(apply, jit_compile=xla, autograph=False)
+        grads = np.random.default_rng(2)
+        for step in range(5):
+            stage = int(step > 1)
+            worth = np.inf if step == 3 else optimizer.scale().numpy()
+            update(
+                [tf.constant(grads.normal(size=ours[p].shape) * worth, tf.float32) for p in stages[stage]],
+                stage,
+            )
+        return {path: v.numpy() for path, v in {**ours, **optimizer.variables}.items()}
+
+    expected = trained(select=False, xla=False)
+    assert [expected[f"optimizer/{name}"] for name in ("updates", "updates/1")] == [2, 2]
+    for path, value in trained(select=True, xla=False).items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+    for path, value in trained(select=True, xla=True).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_scaled_gradients_are_unscaled_and_the_scale_grows_after_enough_finite_steps(

@@ -104,11 +104,11 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
             "batch_norm_momentum does nothing where no statistics move.",
             "remove it, or write 'batch_norm: sync'.",
         )
-    if syncs and cfg.runtime.xla:
+    if syncs and cfg.runtime.xla == "on":
         yield Broken(
             ("runtime", "xla"),
             f"XLA cannot compile the sums over workers that {sync} needs.",
-            "write 'xla: false', or 'batch_norm: train' below 'model:'.",
+            "remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'.",
         )
     if syncs and cfg.accumulate > 1:
         yield Broken(
