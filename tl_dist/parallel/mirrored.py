@@ -15,6 +15,8 @@ from tl_dist.parallel.gpus import take_first, too_few
 
 T = TypeVar("T")
 
+HOST = "CPU:0"
+
 
 class Mirrored:
     """Replicas on the GPUs of this host or, without any, on as many logical CPU devices as the config asks for."""
@@ -35,6 +37,7 @@ class Mirrored:
                 cpu, [tf.config.LogicalDeviceConfiguration()] * self.num_replicas
             )
             devices = [f"CPU:{k}" for k in range(self.num_replicas)]
+        self._devices = devices
         self._strategy = tf.distribute.MirroredStrategy(
             devices, cross_device_ops=None if gpus else tf.distribute.ReductionToOneDevice()
         )
@@ -47,8 +50,13 @@ class Mirrored:
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
         def share(context: Any) -> Any:
-            rows = rows_of(context.replica_id_in_sync_group, self.num_replicas, int(batch[0].shape[0]))
-            return tf.nest.map_structure(lambda t: t[rows.start : rows.stop], batch)
+            replica = context.replica_id_in_sync_group
+            rows = rows_of(replica, self.num_replicas, int(batch[0].shape[0]))
+            # Cut on the host: else the first GPU would take every row, and hand most of them on.
+            with tf.device(HOST):
+                own = tf.nest.map_structure(lambda t: t[rows.start : rows.stop], batch)
+            with tf.device(self._devices[replica]):
+                return tf.nest.map_structure(tf.identity, own)
 
         shares = self._strategy.experimental_distribute_values_from_function(share)
         sums = self._strategy.run(fn, args=(shares, step))

@@ -1,0 +1,47 @@
+"""Batches lie on the device before the step that takes them, and are the same; replicas are each sent their own rows.
+
+Logical CPU devices stand for GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What tests/unit/parallel/logical_devices.py finds."""
+    output = tmp_path_factory.mktemp("devices") / "found.json"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    argv = [sys.executable, "-m", "tests.unit.parallel.logical_devices", str(output)]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        argv, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(output.read_text())
+
+
+def test_batches_are_copied_ahead_to_the_device_that_takes_them(found: Any) -> None:
+    assert found["fed to"] == ["CPU:1"]
+
+
+def test_a_step_for_gpus_fed_like_one_has_the_bits_of_the_plain_one(found: Any) -> None:
+    assert found["same sums"] is True
+    assert found["different state"] == []
+
+
+def test_a_damaged_example_is_the_same_error_on_the_other_side(found: Any) -> None:
+    assert found["error"] is True
+
+
+def test_a_batch_is_cut_on_the_host_and_each_replica_sent_its_rows(found: Any) -> None:
+    assert [device[-5:] for device in found["cut on"]] == ["CPU:0"]
+    assert [device[-5:] for device in found["given to"]] == ["CPU:0", "CPU:1"]
