@@ -167,10 +167,8 @@ def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, p
         if op.type not in calls and kernel_for_gpus(op) is None
     ]
     assert not without
-    counts = [
-        op for graph in loop for op in graph.get_operations() if op.type in ("Less", "AddV2", "LogicalAnd")
-    ]
-    on_host = [op for op in counts if op.inputs[0].dtype in (tf.int32, tf.bool)]
+    counts = [op for graph in loop for op in graph.get_operations() if op.type in ("Less", "AddV2")]
+    on_host = [op for op in counts if op.inputs[0].dtype == tf.int32]
     assert {op.type for op in on_host} >= {"Less", "AddV2"}
     assert all(kernel_for_gpus(op).host_memory_arg for op in on_host), "a turn would wait for the GPU"
 
@@ -216,7 +214,9 @@ def forward_backward(policy: str, **settings: Any) -> Any:
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize(("policy", "most"), [("float32", 1100), ("mixed_bfloat16", 1600)])
+@pytest.mark.parametrize(
+    ("policy", "most"), [("float32", 700), ("mixed_bfloat16", 1050), ("mixed_float16", 950)]
+)
 def test_an_h100_gets_few_kernels_and_no_transpose(policy: str, most: int) -> None:
     graph = forward_backward(policy)
     left = rewritten(graph, precision.gpu_graph_options(policy))
@@ -253,4 +253,4 @@ def test_what_xla_leaves_of_a_resnet_are_a_few_dozen_kernels() -> None:
     _, body = loop_of(*trained_by(net, image_size=64, gpu=True, xla=True))
     everything = kernels(op.type for op in within(body))
     assert len(everything) > 4000
-    assert len(kernels(op.type for op in within(body, compiled=False))) <= 60
+    assert len(kernels(op.type for op in within(body, compiled=False))) <= 30
