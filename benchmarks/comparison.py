@@ -42,6 +42,7 @@ BENCHMARKS = (
     "export",
     "report",
     "calibration",
+    "distill",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
 

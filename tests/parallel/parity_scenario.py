@@ -111,6 +111,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "augmentation": AugmentConfig(mixup=0.4, cutmix=1.0),
     },
     "soft_labels": {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.05), "soft_labels": True},
+    "taught": {
+        "optimizer": OptimizerConfig(name="sgd", learning_rate=0.05),
+        "distillation": step.Distillation(2.0, 0.8),
+    },
 }
 """what a run may add to plain training, one by one"""
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -126,6 +130,11 @@ def overflow_at_one_position(batch: Batch) -> Batch:
     return batch._replace(weights=tf.where(batch.positions == OVERFLOW_POSITION, np.inf, batch.weights))
 
 
+def teacher(images: Any) -> Any:
+    """What a teacher of no training says of augmented images: ten of their pixels."""
+    return tf.cast(images[:, 12, :20:2, 0], tf.float32) / 50
+
+
 def run_variant(
     parallel: Any,
     *,
@@ -136,6 +145,7 @@ def run_variant(
     model_settings: dict[str, Any] | None = None,
     augmentation: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
     soft_labels: bool = False,
+    distillation: step.Distillation | None = None,
     stages: Sequence[tuple[str, int]] = (),
     num_steps: int = NUM_STEPS,
     wire: str = "auto",
@@ -165,7 +175,8 @@ def run_variant(
     rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=num_steps)
     rows = rows_of(parallel.rank, parallel.world_size, GLOBAL_BATCH)
     read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
-    objective = step.Objective(10, GLOBAL_BATCH, mixed=augmentation.mixes or soft_labels)
+    mixed = augmentation.mixes or soft_labels
+    objective = step.Objective(10, GLOBAL_BATCH, mixed=mixed, distillation=distillation)
 
     def train_stage(number: int, end: int) -> list[Report]:
         batches = train_batches(
@@ -184,7 +195,15 @@ def run_variant(
             opt.begin(number)
         run_steps = chunk.train_chunk(
             step.TrainStep(
-                views[number], opt, objective, parallel, rate, stage=number, accumulate=accumulate, wire=wire
+                views[number],
+                opt,
+                objective,
+                parallel,
+                rate,
+                stage=number,
+                accumulate=accumulate,
+                wire=wire,
+                teacher=distillation and teacher,
             )
         )
         reports = loop.train(

@@ -36,6 +36,12 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console, b
     `datasets.grouping.named` has it; their run is NAME-cv-by-BY.
     """
     cfg = request.load()
+    if cfg.distill is not None:
+        raise Refusal(
+            "distill.teacher has been trained on examples that some of the folds hold out.",
+            fix="remove 'distill', or train each fold by itself (data.folds, data.fold) with a teacher of its own.",
+            code=ExitCode.USAGE,
+        )
     name = f"{cfg.name}-cv" + ("" if by is None else "-by-" + re.sub(r"[^\w.-]", "_", by)[:30])
     if cfg.classifier.computed:
         found = _on_features(request, name, folds, seeds, console, by)

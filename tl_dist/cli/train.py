@@ -21,7 +21,7 @@ from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import origin
+from tl_dist.runs import origin, teacher
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative, show_end, show_line, show_losses
@@ -128,6 +128,8 @@ def open_run(root: Path, cfg: Config) -> RunDir:
     """The run directory of a config, made or found, private to this user, on storage that works."""
     if cfg.source is not None:
         origin.opened(cfg)
+    if cfg.distill is not None:
+        teacher.opened(cfg)
     run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()
     return run

@@ -23,6 +23,7 @@ from tl_dist.config.execution import (
 from tl_dist.config.model import ClassifierConfig, FeaturesConfig, LossConfig, ModelConfig
 from tl_dist.config.section import RUN_NAME, PositiveInt, Section
 from tl_dist.config.training import (
+    DistillConfig,
     EarlyStoppingConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "ClassifierConfig",
     "Config",
     "DataConfig",
+    "DistillConfig",
     "EarlyStoppingConfig",
     "EvaluationConfig",
     "FeaturesConfig",
@@ -86,6 +88,8 @@ class Config(Section):
     """end once a figure of the validation split has stopped improving; of several stages the one that it happens in"""
     source: SourceConfig | None = None
     """the task that the backbone is carried over from"""
+    distill: DistillConfig | None = None
+    """the run that teaches this one"""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()

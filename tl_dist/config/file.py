@@ -36,6 +36,7 @@ TRAJECTORY = (
     "optimizer",
     "stages",
     "source",
+    "distill",
 )
 """Keys that decide the weights: a run directory is continued only when these are unchanged.
 
@@ -53,7 +54,15 @@ DECIDING = {
 }
 """keys that decide the weights where figures of the validation split decide, and what of their sections does"""
 
-_PATHS = ("data.path", "data.split", "source.run", "source.data.path", "source.data.split", "model.weights")
+_PATHS = (
+    "data.path",
+    "data.split",
+    "source.run",
+    "source.data.path",
+    "source.data.split",
+    "model.weights",
+    "distill.teacher",
+)
 
 Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
 """(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
@@ -146,8 +155,14 @@ def trajectory(cfg: Config) -> dict[str, Any]:
         del values["data"][key]
     if not values["data"]["options"]:
         del values["data"]["options"]  # as in runs that are older than this key
+    if not values["model"]["prune"]:
+        del values["model"]["prune"]  # likewise
     if values["source"] is not None:
         values["source"] = "run"  # whose weights those are is said by their digest, in the run's identity
+    if values["distill"] is None:
+        del values["distill"]  # as above
+    else:
+        values["distill"]["teacher"] = "run"  # likewise
     return values
 
 

@@ -33,6 +33,9 @@ class ModelConfig(Section):
     batch_norm_momentum: Fraction | None = None
     """train and sync: the share of a moving statistic that a step keeps; default: the network's own (0.99, MobileNet
     0.999). Before 3 / (1 - momentum) steps evaluation uses statistics recomputed over training batches"""
+    prune: Fraction = 0.0
+    """share of the channels that each convolution of the backbone is built without; those of the source that have the
+    smallest filters by L1 norm (Li et al., arXiv 1608.08710) are left behind. Of chains of convolutions, such as VGG"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give the features pooled from each stage mean 0 and variance 1 in each example (layer norm without parameters)"""

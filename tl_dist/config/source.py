@@ -13,7 +13,7 @@ def of_source(cfg: Config) -> Config:
     if source is None or source.data is None:
         raise ValueError("the config has no source task")
     optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
-    model = {"train_from": source.train_from, "reinitialize": None, "layers": ()}
+    model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0}
     return cfg.model_copy(
         update={
             "name": source.name or f"{cfg.name}-source",
@@ -29,6 +29,7 @@ def of_source(cfg: Config) -> Config:
             "early_stopping": None,
             "checkpoint": cfg.checkpoint.model_copy(update={"best": None, "average": None}),
             "source": None,
+            "distill": None,
             "recipe": None,
             "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
             "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),

@@ -100,11 +100,25 @@ class StageConfig(Section):
     """its durations count from the start of the stage"""
 
 
+class DistillConfig(Section):
+    """A trained run whose outputs are learnt beside the labels (Hinton et al., arXiv 1503.02531)."""
+
+    teacher: str
+    """directory of a run that has ended, with the same classes. It sees each image as the model does: where few
+    augmentations can be (none, flip, dihedral) its outputs are computed once, else in each step"""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """divides the logits of both: the higher, the more the small probabilities of the teacher count"""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """w of (1 - w) * cross-entropy + w * temperature^2 * divergence (Kullback-Leibler) from the teacher"""
+
+
 class SourceConfig(Section):
     """Where the backbone's weights come from, in place of model.weights: any earlier run, or a task trained first."""
 
     run: str | None = None
     """directory of a run with the same backbone: its newest checkpoint, averaged weights where it kept them"""
+    head: bool = False
+    """carry the head over as well: of a run with the same classes and the same settings of the head"""
     data: DataConfig | None = None
     """in place of run: this task is trained first, from model.weights, as a run of its own"""
     name: Annotated[str, Field(pattern=RUN_NAME)] | None = None

@@ -16,6 +16,7 @@ class Batch(NamedTuple):
               in evaluation
     others    int32 [rows]; the label of what was mixed in; `labels` again where nothing was
     shares    float32 [rows]; how much of the example `labels` stands for, the rest being of `others`
+    teacher   float32 [rows, classes]; the logits of a teacher; zero wide without, and in evaluation
     """
 
     images: Any
@@ -25,3 +26,4 @@ class Batch(NamedTuple):
     masks: Any
     others: Any
     shares: Any
+    teacher: Any = None

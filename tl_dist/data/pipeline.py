@@ -22,6 +22,9 @@ from tl_dist.data.resize import resize
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.datasets.annotations import SoftLabels
 
+LookUp = Callable[[Any, Any], Any]
+"""(indices [rows], positions [rows]) -> a value of each row [rows, ...]; traced by tf.data"""
+
 
 @dataclass(frozen=True)
 class Read:
@@ -110,13 +113,14 @@ def train_batches(
     dropout: float = 0.0,
     weights: NDArray[np.float32] | None = None,
     soft: SoftLabels | None = None,
+    teacher: LookUp | None = None,
     threads: int = 1,
 ) -> tf.data.Dataset:
     """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
 
     `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
     does not depend on `from_step`. `weights` are those of the examples in the loss, above 0; default: 1 each.
-    `soft` labels of the examples cannot be mixed once more.
+    `soft` labels of the examples cannot be mixed once more, nor can what a `teacher` said of them.
     """
     weight_of = None if weights is None else host_tensor(weights)
     soft_of = None if soft is None else SoftLabels(*(host_tensor(values) for values in soft))
@@ -150,7 +154,8 @@ def train_batches(
             masks = tf.zeros([len(rows), 0], tf.bool)
         ones = tf.ones([len(rows)])
         worth = ones if weight_of is None else tf.gather(weight_of, order.index(positions))
-        return Batch(images, labels, worth, positions, masks, others, shares)
+        said = tf.zeros([len(rows), 0]) if teacher is None else teacher(order.index(positions), positions)
+        return Batch(images, labels, worth, positions, masks, others, shares, said)
 
     steps = tf.data.Dataset.range(from_step, to_step)
     return _read(steps, numbers, read, batch, len(read_rows), threads)
@@ -171,9 +176,8 @@ def evaluation_batches(
         weights = tf.cast(positions < num_examples, tf.float32)
         masks = tf.zeros([len(rows), 0], tf.bool)
         positions = tf.minimum(positions, num_examples - 1)
-        return Batch(
-            read.finish(images, positions), labels, weights, positions, masks, labels, tf.ones([len(rows)])
-        )
+        images, ones = read.finish(images, positions), tf.ones([len(rows)])
+        return Batch(images, labels, weights, positions, masks, labels, ones, tf.zeros([len(rows), 0]))
 
     return _read(tf.data.Dataset.range(num_batches), numbers, read, batch, len(rows), threads)
 

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, cut, head
+from tl_dist.models import batch_norm, cut, head, pruning
 from tl_dist.models.backbones import Backbone, blocks
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -56,10 +56,13 @@ class Classifier:
         self.stage_names = [name for name in backbone.stages if name in config.layers] or [
             [*backbone.stages][-1]
         ]
-        """the stages whose outputs are pooled, from input to output, and the channels of each"""
+        """the stages whose outputs are pooled, from input to output; the layer at which each ends, its channels, and
+        how many features are pooled from them"""
+        ends = cut.stage_ends(backbone, network)
+        self.stage_ends = [ends[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
-        self._widths = [head.num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
-        features = sum(self._widths)
+        self.stage_widths = [head.num_pooled(output.shape[1:], config.pooling) for output in self._outputs]
+        features = sum(self.stage_widths)
         self._hidden = head.hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.num_features: int = config.hidden or features
         """that the last layer takes"""
@@ -188,10 +191,10 @@ class Classifier:
 
     def normalized(self, features: Any) -> Any:
         """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
-        if len(self._widths) == 1:
+        if len(self.stage_widths) == 1:
             return head.normalize(features)
         return tf.concat(
-            [head.normalize(part) for part in tf.split(features, self._widths, axis=-1)], axis=-1
+            [head.normalize(part) for part in tf.split(features, self.stage_widths, axis=-1)], axis=-1
         )
 
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -281,6 +284,7 @@ def build(
 
     `carried`: these are another run's, whatever the config says of weights.
     """
+    backbone = pruning.narrowed(backbone, config.prune)
     with _drawing_from(seed):
         network = backbone.build((image_size, image_size, 3))
     batch_norm.adopt(network)

@@ -34,10 +34,14 @@ def first_trainable_layer(
 
 def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
     """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
+    return [seam(network, end) for name, end in stage_ends(backbone, network).items() if name in stages]
+
+
+def stage_ends(backbone: Backbone, network: Any) -> dict[str, int]:
+    """The position, in topological order, of the first layer that is no longer part of each stage."""
     names = [layer.name for layer in network.layers]
     starts = [names.index(first) for first in backbone.stages.values()]
-    ends = dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
-    return [seam(network, ends[name]) for name in backbone.stages if name in stages]
+    return dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
 
 
 def from_images(backbone: Backbone, network: Any, wanted: Any) -> Callable[[Any], Any]:

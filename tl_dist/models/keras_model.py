@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tl_dist.config import Config, ModelConfig
-from tl_dist.models import cut
+from tl_dist.models import cut, pruning
 from tl_dist.models.backbones import Backbone, preprocess
 
 
@@ -31,7 +31,7 @@ def assemble(
     function: a converter to 8 bits leaves those in float32. `temperature` divides the logits.
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
-    own = backbone.build((size, size, 3))
+    own = pruning.narrowed(backbone, settings.prune).build((size, size, 3))
     own.set_weights(network.get_weights())
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     outputs = cut.stage_outputs(backbone, own, settings.layers) if settings.layers else [own.output]

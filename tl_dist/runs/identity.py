@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tl_dist.refusal import ExitCode, Refusal
@@ -22,3 +23,20 @@ def decoding_of(run: RunDir, *, new: int) -> int:
     """By which version of the rule of decoding the run reads images; `new` where it has not begun."""
     identity = run.read_identity()
     return new if identity is None else int(identity.get("decoding", UNWRITTEN["decoding"]))
+
+
+def columns(run: RunDir, class_names: Sequence[str], key: str) -> list[int]:
+    """Where each of these classes is among those of the run, by name; refuses (64) a run of other classes.
+
+    `key` is that of the config which names the run.
+    """
+    theirs = identity_of(run)["class_names"]
+    if sorted(theirs) != sorted(class_names):
+        only = [sorted(set(a) - set(b)) for a, b in ((theirs, class_names), (class_names, theirs))]
+        words = [", ".join(map(repr, names[:5])) or "none more" for names in only]
+        raise Refusal(
+            f"{key} {run.path} has other classes: {words[0]} there alone, {words[1]} here alone.",
+            fix="name a run of the same classes (they are matched by their names).",
+            code=ExitCode.USAGE,
+        )
+    return [theirs.index(name) for name in class_names]

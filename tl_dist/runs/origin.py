@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir, steps_in
+
+_HEAD = (
+    *(("model", key) for key in ("pooling", "normalize", "layers", "hidden")),
+    ("data", "image_size"),  # where feature maps are flattened
+)
+"""sections and keys of the settings that a head fits"""
 
 
 def opened(cfg: Config) -> tuple[RunDir, Config]:
@@ -24,6 +32,21 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
             fix=f"write 'backbone: {found.model.backbone}', or name a run that trained {cfg.model.backbone}.",
             code=ExitCode.USAGE,
         )
+    if found.model.prune > cfg.model.prune:
+        raise Refusal(
+            f"source.run {run.path} is pruned by {found.model.prune:g}, more than model.prune {cfg.model.prune:g}.",
+            fix=f"write 'prune: {found.model.prune:g}' or more, or name a run that has all channels.",
+            code=ExitCode.USAGE,
+        )
+    for section, key in _HEAD if cfg.source.head else ():
+        theirs, ours = (getattr(getattr(one, section), key) for one in (found, cfg))
+        if theirs != ours and (key != "image_size" or cfg.model.pooling == "flatten"):
+            raise Refusal(
+                f"source.head takes the head of {run.path}, where {section}.{key} is {json.dumps(theirs)}; here it is "
+                f"{json.dumps(ours)}.",
+                fix=f"write '{key}: {json.dumps(theirs)}' below '{section}:', or 'head: false' below 'source:'.",
+                code=ExitCode.USAGE,
+            )
     if not steps_in(run.checkpoints):
         raise Refusal(
             f"source.run {run.path} has no checkpoint.",

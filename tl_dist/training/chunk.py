@@ -28,7 +28,7 @@ def train_chunk(step: TrainStep) -> Callable[[Any, Any, Any], dict[str, Any]]:
     """
     parallel = step.parallel
     one_replica_each = parallel.num_replicas == parallel.world_size > 1
-    chunk = _Ahead(step) if one_replica_each and step.model.has_prefix else _Chunk(step)
+    chunk = _Ahead(step) if one_replica_each and step.has_frozen else _Chunk(step)
     return compiled(chunk.run_steps)
 
 
@@ -79,7 +79,7 @@ class _Ahead(_Chunk):
 
         def fetch_ahead(*, timed: bool) -> tuple[Batch, Any]:
             batch, waited = self._fetch(batches, [], timed=timed)
-            return step.through_prefix(batch), waited
+            return step.through_frozen(batch), waited
 
         def body(at: Any, state: Any) -> Any:
             sums, batch, waited, left = state
@@ -90,7 +90,8 @@ class _Ahead(_Chunk):
             upcoming, wait = tf.cond(
                 more, partial(fetch_ahead, timed=timed), lambda: (batch, tf.constant(0.0))
             )
-            one = step.update(batch, at, own, meanwhile=[upcoming.images], timed=timed)
+            meanwhile = [upcoming.images, upcoming.teacher]
+            one = step.update(batch, at, own, meanwhile=meanwhile, timed=timed)
             return _summed(sums, {**one, "data_wait_s": waited}), upcoming, wait, left - 1
 
         # The first fetch of a chunk: the queue of a GPU is empty then.

@@ -28,6 +28,23 @@ def no_clock() -> Any:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How much of the loss is the divergence from a teacher's classes, both softened by `temperature`."""
+
+    temperature: float
+    weight: float
+
+    def losses(self, logits: Any, teacher: Any) -> Any:
+        """float32 [rows]: temperature^2 times the Kullback-Leibler divergence, whose gradient keeps its size.
+
+        Hinton et al., arXiv 1503.02531, section 2: their cross-entropy with the teacher less its entropy, so that 0
+        is reached, and with the same gradient.
+        """
+        theirs, ours = (tf.nn.log_softmax(values / self.temperature) for values in (teacher, logits))
+        return self.temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
+
+
+@dataclass(frozen=True)
 class Objective:
     """Softmax cross-entropy, weighted and smoothed; its sum over the global batch is divided by `global_batch`."""
 
@@ -37,12 +54,19 @@ class Objective:
     class_weights: Sequence[float] | None = None
     mixed: bool = False
     """whether labels are mixtures of two (mixup, cutmix, soft labels)"""
+    distillation: Distillation | None = None
 
     def losses(self, logits: Any, batch: Batch) -> Any:
-        """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses."""
+        """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses.
+
+        Smoothing and the weights of classes are of the labels: what a teacher says is taken as it is.
+        """
         own = self._losses(logits, batch.labels)
         if self.mixed:
             own = batch.shares * own + (1 - batch.shares) * self._losses(logits, batch.others)
+        if self.distillation is not None:
+            weight = self.distillation.weight
+            own = (1 - weight) * own + weight * self.distillation.losses(logits, batch.teacher)
         return own * batch.weights
 
     def _losses(self, logits: Any, labels: Any) -> Any:
@@ -92,15 +116,24 @@ class TrainStep:
     xla: bool = False
     """compile what needs no sums over replicas: sums within the forward pass leave the update alone to be compiled"""
     gpu: bool = False
+    teacher: Callable[[Any], Any] | None = None
+    """images -> logits, where it sees the images of each step; None: what it says comes with the batch, if at all"""
     clock: Callable[[], Any] = tf.timestamp
 
     def __call__(self, batch: Batch, step: Any, *, timed: bool = True) -> dict[str, Any]:
         """Scalars of this replica that `run` and `total` may sum: see `chunk.SUMS`."""
-        batch = self.through_prefix(batch)
+        batch = self.through_frozen(batch)
         return self.update(batch, step, self.gradients(batch), timed=timed)
 
-    def through_prefix(self, batch: Batch) -> Batch:
-        """The batch with the outputs of the frozen part in place of its images."""
+    @property
+    def has_frozen(self) -> bool:
+        """Whether `through_frozen` computes anything."""
+        return self.model.has_prefix or self.teacher is not None
+
+    def through_frozen(self, batch: Batch) -> Batch:
+        """The batch with the outputs of the frozen part in place of its images, and what the teacher says of these."""
+        if self.teacher is not None:
+            batch = batch._replace(teacher=self.teacher(batch.images))
         return batch._replace(images=self._prefix(batch.images))
 
     def gradients(self, batch: Batch) -> Gradients:

@@ -57,7 +57,7 @@ def code_of(parallel: DataParallel) -> str:
     return digests[reader].decode()
 
 
-def prove(setup: Setup) -> None:
+def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
     """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
     cfg, examples, built = setup.cfg, setup.examples, setup.built
     facts: dict[str, Any] = {
@@ -77,6 +77,8 @@ def prove(setup: Setup) -> None:
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
     if built.origin_sha256 is not None:
         facts["source_sha256"] = built.origin_sha256
+    if teacher_sha256 is not None:
+        facts["teacher_sha256"] = teacher_sha256
     if examples.split_digest is not None:
         facts["split"] = examples.split_digest
     if others := registry.code_of_others(cfg):

@@ -11,18 +11,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from tl_dist.config import batch_norm
+from tl_dist.config import batch_norm, registry
 from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.owner import SlurmJob
-from tl_dist.worker import agreement, cached, decidable, rank_zero
+from tl_dist.worker import agreement, cached, decidable, rank_zero, teaching
 from tl_dist.worker.rank_zero import Listen, Recorder
 from tl_dist.worker.setup import Setup, restore
 from tl_dist.worker.stage import StageTraining
 from tl_dist.worker.stage_input import StageInput, from_images
+from tl_dist.worker.teaching import Teacher
 
 REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 
@@ -37,15 +38,16 @@ def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = 
         held.callback(setup.run.space_beats, 0.0)  # the last word of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
-        agreement.prove(setup)
-        notes = _notes(setup)
+        teacher = teaching.loaded(setup)
+        agreement.prove(setup, None if teacher is None else teacher.sha256)
+        notes = _notes(setup, teacher)
         if checkpointer is not None:
             restored = restore(setup, notes.append)
             if restored is not None:
                 checkpointer.resume_from(restored.step)
         _same_state(setup)
         recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
-        finished = all(_train_stage(setup, stage, recorder) for stage in setup.stages_left)
+        finished = all(_train_stage(setup, stage, teacher, recorder) for stage in setup.stages_left)
         setup.beat("saving", alone=True)
         recorder.save(wait=True)
         if finished:
@@ -72,7 +74,7 @@ def _same_state(setup: Setup) -> None:
     state.agree_on(*json.loads(first))
 
 
-def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:
+def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: Recorder) -> bool:
     """Do what is left of a stage; whether its end was reached, rather than a stop."""
     first_step = setup.state.step
     setup.prepare_for(f"preparing stage {stage.number + 1}")
@@ -81,8 +83,13 @@ def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:
         recorder.tell({"event": "note", "text": text})
     if stage.number and first_step == stage.first_step:
         setup.optimizer.begin(stage.number)
+    stop_requested = partial(setup.stop_requested, "extracting features")
+    if teacher is not None and first_step < stage.end:
+        taught = teaching.by(teacher, setup, given, stop_requested, recorder.tell)
+        if taught is None:
+            return False
+        given = taught
     if cached.is_wanted(setup, given, recorder.tell):
-        stop_requested = partial(setup.stop_requested, "extracting features")
         features = cached.from_features(setup, given, stop_requested, recorder.tell)
         if features is None:
             return False
@@ -93,7 +100,7 @@ def _train_stage(setup: Setup, stage: Stage, recorder: Recorder) -> bool:
     return StageTraining(setup, given, recorder).run()
 
 
-def _notes(setup: Setup) -> list[str]:
+def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     """What rank 0 writes down before anything else."""
     notes, bad = [], setup.examples.bad
     if bad:
@@ -104,6 +111,14 @@ def _notes(setup: Setup) -> list[str]:
         notes.append(_how_mixed(setup))
     if setup.model.statistics and setup.cfg.model.batch_norm == "auto":
         notes.append(f"batch norm: {batch_norm.explained(setup.cfg)}")
+    if teacher is not None:
+        notes.extend(teaching.notes(teacher, setup))
+    if setup.cfg.model.prune:
+        network = setup.model.network
+        whole = registry.backbone(setup.cfg.model.backbone).build(network.input_shape[1:])
+        notes.append(
+            f"pruned: {network.count_params():,} of the backbone's {whole.count_params():,} parameters"
+        )
     return notes
 
 

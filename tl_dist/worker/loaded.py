@@ -16,7 +16,7 @@ from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.scores import calibration
 from tl_dist.scores.calibration import Calibration
 from tl_dist.worker import origin
-from tl_dist.worker.restored import image_size_of, network_of
+from tl_dist.worker.networks import image_size_of, network_of
 from tl_dist.worker.setup import start_tensorflow
 
 

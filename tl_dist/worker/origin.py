@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_dist.config import Config
-from tl_dist.models import classifier
+from tl_dist.models import classifier, pruning
 from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, origin
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import columns
+from tl_dist.worker.networks import network_of
 
 
-def carry(network: Any, variables: Mapping[str, Any], cfg: Config) -> str:
-    """Give `network` the backbone of `cfg.source.run`; the digest of all of it.
+def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: Sequence[str] = ()) -> str:
+    """Give `network` the backbone of `cfg.source.run`, or what `model.prune` keeps of it; the digest of all of it.
 
-    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`. Refuses what `restore` refuses.
+    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`, and of the head of these classes where it
+    is to be carried as well. Refuses what `restore` refuses, and a head of other classes.
     """
     run, found = origin.opened(cfg)
-    restore(run, found, network, variables)
+    heads = [path for path in variables if path.startswith("head/logits/")]
+    places = columns(run, class_names, "source.run") if heads else []
+    if found.model.prune == cfg.model.prune:
+        restore(run, found, network, variables)
+    else:
+        whole = network_of(run, found)
+        restore(run, found, whole.network, {**whole.moving, **whole.frozen})
+        kept = pruning.kept(whole, network)
+        for path, variable in variables.items():
+            variable.assign(kept[path])
+    for path in heads:
+        variables[path].assign(variables[path].numpy()[..., places])
     return classifier.digest({path: v.numpy() for path, v in variables.items()})
 
 

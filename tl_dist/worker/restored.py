@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets.decoding import VERSION
-from tl_dist.models import classifier
-from tl_dist.models.classifier import Classifier
 from tl_dist.models.keras_model import assemble
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.scores import calibration
 from tl_dist.worker import origin
-from tl_dist.worker.setup import process_as_it_was, refuse_changed_code
+from tl_dist.worker.networks import network_of
+from tl_dist.worker.setup import process_as_it_was
 
 
 @dataclass(frozen=True)
@@ -74,22 +71,3 @@ def restored(
         )
     decoding = decoding_of(run, new=VERSION)
     return Restored(model, cfg, class_names, step, decoding, precision, identity["precision"], temperature)
-
-
-def network_of(run: RunDir, cfg: Config, precision: str) -> Classifier:
-    """The classifier of a run with its random start, in a precision that holds from now on."""
-    refuse_changed_code(run, cfg)
-    keras.config.set_dtype_policy(precision)
-    return classifier.build(
-        registry.backbone(cfg.model.backbone),
-        cfg.model,
-        image_size=image_size_of(cfg),
-        num_classes=len(identity_of(run)["class_names"]),
-        seed=cfg.seed,
-        carried=cfg.source is not None,
-    )
-
-
-def image_size_of(cfg: Config) -> int:
-    """The side of the squares that the network takes."""
-    return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)

@@ -26,13 +26,13 @@ from tl_dist.parallel.feed import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
-from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir
 from tl_dist.training import monitor, optim
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
 from tl_dist.worker import audit, examples, origin
 from tl_dist.worker.examples import Examples
+from tl_dist.worker.networks import refuse_changed_code
 
 
 @dataclass(frozen=True)
@@ -176,19 +176,6 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state, on_gpu)
 
 
-def refuse_changed_code(run: RunDir, cfg: Config) -> None:
-    """Refuse a run whose data set or backbone of another package is not the code that it began with."""
-    identity = run.read_identity()
-    used = registry.code_of_others(cfg)
-    changes = differences(identity or {}, {"extensions": used} if used else {}, ("extensions",))
-    if identity is not None and changes:
-        raise Refusal(
-            f"{run.identity_file}: code of other packages has changed since the run began: {'; '.join(changes)}.",
-            fix="install the version that it began with, or start a new run with another name=NAME.",
-            code=ExitCode.UNSAFE,
-        )
-
-
 def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:
     """Set the state to a checkpoint, where there is one, on this process alone: `at` as in `checkpoint.find`.
 
@@ -265,8 +252,9 @@ def _build(
                 weights.load(built.network, file)
             if cfg.source is not None:
                 every = {**whole.moving, **whole.frozen}
-                carried = {path: v for path, v in every.items() if path.startswith("backbone/")}
-                origin_sha256 = origin.carry(built.network, carried, cfg)
+                heads = () if cfg.source.head else ("head/",)
+                carried = {path: v for path, v in every.items() if not path.startswith(heads)}
+                origin_sha256 = origin.carry(built.network, carried, cfg, splits["train"].class_names)
         statistics = audit.statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,

@@ -17,7 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
-from tl_dist.training.step import Objective, TrainStep, no_clock, weight_checksums
+from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, weight_checksums
 from tl_dist.worker import agreement, audit, evaluate
 from tl_dist.worker.model_selection import ModelSelection
 from tl_dist.worker.precise_statistics import PreciseStatistics
@@ -48,6 +48,9 @@ class StageTraining:
             cfg.loss.label_smoothing,
             setup.class_weights(),
             mixed=cfg.data.augmentation.mixes or cfg.data.soft_labels,
+            distillation=None
+            if cfg.distill is None
+            else Distillation(cfg.distill.temperature, cfg.distill.weight),
         )
         self._selection = ModelSelection(setup, stage, recorder)
         plateau = stage.optimizer.schedule.name == "plateau"
@@ -62,6 +65,7 @@ class StageTraining:
             xla=cfg.runtime.compiles(on_gpu=setup.on_gpu),
             gpu=setup.on_gpu,
             wire=cfg.runtime.wire,
+            teacher=given.teacher,
             clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
         )
         self._run_steps = train_chunk(step)
@@ -251,6 +255,7 @@ def _train_batches(setup: Setup, given: StageInput, rows: range) -> tf.data.Data
         dropout=setup.cfg.model.dropout,
         weights=annotations.weights,
         soft=annotations.soft,
+        teacher=given.look_up,
         threads=setup.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

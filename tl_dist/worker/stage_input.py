@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class StageInput:
     """how evaluation reads each split"""
     features: TrainFeatures | None = None
     """where they are read in place of images"""
+    look_up: pipeline.LookUp | None = None
+    """what a teacher said of the training examples, where that is kept"""
+    teacher: Callable[[Any], Any] | None = None
+    """images -> logits, of a teacher that sees the images of each step"""
 
 
 def from_images(setup: Setup, stage: Stage) -> StageInput:

@@ -23,6 +23,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
             model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
+            training.distill,
             deciding.deciding, _safety,
         ):  # fmt: skip
             yield from rules(cfg)
@@ -70,6 +71,11 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
         if needless:
             what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
             yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
+    elif source.head:
+        what = "source.head carries the head of an earlier run; a task that is trained first has classes of its own."
+        yield Broken(
+            ("source", "head"), what, "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
+        )
     elif (source.epochs is None) == (source.steps is None):
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")

@@ -52,6 +52,7 @@ def model(cfg: Config) -> Iterator[Broken]:
             "write 'train_from: all' or 'weights: imagenet'.",
         )
     yield from _batch_norm(cfg)
+    yield from _prune(cfg)
     if cfg.stages and model.train_from != "head":
         yield Broken(
             ("model", "train_from"),
@@ -70,6 +71,22 @@ def model(cfg: Config) -> Iterator[Broken]:
             ("loss", "class_weights"),
             "loss.class_weights must hold one number above 0 for each class.",
             "write 'class_weights: balanced' or one weight for each class.",
+        )
+
+
+def _prune(cfg: Config) -> Iterator[Broken]:
+    path, prune = ("model", "prune"), cfg.model.prune
+    if prune and not registry.backbone(cfg.model.backbone).chain:
+        yield Broken(
+            path,
+            f"prune narrows a chain of convolutions, and {cfg.model.backbone} has branches or batch norm.",
+            "remove it, or use vgg16 or vgg19.",
+        )
+    elif prune and cfg.source is None:
+        yield Broken(
+            path,
+            f"prune {prune:g} keeps channels of a trained network, and there is none to take them from.",
+            "train it whole first, and write 'source: {run: runs/NAME, head: true}'.",
         )
 
 

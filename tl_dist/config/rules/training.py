@@ -108,3 +108,28 @@ def prefix_cache(cfg: Config) -> Iterator[Broken]:
             f"augmentation '{endless[0]}' makes endlessly many images of one, which cannot be cached.",
             f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
         )
+
+
+def taught_in_steps(cfg: Config) -> bool:
+    """Whether the teacher has to see images that cannot be foreseen, and so runs in each step."""
+    return bool(endless_augmentations(cfg)) or cfg.data.augmentation.mixes
+
+
+def distill(cfg: Config) -> Iterator[Broken]:
+    """Of a teacher whose outputs no step would see, and of labels that no loss would."""
+    if cfg.distill is None:
+        return
+    if cfg.classifier.computed:
+        yield Broken(
+            ("distill",),
+            f"classifier '{cfg.classifier.name}' is computed from labels: nothing is learnt from a teacher.",
+            "write 'name: head' below 'classifier:', or remove 'distill'.",
+        )
+    idle = {
+        ("loss", "label_smoothing"): cfg.loss.label_smoothing > 0,
+        ("loss", "class_weights"): cfg.loss.class_weights is not None,
+        ("data", "soft_labels"): cfg.data.soft_labels,
+    }
+    for path in (path for path, given in idle.items() if given and cfg.distill.weight == 1):
+        what = f"{path[1]} does nothing with distill.weight 1, which leaves no weight to the labels."
+        yield Broken(path, what, "remove it, or lower distill.weight.")
