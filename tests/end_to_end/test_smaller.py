@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tl_dist as tl
 from tests.end_to_end.harness import Workspace, bits, losses, records
+from tl_dist.data.resize import resize
+from tl_dist.features.stored import FeatureSet
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import teaching
 from tl_dist.worker.rank_zero import RankZero
@@ -35,7 +38,9 @@ PRUNED = ("source.run=runs/teacher", "source.head=true", "model.prune=0.5", *TAU
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = Workspace(tmp_path_factory.mktemp("smaller"), CONFIG)
-    made.train_here("teacher", "optimizer.ema=0.5")
+    # It has learnt its images by heart, as they are: what it says of their mirror images is something else.
+    by_heart = ("optimizer.name=adam", "optimizer.learning_rate=0.01", "steps=60", "data.augment=[]")
+    made.train_here("teacher", "optimizer.ema=0.5", *by_heart)
     return made
 
 
@@ -72,7 +77,7 @@ def test_two_workers_share_the_teachers_work_and_one_reads_it(workspace: Workspa
     assert not records(one, "extraction")
     found, expected = losses(workspace.run("two")), losses(one)
     assert found.keys() == expected.keys() and len(found) == 12
-    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-5)
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-4)
     alone = losses(workspace.train_here("alone", "seed=1"))
     assert np.abs(np.subtract([*alone.values()], [*expected.values()])).max() > 0.05
 
@@ -86,7 +91,10 @@ def test_what_is_kept_is_what_the_teacher_says_in_the_step(
     seen = workspace.train_here("seen", *TAUGHT)
     notes = [" ".join(record["text"] for record in records(run, "note")) for run in (kept, seen)]
     assert "from its kept outputs" in notes[0] and "in each step" in notes[1]
-    np.testing.assert_allclose([*losses(kept).values()], [*losses(seen).values()], rtol=1e-5)
+    (key,) = kept.features_referred_to()
+    said = FeatureSet.open(Path("runs/features") / key, 2).array()
+    assert np.abs(said[:, 0] - said[:, 1]).mean() > 0.1  # else any view would do
+    np.testing.assert_allclose([*losses(kept).values()], [*losses(seen).values()], rtol=1e-4)
 
 
 def test_mixed_images_are_shown_to_the_teacher_as_they_are(workspace: Workspace) -> None:
@@ -94,7 +102,7 @@ def test_mixed_images_are_shown_to_the_teacher_as_they_are(workspace: Workspace)
         "mixed", *TAUGHT, "data.augmentation.mixup=0.4", "data.augment=[pad_crop]", "steps=2"
     )
     assert "in each step" in " ".join(record["text"] for record in records(run, "note"))
-    assert (run.done or {})["step"] == 2
+    assert run.done and len(losses(run)) == 2
 
 
 def test_a_stop_changes_no_bit_and_a_teacher_that_is_moved_or_changed_is_named(
@@ -130,7 +138,7 @@ def test_a_pruned_run_is_a_run_of_a_smaller_network(workspace: Workspace) -> Non
     assert [layer.filters for layer in model.get_layer("tiny").layers if layer.weights] == [8, 16, 32]
     kept = run.predictions("test")
     source = tl.open_dataset(run.config)["test"]
-    images = np.stack([source.read(np.int64(k))[0].numpy() for k in range(source.num_examples)])
+    images = resize(source.read(tf.range(source.num_examples, dtype=tf.int64))[0], 16, None).numpy()
     np.testing.assert_allclose(model(images).numpy(), kept.probabilities, atol=1e-5)
     exported = run.export("keras", workspace.directory / "exported")
     assert exported["num_agreeing"] == exported["num_examples"] == len(images)

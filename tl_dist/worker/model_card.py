@@ -29,12 +29,15 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     more = f" and {len(own.class_names) - MAX_NAMED} more" if len(own.class_names) > MAX_NAMED else ""
     size = own.model.input_shape[1]
     origin = f"the weights of run '{cfg.source.run}'" if cfg.source else f"weights '{cfg.model.weights}'"
+    if cfg.model.prune:
+        origin += f" without {cfg.model.prune:g} of the channels of each convolution"
+    taught = f", taught by run '{cfg.distill.teacher}'" if cfg.distill else ""
     digest = identity.get("weights_sha256")
     sections = {
         "Model details": [
             f"An image classifier of {len(own.class_names)} classes: {named}{more}.",
             f"{cfg.model.backbone} from {origin}" + (f" (sha256 {digest})" if digest else "")
-            + f", trained from `{cfg.model.train_from}` up by tl_dist, run `{run.name}`, step {own.step:,}.",
+            + f", trained from `{cfg.model.train_from}` up by tl_dist{taught}, run `{run.name}`, step {own.step:,}.",
             f"{own.model.count_params():,} parameters. Computed in {identity.get('precision', 'float32')} in training.",
             *_calibrated(own),
             f"This file: `{report['file']}`, {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB.",

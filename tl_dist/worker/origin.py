@@ -46,17 +46,13 @@ def restore(
     run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one
     whose frozen weights are not to be had as they were.
     """
-    if cfg.source is not None:
-        carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
-    else:
-        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
-        if file is not None:
-            weights.load(network, file)
     saved = checkpoint.find(run, at)
     if saved is None:
         raise Refusal(
             f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
+    if not variables.keys() <= saved.arrays.keys():  # what a run trains as a whole, it keeps as a whole
+        _load_start(network, variables, cfg)
     for path, variable in variables.items():
         value = saved.arrays.get(f"optimizer/ema/{path}", saved.arrays.get(path))
         if value is not None:
@@ -69,3 +65,13 @@ def restore(
             code=ExitCode.UNSAFE,
         )
     return saved.step, saved.sha256
+
+
+def _load_start(network: Any, variables: Mapping[str, Any], cfg: Config) -> None:
+    """Give `network` the backbone that a run of this config begins with."""
+    if cfg.source is not None:
+        carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
+    else:
+        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+        if file is not None:
+            weights.load(network, file)

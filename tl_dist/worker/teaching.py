@@ -66,6 +66,7 @@ def loaded(setup: Setup) -> Teacher | None:
     """
     if setup.cfg.distill is None:
         return None
+    setup.prepare_for("loading the teacher")
     run, cfg = teachers.opened(setup.cfg)
     places = columns(run, setup.splits["train"].class_names, "distill.teacher")
     identity, policy = identity_of(run), keras.config.dtype_policy()
