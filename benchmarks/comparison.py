@@ -23,6 +23,7 @@ BENCHMARKS = (
     "vs_horovod_examples",
     "horovod_workers",
     "scaling",
+    "collective_vs_horovod",
     "elpv_features",
     "elpv_best",
     "cifar10",

@@ -66,7 +66,7 @@ def launched(
     return measure
 
 
-def worker(strategy: str, train_from: str, precision: str, threads: str, output: str) -> None:
+def trained(strategy: str, train_from: str, precision: str, threads: str, output: str) -> None:
     """One worker: the median rate over several stretches of steps."""
     import statistics
 
@@ -103,4 +103,4 @@ def worker(strategy: str, train_from: str, precision: str, threads: str, output:
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:])
+    trained(*sys.argv[1:])

@@ -68,6 +68,9 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
 
 
 def _train_here(cfg: Config, runs: Path) -> int:
+    from tl_dist.cli.train import resolved_here
+
+    cfg = resolved_here(cfg)
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
         what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
         raise Refusal(

@@ -120,6 +120,15 @@ def test_two_nodes_train_through_mpi(slurm: SlurmCluster, harness: Harness, one_
     assert losses(run) == pytest.approx(losses(one_worker), rel=ROUNDING)
 
 
+def test_two_nodes_train_by_tensorflows_own_collectives(
+    slurm: SlurmCluster, harness: Harness, one_worker: RunDir
+) -> None:
+    run, job_id = harness.submit("collective", "strategy=collective")
+    assert slurm.wait(job_id, timeout_s=200) == COMPLETED, log_of(run, job_id)
+    assert losses(run) == pytest.approx(losses(one_worker), rel=ROUNDING)
+    assert "strategy: collective" in run.config_file.read_text()
+
+
 def test_interrupted_job_ends_with_the_same_weights(
     slurm: SlurmCluster, harness: Harness, two_nodes: RunDir
 ) -> None:

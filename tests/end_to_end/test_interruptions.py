@@ -67,6 +67,7 @@ WAYS = {
     "single": (),
     "mirrored-2": ("--strategy=mirrored", "-n2"),
     "horovod-3": ("--strategy=horovod", "-n3"),
+    "collective-3": ("--strategy=collective", "-n3"),
 }
 
 

@@ -48,6 +48,7 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist predict runs/cells": "tests/end_to_end/test_trust.py",
     "tl-dist eval runs/cells": "tests/end_to_end/test_trust.py",
     "tl-dist compare runs/cells": "tests/unit/scores/test_robustness.py",
+    "tl-dist train configs/smoke.yaml name=three": "three workers: tests/end_to_end/test_interruptions.py",
     "tl-dist serve": "runs until it is stopped: tests/end_to_end/test_serve.py",
     "curl": "asks the server: tests/end_to_end/test_serve.py",
     "horovodrun": "tests/end_to_end/test_launchers.py",

@@ -1,6 +1,6 @@
 """Broadcast variables of every type from rank 0, and write what each rank then has.
 
-python broadcast_scenario.py OUTPUT
+python broadcast_scenario.py STRATEGY OUTPUT
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def digests(variables: list[tf.Variable]) -> list[str]:
 def main() -> None:
     gc.freeze()  # what imports have made stays
     config = Config(
-        name="broadcast", strategy="horovod", workers=2, steps=1, data=DataConfig(name="digits"),
+        name="broadcast", strategy=sys.argv[1], workers=2, steps=1, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
-    parallel = registry.strategy("horovod").start(config)
+    parallel = registry.strategy(sys.argv[1]).start(config)
     expected = [hashlib.sha256(value.tobytes()).hexdigest() for value in values_of(0)]
     variables = [tf.Variable(value) for value in values_of(parallel.rank)]
     before = digests(variables)
@@ -57,7 +57,7 @@ def main() -> None:
     found["seconds"] = time.monotonic() - began
     everyone = [json.loads(text) for text in parallel.gather(json.dumps(found).encode())]
     if parallel.rank == 0:
-        Path(sys.argv[1]).write_text(json.dumps(everyone))
+        Path(sys.argv[2]).write_text(json.dumps(everyone))
 
 
 if __name__ == "__main__":

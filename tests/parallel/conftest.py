@@ -19,6 +19,8 @@ LAUNCHES = {
     "horovod-gloo-3": ("horovod", 3, "gloo"),
     "horovod-gloo-4": ("horovod", 4, "gloo"),
     "horovod-mpi-2": ("horovod", 2, "mpi"),
+    "collective-2": ("collective", 2, "ours"),
+    "collective-3": ("collective", 3, "ours"),
 }
 ALL = (*VARIANTS, *METHODS)
 TRIED = {
@@ -29,6 +31,8 @@ TRIED = {
     "horovod-gloo-3": ALL,
     "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
     "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
+    "collective-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
+    "collective-3": ALL,
 }
 """What each launch tries. Everything on uneven shares (three workers); on four what the number of shares, on MPI what
 the way of the bytes could change: four workers reduce bfloat16 in another way than three."""

@@ -1,4 +1,4 @@
-"""Start a script as one process, or as several Horovod workers, and read what rank 0 wrote."""
+"""Start a script as one process or as several workers, and read what rank 0 wrote."""
 
 from __future__ import annotations
 
@@ -6,21 +6,50 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from tl_dist.launcher.rendezvous import Rendezvous
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
+TIMEOUT_S = 280
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 
 
 def command(workers: int, launcher: str | None) -> list[str]:
-    """What goes before `python SCRIPT` for a launcher: None, "gloo" or "mpi"."""
-    if launcher is None:
+    """What goes before `python SCRIPT` for a launcher: None, "ours", "gloo" or "mpi"."""
+    if launcher in (None, "ours"):
         return []
     if launcher == "gloo":
         return [str(BIN / "horovodrun"), "-np", str(workers), "--gloo"]
     return [*MPIRUN, "-np", str(workers)]
+
+
+def run_workers(argv: list[str], environment: dict[str, str], workers: int) -> str:
+    """The command as that many workers that meet as those of `tl-dist train`; fails as soon as one does."""
+    with Rendezvous([("localhost", workers)], "127.0.0.1") as meeting, TemporaryFile("w+") as said:
+        started = [
+            subprocess.Popen(
+                argv, env=environment | meeting.worker_environment(rank), stdout=said, stderr=said
+            )
+            for rank in range(workers)
+        ]
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            codes = [process.poll() for process in started]
+            if any(codes) or None not in codes:
+                break
+            time.sleep(0.1)
+        for process in started:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        text = said.read()
+        assert codes == [0] * workers, f"{' '.join(argv)} ended with {codes}\n{text}"
+    return text
 
 
 def run_script(script: str, *arguments: str, workers: int, launcher: str | None, output: Path) -> Any:
@@ -29,7 +58,12 @@ def run_script(script: str, *arguments: str, workers: int, launcher: str | None,
     environment = dict(
         os.environ, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(HERE.parent.parent), OMP_NUM_THREADS="1"
     )
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    if launcher == "ours":
+        run_workers(argv, environment, workers)
+        return json.loads(output.read_text())
+    done = subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert done.returncode == 0, (
         f"{' '.join(argv)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     )

@@ -1,15 +1,18 @@
-"""Two workers of Horovod: what rank 0 broadcasts arrives bit for bit, whatever its type and shape."""
+"""Two workers: what rank 0 broadcasts arrives bit for bit, whatever its type and shape."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.parallel.launch import run_script
 
 
-def test_values_of_every_type_arrive_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "launcher"), [("horovod", "gloo"), ("collective", "ours")])
+def test_values_of_every_type_arrive_bit_for_bit(tmp_path: Path, strategy: str, launcher: str) -> None:
     first, second = run_script(
-        "broadcast_scenario.py", workers=2, launcher="gloo", output=tmp_path / "out.json"
+        "broadcast_scenario.py", strategy, workers=2, launcher=launcher, output=tmp_path / "out.json"
     )
     assert first["before"] and first["after"]
     assert not second["before"] and second["after"]

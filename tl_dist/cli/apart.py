@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_dist.cli.evaluate import run_task, workers_here
-from tl_dist.cli.train import require_horovod
+from tl_dist.cli.train import require_package
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import visible_gpus
 from tl_dist.launcher.local import local_launch
@@ -58,7 +58,7 @@ def work(
         *workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ)),
     ]
     cfg = config_file.load(run.config_file, asked)
-    require_horovod(cfg)
+    require_package(cfg)
     options = ["--at", at] if at else []
     options += [word for override in asked for word in ("--override", override)]
     launch = local_launch(cfg, run.path, task=["--apart", str(into), *task, *options])

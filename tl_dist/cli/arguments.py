@@ -38,7 +38,9 @@ At = Annotated[
     ),
 ]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
-Strategy = Annotated[str | None, typer.Option(help="single, mirrored, horovod, or one of another package")]
+Strategy = Annotated[
+    str | None, typer.Option(help="single, mirrored, horovod, collective, auto, or one of another package")
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-n", min=1, help="how many; default: one per visible GPU, or one")
 ]

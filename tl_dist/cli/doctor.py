@@ -49,7 +49,8 @@ _SUM = """
 import json, os, sys
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
-parallel = registry.strategy("horovod").start(config_file.load(sys.argv[1]))
+cfg = config_file.load(sys.argv[1])
+parallel = registry.strategy(cfg.strategy).start(cfg)
 import tensorflow as tf
 one = float(parallel.rank + 1)
 gradient = parallel.reduce_gradients([tf.fill([3], one)])[0].numpy()  # on GPUs by NCCL
@@ -59,7 +60,7 @@ os._exit(0)
 """
 
 _CONFIG = (
-    "name: doctor\nstrategy: horovod\nworkers: 2\nsteps: 1\ndata: {name: synthetic}\n"
+    "name: doctor\nworkers: 2\nsteps: 1\ndata: {name: synthetic}\n"
     "model: {backbone: tiny, weights: random}\noptimizer: {learning_rate: 0.1}\n"
 )
 
@@ -89,12 +90,15 @@ def examine() -> Iterator[Finding]:
     else:
         fix = "install the package's dependencies anew in this environment."
         yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
+    if framework:
+        yield Finding("TensorFlow's own collectives (strategy=collective)", True)
+        yield sum_over_two_workers("collective", gpus=gpus)
     horovod, problem = facts_of_child([sys.executable, "-P", "-c", _HOROVOD])
     install = "./launch/install_horovod"
     if not horovod:
         absent = "No module named 'horovod'" in problem
         what = "Horovod is not installed." if absent else f"Horovod cannot be imported: {problem}."
-        yield Finding(what, None if absent else False, f"run {install}; strategy=mirrored needs none.")
+        yield Finding(what, None if absent else False, f"run {install}; strategy=collective needs none.")
     else:
         yield Finding(f"Horovod {horovod['horovod']}", True)
         fixes = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
@@ -104,9 +108,7 @@ def examine() -> Iterator[Finding]:
             fix = "" if horovod[key] else fixes.get(key, "")
             yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
         if horovod["gloo"] and framework:
-            yield sum_over_two_workers(
-                on_gpus=gpus > 1, why=" (two workers need two GPUs)" if gpus == 1 else ""
-            )
+            yield sum_over_two_workers("horovod", gpus=gpus)
     for name, command, needed in (
         ("MPI", ("mpirun", "--version"), "mpirun"),
         ("Slurm", ("sbatch", "--version"), "tl-dist submit"),
@@ -117,19 +119,19 @@ def examine() -> Iterator[Finding]:
         )
 
 
-def sum_over_two_workers(seconds: float = SUM_S, *, on_gpus: bool = False, why: str = "") -> Finding:
-    """Two workers, started and met as those of a run, add 1 and 2: on a GPU each, or on the CPU, and `why`."""
+def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0) -> Finding:
+    """Two workers, started and met as those of a run, add 1 and 2: on two GPUs where there are, else on the CPU."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
         file = Path(scratch, "doctor.yaml")
-        file.write_text(_CONFIG)
+        file.write_text(f"strategy: {strategy}\n{_CONFIG}")
         cfg = config_file.load(file)
 
         def log(rank: int) -> Path:
             return Path(scratch, f"rank_{rank}.out")
 
         with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
-            hidden = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": "-1"}
+            hidden = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
             commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
             with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
@@ -139,14 +141,14 @@ def sum_over_two_workers(seconds: float = SUM_S, *, on_gpus: bool = False, why: 
                 late = bool(group.alive) and not group.exits
                 group.end(grace_s=0 if late else None)
                 if late:
-                    return _failed(f"two workers did not meet within {seconds:.0f} s")
+                    return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
                 end = judged(group.exits, done=True)
                 if not end.orderly:
-                    return _failed(end.cause)
+                    return _failed(strategy, end.cause)
                 results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
     if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
-        return _failed(f"two workers should add 1 and 2 to 3, and got {results}")
-    where = "GPUs" if on_gpus else f"the CPU{why}"
+        return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
+    where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"
     return Finding(
         f"2 workers added 1 and 2 to 3 on {where} in {time.monotonic() - began:.1f} s", True, indent=1
     )
@@ -185,6 +187,9 @@ def _facts(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _failed(why: str) -> Finding:
-    fix = "run ./launch/install_horovod anew; strategy=mirrored works without Horovod."
+def _failed(strategy: str, why: str) -> Finding:
+    fix = {
+        "horovod": "run ./launch/install_horovod anew; strategy=collective works without Horovod.",
+        "collective": "use strategy=horovod; strategy=mirrored has several devices in one process.",
+    }[strategy]
     return Finding(f"a sum over 2 workers failed: {why}.", False, fix, 1)

@@ -8,14 +8,14 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tl_dist.cli.train import require_horovod
+from tl_dist.cli.train import require_package
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.corruptions import prepare
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.launcher.attempt import Launch
-from tl_dist.launcher.command import num_workers, visible_gpus
+from tl_dist.launcher.command import has_horovod, num_workers, of_processes, visible_gpus
 from tl_dist.launcher.end import ORDERLY, judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch
@@ -54,7 +54,7 @@ def evaluate(
     layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
     overrides += layout
     cfg = config_file.load(run.config_file, overrides)
-    require_horovod(cfg)
+    require_package(cfg)
     say(f"evaluating with {' '.join(layout)}")
     refuse_in_use(run)
     task = [word for override in overrides for word in ("--override", override)]
@@ -83,11 +83,13 @@ def refuse_in_use(run: RunDir) -> None:
 
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
     """The strategy and workers of a task whose result is the same for any, as overrides of the run's config."""
+    strategy = None if strategy == registry.AUTO else strategy
     if workers is None:
         one = strategy is not None and registry.strategy(strategy).workers == "one"
         workers = 1 if one else min(max(1, gpus), num_workers(cfg, gpus))
     if strategy is None:
-        several = "horovod" if registry.strategy(cfg.strategy).workers == "one" else cfg.strategy
+        one = registry.strategy(cfg.strategy).workers == "one"
+        several = of_processes(cfg, has_horovod()) if one else cfg.strategy
         strategy = "single" if workers == 1 else several
     return [f"strategy={strategy}", f"workers={workers}"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from tl_dist.cli.train import Request, open_run, require_horovod, with_trained_source
+from tl_dist.cli.train import Request, open_run, require_package, with_trained_source
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import worker_argv
@@ -42,7 +42,7 @@ def join(
             code=ExitCode.UNSAFE,
         )
     cfg = request.load("strategy=horovod", f"workers={size or 1}")
-    require_horovod(cfg)
+    require_package(cfg)
     cfg = with_trained_source(cfg, request.runs)
     run = RunDir(request.runs / cfg.name)
     if rank == 0:

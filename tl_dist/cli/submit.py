@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_horovod, with_trained_source
+from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_package, with_trained_source
+from tl_dist.config import registry
+from tl_dist.launcher.command import has_horovod, of_processes
 from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
@@ -22,11 +24,18 @@ def submit_run(
 ) -> int:
     """Submit a run, or show what would be submitted, of which nothing is then written.
 
-    More than one task means Horovod, with one worker in each.
+    More than one task means a strategy of processes, with one worker in each.
     """
     wanted = options_from(**options)
     workers = wanted.nodes * wanted.ntasks_per_node
-    layout = ["strategy=horovod", f"workers={workers}"] if workers > 1 else []
+    asked = request.load(resolve=False)
+    if workers > 1:
+        strategy = "horovod" if wanted.mpi != "none" else of_processes(asked, has_horovod())
+        layout = [f"strategy={strategy}", f"workers={workers}"]
+    elif asked.strategy == registry.AUTO:  # this host's GPUs are not those of the job
+        layout = ["strategy=mirrored" if (asked.workers or 1) > 1 else "strategy=single"]
+    else:
+        layout = []
     cfg = with_trained_source(request.load(*layout), request.runs)
     run = RunDir(request.runs / cfg.name)
     show_line(console, headline(cfg, run), style="bold")
@@ -36,7 +45,7 @@ def submit_run(
         for line in (*result.script.split("\n"), result.step_command, *result.rank_commands):
             show_line(console, line)
         return ExitCode.DONE
-    require_horovod(cfg)
+    require_package(cfg)
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)

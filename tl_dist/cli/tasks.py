@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_dist.cli.evaluate import run_task
-from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, require_horovod
+from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, require_package
 from tl_dist.config import Config
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import ExitCode, Refusal
@@ -30,7 +30,7 @@ def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, con
         if code != ExitCode.DONE:
             stopped = f"the source task of the {what} was stopped."
             raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-    require_horovod(cfg)
+    require_package(cfg)
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)
     records = NewRecords(run.metrics_file)

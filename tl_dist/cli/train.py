@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
 from tl_dist.launcher.attempt import newest_checkpoint
-from tl_dist.launcher.command import are_processes, num_workers, visible_gpus
+from tl_dist.launcher.command import are_processes, has_horovod, num_workers, resolved, visible_gpus
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
@@ -40,12 +39,21 @@ class Request:
     workers: int | None = None
     runs: Path = Path("runs")
 
-    def load(self, *extra: str, imports: bool = True) -> Config:
-        """The config with everything that the command line says, and `extra`, put over it."""
+    def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
+        """The config with everything that the command line says, and `extra`, put over it.
+
+        With `resolve`, `strategy: auto` is what it means on this host.
+        """
         short = [f"strategy={self.strategy}"] if self.strategy else []
         short += [f"workers={self.workers}"] if self.workers else []
         overrides = [*self.overrides, *short, *extra]
-        return config_file.load(self.config, overrides, choose=recipe.values_for, imports=imports)
+        cfg = config_file.load(self.config, overrides, choose=recipe.values_for, imports=imports)
+        return resolved_here(cfg) if resolve else cfg
+
+
+def resolved_here(cfg: Config) -> Config:
+    """The config with `strategy: auto` as what it means on this host."""
+    return resolved(cfg, gpus=visible_gpus(os.environ), horovod=has_horovod())
 
 
 def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
@@ -55,8 +63,9 @@ def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = T
 
 
 def with_workers(cfg: Config) -> Config:
-    """The config, with the number of its workers on this host where they are Horovod's."""
-    require_horovod(cfg)
+    """The config, with its strategy on this host, and the number of its workers where they are processes."""
+    cfg = resolved_here(cfg)
+    require_package(cfg)
     if are_processes(cfg) and cfg.workers is None:
         return cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
     return cfg
@@ -170,11 +179,12 @@ def prepare_config(request: Request, console: Console) -> None:
     show_line(console, f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")
 
 
-def require_horovod(cfg: Config) -> None:
-    """Refuses before anything starts where Horovod is needed and not there; that it works is for the doctor to say."""
-    if are_processes(cfg) and importlib.util.find_spec("horovod") is None:
+def require_package(cfg: Config) -> None:
+    """Refuses before anything starts where a strategy needs what is not installed, as Horovod."""
+    package = registry.strategy(cfg.strategy).package
+    if package == "horovod" and not has_horovod():
         raise Refusal(
             "Horovod is not installed in this Python environment.",
-            fix="run ./launch/install_horovod, or use strategy=mirrored.",
+            fix="run ./launch/install_horovod, or use strategy=collective, which needs none.",
             code=ExitCode.USAGE,
         )

@@ -63,9 +63,11 @@ class Config(Section):
     """name of the run directory below runs/; default: the file's name"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: str = "single"
-    """single | mirrored (one process, several devices) | horovod (several processes) | one of another package"""
+    """single | mirrored (one process, several devices) | horovod or collective (several processes, joined by Horovod
+    or by TensorFlow) | one of another package | auto: single for one worker, mirrored for several GPUs of one host,
+    else horovod where it is installed, else collective; settled whenever workers are started"""
     workers: PositiveInt | None = None
-    """processes under horovod, replicas under mirrored; default: one for each visible GPU, else 1"""
+    """processes under horovod and collective, replicas under mirrored; default: one for each visible GPU, else 1"""
     global_batch: PositiveInt = 32
     accumulate: PositiveInt = 1
     """micro-batches per step and replica: the same update with less memory"""

@@ -24,7 +24,9 @@ class Strategy(NamedTuple):
     implementation: str
     """class that makes a `DataParallel` of the config; its module may import any framework"""
     workers: Literal["one", "replicas", "processes"] = "one"
-    """what the config's `workers` counts: nothing, replicas in one process, or processes, which Horovod joins"""
+    """what the config's `workers` counts: nothing, replicas in one process, or processes"""
+    package: str | None = None
+    """module that has to be installed besides"""
 
     def start(self, config: Config) -> Any:
         """The `DataParallel` of this process."""
@@ -60,10 +62,15 @@ class Dataset(NamedTuple):
         return opener(data, self.options.model_validate(data.options, strict=True))
 
 
+AUTO = "auto"
+"""the strategy that becomes another one where the workers are started (`launcher.command.resolved`)"""
+
 STRATEGIES: Mapping[str, Strategy] = {
     "single": Strategy("tl_dist.parallel.single:SingleDevice"),
     "mirrored": Strategy("tl_dist.parallel.mirrored:Mirrored", workers="replicas"),
-    "horovod": Strategy("tl_dist.parallel.horovod:Horovod", workers="processes"),
+    "horovod": Strategy("tl_dist.parallel.horovod:Horovod", workers="processes", package="horovod"),
+    AUTO: Strategy("tl_dist.parallel:unresolved", workers="replicas"),
+    "collective": Strategy("tl_dist.parallel.collective:Collective", workers="processes"),
 }
 
 _FORMATS = "tl_dist.datasets.formats"

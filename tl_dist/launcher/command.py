@@ -7,6 +7,7 @@ What a person has set stays as it is.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -73,6 +74,26 @@ def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
     return len(list(gpus.iterdir())) if gpus.is_dir() else 0
 
 
+def has_horovod() -> bool:
+    """Whether Horovod is installed here; that it works is for the doctor to say."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+def of_processes(cfg: Config, horovod: bool) -> str:
+    """The strategy for workers that are processes: the one of the config, else the best that there is."""
+    return cfg.strategy if are_processes(cfg) else "horovod" if horovod else "collective"
+
+
+def resolved(cfg: Config, *, gpus: int, horovod: bool) -> Config:
+    """`strategy: auto` as what it means on this host; any other config as it is."""
+    if cfg.strategy != registry.AUTO:
+        return cfg
+    workers = num_workers(cfg, gpus)
+    several = "mirrored" if workers <= gpus else of_processes(cfg, horovod)
+    strategy = "single" if workers == 1 else several
+    return cfg.model_copy(update={"strategy": strategy, "workers": workers})
+
+
 def num_workers(cfg: Config, gpus: int) -> int:
     """`workers`, or one for each GPU, or one; not each of them need be a process."""
     if registry.strategy(cfg.strategy).workers == "one":
@@ -86,7 +107,7 @@ def num_processes(cfg: Config, gpus: int) -> int:
 
 
 def are_processes(cfg: Config) -> bool:
-    """Whether the workers are processes, which Horovod joins."""
+    """Whether the workers are processes, which a strategy joins."""
     return registry.strategy(cfg.strategy).workers == "processes"
 
 

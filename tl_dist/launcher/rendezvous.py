@@ -14,6 +14,7 @@ The protocol, from horovod/common/gloo/http_store.cc and gloo_context.cc:
   answer sends it again, so it may overwrite.
 - GET /SCOPE/KEY answers 200 with it, or 404 until it is there: workers ask every 10 ms. Any other status is
   retried.
+- GET /ready, which is our own, answers 200 with the values of all ranks, a line each, once all have come.
 - DELETE /SCOPE/RANK says that RANK is connected to all its peers of that scope. After the last one the scope
   is forgotten, so that the same workers may meet again. The scopes and their sizes follow from the plan:
   `global`, one `local_HOST` per host, one `cross_K` per local rank; RANK is that within the scope.
@@ -143,7 +144,9 @@ class _Server(OneThreadServer):
             return Answer(403)
         scope, _, key = request.path.removeprefix("/").rpartition("/")
         prefix = "" if request.method == "DELETE" else "rank_"
-        if key.removeprefix(prefix) not in self.members(scope) and not _is_count(request):
+        if key.removeprefix(prefix) not in self.members(scope) and not (
+            _is_count(request) or _is_of_all(request)
+        ):
             return Answer(400)
         if request.method != "PUT":
             return 0
@@ -158,7 +161,7 @@ class _Server(OneThreadServer):
         if _is_count(request):
             return self._count(request.headers.get("wait", ""))
         if request.method == "GET":
-            value = self._values.get(scope, {}).get(key)
+            value = self._all_ready() if _is_of_all(request) else self._values.get(scope, {}).get(key)
             return Answer(404) if value is None else Answer(200, value)
         if request.method == "PUT":
             self._values.setdefault(scope, {})[key] = body
@@ -207,6 +210,12 @@ class _Server(OneThreadServer):
         wait_s = min(float(wait), WAIT_S) if wait.replace(".", "", 1).isdecimal() and len(wait) < 9 else 0.0
         return Later(wait_s, lambda: _named(self._absent())) if absent and wait_s else _named(absent)
 
+    def _all_ready(self) -> bytes | None:
+        """What every rank has put into the scope `ready`, in rank order; None before the last one has come."""
+        values = self._values.get(READY, {})
+        ranks = [str(rank) for rank in range(len(self._members[READY]))]
+        return None if self._absent() else b"\n".join(values[rank] for rank in ranks)
+
     def _leave(self, scope: str, key: str) -> None:
         """One member of a scope is done with it."""
         left = self._left.setdefault(scope, set())
@@ -218,6 +227,10 @@ class _Server(OneThreadServer):
 
 def _is_count(request: Request) -> bool:
     return request.method == "GET" and request.path == f"/{READY}/{ABSENT}"
+
+
+def _is_of_all(request: Request) -> bool:
+    return request.method == "GET" and request.path == f"/{READY}"
 
 
 def _named(absent: set[str]) -> Answer:

@@ -84,6 +84,16 @@ def started(parallel: Any, name: str) -> DataParallel:
     return parallel
 
 
+def unresolved(config: Any) -> DataParallel:
+    """What `strategy: auto` is to a worker: whoever starts workers has to say what it means there."""
+    del config
+    raise Refusal(
+        "strategy 'auto' has not become one of the others.",
+        fix="start with 'tl-dist train' or 'tl-dist submit', or name the strategy.",
+        code=ExitCode.USAGE,
+    )
+
+
 def rows_of(rank: int, world_size: int, global_batch: int) -> range:
     """The rows of each global batch that belong to `rank`: contiguous, disjoint, complete, sizes within one.
 

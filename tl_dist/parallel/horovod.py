@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import failures, gpus, slots
+from tl_dist.parallel.buckets import buckets, num_bytes
 from tl_dist.parallel.feed import fed, gpu_of_process
-from tl_dist.parallel.horovod_settings import buckets, settings
+from tl_dist.parallel.horovod_settings import settings
 from tl_dist.parallel.meeting import await_peers
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -196,11 +197,6 @@ def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
     """The tensors that lie one after another in `flat`, in the shapes of `like`."""
     parts = tf.split(flat, [t.shape.num_elements() for t in like])
     return [tf.reshape(part, t.shape) for part, t in zip(parts, like, strict=True)]
-
-
-def num_bytes(tensor: Any) -> int:
-    """Size of a tensor of known shape."""
-    return int(tensor.shape.num_elements()) * int(tensor.dtype.size)
 
 
 def _import_horovod() -> Any:

@@ -42,23 +42,3 @@ def settings(*, gpus: bool, workers: int, stall_s: float) -> Settings:
         bucket_bytes=(32 if gpus else 8) * MIB,
         last_bytes=2 * MIB if gpus else 0,
     )
-
-
-def buckets(sizes: list[int], limit: int, last: int = 0) -> list[list[int]]:
-    """Indices of tensors, from last to first, in groups of about `limit` bytes; the same on every rank.
-
-    The tensors in front that have `last` bytes or less together, if any, are a group of their own.
-    """
-    head, front = 0, 0
-    while last and head < len(sizes) and front + sizes[head] <= last:
-        front += sizes[head]
-        head += 1
-    groups: list[list[int]] = []
-    filled = limit
-    for k in reversed(range(len(sizes))):
-        if filled >= limit or k == head - 1:
-            groups.append([])
-            filled = 0
-        groups[-1].append(k)
-        filled += sizes[k]
-    return groups

@@ -30,12 +30,15 @@ _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
-def gloo_timeout_s(size: int) -> int:
-    """How long a collective waits for a peer that is frozen or cut off. A dead one is noticed at once.
+def gloo_timeout_s(size: int, env: Mapping[str, str] | None = None) -> int:
+    """How long a collective waits for a peer that is frozen or cut off, or what is set in `env` in its place.
+
+    A dead one is noticed at once.
 
     In the same time each worker must have connected to all others: with 30 s that fails from 40 nodes on.
     """
-    return _GLOO_TIMEOUT_S + size // 16 * 4
+    text = (env or {}).get(GLOO_TIMEOUT_VARIABLE, "")
+    return int(text) if text.isdigit() else _GLOO_TIMEOUT_S + size // 16 * 4
 
 
 @dataclass(frozen=True)

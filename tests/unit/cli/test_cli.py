@@ -186,7 +186,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_64(
         (
             ["train", "fake.yaml", "-n", "2"],
             "error: override 'workers=2': strategy 'single' has one worker, not 2. "
-            "Fix: write 'strategy: horovod' (or mirrored), or remove 'workers'.",
+            "Fix: write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
         ),
         (["runs", "nowhere"], "error: nowhere is not a directory. Fix: name the one that holds the runs."),
     ],
@@ -404,7 +404,7 @@ def test_without_horovod_there_is_a_word_of_advice(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, _, err = said(capsys, "train", "fake.yaml", "--strategy", "horovod", "-n", "2")
     assert code == ExitCode.USAGE
-    assert "Fix: run ./launch/install_horovod, or use strategy=mirrored." in err
+    assert "Fix: run ./launch/install_horovod, or use strategy=collective, which needs none." in err
     assert not Path("runs").exists()
 
 
@@ -466,7 +466,7 @@ def test_ctrl_c_is_answered_by_a_line(
 
 @pytest.fixture
 def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "require_horovod", lambda cfg: None)
+    monkeypatch.setattr(join, "require_package", lambda cfg: None)
 
 
 @pytest.mark.usefixtures("_with_horovod")

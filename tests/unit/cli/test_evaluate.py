@@ -42,6 +42,8 @@ def config_of(**changes: Any) -> Config:
         (("mirrored", None), None, None, 8, ("mirrored", 8)),
         (("single", None), None, None, 8, ("single", 1)),
         (("single", None), None, 2, 0, ("horovod", 2)),
+        (("collective", 4), None, 2, 0, ("collective", 2)),
+        (("mirrored", 4), "auto", 1, 0, ("single", 1)),
     ],
 )
 def test_workers_are_those_that_this_machine_has_unless_told(

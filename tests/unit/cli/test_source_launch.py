@@ -118,7 +118,7 @@ def test_a_launcher_of_one_run_refuses_a_source_task_that_is_not_done(
     monkeypatch: pytest.MonkeyPatch,
     launch: Callable[[Any], tuple[int, str]],
 ) -> None:
-    monkeypatch.setattr(join, "require_horovod", lambda cfg: None)
+    monkeypatch.setattr(join, "require_package", lambda cfg: None)
     code, err = launch(capsys)
     assert code == ExitCode.USAGE and err.count("\n") == 1
     assert "the source task of 'src' has not been trained: runs/src-source is not done. Fix: " in err

@@ -230,7 +230,7 @@ MISTAKES = {
     "workers without a strategy for them": (
         GOOD + "workers: 2\n",
         "x.yaml:9: strategy 'single' has one worker, not 2. "
-        "Fix: write 'strategy: horovod' (or mirrored), or remove 'workers'.",
+        "Fix: write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
     ),
     "a head on random features": (
         changed("resnet50", "resnet50\n  weights: random"),

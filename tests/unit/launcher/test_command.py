@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from tl_dist.cli.environment import collect
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import (
     local_commands,
     num_processes,
     num_workers,
+    resolved,
     visible_gpus,
     worker_argv,
     worker_environment,
@@ -28,6 +29,7 @@ from tl_dist.launcher.command import (
 from tl_dist.launcher.local import local_launch, place
 from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel.slots import slot_environment
+from tl_dist.refusal import Refusal
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -188,6 +190,32 @@ def test_one_worker_for_each_gpu_unless_told(
 ) -> None:
     cfg = config_of(strategy).model_copy(update={"workers": workers})
     assert (num_workers(cfg, gpus), num_processes(cfg, gpus)) == (replicas, processes)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "horovod", "strategy", "count"),
+    [
+        (None, 0, True, "single", 1),
+        (1, 8, True, "single", 1),
+        (None, 8, False, "mirrored", 8),
+        (4, 8, True, "mirrored", 4),
+        (2, 0, True, "horovod", 2),
+        (2, 0, False, "collective", 2),
+        (3, 2, False, "collective", 3),
+    ],
+)
+def test_auto_is_settled_by_what_this_host_has(
+    workers: int | None, gpus: int, horovod: bool, strategy: str, count: int
+) -> None:
+    cfg = config_of("auto").model_copy(update={"workers": workers})
+    found = resolved(cfg, gpus=gpus, horovod=horovod)
+    assert (found.strategy, found.workers) == (strategy, count)
+    assert resolved(found, gpus=0, horovod=True) == found
+
+
+def test_auto_that_nobody_has_settled_starts_nothing() -> None:
+    with pytest.raises(Refusal, match="strategy 'auto' has not become"):
+        registry.strategy("auto").start(config_of("auto"))
 
 
 def test_an_evaluation_is_the_same_command_with_a_split() -> None:

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from tl_dist.parallel.horovod_settings import MIB, buckets, settings
+from tl_dist.parallel.buckets import buckets
+from tl_dist.parallel.horovod_settings import MIB, settings
 
 
 @pytest.mark.parametrize(

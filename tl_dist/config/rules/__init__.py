@@ -43,7 +43,7 @@ def _workers(cfg: Config) -> Iterator[Broken]:
         yield Broken(
             ("workers",),
             f"strategy '{cfg.strategy}' has one worker, not {workers}.",
-            "write 'strategy: horovod' (or mirrored), or remove 'workers'.",
+            "write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
         )
     if cfg.global_batch < workers * cfg.accumulate:
         share = f"{workers} workers" + (f" x {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "")

@@ -1,0 +1,74 @@
+"""By TensorFlow's own collectives: a worker that dies or freezes costs no bit; Horovod goes on from what is saved."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.harness import CONFIG, NUM_STEPS, Workspace, bits, losses, step_of
+from tl_dist.refusal import ExitCode
+
+STEP = random.Random(76).randrange(62, NUM_STEPS - 5)
+QUIET_S = "6"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    config = CONFIG.replace("strategy: horovod", "strategy: collective")
+    made = Workspace(tmp_path_factory.mktemp("collective"), config)
+    made.train("clean")
+    return made
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=[f"rank{rank}-step{STEP}" for rank in (0, 1)])
+def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int) -> None:
+    """Rank 0 is also the one to which TensorFlow's other servers report."""
+    run = workspace.run(f"kill-{rank}")
+    process, other = workspace.start_up_to(run.name, STEP, rank=1 - rank)
+    os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
+    os.kill(other, signal.SIGCONT)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert f"rank {rank}" in said
+    assert bits(run) == bits(workspace.run("clean"))
+
+
+def test_a_frozen_worker_is_noticed_named_and_costs_no_bit(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its heartbeats would be missed: `hang_s` is two minutes."""
+    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", QUIET_S)
+    run = workspace.run("frozen")
+    process, _ = workspace.start_up_to(run.name, STEP, rank=1)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    assert "rank 1" in said and "did not react when rank 0 lost a peer" in said
+    assert bits(run) == bits(workspace.run("clean"))
+
+
+def test_a_stop_is_heeded_and_horovod_goes_on_from_there(workspace: Workspace) -> None:
+    """The signal goes to a worker in the middle of a step, where TensorFlow's server would keep it for itself."""
+    run = workspace.run("back")
+    process, worker = workspace.start_up_to(run.name, 50, rank=1)
+    os.kill(workspace.worker_pid(run.name, 0), signal.SIGTERM)
+    os.kill(worker, signal.SIGCONT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == ExitCode.REQUEUE, said
+    stopped = step_of(run)
+    assert 50 <= stopped < NUM_STEPS
+    shutil.copytree(run.path, workspace.run("again").path)
+    workspace.train("again")
+    assert bits(workspace.run("again")) == bits(workspace.run("clean"))
+    workspace.train("back", "--strategy=horovod")
+    found, expected = losses(run), losses(workspace.run("clean"))
+    assert found.keys() == expected.keys()
+    # As in test_interruptions: parity is a statement about 20 steps.
+    compared = [step for step in found if step <= stopped + 20]
+    np.testing.assert_allclose(
+        [found[step] for step in compared], [expected[step] for step in compared], rtol=1e-5
+    )

@@ -1,0 +1,296 @@
+"""Many processes, one device each: TensorFlow's own collectives. Needs no compiler and nothing but TensorFlow.
+
+`tf.distribute`'s strategy is not used: it wraps these operations for a model of its own making, and outside of its
+`run` its sums are those of one worker, without a word. Here the variables are plain ones, and every sum is an operation
+that waits for all workers. On GPUs it is NCCL's (written, not yet run on one), else a ring over gRPC.
+
+An operation finds its counterparts by a number, its instance key, which stands for a purpose, a type and a shape: what
+has a new shape needs a new number, and TensorFlow never forgets one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+# Private, but the only way to TensorFlow's server and its time-outs; the minor version is fixed in pyproject.toml.
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
+
+from tl_dist.config import Config
+from tl_dist.parallel import endpoint, gpus, slots
+from tl_dist.parallel.buckets import buckets, num_bytes
+from tl_dist.parallel.feed import fed, gpu_of_process
+from tl_dist.parallel.meeting import await_peers, said_by_all
+from tl_dist.refusal import ExitCode, Refusal
+
+T = TypeVar("T")
+
+MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
+BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
+_SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
+_ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
+
+# What only a lost peer leads to, and what other faults lead to as well: these have to name a peer.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+_MAY_BE_LOST = (
+    *(tf.errors.InternalError, tf.errors.UnknownError, tf.errors.CancelledError),
+    tf.errors.FailedPreconditionError,
+)
+_OF_PEERS = re.compile(r"collective|coordination|/job:worker|\bpeer\b|RecvBuf|NCCL", re.IGNORECASE)
+_NOT_TELLING = ("Graph execution error", "Detected at node", "File ", "<stack traces", "[[{{node")
+
+
+class Collective:
+    """One replica per process; its device is the GPU of its local rank, or the CPU."""
+
+    def __init__(self, config: Config) -> None:
+        self.rank: int = 0
+        self.world_size: int = 1
+        if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+            self.rank = slots.integer(os.environ, "HOROVOD_RANK")
+            self.world_size = slots.integer(os.environ, "HOROVOD_SIZE")
+        expected = slots.expected_world_size(os.environ)
+        if expected not in (None, self.world_size):
+            raise Refusal(
+                f"rank {slots.rank_in(os.environ)}: its launcher started {expected} workers, which cannot meet.",
+                fix="start with 'tl-dist train' or 'tl-dist submit', or use strategy=horovod.",
+                code=ExitCode.UNSAFE,
+            )
+        self.num_replicas = self.world_size
+        self.reduced_bytes = 0  # of gradients, by each step on this worker
+        safety = config.safety
+        # Heartbeats of TensorFlow's end the wait for a process that is frozen or cut off. One whose main thread hangs
+        # is for the supervisor to find; without one the patience is that of the longest phase.
+        self._patience_s = max(safety.hang_s, safety.alone_s, safety.first_step_s)
+        self._keys: dict[int, Hashable] = {}
+        local_rank, local_size = 0, 1
+        if self.world_size > 1:
+            local_rank, local_size = (
+                slots.integer(os.environ, f"HOROVOD_LOCAL_{x}") for x in ("RANK", "SIZE")
+            )
+        self._on_gpu = bool(gpus.take_own(local_rank, local_size, os.environ))
+        if self.world_size > 1:
+            self._connect(safety.first_step_s)
+
+    def _connect(self, timeout_s: float) -> None:
+        """Meet the other workers, start TensorFlow's server behind its door, and add up a first number."""
+        own, door = endpoint.own_address(os.environ), endpoint.door(os.environ)
+        port = door.port if door else endpoint.free_port()
+        await_peers(os.environ, timeout_s=timeout_s, saying=f"{own}:{port}")
+        endpoints = said_by_all(os.environ)
+        hosts = [endpoint.host_of(each) for each in endpoints]
+        endpoint.refuse_public(hosts, os.environ)
+        if door:
+            door.open_to(own, hosts)
+        os.environ["TF_GRPC_REUSE_PORT"] = "true" if door else "false"
+        with self.naming_lost_peers():
+            _start_server(self.rank, endpoints, timeout_s)
+            if door:
+                door.check()
+            self._device = f"/job:worker/replica:0/task:{self.rank}/device:"
+            with tf.device(f"{self._device}CPU:0"):
+                self._token = tf.Variable(0.0, trainable=False)  # collectives of one worker run in its order
+            self.total({"connected": 1.0})
+        self._door = door
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def feed(self, batches: Any) -> Iterator[Any]:
+        return fed(batches, gpu_of_process())
+
+    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        return fn(batch, step)
+
+    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        self.reduced_bytes = 0
+        if self.world_size == 1:
+            return [tf.cast(g, tf.float32) for g in grads]
+        kept = (tf.float32, tf.bfloat16) if self.world_size <= MAX_GATHERED else (tf.float32,)
+        grads = [g if g.dtype in kept else tf.cast(g, tf.float32) for g in grads]
+        reduced: dict[int, Any] = {}
+        for dtype, total in ((tf.float32, self._sum), (tf.bfloat16, self._gather_and_sum)):
+            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
+            for number, bucket in enumerate(buckets([num_bytes(grads[k]) for k in chosen])):
+                members = [chosen[k] for k in bucket]
+                tensors = [grads[k] for k in members]
+                flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+                sums = tf.split(total(flat, f"gradients_{number}"), [t.shape.num_elements() for t in tensors])
+                self.reduced_bytes += num_bytes(flat)
+                reduced |= {k: tf.reshape(s, grads[k].shape) for k, s in zip(members, sums, strict=True)}
+        return [reduced[k] for k in range(len(grads))]
+
+    def total_in_step(self, value: Any, name: str) -> Any:
+        if self.world_size == 1:
+            return value
+
+        @tf.custom_gradient
+        def total(local: Any) -> tuple[Any, Callable[[Any], Any]]:
+            return self._sum(local, name), lambda upstream: self._sum(upstream, f"{name}_gradient")
+
+        return total(value)
+
+    def replica(self) -> Any:
+        return self.rank
+
+    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
+        if self.world_size == 1:
+            return arrays
+        flat = np.concatenate([array.ravel() for array in arrays.values()])
+        sums = self._sum(flat, "total", on_cpu=True).numpy()
+        parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
+        return {
+            key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
+        }
+
+    def gather(self, text: bytes) -> list[bytes]:
+        if self.world_size == 1:
+            return [text]
+        own = np.zeros(self.world_size)
+        own[self.rank] = len(text)
+        sizes = [int(size) for size in self.total({"sizes": own})["sizes"]]
+        room = max(_SMALLEST_GATHER, 1 << max(max(sizes) - 1, 0).bit_length())
+        words = np.frombuffer(text.ljust(room, b"\0"), np.int32)[np.newaxis]
+        rows = self._gathered(words, "gather", on_cpu=True).numpy()
+        return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        if self.world_size == 1:
+            return
+        for bucket in buckets([num_bytes(v) for v in variables], BROADCAST_BYTES):
+            self._broadcast_as_one([variables[k] for k in bucket])
+
+    def _broadcast_as_one(self, variables: Sequence[Any]) -> None:
+        """A sum of bits to which rank 0 alone contributes any."""
+        sizes = [num_bytes(v) for v in variables]
+        total = sum(sizes)
+        padded = -(-total // 4) * 4
+        if self.rank == 0:
+            mine = b"".join(np.ascontiguousarray(v.numpy()).tobytes() for v in variables)
+            words = np.frombuffer(mine.ljust(padded, b"\0"), np.int32)
+        else:
+            words = np.zeros(padded // 4, np.int32)
+        received = self._sum(words, "broadcast", on_cpu=True).numpy().tobytes() if total else b""
+        offset = 0
+        for variable, size in zip(variables, sizes, strict=True):
+            dtype = tf.as_dtype(variable.dtype).as_numpy_dtype
+            values = np.frombuffer(received[offset : offset + size], dtype).reshape(variable.shape)
+            variable.assign(values)
+            offset += size
+
+    def _sum(self, value: Any, purpose: str, *, on_cpu: bool = False) -> Any:
+        """The same bits on every worker: a ring adds each part up in one order, and passes the sum on."""
+        return self._collective(
+            tf.raw_ops.CollectiveReduceV2, value, purpose, on_cpu, merge_op="Add", final_op="Id"
+        )
+
+    def _gathered(self, value: Any, purpose: str, *, on_cpu: bool = False) -> Any:
+        """The rows of all workers, in rank order."""
+        return self._collective(tf.raw_ops.CollectiveGatherV2, value, purpose, on_cpu)
+
+    def _gather_and_sum(self, flat: Any, purpose: str) -> Any:
+        """The sum of bfloat16 tensors, added up in float32 in the order of the ranks: the same bits on all of them.
+
+        Each worker sends its part once to every other: for up to three workers that is less than the ring of float32
+        sums, which every worker passes on twice.
+        """
+        # The operation knows no bfloat16, but it moves any bits.
+        everyone = self._gathered(tf.bitcast(flat, tf.float16)[tf.newaxis], purpose)
+        everyone.set_shape([self.world_size, flat.shape[0]])
+        parts = tf.unstack(tf.bitcast(everyone, tf.bfloat16))
+        return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
+
+    def _collective(self, operation: Any, value: Any, purpose: str, on_cpu: bool, **more: Any) -> Any:
+        on_cpu = on_cpu or not self._on_gpu
+        with tf.device(f"{self._device}{'CPU' if on_cpu else 'GPU'}:0"):
+            value = tf.identity(value)  # an argument of a traced function is on no device
+            return operation(
+                input=value,
+                group_size=self.world_size,
+                group_key=_ON_CPUS if on_cpu else _ON_GPUS,
+                instance_key=self._instance_key(
+                    operation.__name__, purpose, on_cpu, value.dtype.name, tuple(value.shape)
+                ),
+                ordering_token=[self._token.handle],
+                communication_hint="ring" if on_cpu else "nccl",
+                timeout_seconds=self._patience_s,
+                **more,
+            )
+
+    def _instance_key(self, *what: Hashable) -> int:
+        """A number for what is exchanged, the same on every worker, whatever each has traced in which order."""
+        number = zlib.crc32(repr(what).encode()) & 0x7FFFFFFF
+        if self._keys.setdefault(number, what) != what:
+            raise RuntimeError(f"{what} and {self._keys[number]} have one instance key")
+        return number
+
+    @contextmanager
+    def naming_lost_peers(self) -> Iterator[None]:
+        try:
+            yield
+        except (*_LOST, *_MAY_BE_LOST) as error:
+            if not isinstance(error, _LOST) and not _OF_PEERS.search(str(error)):
+                raise
+            raise Refusal(
+                f"rank {self.rank}: a collective failed, since another worker {_fate(error)} "
+                f"({_telling_line(str(error))}).",
+                fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
+                code=ExitCode.PEER_LOST,
+            ) from error
+
+
+def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None:
+    """TensorFlow's server, through which the workers exchange and watch each other; waits until all have theirs."""
+    task = f"/job:worker/replica:0/task:{rank}"
+    leader = "/job:worker/replica:0/task:0"
+    quiet_s = slots.gloo_timeout_s(len(endpoints), os.environ)
+    here = context.context()
+    on_term = signal.getsignal(signal.SIGTERM)
+    here.configure_collective_ops(
+        collective_leader=leader, scoped_allocator_enabled_ops=(), device_filters=(task,)
+    )
+    here.configure_coordination_service(
+        service_type="standalone",
+        service_leader=leader,
+        cluster_register_timeout_in_ms=int(1000 * timeout_s),
+        heartbeat_timeout_in_ms=1000 * quiet_s,
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(endpoints))],
+    )
+    here.enable_collective_ops(
+        tf.train.ServerDef(
+            cluster=tf.train.ClusterSpec({"worker": list(endpoints)}).as_cluster_def(),
+            default_session_config=here.config,
+            job_name="worker",
+            task_index=rank,
+            protocol="grpc",
+        )
+    )
+    here.ensure_initialized()
+    # TensorFlow has taken the signal for itself, as the notice of a preemption that nobody would heed.
+    signal.signal(signal.SIGTERM, on_term)
+
+
+def _fate(error: Exception) -> str:
+    """What became of a peer, from gRPC's words: a connection that ended is a process that did."""
+    if re.search(r"connection (closed|reset|refused)|socket closed", str(error), re.IGNORECASE):
+        return "died"
+    timed_out = re.search(r"heartbeat|deadline exceeded|timed out", str(error), re.IGNORECASE)
+    return "stalled or cannot be reached" if timed_out else "died or stalled"
+
+
+def _telling_line(text: str) -> str:
+    """Of TensorFlow's many lines the first with a cause: that a graph has failed, and where, tells nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = next((line for line in lines if not line.startswith(_NOT_TELLING)), "no reason given")
+    return cause[:200].rstrip(".")
