@@ -7,9 +7,18 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from tests.unit.parallel.test_horovod import CONFIG
+from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.parallel.collective import Collective
 from tl_dist.refusal import ExitCode, Refusal
+
+CONFIG = Config(
+    name="x",
+    steps=1,
+    strategy="collective",
+    data=DataConfig(name="digits"),
+    model=ModelConfig(backbone="tiny"),
+    optimizer=OptimizerConfig(learning_rate=0.1),
+)
 
 
 @pytest.fixture
