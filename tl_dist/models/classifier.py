@@ -9,19 +9,18 @@ the batch. Evaluation has neither.
 from __future__ import annotations
 
 import copy
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
 from tl_dist.models import batch_norm, cut, head, pruning
 from tl_dist.models.backbones import Backbone, blocks
+from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 
 MOVING = ("/moving_mean", "/moving_variance")
@@ -316,23 +315,3 @@ def reads_bfloat16(layer: Any) -> bool:
 def variable_path(layer: Any, variable: Any) -> str:
     """Name of a variable below its layer, such as `kernel`, or `depthwise/kernel` inside a nested layer."""
     return str(variable.path).split(f"{layer.name}/", 1)[-1]
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over (path, dtype, shape, bytes), in the order of the paths."""
-    total = hashlib.sha256()
-    for path in sorted(arrays):
-        array = np.ascontiguousarray(arrays[path])
-        total.update(f"{path} {array.dtype} {array.shape} ".encode())
-        total.update(array.data if array.size else b"")
-    return total.hexdigest()
-
-
-def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:
-    """num_examples / (classes that occur * examples of the class): the mean over the examples is 1.
-
-    0 for a class without examples. The same as scikit-learn's compute_class_weight.
-    """
-    counts = np.bincount(np.asarray(labels), minlength=num_classes)
-    present = np.count_nonzero(counts)
-    return [len(labels) / (present * n) if n else 0.0 for n in counts.tolist()]

@@ -22,8 +22,8 @@ from tl_dist.features import views as feature_views
 from tl_dist.features.classifiers import nested, selection
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
-from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
+from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
@@ -232,9 +232,7 @@ def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
         selection.columns_of(built.stage_names, widths),
         # By the examples that are fitted: those that are held out may not even be counted.
         lambda labels: (
-            classifier.balanced_class_weights(labels, train.num_classes)
-            if balanced
-            else setup.class_weights()
+            balanced_class_weights(labels, train.num_classes) if balanced else setup.class_weights()
         ),
         cfg.data.split_seed,
     )

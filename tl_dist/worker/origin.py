@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tl_dist.config import Config
-from tl_dist.models import classifier, pruning
+from tl_dist.models import pruning
 from tl_dist.models.backbones import weights
+from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, origin
 from tl_dist.runs.directory import RunDir
@@ -34,7 +35,7 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
             variable.assign(kept[path])
     for path in heads:
         variables[path].assign(variables[path].numpy()[..., places])
-    return classifier.digest({path: v.numpy() for path, v in variables.items()})
+    return digest({path: v.numpy() for path, v in variables.items()})
 
 
 def restore(
@@ -58,7 +59,7 @@ def restore(
         if value is not None:
             variable.assign(value)
     frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
-    if classifier.digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
+    if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
             f"run {run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",

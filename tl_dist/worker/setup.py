@@ -28,6 +28,7 @@ from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
 from tl_dist.training import monitor, optim
+from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
 from tl_dist.worker import audit, examples, origin
@@ -140,7 +141,7 @@ class Setup:
         wanted = self.cfg.loss.class_weights
         train = self.splits["train"]
         if wanted == "balanced":
-            return classifier.balanced_class_weights(train.labels, train.num_classes)
+            return balanced_class_weights(train.labels, train.num_classes)
         if wanted is not None and len(wanted) != train.num_classes:
             raise Refusal(
                 f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",

@@ -20,8 +20,8 @@ from tl_dist.config import Config
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
-from tl_dist.models import classifier
 from tl_dist.models.classifier import Classifier
+from tl_dist.models.digest import digest
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import teacher as teachers
@@ -81,7 +81,7 @@ def loaded(setup: Setup) -> Teacher | None:
         keras.config.set_dtype_policy(policy)
     facts = {
         "backbone": cfg.model.backbone,
-        "weights_sha256": classifier.digest({path: v.numpy() for path, v in variables.items()}),
+        "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": identity["precision"],
         "image_size": image_size_of(cfg),

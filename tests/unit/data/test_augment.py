@@ -200,6 +200,6 @@ def test_vertical_rand_operations_are_the_horizontal_ones_of_the_transposed_imag
 def test_a_crop_that_is_made_much_smaller_is_averaged_rather_than_sampled() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     means = noise.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-    plain, mirrored = crop._resize(16, np.array([False, True]), noise, noise)
+    plain, mirrored = crop._resize(16, np.array([False, True]), np.array([1, 1]), noise, noise)
     np.testing.assert_allclose(plain, means, atol=2)
     np.testing.assert_allclose(mirrored, means[:, ::-1], atol=2)

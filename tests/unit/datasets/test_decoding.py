@@ -219,7 +219,7 @@ def test_a_run_keeps_the_rule_that_it_began_with(tmp_path: Path) -> None:
     found: dict[Any, Source] = {}
     for written in (None, {"order": 2}, {"order": 2, "decoding": 2}):
         run = RunDir(tmp_path / f"run{len(found)}" / "x")
-        run.path.mkdir(parents=True)
+        (run.path / "heartbeats").mkdir(parents=True)
         if written is not None:
             run.identity_file.write_text(json.dumps(written))
         found[json.dumps(written)] = examples.readable(cfg, run, parallel, 1).opened["train"]

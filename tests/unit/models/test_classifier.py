@@ -15,8 +15,10 @@ from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.models import batch_norm, classifier
+from tl_dist.models.digest import digest
 from tl_dist.refusal import Refusal
 from tl_dist.training import chunk, optim, step
+from tl_dist.training.class_weights import balanced_class_weights
 
 
 def train(
@@ -302,7 +304,7 @@ def test_label_smoothing_and_class_weights_against_numpy() -> None:
 
 
 def test_balanced_class_weights_give_each_class_the_same_sum() -> None:
-    assert classifier.balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
+    assert balanced_class_weights([0, 0, 0, 1], 3) == pytest.approx([4 / 6, 4 / 2, 0.0])
 
 
 def test_a_digest_tells_arrays_apart_whose_bytes_are_the_same() -> None:
@@ -310,10 +312,8 @@ def test_a_digest_tells_arrays_apart_whose_bytes_are_the_same() -> None:
     alike = [
         {"a": kernel}, {"b": kernel}, {"a": kernel.T}, {"a": kernel.view(np.int32)}, {"a": kernel[:1], "b": kernel[1:]},
     ]  # fmt: skip
-    assert len({classifier.digest(arrays) for arrays in alike}) == len(alike)
-    assert classifier.digest({"a": kernel, "b": wide.T}) == classifier.digest(
-        {"b": wide.T.copy(), "a": kernel}
-    )
+    assert len({digest(arrays) for arrays in alike}) == len(alike)
+    assert digest({"a": kernel, "b": wide.T}) == digest({"b": wide.T.copy(), "a": kernel})
 
 
 def test_batch_norm_over_another_axis_than_the_last_is_not_taken_for_one_that_can_be_trained() -> None:

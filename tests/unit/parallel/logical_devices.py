@@ -61,7 +61,7 @@ def trained(device: str | None, *, gpu: bool) -> dict[str, Any]:
 
 def placed(parallel: Mirrored) -> dict[str, list[str]]:
     """The devices of cutting a batch, and of what each replica is given."""
-    batch = Batch(*(tf.zeros([3, *([] if k else [2])]) for k in range(7)))
+    batch = Batch(*(tf.zeros([3, *([] if k else [2])]) for k in range(8)))
 
     @tf.function(autograph=False)
     def shared() -> Any:

@@ -1,0 +1,18 @@
+"""A digest of arrays by their names: what tells weights apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over (path, dtype, shape, bytes), in the order of the paths."""
+    total = hashlib.sha256()
+    for path in sorted(arrays):
+        array = np.ascontiguousarray(arrays[path])
+        total.update(f"{path} {array.dtype} {array.shape} ".encode())
+        total.update(array.data if array.size else b"")
+    return total.hexdigest()

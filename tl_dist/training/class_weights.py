@@ -1,0 +1,17 @@
+"""Weights of classes in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def balanced_class_weights(labels: Sequence[int] | np.ndarray, num_classes: int) -> list[float]:
+    """num_examples / (classes that occur * examples of the class): the mean over the examples is 1.
+
+    0 for a class without examples. The same as scikit-learn's compute_class_weight.
+    """
+    counts = np.bincount(np.asarray(labels), minlength=num_classes)
+    present = np.count_nonzero(counts)
+    return [len(labels) / (present * n) if n else 0.0 for n in counts.tolist()]
