@@ -111,15 +111,16 @@ class _Store:
         connection = http.client.HTTPConnection(self._address, self._port, timeout=wait_s + _ANSWER_S)
         try:
             connection.request(method, f"/{READY}{key}", body, {**self._headers, "Wait": f"{wait_s:.3f}"})
-            answer = connection.getresponse()
-            if answer.status == HTTPStatus.FORBIDDEN:
+            with connection.getresponse() as answer:  # which outlives the connection until it is closed
+                status, body = answer.status, answer.read()
+            if status == HTTPStatus.FORBIDDEN:
                 raise Refusal(
                     f"rank {self._rank}: the rendezvous at {self._address}:{self._port} does not know this worker as "
                     "one of its run.",
                     fix="let tl-dist submit start all workers, as one user.",
                     code=ExitCode.UNSAFE,
                 )
-            return answer.read() if answer.status == HTTPStatus.OK else None
+            return body if status == HTTPStatus.OK else None
         finally:
             connection.close()
 
