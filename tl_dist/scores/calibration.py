@@ -19,7 +19,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.npz import read_npz
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures
+from tl_dist.scores import curves, figures
 
 FILE = "calibration.npz"
 MOST = 100.0
@@ -135,7 +135,7 @@ def quality(labels: NDArray[np.int32], logits: NDArray[np.float32], temperature:
     return {
         "log_loss": figures.mean_surprise(found.of_true),
         "ece": figures.calibration_error(found.confidence, found.hits),
-        "bins": figures.reliability(found.confidence, found.hits),
+        "bins": [one._asdict() for one in curves.reliability(found.confidence, found.hits)],
     }
 
 

@@ -196,22 +196,6 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(hits))
 
 
-def reliability(
-    confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
-) -> list[dict[str, Any]]:
-    """The bins of `calibration_error` that hold an example: how many, their mean confidence and their accuracy."""
-    bins = bin_of(confidence, num_bins)
-    return [
-        {
-            "num_examples": int(inside.sum()),
-            "confidence": float(confidence[inside].mean()),
-            "accuracy": float(hits[inside].mean()),
-        }
-        for inside in (bins == k for k in range(num_bins))
-        if inside.any()
-    ]
-
-
 def bin_of(confidence: NDArray[np.float64], num_bins: int) -> NDArray[np.int64]:
     """The number of the bin that each confidence lies in, a bound in the lower one."""
     return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)

@@ -187,7 +187,8 @@ def answer_to_length(rendezvous: Rendezvous, length: str | None) -> int:
         if length is not None:
             connection.putheader("Content-Length", length)
         connection.endheaders()
-        return connection.getresponse().status
+        with connection.getresponse() as answer:
+            return answer.status
     finally:
         connection.close()
 

@@ -27,7 +27,8 @@ def test_workers_that_wait_say_for_whom(caplog: pytest.LogCaptureFixture) -> Non
     with Rendezvous(PLAN, "127.0.0.1") as opened:
         connection = http.client.HTTPConnection(opened.endpoint, timeout=5)
         connection.request("PUT", "/ready/1", b"a")
-        assert connection.getresponse().status == 200
+        with connection.getresponse() as answer:
+            assert answer.status == 200
         connection.close()
         for rank in (0, 1):
             with pytest.raises(Refusal, match=f"rank {rank}: after 0.6 s 1 of 3 had not come: rank 2"):
