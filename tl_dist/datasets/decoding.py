@@ -92,8 +92,12 @@ def turned(image: Any, orientation: Any) -> Any:
     """[height, width, channels] as it is to be shown, by the orientation 1 to 8 of its EXIF data, a scalar int32."""
     import tensorflow as tf
 
+    def across() -> Any:
+        # In float32: of each graph that transposes bytes oneDNN says, as an error, that it leaves that to Eigen.
+        return tf.cast(tf.transpose(tf.cast(image, tf.float32), [1, 0, 2]), image.dtype)
+
     def moved() -> Any:
-        upright = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+        upright = tf.cond(orientation >= 5, across, lambda: image)
         return tf.raw_ops.Reverse(tensor=upright, dims=tf.concat([_flips(orientation), [False]], 0))
 
     return tf.cond(orientation > 1, moved, lambda: image)
