@@ -2,7 +2,8 @@
 
 The same network of 24,000 parameters, images and batch, two epochs, one thread a worker. Two figures: images/s of the
 second epoch, and how far the weights of the two workers are apart at the end, where 0 is what data parallelism means.
-Under Keras 3 the wrapper averages nothing: each worker trains a network of its own.
+Under Keras 3 the wrapper averages nothing: each worker trains a network of its own, and is spared all communication.
+Measured: 4,526 images/s against 6,759; 0 apart against 0.049.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def wrapper() -> dict[str, float]:
     from tl_dist.config import registry
 
     hvd.init()
+    # In place of the example's BroadcastGlobalVariablesCallback, which fails under Keras 3 (a Variable has no `ref`).
+    keras.utils.set_random_seed(0)
     cfg = config("horovod", backbone="tiny", batch=BATCH)
     images, labels = synthetic_images(cfg)
     rows = slice(hvd.rank(), None, hvd.size())
@@ -102,8 +105,7 @@ def wrapper() -> dict[str, float]:
     clock = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: started.append(time.perf_counter())
     )
-    callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), clock]
-    net.fit(data, steps_per_epoch=STEPS, epochs=2, verbose=0, callbacks=callbacks)
+    net.fit(data, steps_per_epoch=STEPS, epochs=2, verbose=0, callbacks=[clock])
     rate = STEPS * BATCH / (time.perf_counter() - started[1])
     return _figures(rate, net.trainable_variables)
 
