@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import file as config_file
+from tl_dist.report import trust
 from tl_dist.report.facts import Facts, same_examples
 from tl_dist.report.page import NOT_DEFINED, Section, percent, render
 from tl_dist.report.technical import learning_charts
@@ -72,6 +73,7 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
         ("verdict", "Verdict", "runs", _verdict(compared, tests, notes)),
         ("tests", "Paired tests", "paired", tests),
         ("disagreements", "Where they disagree", "disagreements", disagreements),
+        ("robustness", "Robustness", "facts", trust.robust_compared(compared.runs)),
         ("learning", "Learning curves", "charts", _learning(compared.runs)),
         ("differences", "Differences", "facts", _differences(compared.runs)),
     ]

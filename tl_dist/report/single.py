@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.report import charts, technical
+from tl_dist.report import charts, technical, trust
 from tl_dist.report.duplicates import Twin
 from tl_dist.report.examples import (
     MAX_SUSPECTS,
@@ -38,8 +38,9 @@ def page(
         ("worst", "Worst errors", "tiles", worst),
         ("labels", "Labels", "tiles", labels),
         ("duplicates", "Duplicates", "duplicates", _duplicates(twins, examples.images)),
-        ("calibration", "Calibration", "charts", _calibration(examples)),
+        ("calibration", "Calibration", "charts", trust.calibrated(examples)),
         ("thresholds", "Thresholds", "charts", _thresholds(examples)),
+        ("robustness", "Robustness", "charts", trust.robust(facts)),
         ("learning", "Learning curves", "charts", technical.learning(facts)),
         ("speed", "Speed", "charts", technical.speed(facts)),
         ("environment", "Environment", "facts", technical.environment(facts)),
@@ -114,31 +115,6 @@ def _duplicates(twins: Sequence[Twin] | None, images: Mapping[str, str]) -> dict
     return {"sentence": sentence, "groups": groups}
 
 
-def _calibration(examples: Examples) -> dict[str, Any] | None:
-    if not np.isfinite(examples.confidence).all():
-        return None
-    hits = examples.predicted == examples.facts.said.labels
-    bins = curves.reliability(examples.confidence, hits)
-    sure, right = float(examples.confidence.mean()), float(hits.mean())
-    sentence = (
-        f"It is {100 * sure:.1f} % sure in the mean, and right in {100 * right:.1f} %. A point below the diagonal is "
-        "over-confident; its size is the share of the images."
-    )
-    svg = charts.reliability(bins, f"Reliability diagram of {examples.num_examples} images")
-    rows = [
-        (
-            f"{one.low:.2f} to {one.high:.2f}",
-            f"{one.num_examples:,}",
-            f"{one.confidence:.3f}",
-            f"{one.accuracy:.3f}",
-        )
-        for one in bins
-    ]
-    table = {"title": "In figures", "names": ["confidence", "images", "mean", "right"], "rows": rows}
-    chart = {"svg": svg, "caption": "Reliability: accuracy by confidence, with 95 % intervals"}
-    return {"sentence": sentence, "charts": [chart], "table": table}
-
-
 def _thresholds(examples: Examples) -> dict[str, Any] | None:
     """ROC and precision-recall: of the second class of two, else of each class against the rest."""
     said, names = examples.facts.said, examples.facts.class_names
@@ -177,5 +153,8 @@ def _thresholds(examples: Examples) -> dict[str, Any] | None:
         ),
     ]
     captions = ["ROC: area under the curve (AUC)", "Precision and recall: average precision (AP)"]
+    if len(chosen) == 1:  # which has no legend
+        areas = [found[chosen[0]][k].area for k in (0, 1)]
+        captions = [f"{text} {area:.3f}" for text, area in zip(captions, areas, strict=True)]
     both = [{"svg": svg, "caption": text} for svg, text in zip(made, captions, strict=True)]
     return {"sentence": sentence, "charts": both, "table": None}

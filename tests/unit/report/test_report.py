@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 
 from tl_dist.cli.report import Request, report
 from tl_dist.config import file as config_file
@@ -19,7 +20,7 @@ from tl_dist.report import charts, facts
 from tl_dist.report.examples import MAX_PICTURES, Cards, examples_of
 from tl_dist.report.page import Section, render
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import predictions
+from tl_dist.scores import calibration, predictions, robustness
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202egnp"
@@ -137,6 +138,44 @@ def test_labels_are_looked_at_out_of_fold_where_cv_ran(tmp_path: Path) -> None:
     (crossed / OUT_OF_FOLD).write_bytes(b"nothing")
     with pytest.raises(Refusal, match="no out-of-fold predictions"):
         facts.gather(run.path, None)
+
+
+def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Path) -> None:
+    run = kept(tmp_path)
+    said = predictions.load(predictions.file_of(run.path, "test"))
+    made = calibration.Calibration(
+        10, "a" * 64, [], 0.5, said.labels, np.full(60, 0.5), np.array([], np.str_)
+    )
+    predictions.save(run.path / calibration.FILE, **made.arrays())
+    logits = np.log(said.probabilities.astype(np.float64))
+    sharper = scipy.special.softmax(2 * logits + 3, axis=1)
+    bins = np.clip(np.ceil(15 * sharper.max(axis=1)).astype(int), 1, 15)
+    hits = sharper.argmax(axis=1) == said.labels
+    ece = sum(abs((hits - sharper.max(axis=1))[bins == k].sum()) for k in range(1, 16)) / 60
+    text = report(Request([run.path]), lambda text: None).read_text()
+    assert "Temperature 0.500 changes the ECE from 0." in text
+    assert f"to {ece:.3f}." in text and text.count('aria-label="Calibrated of 60 images"') == 1
+    predictions.save(run.path / calibration.FILE, **made.arrays() | {"step": 9})  # of another checkpoint
+    assert "Temperature" not in report(Request([run.path]), lambda text: None).read_text()
+
+
+def test_robustness_is_shown_and_compared_where_both_runs_have_it(tmp_path: Path) -> None:
+    runs = [kept(tmp_path), kept(tmp_path, "other", seed=1)]
+    ids = predictions.load(predictions.file_of(runs[0].path, "test")).ids
+    names, severities = np.array(["fog", "contrast", "shift"]), np.array([1, 3])
+    for run, wrong in zip(runs, (12, 6), strict=True):
+        clean, right = np.ones(60, bool), np.ones((3, 2, 60), bool)
+        clean[:6], right[:2, :, :wrong], right[2, 1] = False, False, False
+        hits = robustness.Hits(ids, names, severities, clean, right, 10, 32)
+        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+    text = report(Request([runs[0].path]), lambda text: None).read_text()
+    assert "raise its error from 10.0\N{NO-BREAK SPACE}% to 20.0\N{NO-BREAK SPACE}%" in text
+    assert re.search(r">shift</td><td[^>]*>1.000</td><td[^>]*>0.000<", text)
+    both = report(Request([run.path for run in runs], tmp_path / "both.html"), lambda text: None).read_text()
+    assert "<td>0.500</td><td>-10.0 points</td>" in both
+    robustness.file_of(runs[1].path, "test").unlink()
+    alone = report(Request([run.path for run in runs], tmp_path / "both.html"), lambda text: None).read_text()
+    assert "Robustness" not in alone
 
 
 def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
