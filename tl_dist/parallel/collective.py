@@ -10,14 +10,13 @@ has a new shape needs a new number, and TensorFlow never forgets one.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import signal
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -29,14 +28,10 @@ from tensorflow.python.eager import context
 from tl_dist.config import Config
 from tl_dist.parallel import endpoint, gpus, slots
 from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.feed import fed, gpu_of_process
 from tl_dist.parallel.meeting import await_peers, said_by_all
+from tl_dist.parallel.replicas import BROADCAST_BYTES, MAX_GATHERED, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal
 
-T = TypeVar("T")
-
-MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
-BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
 _ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
 
@@ -50,7 +45,7 @@ _OF_PEERS = re.compile(r"collective|coordination|/job:worker|\bpeer\b|RecvBuf|NC
 _NOT_TELLING = ("Graph execution error", "Detected at node", "File ", "<stack traces", "[[{{node")
 
 
-class Collective:
+class Collective(OneOfMany):
     """One replica per process; its device is the GPU of its local rank, or the CPU."""
 
     def __init__(self, config: Config) -> None:
@@ -67,7 +62,6 @@ class Collective:
                 code=ExitCode.UNSAFE,
             )
         self.num_replicas = self.world_size
-        self.reduced_bytes = 0  # of gradients, by each step on this worker
         safety = config.safety
         # Heartbeats of TensorFlow's end the wait for a process that is frozen or cut off. One whose main thread hangs
         # is for the supervisor to find; without one the patience is that of the longest phase.
@@ -103,56 +97,15 @@ class Collective:
             self.total({"connected": 1.0})
         self._door = door
 
-    def scope(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def feed(self, batches: Any) -> Iterator[Any]:
-        return fed(batches, gpu_of_process())
-
-    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
-        return fn(batch, step)
-
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        self.reduced_bytes = 0
         if self.world_size == 1:
             return [tf.cast(g, tf.float32) for g in grads]
-        kept = (tf.float32, tf.bfloat16) if self.world_size <= MAX_GATHERED else (tf.float32,)
-        grads = [g if g.dtype in kept else tf.cast(g, tf.float32) for g in grads]
-        reduced: dict[int, Any] = {}
-        for dtype, total in ((tf.float32, self._sum), (tf.bfloat16, self._gather_and_sum)):
-            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
-            for number, bucket in enumerate(buckets([num_bytes(grads[k]) for k in chosen])):
-                members = [chosen[k] for k in bucket]
-                tensors = [grads[k] for k in members]
-                flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
-                sums = tf.split(total(flat, f"gradients_{number}"), [t.shape.num_elements() for t in tensors])
-                self.reduced_bytes += num_bytes(flat)
-                reduced |= {k: tf.reshape(s, grads[k].shape) for k, s in zip(members, sums, strict=True)}
-        return [reduced[k] for k in range(len(grads))]
-
-    def total_in_step(self, value: Any, name: str) -> Any:
-        if self.world_size == 1:
-            return value
-
-        @tf.custom_gradient
-        def total(local: Any) -> tuple[Any, Callable[[Any], Any]]:
-            return self._sum(local, name), lambda upstream: self._sum(upstream, f"{name}_gradient")
-
-        return total(value)
-
-    def replica(self) -> Any:
-        return self.rank
-
-    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
-        if self.world_size == 1:
-            return arrays
-        flat = np.concatenate([array.ravel() for array in arrays.values()])
-        sums = self._sum(flat, "total", on_cpu=True).numpy()
-        parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
-        return {
-            key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
-        }
+        ways = {tf.float32: self._all_reduce}
+        if self.world_size <= MAX_GATHERED:
+            ways[tf.bfloat16] = self._gather_and_sum
+        return self._reduced_in_buckets(
+            [g if g.dtype in ways else tf.cast(g, tf.float32) for g in grads], ways
+        )
 
     def gather(self, text: bytes) -> list[bytes]:
         if self.world_size == 1:
@@ -189,29 +142,30 @@ class Collective:
             variable.assign(values)
             offset += size
 
-    def _sum(self, value: Any, purpose: str, *, on_cpu: bool = False) -> Any:
+    def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         """The same bits on every worker: a ring adds each part up in one order, and passes the sum on."""
         return self._collective(
-            tf.raw_ops.CollectiveReduceV2, value, purpose, on_cpu, merge_op="Add", final_op="Id"
+            tf.raw_ops.CollectiveReduceV2, value, name, on_cpu, merge_op="Add", final_op="Id"
         )
 
-    def _gathered(self, value: Any, purpose: str, *, on_cpu: bool = False) -> Any:
+    def _gathered(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         """The rows of all workers, in rank order."""
-        return self._collective(tf.raw_ops.CollectiveGatherV2, value, purpose, on_cpu)
+        return self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
 
-    def _gather_and_sum(self, flat: Any, purpose: str) -> Any:
+    def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        return split_like(self._sum(joined(tensors), name), tensors)
+
+    def _gather_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
         """The sum of bfloat16 tensors, added up in float32 in the order of the ranks: the same bits on all of them.
 
         Each worker sends its part once to every other: for up to three workers that is less than the ring of float32
         sums, which every worker passes on twice.
         """
         # The operation knows no bfloat16, but it moves any bits.
-        everyone = self._gathered(tf.bitcast(flat, tf.float16)[tf.newaxis], purpose)
-        everyone.set_shape([self.world_size, flat.shape[0]])
-        parts = tf.unstack(tf.bitcast(everyone, tf.bfloat16))
-        return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
+        own = tf.bitcast(joined(tensors), tf.float16)[tf.newaxis]
+        return split_like(self._sum_of_parts(self._gathered(own, name)), tensors)
 
-    def _collective(self, operation: Any, value: Any, purpose: str, on_cpu: bool, **more: Any) -> Any:
+    def _collective(self, operation: Any, value: Any, name: str, on_cpu: bool, **more: Any) -> Any:
         on_cpu = on_cpu or not self._on_gpu
         with tf.device(f"{self._device}{'CPU' if on_cpu else 'GPU'}:0"):
             value = tf.identity(value)  # an argument of a traced function is on no device
@@ -220,7 +174,7 @@ class Collective:
                 group_size=self.world_size,
                 group_key=_ON_CPUS if on_cpu else _ON_GPUS,
                 instance_key=self._instance_key(
-                    operation.__name__, purpose, on_cpu, value.dtype.name, tuple(value.shape)
+                    operation.__name__, name, on_cpu, value.dtype.name, tuple(value.shape)
                 ),
                 ordering_token=[self._token.handle],
                 communication_hint="ring" if on_cpu else "nccl",

@@ -7,11 +7,10 @@ first, so that the reduction runs while the backward pass still computes the ear
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,20 +18,16 @@ import tensorflow as tf
 from tl_dist.config import Config
 from tl_dist.parallel import failures, gpus, slots
 from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.feed import fed, gpu_of_process
 from tl_dist.parallel.horovod_settings import settings
 from tl_dist.parallel.meeting import await_peers
+from tl_dist.parallel.replicas import BROADCAST_BYTES, MAX_GATHERED, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal
-
-T = TypeVar("T")
 
 HOST = "CPU:0"
 """Where everything but gradients is exchanged, on machines with GPUs too: the way that tests on CPUs prove."""
-BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
-MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
 
 
-class Horovod:
+class Horovod(OneOfMany):
     """One replica per process; its device is the GPU of its local rank, or the CPU."""
 
     def __init__(self, config: Config) -> None:
@@ -52,7 +47,6 @@ class Horovod:
         self.rank: int = self._hvd.rank()
         self.world_size: int = self._hvd.size()
         self.num_replicas = self.world_size
-        self.reduced_bytes = 0  # of gradients, by each step on this worker
         if expected is not None and expected != self.world_size:
             raise Refusal(
                 f"rank {self.rank}: Horovod sees {self.world_size} workers, but the launcher started {expected}.",
@@ -61,37 +55,22 @@ class Horovod:
             )
         gpus.take_own(self._hvd.local_rank(), self._hvd.local_size(), os.environ)
 
-    def scope(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def feed(self, batches: Any) -> Iterator[Any]:
-        return fed(batches, gpu_of_process())
-
-    def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
-        return fn(batch, step)
-
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        self.reduced_bytes = 0
         if self.world_size == 1:
             return [tf.cast(g, tf.float32) for g in grads]
         few = self.world_size <= MAX_GATHERED
         if not few and self._wire == "auto":
             grads = [tf.cast(g, tf.float32) for g in grads]
-        reduced: dict[int, Any] = {}
-        for dtype, reduce in (
-            (tf.float32, self._all_reduce),
-            (tf.float16, self._all_reduce),
-            (tf.bfloat16, self._gather_and_sum if few else self._exchange_and_sum),
-        ):
-            chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
-            sizes = [num_bytes(grads[k]) for k in chosen]
-            in_buckets = buckets(sizes, self._settings.bucket_bytes, self._settings.last_bytes)
-            for number, bucket in enumerate(in_buckets):
-                members = [chosen[k] for k in bucket]
-                sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
-                self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
-                reduced.update(zip(members, sums, strict=True))
-        return [tf.cast(reduced[k], tf.float32) for k in range(len(grads))]
+        ways = {
+            tf.float32: self._all_reduce,
+            tf.float16: self._all_reduce,
+            tf.bfloat16: self._gather_and_sum if few else self._exchange_and_sum,
+        }
+        return self._reduced_in_buckets(grads, ways, self._settings.bucket_bytes, self._settings.last_bytes)
+
+    def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
+        with tf.device(HOST) if on_cpu else nullcontext():
+            return self._all_reduce([tf.convert_to_tensor(value)], name)[0]
 
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return list(self._hvd.grouped_allreduce(tensors, op=self._hvd.Sum, name=name))
@@ -102,57 +81,22 @@ class Horovod:
         Horovod reduces no bfloat16, but it moves any bits. Each worker sends its part once to every other: for up
         to three workers that is less than the ring of float32 sums, which every worker passes on twice.
         """
-        flat = tf.concat([tf.reshape(t, [1, -1]) for t in tensors], axis=1)
-        return _split(
-            self._sum_of_parts(self._hvd.allgather(tf.bitcast(flat, tf.uint16), name=name)), tensors
-        )
+        own = tf.bitcast(joined(tensors), tf.uint16)
+        return split_like(self._sum_of_parts(self._hvd.allgather(own, name=name)), tensors)
 
     def _exchange_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
         """The same for more workers: each adds up one part of the whole, which it rounds to bfloat16 for the others.
 
         Every worker sends the whole out twice, as in a ring, but at two bytes for a number in place of four.
         """
-        flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+        flat = joined(tensors)
         size = int(flat.shape[0])
         flat = tf.pad(flat, [[0, -size % self.world_size]])
         mine = self._sum_of_parts(self._hvd.alltoall(tf.bitcast(flat, tf.uint16), name=f"{name}_parts"))
         own = tf.bitcast(tf.cast(mine, tf.bfloat16), tf.uint16)
         sums = tf.bitcast(self._hvd.allgather(own, name=name), tf.bfloat16)
         sums.set_shape(flat.shape)
-        return _split(tf.cast(sums[:size], tf.float32), tensors)
-
-    def _sum_of_parts(self, received: Any) -> Any:
-        """float32: the sum over the workers of bfloat16 bits, of which each has sent as many, in rank order."""
-        parts = tf.unstack(tf.reshape(tf.bitcast(received, tf.bfloat16), [self.world_size, -1]))
-        return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
-
-    def total_in_step(self, value: Any, name: str) -> Any:
-        if self.world_size == 1:
-            return value
-
-        @tf.custom_gradient
-        def total(local: Any) -> tuple[Any, Callable[[Any], Any]]:
-            def backward(upstream: Any) -> Any:
-                return self._all_reduce([upstream], f"{name}_gradient")[0]
-
-            return self._all_reduce([local], name)[0], backward
-
-        return total(value)
-
-    def replica(self) -> Any:
-        return self.rank
-
-    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
-        if self.world_size == 1:
-            return arrays
-        flat = np.concatenate([array.ravel() for array in arrays.values()])
-        with tf.device(HOST):
-            sums = self._hvd.allreduce(tf.constant(flat), op=self._hvd.Sum, name="total").numpy()
-        parts = np.split(sums, np.cumsum([array.size for array in arrays.values()])[:-1])
-        return {
-            key: part.reshape(array.shape) for (key, array), part in zip(arrays.items(), parts, strict=True)
-        }
+        return split_like(tf.cast(sums[:size], tf.float32), tensors)
 
     def gather(self, text: bytes) -> list[bytes]:
         with tf.device(HOST):
@@ -173,13 +117,13 @@ class Horovod:
     def _broadcast_as_one(self, variables: Sequence[Any], name: str) -> None:
         """Variables of one type in one exchange: several hundred one by one took seconds at every start."""
         with tf.device(HOST):
-            flat = tf.concat([tf.reshape(v.read_value(), [-1]) for v in variables], axis=0)
+            flat = joined([v.read_value() for v in variables])
             if flat.dtype == tf.bfloat16:  # Horovod does not know it, but it moves any bits
                 sent = self._hvd.broadcast(tf.bitcast(flat, tf.uint16), root_rank=0, name=name)
                 received = tf.bitcast(sent, tf.bfloat16)
             else:
                 received = self._hvd.broadcast(flat, root_rank=0, name=name)
-        for variable, values in zip(variables, _split(received, variables), strict=True):
+        for variable, values in zip(variables, split_like(received, variables), strict=True):
             variable.assign(values)
 
     @contextmanager
@@ -191,12 +135,6 @@ class Horovod:
             if refusal is None:
                 raise
             raise refusal from error
-
-
-def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """The tensors that lie one after another in `flat`, in the shapes of `like`."""
-    parts = tf.split(flat, [t.shape.num_elements() for t in like])
-    return [tf.reshape(part, t.shape) for part, t in zip(parts, like, strict=True)]
 
 
 def _import_horovod() -> Any:

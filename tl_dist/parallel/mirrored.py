@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import rows_of
 from tl_dist.parallel.gpus import take_first, too_few
+from tl_dist.parallel.replicas import OneProcess
 
 T = TypeVar("T")
 
 HOST = "CPU:0"
 
 
-class Mirrored:
+class Mirrored(OneProcess):
     """Replicas on the GPUs of this host or, without any, on as many logical CPU devices as the config asks for."""
-
-    rank = 0
-    world_size = 1
 
     def __init__(self, config: Config) -> None:
         gpus = tf.config.list_physical_devices("GPU")
@@ -76,15 +73,3 @@ class Mirrored:
 
     def replica(self) -> Any:
         return tf.distribute.get_replica_context().replica_id_in_sync_group
-
-    def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: np.asarray(value, np.float64) for key, value in values.items()}
-
-    def gather(self, text: bytes) -> list[bytes]:
-        return [text]
-
-    def broadcast(self, variables: Sequence[Any]) -> None:
-        pass  # a mirrored variable is assigned on all replicas at once
-
-    def naming_lost_peers(self) -> AbstractContextManager[None]:
-        return nullcontext()
