@@ -12,7 +12,7 @@ from tl_dist.launcher.command import has_horovod, of_processes
 from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.owner import OwningJob
 from tl_dist.terminal.tables import relative, show_line
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def submit_run(
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)
-    run.claim(SlurmJob(str(result.job_id)))
+    run.claim(OwningJob(str(result.job_id)))
     show_line(
         console, f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}"
     )

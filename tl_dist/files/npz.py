@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import open_regular
+from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:
@@ -22,3 +30,12 @@ def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:
     file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def load_npz(path: Path, make: Callable[[dict[str, NDArray[Any]]], T], *, what: str, fix: str) -> T:
+    """What `make` makes of the arrays of a file. Refuses (65) a file that holds no `what`, or is not there."""
+    try:
+        with open(open_regular(path), "rb") as file:
+            return make(read_npz(file))
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise Refusal(f"{path} holds no {what} ({reason(error)}).", fix=fix, code=ExitCode.DATA) from error

@@ -10,13 +10,13 @@ from pathlib import Path
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, server_time_ns, write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.runs.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
+from tl_dist.runs.owner import HEARTBEAT_S, Owner, OwningJob, decoded, encoded, still_runs, this_process
 
 ELSEWHERE_S = 600.0
 """for so long a process on another machine, which cannot be looked at, is taken to start the run"""
 
 
-def claim(file: Path, job: SlurmJob | None = None) -> None:
+def claim(file: Path, job: OwningJob | None = None) -> None:
     """Write that this process is about to start the run, or that `job` is."""
     write_atomically(file, encoded(this_process("tl-dist", job, HEARTBEAT_S)))
 

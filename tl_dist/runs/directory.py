@@ -23,7 +23,7 @@ from tl_dist.runs.claim import claim, claimant
 from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Beat, Heartbeats
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.owner import Owner, SlurmJob
+from tl_dist.runs.owner import Owner, OwningJob
 from tl_dist.runs.steps import step_name, steps_in
 
 __all__ = ["Beat", "RunDir", "differences", "step_name", "steps_in"]
@@ -155,7 +155,7 @@ class RunDir:
         files = (self.identity_file, self.metrics_file, self.done_file, self.predictions)
         return any(path.exists() for path in files) or bool(steps_in(self.checkpoints))
 
-    def claim(self, job: SlurmJob | None = None) -> None:
+    def claim(self, job: OwningJob | None = None) -> None:
         """Say that this process is about to start the run, or `job`: nobody else gives it another trajectory."""
         claim(self.claim_file, job)
 

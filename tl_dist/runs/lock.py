@@ -31,7 +31,7 @@ from tl_dist.files.atomic import (
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.owner import HEARTBEAT_S, Owner, SlurmJob, decoded, encoded, still_runs, this_process
+from tl_dist.runs.owner import HEARTBEAT_S, Owner, OwningJob, decoded, encoded, still_runs, this_process
 
 MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
 
@@ -75,7 +75,7 @@ class Lock:
         run: HasLock,
         *,
         who: str = "worker",
-        job: SlurmJob | None = None,
+        job: OwningJob | None = None,
         wait_s: float = 0.0,
         heartbeat_s: float = HEARTBEAT_S,
         sleep: Callable[[float], object] = time.sleep,

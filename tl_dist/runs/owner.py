@@ -14,7 +14,7 @@ HEARTBEAT_S = 5.0
 
 
 @dataclass(frozen=True)
-class SlurmJob:
+class OwningJob:
     """The job that a worker belongs to; `restart_count` grows each time the scheduler requeues it."""
 
     id: str
@@ -32,7 +32,7 @@ class Owner:
     boot: str
     namespaces: tuple[int, int]  # pid and time: in another one, pids and start times mean other processes
     token: str
-    job: SlurmJob | None = None
+    job: OwningJob | None = None
     heartbeat_s: float = HEARTBEAT_S
     taken_at: float = 0.0  # for people; never compared
     released: bool = False
@@ -56,7 +56,7 @@ def decoded(data: bytes) -> Owner | None:
     """The owner in a file's content; None where it holds none."""
     try:
         fields = json.loads(data)
-        job = SlurmJob(**fields.pop("job")) if fields.get("job") else None
+        job = OwningJob(**fields.pop("job")) if fields.get("job") else None
         owner = Owner(**fields | {"namespaces": tuple(fields["namespaces"]), "job": job})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -65,7 +65,7 @@ def decoded(data: bytes) -> Owner | None:
     return owner if all(isinstance(n, int | float) and abs(n) < 1e15 for n in numbers) else None
 
 
-def this_process(who: str, job: SlurmJob | None, heartbeat_s: float) -> Owner:
+def this_process(who: str, job: OwningJob | None, heartbeat_s: float) -> Owner:
     """The process that asks."""
     boot, namespaces, started = "", (0, 0), 0
     with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide

@@ -7,6 +7,7 @@ written or read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.atomic import reason
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.files.npz import load_npz
 from tl_dist.scores import curves, figures
 
 FILE = "calibration.npz"
@@ -66,10 +64,11 @@ class Calibration:
 def load(run: Path) -> Calibration | None:
     """That of a run; None where it was never calibrated. Refuses (65) a damaged file."""
     path = run / FILE
-    try:
-        with open(open_regular(path), "rb") as file:
-            found = read_npz(file)
-        return Calibration(
+    if not os.path.lexists(path):
+        return None
+    return load_npz(
+        path,
+        lambda found: Calibration(
             int(found["step"]),
             str(found["sha256"]),
             [str(name) for name in found["views"]],
@@ -77,15 +76,10 @@ def load(run: Path) -> Calibration | None:
             found["labels"],
             found["of_true"],
             found["types"],
-        )
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise Refusal(
-            f"{path} holds no calibration ({reason(error)}).",
-            fix="calibrate the run again: tl-dist calibrate RUN; or remove the file.",
-            code=ExitCode.DATA,
-        ) from error
+        ),
+        what="calibration",
+        fix="calibrate the run again: tl-dist calibrate RUN; or remove the file.",
+    )
 
 
 def of_checkpoint(run: Path, sha256: str, views: Sequence[str] | None = None) -> Calibration | None:

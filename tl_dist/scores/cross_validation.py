@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.files.atomic import reason
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.files.npz import load_npz
 from tl_dist.scores import figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
@@ -57,9 +54,8 @@ class OutOfFold:
 
 def load(path: Path) -> OutOfFold:
     """What `save` has written, without what was chosen. Refuses (65) a file that is not that."""
-    try:
-        with open(open_regular(path), "rb") as file:
-            arrays = read_npz(file)
+
+    def made(arrays: dict[str, Any]) -> OutOfFold:
         found = OutOfFold(
             arrays["ids"],
             arrays["labels"],
@@ -70,13 +66,10 @@ def load(path: Path) -> OutOfFold:
         )
         for probabilities in found.probabilities:  # which says what has another shape or type
             predictions.Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise Refusal(
-            f"{path} holds no out-of-fold predictions ({reason(error)}).",
-            fix="move it away, and run 'tl-dist cv CONFIG' again.",
-            code=ExitCode.DATA,
-        ) from error
-    return found
+        return found
+
+    fix = "move it away, and run 'tl-dist cv CONFIG' again."
+    return load_npz(path, made, what="out-of-fold predictions", fix=fix)
 
 
 def summary(found: OutOfFold) -> dict[str, Any]:

@@ -6,6 +6,7 @@ RUN/neighbours.npz, bound to the digest of one checkpoint. No pickled object is 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.atomic import reason
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.files.npz import load_npz
 
 FILE = "neighbours.npz"
 MOST_BYTES = 256 << 20
@@ -95,16 +93,12 @@ def distances(kept: NDArray[np.float32], queries: NDArray[np.float32], batch: in
 def of_checkpoint(run: Path, sha256: str) -> Neighbours | None:
     """Those of this very checkpoint; None where there are none. Refuses (65) a damaged file."""
     path = run / FILE
-    try:
-        with open(open_regular(path), "rb") as file:
-            kept = read_npz(file)
-        found = Neighbours(str(kept["sha256"]), kept["features"], kept["of_known"])
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise Refusal(
-            f"{path} holds no neighbours ({reason(error)}).",
-            fix="make it again: tl-dist calibrate RUN --unknown; or remove the file.",
-            code=ExitCode.DATA,
-        ) from error
+    found = load_npz(
+        path,
+        lambda kept: Neighbours(str(kept["sha256"]), kept["features"], kept["of_known"]),
+        what="neighbours",
+        fix="make it again: tl-dist calibrate RUN --unknown; or remove the file.",
+    )
     return found if found.sha256 == sha256 else None

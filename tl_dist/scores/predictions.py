@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.files.atomic import reason, replacing
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.files.atomic import replacing
+from tl_dist.files.npz import load_npz
 from tl_dist.scores import calibration, figures
 from tl_dist.scores.evaluation import Evaluation
 
@@ -90,23 +88,19 @@ def save(path: Path, **arrays: Any) -> None:
 
 def load(path: Path) -> Predictions:
     """Refuses (65) what is not there or no file of predictions."""
-    try:
-        with open(open_regular(path), "rb") as file:
-            found = read_npz(file)
-        return Predictions(
+    return load_npz(
+        path,
+        lambda found: Predictions(
             found["ids"],
             found["labels"],
             found["probabilities"],
             found["class_names"],
             int(found["step"]),
             found["types"] if "types" in found else found["groups"],
-        )
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise Refusal(
-            f"{path} holds no predictions ({reason(error)}).",
-            fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",
-            code=ExitCode.DATA,
-        ) from error
+        ),
+        what="predictions",
+        fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",
+    )
 
 
 def with_figures(

@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.atomic import reason
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.files.npz import load_npz
 from tl_dist.scores.figures import CONFIDENCE
 
 GEOMETRY = ("shift", "rotate", "resize")
@@ -61,17 +58,14 @@ def file_of(run: Path, split: str) -> Path:
 
 def load(path: Path) -> Hits:
     """Refuses (65) what is not there or another file."""
-    try:
-        with open(open_regular(path), "rb") as file:
-            found = read_npz(file)
+
+    def made(found: dict[str, Any]) -> Hits:
         sizes = {key: int(found.pop(key)) for key in ("step", "image_size")}
         return Hits(**found, **sizes)  # type: ignore[arg-type]
-    except Exception as error:  # a damaged archive can raise nearly anything
-        raise Refusal(
-            f"{path} holds no evaluation under corruptions ({reason(error)}).",
-            fix="make it: tl-dist eval RUN --corruptions all.",
-            code=ExitCode.DATA,
-        ) from error
+
+    return load_npz(
+        path, made, what="evaluation under corruptions", fix="make it: tl-dist eval RUN --corruptions all."
+    )
 
 
 def record(found: Hits) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from tl_dist.parallel import cores, slots
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.endings import Ending, Endings
-from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.owner import OwningJob
 from tl_dist.runs.records import append_to
 from tl_dist.worker import out_of_memory
 
@@ -268,11 +268,11 @@ def _export(run: RunDir, request: Mapping[str, Any]) -> int:
     return ExitCode.DONE
 
 
-def _slurm_job(env: Mapping[str, str]) -> SlurmJob | None:
+def _slurm_job(env: Mapping[str, str]) -> OwningJob | None:
     if "SLURM_JOB_ID" not in env:
         return None
     restarts = slots.integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
-    return SlurmJob(env["SLURM_JOB_ID"], restarts)
+    return OwningJob(env["SLURM_JOB_ID"], restarts)
 
 
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:

@@ -17,7 +17,7 @@ from tl_dist.data.order import batch_deviation
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
-from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.owner import OwningJob
 from tl_dist.worker import agreement, cached, decidable, rank_zero, teaching
 from tl_dist.worker.rank_zero import Listen, Recorder
 from tl_dist.worker.setup import Setup, restore
@@ -28,7 +28,7 @@ from tl_dist.worker.teaching import Teacher
 REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 
 
-def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = None) -> ExitCode:
+def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None = None) -> ExitCode:
     """Train from the newest checkpoint to the end, then evaluate every held-out split. Returns DONE or REQUEUE.
 
     `job` is the Slurm job that this is a part of; `listen` gets each record that rank 0 writes down.
@@ -55,7 +55,7 @@ def train(setup: Setup, *, job: SlurmJob | None = None, listen: Listen | None = 
     return ExitCode.DONE if finished else ExitCode.REQUEUE
 
 
-def _checkpointer(setup: Setup, job: SlurmJob | None, held: ExitStack) -> Checkpointer:
+def _checkpointer(setup: Setup, job: OwningJob | None, held: ExitStack) -> Checkpointer:
     """The run's only writer of checkpoints: takes the lock, and removes what an earlier owner left unfinished."""
     # A job that was requeued may start while the heartbeat of its first life, on another host, is still fresh.
     wait_s = REQUEUE_WAIT_S if job and job.restart_count else 0.0

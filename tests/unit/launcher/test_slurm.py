@@ -19,7 +19,7 @@ from tl_dist.launcher.command import Command
 from tl_dist.launcher.end import judged
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.slurm import script
-from tl_dist.launcher.slurm.job import SlurmJob, hostnames, rendezvous_address, tasks_per_node
+from tl_dist.launcher.slurm.job import Allocation, hostnames, rendezvous_address, tasks_per_node
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.parallel.slots import (
     Slot,
@@ -124,7 +124,7 @@ def test_tasks_per_node_that_do_not_parse_or_are_too_many_are_refused(text):
 
 
 def test_job_is_read_from_the_batch_scripts_environment(scontrol):
-    job = SlurmJob.from_env(BATCH | {"SLURM_RESTART_COUNT": "2"})
+    job = Allocation.from_env(BATCH | {"SLURM_RESTART_COUNT": "2"})
     assert (job.job_id, job.restart_count, job.num_tasks) == (7, 2, 3)
     assert list(job.plan) == UNEVEN
 
@@ -143,7 +143,7 @@ def test_job_is_read_from_the_batch_scripts_environment(scontrol):
 def test_inconsistent_job_is_refused(scontrol, change, code):
     env = {name: value for name, value in (BATCH | change).items() if value is not None}
     with pytest.raises(Refusal, match="Fix: ") as refusal:
-        SlurmJob.from_env(env)
+        Allocation.from_env(env)
     assert refusal.value.code == code
 
 
@@ -407,8 +407,8 @@ def test_silent_workers_are_found(steps_and_ages, now, hung):
     assert all("stalled, without progress for " in how for how in found.values())
 
 
-def job(num_nodes: int) -> SlurmJob:
-    return SlurmJob(7, 0, tuple((f"node{k}", 1) for k in range(num_nodes)))
+def job(num_nodes: int) -> Allocation:
+    return Allocation(7, 0, tuple((f"node{k}", 1) for k in range(num_nodes)))
 
 
 def test_rendezvous_listens_on_loopback_when_the_job_is_on_one_node():

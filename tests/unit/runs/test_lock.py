@@ -15,7 +15,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import lock as locking
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.owner import OwningJob
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE.parents[2])}
@@ -84,7 +84,7 @@ def plant(run, *, age_s=0.0, **facts):
 
 
 def test_the_second_starter_is_refused_at_once_and_told_who_owns_the_run(run):
-    with Lock.acquire(run, who="worker", job=SlurmJob("4711")), pytest.raises(Refusal) as refused:
+    with Lock.acquire(run, who="worker", job=OwningJob("4711")), pytest.raises(Refusal) as refused:
         Lock.acquire(run, sleep=pytest.fail)
     assert refused.value.code == ExitCode.CANNOT_CREATE
     for fact in ("elpv", f"pid {os.getpid()}", os.uname().nodename, "job 4711", " s ago", "Fix:"):
@@ -169,17 +169,17 @@ def test_the_local_clock_decides_nothing(run, monkeypatch):
 
 def test_a_requeued_job_replaces_its_own_earlier_start_and_no_other_job(run):
     plant(run, job={"id": "12", "restart_count": 1})
-    for job in (SlurmJob("12", 1), SlurmJob("12", 0), SlurmJob("13", 2), None):
+    for job in (OwningJob("12", 1), OwningJob("12", 0), OwningJob("13", 2), None):
         with pytest.raises(Refusal, match="job 12"):
             Lock.acquire(run, job=job)
-    with Lock.acquire(run, job=SlurmJob("12", 2)) as lock:
+    with Lock.acquire(run, job=OwningJob("12", 2)) as lock:
         assert "start 1" in lock.history
 
 
 def test_whoever_was_replaced_knows_and_cannot_take_the_lock_back(run):
     first = Lock.acquire(run, heartbeat_s=0.05)
     pretend(run, host="elsewhere", job={"id": "12", "restart_count": 0})
-    second = Lock.acquire(run, job=SlurmJob("12", 1))
+    second = Lock.acquire(run, job=OwningJob("12", 1))
     assert second.owned()
     assert not first.owned()
     first.refresh()
@@ -381,7 +381,7 @@ def test_a_live_owner_is_never_robbed_however_the_starters_are_held_up(run):
 
 
 def test_owner_files_carry_every_fact(run):
-    with Lock.acquire(run, job=SlurmJob("12", 3)) as lock:
+    with Lock.acquire(run, job=OwningJob("12", 3)) as lock:
         facts = json.loads(owner_file(run).read_text())
         assert facts == json.loads(json.dumps(dataclasses.asdict(lock.owner)))
         assert facts["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -23,7 +23,7 @@ from tl_dist.runs.claim import ELSEWHERE_S
 from tl_dist.runs.directory import RunDir, differences, step_name, steps_in
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock
-from tl_dist.runs.owner import SlurmJob
+from tl_dist.runs.owner import OwningJob
 from tl_dist.runs.table import runs
 
 ROOT = Path(__file__).parents[3]
@@ -165,7 +165,7 @@ def test_a_command_that_lives_keeps_its_config_until_it_ends(tmp_path):
 
 def test_a_job_that_waits_binds_its_run_up_to_its_first_attempt(tmp_path):
     run = create(tmp_path, optimizer={"learning_rate": 0.1})
-    run.claim(SlurmJob("17"))
+    run.claim(OwningJob("17"))
     assert "of SLURM job 17" in refused(ExitCode.UNSAFE, create, tmp_path, optimizer={"learning_rate": 0.2})
     (run.attempts / "0001.json").write_text("{}")
     create(tmp_path, optimizer={"learning_rate": 0.2})

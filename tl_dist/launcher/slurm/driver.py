@@ -18,7 +18,7 @@ from tl_dist.config import file as config_file
 from tl_dist.launcher.attempt import Attempt
 from tl_dist.launcher.command import Command, worker_environment
 from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.launcher.slurm.job import SlurmJob, rendezvous_address
+from tl_dist.launcher.slurm.job import Allocation, rendezvous_address
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.launcher.supervise import failure, report, signals_counted
 from tl_dist.parallel.slots import integer, plan_text, slots_of
@@ -38,7 +38,7 @@ def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode
     """
     run = RunDir.open(run_dir)
     cfg = config_file.load(run.config_file)
-    job = SlurmJob.from_env(env)
+    job = Allocation.from_env(env)
     launch = partial(_launch, run, cfg, job, env, progress.say)
     facts = {"id": job.job_id, "restart_count": job.restart_count, "plan": plan_text(job.plan)}
     run.claim()
@@ -55,7 +55,7 @@ def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode
 
 @contextmanager
 def _launch(
-    run: RunDir, cfg: Config, job: SlurmJob, env: Mapping[str, str], say: Callable[[str], None]
+    run: RunDir, cfg: Config, job: Allocation, env: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Sequence[Command]]:
     """The srun that starts every worker, with a rendezvous unless they meet by MPI."""
     mpi = env.get(MPI_VARIABLE) or "none"

@@ -16,7 +16,7 @@ INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
 
 
 @dataclass(frozen=True)
-class SlurmJob:
+class Allocation:
     """A job, as the environment of its batch script describes it."""
 
     job_id: int
@@ -28,7 +28,7 @@ class SlurmJob:
         return sum(tasks for _, tasks in self.plan)
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> SlurmJob:
+    def from_env(cls, env: Mapping[str, str]) -> Allocation:
         """Refuses outside of a job (64), and variables that contradict each other (78)."""
         if "SLURM_JOB_ID" not in env:
             raise Refusal("this is not inside a Slurm job.", fix="use tl-dist submit.", code=ExitCode.USAGE)
@@ -80,7 +80,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def rendezvous_address(
-    job: SlurmJob, env: Mapping[str, str], *, node_address: Callable[[str], str] | None = None
+    job: Allocation, env: Mapping[str, str], *, node_address: Callable[[str], str] | None = None
 ) -> str:
     """The IPv4 address of this node at which the workers meet: the declared one, else Slurm's for the node.
 
