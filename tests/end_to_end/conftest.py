@@ -1,10 +1,14 @@
-"""No process outlives the test that started it."""
+"""No process outlives the test that started it; and the browser that pages are tried in."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from tests.end_to_end.harness import STARTED
 
@@ -17,3 +21,15 @@ def _nothing_is_left() -> Iterator[None]:
             process.kill()
             process.communicate()
     STARTED.clear()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = shutil.which("chromium")
+    if executable is None and os.environ.get("TL_DIST_SKIP_DEBIAN"):
+        pytest.skip("needs chromium, a Debian package, and these were to be left out")
+    assert executable is not None, "launch/test installs chromium"
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -44,6 +44,7 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
     "tl-dist report": "tests/end_to_end/test_report.py",
     "tl-dist explain": "tests/end_to_end/test_report.py",
+    "tl-dist prune runs/teacher": "tests/end_to_end/test_smaller.py, tests/unit/cli/test_prune.py",
     "tl-dist calibrate": "needs a validation split: tests/end_to_end/test_trust.py",
     "tl-dist predict runs/cells": "tests/end_to_end/test_trust.py",
     "tl-dist eval runs/cells": "tests/end_to_end/test_trust.py",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from scipy.stats import spearmanr
 
 import tl_dist as tl
@@ -147,18 +144,6 @@ def test_no_name_becomes_markup_and_nothing_is_loaded(page: Path) -> None:
     addresses = re.findall(r"""(?:src|href)=["']([^"']*)""", text)
     assert addresses and all(one.startswith(("data:image/webp;base64,", "#")) for one in addresses)
     assert "default-src 'none'" in text and "@import" not in text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = shutil.which("chromium")
-    if executable is None and os.environ.get("TL_DIST_SKIP_DEBIAN"):
-        pytest.skip("needs chromium, a Debian package, and these were to be left out")
-    assert executable is not None, "launch/test installs chromium"
-    with sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def opened(browser: Any, page: Path, said: list[str], **settings: Any) -> Any:

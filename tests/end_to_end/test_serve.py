@@ -8,6 +8,9 @@ import json
 import re
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import httpx2
 import numpy as np
 import pytest
 import tensorflow as tf
+import uvicorn
 from fastapi.testclient import TestClient
 from tensorflow.core.framework import types_pb2
 
@@ -206,3 +210,56 @@ def test_a_server_for_others_says_so(run: tl.Run) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == ExitCode.USAGE and "asks for no password" in done.stdout
     assert len(done.stderr.splitlines()) == 1
+
+
+@contextmanager
+def served_here(run: tl.Run) -> Iterator[str]:
+    """The address of a server in a thread of this process."""
+    answers = Answers(of_run(RunDir.open(run.path), "", cores=None), Metrics(), cores=2)
+    server = uvicorn.Server(uvicorn.Config(application(answers, hosts=["127.0.0.1"]), log_level="warning"))
+    listening = listening_on("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield "http://{}:{}/".format(*listening.getsockname())
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_images_that_are_dropped_on_the_page_get_their_classes(
+    run: tl.Run, folder: Path, tmp_path: Path, browser: Any
+) -> None:
+    """Two images and a file that is none, from outside of the browser; it says nothing, and asks nobody else."""
+    found = run.predictions("test")
+    broken = tmp_path / "<b>no image.png"
+    broken.write_bytes(b"no image")
+    files = [str(folder / "images" / found.ids[0]), str(broken), str(folder / "images" / found.ids[1])]
+    said: list[str] = []
+    with served_here(run) as address:
+        tab = browser.new_page()
+        tab.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: said.append(f"error: {error}"))
+        tab.on(
+            "request", lambda one: None if one.url.startswith((address, "blob:")) else said.append(one.url)
+        )
+        tab.goto(address)
+        dragged = {"items": [], "files": files, "dragOperationsMask": 1}
+        hand = tab.context.new_cdp_session(tab)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            hand.send("Input.dispatchDragEvent", {"type": kind, "x": 40, "y": 100, "data": dragged})
+        items = tab.locator("#results > li")
+        tab.locator(".row, .bad").nth(10).wait_for()
+        for k, name in ((0, found.ids[0]), (2, found.ids[1])):
+            item = items.nth(2 - k)  # the last on top
+            assert item.locator("h2").inner_text() == Path(name).name
+            best = found.probabilities[k // 2]
+            shown = [row.split("\n")[0] for row in item.locator(".row").all_inner_texts()]
+            assert shown == [found.class_names[c] for c in np.argsort(-best)[:5]]
+            assert item.locator(".row span").nth(1).inner_text() == f"{100 * best.max():.1f} %"
+            assert item.locator("img").evaluate("image => image.naturalWidth") == 20
+        assert items.nth(1).locator("h2").inner_text() == broken.name
+        assert "is no image" in items.nth(1).locator(".bad").inner_text()
+        assert tab.title() == "digits"
+        tab.close()
+    assert said == []

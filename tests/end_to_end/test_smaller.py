@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import tl_dist as tl
 from tests.end_to_end.harness import Workspace, bits, losses, records
+from tl_dist.cli.prune import pruned
 from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
 from tl_dist.runs.directory import RunDir
@@ -130,10 +131,16 @@ def test_a_stop_changes_no_bit_and_a_teacher_that_is_moved_or_changed_is_named(
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
 def test_a_pruned_run_is_a_run_of_a_smaller_network(workspace: Workspace) -> None:
-    """It starts at what is left of the averaged teacher, and is loaded, predicts and is exported by itself."""
-    run = tl.Run(workspace.train_here("small", *PRUNED[:3], "seed=1").path)
+    """As `tl-dist prune` has it: it starts at what is left of the averaged teacher, which goes on teaching it.
+
+    It is loaded, predicts and is exported by itself.
+    """
+    cfg = pruned(workspace.run("teacher"), 0.5, ["epochs=2"])
+    tl.train(cfg, runs=workspace.directory / "runs", here=True)
+    run = tl.Run(workspace.run("teacher-pruned-0.5").path)
     note = "pruned: 6,032 of the backbone's 23,584 parameters"
-    assert note in [record["text"] for record in run.history("note")]
+    said = " ".join(record["text"] for record in run.history("note"))
+    assert note in said and "taught by tiny of" in said
     model = run.keras_model()
     assert [layer.filters for layer in model.get_layer("tiny").layers if layer.weights] == [8, 16, 32]
     kept = run.predictions("test")

@@ -39,14 +39,18 @@ class Request:
     workers: int | None = None
     runs: Path = Path("runs")
 
+    @property
+    def all_overrides(self) -> list[str]:
+        """The short forms among them."""
+        short = [f"strategy={self.strategy}"] if self.strategy else []
+        return [*self.overrides, *short, *([f"workers={self.workers}"] if self.workers else [])]
+
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
         """The config with everything that the command line says, and `extra`, put over it.
 
         With `resolve`, `strategy: auto` is what it means on this host.
         """
-        short = [f"strategy={self.strategy}"] if self.strategy else []
-        short += [f"workers={self.workers}"] if self.workers else []
-        overrides = [*self.overrides, *short, *extra]
+        overrides = [*self.all_overrides, *extra]
         cfg = config_file.load(self.config, overrides, choose=recipe.values_for, imports=imports)
         return resolved_here(cfg) if resolve else cfg
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.cli.arguments import At, RunPath, Split, Strategy, Workers
+from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
 from tl_dist.cli.prediction import predict
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -122,6 +122,30 @@ def calibrate(
         found = calibrate_run(run, unknown=unknown, at=at, strategy=strategy, workers=workers)
     show(found, run, lambda text: show_line(console, text))
     return ExitCode.DONE
+
+
+@trained_app.command()
+def prune(
+    run: RunPath,
+    overrides: Overrides = None,
+    by: Annotated[
+        float,
+        typer.Option(
+            min=0.05, max=0.95, help="share of the channels, those of the smallest filters, to leave out"
+        ),
+    ] = 0.5,
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Train a run that has ended without a share of its channels, taught by itself as it is: RUN-pruned-SHARE."""
+    from tl_dist.cli.prune import pruned
+    from tl_dist.cli.train import Request, train_config
+    from tl_dist.runs.directory import RunDir
+    from tl_dist.terminal.console import Console
+
+    of = RunDir.open(run)
+    request = Request(of.config_file, overrides or (), strategy, workers, of.path.parent)
+    return train_config(pruned(of, by, request.all_overrides), request.runs, Console())
 
 
 @trained_app.command()

@@ -19,6 +19,8 @@ def explained(cfg: Config) -> str:
     if not registry.backbone(cfg.model.backbone).batch_norm:
         return f"{cfg.model.backbone} has no such layers"
     beginning = fresh(cfg)
+    if beginning is None and cfg.model.prune:
+        return "sync, since its statistics are those of layers with more channels"
     return (
         f"sync, since {beginning} hold no statistics" if beginning else "inference, by pretrained statistics"
     )

@@ -86,11 +86,25 @@ def load(
         kind = "list" if isinstance(document.data, list) else "single value"
         raise _usage(f"{path}:1: the file is a {kind}, not keys with values.", "write 'key: value' lines.")
     where = {"": str(path)} | {key: f"{path}:{line}" for key, line in document.lines.items() if key}
-    data = dict(document.data)
+    data = {"name": path.name.removesuffix(path.suffix)} | document.data
+    return _checked(data, where, overrides, choose, imports=imports)
+
+
+def changed(cfg: Config, overrides: Sequence[str]) -> Config:
+    """`cfg` with `overrides` put over it, and then checked as that of a file is."""
+    return _checked(cfg.model_dump(mode="json"), {"": f"the config of '{cfg.name}'"}, overrides)
+
+
+def _checked(
+    data: dict[str, Any],
+    where: dict[str, str],
+    overrides: Sequence[str],
+    choose: Choose | None = None,
+    *,
+    imports: bool = True,
+) -> Config:
     for text in overrides:
         _override(data, where, text)
-    if "name" not in data:
-        data["name"] = path.name.removesuffix(path.suffix)
     for dotted in _PATHS:
         _absolute(data, dotted, where)
     if data.get("recipe") == "auto" and choose is not None:

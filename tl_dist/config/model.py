@@ -25,7 +25,7 @@ class ModelConfig(Section):
     """name of a stage or layer: from there on the backbone starts from random weights, drawn by the seed"""
     batch_norm: Literal["auto", "frozen", "inference", "train", "sync"] = "auto"
     """of the trained part (the frozen part always keeps its statistics):
-    auto       inference in layers with pretrained statistics, sync in others (random weights, reinitialize)
+    auto       inference in layers with pretrained statistics, sync in others (random weights, reinitialize, prune)
     frozen     nothing of these layers is trained
     inference  stored statistics normalize and never move; scale and offset are trained
     train      each replica normalizes by its own rows, so the worker count matters; statistics move with all rows
@@ -34,8 +34,9 @@ class ModelConfig(Section):
     """train and sync: the share of a moving statistic that a step keeps; default: the network's own (0.99, MobileNet
     0.999). Before 3 / (1 - momentum) steps evaluation uses statistics recomputed over training batches"""
     prune: Fraction = 0.0
-    """share of the channels that each convolution of the backbone is built without; those of the source that have the
-    smallest filters by L1 norm (Li et al., arXiv 1608.08710) are left behind. Of chains of convolutions, such as VGG"""
+    """share of the channels that convolutions of the backbone are built without; those of the source that have the
+    smallest filters by L1 norm (Li et al., arXiv 1608.08710) are left behind. In VGG all convolutions, in ResNet,
+    DenseNet and MobileNetV2 those within a block"""
     pooling: Literal["average", "maximum", "both", "flatten"] = "average"
     normalize: bool = False
     """give the features pooled from each stage mean 0 and variance 1 in each example (layer norm without parameters)"""

@@ -114,7 +114,7 @@ class Classifier:
         """How a trained batch-norm layer normalizes: what the config says or, under `auto`, by what it starts with."""
         if self._config.batch_norm != "auto":
             return self._config.batch_norm
-        fresh = self._random or f"backbone/{layer.name}{MOVING[0]}" in self.new
+        fresh = self._random or self._config.prune or f"backbone/{layer.name}{MOVING[0]}" in self.new
         return "sync" if fresh else "inference"
 
     def trained_from(self, train_from: str) -> Classifier:

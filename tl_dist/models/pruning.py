@@ -1,11 +1,13 @@
-"""A chain of convolutions with fewer channels: how it is built, and which of a wider one's channels it keeps.
+"""A network with fewer channels: how it is built, and which of a wider one's channels it keeps.
 
-Li et al., arXiv 1608.08710: of each convolution the filters of the smallest L1 norm go, and with each the slice of
-the next layer that read it. What is left is an ordinary network, which needs no mask and no special kernel.
+Li et al., arXiv 1608.08710: of a convolution the filters of the smallest L1 norm go, and with each the slice of the
+next layer that read it. What is left is an ordinary network, which needs no mask and no special kernel. Channels that
+meet others, as at the end of a residual block, all stay.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,27 +16,63 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from tl_dist.models.backbones import Backbone
+from tl_dist.models.backbones import Backbone, seam
 
 if TYPE_CHECKING:
     from tl_dist.models.classifier import Classifier
 
+_layers = keras.layers
+_CHANNEL_BY_CHANNEL = (
+    _layers.Activation, _layers.AveragePooling2D, _layers.BatchNormalization, _layers.DepthwiseConv2D, _layers.Dropout,
+    _layers.MaxPooling2D, _layers.ReLU, _layers.ZeroPadding2D,
+)  # fmt: skip
+
 
 def narrowed(backbone: Backbone, share: float) -> Backbone:
-    """The backbone without this share of the channels of each convolution; of one that is a `chain`."""
+    """The backbone, of those that are `prunable`, without this share of the channels of each inner convolution."""
     return replace(backbone, build=partial(_build, backbone.build, share)) if share else backbone
 
 
 def _build(
     build: Callable[[tuple[int, int, int]], Any], share: float, input_shape: tuple[int, int, int]
 ) -> Any:
+    whole = build(input_shape)
+    inner = _inner(whole)
+
     def narrow(layer: Any) -> Any:
         config = layer.get_config()
-        if "filters" in config:
+        if layer.name in inner:
             config["filters"] = max(1, round(config["filters"] * (1 - share)))
         return type(layer).from_config(config)
 
-    return keras.models.clone_model(build(input_shape), clone_function=narrow)
+    return keras.models.clone_model(whole, clone_function=narrow)
+
+
+def _inner(network: Any) -> set[str]:
+    """The convolutions whose channels are read by one other convolution alone, or leave the network."""
+    readers = defaultdict(list)
+    for operation in network.operations:
+        for tensor in _inputs(operation):
+            readers[id(tensor)].append(operation)
+
+    def is_inner(operation: Any) -> bool:
+        next_ones = readers[id(operation.output)]
+        if len(next_ones) != 1:
+            return not next_ones
+        (reader,) = next_ones
+        return _is_convolution(reader) or (isinstance(reader, _CHANNEL_BY_CHANNEL) and is_inner(reader))
+
+    return {layer.name for layer in network.layers if _is_convolution(layer) and is_inner(layer)}
+
+
+def _is_convolution(operation: Any) -> bool:
+    """Whether it is one that reads all channels for each of its own."""
+    return isinstance(operation, _layers.Conv2D) and operation.groups == 1
+
+
+def _inputs(operation: Any) -> list[Any]:
+    """The Keras tensors that an operation of a network reads."""
+    return [] if isinstance(operation, _layers.InputLayer) else keras.tree.flatten(operation.input)
 
 
 def kept(wide: Classifier, network: Any) -> dict[str, np.ndarray]:
@@ -43,22 +81,32 @@ def kept(wide: Classifier, network: Any) -> dict[str, np.ndarray]:
     `network` says how many channels of each convolution there are, the weights of `wide` which.
     """
     arrays = {path: v.numpy() for path, v in {**wide.moving, **wide.frozen}.items()}
-    channels = np.arange(wide.network.input_shape[-1])
-    into = []  # each layer: which of its channels
-    for layer in network.layers:
-        into.append(channels)
-        if layer.weights:
-            kernel, bias = (f"backbone/{layer.name}/{part}" for part in ("kernel", "bias"))
-            norms = np.abs(arrays[kernel]).sum(axis=(0, 1, 2), dtype=np.float64)
-            inputs, channels = channels, np.sort(np.argsort(-norms, kind="stable")[: layer.filters])
-            arrays[kernel] = arrays[kernel][:, :, inputs][..., channels]
-            arrays[bias] = arrays[bias][channels]
-    into.append(channels)
+    chosen: dict[int, np.ndarray] = {}  # of each tensor of `network`: which channels of `wide` it has
+    for old, new in zip(wide.network.operations, network.operations, strict=True):
+        inputs = [chosen[id(tensor)] for tensor in _inputs(new)]
+        channels = np.arange(old.output.shape[-1])
+        if new.output.shape[-1] < len(channels):
+            channels = inputs[0]
+            if _is_convolution(new):
+                norms = np.abs(arrays[_path(old, "kernel")]).sum(axis=(0, 1, 2), dtype=np.float64)
+                channels = np.sort(np.argsort(-norms, kind="stable")[: new.filters])
+        chosen[id(new.output)] = channels
+        for variable in getattr(new, "weights", ()):
+            path = _path(new, variable.name)
+            if variable.name == "kernel" and _is_convolution(new):
+                arrays[path] = arrays[path][:, :, inputs[0]][..., channels]
+            else:  # [channels], or [height, width, channels, 1] of a convolution by channels
+                arrays[path] = arrays[path].take(channels, axis=2 if len(variable.shape) == 4 else 0)
     features, first = [], 0
     for end, width, num_channels in zip(wide.stage_ends, wide.stage_widths, wide.stage_channels, strict=True):
         # However a map is pooled, the channels are the last axis of what comes of it.
-        features.append((first + np.arange(width)).reshape(-1, num_channels)[:, into[end]].ravel())
+        of_map = (first + np.arange(width)).reshape(-1, num_channels)
+        features.append(of_map[:, chosen[id(seam(network, end))]].ravel())
         first += width
     reader = "head/hidden/kernel" if "head/hidden/kernel" in arrays else "head/logits/kernel"
     arrays[reader] = arrays[reader][np.concatenate(features)]
     return arrays
+
+
+def _path(layer: Any, name: str) -> str:
+    return f"backbone/{layer.name}/{name}"

@@ -64,7 +64,7 @@ def test_the_source_task_is_neither_taught_nor_pruned() -> None:
     [
         (["model.prune=0.5"], "there is none to take them from. Fix: train it whole first"),
         (["model.prune=1"], "from 0 up and below 1"),
-        (["model.prune=0.5", "source.run=x", "model.backbone=resnet50"], "resnet50 has branches or batch norm"),
+        (["model.prune=0.5", "source.run=x", "model.backbone=xception"], "xception has few of them"),
         (["source.data.name=digits", "source.steps=3", "source.head=true"], "has classes of its own"),
         ([TAUGHT, "distill.temperature=0"], "above 0"),
         ([TAUGHT, "distill.weight=1", "loss.label_smoothing=0.1"], "label_smoothing does nothing"),

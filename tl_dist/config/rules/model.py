@@ -76,11 +76,11 @@ def model(cfg: Config) -> Iterator[Broken]:
 
 def _prune(cfg: Config) -> Iterator[Broken]:
     path, prune = ("model", "prune"), cfg.model.prune
-    if prune and not registry.backbone(cfg.model.backbone).chain:
+    if prune and not registry.backbone(cfg.model.backbone).prunable:
         yield Broken(
             path,
-            f"prune narrows a chain of convolutions, and {cfg.model.backbone} has branches or batch norm.",
-            "remove it, or use vgg16 or vgg19.",
+            f"prune leaves out channels that one convolution alone reads, and {cfg.model.backbone} has few of them.",
+            "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.",
         )
     elif prune and cfg.source is None:
         yield Broken(

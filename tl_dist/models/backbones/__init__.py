@@ -52,9 +52,9 @@ class Backbone:
     """turns the arrays of a Keras file into those of `build`, where the two networks differ"""
     batch_norm: bool = True
     """whether it has batch-norm layers"""
-    chain: bool = False
-    """whether each of its convolutions has a bias and feeds the next alone, with nothing else between them that has
-    weights: those are what `model.prune` narrows"""
+    prunable: bool = False
+    """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
+    reads, with only batch norm, convolutions by channel, pooling, padding and activations between them"""
 
 
 def application(

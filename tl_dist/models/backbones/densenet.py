@@ -17,6 +17,7 @@ def _densenet(constructor: str) -> Backbone:
         stages={"conv1": "conv1_conv"} | {f"conv{k}": f"conv{k}_block1_0_bn" for k in range(2, 6)},
         block=r"conv\d_(block\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
+        prunable=True,
     )
 
 

@@ -17,6 +17,7 @@ def _mobilenet(constructor: str, preprocessing: Preprocessing, stages: Mapping[s
         preprocessing=preprocessing,
         stages=stages,
         pretrained=partial(application, constructor, weights="imagenet"),
+        prunable=constructor == "MobileNetV2",  # V3: squeeze and excitation reads the channels as well
     )
 
 

@@ -18,6 +18,7 @@ def _resnet(constructor: str, preprocessing: Preprocessing, stages: Mapping[str,
         stages=stages,
         block=r"conv\d_(block\d+)_",
         pretrained=partial(application, constructor, weights="imagenet"),
+        prunable=True,
     )
 
 

@@ -25,5 +25,5 @@ TINY = Backbone(
     preprocessing="tf",
     stages={f"block{k}": f"block{k}_conv1" for k in (1, 2, 3)},
     batch_norm=False,
-    chain=True,
+    prunable=True,
 )

@@ -18,7 +18,7 @@ def _vgg(constructor: str) -> Backbone:
         block=r"block\d_(conv\d)",
         pretrained=partial(application, constructor, weights="imagenet"),
         batch_norm=False,
-        chain=True,
+        prunable=True,
     )
 
 

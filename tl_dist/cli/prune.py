@@ -1,0 +1,53 @@
+"""`tl-dist prune`: the config of a run that begins as another without a share of its channels, and learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tl_dist.config import (
+    ClassifierConfig,
+    Config,
+    DistillConfig,
+    FeaturesConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SourceConfig,
+)
+from tl_dist.config import file as config_file
+from tl_dist.runs.directory import RunDir
+
+EPOCHS = 10.0
+OPTIMIZER = OptimizerConfig(
+    name="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.01,
+    ema=0.99,
+    schedule=ScheduleConfig(name="cosine", warmup_epochs=0.5),
+)
+"""how a network is trained that has lost channels in every block, whatever trained the whole one"""
+
+
+def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> Config:
+    """The config of a network without this share of the channels that `run` has: all of it trained, taught by `run`.
+
+    Data, head, loss, batch and evaluation are those of the run. What cannot be is refused as in any other config.
+    """
+    cfg = config_file.load(run.config_file)
+    share = round(1 - (1 - cfg.model.prune) * (1 - by), 6)
+    path = str(run.path.absolute())
+    model = {"prune": share, "train_from": "all", "reinitialize": None}
+    changes = {
+        "name": f"{cfg.name}-pruned-{share:g}",
+        "recipe": None,
+        "epochs": EPOCHS,
+        "steps": None,
+        "model": cfg.model.model_copy(update=model),
+        "classifier": ClassifierConfig(),
+        "features": FeaturesConfig(),
+        "optimizer": OPTIMIZER,
+        "stages": (),
+        "source": SourceConfig(run=path, head=True),
+        "distill": DistillConfig(teacher=path),
+        "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
+    }
+    return config_file.changed(cfg.model_copy(update=changes), overrides)
