@@ -20,6 +20,7 @@ from tl_dist.cli.complaint import INTERRUPTED, complain
 from tl_dist.cli.config import config_app
 from tl_dist.cli.data import data_app
 from tl_dist.cli.features import features_app
+from tl_dist.cli.ranking import ranking_app
 from tl_dist.cli.trained import trained_app
 from tl_dist.refusal import ExitCode, Refusal, printable
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(trained_app)
+app.add_typer(ranking_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = RunDir.open(options.run)
         supervised = "TL_DIST_SUPERVISED" in os.environ
         o = options
-        task = (o.evaluate, o.apart, o.extract, o.tune, o.cross_validate, o.export)
+        task = (o.evaluate, o.apart, o.extract, o.tune, o.rank, o.cross_validate, o.export)
         if not supervised and not any(task):
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
             logging.getLogger("tl_dist").addHandler(logging.StreamHandler(shown))
@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _extract(run)
         if options.tune:
             return _tune(run, options.tune)
+        if options.rank:
+            return _rank(run, options.rank)
         if options.cross_validate:
             return _cross_validate(run, *options.cross_validate, *options.by)
         if options.export:
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--by", metavar="GROUP", action="append", default=[])
     parser.add_argument("--extract", action="store_true")
     parser.add_argument("--tune", metavar="FOLDS", type=int)
+    parser.add_argument("--rank", metavar="REQUEST", type=json.loads, help="see cli/rank.py")
     parser.add_argument("--cross-validate", metavar=("FOLDS", "SEEDS"), nargs=2, type=int)
     parser.add_argument("--export", metavar="REQUEST", type=json.loads)
     return parser
@@ -236,15 +239,18 @@ def _tune(run: RunDir, folds: int) -> int:
         tried = tune(made, folds, stop_requested, say)
     if tried:
         found = [
-            {
-                **one.setting.overrides,
-                "folds": one.folds,
-                "accuracy": one.accuracy,
-                "log_loss": one.log_loss,
-            }
+            {**one.setting.overrides, **{key: getattr(one, key) for key in ("folds", "accuracy", "log_loss")}}
             for one in tried
         ]
         write_atomically(run.path / "tuning.json", json.dumps(found, indent=1).encode())
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
+
+
+def _rank(run: RunDir, request: Mapping[str, Any]) -> int:
+    from tl_dist.worker.ranking import rank
+
+    with _on_features(run, "ranking", alone=True) as (made, stop_requested, say):
+        rank(made, request, stop_requested, say)
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 

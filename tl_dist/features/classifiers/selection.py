@@ -100,6 +100,18 @@ def choose(
     return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried, edge)
 
 
+def held_out_classes(
+    values: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    fold: NDArray[np.int64],
+    l2: float,
+) -> NDArray[np.int32]:
+    """[examples]: the class of each, by the regression of the folds that it is not in; as `choose` fits them."""
+    present, numbers = np.unique(labels, return_inverse=True)
+    problem = _Folds(values, values, numbers.astype(np.int32), fold, np.ones(len(labels)), "standardize")
+    return present[problem.probabilities(l2).argmax(axis=1)]
+
+
 class _Folds:
     """The classifiers of all folds as one problem, whose solution is kept for the next l2.
 

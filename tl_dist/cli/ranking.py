@@ -1,0 +1,53 @@
+"""`tl-dist rank`: the command line of `rank.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
+from tl_dist.refusal import ExitCode
+
+ranking_app = typer.Typer()
+
+
+@ranking_app.command()
+def rank(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|a,b,c", help="BACKBONE or BACKBONE:BLOCK each, or a YAML file with a list"
+        ),
+    ] = "",
+    images: Annotated[
+        int, typer.Option(min=20, help="score by so many training images at most, drawn by class")
+    ] = 5000,
+    trained: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="a run to compare with; default: those of this config in --runs"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="YAML", help="config of the best; default: CONFIG_best.yaml"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="what was found, as JSON")] = False,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Rank pretrained networks for a data set by their features, without the test split; write the best as YAML."""
+    from tl_dist.cli.rank import rank as rank_candidates
+    from tl_dist.cli.train import Request
+    from tl_dist.terminal.console import Console
+
+    request = Request(config, overrides or (), strategy, workers, runs)
+    console = Console(stderr=as_json)
+    found = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    return ExitCode.DONE

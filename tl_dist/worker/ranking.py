@@ -1,0 +1,101 @@
+"""`tl-dist rank` for one network: its features of the training examples, by all workers, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.datasets import Source, pool_of
+from tl_dist.datasets.split import hold_out
+from tl_dist.features import extraction
+from tl_dist.features.classifiers import nested, selection
+from tl_dist.scores import figures, transferability
+from tl_dist.worker import cached
+from tl_dist.worker.setup import Setup
+from tl_dist.worker.stage_input import from_images
+
+
+def rank(
+    setup: Setup, request: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
+) -> None:
+    """Leave the scores of the config's network with the run, by at most `request["images"]` training examples.
+
+    Nothing of another split is scored. Leaves nothing when asked to stop before the end. `request` is kept as well: it
+    says what the scores are of.
+    """
+    source, rows = _examples(setup, request["images"])
+    given = from_images(setup, setup.stages[0])
+    features = extraction.cached(
+        source,
+        cached.prefix_of(setup, given),
+        (),
+        root=setup.run.path.parent / "features",
+        split="training examples",
+        parallel=setup.parallel,
+        stop_requested=stop_requested,
+        say=say,
+        threads=setup.threads,
+    )
+    if features is None:
+        return
+    cached.refer(setup, features)
+    if not setup.is_first:
+        return
+    values = features.array()[rows]
+    if setup.cfg.model.normalize:
+        values = given.model.normalized(tf.constant(values)).numpy()
+    examples = cached.examples_of(source.subset(rows), values, setup.cfg)
+    found = _scores(examples, cached.classifier_of(setup, given), stop_requested)
+    if found is None:
+        return
+    used = setup.model.network.layers[: max(setup.model.stage_ends)]
+    found |= {
+        "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
+        "features": int(values.shape[-1]),
+        "examples": len(rows),
+        "data": {name: split.fingerprint for name, split in setup.examples.opened.items()},
+        "weights_sha256": setup.built.weights_sha256,
+        "request": dict(request),
+    }
+    setup.run.mark_done({"ranking": found})
+
+
+def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
+    """What is extracted, and which of its rows are training examples that are scored.
+
+    Of few enough that is the whole that they were cut from, as for every other command; else a sample, by class.
+    """
+    train = setup.splits["train"]
+    if train.num_examples <= most:
+        return pool_of(train)
+    every, labels = np.arange(train.num_examples), np.asarray(train.labels)
+    share = most / train.num_examples
+    _, chosen = hold_out(every, labels, share, seed=setup.cfg.data.split_seed, key="--images")
+    return train.subset(chosen), np.arange(len(chosen))
+
+
+def _scores(
+    examples: nested.Examples, probe: nested.Nested, stop_requested: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Every score; None when asked to stop."""
+    rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
+    choice = selection.choose(examples.values, examples.evaluated, labels, fold)
+    if stop_requested():
+        return None
+    right = selection.held_out_classes(examples.values, labels, fold, choice.l2) == labels
+    accuracies = [float(right[fold == k].mean()) for k in range(int(fold.max()) + 1)]
+    found: dict[str, Any] = {
+        "linear_probe": float(np.mean(accuracies)),
+        "interval": figures.corrected_interval(accuracies, 1 / (len(accuracies) - 1)),
+        "fold_accuracies": accuracies,
+        "l2": choice.l2,
+        "nearest": transferability.nearest(rows, labels, examples.groups),
+    }
+    for score in (transferability.logme, transferability.h_score, transferability.nleep):
+        if stop_requested():
+            return None
+        found[score.__name__] = score(rows, labels)
+    return found
