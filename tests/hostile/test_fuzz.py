@@ -183,10 +183,14 @@ def record(image: bytes, label: int) -> bytes:
 RECORDS = damaged(lambda: [record(b"\xff\xd8" * 40, 3), record(b"P", -1), record(b"x" * 300, 2**40)])
 
 
-@target("example_proto", RECORDS, [])
+OF_65_BITS = record(b"P", -1).replace(varint(-1), b"\xff" * 9 + b"\x03")
+
+
+@target("example_proto", RECORDS, [OF_65_BITS])
 def _(data: bytes, folder: Path) -> None:
     with suppress(ValueError):
         example = parse(data)
+        assert -(2**63) <= example.label < 2**63
         assert 0 <= example.offset <= example.offset + example.size <= len(data)
 
 
@@ -199,7 +203,7 @@ SHARDS = st.tuples(
 )
 
 
-@target("shard index", SHARDS, [])
+@target("shard index", SHARDS, [([(OF_65_BITS, True, 1, 0)], 0)])
 def _(shard: tuple[list[tuple[bytes, bool, int, int]], int], folder: Path) -> None:
     content = b""
     for data, right, lies, length in shard[0]:
