@@ -43,6 +43,7 @@ BENCHMARKS = (
     "export",
     "report",
     "calibration",
+    "rank",
     "distill",
 )
 """Modules of this package, each with `comparisons() -> Iterator[Comparison]`."""
