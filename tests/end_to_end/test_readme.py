@@ -42,6 +42,8 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist cv": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist tune": "2 minutes; tests/end_to_end/test_feature_based.py",
     "tl-dist train configs/smoke.yaml name=two": "two workers: tests/end_to_end/test_interruptions.py",
+    "tl-dist rank": "ImageNet weights of two networks: tests/end_to_end/test_rank.py",
+    "tl-dist train my_images_best.yaml": "what rank has written: tests/end_to_end/test_rank.py",
     "tl-dist report": "tests/end_to_end/test_report.py",
     "tl-dist explain": "tests/end_to_end/test_report.py",
     "tl-dist prune runs/teacher": "tests/end_to_end/test_smaller.py, tests/unit/cli/test_prune.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,9 +95,10 @@ def _from_names(text: str) -> list[tuple[Entry, str]]:
 def _from_file(path: Path) -> list[tuple[Entry, str]]:
     """The entries of a file, each with its place in it."""
     document = yaml_text.read(path)
-    if not isinstance(document.data, list):
+    known = isinstance(document.data, list) and all(isinstance(one, str | dict) for one in document.data)
+    if not known:
         raise Refusal(
-            f"{path}: it is no list of candidates.",
+            f"{path} is no list of candidates.",
             fix="write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'.",
             code=ExitCode.USAGE,
         )
@@ -129,11 +130,15 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     if entry.train_from is not None:
         model["train_from"] = entry.train_from
     try:
+        stages = registry.backbone(entry.backbone).stages
+        if entry.block not in (None, *stages):
+            fix = f"use one of {', '.join(stages)}."
+            raise Refusal(f"'{entry.block}' is no block of {entry.backbone}.", fix=fix, code=ExitCode.USAGE)
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None
     if not own:
-        _refuse_stages_of_others(training, where)
+        _refuse_stages_of_others(training, [*stages], where)
     label = ":".join(filter(None, (entry.backbone, entry.block)))
     if entry.weights not in (None, "imagenet"):
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
@@ -143,11 +148,9 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
-def _refuse_stages_of_others(cfg: Config, where: str) -> None:
+def _refuse_stages_of_others(cfg: Config, stages: Sequence[str], where: str) -> None:
     """A stage of one network is none of another; what else names one is refused by the rules."""
-    stages = registry.backbone(cfg.model.backbone).stages
-    named = [*cfg.parts, *filter(None, [cfg.model.reinitialize])]
-    for part in named:
+    for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
         if part not in ("head", "all", *stages):
             raise Refusal(
                 f"{where}: the config trains from '{part}', which is no stage of {cfg.model.backbone}.",

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 VERSION = 1
 """raise it when a score changes: what earlier commands have kept is then computed anew"""
 
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError)
+"""what records of a run may raise that are not as they were written"""
+
 SCORES = {
     "linear_probe": "linear probe",
     "nearest": "nearest neighbours",
@@ -84,8 +87,8 @@ def _code_of(one: Candidate) -> dict[str, Any]:
 def _scored(request: Request, one: Candidate, wanted: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """The scores of a candidate, as an earlier command has kept them for the same, or by workers."""
     run = RunDir(request.runs / one.features.name)
-    kept = (run.done or {}).get("ranking", {})
-    if kept.get("request") != wanted:
+    kept = (run.done or {}).get("ranking")
+    if not isinstance(kept, dict) or kept.get("request") != wanted:
         show_line(console, f"{one.label}: {relative(run.path)}", style="bold")
         run = run_shown(request, one.features, ("--rank", json.dumps(wanted)), "ranking", console)
         kept = (run.done or {})["ranking"]
@@ -97,7 +100,7 @@ def _found(root: Path, every: Sequence[Candidate], rows: Sequence[Mapping[str, A
     runs: list[list[float]] = [[] for _ in every]
     wanted = [bare(one.training) for one in every]
     for path in children(root):
-        with suppress(Refusal, OSError):
+        with suppress(Refusal, OSError, *DAMAGED):
             run = RunDir.open(path)
             accuracy, identity = _accuracy(run), run.read_identity()
             if accuracy is None or identity is None:

