@@ -78,6 +78,7 @@ def _train_here(cfg: Config, runs: Path) -> int:
             fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
             code=ExitCode.USAGE,
         )
+    from tl_dist.cli.sync import copying
     from tl_dist.cli.train import open_run, with_trained_source
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.progress import Progress
@@ -90,7 +91,7 @@ def _train_here(cfg: Config, runs: Path) -> int:
             return ExitCode.DONE
         run.clear_stop()
         try:
-            with Progress(Console(), every_s=cfg.report.every_s) as progress:
+            with copying(run, cfg), Progress(Console(), every_s=cfg.report.every_s) as progress:
                 return attempt.train(setup(run, cores=None), listen=progress.show)
         except KeyboardInterrupt:
             return ExitCode.REQUEUE

@@ -45,6 +45,7 @@ ELSEWHERE: Mapping[str, str] = {
     "tl-dist rank": "ImageNet weights of two networks: tests/end_to_end/test_rank.py",
     "tl-dist train my_images_best.yaml": "what rank has written: tests/end_to_end/test_rank.py",
     "tl-dist report": "tests/end_to_end/test_report.py",
+    "tl-dist sync": "needs a run with report.track: tests/end_to_end/test_tracking.py",
     "tl-dist explain": "tests/end_to_end/test_report.py",
     "tl-dist prune runs/teacher": "tests/end_to_end/test_smaller.py, tests/unit/cli/test_prune.py",
     "tl-dist calibrate": "needs a validation split: tests/end_to_end/test_trust.py",

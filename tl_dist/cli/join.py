@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from tl_dist.cli.sync import start
 from tl_dist.cli.train import Request, open_run, require_package, with_trained_source
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
@@ -54,6 +55,13 @@ def join(
         wait_for_run(run, cfg, who=who)
     if run.done is not None:
         sys.exit(ExitCode.DONE)
+    if rank == 0 and cfg.report.track:
+        until, held = os.pipe()
+        os.set_inheritable(
+            held, True
+        )  # by the worker that this process becomes; its end is the end of the pipe
+        start(run, until)
+        os.close(until)
     (become or become_worker)(run.path)
 
 

@@ -35,6 +35,8 @@ class Request:
     """of so many errors"""
     strategy: str | None = None
     workers: int | None = None
+    pictures: bool = True
+    """without, the data set is not opened"""
 
 
 def report(request: Request, say: Callable[[str], None]) -> Path:
@@ -55,7 +57,7 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
 
 def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes:
     examples, notes = examples_of(facts), list[str]()
-    splits = _opened(facts, notes)
+    splits = _opened(facts, notes) if request.pictures else {}
     twins: Sequence[Twin] | None = None
     if splits:
         say("looking for near duplicates")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl_dist import tracking
 from tl_dist.cli import recipe
+from tl_dist.cli.sync import copying, left_for_sync
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
@@ -125,8 +127,10 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
             show_end(run, console)
         return ExitCode.DONE
     prepare_shown(cfg, console)
-    with Progress(console, every_s=cfg.report.every_s) as progress:
+    with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+    if (line := left_for_sync(run, cfg)) is not None:
+        show_line(console, line, style="yellow")
     if code != ExitCode.DONE:
         step = max(newest_checkpoint(run), 0)
         show_line(console, f"stopped; saved up to step {step:,}: the same command resumes from there")
@@ -143,6 +147,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
         origin.opened(cfg)
     if cfg.distill is not None:
         teacher.opened(cfg)
+    tracking.require(cfg.report.track)
     run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()
     return run

@@ -207,6 +207,7 @@ def report(
     """Write a page about a run: figures, errors with heat maps, doubtful labels, curves. It opens anywhere, offline."""
     from tl_dist.cli.report import Request
     from tl_dist.cli.report import report as report_runs
+    from tl_dist.cli.sync import after_report
     from tl_dist.terminal.console import Console, plain
     from tl_dist.terminal.tables import relative, show_line
 
@@ -215,6 +216,26 @@ def report(
     with console.status(plain("reading the run")) if console.is_terminal else nullcontext() as status:
         made = report_runs(request, lambda text: status.update(plain(text)) if status else None)
     show_line(console, f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
+    for line in after_report(runs[0], made) if len(runs) == 1 else ():
+        show_line(console, line, style="dim")
+    return ExitCode.DONE
+
+
+@trained_app.command()
+def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=True)] = False) -> int:
+    """Send the trackers of a run (report.track) what they do not have of it. Twice sends nothing twice."""
+    from tl_dist.cli.sync import beside
+    from tl_dist.cli.sync import sync as sync_run
+    from tl_dist.terminal.console import Console, plain
+    from tl_dist.terminal.tables import show_line
+
+    if keep_on:
+        return beside(run)
+    console = Console()
+    with console.status(plain(f"sending {run}")) if console.is_terminal else nullcontext():
+        said = sync_run(run)
+    for line in said:
+        show_line(console, line)
     return ExitCode.DONE
 
 

@@ -48,6 +48,8 @@ class ReportConfig(Section):
     every_s: Annotated[float, Field(gt=0)] = 10.0
     """a plain line this often when the output is not a terminal"""
     tensorboard: bool = True
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """copy parameters, curves, figures and the report to these; what could not be sent is sent by 'tl-dist sync RUN'"""
 
 
 class SafetyConfig(Section):

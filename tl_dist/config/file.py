@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,19 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     else:
         values["distill"]["teacher"] = "run"  # likewise
     return values
+
+
+def flat(cfg: Config) -> dict[str, Any]:
+    """Every value of the config by its dotted key, as plain data."""
+
+    def below(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from below(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(below(cfg.model_dump(mode="json"), ""))
 
 
 def digest(cfg: Config) -> str:

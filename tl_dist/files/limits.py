@@ -52,6 +52,7 @@ CHECKPOINT_GRAPH = 64 * MIB  # of the objects in a TensorFlow checkpoint
 RUN_JSON = 16 * MIB
 METRICS_LINE = 16 * MIB  # an evaluation of 1,000 classes was 3 MB, as long as it was recorded whole
 EVALUATION = 64 * MIB
+REPORT = 256 * MIB  # a page with its pictures
 LOCK = 8 * KIB
 CHECKPOINT_META = 16 * MIB
 CHECKPOINT_MANIFEST = 64 * KIB

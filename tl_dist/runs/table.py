@@ -61,31 +61,34 @@ def _listed(path: Path) -> RunSummary | None:
 
 
 def _summary(run: RunDir) -> RunSummary:
-    config, attempt = None, None
+    config = None
     with suppress(Refusal):
         config = config_file.load(run.config_file, imports=False)
-    with suppress(Refusal, ValueError):
-        attempt = read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
-    if run.done_file.exists():
-        state = "done"
-    elif holder(run):
-        state = "running"
-    elif (attempt or {}).get("exit_code") in (None, ExitCode.DONE, ExitCode.REQUEUE):
-        state = "stopped"
-    else:
-        state = "failed"
     step, figures = _metrics(run.metrics_file)
     touched = [run.config_file, run.metrics_file, run.checkpoints, run.done_file, *children(run.lock_dir)]
     newest_s = max((path.lstat().st_mtime for path in touched if os.path.lexists(path)), default=0.0)
     return RunSummary(
         name=run.name,
-        state=state,
+        state=state_of(run),
         step=max([step, *(number for number, _ in steps_in(run.checkpoints))]),
         strategy=config.strategy if config else "?",
         workers=config.workers if config else None,
         age_s=max(0.0, time.time() - newest_s),
         figures=figures,
     )
+
+
+def state_of(run: RunDir) -> str:
+    """What became of it: running, done, failed (its last attempt says so) or stopped."""
+    attempt = None
+    with suppress(Refusal, ValueError):
+        attempt = read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
+    if run.done_file.exists():
+        return "done"
+    if holder(run):
+        return "running"
+    orderly = (attempt or {}).get("exit_code") in (None, ExitCode.DONE, ExitCode.REQUEUE)
+    return "stopped" if orderly else "failed"
 
 
 def _metrics(path: Path) -> tuple[int, dict[str, float]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
@@ -76,7 +77,7 @@ def recorder(
         listen=listen,
     )
     if setup.state.step == 0:
-        metrics.hyperparameters(_flat(cfg.model_dump(mode="json")))
+        metrics.hyperparameters(config_file.flat(cfg))
     for note in notes:
         metrics.note(note)
     return RankZero(
@@ -87,16 +88,6 @@ def recorder(
         meta={"versions": agreement.versions(cfg), "precision": setup.precision},
         save_every_s=cfg.checkpoint.every_s,
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 class RankZero(Recorder):

@@ -1,0 +1,120 @@
+"""Weights & Biases: a whole run as one file of its offline mode, made anew when there is more, and uploaded by it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.tracking import Copied, Keep, NotTaken
+
+LIBRARIES = ("wandb",)
+_PROJECT = "tl_dist"
+
+
+def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool, timeout_s: float) -> str:
+    """Write the copy, and upload it unless the library is set to work offline; where it is.
+
+    An upload replaces what there was of the run by the same and more, so it is left for the end of an attempt.
+    """
+    place = copied.place / "wandb"
+    if live:
+        return f"at the end of the run, in {place}"
+    import wandb
+
+    content = _content(copied)
+    if known.get("content") != content or not _files_in(place):
+        _write(copied, place)
+        known.pop("uploaded", None)
+        known["content"] = content
+        keep()
+    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+        return f"offline in {place}"
+    if known.get("uploaded") != content:
+        _upload(place, timeout_s)
+        known["uploaded"] = content
+    return f"run {copied.id}, and in {place}"
+
+
+def _content(copied: Copied) -> str:
+    """A name for all that is copied."""
+    digest = hashlib.sha256(copied.state.encode())
+    for row in copied.rows():
+        digest.update(json.dumps([row.key, row.step, row.values]).encode())
+    for path in copied.files:
+        digest.update(hashlib.sha256(read_file(path, max_bytes=limits.REPORT)).digest())
+    return digest.hexdigest()
+
+
+def _write(copied: Copied, place: Path) -> None:
+    """A file of the whole run in place of the one before."""
+    import wandb
+
+    made = copied.place / "wandb.new"
+    for directory in (made, place):
+        shutil.rmtree(directory, ignore_errors=True)
+    made.mkdir(mode=0o700)
+    # Nothing of this machine, of the packages and the repository that happen to be there: they are not the run's.
+    settings = wandb.Settings(
+        console="off",
+        disable_git=True,
+        save_code=False,
+        silent=True,
+        symlink=False,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        id=copied.id,
+        name=copied.run.name,
+        project=wandb.setup().settings.project or _PROJECT,
+        config=copied.parameters,
+        dir=str(made),
+        mode="offline",
+        settings=settings,
+    )
+    run.define_metric("*", step_metric="step")
+    for row in copied.rows():
+        if row.key == "done":
+            run.summary.update(row.values)
+        else:
+            run.log({"step": row.step, **row.values})
+    for path in copied.files:
+        if path.suffix == ".html":
+            page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
+            run.log({"report": wandb.Html(page, inject=False)})
+    run.finish(exit_code=int(copied.state == "failed"))
+    (made / "wandb").rename(place)
+    shutil.rmtree(made)
+
+
+def _files_in(place: Path) -> list[Path]:
+    return sorted(place.glob("offline-run-*/run-*.wandb"))
+
+
+def _upload(place: Path, timeout_s: float) -> None:
+    """Raises NotTaken where it did not succeed in time."""
+    (file,) = _files_in(place)
+    argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotTaken(f"no answer within {timeout_s:.0f} s") from None
+    if not file.with_name(f"{file.name}.synced").exists():
+        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        raise NotTaken(lines[-1].removeprefix("Error: ") if lines else f"exit code {done.returncode}")
