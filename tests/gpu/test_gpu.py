@@ -17,6 +17,7 @@ from tests.conftest import SHOWN
 from tests.end_to_end.harness import ONE_WORKER, Workspace, records
 from tests.parallel.parity_scenario import GLOBAL_BATCH as ROWS
 from tests.parallel.parity_scenario import NUM_STEPS, OVERFLOW_POSITION
+from tl_dist.launcher.command import visible_gpus
 from tl_dist.runs.directory import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,17 @@ def test_the_losses_are_those_of_the_cpu(figures: dict[str, dict[str, Any]], var
     ours, theirs = (figures[device][variant]["losses"] for device in ("GPU", "CPU"))
     assert len(ours) == NUM_STEPS
     np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE[variant])
+
+
+@pytest.mark.skipif(visible_gpus(SHOWN) < 2, reason="needs two GPUs")
+def test_replicas_that_are_fed_ahead_have_the_losses_of_the_cpu(
+    figures: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    scenario, output = ROOT / "tests" / "parallel" / "parity_scenario.py", tmp_path / "found.json"
+    python(scenario, "mirrored", "2", "plain,overflow", str(output), environment=with_gpus())
+    found, theirs = json.loads(output.read_text()), figures["CPU"]["plain"]["losses"]
+    np.testing.assert_allclose(found["plain"]["losses"], theirs, rtol=TOLERANCE["plain"])
+    assert found["plain"]["replicas_equal"] and found["overflow"]["weights_finite"]
 
 
 @pytest.mark.parametrize("variant", ["overflow", "float16"])

@@ -35,6 +35,7 @@ class Mirrored(OneProcess):
             )
             devices = [f"CPU:{k}" for k in range(self.num_replicas)]
         self._devices = devices
+        self.copies_ahead = bool(gpus)
         self._strategy = tf.distribute.MirroredStrategy(
             devices, cross_device_ops=None if gpus else tf.distribute.ReductionToOneDevice()
         )
@@ -43,7 +44,31 @@ class Mirrored(OneProcess):
         return self._strategy.scope()
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        return iter(batches)
+        """Batches of which each replica's rows lie on its device ahead of the steps that take them.
+
+        Only where replicas have equal shares: TensorFlow sends out elements of one shape.
+        """
+        rows = int(batches.element_spec[0].shape[0])
+        if not self.copies_ahead or rows % self.num_replicas:
+            return iter(batches)
+        each = rows // self.num_replicas
+
+        def in_shares(batch: Any) -> tf.data.Dataset:  # `unbatch` crashes on tensors without elements
+            starts = tf.data.Dataset.range(0, rows, each)
+            return starts.map(
+                lambda at: tf.nest.map_structure(
+                    lambda t: tf.ensure_shape(t[at : at + each], [each, *t.shape[1:]]), batch
+                )
+            )
+
+        shares = batches.flat_map(in_shares)
+        # Of a data set that ends TensorFlow asks before each step, on the host, whether all replicas have a share left.
+        endless = shares.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        return iter(
+            self._strategy.distribute_datasets_from_function(
+                lambda context: endless, tf.distribute.InputOptions(experimental_per_replica_buffer_size=2)
+            )
+        )
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
         def share(context: Any) -> Any:
@@ -55,7 +80,8 @@ class Mirrored(OneProcess):
             with tf.device(self._devices[replica]):
                 return tf.nest.map_structure(tf.identity, own)
 
-        shares = self._strategy.experimental_distribute_values_from_function(share)
+        ahead = isinstance(batch[0], tf.distribute.DistributedValues)
+        shares = batch if ahead else self._strategy.experimental_distribute_values_from_function(share)
         sums = self._strategy.run(fn, args=(shares, step))
         return tf.nest.map_structure(
             lambda v: self._strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None), sums

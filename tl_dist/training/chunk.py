@@ -62,11 +62,11 @@ class _Chunk:
             before = self._step.clock()
         with tf.control_dependencies([before]):
             batch = batches.get_next()
-        with tf.control_dependencies(tf.nest.flatten(batch)):
+        with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
             there = self._step.clock()
         # On few threads the clock would otherwise be read when the computation leaves one free.
         with tf.control_dependencies([there]):
-            batch = tf.nest.map_structure(tf.identity, batch)
+            batch = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
         return batch, tf.cast(there - before, tf.float32)
 
 

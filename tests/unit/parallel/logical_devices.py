@@ -26,8 +26,8 @@ STEPS = 6
 ADAM = OptimizerConfig(name="adamw", learning_rate=0.01, ema=0.9)
 
 
-def batches(bad: int | None = None) -> tf.data.Dataset:
-    """Of four images each; one of them, in the `bad`-th, is damaged."""
+def batches(bad: int | None = None, rows: int = 4) -> tf.data.Dataset:
+    """Of four images each, or as many; one of them, in the `bad`-th, is damaged."""
 
     def checked(batch: Any) -> Any:
         if bad is not None:
@@ -39,24 +39,42 @@ def batches(bad: int | None = None) -> tf.data.Dataset:
         return batch
 
     source = memory_source(12, size=32)
-    made = train_batches(plain(source, 32), Order(0, 12, 4), rows=range(4), from_step=0, to_step=STEPS)
+    made = train_batches(plain(source, 32), Order(0, 12, rows), rows=range(rows), from_step=0, to_step=STEPS)
     return made.map(checked)
 
 
-def trained(device: str | None, *, gpu: bool) -> dict[str, Any]:
-    """State and sums of a chunk whose batches are fed to a device, where the step runs."""
-    net = build(train_from="all")
-    optimizer = optim.Optimizer(ADAM, net.trainable, scale_loss=True)
+def trained(device: str | None, *, gpu: bool, parallel: Any = PARALLEL) -> dict[str, Any]:
+    """State and sums of a chunk whose batches are fed to a device, where the step runs, or as a strategy does."""
+    with parallel.scope():
+        net = build(train_from="all")
+        optimizer = optim.Optimizer(ADAM, net.trainable, scale_loss=True)
     one = step.TrainStep(
-        net, optimizer, step.Objective(3, 4), PARALLEL, lambda at: 0.01 * tf.cast(at + 1, tf.float32), gpu=gpu
+        net, optimizer, step.Objective(3, 4), parallel, lambda at: 0.01 * tf.cast(at + 1, tf.float32), gpu=gpu
     )
-    feed = fed(batches(), device)
+    feed = fed(batches(), device) if parallel is PARALLEL else parallel.feed(batches())
     with tf.device(device):
         run = chunk.train_chunk(one)
         found = [run(feed, tf.constant(k, tf.int64), tf.constant(STEPS // 2)) for k in (0, STEPS // 2)]
     sums = [[float(part[key]) for key in ("loss", "correct", "examples", "norm")] for part in found]
     state = {path: v.numpy() for path, v in {**net.moving, **optimizer.variables}.items()}
     return {"sums": sums, "state": state}
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """What of two trainings has not the same bits."""
+    paths = [path for path, v in first["state"].items() if not np.array_equal(v, second["state"][path])]
+    return paths + ["sums"] * (first["sums"] != second["sums"])
+
+
+def ends_with_a_bad_example(feed: Any) -> bool:
+    """Whether the first two batches come, and the third is the error that tells which example is bad."""
+    try:
+        for _ in range(2):
+            next(feed)
+        next(feed)
+    except tf.errors.InvalidArgumentError as error:
+        return "bad example" in error.message
+    return False
 
 
 def placed(parallel: Mirrored) -> dict[str, list[str]]:
@@ -80,18 +98,24 @@ def _cut(operation: Any) -> bool:
 
 def main(output: Path) -> None:
     """The first makes the devices."""
-    found: dict[str, Any] = placed(Mirrored(CONFIG.model_copy(update={"workers": 2})))
+    mirrored = Mirrored(CONFIG.model_copy(update={"workers": 2}))
+    found: dict[str, Any] = placed(mirrored)
     fed_to = next(fed(batches(), "CPU:1"))
     found["fed to"] = sorted({tensor.device.rpartition("device:")[-1] for tensor in fed_to})
     plain_, ahead = trained(None, gpu=False), trained("CPU:1", gpu=True)
-    found["same sums"] = plain_["sums"] == ahead["sums"]
-    found["different state"] = [
-        path for path, v in plain_["state"].items() if not np.array_equal(v, ahead["state"][path])
-    ]
-    try:
-        list(fed(batches(bad=2), "CPU:1"))
-    except tf.errors.InvalidArgumentError as error:
-        found["error"] = "bad example" in error.message
+    found["differences"] = differences(plain_, ahead)
+    found["error"] = ends_with_a_bad_example(fed(batches(bad=2), "CPU:1"))
+    plain_ = trained(None, gpu=True, parallel=mirrored)
+    mirrored.copies_ahead = True
+    found["mirrored"] = {
+        "differences": differences(plain_, trained(None, gpu=True, parallel=mirrored)),
+        "error": ends_with_a_bad_example(mirrored.feed(batches(bad=2))),
+        "fed to": [
+            tensor.device.rpartition("device:")[-1]
+            for tensor in mirrored._strategy.experimental_local_results(next(mirrored.feed(batches())).images)
+        ],
+        "uneven": type(mirrored.feed(batches(rows=3))) is type(iter(batches())),
+    }
     output.write_text(json.dumps(found))
 
 
