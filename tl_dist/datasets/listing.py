@@ -13,14 +13,15 @@ import os
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,17 @@ def folder(path: Path) -> Folder:
     current = _current.get()
     name = os.fspath(path)
     return _scanned(name)[1] if current is None else current.folder(name)
+
+
+def sizes_in(wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]:
+    """By folder the bytes of these files in it, of many more perhaps; without those that cannot be asked."""
+    current = _current.get() or _Listings(dict)
+    # With a slash at its end a folder is kept beside itself, with the files alone that were asked for.
+    found = current.some_of({os.path.join(path, ""): names for path, names in wanted.items()})
+    return {
+        path: dict(zip(listed.names, listed.sizes, strict=True))
+        for path, listed in zip(wanted, found, strict=True)
+    }
 
 
 def look_at(paths: Sequence[Path]) -> None:
@@ -141,11 +153,36 @@ class _Listings:
         return self._read()
 
     def folder(self, path: str) -> Folder:
+        return self._now_or_before(path) or self._new(path, _scanned(path))
+
+    def some_of(self, wanted: Mapping[str, Collection[str]]) -> list[Folder]:
+        """For each folder, whose path ends with a slash, these files at least."""
+
+        def known(path: str) -> Folder | None:
+            with suppress(OSError):  # it is gone
+                return self._now_or_before(path)
+            return None
+
+        _ = self.before  # not by several threads
+        with ThreadPoolExecutor(_THREADS) as pool:
+            before = dict(zip(wanted, pool.map(known, wanted), strict=True))
+            left = {
+                path: {*names, *(listed.names if listed else ())}
+                for path, names in wanted.items()
+                if (listed := before[path]) is None or not set(names) <= set(listed.names)
+            }
+            asked = {path: self._new(path, found) for path, found in _asked(left, pool.map)}
+        return [listed for path in wanted if (listed := asked.get(path) or before[path])]
+
+    def _now_or_before(self, path: str) -> Folder | None:
         found = self._now.get(path) or self._as_before(path)
         if found is None:
-            found = _scanned(path)
-            if found[0] != _UNSETTLED:
-                self.has_news = True
+            return None
+        self._now[path] = found
+        return found[1]
+
+    def _new(self, path: str, found: tuple[_Stamp, Folder]) -> Folder:
+        self.has_news |= found[0] != _UNSETTLED
         self._now[path] = found
         return found[1]
 
@@ -182,18 +219,51 @@ _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
 
 
 def _scanned(path: str) -> tuple[_Stamp, Folder]:
-    began_ns = time.time_ns()
     names, kinds, sizes = [], bytearray(), []
-    status = os.stat(path)  # before, so that what changes meanwhile shows later
+    identity, stamp = _looked_before(path)
     with os.scandir(path) as entries:
         for entry in entries:
             kind, size = _looked_at(entry)
             names.append(entry.name)
             kinds.append(kind)
             sizes.append(size)
+    return stamp, Folder(identity, names, bytes(kinds), sizes)
+
+
+def _asked(
+    wanted: Mapping[str, Collection[str]], mapped: Callable[..., Iterator[Any]]
+) -> Iterator[tuple[str, tuple[_Stamp, Folder]]]:
+    """As `_scanned`, of these names alone; what is not there has no size. `mapped` is a `map`."""
+
+    def place(path: str) -> tuple[tuple[int, int], _Stamp]:
+        try:
+            return _looked_before(path)
+        except (OSError, ValueError):  # it is gone, or there is a NUL: for whoever asks
+            return (0, 0), _UNSETTLED
+
+    def size_of(path: str) -> int | None:
+        try:
+            return os.stat(path).st_size
+        except (OSError, ValueError):
+            return None
+
+    places = list(mapped(place, wanted))
+    sizes = mapped(size_of, (path + name for path, names in wanted.items() for name in names))
+    for (path, names), (identity, stamp) in zip(wanted.items(), places, strict=True):
+        there = {
+            name: size
+            for name, size in zip(names, islice(sizes, len(names)), strict=True)
+            if size is not None
+        }
+        yield path, (stamp, Folder(identity, [*there], bytes([FILE] * len(there)), [*there.values()]))
+
+
+def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
+    """What tells a folder from others, and its times, taken first, so that what changes meanwhile shows later."""
+    began_ns, status = time.time_ns(), os.stat(path)
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-    stamp = _stamp(status) if changed_ns < began_ns - SETTLED_S * 1e9 else _UNSETTLED
-    return stamp, Folder((status.st_dev, status.st_ino), names, bytes(kinds), sizes)
+    settled = changed_ns < began_ns - SETTLED_S * 1e9
+    return (status.st_dev, status.st_ino), _stamp(status) if settled else _UNSETTLED
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -153,3 +153,40 @@ def test_a_file_that_was_changed_in_its_place_is_another_data_set(root: Path, lo
     assert np.array_equal(after.opened["train"].labels, before.opened["train"].labels)
     with pytest.raises(quarantine.Changed, match=f"{image.name} has changed since.*Fix: "):
         quarantine.screen(before.opened, cache=root.parent / "checks")
+
+
+def test_of_a_table_only_its_own_images_are_asked_for_and_by_nobody_else(
+    root: Path, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder has more; an image that is added to the table is asked for with the others of its folder."""
+    images = sorted(path.relative_to(root).as_posix() for path in (root / "train").rglob("*.png"))
+    table, asked, stat = root / "table.csv", [], os.stat
+
+    def counted(path: Any, **more: Any) -> os.stat_result:
+        asked.append(os.fspath(path))
+        return stat(path, **more)
+
+    def taken(paths: list[str], *, writes: bool = True) -> list[str]:
+        rows = [f"{path},{k % 2}" for k, path in enumerate(paths)]
+        table.write_text("\n".join(["path,label", *rows]))
+        monkeypatch.setattr(os, "stat", counted)
+        with listing.kept(root.parent / "listings", str(table), writes=writes):
+            splits, _ = open_splits(
+                DataConfig(name="csv", path=str(table), validation_fraction=0, test_fraction=0)
+            )
+        monkeypatch.setattr(os, "stat", stat)
+        assert sum(source.num_examples for source in splits.values()) == len(paths)
+        found = sorted(path for path in asked if path.endswith(".png"))
+        asked.clear()
+        return [Path(path).relative_to(root).as_posix() for path in found]
+
+    some = [path for k, path in enumerate(images) if k not in (0, len(images) - 1)]
+    assert taken(some) == some
+    assert taken(some, writes=False) == []
+    assert taken(some[1:]) == []
+    assert taken(images[:-1]) == [path for path in images if path.startswith("train/a/")]
+    assert taken(images[:-1]) == []
+    assert looks.taken() == []
+    (root / images[1]).unlink()
+    with pytest.raises(Refusal, match=r"table.csv:3: .* cannot be read: No such file or directory"):
+        taken(images[:-1])

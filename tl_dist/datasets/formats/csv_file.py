@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Set
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits
+from tl_dist.datasets import Splits, listing
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.files import file_source, size_of
 from tl_dist.datasets.split import SPLIT_NAMES, divide, refuse_second_validation
@@ -45,7 +47,7 @@ def open_csv(data: DataConfig) -> Splits:
     if len(names) < 2:
         raise wrong(table, None, f"all labels are '{names[0]}': it takes two classes")
     number = {name: k for k, name in enumerate(names)}
-    sizes = np.array([_size(table, row) for row in rows], np.int64)
+    sizes = np.array(_sizes(table, rows), np.int64)
     facts = repr([(row.weight, row.split, row.group) for row in rows]).encode()
     weights = np.array([row.weight for row in rows], np.float32)
     pool = file_source(
@@ -131,16 +133,29 @@ def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
     return _Row(line, text["path"], text["label"], weight, split, text["group"])
 
 
-def _size(table: Path, row: _Row) -> int:
+def _sizes(table: Path, rows: Sequence[_Row]) -> list[int]:
+    """Bytes of each image; refuses the first that is missing or empty."""
+    places = [os.path.split(table.parent / row.path) for row in rows]
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for folder, name in places:
+        by_folder[folder].append(name)
+    known = listing.sizes_in(by_folder)
+    sizes = [known[folder].get(name, 0) for folder, name in places]
+    for row, size in zip(rows, sizes, strict=True):
+        if not size:
+            raise wrong(table, row.line, _why_not(table.parent / row.path, row))
+    return sizes
+
+
+def _why_not(path: Path, row: _Row) -> str:
+    """What is wrong with a file that has no bytes."""
     try:
-        size = (table.parent / row.path).stat().st_size
+        path.stat()
     except OSError as error:
-        raise wrong(table, row.line, f"{row.path} cannot be read: {error.strerror}") from error
+        return f"{row.path} cannot be read: {error.strerror}"
     except ValueError as error:  # a NUL
-        raise wrong(table, row.line, f"this path is none: {error}") from error
-    if size == 0:
-        raise wrong(table, row.line, f"{row.path} is empty")
-    return size
+        return f"this path is none: {error}"
+    return f"{row.path} is empty"
 
 
 def _is_number(text: str) -> bool:
