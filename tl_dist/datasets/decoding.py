@@ -35,13 +35,13 @@ def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
     image = tf.case(
         [
             (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded, decoding)),
-            (tf.strings.substr(head, 0, 2) == b"BM", lambda: _decode_bmp(encoded)),
-            (begin == b"GIF8", of_gif),
+            (tf.strings.substr(head, 0, 2) == b"BM", _apart(lambda: _decode_bmp(encoded))),
+            (begin == b"GIF8", _apart(of_gif)),
             (
                 tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP")
                 | (begin == b"II*\0")
                 | (begin == b"MM\0*"),
-                lambda: _by_pillow(encoded, decoding),
+                _apart(lambda: _by_pillow(encoded, decoding)),
             ),
         ],
         default=lambda: decode_png(encoded, decoding),
@@ -70,7 +70,7 @@ def decode_png(encoded: Any, decoding: int) -> Any:
     # Most have neither 16 bits nor alpha, and nothing before their pixels.
     is_plain = (bits <= 8) & (colour < 4) & (_text(encoded, 37, 4) == b"IDAT")
     is_png = tf.strings.substr(encoded, 0, 8) == _PNG
-    return tf.cond(is_png & ~is_plain, lambda: _any_png(encoded, bits, colour, plain), plain)
+    return tf.cond(is_png & ~is_plain, _apart(lambda: _any_png(encoded, bits, colour, plain)), plain)
 
 
 def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> Any:
@@ -102,7 +102,7 @@ def turned(image: Any, orientation: Any) -> Any:
         upright = tf.cond(orientation >= 5, across, lambda: image)
         return tf.raw_ops.Reverse(tensor=upright, dims=tf.concat([_flips(orientation), [False]], 0))
 
-    return tf.cond(orientation > 1, moved, lambda: image)
+    return tf.cond(orientation > 1, _apart(moved), lambda: image)
 
 
 def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
@@ -157,7 +157,7 @@ def jpeg_orientations(encoded: Any) -> Any:
     is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (
         _text(encoded, 20, 2) == b"\xff\xdb"
     )
-    return tf.cond(tf.reduce_all(is_bare), lambda: tf.ones(tf.shape(encoded), tf.int32), looked_for)
+    return tf.cond(tf.reduce_all(is_bare), lambda: tf.ones(tf.shape(encoded), tf.int32), _apart(looked_for))
 
 
 def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
@@ -209,6 +209,15 @@ def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
         return tf.where(known & right, value, 1)
 
     return tf.cond(tf.reduce_any(size > 0), read, lambda: tf.ones_like(size))
+
+
+def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
+    """The branch of a condition as a call in the graph: inlined, each of its nodes costs time where it is not taken."""
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return branch
+    return tf.function(branch, experimental_attributes={"_noinline": True}, autograph=False)
 
 
 def _text(encoded: Any, at: Any, num: int) -> Any:
