@@ -60,7 +60,8 @@ def rank(
         )
     rows = []
     for one in every:
-        wanted = {"version": VERSION, "images": images, "data": splits["train"].fingerprint, **_code_of(one)}
+        wanted = {"version": VERSION, "images": min(images, len(labels)), "data": splits["train"].fingerprint}
+        wanted |= _code_of(one)
         rows.append(
             {"candidate": one.label, "accuracy": one.accuracy, **_scored(request, one, wanted, console)}
         )

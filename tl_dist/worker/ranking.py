@@ -33,7 +33,7 @@ def rank(
         cached.prefix_of(setup, given),
         (),
         root=setup.run.path.parent / "features",
-        split="training examples",
+        split="examples",
         parallel=setup.parallel,
         stop_requested=stop_requested,
         say=say,

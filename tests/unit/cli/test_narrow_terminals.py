@@ -16,6 +16,7 @@ from tl_dist.cli import (
     data_split,
     data_verify,
     feature_sets,
+    rank,
     robustness,
 )
 from tl_dist.runs.table import RunSummary
@@ -86,6 +87,20 @@ CORRUPTED = {
     "accuracy": {name: [0.123, 0.321, 0.222, 0.222, 0.222] for name in ("gaussian_noise", "elastic_transform")},
 }  # fmt: skip
 
+RANKED = {
+    "candidate": f"{PATH}/vgg16", "linear_probe": 0.9123, "interval": [0.9012, 0.9231], "nearest": 0.8765,
+    "logme": -0.6543, "h_score": 123.456, "nleep": -1.234, "parameters": 118654321, "features": 12345,
+    "accuracy": 0.713, "trained": 0.8512, "fold_accuracies": [0.91, 0.92], "examples": 5000,
+}  # fmt: skip
+AGREEMENT = {"name": "nearest neighbours", "num": 3, "kendall": -0.123, "spearman": 0.321, "regret": 0.1234}
+RANKING = {
+    "candidates": [RANKED, RANKED | {"candidate": "b", "accuracy": None}],
+    "agreement": {
+        "scores": [AGREEMENT], "baselines": [AGREEMENT | {"name": "parameters"}], "best_baseline": "parameters",
+        "beats_baseline": {"nearest neighbours": False},
+    },
+}  # fmt: skip
+
 SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
     # what is shown, what may go over several lines, what may not
     "data split": (
@@ -123,6 +138,12 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         lambda c: robustness.show(CORRUPTED, c),
         ["elastic_transform", "gaussian_noise"],
         ["0.9876", "0.123", "0.321", "0.222", "224 pixels", "12,345 examples"],
+    ),
+    "rank": (
+        lambda c: rank.show(RANKING, c),
+        [f"{PATH}/vgg16"],
+        ["0.912", "0.901", "0.923", "0.876", "-0.654", "123.46", "-1.23", "118.65", "12,345", "0.713", "0.851",
+         "12.34", "-0.123", "0.321", "plain baseline, parameters: nearest neighbours", "from the best: b"],
     ),
     "compare": (
         lambda c: compare.show(COMPARED, (f"{PATH}/one", f"{PATH}/two"), c),

@@ -108,11 +108,11 @@ def test_what_leaves_nothing_to_rank_is_refused_before_a_worker_starts(request_:
     with pytest.raises(Refusal, match=r"no weights '/none\.h5' for vgg16: No such file") as caught:
         ranked("model.weights=/none.h5")
     assert caught.value.code == ExitCode.USAGE
-    for number in range(8):
-        Path("one/train/only").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(f"one/train/only/{number}.png")
-    with pytest.raises(Refusal, match=r"all \d+ training examples of trial.yaml are of one class") as caught:
-        ranked("data.name=image_folder", "data.path=one")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("one.png")
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save("two.png")
+    Path("table.csv").write_text("path,label,split\none.png,cat,train\ntwo.png,dog,test\n")
+    with pytest.raises(Refusal, match=r"all 1 training examples of trial.yaml are of one class") as caught:
+        ranked("data.name=csv", "data.path=table.csv")
     assert caught.value.code == ExitCode.DATA
     with pytest.raises(Refusal, match="starts from another run"):
         ranked("source.run=runs/other")
