@@ -26,7 +26,9 @@ sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorc
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all of tests/hostile, not the suite's part of it")
+    parser.addoption(
+        "--full", action="store_true", help="all of tests/hostile and tests/scale, not the suite's part"
+    )
     parser.addoption("--broken", metavar="FILE", help="write there which promises a failing run has broken")
 
 

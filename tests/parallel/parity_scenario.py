@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -280,9 +281,14 @@ def main() -> None:
         name="parity", strategy=strategy, workers=workers, steps=NUM_STEPS, data=DataConfig(name="digits"),
         model=ModelConfig(backbone="tiny"), optimizer=OptimizerConfig(learning_rate=0.1),
     )  # fmt: skip
+    ready = time.monotonic()
     parallel = registry.strategy(strategy).start(config)
     assert parallel.num_replicas == workers
-    results = {name: run_variant(parallel, **VARIANTS[name]) for name in names if name in VARIANTS}
+    clocks = np.array(
+        [json.loads(c) for c in parallel.gather(json.dumps([ready, time.monotonic()]).encode())]
+    )
+    results: dict[str, Any] = {"meeting_s": clocks[:, 1].max() - clocks[:, 0].max()}
+    results |= {name: run_variant(parallel, **VARIANTS[name]) for name in names if name in VARIANTS}
     for name in (name for name in names if name in WIRES):
         runtime = RuntimeConfig(wire=WIRES[name]["wire"])
         same = registry.strategy(strategy).start(config.model_copy(update={"runtime": runtime}))
