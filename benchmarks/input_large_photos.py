@@ -2,6 +2,11 @@
 
 The photographs are those of scikit-learn, enlarged, with the noise of a sensor put over them: without it they would
 be easier to decode than a camera's.
+
+Where the limit is, in CPU time of one core relative to a whole decode by TensorFlow (33 ms): at an eighth of the size,
+where next to nothing but entropy decoding is left, 0.65 by TensorFlow, 0.66 by Pillow and 0.63 by OpenCV, which all
+have libjpeg-turbo. A window of 1,600 pixels in the middle takes 0.60 at full size and 0.53 at a quarter; some 94 % of
+that is entropy decoding of the rows down to its end. No decoder skips it in a file without restart markers.
 """
 
 from __future__ import annotations

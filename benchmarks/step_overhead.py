@@ -1,4 +1,8 @@
-"""tl_dist's loop, with its reports and metrics, against a bare compiled loop of the same network, data and rule."""
+"""tl_dist's loop, with its reports and metrics, against a bare compiled loop of the same network, data and rule.
+
+Of CPU time, on one thread, `tiny` takes 0.96 to 0.98 of the bare loop's (getrusage, eight rounds in turn, on a loaded
+machine): what is left of the difference in wall time is waiting, not work.
+"""
 
 from __future__ import annotations
 
