@@ -219,8 +219,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     folds = len(rows[0]["fold_accuracies"])
     show_line(
         console,
-        f"sorted by the linear probe, the only score that measures a classifier of these images: its accuracy over "
-        f"{folds} folds of {rows[0]['examples']:,} training examples",
+        f"sorted by the linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} "
+        f"folds of {rows[0]['examples']:,} training examples",
     )
     alike = [row["candidate"] for row in rows[1:] if not told_apart(rows[0], row)]
     if alike:
