@@ -90,7 +90,7 @@ def explained(
     gaps = np.empty(len(whole), np.float32)
     for k in range(len(whole)):
         found = gradients(images[k], int(classes[k]))
-        whole[k], gaps[k] = found.attributions.sum(axis=-1), found.gap
+        whole[k], gaps[k] = found.attributions, found.gap
     return Explained(images, logits, classes, cam, whole, gaps)
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests.doubles import build
 from tl_dist.config import registry
+from tl_dist.models import attribution
 from tl_dist.models.attribution import TOLERANCE, class_activation, integrated_gradients
 
 
@@ -68,6 +69,26 @@ def test_of_several_pooled_stages_the_strongest_counts(eagerly: None) -> None:
     assert all(np.abs(joined - one).max() > 0.1 for one in alone)
 
 
+def test_where_the_sum_cannot_be_reached_there_is_an_end(
+    monkeypatch: pytest.MonkeyPatch, eagerly: None
+) -> None:
+    monkeypatch.setattr(attribution, "TOLERANCE", -1.0)
+    asked: list[float] = []
+    model = with_head("tiny", image_size=32)
+    real = type(model).__call__
+
+    def counted(self: Any, images: Any, *more: Any, **settings: Any) -> Any:
+        asked.extend(np.asarray(images).std(axis=(1, 2, 3)).tolist())
+        return real(self, images, *more, **settings)
+
+    monkeypatch.setattr(type(model), "__call__", counted)
+    found = attribution.integrated_gradients(model)(images_of(32)[0], 0)
+    assert len(asked) == found.num_points == 256
+    assert (
+        len(np.unique(np.round(asked, 6))) == 256
+    )  # no point twice: each image is further from the baseline
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) -> None:
     model = with_head("tiny", image_size=32, hidden=8)
@@ -78,3 +99,13 @@ def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) 
     assert found.difference == pytest.approx(float(logits[1] - logits[0]), rel=1e-4)
     assert found.attributions.sum() == pytest.approx(found.difference, rel=TOLERANCE)
     assert found.gap <= TOLERANCE
+    # Of each pixel, by a plain sum of the same path, which knows nothing of where the logit bends.
+    way = (image - baseline).astype(np.float32)
+    whole = np.zeros((32, 32))
+    for part in ((np.arange(512) + 0.5) / 512).reshape(16, 32):
+        images = tf.constant(baseline + part[:, None, None, None] * way, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            score = tf.reduce_sum(model(images)[:, number])
+        whole += (tape.gradient(score, images).numpy() * way).sum(axis=(0, -1)) / 512
+    assert np.abs(found.attributions - whole).max() < 0.1 * np.abs(whole).max()
