@@ -173,6 +173,31 @@ class Run:
             calibrate(model, place, unknown=unknown)
             return keep(place, self._directory)
 
+    def report(
+        self,
+        out: str | Path | None = None,
+        *,
+        against: Sequence[Run] = (),
+        split: str | None = None,
+        heat_maps: int = 40,
+    ) -> Path:
+        """Write the page of `tl-dist report` about this run, or about it and others `against` it; where it lies.
+
+        `out` is by default `report.html` in the run directory, of several runs `comparison.html` here; `split` is by
+        default test. Heat maps of so many errors are computed by a worker of its own; 0 starts none. A page of a
+        tracked run is sent. Raises `Refusal` without predictions, without jinja2, and rather than replace a file that
+        is no such page.
+        """
+        from tl_dist.cli.report import Request, report
+        from tl_dist.cli.sync import after_report
+
+        paths = [self.path, *(run.path for run in against)]
+        target = None if out is None else Path(out)
+        made = report(Request(paths, target, split, heat_maps), lambda text: None)
+        if not against:
+            after_report(self.path, made)
+        return made
+
     def keras_model(self, at: str = "") -> Any:
         """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
 

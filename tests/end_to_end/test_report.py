@@ -209,7 +209,7 @@ def test_two_runs_are_compared_on_the_same_examples(run: tl.Run, browser: Any, t
     arrays = {name: getattr(known, name) for name in ("ids", "labels", "class_names", "types", "step")}
     predictions.save(file, **arrays, probabilities=probabilities)
     out = tmp_path / "both.html"
-    cli_report.report(cli_report.Request([run.path, other], out), lambda text: None)
+    assert run.report(out, against=[tl.Run(other)]) == out  # as by the command line
     said: list[str] = []
     tab = opened(browser, out, said)
     row = tab.locator("#tests tbody tr").first.inner_text()
