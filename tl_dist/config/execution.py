@@ -48,6 +48,8 @@ class ReportConfig(Section):
     every_s: Annotated[float, Field(gt=0)] = 10.0
     """a plain line this often when the output is not a terminal"""
     tensorboard: bool = True
+    profile: tuple[Annotated[int, Field(ge=0)], PositiveInt] | None = None
+    """for TensorBoard's profile page: trace rank 0 after the first of these steps and up to the second, as [20, 30]"""
     track: tuple[Literal["mlflow", "wandb"], ...] = ()
     """copy parameters, curves, figures and the report to these; what could not be sent is sent by 'tl-dist sync RUN'"""
 

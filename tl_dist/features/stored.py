@@ -23,6 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tl_dist.datasets import tensor_in_place
 from tl_dist.features import manifest as manifests
@@ -85,6 +86,16 @@ class FeatureSet:
         if self.manifest.dtype == "bfloat16":
             rows = rows.view(ml_dtypes.bfloat16)
         return rows.reshape(-1, self.num_views, *self.manifest.shape).astype(np.float32)
+
+    def some(self, examples: NDArray[np.integer]) -> NDArray[np.float32]:
+        """float32 [n, ...]: the first view of some examples, in memory."""
+        starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        shards = np.searchsorted(starts, examples * self.num_views, side="right") - 1
+        pairs = zip(shards.tolist(), (examples * self.num_views - starts[shards]).tolist(), strict=True)
+        found = np.stack([np.asarray(self._shards[shard][row]) for shard, row in pairs])
+        return (found.view(ml_dtypes.bfloat16) if self.manifest.dtype == "bfloat16" else found).astype(
+            np.float32
+        )
 
     def rows(self, examples: Any, views: Any) -> Any:
         """[rows, ...]: the features of one view of each example, as computed, however they are kept."""

@@ -22,14 +22,16 @@ MAX_CHUNK_S = 2.0  # a stop is noticed within about this time
 
 @dataclass(frozen=True)
 class Cadence:
-    """Which events fall due at which step; each of `every` is a period in steps."""
+    """Which events fall due at which step; each of `every` is a period in steps, each of `once` a step."""
 
     every: Sequence[int]
     total_steps: int
+    once: Sequence[int] = ()
 
     def steps_to_next(self, step: int) -> int:
         """Steps from `step` to the nearest event or to the end."""
-        return min([period - step % period for period in self.every] + [self.total_steps - step])
+        ahead = [at - step for at in self.once if at > step]
+        return min([period - step % period for period in self.every] + [self.total_steps - step, *ahead])
 
 
 def is_due(step: int, period: int) -> bool:

@@ -24,6 +24,7 @@ from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.worker import projector
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
@@ -71,6 +72,7 @@ def from_features(
             split = setup.splits[name]
             rows = None if source is split else pool_of(split)[1]
             if name == "train":
+                projector.show(setup, split, features, rows)
                 on_features = replace(
                     on_features,
                     features=TrainFeatures(features, rows),

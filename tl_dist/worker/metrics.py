@@ -11,16 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.figures import by_class
 from tl_dist.scores.pictures import confusion_picture, grid_picture
-from tl_dist.scores.predictions import MAX_RECORDED_CLASSES
+from tl_dist.scores.predictions import MAX_RECORDED_CLASSES, Predictions
 from tl_dist.training.state import Report
 
 MAX_WAITS = 16  # workers up to which the record of a chunk names what each has waited
+MAX_CHARTS = 30  # classes up to which TensorBoard has charts of each
+NUM_THRESHOLDS = 201
 MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion matrix
 
 
@@ -114,11 +118,22 @@ class Metrics:
             self._board.scalars(
                 step, {f"{result.split}/loss": result.mean_loss, f"{result.split}/accuracy": result.accuracy}
             )
+            if len(self._class_names) <= MAX_CHARTS:
+                self._board.scalars(step, _of_classes(result, self._class_names))
             self._picture(
                 step,
                 f"{result.split}/confusion",
                 lambda: confusion_picture(result.confusion, self._class_names),
             )
+
+    def predicted(self, split: str, said: Predictions) -> None:
+        """Precision-recall curves of what a run ends with: of the second class of two, else each against the rest."""
+        names = [str(name) for name in said.class_names]
+        if self._board and len(names) <= MAX_CHARTS and np.isfinite(said.probabilities).all():
+            for k, name in enumerate(names):
+                if len(names) > 2 or k == 1:
+                    tag = f"{split}_precision_recall/{printable(name)}"
+                    self._board.precision_recall(said.step, tag, said.labels == k, said.probabilities[:, k])
 
     def images(self, step: int, images: np.ndarray, labels: Sequence[int]) -> None:
         """A grid of augmented training images, as the network gets them: uint8 [n, h, w, 3]."""
@@ -127,9 +142,11 @@ class Metrics:
             self._picture(step, "train/augmented_images", lambda: grid_picture(images, names))
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """The flat config, for TensorBoard's HParams page."""
+        """The flat config, for TensorBoard's HParams page, and as text."""
         if self._board:
             self._board.hyperparameters(values)
+            rows = "".join(f"| {printable(key)} | `{_cell(value)}` |\n" for key, value in values.items())
+            self._board.text(0, "config", f"| key | value |\n|--|--|\n{rows}")
 
     def note(self, text: str) -> None:
         """A sentence for the person who watches."""
@@ -211,6 +228,20 @@ def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[t
     return [(class_names[i], class_names[k], int(errors[i, k])) for i, k in pairs if errors[i, k]]
 
 
+def _of_classes(result: Evaluation, class_names: Sequence[str]) -> dict[str, float]:
+    """Recall, precision and F1 of each class, by tag; those that are not defined are left out."""
+    return {
+        f"{result.split}_{key}/{printable(one['class'])}": one[key]
+        for one in class_records(result.confusion, class_names)
+        for key in ("recall", "precision", "f1")
+        if one[key] is not None
+    }
+
+
+def _cell(value: object) -> str:
+    return printable(shortened(str(value), 500)).replace("|", "\\|").replace("`", "'")
+
+
 class Board:
     """TensorBoard's event file, written by its own writer thread."""
 
@@ -244,8 +275,39 @@ class Board:
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
         self._add(Event(step=0, summary=summary_v2.hparams_pb(plain)))
 
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        self._tensor(step, tag, np.array(markdown, object), create_summary_metadata("", ""))
+
+    def precision_recall(
+        self, step: int, tag: str, labels: NDArray[np.bool_], probabilities: NDArray[np.floating]
+    ) -> None:
+        """Counts at thresholds spread evenly over 0 to 1, as TensorBoard's page wants them."""
+        from tensorboard.plugins.pr_curve.metadata import create_summary_metadata
+
+        bins = np.linspace(0, 1, NUM_THRESHOLDS)
+        # At each threshold, how many of the class, and of the others, are at or above it.
+        of_class, of_others = (
+            (len(some) - np.searchsorted(np.sort(some), bins)).astype(np.float64)
+            for some in (probabilities[labels], probabilities[~labels])
+        )
+        missed, spared = labels.sum() - of_class, (~labels).sum() - of_others
+        precision = of_class / np.maximum(of_class + of_others, 1)
+        recall = of_class / max(labels.sum(), 1)
+        rows = np.stack([of_class, of_others, spared, missed, precision, recall]).astype(np.float32)
+        self._tensor(step, tag, rows, create_summary_metadata("", "", NUM_THRESHOLDS))
+
     def close(self) -> None:
         self._writer.close()
+
+    def _tensor(self, step: int, tag: str, values: NDArray[Any], metadata: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(values))
+        self._add(Event(step=step, summary=Summary(value=[value])))
 
     def _add(self, event: Any) -> None:
         import time

@@ -11,11 +11,12 @@ from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
+from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import monitor
 from tl_dist.training.state import Report, TrainState
 from tl_dist.worker import agreement
-from tl_dist.worker.metrics import Metrics
+from tl_dist.worker.metrics import MAX_CHARTS, Metrics
 from tl_dist.worker.setup import Setup
 
 Listen = Callable[[Mapping[str, Any]], None]
@@ -87,6 +88,7 @@ def recorder(
         setup.state,
         meta={"versions": agreement.versions(cfg), "precision": setup.precision},
         save_every_s=cfg.checkpoint.every_s,
+        charts=cfg.report.tensorboard and setup.splits["train"].num_classes <= MAX_CHARTS,
     )
 
 
@@ -105,6 +107,7 @@ class RankZero(Recorder):
         *,
         meta: Mapping[str, Any],
         save_every_s: float,
+        charts: bool,
     ) -> None:
         self._run = run
         self._metrics = metrics
@@ -112,6 +115,7 @@ class RankZero(Recorder):
         self._state = state
         self._meta = meta
         self._save_every_s = save_every_s
+        self._charts = charts
         self._last_save = self._began = time.monotonic()
         self._saved_step: int | None = state.step or None
         self._announced: int | None = checkpointer.last_checkpoint
@@ -192,6 +196,10 @@ class RankZero(Recorder):
             "seconds": time.monotonic() - self._began,
             "checkpoint_blocked_s": self.blocked_s,
         }
+        for split in self._figures:
+            file = predictions.file_of(self._run.path, split)
+            if self._charts and file.exists():
+                self._metrics.predicted(split, predictions.load(file))
         self._metrics.done(summary)
         self._run.mark_done(summary)
 

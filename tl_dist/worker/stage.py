@@ -21,6 +21,7 @@ from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, 
 from tl_dist.worker import agreement, audit, evaluate
 from tl_dist.worker.model_selection import ModelSelection
 from tl_dist.worker.precise_statistics import PreciseStatistics
+from tl_dist.worker.profile import Profile
 from tl_dist.worker.rank_zero import Recorder
 from tl_dist.worker.setup import Setup, go_back
 from tl_dist.worker.stage_input import StageInput, from_images
@@ -72,6 +73,7 @@ class StageTraining:
         self._precise = PreciseStatistics(setup, given, recorder.tell)
         self._checksums = weight_checksums(setup.model, parallel)
         self._evaluate_batch = evaluate.compiled_evaluation(setup, given)
+        self._profile = Profile(setup)
         self._skipped_in_a_row = 0
         self._evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
         self._evaluated_at: dict[str, int] = {}
@@ -82,7 +84,7 @@ class StageTraining:
         every: dict[Callable[[], bool], int] = {self._same_weights: cfg.safety.checksum_every_steps}
         if "validation" in setup.splits:
             every[partial(self.evaluate, "validation")] = self._evaluate_every
-        with setup.examples.naming_bad("train", self._next_epoch):
+        with self._profile, setup.examples.naming_bad("train", self._next_epoch):
             if not (self._decide() and (self._selection.stopped or self._train(every)) and self._decide()):
                 return False
         # The weights of the stage are final: keep them before spending time on figures or on another prefix.
@@ -115,13 +117,16 @@ class StageTraining:
             batches,
             self._run_steps,
             setup.parallel,
-            cadence=loop.Cadence([cfg.report.every_steps, *every.values(), save_every], self._stage.end),
+            cadence=loop.Cadence(
+                [cfg.report.every_steps, *every.values(), save_every], self._stage.end, self._profile.steps
+            ),
             rate=lambda at: float(self._rate(tf.constant(at, tf.int64))) * self._selection.factor,
             stop_requested=partial(setup.stop_requested, "stepping"),
         ):
             if report.step == self._stage.end:
                 self._settle_statistics()
             setup.beat("reporting", alone=True)  # rank 0 writes it down, and may have to wait for a save
+            self._profile.reached(report.step)
             failpoint("train.chunk_done")
             self._recorder.report(report)
             self._count_skipped(report)

@@ -70,6 +70,11 @@ MISTAKES = {
         "x.yaml:9: features.dtype rounds what is cached, but runtime.prefix_cache is 'off'. "
         "Fix: write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
     ),
+    "a profile of everything": (
+        GOOD + "report: {profile: [20, 2000]}\n",
+        "x.yaml:9: report.profile [20, 2000] is not 1 to 200 steps. "
+        "Fix: write the step after which it begins and the last one, such as [20, 30].",
+    ),
     "a typo": (
         changed("learning_rate", "learning_rat"),
         "x.yaml:8: optimizer.learning_rat is not a key of a config. Fix: write 'optimizer.learning_rate'.",

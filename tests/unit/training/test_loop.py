@@ -50,6 +50,11 @@ def test_chunks_end_at_every_event_and_at_the_end() -> None:
     assert [report.step for report in reports] == ends
 
 
+def test_an_event_of_one_step_ends_a_chunk_there_alone() -> None:
+    cadence = loop.Cadence([10], 30, once=(7, 12))
+    assert [cadence.steps_to_next(step) for step in (0, 6, 7, 11, 12, 25)] == [7, 1, 3, 1, 8, 5]
+
+
 def test_a_resumed_run_meets_the_same_events() -> None:
     _, calls, _ = train([4, 6], 15, from_step=7)
     assert [step + n for step, n in calls] == [8, 12, 15]

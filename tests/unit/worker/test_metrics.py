@@ -12,11 +12,13 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import confusion_picture, grid_picture
+from tl_dist.scores.predictions import Predictions
 from tl_dist.training.state import Report
 from tl_dist.worker.metrics import Metrics
 
@@ -114,14 +116,25 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
     writer.images(0, np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
     writer.train(report(10))
     writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
+    said = np.array([0.1, 0.6, 0.4, 0.9])
+    labels, ids = np.array([0, 0, 1, 1]), np.array(list("abcd"))
+    both = np.stack([1 - said, said], axis=1)
+    writer.predicted("test", Predictions(ids, labels, both, np.array(["cat", "dog"]), 10, np.full(4, "")))
     writer.close()
     board = EventAccumulator(str(run.tensorboard)).Reload()
     assert {
         "train/loss", "train/accuracy", "optimizer/learning_rate", "optimizer/loss_scale", "optimizer/skipped_steps",
         "speed/images_per_s", "step_time/data_wait_s", "step_time/compute_s", "step_time/reduction_s",
-        "validation/loss", "validation/accuracy",
+        "validation/loss", "validation/accuracy", "validation_recall/cat", "validation_f1/dog",
     } <= set(board.Tags()["scalars"])  # fmt: skip
     assert {"train/augmented_images", "validation/confusion"} <= set(board.Tags()["images"])
+    recall, precision = (board.Scalars(f"validation_{key}/dog")[0].value for key in ("recall", "precision"))
+    assert (recall, precision) == (0.5, 1.0)
+    (config,) = make_ndarray(board.Tensors("config")[0].tensor_proto).reshape(-1)
+    assert b"| model.backbone | `vgg16` |" in config
+    curve = make_ndarray(board.Tensors("test_precision_recall/dog")[0].tensor_proto)
+    np.testing.assert_allclose(curve[:, 100], [1, 1, 1, 1, 0.5, 0.5])  # at 0.5 it says so of one of each
+    assert "test_precision_recall/cat" not in board.Tags()["tensors"]
     assert board.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
 
 

@@ -11,6 +11,9 @@ from tl_dist.config.rules.rule import Broken
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
 
+MAX_PROFILED = 200
+"""steps: a trace is kept in memory until its end, and grows by some MB a step"""
+
 
 def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     """Every rule that `cfg` breaks, in the order in which a person would read the file.
@@ -24,7 +27,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
             model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
             training.distill,
-            deciding.deciding, _safety,
+            deciding.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -90,4 +93,14 @@ def _safety(cfg: Config) -> Iterator[Broken]:
             ("safety", "hang_s"),
             f"safety.hang_s {cfg.safety.hang_s:g} is less than twice heartbeat_s {cfg.safety.heartbeat_s:g}.",
             f"write 'hang_s: {4 * cfg.safety.heartbeat_s:g}' or more.",
+        )
+
+
+def _profile(cfg: Config) -> Iterator[Broken]:
+    steps = cfg.report.profile
+    if steps is not None and not steps[0] < steps[1] <= steps[0] + MAX_PROFILED:
+        yield Broken(
+            ("report", "profile"),
+            f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps.",
+            "write the step after which it begins and the last one, such as [20, 30].",
         )
