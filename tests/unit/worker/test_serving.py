@@ -84,9 +84,15 @@ def test_the_shape_is_that_of_tensorflow_serving(asked: TestClient) -> None:
         [one["probabilities"] for one in found], [[0, 1], [1, 0], [0.8, 0.2]], atol=1e-7
     )
     assert asked.get("/healthz").json() == {"status": "ok", "model": "lamp", "version": "7"}
-    for method, path in (("GET", "/v1/models/other"), ("POST", "/v1/models/other:predict"), ("GET", "/docs")):
+    # By a version, too, as its documentation has the addresses (tensorflow.org/tfx/serving/api_rest).
+    for rest in ("", "/metadata"):
+        assert asked.get(f"{AT}/versions/7{rest}").json() == asked.get(f"{AT}{rest}").json()
+    assert asked.post(f"{AT}/versions/7:predict", json=given).json() == {"predictions": found}
+    unknown = ("/v1/models/other", f"{AT}/versions/8", f"{AT}/versions/8/metadata", "/docs")
+    addresses = [("POST", "/v1/models/other:predict"), ("POST", f"{AT}/versions/8:predict")]
+    for method, path in addresses + [("GET", path) for path in unknown]:
         refused = asked.request(method, path)
-        assert refused.status_code == 404 and "error" in refused.json()
+        assert refused.status_code == 404 and refused.json().keys() == {"error"}
 
 
 def test_a_file_that_is_no_image_has_its_reason_in_its_place(asked: TestClient) -> None:
@@ -125,7 +131,8 @@ def test_a_bad_request_is_named_in_one_line(asked: TestClient, what: str) -> Non
     body, expected = BAD[what]
     reply = asked.post(f"{AT}:predict", content=body)
     assert reply.status_code == 400
-    (said,) = reply.json().values()
+    assert reply.json().keys() == {"error"}
+    said = reply.json()["error"]
     assert expected in said and "\n" not in said and "Traceback" not in said and len(said) < 400
     assert asked.post(f"{AT}:predict", json={"instances": [b64(encoded(3))]}).status_code == 200
 

@@ -40,25 +40,30 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
         app.add_exception_handler(kind, _refusing(code))
     app.add_exception_handler(AnyHTTPException, _http_error)
 
-    def check(name: str) -> None:
+    def check(name: str, version: str | None) -> None:
         if name != served.name:
             raise HTTPException(404, "no model has this name; GET /healthz tells it")
+        if version not in (None, str(served.version)):
+            raise HTTPException(404, f"the model has no other version than {served.version}")
 
     @app.get("/v1/models/{name}")
-    async def status(name: str) -> Any:
-        check(name)
+    @app.get("/v1/models/{name}/versions/{version}")
+    async def status(name: str, version: str | None = None) -> Any:
+        check(name, version)
         fine = {"error_code": "OK", "error_message": ""}
         state = {"version": str(served.version), "state": "AVAILABLE", "status": fine}
         return {"model_version_status": [state]}
 
     @app.get("/v1/models/{name}/metadata")
-    async def metadata(name: str) -> Any:
-        check(name)
+    @app.get("/v1/models/{name}/versions/{version}/metadata")
+    async def metadata(name: str, version: str | None = None) -> Any:
+        check(name, version)
         return _metadata(served)
 
     @app.post("/v1/models/{name}:predict")
-    async def predict(name: str, request: Request) -> Any:
-        check(name)
+    @app.post("/v1/models/{name}/versions/{version}:predict")
+    async def predict(request: Request, name: str, version: str | None = None) -> Any:
+        check(name, version)
         body = await request.body()
         return JSONResponse(await run_in_threadpool(answers.to_json, body))
 
