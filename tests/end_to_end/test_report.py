@@ -161,6 +161,8 @@ def test_a_number_of_the_confusion_matrix_shows_its_images(browser: Any, page: P
     said: list[str] = []
     tab = opened(browser, page, said, viewport={"width": 390, "height": 844}, color_scheme="dark")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # a phone scrolls down alone
+    names = tab.locator(".sortable tbody th").first.bounding_box()
+    assert names is not None and names["width"] > 100  # not one letter below the other
     cell = tab.locator(".confusion button[data-label='0'][data-predicted='0']")
     number = int(cell.inner_text())
     found = run.predictions("test")

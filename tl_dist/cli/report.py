@@ -57,7 +57,13 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
 
 def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes:
     examples, notes = examples_of(facts), list[str]()
-    splits = _opened(facts, notes) if request.pictures else {}
+    if request.pictures:
+        splits = _opened(facts, notes)
+    else:
+        splits = {}
+        notes.append(
+            f"The page was made without images: tl-dist report {facts.run.path} adds them, and heat maps."
+        )
     twins: Sequence[Twin] | None = None
     if splits:
         say("looking for near duplicates")

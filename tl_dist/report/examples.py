@@ -171,7 +171,7 @@ def confusions(examples: Examples, shown: int) -> dict[str, Any]:
         "names": [shortened(name, 40) for name in names] if few else [],
         "matrix": matrix,
         "pairs": pairs(counts, names) if len(names) > 2 else [],
-        "note": note if shown else "No image could be read: the gallery is empty.",
+        "note": note if shown else "The page has no images.",
     }
 
 

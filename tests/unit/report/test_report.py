@@ -65,6 +65,15 @@ def test_a_page_of_nothing_but_predictions(tmp_path: Path) -> None:
     assert "backbone: tiny" in text and "tl-dist train trial.yaml" in text
 
 
+def test_a_page_without_pictures_opens_no_data_set_and_says_what_adds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = kept(tmp_path)
+    monkeypatch.delattr("tl_dist.cli.report.open_splits")
+    text = report(Request([run.path], pictures=False), lambda text: None).read_text()
+    assert f"tl-dist report {run.path} adds them" in text
+
+
 def test_no_text_is_obeyed(tmp_path: Path) -> None:
     text = report(Request([kept(tmp_path).path]), lambda text: None).read_text()
     assert text.count("<script") == 2 and "alert(1)</script>" not in text
