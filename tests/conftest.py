@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.promises import GROUPS, TESTS, group_of, promise_of
 from tl_dist.launcher.command import visible_gpus
 
@@ -20,6 +22,11 @@ ROOT = TESTS.parent
 # Tests are of the CPU, on machines with GPUs too; only those of tests/gpu start processes that see them.
 SHOWN = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+# The first process of a test run makes the programs for all: test modules read where they are when they are imported.
+if forks.VARIABLE not in os.environ:
+    os.environ[forks.VARIABLE] = tempfile.mkdtemp(prefix="forks-")
+    forks.install(Path(os.environ[forks.VARIABLE]))
 
 # PyTorch's CUDA build, which PyPI has for x86-64, brings triton: its LLVM ends a process that has TensorFlow's.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # None: PyTorch goes without it
@@ -61,6 +68,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = list(GROUPS)
     first = "test_quickstart.py"  # keeps both cores busy, beside the cluster's waiting
     items.sort(key=lambda item: (item.path.name != first, places.index(group_of(item.path))))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    forks.remove(Path(os.environ[forks.VARIABLE]))
 
 
 def _failures(reporter: Any) -> Iterator[str]:

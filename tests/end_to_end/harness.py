@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import tl_dist as tl
+from tests import forks
 from tl_dist.runs.directory import RunDir, steps_in
 from tl_dist.runs.records import records as all_records
 
 BIN = Path(sys.executable).parent
-TL_DIST = str(BIN / "tl-dist")
+TL_DIST = forks.program()
+INSTALLED = str(BIN / "tl-dist")
+"""the program for tests of processes themselves: how they start, hang and die"""
 NUM_STEPS = 100
 
 CONFIG = f"""\
@@ -68,8 +71,8 @@ class Workspace:
         self.directory = directory
         (directory / "trial.yaml").write_text(config)
 
-    def argv(self, name: str, *more: str, launcher: Sequence[str] = ()) -> list[str]:
-        return [*launcher, TL_DIST, "train", "trial.yaml", f"name={name}", *more]
+    def argv(self, name: str, *more: str, launcher: Sequence[str] = (), program: str = TL_DIST) -> list[str]:
+        return [*launcher, program, "train", "trial.yaml", f"name={name}", *more]
 
     def start(self, argv: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         env = dict(os.environ, **environment)
@@ -81,7 +84,8 @@ class Workspace:
 
     def train(self, name: str, *more: str, expect: int = 0, launcher: Sequence[str] = ()) -> str:
         """Run to the end of the command; what it printed."""
-        process = self.start(self.argv(name, *more, launcher=launcher))
+        program = INSTALLED if launcher else TL_DIST
+        process = self.start(self.argv(name, *more, launcher=launcher, program=program))
         said, _ = process.communicate(timeout=240)
         assert process.returncode == expect, said
         return said
@@ -92,14 +96,18 @@ class Workspace:
         tl.train(cfg, runs=self.directory / "runs", here=True)
         return self.run(name)
 
-    def start_up_to(self, name: str, step: int, *, rank: int) -> tuple[subprocess.Popen[str], int]:
+    def start_up_to(
+        self, name: str, step: int, *, rank: int, program: str = INSTALLED
+    ) -> tuple[subprocess.Popen[str], int]:
         """Start a run in which a worker stops (SIGSTOP) after a step: the process, and the worker's pid.
 
         The others then wait in the middle of the next step, for as long as the caller likes: nothing is a race.
         It would stop there again in an attempt that does as many steps by itself.
         """
         failpoint = f"train.chunk_done@{rank}:{step}=stop"
-        process = self.start(self.argv(name), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1")
+        process = self.start(
+            self.argv(name, program=program), TL_FAILPOINT=failpoint, TL_ALLOW_FAILPOINTS="1"
+        )
         return process, self.stopped(process, name, rank)
 
     def stopped(self, process: subprocess.Popen[str], name: str, rank: int) -> int:

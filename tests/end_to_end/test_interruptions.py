@@ -13,6 +13,7 @@ import pytest
 
 from tests.end_to_end.harness import (
     NUM_STEPS,
+    TL_DIST,
     Workspace,
     alive,
     bits,
@@ -74,7 +75,7 @@ WAYS = {
 @pytest.fixture(scope="module")
 def half_done(workspace: Workspace) -> Path:
     """A run of two Horovod workers that was asked to stop on the way."""
-    process, worker = workspace.start_up_to("half-done", 50, rank=1)
+    process, worker = workspace.start_up_to("half-done", 50, rank=1, program=TL_DIST)
     process.send_signal(signal.SIGINT)
     wait_for(workspace.run("half-done").stop_requested, "the request to stop")
     os.kill(worker, signal.SIGCONT)

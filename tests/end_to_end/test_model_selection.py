@@ -147,7 +147,7 @@ def test_stopped_and_killed_before_in_and_after_what_decides_it_ends_with_the_sa
     """One after another: stopped after step 9, killed as that is evaluated at last, with the decision on step 12 not
     saved, with it saved, and as the average is evaluated."""
     run, clean = workspace.run("killed"), workspace.run("clean")
-    process, worker = workspace.start_up_to("killed", 9, rank=0)
+    process, worker = workspace.start_up_to("killed", 9, rank=0, program=TL_DIST)
     process.send_signal(signal.SIGINT)
     wait_for(run.stop_file.exists, "the stop")
     os.kill(worker, signal.SIGCONT)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.harness import TL_DIST, records
+from tests.end_to_end.harness import INSTALLED, records
 from tl_dist.runs.directory import RunDir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 @pytest.mark.timeout(1200)
 def test_the_main_job_beats_the_published_svm_on_656_images(tmp_path: Path) -> None:
-    argv = [TL_DIST, "train", str(CONFIG)]
+    argv = [INSTALLED, "train", str(CONFIG)]
     folder = tmp_path / "it's a bläck box"  # a name that a shell takes apart
     folder.mkdir()
     done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=1100, check=False)

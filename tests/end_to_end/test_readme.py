@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.end_to_end.harness import BIN
+from tests.end_to_end.harness import BIN, TL_DIST
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "pages"
@@ -59,6 +59,9 @@ ELSEWHERE: Mapping[str, str] = {
     "mpirun": "tests/end_to_end/test_launchers.py",
     "tl-dist submit configs/smoke.yaml --nodes 2 --time 8:00:00": "needs Slurm: tests/cluster/test_submit.py",
 }
+
+
+PATH = os.pathsep.join((str(Path(TL_DIST).parent), str(BIN), os.environ["PATH"]))
 
 
 def commands_of(page: Path) -> list[str]:
@@ -106,7 +109,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, directory: Path) -> str:
     """What it prints, in a shell as the reader's: `tl-dist` is found where the environment's programs are."""
-    environment = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    environment = dict(os.environ, PATH=PATH)
     argv = ["bash", "-ec", command]
     done = subprocess.run(
         argv, cwd=directory, env=environment, capture_output=True, text=True, timeout=240, check=False

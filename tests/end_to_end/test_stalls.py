@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.harness import CONFIG, SMALL, Workspace, records
+from tests.end_to_end.harness import CONFIG, INSTALLED, SMALL, Workspace, records
 from tl_dist.refusal import ExitCode
 
 HANG_S = 5
@@ -28,7 +28,9 @@ pytestmark = pytest.mark.timing
 def test_a_long_fit_and_slow_figures_of_rank_0_end_no_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, LOGISTIC + SAFETY)
     slow = f"classifier.fit=sleep={HANG_S + 4},evaluation.figures:1=sleep={HANG_S + 4}"
-    process = workspace.start(workspace.argv("slow"), TL_FAILPOINT=slow, TL_ALLOW_FAILPOINTS="1")
+    process = workspace.start(
+        workspace.argv("slow", program=INSTALLED), TL_FAILPOINT=slow, TL_ALLOW_FAILPOINTS="1"
+    )
     said, _ = process.communicate(timeout=240)
     run = workspace.run("slow")
     assert process.returncode == 0, said
@@ -43,7 +45,9 @@ def test_a_long_fit_and_slow_figures_of_rank_0_end_no_run(tmp_path: Path) -> Non
 def test_a_worker_that_hangs_is_named_as_stalled_and_ended(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, CONFIG + SAFETY)
     hangs = "train.chunk_done@1:5=sleep=600"
-    process = workspace.start(workspace.argv("hangs"), TL_FAILPOINT=hangs, TL_ALLOW_FAILPOINTS="1")
+    process = workspace.start(
+        workspace.argv("hangs", program=INSTALLED), TL_FAILPOINT=hangs, TL_ALLOW_FAILPOINTS="1"
+    )
     said, _ = process.communicate(timeout=240)
     assert process.returncode == ExitCode.PEER_LOST, said
     (path,) = workspace.run("hangs").attempts.iterdir()

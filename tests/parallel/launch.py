@@ -11,25 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from tests import forks
 from tl_dist.launcher.rendezvous import Rendezvous
 
 HERE = Path(__file__).parent
-BIN = Path(sys.executable).parent
 TIMEOUT_S = 280
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 
 
-def command(workers: int, launcher: str | None) -> list[str]:
-    """What goes before `python SCRIPT` for a launcher: None, "ours", "gloo" or "mpi"."""
-    if launcher in (None, "ours"):
-        return []
-    if launcher == "gloo":
-        return [str(BIN / "horovodrun"), "-np", str(workers), "--gloo"]
-    return [*MPIRUN, "-np", str(workers)]
-
-
 def run_workers(argv: list[str], environment: dict[str, str], workers: int) -> str:
-    """The command as that many workers that meet as those of `tl-dist train`; fails as soon as one does."""
+    """What the command says as that many workers that meet as `tl-dist train`'s do; fails as soon as one does."""
     with Rendezvous([("localhost", workers)], "127.0.0.1") as meeting, TemporaryFile("w+") as said:
         started = [
             subprocess.Popen(
@@ -53,14 +44,22 @@ def run_workers(argv: list[str], environment: dict[str, str], workers: int) -> s
 
 
 def run_script(script: str, *arguments: str, workers: int, launcher: str | None, output: Path) -> Any:
-    """The JSON that `script ... OUTPUT` leaves; fails with the script's own output when it fails."""
-    argv = [*command(workers, launcher), sys.executable, str(HERE / script), *arguments, str(output)]
+    """The JSON that `script ... OUTPUT` leaves; fails with the script's own output when it fails.
+
+    Its process is one alone, or `launcher` starts several: "ours" or "mpi".
+    """
+    # Forks of a process with TensorFlow, but under mpirun, which knows its children by more than their output.
+    python = sys.executable if launcher == "mpi" else forks.program("python")
+    module = f"{__package__}.{script.removesuffix('.py')}"
+    argv = [python, "-P", "-m", module, *arguments, str(output)]
     environment = dict(
         os.environ, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(HERE.parent.parent), OMP_NUM_THREADS="1"
     )
     if launcher == "ours":
         run_workers(argv, environment, workers)
         return json.loads(output.read_text())
+    if launcher == "mpi":
+        argv = [*MPIRUN, "-np", str(workers), *argv]
     done = subprocess.run(
         argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )

@@ -1,0 +1,48 @@
+"""`tl-dist`, played by a fork of a process that has imported it, with workers that are forks of one with TensorFlow.
+
+Of a short run's time most is imports. Whatever a command is told and leaves is as if it had been started: arguments,
+directory, environment, limits, open files, signals, exit code. No fork is a child of who asked for it, though, so tests
+of how processes start, hang and die take the program as it is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+VARIABLE = "FORKS_OF_THE_TESTS"
+"""the directory of the programs `tl-dist` and `python`; the environment takes it to every process of a test run"""
+
+_PROGRAM = """\
+#!{executable} -IS
+import sys
+sys.path.insert(0, {here!r})
+import client
+client.{main}({executable!r}, {directory!r})
+"""
+
+
+def install(directory: Path) -> None:
+    """Write the two programs."""
+    for name, main in (("python", "as_python"), ("tl-dist", "as_tl_dist")):
+        words = {
+            "executable": sys.executable,
+            "here": str(Path(__file__).parent),
+            "directory": str(directory),
+        }
+        (directory / name).write_text(_PROGRAM.format(main=main, **words))
+        (directory / name).chmod(0o700)
+    (directory / "owner").write_text(str(os.getpid()))
+
+
+def remove(directory: Path) -> None:
+    """What `install` has made, if this process did; the servers end with it."""
+    if (directory / "owner").read_text() == str(os.getpid()):
+        shutil.rmtree(directory)
+
+
+def program(name: str = "tl-dist") -> str:
+    """Where that is, or `python`; the installed one outside of a test run."""
+    return str(Path(os.environ.get(VARIABLE, Path(sys.executable).parent)) / name)

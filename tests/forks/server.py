@@ -1,0 +1,156 @@
+"""Forks commands or workers, each for a client: `python server.py SOCKET KIND`. Ends with the test run it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import json
+import os
+import pkgutil
+import resource
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tl_dist import cli
+from tl_dist.files.failpoint import failpoint
+from tl_dist.worker.__main__ import import_keras
+
+OF_COMMANDS = (
+    *(module.name for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")),
+    "sklearn.model_selection",
+)
+OF_WORKERS = (
+    "tl_dist.worker.attempt",
+    "tl_dist.worker.setup",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "scipy.stats",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+)
+
+
+def become(asked: dict[str, Any], given: list[int]) -> None:
+    """Make this process what the client would have been."""
+    os.setsid()
+    free = 1 + max(*asked["files"], *given)
+    moved = [os.dup2(fd, free + k) for k, fd in enumerate(given)]  # out of the way of the numbers they get
+    for fd, number in zip(moved, asked["files"], strict=True):
+        os.dup2(fd, number)
+    for fd in {*given, *moved} - {*asked["files"]}:
+        os.close(fd)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    for limit, *values in asked["limits"]:
+        resource.setrlimit(limit, tuple(values))
+    os.sched_setaffinity(0, asked["cores"])
+    failpoint.__init__(os.environ)  # type: ignore[misc]  # every module has this one object
+    tempfile.tempdir = None
+    if os.environ.get("PYTHONFAULTHANDLER"):
+        faulthandler.enable()
+    sys.argv = list(asked["words"])
+
+
+def run(words: list[str]) -> None:
+    """The command `tl-dist`, or else as `python -m WORDS...` does."""
+    if Path(words[0]).name == "tl-dist":
+        sys.exit(import_module("tl_dist.cli.main").main())
+    warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)  # of runpy: so it is
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+class Server:
+    """Answers each client with its fork's pid, and then with the status of its end."""
+
+    def __init__(self, directory: Path, listening: socket.socket) -> None:
+        self._directory = directory
+        self._listening = listening
+        owner = os.pidfd_open(int((directory / "owner").read_text()))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ, self._fork)
+        self._selector.register(owner, selectors.EVENT_READ, self._end)
+        self._forks: dict[int, socket.socket] = {}
+
+    def serve(self) -> None:
+        """Until the owner ends; returns in each fork, what it is to run."""
+        while True:
+            for key, _ in self._selector.select():
+                words = key.data()
+                if words is not None:
+                    return run(words)
+
+    def _end(self) -> None:
+        for pid in list(self._forks):
+            self._alone(pid)
+        shutil.rmtree(self._directory, ignore_errors=True)  # of an owner that was killed
+        sys.exit()
+
+    def _fork(self) -> list[str] | None:
+        client, _ = self._listening.accept()
+        _, given, _, _ = socket.recv_fds(client, 1, 64)
+        asked = json.loads(client.makefile("r").readline())
+        pid = os.fork()
+        if not pid:
+            self._listening.close()
+            client.close()
+            self._selector.close()
+            for other in self._forks.values():
+                other.close()
+            become(asked, given)
+            return asked["words"]
+        for fd in given:
+            os.close(fd)
+        self._forks[pid] = client
+        ended = os.pidfd_open(pid)
+        self._selector.register(ended, selectors.EVENT_READ, lambda: self._ended(pid, ended))
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._alone(pid))
+        client.sendall(f"{pid}\n".encode())
+        return None
+
+    def _ended(self, pid: int, ended: int) -> None:
+        _, status = os.waitpid(pid, 0)
+        self._selector.unregister(ended)
+        os.close(ended)
+        client = self._forks.pop(pid)
+        if client.fileno() in self._selector.get_map():
+            self._selector.unregister(client)
+        with contextlib.suppress(OSError):  # the client was killed
+            client.sendall(f"{status}\n".encode())
+        client.close()
+
+    def _alone(self, pid: int) -> None:
+        """The client is gone, so the fork goes, with what it started."""
+        self._selector.unregister(self._forks[pid])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    path, kind = Path(sys.argv[1]), sys.argv[2]
+    if kind == "worker":
+        import_keras()
+    else:
+        sys.executable = str(path.with_name("python"))
+    for name in OF_WORKERS if kind == "worker" else OF_COMMANDS:
+        import_module(name)
+    gc.freeze()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(64)
+        Server(path.parent, listening).serve()
+
+
+if __name__ == "__main__":
+    main()
