@@ -109,13 +109,14 @@ def _parser() -> argparse.ArgumentParser:
 def import_keras() -> None:
     """Keras and TensorFlow, without what Keras imports where it finds it, for wrappers that no worker uses.
 
-    Those are scikit-learn, with SciPy's statistics, and matplotlib: 770 of 3,900 modules, and a third of the time that
-    the import takes on each worker. Whoever needs one of them imports it afterwards, as always.
+    Those are scikit-learn, with SciPy's statistics, matplotlib, pandas, with PyArrow, and IPython: 1,100 of 4,200
+    modules, and a third of the time that the import takes on each worker. Whoever needs one of them imports it
+    afterwards, as always.
 
     What the modules hold lives as long as the process: the garbage collector waits, and then never looks at it again.
     That is 1.5 of 4.4 CPU seconds of a worker with a hundred short steps, in the import, while tracing and at the exit.
     """
-    optional = {"sklearn", "matplotlib"} - sys.modules.keys()
+    optional = {"sklearn", "matplotlib", "pandas", "IPython"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(optional))  # type: ignore[arg-type]  # None: the import fails
     gc.disable()
     try:
