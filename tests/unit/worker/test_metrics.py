@@ -134,6 +134,7 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
     assert b"| model.backbone | `vgg16` |" in config
     curve = make_ndarray(board.Tensors("test_precision_recall/dog")[0].tensor_proto)
     np.testing.assert_allclose(curve[:, 100], [1, 1, 1, 1, 0.5, 0.5])  # at 0.5 it says so of one of each
+    np.testing.assert_allclose(curve[:, 140], [1, 0, 2, 1, 1, 0.5])  # at 0.7 of one dog alone
     assert "test_precision_recall/cat" not in board.Tags()["tensors"]
     assert board.summary_metadata["_hparams_/session_start_info"].plugin_data.plugin_name == "hparams"
 
