@@ -22,6 +22,7 @@ from tests.end_to_end.harness import TL_DIST
 from tests.image_kinds import UNUSUAL
 from tl_dist.datasets import preprocess
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import model_card
 
@@ -236,8 +237,16 @@ def test_the_shipped_resizing_is_that_of_the_pipeline(crop: float | None) -> Non
     assert apart / num < 0.002
 
 
-def test_an_earlier_checkpoint_is_compared_with_itself(run: tl.Run, tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_is_read_once_and_compared_with_itself(
+    run: tl.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    find = checkpoint.find
+    monkeypatch.setattr(
+        checkpoint, "find", lambda run, at="", **more: read.append(at) or find(run, at, **more)
+    )
     report = run.export("keras", tmp_path / "made", at="50")
+    assert read == ["50"]
     assert (report["step"], report["num_agreeing"]) == (50, 180)
     first, second = report["paired"]["accuracies"]
     assert first == second != run.scores["test"]["accuracy"]
@@ -290,7 +299,7 @@ def test_a_split_that_is_not_there_is_named(run: tl.Run, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--to", "onxx"], "no export is called 'onxx'"),
+        (["--to", "TFLite"], "no export is called 'TFLite'. Fix: use --to litert."),
         (["--to", "onnx", "--int8"], "an export to onnx has no weights in int8"),
         (["--to", "litert", "--int8", "--float16"], "exclude each other"),
     ],

@@ -75,6 +75,8 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
     `progress` says how far it is, and at the end what there is. Refuses (65) only then, with everything done, where
     more cannot be decoded than `max_bad`; default: what training would put up with.
     """
+    if not RunDir(request.run).config_file.is_file():
+        _refuse_run_behind(request)
     run = RunDir.open(request.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(request.images, sys.stdin.buffer, null=request.null)
@@ -111,6 +113,17 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
             fix="restore them or leave them out, or allow more with --max-bad; all others have been predicted.",
             code=ExitCode.DATA,
         )
+
+
+def _refuse_run_behind(request: Request) -> None:
+    """Refuse a run that is named behind an image."""
+    for path in request.images:
+        if RunDir(path).config_file.is_file():
+            raise Refusal(
+                f"{request.run} is not a run, and {path} is one.",
+                fix="name the run first: tl-dist predict RUN PATH...",
+                code=ExitCode.USAGE,
+            )
 
 
 def _compute(

@@ -22,7 +22,7 @@ from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
 from tl_dist.worker.precise_statistics import PreciseStatistics
-from tl_dist.worker.setup import Setup, restore
+from tl_dist.worker.setup import Setup, restore, take
 from tl_dist.worker.stage_input import StageInput, from_images
 
 EvaluateBatch = Callable[[Any], dict[str, Any]]
@@ -109,13 +109,15 @@ def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     return _of_checkpoint(setup, split, at, judged, setup.cfg.evaluation.views)[0]
 
 
-def probabilities(setup: Setup, split: str, at: str = "") -> NDArray[np.float64]:
+def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
     """[examples, classes] of a checkpoint, on this process alone; calibrated where the run is. Writes nothing."""
 
     def judged(temperature: float | None, given: StageInput, *more: Any) -> Evaluation | None:
         return counted(setup, given, split, *more)
 
-    result, temperature = _of_checkpoint(setup, split, at, judged)
+    split_of(setup, split)
+    take(setup, saved)
+    result, temperature = _of_state(setup, split, saved, judged)
     logits = result.logits
     if logits is None:
         raise Refusal(
@@ -146,7 +148,17 @@ def _of_checkpoint(
 ) -> tuple[Evaluation, float | None]:
     """The evaluation, and the temperature of the checkpoint, where one was fitted in these views; None: in any."""
     split_of(setup, split)
-    saved = restored(setup, at)
+    return _of_state(setup, split, restored(setup, at), judged, views)
+
+
+def _of_state(
+    setup: Setup,
+    split: str,
+    saved: Checkpoint,
+    judged: Callable[..., Evaluation | None],
+    views: Sequence[str] | None = None,
+) -> tuple[Evaluation, float | None]:
+    """The same of the checkpoint that the state was set to."""
     given = from_images(setup, stages.at(setup.stages, setup.state.step))
     precise = PreciseStatistics(setup, given, lambda record: None)
     found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)

@@ -62,7 +62,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
         }
         if data is not None:
             predict = _running(request.to, directory / form.file, data)
-            report |= export_check.compared(data, request.check, request.at, predict)
+            report |= export_check.compared(data, request.check, own.checkpoint, predict)
             if request.to == "savedmodel":
                 report |= export_check.encoded_compared(data, request.check, directory / form.file, predict)
             _refuse_below(report, request, _wanted(request, own))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
 from tl_dist.models.export.runtime import Predict
+from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.scores import figures
 from tl_dist.worker import evaluate
 from tl_dist.worker.setup import Setup
@@ -24,9 +25,9 @@ _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how JPEG and PNG begin: wh
 _TIMED_S, _MOST_CALLS = 3.0, 200  # for each size of batch
 
 
-def compared(setup: Setup, split: str, at: str, predict: Predict) -> dict[str, Any]:
-    """How far the export is from the checkpoint `at` on each image of a split, and how long it takes for 1 and 32."""
-    expected = evaluate.probabilities(setup, split, at)
+def compared(setup: Setup, split: str, saved: Checkpoint, predict: Predict) -> dict[str, Any]:
+    """How far the export is from the checkpoint on each image of a split, and how long it takes for 1 and 32."""
+    expected = evaluate.probabilities(setup, split, saved)
     found = np.concatenate([predict(images) for images in images_of(setup, split)])
     first = next(images_of(setup, split))
     labels = np.asarray(setup.splits[split].labels)

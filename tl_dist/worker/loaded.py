@@ -77,7 +77,10 @@ def loaded(
     with parallel.scope():
         built = network_of(run, cfg, precision or identity["precision"])
         variables = {**built.moving, **built.frozen}
-        found = origin.restore(run, cfg, built.network, variables, at) if parallel.rank == 0 else None
+        found: tuple[int, str] | None = None
+        if parallel.rank == 0:
+            saved = origin.restore(run, cfg, built.network, variables, at)
+            found = saved.step, saved.sha256
     parallel.broadcast(list(variables.values()))
     step, sha256 = json.loads(parallel.gather(json.dumps(found).encode())[0])
     model = built.trained_from(cfg.parts[-1])

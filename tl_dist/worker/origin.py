@@ -11,6 +11,7 @@ from tl_dist.models.backbones import weights
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, origin
+from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns
 from tl_dist.worker.networks import network_of
@@ -38,12 +39,10 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     return digest({path: v.numpy() for path, v in variables.items()})
 
 
-def restore(
-    run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = ""
-) -> tuple[int, str]:
+def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> Checkpoint:
     """Set `variables`, those of `network` and perhaps of a head by path, to a checkpoint of `run`, of this config.
 
-    To what it ended with, or `at` as in `checkpoint.find`; returns its step and digest. Averages are taken where the
+    To what it ended with, or `at` as in `checkpoint.find`; returns what was read. Averages are taken where the
     run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one
     whose frozen weights are not to be had as they were.
     """
@@ -65,7 +64,7 @@ def restore(
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
-    return saved.step, saved.sha256
+    return saved
 
 
 def _load_start(network: Any, variables: Mapping[str, Any], cfg: Config) -> None:

@@ -10,6 +10,7 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets.decoding import VERSION
 from tl_dist.models.keras_model import assemble
+from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.scores import calibration
@@ -26,7 +27,7 @@ class Restored:
     """uint8 images [batch, size, size, 3] -> probabilities [batch, classes]"""
     config: Config
     class_names: Sequence[str]
-    step: int
+    checkpoint: Checkpoint
     decoding: int
     """the version of the rule by which it reads images"""
     precision: str
@@ -34,6 +35,11 @@ class Restored:
     """the precision of the run"""
     temperature: float | None
     """by which the logits of a calibrated checkpoint are to be divided"""
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return self.checkpoint.step
 
 
 def restored(
@@ -55,8 +61,8 @@ def restored(
     with process_as_it_was():
         built = network_of(run, cfg, precision)
         variables = {**built.moving, **built.frozen}
-        step, sha256 = origin.restore(run, cfg, built.network, variables, at)
-        found = calibration.of_checkpoint(run.path, sha256)
+        saved = origin.restore(run, cfg, built.network, variables, at)
+        found = calibration.of_checkpoint(run.path, saved.sha256)
         temperature = None if found is None else found.temperature
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         backbone = registry.backbone(cfg.model.backbone)
@@ -70,4 +76,4 @@ def restored(
             temperature=temperature if calibrated else None,
         )
     decoding = decoding_of(run, new=VERSION)
-    return Restored(model, cfg, class_names, step, decoding, precision, identity["precision"], temperature)
+    return Restored(model, cfg, class_names, saved, decoding, precision, identity["precision"], temperature)

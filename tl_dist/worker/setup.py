@@ -184,8 +184,13 @@ def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpo
     """
     saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
     if saved is not None:
-        setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
+        take(setup, saved)
     return saved
+
+
+def take(setup: Setup, saved: checkpoint.Checkpoint) -> None:
+    """Set the state to what was read of a checkpoint."""
+    setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
 
 
 def go_back(setup: Setup, step: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tl_dist.cli.main import main
 from tl_dist.cli.prediction_files import Columns, Row, written
 from tl_dist.cli.sorting import Folders
 from tl_dist.datasets.unlabelled import listed, unreadable
@@ -73,6 +74,17 @@ def test_what_names_nothing_is_refused(names: list[str], stdin: bytes, what: str
     Path("empty").mkdir()
     with pytest.raises(Refusal, match=what):
         listed(names, io.BytesIO(stdin))
+
+
+def test_a_run_behind_the_images_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/config.yaml").touch()
+    assert main(["predict", "a.png", "runs/x"]) == 64
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "error: a.png is not a run, and runs/x is one. Fix: name the run first: tl-dist predict RUN PATH...\n"
+    )
 
 
 def test_each_of_many_files_is_looked_at() -> None:

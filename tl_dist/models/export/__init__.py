@@ -43,14 +43,22 @@ FORMATS: Mapping[str, Format] = {
     "litert": Format("model.tflite", "litert", ("float32", "float16", "int8"), packages=("ai_edge_litert",)),
 }
 
+_ALSO_CALLED = {
+    "tflite": "litert",
+    "lite": "litert",
+    "saved_model": "savedmodel",
+    "tf": "savedmodel",
+    "h5": "keras",
+}
+
 
 def format_of(name: str, numbers: str) -> Format:
     """The format of this name; refuses one that is not known, or does not take these numbers."""
     found = FORMATS.get(name)
     if found is None:
-        raise Refusal(
-            f"no export is called '{name}'.", fix=f"use one of {', '.join(FORMATS)}.", code=ExitCode.USAGE
-        )
+        meant = _ALSO_CALLED.get(name.lower())
+        fix = f"use --to {meant}" if meant else f"use one of {', '.join(FORMATS)}"
+        raise Refusal(f"no export is called '{name}'.", fix=f"{fix}.", code=ExitCode.USAGE)
     if numbers not in found.numbers:
         able = [other for other, one in FORMATS.items() if numbers in one.numbers]
         raise Refusal(

@@ -53,14 +53,14 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
     if cores is not None:
         gpus.take_first(1)
     own = restored(run, at, calibrated=False)
-    views = cfg.evaluation.views
+    views, model, temperature = cfg.evaluation.views, own.model, own.temperature  # not what else was read
 
     def predict(images: tf.Tensor) -> tf.Tensor:
         """The mean over the test-time views of the run, as its evaluation takes it; calibrated where the run is."""
         rows = tf.ones(tf.shape(images)[:1], tf.int32)
         every = [apply_views(images, views, view * rows) for view in range(views_of(views))]
-        mean = tf.reduce_mean([own.model(one, training=False) for one in every], axis=0)
-        return mean if own.temperature is None else tf.nn.softmax(tf.math.log(mean) / own.temperature)
+        mean = tf.reduce_mean([model(one, training=False) for one in every], axis=0)
+        return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
     return _checked(
         run.name,
