@@ -47,6 +47,8 @@ def test_it_is_told_and_given_the_same(tmp_path: Path, environment: dict[str, st
         assert "passed on" in found["files"].values()
         return found, done.stderr, done.returncode
 
+    # The server begins without these limits.
+    subprocess.run([PYTHONS[1], *MODULE, "0"], env=environment, capture_output=True, check=True)
     alone, forked = map(played, PYTHONS)
     assert forked == alone
     assert forked[0]["input"] == "typed" and forked[1:] == ("an error\n", 7)

@@ -24,7 +24,7 @@ from tensorflow.core.framework import types_pb2
 
 import tl_dist as tl
 from tests.doubles import digit_files
-from tests.end_to_end.harness import STARTED, TL_DIST
+from tests.end_to_end.harness import INSTALLED, STARTED, TL_DIST
 from tl_dist.cli.serve import listening_on, refuse_unusable
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -171,7 +171,7 @@ def test_the_command_serves_until_ctrl_c(run: tl.Run, folder: Path) -> None:
 
 def test_it_can_be_stopped_while_it_loads(run: tl.Run) -> None:
     process = subprocess.Popen(
-        [TL_DIST, "serve", str(run.path), "--port", "0"],
+        [INSTALLED, "serve", str(run.path), "--port", "0"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
