@@ -41,12 +41,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def test_a_profile_has_the_steps_that_were_asked_for(run: RunDir) -> None:
-    """By the trace's own protobuf; its page is another package's, `xprof`."""
+    """By the trace's own protobuf."""
     (file,) = run.tensorboard.glob("plugins/profile/*/*.xplane.pb")
     trace = xplane_pb2.XSpace.FromString(file.read_bytes())
     names = {meta.name for plane in trace.planes for meta in plane.event_metadata.values()}
     events = sum(len(line.events) for plane in trace.planes for line in plane.lines)
-    assert events > 100
+    steps = [
+        next(
+            stat.int64_value
+            for stat in event.stats
+            if plane.stat_metadata[stat.metadata_id].name == "step_num"
+        )
+        for plane in trace.planes
+        for line in plane.lines
+        for event in line.events
+        if plane.event_metadata[event.metadata_id].name == "train"
+    ]
+    assert events > 100 and steps == [5, 6, 7, 8]
     assert any("MatMul" in name for name in names) and any("Conv2D" in name for name in names)
 
 
@@ -92,6 +103,14 @@ def test_a_browser_shows_them(run: RunDir, address: str) -> None:
         tab.get_by_text("model.backbone").first.wait_for(timeout=120_000)
         tab.goto(f"{address}#pr_curves")
         tab.get_by_text("test_precision_recall").first.wait_for(timeout=120_000)
+        tab.goto(f"{address}#profile")  # the page of xprof, whose charts would come from elsewhere
+        (session,) = run.tensorboard.glob("plugins/profile/*")
+        wanted, said = (session.name, "Overview Page", "Number of Hosts used: 1"), ""
+        while not all(text in said for text in wanted) and time.monotonic() < deadline:
+            tab.wait_for_timeout(200)
+            said = "".join(one.locator("body").inner_text() for one in tab.frames[1:])
+        assert all(text in said for text in wanted)
+        deadline = time.monotonic() + 120
         tab.goto(f"{address}#projector")
         shown: list[str] = []
         while shown != [str(num)] and time.monotonic() < deadline:
