@@ -70,13 +70,15 @@ class Heartbeats:
                 self._write(rank, facts)
             else:
                 if self._held is None:
-                    threading.Thread(target=self._write_held, args=(due_s,), daemon=True).start()
+                    arguments = (due_s, self._wrote_at)
+                    threading.Thread(target=self._write_held, args=arguments, daemon=True).start()
                 self._held = (rank, facts, now)
 
-    def _write_held(self, after_s: float = 0.0) -> None:
+    def _write_held(self, after_s: float = 0.0, wrote_at: float | None = None) -> None:
+        """Later, no other beat may have been written since `wrote_at`: what is held then waits for another thread."""
         time.sleep(after_s)
         with self._lock, suppress(OSError):  # this process may have ended its run, and the directory be gone
-            if self._held is not None:
+            if self._held is not None and wrote_at in (None, self._wrote_at):
                 rank, facts, said_at = self._held
                 self._write(rank, {**facts, "held_s": round(self._clock() - said_at, 3)})
 

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -475,6 +476,24 @@ def test_spaced_beats_are_written_as_often_as_asked_and_the_last_one_always(tmp_
     run.beat(0, "saving", 101)
     run.space_beats(0)  # the process ends
     assert written == [1, step, 100, 101]
+
+
+def test_a_thread_that_wakes_late_writes_no_beat_before_its_time(tmp_path, monkeypatch):
+    """What it was to write has been written by a beat that came when it was due; the one held now is another's."""
+    run, now, waking = create(tmp_path), [0.0], threading.Event()
+    monkeypatch.setattr("tl_dist.runs.heartbeats.time.sleep", lambda seconds: waking.wait(60))
+    watched = Heartbeats(run.heartbeats, clock=lambda: now[0])
+    watched._every_s = 5.0
+    before = set(threading.enumerate())
+    for at, step in ((0.0, 1), (1.0, 2), (5.1, 3)):  # the second one is held, and its thread late
+        now[0] = at
+        watched.beat(0, "training", step)
+    (late,) = set(threading.enumerate()) - before
+    facts = {"phase": "training", "step": 4, "host": "", "pid": 1, "number": 4, "patience_s": 0.0}
+    watched._held = (0, facts, 5.2)
+    waking.set()
+    late.join(60)
+    assert json.loads((run.heartbeats / "rank_0000").read_bytes())["step"] == 3
 
 
 def test_a_beat_that_is_held_back_ends_with_its_directory(tmp_path, capfd):
