@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_dist.cli.evaluate import run_task, workers_here
-from tl_dist.cli.train import require_package
 from tl_dist.config import file as config_file
-from tl_dist.launcher.command import visible_gpus
+from tl_dist.launcher.command import require_package, visible_gpus
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown

@@ -8,14 +8,13 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tl_dist.cli.train import require_package
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.corruptions import prepare
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.launcher.attempt import Launch
-from tl_dist.launcher.command import has_horovod, num_workers, of_processes, visible_gpus
+from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
 from tl_dist.launcher.end import ORDERLY, judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch

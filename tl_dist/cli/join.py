@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from tl_dist.cli.sync import start
-from tl_dist.cli.train import Request, open_run, require_package, with_trained_source
+from tl_dist.cli.train import Request, open_run, with_trained_source
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher.command import worker_argv
+from tl_dist.launcher.command import require_package, worker_argv
 from tl_dist.launcher.prepare import prepare
 from tl_dist.parallel.meeting import SILENT_S
 from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.cli.train import Request, headline, open_run, prepare_shown, require_package, with_trained_source
+from tl_dist.cli.train import Request, headline, open_run, prepare_shown, with_trained_source
 from tl_dist.config import registry
-from tl_dist.launcher.command import has_horovod, of_processes
+from tl_dist.launcher.command import has_horovod, of_processes, require_package
 from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tl_dist.cli.evaluate import run_task
-from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown, require_package
+from tl_dist.cli.train import Request, after_source_task, open_run, prepare_shown
 from tl_dist.config import Config
+from tl_dist.launcher.command import require_package
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir

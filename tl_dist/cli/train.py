@@ -17,7 +17,14 @@ from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
 from tl_dist.launcher.attempt import newest_checkpoint
-from tl_dist.launcher.command import are_processes, has_horovod, num_workers, resolved, visible_gpus
+from tl_dist.launcher.command import (
+    are_processes,
+    has_horovod,
+    num_workers,
+    require_package,
+    resolved,
+    visible_gpus,
+)
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
@@ -186,14 +193,3 @@ def prepare_config(request: Request, console: Console) -> None:
     for task in (*tasks, cfg):
         prepare_shown(task, console)
     show_line(console, f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")
-
-
-def require_package(cfg: Config) -> None:
-    """Refuses before anything starts where a strategy needs what is not installed, as Horovod."""
-    package = registry.strategy(cfg.strategy).package
-    if package == "horovod" and not has_horovod():
-        raise Refusal(
-            "Horovod is not installed in this Python environment.",
-            fix="run ./launch/install_horovod, or use strategy=collective, which needs none.",
-            code=ExitCode.USAGE,
-        )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tl_dist.config import Config, registry
+from tl_dist.refusal import ExitCode, Refusal
 
 _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|(?:API|PRIVATE|ACCESS|ACCOUNT)_?KEY|JWT|COOKIE"
@@ -77,6 +78,17 @@ def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
 def has_horovod() -> bool:
     """Whether Horovod is installed here; that it works is for the doctor to say."""
     return importlib.util.find_spec("horovod") is not None
+
+
+def require_package(cfg: Config) -> None:
+    """Refuses before anything starts where a strategy needs what is not installed, as Horovod."""
+    package = registry.strategy(cfg.strategy).package
+    if package == "horovod" and not has_horovod():
+        raise Refusal(
+            "Horovod is not installed in this Python environment.",
+            fix="run ./launch/install_horovod, or use strategy=collective, which needs none.",
+            code=ExitCode.USAGE,
+        )
 
 
 def of_processes(cfg: Config, horovod: bool) -> str:
