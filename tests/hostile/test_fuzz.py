@@ -447,7 +447,11 @@ def keras_files() -> list[bytes]:
     return [target_file.getvalue()]
 
 
-@target("HDF5", damaged(keras_files), [])
+# Names of an attribute and of a group that are no text.
+NO_TEXT = [keras_files()[0].replace(name, b"\xff" + name[1:]) for name in (b"layer_names", b"kernel")]
+
+
+@target("HDF5", damaged(keras_files), NO_TEXT)
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.h5").write_bytes(content)
     with suppress(Refusal):

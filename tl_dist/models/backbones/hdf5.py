@@ -106,7 +106,7 @@ class _Walk:
     def _group(self, group: Any, path: str, depth: int) -> None:
         if depth > limits.HDF5_DEPTH:
             raise _UnsafeError(f"'{path}' lies deeper than {limits.HDF5_DEPTH} groups")
-        for name in group:
+        for name in _names(group, path):
             inner = f"{path}/{name}" if path else name
             if not isinstance(group.get(name, getlink=True), self._h5py.HardLink):
                 raise _UnsafeError(f"'{inner}' is a link to another place")
@@ -144,7 +144,7 @@ class _Walk:
         plain = h5t.TypeIntegerID | h5t.TypeFloatID | h5t.TypeStringID | h5t.TypeEnumID
         if h5a.get_num_attrs(item.id) > limits.HDF5_NAMES:
             raise _UnsafeError(f"'{path}' has more than {limits.HDF5_NAMES} attributes")
-        for name in item.attrs:
+        for name in _names(item.attrs, path):
             attribute = h5a.open(item.id, name.encode())
             if not isinstance(attribute.get_type(), plain):
                 raise _UnsafeError(f"attribute '{name}' of '{path}' holds neither text nor numbers")
@@ -157,6 +157,14 @@ class _Walk:
                     raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")
                 names = [_text(value) for value in item.attrs[name].ravel()] if num_names else []
                 self._contents.lists.setdefault(path, {})[name] = names
+
+
+def _names(of: Any, path: str) -> Iterator[str]:
+    """Of the members of a group, or of attributes: HDF5 knows them as bytes, of which some are no text."""
+    for name in of:
+        if isinstance(name, bytes):
+            raise _UnsafeError(f"'{path}' holds {name[:40]!r}, which is no name in UTF-8")
+        yield name
 
 
 def _text(value: Any) -> str:
