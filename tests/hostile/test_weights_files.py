@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import keras
 import pytest
 
@@ -26,6 +30,18 @@ def model_with_code(path: Path) -> None:
     )
     tiny = registry.backbone("tiny").build((32, 32, 3))
     keras.Sequential([keras.Input((32, 32, 3)), code, tiny, keras.layers.Flatten()]).save(path)
+
+
+def never_read(path: Path) -> None:
+    """Found by fuzzing: the space that is free in its heap of texts is of a size that cannot be."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["dense"]
+    content = path.read_bytes()
+    free = (
+        content.index(b"GCOL") + 16 + 24 + 8
+    )  # behind the heap's head, the one text, and what tells that it is free
+    assert content[free : free + 8] == (4096 - 16 - 24).to_bytes(8, "little")
+    path.write_bytes(content[:free] + (256).to_bytes(8, "little") + content[free + 8 :])
 
 
 def prepare(arena: Arena, name: str) -> Sequence[str]:
@@ -63,6 +79,12 @@ def _(arena: Arena) -> Sequence[str]:
     return prepare(arena, "x.keras")
 
 
+@CASES.add("an .h5 file that its library reads for ever", code=78, says="busy for 30 s", worker=True)
+def _(arena: Arena) -> Sequence[str]:
+    never_read(arena.folder / "x.h5")
+    return prepare(arena, "x.h5")
+
+
 @CASES.add("a checkpoint of noise", code=65, says="cannot be read", worker=True)
 def _(arena: Arena) -> Sequence[str]:
     arena.file("x.index", os.urandom(5000))
@@ -72,6 +94,16 @@ def _(arena: Arena) -> Sequence[str]:
 
 def test_command(case: Case, arena: Arena) -> None:
     arena.check(case)
+
+
+def test_a_process_reads_no_longer_than_it_may(tmp_path: Path) -> None:
+    never_read(tmp_path / "x.h5")
+    program = (
+        "import sys; from pathlib import Path; from tl_dist.files import limits; limits.HDF5_CPU_S = 0.5; "
+        "from tl_dist.models.backbones import hdf5; hdf5.read(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program, tmp_path / "x.h5"], timeout=60, check=False)
+    assert done.returncode == -signal.SIGVTALRM
 
 
 def test_the_code_would_run_in_keras(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

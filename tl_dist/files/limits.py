@@ -46,6 +46,7 @@ PACKAGE_MEMBERS = 500_000
 HDF5_OBJECTS = 50_000
 HDF5_DEPTH = 16
 HDF5_NAMES = 20_000
+HDF5_CPU_S = 30  # 48,000 arrays take 4, and one of 600 MB less than one
 CHECKPOINT_GRAPH = 64 * MIB  # of the objects in a TensorFlow checkpoint
 
 # Run directories

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,7 +55,8 @@ def read(path: Path) -> Contents:
     """All numeric arrays of the file and Keras's lists of names.
 
     Refuses (78) links of any kind but hard ones, an object that is there twice, virtual, external, filtered,
-    unwritten or oversized arrays, and types that are not numbers; and (65) what is no sound HDF5 file.
+    unwritten or oversized arrays, and types that are not numbers; and (65) what is no sound HDF5 file. In some such
+    files HDF5's library goes round for ever: past `limits.HDF5_CPU_S` this process ends by SIGVTALRM.
     """
     import h5py
 
@@ -62,6 +64,7 @@ def read(path: Path) -> Contents:
     try:
         # Without HDF5's own lock, which fails on some network file systems. A named driver follows no other.
         with (
+            _bounded_time(limits.HDF5_CPU_S),
             _bounded_memory(3 * size + _SPARE_BYTES),
             h5py.File(path, "r", driver="sec2", locking=False) as file,
         ):
@@ -169,6 +172,16 @@ def _names(of: Any, path: str) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def _bounded_time(cpu_s: float) -> Iterator[None]:
+    """Let this process compute for no longer. It ends: nothing else interrupts a library that never returns."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 @contextmanager

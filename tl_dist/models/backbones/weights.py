@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any, Literal
 
 from tl_dist.config import registry
 from tl_dist.config.rules.model import WEIGHTS_FILES
-from tl_dist.files import atomic
+from tl_dist.files import atomic, limits
 from tl_dist.files.packages import locked, user_cache
 from tl_dist.models.backbones import Arrays, Backbone, foreign_files, sources
 from tl_dist.refusal import ExitCode, Refusal
@@ -270,6 +271,8 @@ def _convert_in_child(request: _Request) -> None:
         raise _failed(request, f"took more than {_CONVERT_S:.0f} s", command) from None
     if done.returncode == 0:
         return
+    if done.returncode == -signal.SIGVTALRM:
+        raise _failed(request, f"kept HDF5's library busy for {limits.HDF5_CPU_S} s of CPU time", command)
     for line in reversed(done.stderr.splitlines()):
         what, found, fix = line.partition(" Fix: ")
         if found and done.returncode in set(ExitCode):
