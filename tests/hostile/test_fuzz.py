@@ -14,10 +14,11 @@ import os
 import pickle
 import random
 import resource
+import signal
 import struct
 import sys
 import tempfile
-import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -447,15 +448,38 @@ def keras_files() -> list[bytes]:
     return [target_file.getvalue()]
 
 
+def in_a_process(read: Callable[[], object], *errors: type[Exception]) -> None:
+    """Files that HDF5's library never returns from end the process that reads them: here a fork, and sooner."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        hdf5.limits.HDF5_CPU_S = 2
+        try:
+            with suppress(Refusal, *errors):
+                read()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] in (0, signal.SIGVTALRM)
+
+
+def one_name() -> bytes:
+    """A file whose list of names is a text by itself."""
+    target_file = io.BytesIO()
+    with h5py.File(target_file, "w") as file:
+        file.attrs["layer_names"] = "dense"
+    return target_file.getvalue()
+
+
 # Names of an attribute and of a group that are no text.
 NO_TEXT = [keras_files()[0].replace(name, b"\xff" + name[1:]) for name in (b"layer_names", b"kernel")]
 
 
-@target("HDF5", damaged(keras_files), NO_TEXT)
+@target("HDF5", damaged(keras_files), [*NO_TEXT, one_name()])
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.h5").write_bytes(content)
-    with suppress(Refusal):
-        hdf5.read(folder / "x.h5")
+    in_a_process(lambda: hdf5.read(folder / "x.h5"))
 
 
 @functools.cache
@@ -469,9 +493,9 @@ def keras_archives() -> list[bytes]:
 
 @target(".keras file", damaged(keras_archives), [])
 def _(content: bytes, folder: Path) -> None:
-    (folder / "x.keras").write_bytes(content)
-    with suppress(Refusal, ValueError):
-        foreign_files._read_keras(folder / "x.keras", folder / "x.keras", NETWORK)
+    path = folder / "x.keras"
+    path.write_bytes(content)
+    in_a_process(lambda: foreign_files._read_keras(path, path, NETWORK), ValueError)
     assert os.listdir(folder) == ["x.keras"]
 
 
@@ -523,9 +547,9 @@ def test_a_parser_ends_with_a_value_or_its_own_error(
 
 
 if __name__ == "__main__":
-    _end, _rounds = time.process_time() + float(sys.argv[2]), 0
+    _end, _rounds = sum(os.times()[:4]) + float(sys.argv[2]), 0  # of this process and its forks
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fuzz-cache-")
-    while time.process_time() < _end:
+    while sum(os.times()[:4]) < _end:
         play(sys.argv[1], examples=500, begin=random.randrange(2**32))
         _rounds += 1
     print(f"{sys.argv[1]}: {500 * _rounds:,} inputs, and nothing found")

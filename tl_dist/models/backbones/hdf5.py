@@ -152,13 +152,16 @@ class _Walk:
             if not isinstance(attribute.get_type(), plain):
                 raise _UnsafeError(f"attribute '{name}' of '{path}' holds neither text nor numbers")
             if _LISTS.fullmatch(name):
-                num_names = math.prod(attribute.shape or ())
+                shape = attribute.shape or ()
+                num_names = math.prod(shape)
                 # A list without names is one of numbers: NumPy's type for nothing.
-                if num_names > limits.HDF5_NAMES or (
-                    num_names and not isinstance(attribute.get_type(), h5t.TypeStringID)
+                if (
+                    len(shape) != 1
+                    or num_names > limits.HDF5_NAMES
+                    or (num_names and not isinstance(attribute.get_type(), h5t.TypeStringID))
                 ):
                     raise _UnsafeError(f"attribute '{name}' of '{path}' is no list of names")
-                names = [_text(value) for value in item.attrs[name].ravel()] if num_names else []
+                names = [_text(value) for value in item.attrs[name]] if num_names else []
                 self._contents.lists.setdefault(path, {})[name] = names
 
 
