@@ -30,6 +30,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs chromium, a Debian package, and these were to be left out")
     assert executable is not None, "launch/test installs chromium"
     with sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        arguments = ["--no-sandbox", "--enable-unsafe-swiftshader"]  # TensorBoard's projector draws by WebGL
+        chromium = started.chromium.launch(executable_path=executable, args=arguments)
         yield chromium
         chromium.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +11,6 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 import tl_dist as tl
@@ -36,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     shown = ("report.tensorboard=true", "report.profile=[4,8]", "runtime.prefix_cache=on")
     made = space.train_here("shown", *WAY, "report.every_steps=5", *shown)
     assert losses(made)[10] == pytest.approx(losses(plain)[10], rel=1e-4)  # chunks end elsewhere, no more
-    assert {4, 8} <= losses(made).keys() and not {4, 8} & losses(plain).keys()
+    assert {4, 5, 6, 7, 8} <= losses(made).keys()
     return made
 
 
@@ -88,36 +85,27 @@ def test_its_server_reads_the_features_and_their_classes(run: RunDir, address: s
     assert np.isfinite(points).all() and points.std(axis=0).max() > 0
 
 
-def test_a_browser_shows_them(run: RunDir, address: str) -> None:
-    executable = shutil.which("chromium")
-    if executable is None and os.environ.get("TL_DIST_SKIP_DEBIAN"):
-        pytest.skip("needs chromium, a Debian package, and these were to be left out")
-    assert executable is not None, "launch/test installs chromium"
+def test_a_browser_shows_them(run: RunDir, address: str, browser: Any) -> None:
     deadline = time.monotonic() + 120
-    arguments = ["--no-sandbox", "--enable-unsafe-swiftshader"]
     num = tl.open_dataset(tl.Run(run.path).config)["train"].num_examples
-    with sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=executable, args=arguments)
-        tab = chromium.new_page()
-        tab.goto(f"{address}#text")
-        tab.get_by_text("model.backbone").first.wait_for(timeout=120_000)
-        tab.goto(f"{address}#pr_curves")
-        tab.get_by_text("test_precision_recall").first.wait_for(timeout=120_000)
-        tab.goto(f"{address}#profile")  # the page of xprof, whose charts would come from elsewhere
-        (session,) = run.tensorboard.glob("plugins/profile/*")
-        wanted, said = (session.name, "Overview Page", "Number of Hosts used: 1"), ""
-        while not all(text in said for text in wanted) and time.monotonic() < deadline:
-            tab.wait_for_timeout(200)
-            said = "".join(one.locator("body").inner_text() for one in tab.frames[1:])
-        assert all(text in said for text in wanted)
-        deadline = time.monotonic() + 120
-        tab.goto(f"{address}#projector")
-        shown: list[str] = []
-        while shown != [str(num)] and time.monotonic() < deadline:
-            tab.wait_for_timeout(200)
-            # In a frame of its own, which comes when it likes.
-            shown = [
-                text for one in tab.frames for text in one.locator("span.numDataPoints").all_inner_texts()
-            ]
-        assert shown == [str(num)]
-        chromium.close()
+    tab = browser.new_page()
+    tab.goto(f"{address}#text")
+    tab.get_by_text("model.backbone").first.wait_for(timeout=120_000)
+    tab.goto(f"{address}#pr_curves")
+    tab.get_by_text("test_precision_recall").first.wait_for(timeout=120_000)
+    tab.goto(f"{address}#profile")  # the page of xprof, whose charts would come from elsewhere
+    (session,) = run.tensorboard.glob("plugins/profile/*")
+    wanted, said = (session.name, "Overview Page", "Number of Hosts used: 1"), ""
+    while not all(text in said for text in wanted) and time.monotonic() < deadline:
+        tab.wait_for_timeout(200)
+        said = "".join(one.locator("body").inner_text() for one in tab.frames[1:])
+    assert all(text in said for text in wanted)
+    deadline = time.monotonic() + 120
+    tab.goto(f"{address}#projector")
+    shown: list[str] = []
+    while shown != [str(num)] and time.monotonic() < deadline:
+        tab.wait_for_timeout(200)
+        # In a frame of its own, which comes when it likes.
+        shown = [text for one in tab.frames for text in one.locator("span.numDataPoints").all_inner_texts()]
+    assert shown == [str(num)]
+    tab.close()

@@ -15,6 +15,7 @@ LAUNCHES = {
     "single": ("single", 1, None),
     "mirrored-2": ("mirrored", 2, None),
     "mirrored-4": ("mirrored", 4, None),
+    "horovod-gloo-2": ("horovod", 2, "ours"),
     "horovod-gloo-3": ("horovod", 3, "ours"),
     "horovod-gloo-4": ("horovod", 4, "ours"),
     "horovod-mpi-2": ("horovod", 2, "mpi"),
@@ -26,15 +27,15 @@ TRIED = {
     "single": (*ALL, *WITHOUT),
     "mirrored-2": ALL,
     "mirrored-4": ("plain", "accumulated", "overflow"),
+    "horovod-gloo-2": (*VARIANTS, *WIRES),
     "horovod-gloo-3": ALL,
-    "horovod-gloo-4": ("plain", "overflow", "bfloat16", *WIRES),
+    "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
     "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
-    "collective-2": ("plain", "bfloat16", "sync_batch_norm"),
-    "collective-3": tuple(VARIANTS),
+    "collective-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
+    "collective-3": ALL,
 }
-"""What each launch tries. Everything on uneven shares (three workers), but what a run may add to plain training not on
-each strategy: it calls nothing of one that the variants do not. On four what the number of shares, on two even ones
-what that or the way of the bytes could change: four workers reduce bfloat16 in another way than three."""
+"""What each launch tries. Everything on uneven shares (three workers); on four what the number of shares, on MPI what
+the way of the bytes could change: four workers reduce bfloat16 in another way than three."""
 
 
 def launches_of(*variants: str, but: str = "") -> list[tuple[str, str]]:

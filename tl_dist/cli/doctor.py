@@ -53,7 +53,7 @@ print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, va
 _SUM = """
 from tl_dist.worker.__main__ import import_keras
 import_keras()
-import json, os, sys
+import json, signal, sys
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
 cfg = config_file.load(sys.argv[1])
@@ -63,8 +63,7 @@ one = float(parallel.rank + 1)
 gradient = parallel.reduce_gradients([tf.fill([3], one)])[0].numpy()  # on GPUs by NCCL
 sums = {"sum": float(parallel.total({"sum": one})["sum"]), "gradient": gradient.tolist()}
 print("FACTS " + json.dumps({**sums, "workers": parallel.world_size}), flush=True)
-parallel.gather(b"")  # nobody leaves while another still counts on it
-os._exit(0)
+signal.pause()  # until the doctor has heard both: the last answer of one who leaves may be lost on its way
 """
 
 _CONFIG = (
@@ -143,17 +142,18 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
             commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
             with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
-                while not group.wait(0.2) and time.monotonic() < deadline:
-                    if any(exit.code for exit in group.exits):
+                while True:
+                    ended = group.wait(0.2) or any(exit.code for exit in group.exits)
+                    results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
+                    if ended or all(results):
                         break
-                late = bool(group.alive) and not group.exits
-                group.end(grace_s=0 if late else None)
-                if late:
-                    return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
+                    if time.monotonic() > deadline:
+                        return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
+                group.end(grace_s=0 if all(results) else None)
                 end = judged(group.exits, done=True)
                 if not end.orderly:
-                    return _failed(strategy, end.cause)
-                results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
+                    told = group.last_lines(end.rank or 0, 1)
+                    return _failed(strategy, ": ".join([end.cause, *told])[:300].rstrip("."))
     if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
         return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
     where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"

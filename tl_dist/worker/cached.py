@@ -32,6 +32,29 @@ LARGEST_ROW = 8
 """times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
 
 
+def finder(
+    setup: Setup, given: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
+) -> Callable[..., FeatureSet | None]:
+    """`extraction.cached` of this stage's frozen part; what is left open: source, augmentations, split."""
+    return partial(
+        extraction.cached,
+        prefix=prefix_of(setup, given),
+        root=setup.run.path.parent / "features",
+        parallel=setup.parallel,
+        stop_requested=stop_requested,
+        say=say,
+        threads=setup.threads,
+    )
+
+
+def normalized(setup: Setup, given: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features as the head gets them."""
+    if not setup.cfg.model.normalize:
+        return values
+    found: NDArray[np.float32] = given.model.normalized(tf.constant(values)).numpy()
+    return found
+
+
 def is_wanted(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
     """Whether this stage reads features in place of images; where `auto` decides, `say` is told why, on rank 0."""
     cached = setup.cfg.runtime.prefix_cache
@@ -47,15 +70,7 @@ def from_features(
 
     None when asked to stop before the end.
     """
-    find = partial(
-        extraction.cached,
-        prefix=prefix_of(setup, given),
-        root=setup.run.path.parent / "features",
-        parallel=setup.parallel,
-        stop_requested=stop_requested,
-        say=say,
-        threads=setup.threads,
-    )
+    find = finder(setup, given, stop_requested, say)
     evaluated = setup.cfg.evaluation.views
     on_features = replace(given, model=given.model.on_features())
     read = dict(given.read)
@@ -261,9 +276,7 @@ def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> None:
         failpoint("classifier.fit")
         cfg, train = setup.cfg, setup.splits["train"]
         assert given.features is not None
-        values = given.features.values()
-        if cfg.model.normalize:
-            values = given.model.normalized(tf.constant(values)).numpy()
+        values = normalized(setup, given, given.features.values())
         fitted, choice = classifier_of(setup, given).fit(examples_of(train, values, cfg))
         given.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
         given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))

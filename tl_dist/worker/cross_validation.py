@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, pool_of, strata_of
@@ -69,32 +68,18 @@ def cross_validate(
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
     grouped = None if by is None else one_fold_each(pool, by)
     given = from_images(setup, setup.stages[0])
-    prefix = cached.prefix_of(setup, given)
-
-    def extracted(views: tuple[str, ...]) -> FeatureSet | None:
-        return extraction.cached(
-            pool,
-            prefix,
-            views,
-            root=setup.run.path.parent / "features",
-            split="all examples",
-            parallel=setup.parallel,
-            stop_requested=stop_requested,
-            say=say,
-            threads=setup.threads,
-        )
+    find = cached.finder(setup, given, stop_requested, say)
 
     def loaded(features: FeatureSet) -> NDArray[np.float32]:
         """[examples, views, features]"""
-        values = features.array()
-        return given.model.normalized(tf.constant(values)).numpy() if cfg.model.normalize else values
+        return cached.normalized(setup, given, features.array())
 
     views = [cfg.data.augment]
     if cfg.evaluation.views not in ((), cfg.data.augment):
         views.append(cfg.evaluation.views)
     sets: list[FeatureSet] = []
     for some in views:
-        found = extracted(some)
+        found = find(pool, augmentations=some, split="all examples")
         if found is None:
             return None
         cached.refer(setup, found)

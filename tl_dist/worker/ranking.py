@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.split import hold_out
@@ -28,25 +27,13 @@ def rank(
     """
     source, rows = _examples(setup, request["images"])
     given = from_images(setup, setup.stages[0])
-    features = extraction.cached(
-        source,
-        cached.prefix_of(setup, given),
-        (),
-        root=setup.run.path.parent / "features",
-        split="examples",
-        parallel=setup.parallel,
-        stop_requested=stop_requested,
-        say=say,
-        threads=setup.threads,
-    )
+    features = cached.finder(setup, given, stop_requested, say)(source, augmentations=(), split="examples")
     if features is None:
         return
     cached.refer(setup, features)
     if not setup.is_first:
         return
-    values = features.array()[rows]
-    if setup.cfg.model.normalize:
-        values = given.model.normalized(tf.constant(values)).numpy()
+    values = cached.normalized(setup, given, features.array()[rows])
     examples = cached.examples_of(source.subset(rows), values, setup.cfg)
     found = _scores(examples, cached.classifier_of(setup, given), stop_requested)
     if found is None:

@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -284,6 +285,21 @@ def test_the_doctor_survives_a_framework_that_does_not(monkeypatch: pytest.Monke
     found = [str(finding) for finding in doctor.examine()]
     assert found[0].startswith("[!] TensorFlow cannot be imported: ImportError: libfoo.so is missing.")
     assert found[1].startswith("[!] Horovod cannot be imported: exit code -6.")
+
+
+def test_the_doctor_tells_what_a_worker_that_failed_said_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_SUM", "print('first'); raise OSError('no route to the other worker')")
+    found = doctor.sum_over_two_workers("collective")
+    assert found.ok is False
+    assert found.what.endswith("failed: ended with exit code 1: OSError: no route to the other worker.")
+
+
+def test_the_doctor_ends_workers_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_SUM", "import time; time.sleep(600)")
+    began = time.monotonic()
+    found = doctor.sum_over_two_workers("collective", 0.5)
+    assert time.monotonic() - began < 60
+    assert found.what == "a sum over 2 workers failed: two workers did not meet within 0 s."
 
 
 @pytest.mark.parametrize(

@@ -481,7 +481,7 @@ def test_spaced_beats_are_written_as_often_as_asked_and_the_last_one_always(tmp_
 def test_a_thread_that_wakes_late_writes_no_beat_before_its_time(tmp_path, monkeypatch):
     """What it was to write has been written by a beat that came when it was due; the one held now is another's."""
     run, now, waking = create(tmp_path), [0.0], threading.Event()
-    monkeypatch.setattr("tl_dist.runs.heartbeats.time.sleep", lambda seconds: waking.wait(60))
+    monkeypatch.setattr(heartbeats.time, "sleep", lambda seconds: waking.wait(60))
     watched = Heartbeats(run.heartbeats, clock=lambda: now[0])
     watched._every_s = 5.0
     before = set(threading.enumerate())
