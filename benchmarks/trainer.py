@@ -54,7 +54,9 @@ def trained(cfg: Config, runs: Path) -> tl.Run:
 class Trainer:
     """The loop of one worker, without a run directory."""
 
-    def __init__(self, cfg: Config, parallel: DataParallel, precision: str, *, threads: int = 2) -> None:
+    def __init__(
+        self, cfg: Config, parallel: DataParallel, precision: str, *, wire: str = "auto", threads: int = 2
+    ) -> None:
         keras.config.set_dtype_policy(precision)
         self.parallel = parallel
         source: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
@@ -72,7 +74,7 @@ class Trainer:
         rate = partial(optim.learning_rate, cfg.optimizer, steps_per_epoch=32, total_steps=ENDLESS)
         objective = step.Objective(source.num_classes, cfg.global_batch)
         self._run_steps = chunk.train_chunk(
-            step.TrainStep(self.model, self.optimizer, objective, parallel, rate)
+            step.TrainStep(self.model, self.optimizer, objective, parallel, rate, wire=wire)
         )
         self._batches = train_batches(
             plain(source, size),

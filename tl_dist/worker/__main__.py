@@ -210,12 +210,14 @@ def _apart(run: RunDir, options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _on_features(run: RunDir, phase: str, *, alone: bool) -> Iterator[tuple[Any, Any, Any]]:
     """For a task on features alone: a setup, what asks for a stop, and what writes a record to the run's metrics."""
+    from tl_dist.features.classifiers.regressions import Stopped
     from tl_dist.worker.setup import setup
 
     made = setup(run, cores=cores.own_share(os.environ))
     with (
         append_to(run.metrics_file) as lines,
         made.parallel.naming_lost_peers(),
+        contextlib.suppress(Stopped),  # the body ends there
     ):
         stop_requested = partial(made.stop_requested, phase, alone=alone)
         yield made, stop_requested, lambda record: lines.write(json.dumps(record) + "\n")
@@ -236,6 +238,7 @@ def _extract(run: RunDir) -> int:
 def _tune(run: RunDir, folds: int) -> int:
     from tl_dist.worker.cross_validation import tune
 
+    tried = None
     with _on_features(run, "trying settings", alone=True) as (made, stop_requested, say):
         tried = tune(made, folds, stop_requested, say)
     if tried:
@@ -259,6 +262,7 @@ def _cross_validate(run: RunDir, folds: int, seeds: int, by: str | None = None) 
     from tl_dist.scores.cross_validation import OUT_OF_FOLD, summary
     from tl_dist.worker.cross_validation import cross_validate
 
+    found = None
     with _on_features(run, "cross-validating", alone=True) as (made, stop_requested, say):
         found = cross_validate(made, folds, seeds, stop_requested, say, by=by)
     if found is not None:

@@ -94,8 +94,9 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: 
         if features is None:
             return False
         given = features
-    if setup.cfg.classifier.computed and first_step == 0:
-        cached.fit_head(setup, given, recorder.tell)
+    computed = setup.cfg.classifier.computed and first_step == 0
+    if computed and not cached.fit_head(setup, given, recorder.tell):
+        return False
     setup.prepare_for(f"compiling stage {stage.number + 1}")
     return StageTraining(setup, given, recorder).run()
 

@@ -20,6 +20,7 @@ from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features import views as feature_views
 from tl_dist.features.classifiers import nested, selection
+from tl_dist.features.classifiers.regressions import Stopped
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
@@ -30,6 +31,7 @@ from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
 LARGEST_ROW = 8
 """times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
+FITTING, LOOK_S = "fitting the classifier", 1.0
 
 
 def finder(
@@ -239,10 +241,22 @@ def _free_bytes(setup: Setup) -> int:
 
 
 def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
-    """How the classifier that the config describes is fitted to features of this stage's model."""
+    """How the classifier that the config describes is fitted to features of this stage's model, on rank 0.
+
+    A fit raises `Stopped` when the run is asked to stop.
+    """
     cfg, built, train = setup.cfg, given.model, setup.splits["train"]
     widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
     balanced = cfg.loss.class_weights == "balanced"
+    last_look = -LOOK_S
+
+    def watch() -> None:
+        nonlocal last_look
+        if time.monotonic() - last_look >= LOOK_S:
+            last_look = time.monotonic()
+            if setup.stop_requested(FITTING, alone=True):
+                raise Stopped
+
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
@@ -252,6 +266,7 @@ def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
             balanced_class_weights(labels, train.num_classes) if balanced else setup.class_weights()
         ),
         cfg.data.split_seed,
+        watch,
     )
 
 
@@ -266,23 +281,33 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     )
 
 
-def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> None:
+def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
     """Compute the last layer from the features of every training example in every view: the one step of the run.
 
-    Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result.
+    Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result. False, and nothing is
+    changed, when asked to stop before the end.
     """
+    setup.beat(FITTING, alone=True)
+    stopped = False
     if setup.is_first:
         began = time.monotonic()
         failpoint("classifier.fit")
         cfg, train = setup.cfg, setup.splits["train"]
         assert given.features is not None
         values = normalized(setup, given, given.features.values())
-        fitted, choice = classifier_of(setup, given).fit(examples_of(train, values, cfg))
-        given.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
-        given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
-        say(_fitted(setup, fitted, choice, time.monotonic() - began))
+        try:
+            fitted, choice = classifier_of(setup, given).fit(examples_of(train, values, cfg))
+        except Stopped:
+            stopped = True
+        else:
+            given.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
+            given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
+            say(_fitted(setup, fitted, choice, time.monotonic() - began))
+    if setup.parallel.total({"stopped": float(stopped)})["stopped"]:
+        return False
     setup.parallel.broadcast(list(setup.state.variables.values()))
     setup.state.advance(1)
+    return True
 
 
 def _fitted(

@@ -26,7 +26,8 @@ def tune(
 ) -> list[tuning.Tried] | None:
     """Classifiers on the cached features, best first, evaluated within the training examples; None on other ranks.
 
-    By the validation split where there is one, else by `folds` folds of the training split.
+    By the validation split where there is one, else by `folds` folds of the training split. When asked to stop before
+    the end, None or `Stopped`.
     """
     cfg, splits = setup.cfg, setup.splits
     given = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
@@ -46,9 +47,7 @@ def tune(
     examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
     candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
-    return tuning.search(
-        candidates, cached.classifier_of(setup, given), examples, fold, stop_requested=stop_requested
-    )
+    return tuning.search(candidates, cached.classifier_of(setup, given), examples, fold)
 
 
 def cross_validate(
@@ -63,7 +62,8 @@ def cross_validate(
     """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
 
     A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
-    evaluation.views. None also when asked to stop before the end. `by`: each group of this kind is a fold, once.
+    evaluation.views. When asked to stop before the end, None or `Stopped`. `by`: each group of this kind is a fold,
+    once.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
     grouped = None if by is None else one_fold_each(pool, by)
@@ -90,10 +90,10 @@ def cross_validate(
     if len(sets) > 1:
         examples = replace(examples, evaluated=loaded(sets[1]))
     if by is not None and grouped is not None:
-        by_group = _out_of_fold(setup, given, pool, examples, grouped[0][None], stop_requested, say)
-        return None if by_group is None else replace(by_group, held_out=(by, grouped[1]))
+        by_group = _out_of_fold(setup, given, pool, examples, grouped[0][None], say)
+        return replace(by_group, held_out=(by, grouped[1]))
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
-    return _out_of_fold(setup, given, pool, examples, fold, stop_requested, say)
+    return _out_of_fold(setup, given, pool, examples, fold, say)
 
 
 def _out_of_fold(
@@ -102,17 +102,14 @@ def _out_of_fold(
     pool: Source,
     examples: nested.Examples,
     fold: NDArray[np.int64],
-    stop_requested: Callable[[], bool],
     say: extraction.Say,
-) -> OutOfFold | None:
-    """Every fold [seeds, examples] in turn; None when asked to stop."""
+) -> OutOfFold:
+    """Every fold [seeds, examples] in turn."""
     labels, classifier = examples.labels, cached.classifier_of(setup, given)
     seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
     for seed, k in np.ndindex(seeds, folds):
-        if stop_requested():
-            return None
         held_out = fold[seed] == k
         predicted, fitted, choice = classifier.predict(examples, held_out)
         probabilities[seed, held_out] = predicted

@@ -22,8 +22,8 @@ def rank(
 ) -> None:
     """Leave the scores of the config's network with the run, by at most `request["images"]` training examples.
 
-    Nothing of another split is scored. Leaves nothing when asked to stop before the end. `request` is kept as well: it
-    says what the scores are of.
+    Nothing of another split is scored. Leaves nothing when asked to stop before the end, or raises `Stopped`.
+    `request` is kept as well: it says what the scores are of.
     """
     source, rows = _examples(setup, request["images"])
     given = from_images(setup, setup.stages[0])
@@ -35,9 +35,7 @@ def rank(
         return
     values = cached.normalized(setup, given, features.array()[rows])
     examples = cached.examples_of(source.subset(rows), values, setup.cfg)
-    found = _scores(examples, cached.classifier_of(setup, given), stop_requested)
-    if found is None:
-        return
+    found = _scores(examples, cached.classifier_of(setup, given))
     used = setup.model.network.layers[: max(setup.model.stage_ends)]
     found |= {
         "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
@@ -64,15 +62,11 @@ def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
     return train.subset(chosen), np.arange(len(chosen))
 
 
-def _scores(
-    examples: nested.Examples, probe: nested.Nested, stop_requested: Callable[[], bool]
-) -> dict[str, Any] | None:
-    """Every score; None when asked to stop."""
+def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
+    """Every score."""
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
-    choice = selection.choose(examples.values, examples.evaluated, labels, fold)
-    if stop_requested():
-        return None
-    right = selection.held_out_classes(examples.values, labels, fold, choice.l2) == labels
+    choice = selection.choose(examples.values, examples.evaluated, labels, fold, watch=probe.watch)
+    right = selection.held_out_classes(examples.values, labels, fold, choice.l2, probe.watch) == labels
     accuracies = [float(right[fold == k].mean()) for k in range(int(fold.max()) + 1)]
     found: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
@@ -82,7 +76,6 @@ def _scores(
         "nearest": transferability.nearest(rows, labels, examples.groups),
     }
     for score in (transferability.logme, transferability.h_score, transferability.nleep):
-        if stop_requested():
-            return None
+        probe.watch()
         found[score.__name__] = score(rows, labels)
     return found

@@ -14,11 +14,14 @@ import tensorflow as tf
 from tests.doubles import drawn, given_to, memory_source, setup_of
 from tl_dist.cli.cross_validation import chosen_line
 from tl_dist.config import ClassifierConfig, Config
+from tl_dist.config import file as config_file
 from tl_dist.features.classifiers import nested, selection
+from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached
-from tl_dist.worker.stage_input import TrainFeatures
+from tl_dist.worker.setup import Setup
+from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
 COLUMNS = selection.columns_of(["a", "b"], [30, 10])
 SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
@@ -107,34 +110,58 @@ class Kept:
         return drawn(2)[0]
 
 
+def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) -> tuple[Setup, StageInput]:
+    """Its setup, and what its one step is given: 90 training examples, and 30 to be held out."""
+    cfg = Config.model_validate(
+        {
+            "name": "x",
+            "data": {"name": "synthetic", "test_fraction": 0.25},
+            "model": {"backbone": "tiny"},
+            "classifier": SETTINGS.model_dump(),
+            "loss": {"class_weights": class_weights},
+        }
+    )
+    pool = replace(memory_source(120, size=8, num_classes=2), labels=labels)
+    head = {
+        "head/logits/kernel": tf.Variable(tf.zeros([40, 2])),
+        "head/logits/bias": tf.Variable(tf.zeros([2])),
+    }
+    splits = {"train": pool.subset(np.arange(90)), "test": pool.subset(np.arange(90, 120))}
+    net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
+    setup = setup_of(cfg, splits, net, run=RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg)))
+    return setup, given_to(setup, features=TrainFeatures(Kept(), np.arange(90)))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("class_weights", [None, "balanced"])
-def test_a_run_chooses_without_its_test_labels(class_weights: str | None) -> None:
+def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_path: Path) -> None:
     chosen = []
     for labels in (drawn(2)[1], np.concatenate([drawn(2)[1][:90], np.zeros(30, np.int32)])):
-        cfg = Config.model_validate(
-            {
-                "name": "x",
-                "data": {"name": "synthetic", "test_fraction": 0.25},
-                "model": {"backbone": "tiny"},
-                "classifier": SETTINGS.model_dump(),
-                "loss": {"class_weights": class_weights},
-            }
-        )
-        pool = replace(memory_source(120, size=8, num_classes=2), labels=labels)
-        head = {
-            "head/logits/kernel": tf.Variable(tf.zeros([40, 2])),
-            "head/logits/bias": tf.Variable(tf.zeros([2])),
-        }
-        splits = {"train": pool.subset(np.arange(90)), "test": pool.subset(np.arange(90, 120))}
-        net = SimpleNamespace(stage_names=["a", "b"], stage_channels=[30, 10], trainable=head)
-        setup = setup_of(cfg, splits, net)
-        features = TrainFeatures(Kept(), np.arange(90))  # type: ignore[arg-type]
+        setup, given = a_run(tmp_path / str(len(chosen)), labels, class_weights)
         told: list[Any] = []
-        cached.fit_head(setup, given_to(setup, features=features), told.append)
+        assert cached.fit_head(setup, given, told.append)
         (record,) = told
         assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
-        chosen.append((record["l2"], record["layers"], head["head/logits/kernel"].numpy().tobytes()))
+        kernel = given.model.trainable["head/logits/kernel"].numpy().tobytes()
+        chosen.append((record["l2"], record["layers"], kernel))
     assert chosen[0] == chosen[1]
+
+
+def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, given = a_run(tmp_path, drawn(2)[1])
+    monkeypatch.setattr(cached, "LOOK_S", 0.0)
+    looks = 0
+
+    def stop_requested(run: RunDir) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == 30
+
+    monkeypatch.setattr(RunDir, "stop_requested", stop_requested)
+    told: list[Any] = []
+    assert not cached.fit_head(setup, given, told.append)
+    assert looks == 30 and not told and setup.state.step == 0
+    assert not given.model.trainable["head/logits/kernel"].numpy().any()
+    assert setup.run.read_beats()[0].phase == cached.FITTING
 
 
 def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 from tl_dist.features.classifiers import tuning
 from tl_dist.features.classifiers.nested import Examples, Nested
+from tl_dist.features.classifiers.regressions import Stopped, unwatched
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -28,9 +30,8 @@ def search(
 ) -> list[tuning.Tried]:
     """By the plain view, unless `evaluated` says otherwise."""
     evaluated = more.pop("evaluated", values[:, :1])
-    classifier = Nested(
-        ClassifierConfig(name="logistic"), 2, {}, more.pop("class_weights", lambda labels: None)
-    )
+    weights, watch = more.pop("class_weights", lambda labels: None), more.pop("watch", unwatched)
+    classifier = Nested(ClassifierConfig(name="logistic"), 2, {}, weights, watch=watch)
     examples = Examples(values, evaluated, labels, labels)
     return tuning.search(candidates, classifier, examples, folds_of(labels, folds, 0), **more)
 
@@ -96,10 +97,19 @@ def test_of_equally_right_settings_the_surer_one_is_better() -> None:
     assert evaluated[0].setting.classifier.l2 == min(tuning.L2)
 
 
-def test_a_stop_ends_the_search_with_nothing() -> None:
+def test_a_stop_ends_the_search_in_the_middle_of_a_fit() -> None:
     values, labels = data()
-    asked = iter([False, False, True])
-    assert search(CANDIDATES, values, labels, 3, stop_requested=lambda: next(asked)) == []
+    rounds = 0
+
+    def watch() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 40:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        search(CANDIDATES, values, labels, 3, watch=watch)
+    assert rounds == 40
 
 
 def test_the_scaling_of_a_setting_is_that_of_its_classifier() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.features.classifiers.regressions import Problems
+from tl_dist.features.classifiers.regressions import Problems, Watch, unwatched
 from tl_dist.scores import figures
 
 Features = NDArray[Any]
@@ -53,6 +53,7 @@ def fit(
     l2: float = 0.0,
     scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
+    watch: Watch = unwatched,
 ) -> Linear:
     """The classifier `name` (logistic or nearest_mean) of these features.
 
@@ -66,7 +67,7 @@ def fit(
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
-        found = logistic(scaled, labels, num_classes, l2=l2, class_weights=class_weights)
+        found = logistic(scaled, labels, num_classes, l2=l2, class_weights=class_weights, watch=watch)
     else:
         found = nearest_mean(scaled, labels, num_classes)
     kernel = found.kernel / spread[:, None]
@@ -92,6 +93,7 @@ def logistic(
     *,
     l2: float,
     class_weights: Sequence[float] | None = None,
+    watch: Watch = unwatched,
 ) -> Linear:
     """Multinomial logistic regression: the minimum, not a point on the way to it.
 
@@ -111,6 +113,7 @@ def logistic(
         weights[:, None] / num,
         np.zeros((width, 1)),
         np.ones((width, 1)),
+        watch,
     )
     found = problem.minimum(l2, problem.start, TOLERANCE)
     of_logits, intercepts = (part[..., 0, :] for part in problem.map(found.at))

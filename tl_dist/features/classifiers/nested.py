@@ -16,6 +16,7 @@ from tl_dist.config import ClassifierConfig
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers
 from tl_dist.features.classifiers import selection
+from tl_dist.features.classifiers.regressions import Watch, unwatched
 from tl_dist.scores import figures
 
 
@@ -44,6 +45,7 @@ class Nested:
     columns        the features by the layers they come from, as `classifier.layers: auto` may choose them
     class_weights  of the training labels, in the loss
     seed           of the folds within the training examples
+    watch          called in every round of a fit; what it raises ends it
     """
 
     settings: ClassifierConfig
@@ -51,9 +53,11 @@ class Nested:
     columns: Mapping[str, NDArray[np.int64]]
     class_weights: Callable[[NDArray[np.int32]], Sequence[float] | None] = lambda labels: None
     seed: int = 0
+    watch: Watch = unwatched
 
     def fit(self, train: Examples) -> tuple[classifiers.Linear, selection.Choice | None]:
         """The classifier of these examples, and what was chosen by them where something is open."""
+        self.watch()
         settings = self.settings
         weights = self.class_weights(train.labels)
         candidates = selection.GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
@@ -68,6 +72,7 @@ class Nested:
                 columns=self.columns if settings.layers == "auto" else None,
                 scaling=settings.scaling,
                 class_weights=weights,
+                watch=self.watch,
             )
             l2, columns = choice.l2, choice.columns
         fitted = classifiers.fit(
@@ -78,6 +83,7 @@ class Nested:
             l2=l2,
             scaling=settings.scaling,
             class_weights=weights,
+            watch=self.watch,
         )
         kernel = np.zeros((train.values.shape[-1], self.num_classes))
         kernel[columns] = fitted.kernel

@@ -27,6 +27,16 @@ CURVATURE = 1e-6
 
 Coefficients = NDArray[np.float64]
 """[features + 1, Q * K]: the last row has the intercepts"""
+Watch = Callable[[], None]
+"""called in every round of a search; what it raises ends the search"""
+
+
+class Stopped(Exception):
+    """What a `Watch` raises when somebody has asked for an end."""
+
+
+def unwatched() -> None:
+    """Go on."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Problems:
     share: NDArray[Any]
     mean: NDArray[Any]
     spread: NDArray[Any]
+    watch: Watch = unwatched
     num_logits: int = field(init=False)
     _axes: tuple[NDArray[Any], NDArray[Any]] | None = field(init=False, default=None)
 
@@ -84,6 +95,7 @@ class Problems:
             ) -> NDArray[Any]:
                 nonlocal rounds
                 rounds += 1
+                self.watch()
                 return self._times_hessian(flat.reshape(start.shape), probabilities, l2).ravel()
 
             size = (start.size, start.size)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.features import classifiers
-from tl_dist.features.classifiers.regressions import Problems
+from tl_dist.features.classifiers.regressions import Problems, Watch, unwatched
 from tl_dist.scores import figures
 
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))
@@ -68,6 +68,7 @@ def choose(
     columns: Mapping[str, NDArray[np.int64]] | None = None,
     scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
+    watch: Watch = unwatched,
 ) -> Choice:
     """The best of `l2` and of `columns` (default: all of them) for logistic regression on these examples.
 
@@ -82,7 +83,7 @@ def choose(
     found: list[Choice] = []
     tried = 0
     for name, those in columns.items():
-        problem = _Folds(values[:, :, those], evaluated[:, :, those], numbers, fold, weights, scaling)
+        problem = _Folds(values[:, :, those], evaluated[:, :, those], numbers, fold, weights, scaling, watch)
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
             predicted = problem.probabilities(strength)
@@ -105,10 +106,12 @@ def held_out_classes(
     labels: NDArray[np.int32],
     fold: NDArray[np.int64],
     l2: float,
+    watch: Watch = unwatched,
 ) -> NDArray[np.int32]:
     """[examples]: the class of each, by the regression of the folds that it is not in; as `choose` fits them."""
     present, numbers = np.unique(labels, return_inverse=True)
-    problem = _Folds(values, values, numbers.astype(np.int32), fold, np.ones(len(labels)), "standardize")
+    numbers, weights = numbers.astype(np.int32), np.ones(len(labels))
+    problem = _Folds(values, values, numbers, fold, weights, "standardize", watch)
     return present[problem.probabilities(l2).argmax(axis=1)]
 
 
@@ -119,7 +122,14 @@ class _Folds:
     """
 
     def __init__(
-        self, values: Any, evaluated: Any, labels: Any, fold: Any, weights: NDArray[Any], scaling: str
+        self,
+        values: Any,
+        evaluated: Any,
+        labels: Any,
+        fold: Any,
+        weights: NDArray[Any],
+        scaling: str,
+        watch: Watch,
     ) -> None:
         _, views, width = values.shape
         rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
@@ -143,7 +153,7 @@ class _Folds:
             square = (rows**2).T @ inside / counts - mean**2
             spread = np.sqrt(np.maximum(square, 0))
             spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
-        self._problems = Problems(rows, labels.repeat(views), share, mean, spread)
+        self._problems = Problems(rows, labels.repeat(views), share, mean, spread, watch)
         self._solution = self._problems.start
 
     def probabilities(self, l2: float) -> figures.Probabilities:

@@ -6,7 +6,7 @@ them on the next, and so on. No test example is ever looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -84,8 +84,6 @@ def search(
     classifier: Nested,
     examples: Examples,
     fold: NDArray[np.int64],
-    *,
-    stop_requested: Callable[[], bool] = lambda: False,
 ) -> list[Tried]:
     """Settings from best to worst: those that were tried on more folds first, then by accuracy, then by log loss.
 
@@ -98,8 +96,6 @@ def search(
     alive = list(range(len(candidates)))
     for k in range(int(fold.max()) + 1):
         for i in alive:
-            if stop_requested():
-                return []
             scores[i].append(_score(candidates[i], classifier, examples, fold == k, weights))
         alive.sort(key=lambda i: _rank(scores[i]))
         alive = alive[: max(4, len(alive) // 2)]
