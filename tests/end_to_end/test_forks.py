@@ -6,8 +6,11 @@ import json
 import os
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,28 @@ def test_a_signal_to_who_asked_for_it_ends_it(environment: dict[str, str], numbe
     process.communicate(timeout=30)
     assert process.returncode == -number
     wait_for(lambda: not alive(pid), "its end", timeout_s=10)
+
+
+def server_of(path: Path, said: bytes) -> int:
+    """Its pid, told by a client that is then killed."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(said)
+        pid, *_ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
+
+
+def test_who_is_killed_while_asking_ends_no_server(environment: dict[str, str]) -> None:
+    subprocess.run([PYTHONS[1], *MODULE, "0"], env=environment, capture_output=True, check=True)
+    paths = [path for path in Path(PYTHONS[1]).parent.iterdir() if path.is_socket()]
+    asked = json.dumps({"words": ["no.module"], "files": [], "environment": {}, "limits": [], "cores": [0]})
+    for path in paths:
+        begun = [
+            server_of(path, said) for said in (b"\n", b'\n{"words"', b"\n" + asked.encode() + b"\n", b"")
+        ]
+        time.sleep(0.2)
+        assert {*begun} == {server_of(path, b"")} and alive(begun[0])
+    assert paths
 
 
 def test_the_command_says_the_same_in_both_ways(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def connection(executable: str, directory: str, kind: str) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):
             return connected(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # of a server that is no more
         argv = [executable, "-P", os.path.join(os.path.dirname(__file__), "server.py"), path, kind]
         with open(f"{path}.log", "w") as log:
             server = subprocess.Popen(
@@ -106,7 +108,8 @@ def connection(executable: str, directory: str, kind: str) -> socket.socket:
             with contextlib.suppress(OSError):
                 return connected(path)
             time.sleep(0.05)
-        raise RuntimeError(f"{path}.log says why no worker can be forked")
+        with open(f"{path}.log") as log:
+            raise RuntimeError(f"no {kind} can be forked: {log.read()[-2000:]}")
 
 
 def connected(path: str) -> socket.socket:

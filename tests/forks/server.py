@@ -38,6 +38,8 @@ OF_WORKERS = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
 )
+SAYING_S = 30.0
+"""for a client to say what it wants"""
 
 
 def become(asked: dict[str, Any], given: list[int]) -> None:
@@ -98,8 +100,17 @@ class Server:
 
     def _fork(self) -> list[str] | None:
         client, _ = self._listening.accept()
-        _, given, _, _ = socket.recv_fds(client, 1, 64)
-        asked = json.loads(client.makefile("r").readline())
+        client.settimeout(SAYING_S)
+        given: list[int] = []
+        try:
+            _, given, _, _ = socket.recv_fds(client, 1, 64)
+            asked = json.loads(client.makefile("r").readline())
+        except (OSError, ValueError):  # killed before it had said all
+            client.close()
+            for fd in given:
+                os.close(fd)
+            return None
+        client.settimeout(None)
         pid = os.fork()
         if not pid:
             self._listening.close()
@@ -115,7 +126,8 @@ class Server:
         ended = os.pidfd_open(pid)
         self._selector.register(ended, selectors.EVENT_READ, lambda: self._ended(pid, ended))
         self._selector.register(client, selectors.EVENT_READ, lambda: self._alone(pid))
-        client.sendall(f"{pid}\n".encode())
+        with contextlib.suppress(OSError):  # killed since: its end is read next
+            client.sendall(f"{pid}\n".encode())
         return None
 
     def _ended(self, pid: int, ended: int) -> None:

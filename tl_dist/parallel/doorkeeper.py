@@ -31,7 +31,7 @@ _MINE, _THE_SERVERS = 0, 1  # sockets of one port, in the order in which they ca
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _OPENING = "02"
 LISTENING = "0A"
-_LOOK_S = 0.05
+_LOOK_S = 0.25  # a look costs some 5 ms, and the packet comes again after a second
 _LATER_LOOK_S = 1.0  # once the workers are connected; gRPC may close what has been idle, and connect again
 _BUSY_S = 60.0
 

@@ -14,6 +14,8 @@ from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features.classifiers import tuning
+from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached, cross_validation
 from tl_dist.worker.setup import Setup
@@ -55,7 +57,12 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_validation, "from_images", lambda setup, stage: given_to(setup))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
     monkeypatch.setattr(cached, "refer", lambda setup, found: None)
-    kept = lambda pool, prefix, views, **more: SimpleNamespace(array=lambda: VIEWS[views])  # noqa: E731
+    monkeypatch.setattr(RunDir, "beat", lambda *_: None)
+    monkeypatch.setattr(RunDir, "stop_requested", lambda run: False)
+
+    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> Any:
+        return SimpleNamespace(array=lambda: VIEWS[augmentations])
+
     monkeypatch.setattr(extraction, "cached", kept)
 
 
@@ -92,9 +99,13 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
                 np.testing.assert_allclose(found.probabilities[seed, i], expected, atol=1e-4)
 
 
-def test_a_stop_gives_nothing() -> None:
-    asked = iter([False, True])
-    assert cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), lambda record: None) is None
+def test_a_stop_ends_it_in_the_middle_of_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "LOOK_S", 0.0)
+    asked, told = iter([False] * 50 + [True]), list[Any]()
+    monkeypatch.setattr(RunDir, "stop_requested", lambda run: next(asked))
+    with pytest.raises(Stopped):
+        cross_validation.cross_validate(setup(), 3, 2, lambda: False, told.append)
+    assert next(asked, None) is None and 0 < len(told) < 6
 
 
 def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
@@ -102,8 +113,8 @@ def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
 ) -> None:
     extracted = []
 
-    def kept(pool: Any, prefix: Any, views: tuple[str, ...], **more: Any) -> object:
-        extracted.append(views)
+    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> object:
+        extracted.append(augmentations)
         return object()  # of which nothing can be read
 
     monkeypatch.setattr(extraction, "cached", kept)
