@@ -108,7 +108,7 @@ def exchanges(strategy: str) -> dict[str, float]:
 
 def worker(strategy: str, case: str, output: str) -> None:
     if case != "exchanges":
-        trained(strategy, case, "float32", "auto", "1", output)
+        trained(strategy, case, "float32", "auto", "1", "64", output)
         return
     found = exchanges(strategy)
     if os.environ["HOROVOD_RANK"] == "0":

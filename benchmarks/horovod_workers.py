@@ -1,7 +1,9 @@
 """Two Horovod workers with one thread each against one worker with two threads: the same global batch of 64.
 
 VGG16 at 32 px. The ratio is what distribution costs when the hardware stays the same. Where everything is trained, each
-step sends 59 MB of float32 from core to core: by TCP (Gloo), by shared memory (Open MPI), or as bfloat16.
+step sends 59 MB of float32 from core to core: by TCP (Gloo), by shared memory (Open MPI), or as bfloat16. What two
+workers reach that exchange nothing says how much of the cost is not the exchange: each has half of the batch, but all
+of the weights to prepare, to read and to update.
 """
 
 from __future__ import annotations
@@ -38,11 +40,17 @@ def comparisons() -> Iterator[Comparison]:
         if precision == "mixed_bfloat16" and not cpu_has_bfloat16():
             continue
         details: dict[int, dict[str, float]] = {}
-        sides = {"1": launched((), case, details), "2": launched(launcher, case, details)}
+        sides = {
+            "1": launched((), case, details),
+            "2": launched(launcher, case, details),
+            "apart": apart(case),
+        }
         found = in_turn(sides, ROUNDS)
         note = (
             f"reduced each step: {details[2]['reduced_bytes'] / 1e6:.1f} MB per worker; "
-            f"not hidden: {details[2]['reduction_share']:.1%} of the step"
+            f"not hidden: {details[2]['reduction_share']:.1%} of the step; two that exchange nothing: "
+            f"{found['apart']:.1f} images/s ({found['apart'] / found['1']:.2f}), of which it is "
+            f"{found['2'] / found['apart']:.2f}"
         )
         yield Comparison(
             f"horovod_workers[{name}]", "images/s", found["2"], "1 worker", found["1"], bar=bar, note=note
@@ -53,25 +61,45 @@ def launched(
     launcher: Sequence[str], case: Sequence[str], details: dict[int, dict[str, float]]
 ) -> Callable[[], float]:
     workers = 2 if launcher else 1
-    threads = str(2 // workers)
-    strategy = "horovod" if launcher else "single"
 
     def measure() -> float:
-        with tempfile.TemporaryDirectory() as directory:
-            output = Path(directory) / "figures.json"
-            argv = [*launcher, sys.executable, "-m", "benchmarks.horovod_workers"]
-            argv += [strategy, *case, threads, str(output)]
-            env = dict(os.environ, OMP_NUM_THREADS=threads, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(ROOT))
-            done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stdout + done.stderr)
-            details[workers] = json.loads(output.read_text())
+        (details[workers],) = figures(launcher, case, threads=2 // workers, batch=64)
         return details[workers]["images_per_s"]
 
     return measure
 
 
-def trained(strategy: str, train_from: str, precision: str, wire: str, threads: str, output: str) -> None:
+def apart(case: Sequence[str]) -> Callable[[], float]:
+    """Two workers of one thread and half of the batch, at the same time, that know nothing of each other."""
+    return lambda: sum(one["images_per_s"] for one in figures((), case, threads=1, batch=32, processes=2))
+
+
+def figures(
+    launcher: Sequence[str], case: Sequence[str], *, threads: int, batch: int, processes: int = 1
+) -> list[dict[str, float]]:
+    """What so many commands at a time have measured."""
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory) / f"{k}.json" for k in range(processes)]
+        argv = [*launcher, sys.executable, "-m", "benchmarks.horovod_workers"]
+        argv += ["horovod" if launcher else "single", *case, str(threads), str(batch)]
+        env = dict(os.environ, OMP_NUM_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(ROOT))
+        started = [
+            subprocess.Popen(
+                [*argv, str(output)],
+                env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for output in outputs
+        ]  # fmt: skip
+        for process in started:
+            said, _ = process.communicate()
+            if process.returncode:
+                raise RuntimeError(said)
+        return [json.loads(output.read_text()) for output in outputs]
+
+
+def trained(
+    strategy: str, train_from: str, precision: str, wire: str, threads: str, batch: str, output: str
+) -> None:
     """One worker: the median rate over several stretches of steps."""
     import statistics
 
@@ -79,7 +107,7 @@ def trained(strategy: str, train_from: str, precision: str, wire: str, threads: 
     from tl_dist.config import registry
 
     use_threads(int(threads))
-    cfg = config(strategy, batch=64, train_from=train_from)
+    cfg = config(strategy, batch=int(batch), train_from=train_from)
     parallel = registry.strategy(strategy).start(cfg)
     trainer = Trainer(cfg, parallel, precision, wire=wire, threads=int(threads))
     steps = 30 if train_from == "head" else 10

@@ -32,6 +32,8 @@ def settings(*, gpus: bool, workers: int, stall_s: float) -> Settings:
             "HOROVOD_CYCLE_TIME": ("0.5" if workers <= 8 else "1") if gpus else "5",
             # A bucket is reduced by itself: what is fused with what must not depend on timing, or bits would.
             "HOROVOD_DISABLE_GROUP_FUSION": "1",
+            # MPI waits for its peers in a loop, on a core that computes unless it yields: a fifth of a step.
+            **({} if gpus else {"OMPI_MCA_mpi_yield_when_idle": "1"}),
             # Else the thread that starts reductions waits for each of them to end on the GPU.
             **({"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if gpus else {}),
             slots.GLOO_TIMEOUT_VARIABLE: str(slots.gloo_timeout_s(workers)),

@@ -29,7 +29,11 @@ def test_settings(
     assert found.environment == {
         "HOROVOD_CYCLE_TIME": cycle_ms,
         "HOROVOD_DISABLE_GROUP_FUSION": "1",
-        **({"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if asynchronous else {}),
+        **(
+            {"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"}
+            if asynchronous
+            else {"OMPI_MCA_mpi_yield_when_idle": "1"}
+        ),
         "HOROVOD_GLOO_TIMEOUT_SECONDS": str(30 + workers // 16 * 4),
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1200",
