@@ -129,7 +129,7 @@ class _Folds:
         fold: Any,
         weights: NDArray[Any],
         scaling: str,
-        watch: Watch,
+        watch: Watch = unwatched,
     ) -> None:
         _, views, width = values.shape
         rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
