@@ -66,7 +66,7 @@ def cropped_rows(
         return _resized(image_size, numbers[:, -1], orientations, *crops)
 
     # Not inlined: tf.data would go through all of it once more whenever an iteration begins.
-    @tf.function(experimental_attributes={"_noinline": True})
+    @tf.function(experimental_attributes={"_noinline": True}, autograph=False)
     def one_by_one(contents: Any, numbers: Any, orientations: Any) -> Any:
         def one(row: tuple[Any, Any, Any]) -> Any:
             content, drawn, orientation = row
