@@ -26,9 +26,8 @@ MODULE = ("-P", "-m", "tests.forks.surroundings")
 @pytest.fixture
 def environment() -> dict[str, str]:
     """As a worker has it, so that the server of other tests is the one of these."""
-    return dict(
-        os.environ, PYTHONPATH=str(Path(__file__).parents[2]), OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="2"
-    )
+    environment: dict[str, str] = forks.of_module("tests")["env"]
+    return environment
 
 
 def limited() -> None:

@@ -11,7 +11,9 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+ROOT = Path(__file__).parents[2]
 VARIABLE = "FORKS_OF_THE_TESTS"
 """the directory of the programs `tl-dist` and `python`; the environment takes it to every process of a test run"""
 
@@ -46,3 +48,9 @@ def remove(directory: Path) -> None:
 def program(name: str = "tl-dist") -> str:
     """Where that is, or `python`; the installed one outside of a test run."""
     return str(Path(os.environ.get(VARIABLE, Path(sys.executable).parent)) / name)
+
+
+def of_module(name: str, *arguments: str, **more: str) -> dict[str, Any]:
+    """`args` and `env` for subprocess: a module of the tests, by a fork of one process that has TensorFlow."""
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {"args": [program("python"), "-P", "-m", name, *arguments], "env": os.environ | environment | more}

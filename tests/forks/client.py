@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 
-FORKED = ("tl_dist.worker", "tests.")
+FORKED = ("tl_dist.worker", "tl_dist.models.backbones.weights", "tests.")
 """how the names of modules begin that a server's fork runs"""
-LATE = ("HOROVOD_", "NCCL_", "TL_", "PYTEST_")
-"""Variables that a worker reads after its imports, if at all; a server has one value of every other one."""
-LATE_NAMES = ("COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "TMPDIR", "XDG_CACHE_HOME", "_")
+LATE = ("COMP_", "HOROVOD_", "MLFLOW_", "NCCL_", "TL_", "PYTEST_")
+"""Variables that a process reads after its imports, if at all; a server has one value of every other one."""
+LATE_NAMES = ("COLUMNS", "LINES", "OLDPWD", "PATH", "PWD", "SHLVL", "TMPDIR", "XDG_CACHE_HOME", "_")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGABRT)
 LIMITS = (resource.RLIMIT_CORE, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)
 START_S = 120

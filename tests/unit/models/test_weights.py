@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import forks
 from tl_dist.config import registry
 from tl_dist.files import packages
 from tl_dist.models.backbones import hdf5, keras_files, preprocess, sources, weights
@@ -201,6 +202,7 @@ def test_random_weights_need_no_file(cache, capsys):
 
 
 def test_a_local_file_is_converted_by_a_child_once_for_each_content(tiny_file, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", forks.program("python"))
     path = tmp_path / "mine.weights.h5"
     path.write_bytes(tiny_file[0].read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -218,7 +220,8 @@ def test_a_local_file_is_converted_by_a_child_once_for_each_content(tiny_file, c
         weights.resolve(str(path), "tiny", cache=cache)
 
 
-def test_a_refusal_of_the_child_is_ours(cache, tmp_path):
+def test_a_refusal_of_the_child_is_ours(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", forks.program("python"))
     path = tmp_path / "x.weights.h5"
     path.write_bytes(b"no HDF5")
     with pytest.raises(Refusal, match="cannot be read") as refusal:

@@ -6,25 +6,20 @@ Logical CPU devices stand for GPUs.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forks
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What tests/unit/parallel/logical_devices.py finds."""
     output = tmp_path_factory.mktemp("devices") / "found.json"
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    argv = [sys.executable, "-m", "tests.unit.parallel.logical_devices", str(output)]
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        argv, cwd=root, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
+    scenario = forks.of_module("tests.unit.parallel.logical_devices", str(output))
+    done = subprocess.run(**scenario, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(output.read_text())
 

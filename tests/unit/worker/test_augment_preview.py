@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forks
 from tl_dist.cli.main import main
 from tl_dist.config import file as config_file
 from tl_dist.data.augment import augment
@@ -24,7 +26,8 @@ optimizer: {learning_rate: 0.1}
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "executable", forks.program("python"))  # the command's child
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG)
     return path
