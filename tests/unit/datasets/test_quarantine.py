@@ -29,6 +29,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
 NAMES = [f"digit {k}" for k in range(10)]
+DECODED = tf.function(decode_rgb)  # of bytes, however many: traced once
 
 
 class Ranks:
@@ -94,7 +95,7 @@ def test_a_header_tells_what_is_wrong_and_where(kind: str, tmp_path: Path) -> No
     cut_off = "cut off" in found.reason
     assert found.offset == (file.stat().st_size if cut_off else 0)
     with pytest.raises(tf.errors.OpError):
-        tf.function(decode_rgb)(tf.constant(content()))
+        DECODED(tf.constant(content()))
     inside = tmp_path / "shard"
     inside.write_bytes(b"before" + content() + photograph("JPEG"))
     assert fault(Location(inside, 6, len(content()))) == (6 + found.offset, found.reason)
@@ -183,21 +184,19 @@ def test_images_in_memory_need_no_look(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_position_has_the_same_pixels_on_any_worker_count(
-    world_size: int, damaged: Path, tmp_path: Path
-) -> None:
+def test_a_position_has_the_same_pixels_on_any_worker_count(damaged: Path, tmp_path: Path) -> None:
+    """Three workers: shares of two sizes."""
     splits = folder(damaged)
-    (found, *_) = screen(splits, tmp_path / "cache", world_size)
+    (found, *_) = screen(splits, tmp_path / "cache", 3)
     train = quarantine.without(splits, found)["train"]
-    order = Order(seed=3, num_examples=60, global_batch=12)
+    order = Order(seed=3, num_examples=60, global_batch=5)
 
     def pixels(rows: range) -> list[Any]:
         read = augmented(train, ("dihedral", "pad_crop"), 3, 32)
-        return list(train_batches(read, order, rows=rows, from_step=0, to_step=6).as_numpy_iterator())
+        return list(train_batches(read, order, rows=rows, from_step=0, to_step=12).as_numpy_iterator())
 
-    whole = pixels(range(12))
-    shares = [pixels(rows_of(rank, world_size, 12)) for rank in range(world_size)]
+    whole = pixels(range(5))
+    shares = [pixels(rows_of(rank, 3, 5)) for rank in range(3)]
     for step, batch in enumerate(whole):
         for field in ("images", "labels", "positions"):
             together = np.concatenate([getattr(share[step], field) for share in shares])
