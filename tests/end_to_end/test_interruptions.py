@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.end_to_end.harness import (
+    INSTALLED,
     NUM_STEPS,
     TL_DIST,
     Workspace,
@@ -40,7 +41,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int, step: int) -> None:
     """The other worker stops in front of the step, so that this one waits for it in the middle."""
     run = workspace.run(f"kill-{rank}")
-    process, other = workspace.start_up_to(run.name, step, rank=1 - rank)
+    program = TL_DIST if rank else INSTALLED  # one by processes that are all their parents' children
+    process, other = workspace.start_up_to(run.name, step, rank=1 - rank, program=program)
     os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
     os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
