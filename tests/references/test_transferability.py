@@ -139,3 +139,24 @@ def test_the_order_of_the_trained_and_what_the_first_choice_loses() -> None:
     assert ranking.verdict([tied], [tied]) == {"tied": False}  # as good is no better
     two = ranking.agreement("two", [1.0, 2.0], [0.5, 0.6])
     assert two is not None and two.kendall is None and two.regret == 0
+
+
+def test_the_error_of_a_regret_is_that_of_the_paired_difference_and_of_the_spread_over_seeds() -> None:
+    """McNemar's variance of a difference on the same images; the variance of a mean of runs that differ as wholes."""
+    rng = np.random.default_rng(0)
+    num = 2000
+    best = rng.random((1, num)) < 0.8
+    worse = best & (rng.random((1, num)) < 0.9)  # right about no other image: far less varied than by itself
+    found = ranking.agreement("worse", [1.0, 2.0], [0.8, 0.72], ranking.resample([best, worse]))
+    share = float((best & ~worse).mean())
+    assert found is not None and found.error == pytest.approx(np.sqrt(share * (1 - share) / num), rel=0.1)
+    right = ranking.agreement("right", [2.0, 1.0], [0.8, 0.72], ranking.resample([best, worse]))
+    assert right is not None and right.error == 0  # the better one in every draw
+    runs = np.zeros((2, num), bool)
+    runs[1] = (
+        True  # accuracies 0 and 1, whatever the images: the mean of two draws has a deviation of sqrt(1 / 8)
+    )
+    whole = ranking.agreement(
+        "seeds", [2.0, 1.0], [0.5, 1.0], ranking.resample([runs, np.ones((1, num), bool)])
+    )
+    assert whole is not None and whole.error == pytest.approx(np.sqrt(1 / 8), rel=0.1)

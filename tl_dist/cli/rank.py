@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl_dist.cli.candidates import Candidate, bare, candidates
 from tl_dist.cli.tasks import run_shown
@@ -23,7 +25,7 @@ from tl_dist.files.foreign import read_file
 from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import figures, ranking
+from tl_dist.scores import figures, predictions, ranking
 from tl_dist.terminal.tables import narrow_table, relative, show_line
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DAMAGED = (LookupError, TypeError, ValueError, AttributeError)
 """what records of a run may raise that are not as they were written"""
 
 SCORES = {
+    "order": "probe, then published accuracy",
     "linear_probe": "linear probe",
     "nearest": "nearest neighbours",
     "logme": "LogME",
@@ -66,12 +69,13 @@ def rank(
             {"candidate": one.label, "accuracy": one.accuracy, **_scored(request, one, wanted, console)}
         )
     runs = _given(trained, every, rows) if trained else _found(request.runs, every, rows)
-    for row, accuracies in zip(rows, runs, strict=True):
-        row["trained"] = float(np.mean(accuracies)) if accuracies else None
-        row["runs"] = len(accuracies)
-    order = sorted(range(len(rows)), key=lambda k: -rows[k]["linear_probe"])
-    rows = [rows[k] for k in order]
-    found = {"candidates": rows, "sorted_by": "linear_probe", "agreement": _agreement(rows)}
+    for row, those in zip(rows, runs, strict=True):
+        row["trained"] = float(np.mean([_accuracy(run) for run in those])) if those else None
+        row["runs"] = len(those)
+    order = preferred(rows)
+    rows = [{**rows[k], "order": -place} for place, k in enumerate(order)]
+    resampled = _resampled([runs[k] for k in order if runs[k]])
+    found = {"candidates": rows, "sorted_by": SCORES["order"], "agreement": _agreement(rows, resampled)}
     show(found, console)
     best = every[order[0]]
     found["best"] = str(_write(request, best, rows[0], out, console))
@@ -96,33 +100,32 @@ def _scored(request: Request, one: Candidate, wanted: Mapping[str, Any], console
     return {key: value for key, value in kept.items() if key != "request"}
 
 
-def _found(root: Path, every: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """By candidate the test accuracies of the runs below `root` that are the config trained from it, of any seed."""
-    runs: list[list[float]] = [[] for _ in every]
+def _found(root: Path, every: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]) -> list[list[RunDir]]:
+    """By candidate the runs below `root` that are the config trained from it to its end, of any seed."""
+    runs: list[list[RunDir]] = [[] for _ in every]
     wanted = [bare(one.training) for one in every]
     for path in children(root):
         with suppress(Refusal, OSError, *DAMAGED):
             run = RunDir.open(path)
-            accuracy, identity = _accuracy(run), run.read_identity()
-            if accuracy is None or identity is None:
+            identity = run.read_identity()
+            if _accuracy(run) is None or identity is None:
                 continue
             settings = bare(config_file.load(run.config_file, imports=False))
             for k, row in enumerate(rows):
                 if settings == wanted[k] and _same_start(identity, row):
-                    runs[k].append(accuracy)
+                    runs[k].append(run)
     return runs
 
 
 def _given(
     trained: Sequence[Path], every: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]
-) -> list[list[float]]:
-    """The same of these runs, whatever else their configs say; refuses (64) one of other data or another network."""
-    runs: list[list[float]] = [[] for _ in every]
+) -> list[list[RunDir]]:
+    """By candidate these runs, whatever else their configs say; refuses (64) one of other data or another network."""
+    runs: list[list[RunDir]] = [[] for _ in every]
     for path in trained:
         run = RunDir.open(path)
         model, identity = config_file.load(run.config_file, imports=False).model, run.read_identity()
-        accuracy = _accuracy(run)
-        if accuracy is None or identity is None:
+        if _accuracy(run) is None or identity is None:
             raise Refusal(f"{path} has not been trained to its end.", fix="train it.", code=ExitCode.USAGE)
         if identity["data"] != rows[0]["data"]:
             what = f"{path} was trained on other examples than the config has"
@@ -136,7 +139,7 @@ def _given(
         if not same:
             what = f"{path} was trained from {model.backbone} with weights '{model.weights}', which is no candidate"
             raise Refusal(f"{what}.", fix="add it to the candidates, or leave it out.", code=ExitCode.USAGE)
-        runs[same[0]].append(accuracy)
+        runs[same[0]].append(run)
     return runs
 
 
@@ -152,13 +155,39 @@ def _accuracy(run: RunDir) -> float | None:
     return None if of_split is None else float(of_split["accuracy"])
 
 
-def _agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _resampled(runs: Sequence[Sequence[RunDir]]) -> NDArray[np.float64] | None:
+    """As `ranking.resample` has it; None where what each said of the same images is not kept."""
+    said = [[_said(run) for run in those] for those in runs]
+    first = said[0][0] if said else None
+    if first is None or not all(one and np.array_equal(one.ids, first.ids) for one in chain(*said)):
+        return None
+    return ranking.resample([np.stack([_right(one) for one in those if one]) for those in said])
+
+
+def _said(run: RunDir) -> predictions.Predictions | None:
+    """Of each example that its accuracy is of; None where a later evaluation has taken its place."""
+    found = (run.done or {}).get("figures", {})
+    split = "test" if found.get("test") else "validation"
+    with suppress(Refusal):
+        said = predictions.load(predictions.file_of(run.path, split))
+        if np.isclose(_right(said).mean(), found[split]["accuracy"]):
+            return said
+    return None
+
+
+def _right(said: predictions.Predictions) -> NDArray[np.bool_]:
+    return said.probabilities.argmax(axis=1) == said.labels
+
+
+def _agreement(
+    rows: Sequence[Mapping[str, Any]], resampled: NDArray[np.float64] | None
+) -> dict[str, Any] | None:
     """How each score and baseline orders what was trained; None where fewer than two were."""
     trained = [row["trained"] for row in rows]
 
     def of(names: Mapping[str, str]) -> Iterator[ranking.Agreement]:
         for key, name in names.items():
-            one = ranking.agreement(name, [row[key] for row in rows], trained)
+            one = ranking.agreement(name, [row[key] for row in rows], trained, resampled)
             if one is not None:
                 yield one
 
@@ -219,14 +248,39 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     folds = len(rows[0]["fold_accuracies"])
     show_line(
         console,
-        f"sorted by the linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} "
-        f"folds of {rows[0]['examples']:,} training examples",
+        f"linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} folds of "
+        f"{rows[0]['examples']:,} training examples",
     )
-    alike = [row["candidate"] for row in rows[1:] if not told_apart(rows[0], row)]
-    if alike:
-        show_line(console, f"these folds do not tell it apart from the best: {', '.join(alike)}")
+    alike = _alike(rows)
+    if len(alike) > 1:
+        names = ", ".join(rows[k]["candidate"] for k in alike)
+        order = "published accuracy" if _published(rows, alike) else "the probe"
+        show_line(console, f"the folds do not tell these apart, so the first is the best by {order}: {names}")
     if found["agreement"] is not None:
         show_agreement(found["agreement"], console)
+
+
+def preferred(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The candidates, the one to start from first: by the probe, and by published accuracy where the folds cannot say.
+
+    Where one that is not told apart from the best has no published accuracy, and among equals, by the probe alone.
+    """
+    order = sorted(range(len(rows)), key=lambda k: -rows[k]["linear_probe"])
+    alike = _alike([rows[k] for k in order])
+    first = [order[k] for k in alike]
+    if _published(rows, first):
+        first.sort(key=lambda k: -rows[k]["accuracy"])
+    return first + [k for k in order if k not in first]
+
+
+def _alike(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The best by the probe, and those that its folds do not tell apart from it, as they come."""
+    best = max(rows, key=lambda row: row["linear_probe"])
+    return [k for k, row in enumerate(rows) if not told_apart(best, row)]
+
+
+def _published(rows: Sequence[Mapping[str, Any]], those: Sequence[int]) -> bool:
+    return all(rows[k]["accuracy"] is not None for k in those)
 
 
 def told_apart(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -240,7 +294,8 @@ def show_agreement(found: Mapping[str, Any], console: Console) -> None:
     table = narrow_table("ordered by", "regret in points", "weighted tau", "Spearman")
     for one in (*found["scores"], *found["baselines"]):
         known = [f"{one[key]:.3f}" if one[key] is not None else "-" for key in ("kendall", "spearman")]
-        table.add_row(one["name"], f"{100 * one['regret']:.2f}", *known)
+        error = "" if one["error"] is None else f" ± {100 * one['error']:.2f}"
+        table.add_row(one["name"], f"{100 * one['regret']:.2f}{error}", *known)
     console.print(table)
     num = found["scores"][0]["num"]
     show_line(

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 500
 
 Values = Sequence[float | None]
 """of a score, or of a baseline, by candidate; None where it is not known"""
@@ -23,6 +26,8 @@ class Agreement:
     spearman: float | None
     regret: float
     """accuracy lost by training the first by this score in place of the best; of several first ones, their mean"""
+    error: float | None = None
+    """the standard error of the regret: with other test images and other seeds; None where it is not known"""
 
     @property
     def quality(self) -> tuple[float, float]:
@@ -30,19 +35,42 @@ class Agreement:
         return -round(self.regret, 9), -np.inf if self.kendall is None else round(self.kendall, 9)
 
 
-def agreement(name: str, values: Values, trained: Values) -> Agreement | None:
-    """None where fewer than two candidates were trained, or a value of one of these is not known."""
+def agreement(
+    name: str, values: Values, trained: Values, resampled: NDArray[np.float64] | None = None
+) -> Agreement | None:
+    """None where fewer than two candidates were trained, or a value of one of these is not known.
+
+    resampled [draws, candidates]: what `resample` makes of those that were trained.
+    """
     from scipy.stats import spearmanr, weightedtau
 
     known = [(v, t) for v, t in zip(values, trained, strict=True) if t is not None]
     if len(known) < 2 or any(v is None for v, _ in known):
         return None
     score, accuracy = np.array(known, np.float64).T
-    regret = float(accuracy.max() - accuracy[score == score.max()].mean())
+    first = score == score.max()
+    regret = float(accuracy.max() - accuracy[first].mean())
+    error = None
+    if resampled is not None:
+        error = float(np.std(resampled.max(axis=1) - resampled[:, first].mean(axis=1), ddof=1))
     if len(known) < 3 or np.ptp(score) == 0 or np.ptp(accuracy) == 0:
-        return Agreement(name, len(known), None, None, regret)
+        return Agreement(name, len(known), None, None, regret, error)
     kendall, spearman = weightedtau(score, accuracy).statistic, spearmanr(score, accuracy).statistic
-    return Agreement(name, len(known), float(kendall), float(spearman), regret)
+    return Agreement(name, len(known), float(kendall), float(spearman), regret, error)
+
+
+def resample(right: Sequence[NDArray[np.bool_]], *, seed: int = 0) -> NDArray[np.float64]:
+    """Accuracies [draws, candidates] by bootstrap: of test images, the same for all, and of the runs of each candidate.
+
+    right: for each candidate [runs, images], whether each of its runs is right about each image.
+    """
+    rng, num = np.random.default_rng(seed), right[0].shape[1]
+    drawn = np.empty((RESAMPLES, len(right)))
+    for draw in drawn:
+        counts = np.bincount(rng.integers(num, size=num), minlength=num)
+        for k, runs in enumerate(right):
+            draw[k] = (runs @ counts)[rng.integers(len(runs), size=len(runs))].mean() / num
+    return drawn
 
 
 def verdict(scores: Sequence[Agreement], baselines: Sequence[Agreement]) -> Mapping[str, bool]:

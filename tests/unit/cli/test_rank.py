@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +117,16 @@ def test_what_leaves_nothing_to_rank_is_refused_before_a_worker_starts(request_:
     assert caught.value.code == ExitCode.DATA
     with pytest.raises(Refusal, match="starts from another run"):
         ranked("source.run=runs/other")
+
+
+def test_published_accuracy_decides_between_candidates_that_the_folds_do_not_tell_apart() -> None:
+    def row(accuracy: float | None, *folds: float) -> dict[str, Any]:
+        return {"linear_probe": float(np.mean(folds)), "fold_accuracies": folds, "accuracy": accuracy}
+
+    best, near = row(0.6, 0.90, 0.84, 0.88, 0.86, 0.90), row(0.7, 0.88, 0.86, 0.87, 0.85, 0.90)
+    far = row(0.9, 0.60, 0.55, 0.58, 0.57, 0.61)
+    assert rank.preferred([far, best, near]) == [2, 1, 0]  # the highest of all is worse in every fold
+    assert rank.preferred([far, best, {**near, "accuracy": 0.5}]) == [1, 2, 0]
+    assert rank.preferred([far, best, {**near, "accuracy": None}]) == [1, 2, 0]  # the probe alone
+    assert rank.preferred([{**far, "accuracy": None}, best, near]) == [2, 1, 0]
+    assert rank.preferred([{**near, "accuracy": 0.6}, best, far]) == [1, 0, 2]  # equal ones by the probe
