@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import Any
 from tests import forks
 from tl_dist.launcher.rendezvous import Rendezvous
 
-HERE = Path(__file__).parent
 TIMEOUT_S = 280
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 
@@ -48,18 +46,13 @@ def run_script(script: str, *arguments: str, workers: int, launcher: str | None,
 
     Its process is one alone, or `launcher` starts several: "ours" or "mpi".
     """
-    # Forks of a process with TensorFlow, but under mpirun, which knows its children by more than their output.
-    python = sys.executable if launcher == "mpi" else forks.program("python")
-    module = f"{__package__}.{script.removesuffix('.py')}"
-    argv = [python, "-P", "-m", module, *arguments, str(output)]
-    environment = dict(
-        os.environ, TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(HERE.parent.parent), OMP_NUM_THREADS="1"
-    )
+    scenario = forks.of_module(f"{__package__}.{script.removesuffix('.py')}", *arguments, str(output))
+    argv, environment = scenario["args"], scenario["env"]
     if launcher == "ours":
         run_workers(argv, environment, workers)
         return json.loads(output.read_text())
-    if launcher == "mpi":
-        argv = [*MPIRUN, "-np", str(workers), *argv]
+    if launcher == "mpi":  # which knows its children by more than their output
+        argv = [*MPIRUN, "-np", str(workers), sys.executable, *argv[1:]]
     done = subprocess.run(
         argv, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
