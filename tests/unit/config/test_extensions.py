@@ -14,7 +14,7 @@ import pytest
 
 from tests.doubles import build, given_to, setup_of
 from tests.other_package import ROOT, written
-from tl_dist.config import Config, registry
+from tl_dist.config import Config, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
 from tl_dist.models.backbones import weights
@@ -80,6 +80,18 @@ def test_an_entry_point_leads_to_a_record_and_its_options_to_the_data_set() -> N
     assert config_file.trajectory(cfg)["data"]["options"] == {"num_examples": 60}
     Path("again.yaml").write_text(config_file.dump(cfg))
     assert config_file.load("again.yaml", ["name=x"]) == cfg
+
+
+def test_packages_are_looked_at_once_and_again_when_one_is_installed(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As into the kernel of a notebook."""
+    assert "shapes" in extensions.offers(registry.DATASET.group)
+    with monkeypatch.context() as patch:
+        patch.setattr(extensions, "entry_points", None)
+        assert set(extensions.offers(registry.BACKBONE.group)) == set(POINTS[registry.BACKBONE.group])
+    offer(site, "tl-more", {registry.DATASET.group: {"more": "tl_more:MORE"}})
+    assert {"shapes", "more"} <= extensions.offers(registry.DATASET.group).keys()
 
 
 @pytest.mark.parametrize(
