@@ -203,7 +203,9 @@ class SlurmCluster:
         text = self.run("scontrol", "show", "job", job_id, timeout_s=10)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, timeout_s: float, *, every_s: float = 0.1
+    ) -> None:
         """Block until `condition()`; a ClusterError when a daemon ends, or the time is over."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -215,12 +217,15 @@ class SlurmCluster:
             if dead or time.monotonic() > deadline:
                 reason = f"ended: {', '.join(dead)}" if dead else f"not within {timeout_s:.0f} s"
                 raise ClusterError(f"waiting for {what}: {reason}\n{self._try('squeue')}\n{self.logs()}")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
     def wait_for_state(self, job_id: str, *states: str, timeout_s: float) -> str:
         """Block until the job is in one of `states`."""
         self.wait_until(
-            lambda: self.job(job_id)["JobState"] in states, f"job {job_id} in {states}", timeout_s
+            lambda: self.job(job_id)["JobState"] in states,
+            f"job {job_id} in {states}",
+            timeout_s,
+            every_s=0.5,  # each look is a process, and the job computes
         )
         return self.job(job_id)["JobState"]
 

@@ -140,7 +140,9 @@ def test_interrupted_job_ends_with_the_same_weights(
     slurm.run("scancel", "--signal=USR1", "--batch", job_id)
     slurm.wait_until(run.stop_requested, "the request to stop", timeout_s=60)
     os.kill(worker, signal.SIGCONT)
-    slurm.wait_until(lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=120)
+    slurm.wait_until(
+        lambda: slurm.job(job_id)["Restarts"] == "1", "the first restart", timeout_s=120, every_s=0.5
+    )
     stopped_at = newest_step(run)
     assert 10 <= stopped_at < NUM_STEPS
 

@@ -10,7 +10,16 @@ import signal
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import CONFIG, NUM_STEPS, Workspace, bits, losses, step_of
+from tests.end_to_end.harness import (
+    CONFIG,
+    INSTALLED,
+    NUM_STEPS,
+    TL_DIST,
+    Workspace,
+    bits,
+    losses,
+    step_of,
+)
 from tl_dist.refusal import ExitCode
 
 STEP = random.Random(76).randrange(62, NUM_STEPS - 5)
@@ -29,7 +38,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int) -> None:
     """Rank 0 is also the one to which TensorFlow's other servers report."""
     run = workspace.run(f"kill-{rank}")
-    process, other = workspace.start_up_to(run.name, STEP, rank=1 - rank)
+    program = TL_DIST if rank else INSTALLED  # one by processes that are all their parents' children
+    process, other = workspace.start_up_to(run.name, STEP, rank=1 - rank, program=program)
     os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
     os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
@@ -54,7 +64,7 @@ def test_a_frozen_worker_is_noticed_named_and_costs_no_bit(
 def test_a_stop_is_heeded_and_horovod_goes_on_from_there(workspace: Workspace) -> None:
     """The signal goes to a worker in the middle of a step, where TensorFlow's server would keep it for itself."""
     run = workspace.run("back")
-    process, worker = workspace.start_up_to(run.name, 50, rank=1)
+    process, worker = workspace.start_up_to(run.name, 50, rank=1, program=TL_DIST)
     os.kill(workspace.worker_pid(run.name, 0), signal.SIGTERM)
     os.kill(worker, signal.SIGCONT)
     said, _ = process.communicate(timeout=120)

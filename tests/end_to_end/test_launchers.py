@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.harness import BIN, CONFIG, Workspace, losses, records
+from tests.end_to_end.harness import BIN, CONFIG, TL_DIST, Workspace, losses, records
 from tests.parallel.launch import MPIRUN
 
 SHORT = ("steps=20", "checkpoint.every_steps=10")
@@ -41,7 +41,7 @@ def test_a_launchers_workers_train_the_run_of_a_single_worker(workspace: Workspa
 
 def test_eval_gives_the_figures_of_the_run(workspace: Workspace) -> None:
     run = workspace.run("reference")
-    argv = [str(BIN / "tl-dist"), "eval", str(run.path), "--split", "test"]
+    argv = [TL_DIST, "eval", str(run.path), "--split", "test"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
     figures = (run.done or {})["figures"]["test"]
     assert f"{figures['num_correct']} of {figures['num_examples']}" in done.stdout

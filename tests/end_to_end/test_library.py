@@ -171,7 +171,7 @@ def test_it_rounds_as_the_run_did_in_mixed_precision(pooling: str, hidden: int |
 def test_what_is_saved_needs_nothing_of_ours(tmp_path: Path) -> None:
     """Batch norm among it, which is a layer of our own while a run trains."""
     expected = {}
-    for backbone in ("resnet50", "vgg16", "densenet121"):
+    for backbone in ("resnet50", "densenet121"):
         _, model = assembled(backbone, "both")
         directory = tmp_path / backbone
         directory.mkdir()
