@@ -7,7 +7,7 @@ and 2,000. Some 35 CPU minutes; `TL_DIST_RANK_RUNS=DIRECTORY` keeps what is trai
 
 Not measured to its end yet. By one run of each on 480 to 800 test images, where a regret is uncertain by 1 to 2.5
 points: 1.25, 2.92 and 0.00 points by the probe alone; 0.00, 0.00 and 1.37 by published accuracy, and by the choice of
-`rank`. By one run of each EfficientNet on 2,000 test images of CIFAR-10: 0.0 +- 0.4 by that choice, which is lite2;
+`rank`. By two runs of each EfficientNet on 2,000 test images of CIFAR-10: 0.0 +- 0.4 by that choice, which is lite2;
 1.1 +- 0.9 by lite1, the probe's first.
 """
 
