@@ -16,6 +16,7 @@ from tests.end_to_end.harness import Workspace, bits, losses, records
 from tl_dist.cli.prune import pruned
 from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
+from tl_dist.models import refit
 from tl_dist.runs.directory import RunDir
 from tl_dist.worker import teaching
 from tl_dist.worker.rank_zero import RankZero
@@ -33,7 +34,14 @@ safety: {max_restarts: 0}
 runtime: {threads: 1}
 """
 TAUGHT = ("distill.teacher=runs/teacher", "distill.temperature=2", "distill.weight=0.8", "seed=1")
-PRUNED = ("source.run=runs/teacher", "source.head=true", "model.prune=0.5", *TAUGHT)
+PRUNED = (
+    "source.run=runs/teacher",
+    "source.head=true",
+    "source.refit=true",
+    "model.prune=0.5",
+    "optimizer.learning_rate=0.001",
+    *TAUGHT,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +78,21 @@ def refusal(workspace: Workspace, name: str, *overrides: str) -> str:
 
 
 def test_two_workers_share_the_teachers_work_and_one_reads_it(workspace: Workspace) -> None:
-    """The curves of two workers and of one are the same, and not those of a run without a teacher."""
-    said = workspace.train("two", *TAUGHT, "strategy=horovod", "workers=2")
+    """The curves of two workers and of one are the same, and not those of a run without a teacher.
+
+    So are the layers that they fit together, and begin with.
+    """
+    said = workspace.train("two", *PRUNED, "strategy=horovod", "workers=2")
     num_views = 2 * tl.open_dataset(tl.Run("runs/two").config)["train"].num_examples
     assert f"features of train by the teacher {num_views}/{num_views}" in said, said
-    one = workspace.train_here("one", *TAUGHT)
+    one = workspace.train_here("one", *PRUNED)
     assert not records(one, "extraction")
+    assert any("3 layers fitted to" in record["text"] for record in records(one, "note"))
     found, expected = losses(workspace.run("two")), losses(one)
     assert found.keys() == expected.keys() and len(found) == 12
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-4)
+    unfitted = losses(workspace.train_here("unfitted", *PRUNED, "source.refit=false", "steps=1"))
+    assert expected[1] < 0.8 * unfitted[1]
     alone = losses(workspace.train_here("alone", "seed=1"))
     assert np.abs(np.subtract([*alone.values()], [*expected.values()])).max() > 0.05
 
@@ -110,6 +124,16 @@ def test_a_stop_changes_no_bit_and_a_teacher_that_is_moved_or_changed_is_named(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = workspace.train_here("whole", *PRUNED)
+    with monkeypatch.context() as patch:
+        solve = refit.Fit.solve
+
+        def then_stop(self: refit.Fit, *sums: Any) -> None:
+            solve(self, *sums)
+            workspace.run("cut").request_stop()
+
+        patch.setattr(refit.Fit, "solve", then_stop)
+        workspace.train_here("cut", *PRUNED)
+    assert workspace.run("cut").done is None and not losses(workspace.run("cut"))
     with monkeypatch.context() as patch:
         stopped_after(5, patch)
         workspace.train_here("cut", *PRUNED)

@@ -46,7 +46,7 @@ def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> Config:
         "features": FeaturesConfig(),
         "optimizer": OPTIMIZER,
         "stages": (),
-        "source": SourceConfig(run=path, head=True),
+        "source": SourceConfig(run=path, head=True, refit=True),
         "distill": DistillConfig(teacher=path),
         "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
     }

@@ -172,7 +172,8 @@ def trajectory(cfg: Config) -> dict[str, Any]:
     if not values["model"]["prune"]:
         del values["model"]["prune"]  # likewise
     if values["source"] is not None:
-        values["source"] = "run"  # whose weights those are is said by their digest, in the run's identity
+        # Whose weights those are is said by their digest, in the run's identity.
+        values["source"] = "run, refitted" if values["source"]["refit"] else "run"
     if values["distill"] is None:
         del values["distill"]  # as above
     else:

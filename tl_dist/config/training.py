@@ -119,6 +119,9 @@ class SourceConfig(Section):
     """directory of a run with the same backbone: its newest checkpoint, averaged weights where it kept them"""
     head: bool = False
     """carry the head over as well: of a run with the same classes and the same settings of the head"""
+    refit: bool = False
+    """with model.prune: before the first step each layer that reads fewer channels is fitted by least squares to what
+    the source's says of training images (He et al., arXiv 1707.06168)"""
     data: DataConfig | None = None
     """in place of run: this task is trained first, from model.weights, as a run of its own"""
     name: Annotated[str, Field(pattern=RUN_NAME)] | None = None

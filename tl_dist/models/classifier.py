@@ -178,10 +178,24 @@ class Classifier:
 
     def _features(self, outputs: Any) -> Any:
         """What the last layer takes, from what `prefix` gives; no dropout."""
-        features = self._suffix(outputs)
-        if self._config.normalize:
-            features = self.normalized(features)
+        features = self._pooled(outputs)
         return self._hidden(features) if self._hidden else features
+
+    def _pooled(self, outputs: Any) -> Any:
+        """What the head takes, from what `prefix` gives."""
+        features = self._suffix(outputs)
+        return self.normalized(features) if self._config.normalize else features
+
+    @property
+    def first_of_head(self) -> Any:
+        """The layer that reads the pooled features."""
+        return self._hidden or self._logits
+
+    def into(self, layer: Any) -> Callable[[Any], Any]:
+        """Images -> what goes into a layer of the network other than its first, or into `first_of_head`."""
+        if layer is self.first_of_head:
+            return lambda images: self._pooled(self.prefix(images))
+        return cut.from_images(self._backbone, self.network, layer.input)
 
     def with_features(self, images: Any) -> tuple[Any, Any]:
         """The logits that calling it gives, and what the last layer makes them of: float32 [rows, num_features]."""

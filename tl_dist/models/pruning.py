@@ -60,12 +60,12 @@ def _inner(network: Any) -> set[str]:
         if len(next_ones) != 1:
             return not next_ones
         (reader,) = next_ones
-        return _is_convolution(reader) or (isinstance(reader, _CHANNEL_BY_CHANNEL) and is_inner(reader))
+        return is_convolution(reader) or (isinstance(reader, _CHANNEL_BY_CHANNEL) and is_inner(reader))
 
-    return {layer.name for layer in network.layers if _is_convolution(layer) and is_inner(layer)}
+    return {layer.name for layer in network.layers if is_convolution(layer) and is_inner(layer)}
 
 
-def _is_convolution(operation: Any) -> bool:
+def is_convolution(operation: Any) -> bool:
     """Whether it is one that reads all channels for each of its own."""
     return isinstance(operation, _layers.Conv2D) and operation.groups == 1
 
@@ -75,38 +75,41 @@ def _inputs(operation: Any) -> list[Any]:
     return [] if isinstance(operation, _layers.InputLayer) else keras.tree.flatten(operation.input)
 
 
-def kept(wide: Classifier, network: Any) -> dict[str, np.ndarray]:
-    """What a narrower `network` of the same layers takes over from `wide`, by path: its weights, and those of the head.
+def channels(wide: Classifier, network: Any) -> dict[int, np.ndarray]:
+    """Which channels of `wide` each tensor of a narrower `network` of the same layers has, by the id of the tensor.
 
-    `network` says how many channels of each convolution there are, the weights of `wide` which.
+    `network` says how many there are of each convolution, the weights of `wide` which.
     """
-    arrays = {path: v.numpy() for path, v in {**wide.moving, **wide.frozen}.items()}
-    chosen: dict[int, np.ndarray] = {}  # of each tensor of `network`: which channels of `wide` it has
+    chosen: dict[int, np.ndarray] = {}
     for old, new in zip(wide.network.operations, network.operations, strict=True):
-        inputs = [chosen[id(tensor)] for tensor in _inputs(new)]
-        channels = np.arange(old.output.shape[-1])
-        if new.output.shape[-1] < len(channels):
-            channels = inputs[0]
-            if _is_convolution(new):
-                norms = np.abs(arrays[_path(old, "kernel")]).sum(axis=(0, 1, 2), dtype=np.float64)
-                channels = np.sort(np.argsort(-norms, kind="stable")[: new.filters])
-        chosen[id(new.output)] = channels
+        here = np.arange(old.output.shape[-1])
+        if new.output.shape[-1] < len(here):
+            here = chosen[id(_inputs(new)[0])]
+            if is_convolution(new):
+                norms = np.abs(old.kernel.numpy()).sum(axis=(0, 1, 2), dtype=np.float64)
+                here = np.sort(np.argsort(-norms, kind="stable")[: new.filters])
+        chosen[id(new.output)] = here
+    return chosen
+
+
+def kept(wide: Classifier, network: Any) -> dict[str, np.ndarray]:
+    """What a narrower `network` of the same layers takes over from `wide`, by path: its weights, and the head's."""
+    arrays = {path: v.numpy() for path, v in {**wide.moving, **wide.frozen}.items()}
+    chosen = channels(wide, network)
+    for new in network.operations:
+        here = chosen[id(new.output)]
         for variable in getattr(new, "weights", ()):
-            path = _path(new, variable.name)
-            if variable.name == "kernel" and _is_convolution(new):
-                arrays[path] = arrays[path][:, :, inputs[0]][..., channels]
+            path = f"backbone/{new.name}/{variable.name}"
+            if variable.name == "kernel" and is_convolution(new):
+                arrays[path] = arrays[path][:, :, chosen[id(new.input)]][..., here]
             else:  # [channels], or [height, width, channels, 1] of a convolution by channels
-                arrays[path] = arrays[path].take(channels, axis=2 if len(variable.shape) == 4 else 0)
+                arrays[path] = arrays[path].take(here, axis=2 if len(variable.shape) == 4 else 0)
     features, first = [], 0
     for end, width, num_channels in zip(wide.stage_ends, wide.stage_widths, wide.stage_channels, strict=True):
         # However a map is pooled, the channels are the last axis of what comes of it.
         of_map = (first + np.arange(width)).reshape(-1, num_channels)
         features.append(of_map[:, chosen[id(seam(network, end))]].ravel())
         first += width
-    reader = "head/hidden/kernel" if "head/hidden/kernel" in arrays else "head/logits/kernel"
+    reader = f"head/{wide.first_of_head.name}/kernel"
     arrays[reader] = arrays[reader][np.concatenate(features)]
     return arrays
-
-
-def _path(layer: Any, name: str) -> str:
-    return f"backbone/{layer.name}/{name}"

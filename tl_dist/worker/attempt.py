@@ -18,7 +18,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.owner import OwningJob
-from tl_dist.worker import agreement, cached, decidable, rank_zero, teaching
+from tl_dist.worker import agreement, cached, decidable, rank_zero, refit, teaching
 from tl_dist.worker.rank_zero import Listen, Recorder
 from tl_dist.worker.setup import Setup, restore
 from tl_dist.worker.stage import StageTraining
@@ -81,6 +81,8 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: 
     given = from_images(setup, stage)
     for text in _of_stage(setup, given):
         recorder.tell({"event": "note", "text": text})
+    if not refit.refitted(setup, recorder.tell):
+        return False
     if stage.number and first_step == stage.first_step:
         setup.optimizer.begin(stage.number)
     stop_requested = partial(setup.stop_requested, "extracting features")

@@ -46,7 +46,7 @@ def test_what_trained_the_run_is_left_out_and_all_else_is_kept() -> None:
     assert (cfg.name, cfg.epochs, cfg.stages) == ("whole-pruned-0.5", 10.0, ())
     assert cfg.model == before.model.model_copy(update={"prune": 0.5, "train_from": "all"})
     assert (cfg.optimizer.name, cfg.optimizer.layer_decay) == ("adamw", 1.0)
-    assert cfg.source is not None and cfg.source.head and cfg.distill is not None
+    assert cfg.source is not None and cfg.source.head and cfg.source.refit and cfg.distill is not None
     assert cfg.source.run == cfg.distill.teacher == str(run.path.absolute())
     assert cfg == pruned(run, 0.5)  # so the same command resumes
 

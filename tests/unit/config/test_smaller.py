@@ -21,6 +21,7 @@ optimizer: {learning_rate: 0.1}
 epochs: 2
 """
 TAUGHT = "distill.teacher=runs/teacher"
+REFITTED = ("source.run=x", "source.head=true", "source.refit=true", "model.prune=0.5")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,8 @@ def test_a_teacher_decides_the_weights_and_where_it_lies_does_not() -> None:
 
 def test_the_share_to_prune_decides_the_weights() -> None:
     halved = config_file.trajectory(load("source.run=runs/x", "model.prune=0.5"))
-    assert halved["model"]["prune"] == 0.5
+    assert halved["model"]["prune"] == 0.5 and halved["source"] == "run"  # as in runs older than refit
+    assert config_file.trajectory(load(*REFITTED))["source"] != "run"
 
 
 def test_the_source_task_is_neither_taught_nor_pruned() -> None:
@@ -67,6 +69,10 @@ def test_the_source_task_is_neither_taught_nor_pruned() -> None:
         (["model.prune=0.5", "source.run=x", "model.backbone=xception"], "xception has few of them"),
         (["source.data.name=digits", "source.steps=3", "source.head=true"], "has classes of its own"),
         ([TAUGHT, "distill.temperature=0"], "above 0"),
+        (["source.run=x", "source.head=true", "source.refit=true"], "nothing to make good without model.prune"),
+        ([*REFITTED, "source.head=false"], "the head is fitted, too. Fix: write 'head: true' below 'source:'"),
+        ([*REFITTED, "model.train_from=block2"], "would be frozen. Fix: write 'train_from: all'"),
+        ([*REFITTED, "optimizer.l2_sp=0.1"], "l2_sp would pull to the weights before"),
         ([TAUGHT, "distill.weight=1", "loss.label_smoothing=0.1"], "label_smoothing does nothing"),
         ([TAUGHT, "distill.weight=1", "loss.class_weights=balanced"], "class_weights does nothing"),
         (

@@ -88,6 +88,16 @@ def _prune(cfg: Config) -> Iterator[Broken]:
             f"prune {prune:g} keeps channels of a trained network, and there is none to take them from.",
             "train it whole first, and write 'source: {run: runs/NAME, head: true}'.",
         )
+    if cfg.source is not None and cfg.source.refit:
+        for wrong, what, fix in (
+            (not prune, "there is nothing to make good without model.prune", "remove it"),
+            (not cfg.source.head, "the head is fitted, too", "write 'head: true' below 'source:'"),
+            ("all" not in cfg.parts, "a part of what it changes would be frozen", "write 'train_from: all'"),
+            (cfg.optimizer.l2_sp > 0, "l2_sp would pull to the weights before", "remove one of them"),
+        ):
+            if wrong:
+                yield Broken(("source", "refit"), f"source.refit: {what}.", f"{fix}.")
+                return
 
 
 def _names_a_weights_source(text: str) -> bool:

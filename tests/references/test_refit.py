@@ -1,0 +1,92 @@
+"""Layers of a pruned network fitted by least squares, against SciPy's solver on equations that torch takes apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import scipy.linalg
+import tensorflow as tf
+import torch
+
+from tests.doubles import build
+from tests.unit.models.test_pruning import pruned, trained
+from tl_dist.models import refit
+from tl_dist.models.classifier import Classifier
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+HEAD: dict[str, Any] = {"pooling": "both", "normalize": True}
+
+
+def fitted(narrow: Classifier, fit: refit.Fit, images: np.ndarray) -> None:
+    squares, products = fit.sums(tf.constant(images), len(images))
+    fit.solve({**narrow.moving, **narrow.frozen}, np.float64(squares), np.float64(products))
+
+
+def reference(inputs: np.ndarray, outputs: np.ndarray, start: np.ndarray, damping: float) -> np.ndarray:
+    """scipy.linalg.lstsq of the equations and, below them, of those that pull to the start."""
+    pull = np.sqrt(damping * np.square(inputs).sum(axis=0).mean())
+    below = pull * np.eye(inputs.shape[1])
+    return scipy.linalg.lstsq(np.vstack([inputs, below]), np.vstack([outputs, below @ start]))[0]
+
+
+def design(images: np.ndarray, network: Any, name: str) -> tuple[np.ndarray, Any]:
+    """Patches that a 3 x 3 convolution with stride 1 sees, [places, height * width * channels + 1], by torch."""
+    layer = network.get_layer(name)
+    maps = keras.Model(network.inputs, layer.input)([images / np.float32(127.5) - 1])
+    tensor = torch.tensor(maps.numpy()).permute(0, 3, 1, 2)
+    found = torch.nn.functional.unfold(tensor, 3, padding=1)  # [images, channels * 9, places]
+    patches = found.permute(0, 2, 1).reshape(-1, tensor.shape[1], 9).permute(0, 2, 1)
+    flat = patches.reshape(len(patches), -1).double().numpy()
+    return np.hstack([flat, np.ones((len(flat), 1))]), layer
+
+
+def test_a_convolution_and_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that reads fewer channels, with every equation, and the head on what all convolutions give by then."""
+    monkeypatch.setattr(refit, "ROWS", 10**6)
+    wide = trained(**HEAD)
+    narrow = pruned(wide, 0.5, **HEAD)
+    fits = refit.fits(wide, narrow)
+    fit = next(fits)
+    name = fit.paths[0].split("/")[1]
+    assert fit.paths == (f"backbone/{name}/kernel", f"backbone/{name}/bias")
+    x, layer = design(IMAGES, narrow.network, name)
+    whole, of_whole = design(IMAGES, wide.network, name)
+    kernel, bias = (values.astype(np.float64) for values in of_whole.get_weights())
+    kernel_left, bias_left = layer.get_weights()
+    kept = [int(np.flatnonzero(bias == one)[0]) for one in bias_left]
+    y = whole @ np.vstack([kernel.reshape(-1, kernel.shape[-1]), bias])[:, kept]
+    start = np.vstack([kernel_left.reshape(-1, len(kept)), bias_left])
+    expected = reference(x, y, start, refit.DAMPING)
+    fitted(narrow, fit, IMAGES)
+    found = np.vstack([layer.get_weights()[0].reshape(-1, len(kept)), layer.get_weights()[1]])
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(found - start).max() > 0.1 * np.abs(start).max()
+
+    for fit in fits:
+        variables = {**narrow.moving, **narrow.frozen}
+        start = np.vstack([variables[path].numpy().reshape(-1, fit.num_outputs) for path in fit.paths])
+        fitted(narrow, fit, IMAGES)
+    assert fit.paths == ("head/logits/kernel", "head/logits/bias")
+    x = np.hstack([narrow.with_features(IMAGES)[1].numpy().astype(np.float64), np.ones((len(IMAGES), 1))])
+    y = wide(IMAGES).numpy().astype(np.float64)
+    found = np.vstack([narrow.moving[path].numpy() for path in fit.paths])
+    expected = reference(x, y, start.astype(np.float64), refit.DAMPING)
+    np.testing.assert_allclose(
+        found, expected, atol=2e-3 * np.abs(expected).max()
+    )  # 6 images: sums in float32
+
+
+def test_where_a_sample_of_places_is_enough_the_equations_are_of_these() -> None:
+    wide = trained(**HEAD)
+    fit = next(refit.fits(wide, pruned(wide, 0.5, **HEAD)))
+    every, _ = fit.sums(tf.constant(IMAGES), 1)
+    some, _ = fit.sums(tf.constant(IMAGES), 10**6)  # so many that one place of each is enough
+    ones = (
+        np.float64(every)[-1, -1],
+        np.float64(some)[-1, -1],
+    )  # the square of the bias's one at every place
+    assert ones == (len(IMAGES) * min(fit.rows, refit.ROWS * fit.num_inputs), len(IMAGES))
+    assert build(**HEAD).first_of_head.name == "logits"
