@@ -19,7 +19,7 @@ from tl_dist.runs.directory import RunDir
 EPOCHS = 10.0
 OPTIMIZER = OptimizerConfig(
     name="adamw",
-    learning_rate=1e-3,
+    learning_rate=1e-4,
     weight_decay=0.01,
     ema=0.99,
     schedule=ScheduleConfig(name="cosine", warmup_epochs=0.5),
