@@ -12,7 +12,7 @@ import tensorflow as tf
 import torch
 
 from tests.doubles import build
-from tests.unit.models.test_pruning import pruned, trained
+from tests.pruned import pruned, trained
 from tl_dist.models import refit
 from tl_dist.models.classifier import Classifier
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, cut, head, pruning
+from tl_dist.models import batch_norm, cut, head, precision, pruning
 from tl_dist.models.backbones import Backbone, blocks
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
@@ -67,6 +66,8 @@ class Classifier:
         """that the last layer takes"""
         self.mask_features: int = self.num_features if config.dropout else 0
         self._logits = head.last_layer(config.hidden or features, num_classes)
+        self.first_of_head = self._hidden or self._logits
+        """the layer that reads the pooled features"""
         self.bfloat16_paths: set[str] = set()
         """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.new = self._reinitialized()
@@ -104,7 +105,7 @@ class Classifier:
                     table, kept = self.statistics, self._config.batch_norm_momentum
                     self.momentum[path] = layer.momentum if kept is None else kept
                 table[path] = variable.value
-                if table is self.trainable and reads_bfloat16(layer):
+                if table is self.trainable and precision.reads_bfloat16(layer):
                     self.bfloat16_paths.add(path)
         for layer in filter(None, (self._hidden, self._logits)):
             for variable in layer.weights:
@@ -186,11 +187,6 @@ class Classifier:
         features = self._suffix(outputs)
         return self.normalized(features) if self._config.normalize else features
 
-    @property
-    def first_of_head(self) -> Any:
-        """The layer that reads the pooled features."""
-        return self._hidden or self._logits
-
     def into(self, layer: Any) -> Callable[[Any], Any]:
         """Images -> what goes into a layer of the network other than its first, or into `first_of_head`."""
         if layer is self.first_of_head:
@@ -204,11 +200,8 @@ class Classifier:
 
     def normalized(self, features: Any) -> Any:
         """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
-        if len(self.stage_widths) == 1:
-            return head.normalize(features)
-        return tf.concat(
-            [head.normalize(part) for part in tf.split(features, self.stage_widths, axis=-1)], axis=-1
-        )
+        parts = tf.split(features, self.stage_widths, axis=-1)
+        return tf.concat([head.normalize(part) for part in parts], axis=-1)
 
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
         """(images -> the feature maps that are pooled, these -> logits): the network cut where space ends."""
@@ -319,11 +312,6 @@ def _drawing_from(seed: int) -> Iterator[None]:
 def widest(views: Iterable[Classifier]) -> Classifier:
     """The view that trains the most: its variables are those of any of them."""
     return max(views, key=lambda view: len(view.trainable))
-
-
-def reads_bfloat16(layer: Any) -> bool:
-    """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
-    return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"
 
 
 def variable_path(layer: Any, variable: Any) -> str:

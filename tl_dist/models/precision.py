@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def resolve(name: str) -> str:
@@ -41,3 +42,10 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except (OSError, StopIteration):
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def reads_bfloat16(layer: Any) -> bool:
+    """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
+    import keras
+
+    return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"

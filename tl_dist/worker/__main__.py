@@ -214,13 +214,10 @@ def _on_features(run: RunDir, phase: str, *, alone: bool) -> Iterator[tuple[Any,
     from tl_dist.worker.setup import setup
 
     made = setup(run, cores=cores.own_share(os.environ))
-    with (
-        append_to(run.metrics_file) as lines,
-        made.parallel.naming_lost_peers(),
-        contextlib.suppress(Stopped),  # the body ends there
-    ):
+    with append_to(run.metrics_file) as lines, made.parallel.naming_lost_peers():
         stop_requested = partial(made.stop_requested, phase, alone=alone)
-        yield made, stop_requested, lambda record: lines.write(json.dumps(record) + "\n")
+        with contextlib.suppress(Stopped):  # the body ends there
+            yield made, stop_requested, lambda record: lines.write(json.dumps(record) + "\n")
 
 
 def _extract(run: RunDir) -> int:

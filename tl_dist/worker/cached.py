@@ -20,7 +20,7 @@ from tl_dist.datasets import Source, pool_of, strata_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features import views as feature_views
 from tl_dist.features.classifiers import nested, selection
-from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.features.classifiers.regressions import Stopped, watching
 from tl_dist.features.stored import FeatureSet
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
@@ -31,7 +31,6 @@ from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
 LARGEST_ROW = 8
 """times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
-FITTING, LOOK_S = "fitting the classifier", 1.0
 
 
 def finder(
@@ -240,23 +239,11 @@ def _free_bytes(setup: Setup) -> int:
     return int(setup.parallel.total({"free": free})["free"])
 
 
-def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
-    """How the classifier that the config describes is fitted to features of this stage's model, on rank 0.
-
-    A fit raises `Stopped` when the run is asked to stop.
-    """
+def classifier_of(setup: Setup, given: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
+    """How the config's classifier is fitted to features of this stage's model; `Stopped` when asked to stop."""
     cfg, built, train = setup.cfg, given.model, setup.splits["train"]
     widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
     balanced = cfg.loss.class_weights == "balanced"
-    last_look = -LOOK_S
-
-    def watch() -> None:
-        nonlocal last_look
-        if time.monotonic() - last_look >= LOOK_S:
-            last_look = time.monotonic()
-            if setup.stop_requested(FITTING, alone=True):
-                raise Stopped
-
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
@@ -266,7 +253,7 @@ def classifier_of(setup: Setup, given: StageInput) -> nested.Nested:
             balanced_class_weights(labels, train.num_classes) if balanced else setup.class_weights()
         ),
         cfg.data.split_seed,
-        watch,
+        watching(stop_requested),
     )
 
 
@@ -287,7 +274,9 @@ def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
     Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result. False, and nothing is
     changed, when asked to stop before the end.
     """
-    setup.beat(FITTING, alone=True)
+    setup.beat(
+        "fitting the classifier", alone=True
+    )  # the only one, as the other workers have no more of them
     stopped = False
     if setup.is_first:
         began = time.monotonic()
@@ -296,7 +285,8 @@ def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
         assert given.features is not None
         values = normalized(setup, given, given.features.values())
         try:
-            fitted, choice = classifier_of(setup, given).fit(examples_of(train, values, cfg))
+            classifier = classifier_of(setup, given, setup.run.stop_requested)
+            fitted, choice = classifier.fit(examples_of(train, values, cfg))
         except Stopped:
             stopped = True
         else:

@@ -18,7 +18,7 @@ from tl_dist.features.stored import FeatureSet
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached
 from tl_dist.worker.setup import Setup
-from tl_dist.worker.stage_input import StageInput, from_images
+from tl_dist.worker.stage_input import from_images
 
 
 def tune(
@@ -47,7 +47,7 @@ def tune(
     examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
     candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
-    return tuning.search(candidates, cached.classifier_of(setup, given), examples, fold)
+    return tuning.search(candidates, cached.classifier_of(setup, given, stop_requested), examples, fold)
 
 
 def cross_validate(
@@ -89,23 +89,24 @@ def cross_validate(
     examples = cached.examples_of(pool, loaded(sets[0]), cfg)
     if len(sets) > 1:
         examples = replace(examples, evaluated=loaded(sets[1]))
+    classifier = cached.classifier_of(setup, given, stop_requested)
     if by is not None and grouped is not None:
-        by_group = _out_of_fold(setup, given, pool, examples, grouped[0][None], say)
+        by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
         return replace(by_group, held_out=(by, grouped[1]))
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
-    return _out_of_fold(setup, given, pool, examples, fold, say)
+    return _out_of_fold(setup, classifier, pool, examples, fold, say)
 
 
 def _out_of_fold(
     setup: Setup,
-    given: StageInput,
+    classifier: nested.Nested,
     pool: Source,
     examples: nested.Examples,
     fold: NDArray[np.int64],
     say: extraction.Say,
 ) -> OutOfFold:
     """Every fold [seeds, examples] in turn."""
-    labels, classifier = examples.labels, cached.classifier_of(setup, given)
+    labels = examples.labels
     seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
     chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]

@@ -35,7 +35,7 @@ def rank(
         return
     values = cached.normalized(setup, given, features.array()[rows])
     examples = cached.examples_of(source.subset(rows), values, setup.cfg)
-    found = _scores(examples, cached.classifier_of(setup, given))
+    found = _scores(examples, cached.classifier_of(setup, given, stop_requested))
     used = setup.model.network.layers[: max(setup.model.stage_ends)]
     found |= {
         "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),

@@ -92,7 +92,14 @@ RANKED = {
     "logme": -0.6543, "h_score": 123.456, "nleep": -1.234, "parameters": 118654321, "features": 12345,
     "accuracy": 0.713, "trained": 0.8512, "fold_accuracies": [0.91, 0.92], "examples": 5000,
 }  # fmt: skip
-AGREEMENT = {"name": "nearest neighbours", "num": 3, "kendall": -0.123, "spearman": 0.321, "regret": 0.1234}
+AGREEMENT = {
+    "name": "nearest neighbours",
+    "num": 3,
+    "kendall": -0.123,
+    "spearman": 0.321,
+    "error": 0.0123,
+    "regret": 0.1234,
+}
 RANKING = {
     "candidates": [RANKED, RANKED | {"candidate": "b", "accuracy": None}],
     "agreement": {
@@ -143,7 +150,8 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         lambda c: rank.show(RANKING, c),
         [f"{PATH}/vgg16"],
         ["0.912", "0.901", "0.923", "0.876", "-0.654", "123.46", "-1.23", "118.65", "12,345", "0.713", "0.851",
-         "12.34", "-0.123", "0.321", "plain baseline, parameters: nearest neighbours", "from the best: b"],
+         "12.34", "-0.123", "0.321", "plain baseline, parameters: nearest neighbours",
+         "the folds do not tell these apart"],
     ),
     "compare": (
         lambda c: compare.show(COMPARED, (f"{PATH}/one", f"{PATH}/two"), c),

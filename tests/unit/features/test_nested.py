@@ -15,7 +15,7 @@ from tests.doubles import drawn, given_to, memory_source, setup_of
 from tl_dist.cli.cross_validation import chosen_line
 from tl_dist.config import ClassifierConfig, Config
 from tl_dist.config import file as config_file
-from tl_dist.features.classifiers import nested, selection
+from tl_dist.features.classifiers import nested, regressions, selection
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
@@ -148,7 +148,7 @@ def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_pa
 
 def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup, given = a_run(tmp_path, drawn(2)[1])
-    monkeypatch.setattr(cached, "LOOK_S", 0.0)
+    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
     looks = 0
 
     def stop_requested(run: RunDir) -> bool:
@@ -161,7 +161,7 @@ def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: py
     assert not cached.fit_head(setup, given, told.append)
     assert looks == 30 and not told and setup.state.step == 0
     assert not given.model.trainable["head/logits/kernel"].numpy().any()
-    assert setup.run.read_beats()[0].phase == cached.FITTING
+    assert setup.run.read_beats()[0].phase == "fitting the classifier"
 
 
 def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import build
-from tests.unit.models.test_pruning import HEADS, branching, with_every_weight_drawn
+from tests.pruned import HEADS, branching, with_every_weight_drawn
 from tl_dist.config import ModelConfig
 from tl_dist.models import classifier, pruning, refit
 from tl_dist.models.backbones import Backbone

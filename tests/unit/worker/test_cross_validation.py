@@ -13,9 +13,8 @@ from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfi
 from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
-from tl_dist.features.classifiers import tuning
+from tl_dist.features.classifiers import regressions, tuning
 from tl_dist.features.classifiers.regressions import Stopped
-from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached, cross_validation
 from tl_dist.worker.setup import Setup
@@ -57,8 +56,6 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_validation, "from_images", lambda setup, stage: given_to(setup))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
     monkeypatch.setattr(cached, "refer", lambda setup, found: None)
-    monkeypatch.setattr(RunDir, "beat", lambda *_: None)
-    monkeypatch.setattr(RunDir, "stop_requested", lambda run: False)
 
     def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> Any:
         return SimpleNamespace(array=lambda: VIEWS[augmentations])
@@ -100,11 +97,10 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
 
 
 def test_a_stop_ends_it_in_the_middle_of_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "LOOK_S", 0.0)
+    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
     asked, told = iter([False] * 50 + [True]), list[Any]()
-    monkeypatch.setattr(RunDir, "stop_requested", lambda run: next(asked))
     with pytest.raises(Stopped):
-        cross_validation.cross_validate(setup(), 3, 2, lambda: False, told.append)
+        cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), told.append)
     assert next(asked, None) is None and 0 < len(told) < 6
 
 

@@ -8,6 +8,7 @@ of the loss is known well enough.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ MOST_AXES = 2048
 NEWTON_STEPS = 50
 CONJUGATE_STEPS = 200
 HALVINGS = 30
+LOOK_S = 1.0
 SUFFICIENT = 1e-4
 """part of the promised decrease with which a step is taken (Armijo)"""
 CURVATURE = 1e-6
@@ -37,6 +39,20 @@ class Stopped(Exception):
 
 def unwatched() -> None:
     """Go on."""
+
+
+def watching(stop_requested: Callable[[], bool]) -> Watch:
+    """Looks whether to stop, every `LOOK_S` at most."""
+    last_look = -LOOK_S
+
+    def watch() -> None:
+        nonlocal last_look
+        if time.monotonic() - last_look >= LOOK_S:
+            last_look = time.monotonic()
+            if stop_requested():
+                raise Stopped
+
+    return watch
 
 
 @dataclass(frozen=True)
