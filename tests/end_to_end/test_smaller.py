@@ -18,6 +18,7 @@ from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
 from tl_dist.models import refit
 from tl_dist.runs.directory import RunDir
+from tl_dist.worker import refit as worker_refit
 from tl_dist.worker import teaching
 from tl_dist.worker.rank_zero import RankZero
 
@@ -77,7 +78,9 @@ def refusal(workspace: Workspace, name: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_two_workers_share_the_teachers_work_and_one_reads_it(workspace: Workspace) -> None:
+def test_two_workers_share_the_teachers_work_and_one_reads_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The curves of two workers and of one are the same, and not those of a run without a teacher.
 
     So are the layers that they fit together, and begin with.
@@ -91,6 +94,10 @@ def test_two_workers_share_the_teachers_work_and_one_reads_it(workspace: Workspa
     found, expected = losses(workspace.run("two")), losses(one)
     assert found.keys() == expected.keys() and len(found) == 12
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-4)
+    # Whoever has more of the images says no more often how far it is: by that the supervisor tells who waits for whom.
+    monkeypatch.setattr(worker_refit, "_GROUP_BYTES", 1)
+    image_by_image = workspace.train_here("image-by-image", *PRUNED)
+    assert image_by_image.read_beats()[0].number == one.read_beats()[0].number
     unfitted = losses(workspace.train_here("unfitted", *PRUNED, "source.refit=false", "steps=1"))
     assert expected[1] < 0.8 * unfitted[1]
     alone = losses(workspace.train_here("alone", "seed=1"))

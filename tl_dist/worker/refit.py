@@ -79,5 +79,6 @@ def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
             x, y = (values.numpy().astype(np.float64) for values in of_group(group))
             squares += x
             products += y
-            stop = stop or setup.stop_requested("fitting layers")
+            # Looked for without a beat: of these all workers have the same number, and of groups they have not.
+            stop = stop or (setup.is_first and setup.run.stop_requested())
     return parallel.total({"squares": squares, "products": products, "stop": float(stop)})
