@@ -136,6 +136,11 @@ def teacher(images: Any) -> Any:
     return tf.cast(images[:, 12, :20:2, 0], tf.float32) / 50
 
 
+def batch_of(workers: int) -> int:
+    """Of so many workers: uneven over them, and a row for each."""
+    return max(GLOBAL_BATCH, workers + 1)
+
+
 def run_variant(
     parallel: Any,
     *,
@@ -151,6 +156,7 @@ def run_variant(
     num_steps: int = NUM_STEPS,
     wire: str = "auto",
     evaluated: bool = True,
+    global_batch: int = GLOBAL_BATCH,
 ) -> dict[str, Any]:
     """Steps from the same start; the losses, the final weights' checksums on each replica, an exact evaluation.
 
@@ -173,12 +179,12 @@ def run_variant(
             stages=[optim.rules(optimizer, view.trainable, built.depths, built.new) for view in views],
         )
     state = TrainState({**net.moving, **opt.variables})
-    order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=GLOBAL_BATCH)
+    order = Order(seed=7, num_examples=NUM_EXAMPLES, global_batch=global_batch)
     rate = partial(optim.learning_rate, optimizer, steps_per_epoch=5.3, total_steps=num_steps)
-    rows = rows_of(parallel.rank, parallel.world_size, GLOBAL_BATCH)
+    rows = rows_of(parallel.rank, parallel.world_size, global_batch)
     read = augmented(source, ("flip", "pad_crop"), order.seed, 24, augmentation)
     mixed = augmentation.mixes or soft_labels
-    objective = step.Objective(10, GLOBAL_BATCH, mixed=mixed, distillation=distillation)
+    objective = step.Objective(10, global_batch, mixed=mixed, distillation=distillation)
 
     def train_stage(number: int, end: int) -> list[Report]:
         batches = train_batches(
@@ -216,14 +222,14 @@ def run_variant(
 
     def evaluate() -> dict[str, Any]:
         held_out = evaluation_batches(
-            plain(source, 24), NUM_EXAMPLES, rows=rows, global_batch=GLOBAL_BATCH
+            plain(source, 24), NUM_EXAMPLES, rows=rows, global_batch=global_batch
         )  # fmt: skip
         with opt.averaged(len(parts) - 1):
             result = evaluation.evaluate(
-                "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // GLOBAL_BATCH),
+                "all", NUM_EXAMPLES, -(-NUM_EXAMPLES // global_batch),
                 parallel.feed(held_out),
                 evaluation.evaluation_step(
-                    net, step.Objective(10, GLOBAL_BATCH), parallel, global_batch=GLOBAL_BATCH
+                    net, step.Objective(10, global_batch), parallel, global_batch=global_batch
                 ),
                 parallel, stop_requested=lambda: False,
             )  # fmt: skip
@@ -244,7 +250,7 @@ def run_variant(
         weights = {path: variable.numpy() for path, variable in net.trainable.items()}
         moved = {path: variable.numpy().tolist() for path, variable in net.statistics.items()}
         if moved:
-            average = averaging(net, parallel, global_batch=GLOBAL_BATCH)
+            average = averaging(net, parallel, global_batch=global_batch)
             batches = parallel.feed(
                 train_batches(read, order, rows=rows, from_step=state.step, to_step=state.step + 3)
             )
@@ -294,7 +300,8 @@ def main() -> None:
     results: dict[str, Any] = {"meeting_s": clocks[:, 1].max() - clocks[:, 0].max()}
     # An evaluation knows nothing of how the weights were trained: one is enough.
     for name in (name for name in names if name in VARIANTS):
-        results[name] = run_variant(parallel, evaluated=name == "plain", **VARIANTS[name])
+        variant = {"evaluated": name == "plain", "global_batch": batch_of(workers), **VARIANTS[name]}
+        results[name] = run_variant(parallel, **variant)
     for name in (name for name in names if name in WIRES):
         runtime = RuntimeConfig(wire=WIRES[name]["wire"])
         same = registry.strategy(strategy).start(config.model_copy(update={"runtime": runtime}))

@@ -67,6 +67,7 @@ class Collective(OneOfMany):
         # is for the supervisor to find; without one the patience is that of the longest phase.
         self._patience_s = max(safety.hang_s, safety.alone_s, safety.first_step_s)
         self._keys: dict[int, Hashable] = {}
+        self._places: list[int] | None = None
         local_rank, local_size = 0, 1
         if self.world_size > 1:
             local_rank, local_size = (
@@ -94,7 +95,10 @@ class Collective(OneOfMany):
             self._device = f"/job:worker/replica:0/task:{self.rank}/device:"
             with tf.device(f"{self._device}CPU:0"):
                 self._token = tf.Variable(0.0, trainable=False)  # collectives of one worker run in its order
-            self.total({"connected": 1.0})
+            # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
+            ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
+            if ranks.tolist() != sorted(ranks):
+                self._places = np.argsort(ranks).tolist()
         self._door = door
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
@@ -150,7 +154,8 @@ class Collective(OneOfMany):
 
     def _gathered(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         """The rows of all workers, in rank order."""
-        return self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
+        rows = self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
+        return rows if self._places is None else tf.gather(rows, self._places)
 
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return split_like(self._sum(joined(tensors), name), tensors)
