@@ -17,6 +17,7 @@ from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, reg
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.datasets import Source
+from tl_dist.datasets.arrays import array_source
 from tl_dist.models import classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training import chunk, loop, optim, step
@@ -59,7 +60,7 @@ class Trainer:
     ) -> None:
         keras.config.set_dtype_policy(precision)
         self.parallel = parallel
-        source: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
+        source = _in_memory(cfg)
         size = cfg.data.image_size or 32
         with parallel.scope():
             self.model = classifier.build(
@@ -96,6 +97,13 @@ class Trainer:
             rate=lambda at: 0.0,
             stop_requested=lambda: False,
         )
+
+
+def _in_memory(cfg: Config) -> Source:
+    """Kept, as the other sides keep them: made anew for each batch they take more time than a small network."""
+    made: Source = registry.DATASETS[cfg.data.name].open(cfg.data)["train"]
+    images, labels = synthetic_images(cfg)
+    return array_source(images, labels, made.class_names, made.ids)
 
 
 def advance(reports: Iterator[Report], steps: int) -> list[Report]:
