@@ -9,7 +9,6 @@ import numpy as np
 
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures, predictions
-from tl_dist.terminal.tables import show_line
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -34,12 +33,11 @@ def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
 def show(found: dict[str, Any], names: tuple[str, str], console: Console) -> None:
     """Both accuracies, the difference with its interval, and the test."""
     for name, accuracy in zip(names, found["accuracies"], strict=True):
-        show_line(console, f"{name}: accuracy {accuracy:.4f} of {found['num_examples']:,} examples")
+        console.say(f"{name}: accuracy {accuracy:.4f} of {found['num_examples']:,} examples")
     low, high = found["interval"]
-    show_line(
-        console,
+    console.say(
         f"difference {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap) | "
         f"exact McNemar test p = {found['p_value']:.3g}",
         style="bold",
     )
-    show_line(console, f"right in one alone: {found['only_first']:,} and {found['only_second']:,}")
+    console.say(f"right in one alone: {found['only_first']:,} and {found['only_second']:,}")

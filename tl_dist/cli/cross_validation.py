@@ -22,7 +22,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation, figures, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
-from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups, show_line
+from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -55,7 +55,7 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console, b
             return code
         found = _merged(request, name, folds, seeds, held_out)
     show(found, console)
-    show_line(console, f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
+    console.say(f"out-of-fold predictions: {relative(request.runs / name / OUT_OF_FOLD)}")
     return ExitCode.DONE
 
 
@@ -140,19 +140,18 @@ def _merged(
 def show(found: dict[str, Any], console: Console) -> None:
     """The mean with its interval first, then what it is made of."""
     low, high = found["interval"]
-    show_line(
-        console,
+    console.say(
         f"accuracy {found['accuracy']:.4f} | mean of {found['folds']} folds x {found['seeds']} seeds "
         f"of {found['num_examples']:,} examples | 95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
         style="bold",
     )
-    show_line(console, figures.summary_line(found["figures"]))
+    console.say(figures.summary_line(found["figures"]))
     if "chosen" in found:
-        show_line(console, chosen_line(found["chosen"]))
+        console.say(chosen_line(found["chosen"]))
     for name, group in found["groups"].items():
-        show_line(console, f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
+        console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
     for kind, rows in found.get("left_out", {}).items():
-        show_line(console, f"each {kind} held out once, from training on the others:")
+        console.say(f"each {kind} held out once, from training on the others:")
         show_groups(kind, rows, console)
         return
     names = [f"fold\n{k}" for k in range(found["folds"])]

@@ -122,7 +122,6 @@ def pack(
     from tl_dist.datasets import packing
     from tl_dist.datasets.curation import layout
     from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import show_line
 
     rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
     splits = layout.opened_whole(source)
@@ -149,9 +148,8 @@ def pack(
         return ExitCode.DONE
     total = sum(s.num_examples for s in splits.values())
     taken = sum(path.stat().st_size for path in target.glob("*.images"))
-    show_line(
-        console,
-        f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}",
+    console.say(
+        f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}"
     )
     return ExitCode.DONE
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from tl_dist.terminal.console import Console, plain
-from tl_dist.terminal.tables import show_line, show_remarks
+from tl_dist.terminal.tables import show_remarks
 
 _BAR = 30
 _MAX_CLASSES = 40
@@ -18,17 +18,17 @@ _MAX_CLASSES = 40
 def show(facts: dict[str, Any], console: Console) -> None:
     """Tables with bars, and the picture where the terminal has the colours."""
     place = facts["path"] or "the cache of packages"
-    show_line(console, f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
+    console.say(f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
     for name, split in facts["splits"].items():
         console.print()
-        show_line(console, f"{name}: {_line(split)}")
+        console.say(f"{name}: {_line(split)}")
         _show_counts(split["counts"], console)
         show_remarks(split["remarks"], console)
     if "sheet" in facts:
         if console.is_terminal and console.color_system in ("truecolor", "256"):
             console.print(blocks(Path(facts["sheet"]), console.width))
         console.print()
-        show_line(console, f"samples of train: {facts['sheet']}")
+        console.say(f"samples of train: {facts['sheet']}")
 
 
 def _line(split: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from tl_dist.datasets.curation import split as division
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console, plain
-from tl_dist.terminal.tables import column_groups, narrow_table, show_line
+from tl_dist.terminal.tables import column_groups, narrow_table
 
 _MAX_CLASSES = 20
 
@@ -48,4 +48,4 @@ def show(made: dict[str, Any], console: Console) -> None:
         console.print(table)
     if len(classes) > _MAX_CLASSES:
         console.print(f"and {len(classes) - _MAX_CLASSES} more classes (--json lists all)")
-    show_line(console, f"data.split={made['file']}  (digest {made['digest'][:12]})")
+    console.say(f"data.split={made['file']}  (digest {made['digest'][:12]})")

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tl_dist.datasets.curation import verification
 from tl_dist.terminal.console import Console
-from tl_dist.terminal.tables import show_line, show_remarks
+from tl_dist.terminal.tables import show_remarks
 
 _SHOWN = 20
 
@@ -31,18 +31,17 @@ def verify(path: Path, *, workers: int | None, distance: int, console: Console) 
 def show(found: dict[str, Any], console: Console) -> None:
     """Each bad file with its offset and reason, the duplicates, and one line that sums up."""
     for bad in found["bad"]:
-        show_line(console, f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", style="red")
+        console.say(f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", style="red")
     for kind, groups in (("the same pixels", found["equal"]), ("nearly the same", found["near"])):
         for group in groups[:_SHOWN]:
-            show_line(console, f"{kind}:", style="yellow")
+            console.say(f"{kind}:", style="yellow")
             for member in group:
-                show_line(console, f"  {member}")
+                console.say(f"  {member}")
         if len(groups) > _SHOWN:
             console.print(f"and {len(groups) - _SHOWN} more groups of {kind} (--json lists all)")
     show_remarks(found["remarks"], console)
-    show_line(
-        console,
+    console.say(
         f"{found['num_examples']:,} examples of {found['kind']}: {len(found['bad'])} bad, "
         f"{len(found['equal'])} groups of equal images, {len(found['near'])} nearly equal pairs, "
-        f"{found['leaks']} across splits",
+        f"{found['leaks']} across splits"
     )

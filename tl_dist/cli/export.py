@@ -17,7 +17,7 @@ from tl_dist.launcher.local import local_launch
 from tl_dist.models.export import Request, format_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.terminal.tables import narrow_table, relative, show_line
+from tl_dist.terminal.tables import narrow_table, relative
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -56,33 +56,29 @@ def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict
 
 def show(target: Path, report: dict[str, Any], console: Console) -> None:
     """What was made, how far it is from the run, and how fast: a line each, and a table of the times."""
-    show_line(
-        console,
+    console.say(
         f"{relative(target / report['file'])}: {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB, "
         f"of step {report['step']:,}",
         style="bold",
     )
     if report["temperature"] is not None:
-        show_line(console, f"its probabilities are calibrated: temperature {report['temperature']:.3f}")
+        console.say(f"its probabilities are calibrated: temperature {report['temperature']:.3f}")
     if "split" not in report:
-        show_line(console, "not compared with the run (--check none)", style="yellow")
+        console.say("not compared with the run (--check none)", style="yellow")
         return
     first, second = report["paired"]["accuracies"]
-    show_line(
-        console,
+    console.say(
         f"{report['num_agreeing']:,} of {report['num_examples']:,} images of '{report['split']}' have the class that "
-        f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}",
+        f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}"
     )
-    show_line(
-        console,
-        f"accuracy {second:.4f}, of the run {first:.4f} (exact McNemar test p = {report['paired']['p_value']:.3g})",
+    console.say(
+        f"accuracy {second:.4f}, of the run {first:.4f} (exact McNemar test p = {report['paired']['p_value']:.3g})"
     )
     if "encoded" in report:
         own = report["encoded"]
-        show_line(
-            console,
+        console.say(
             f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same class | "
-            f"largest difference {own['largest_difference']:.2g}",
+            f"largest difference {own['largest_difference']:.2g}"
         )
     table = narrow_table("batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
     for rows, times in report["latency_ms"].items():
@@ -92,6 +88,4 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
             f"{1e3 * int(rows) / times['p50']:,.1f}",
         )
     console.print(table)
-    show_line(
-        console, f"with MODEL_CARD.md, classes.json and preprocess.py in {os.path.join(relative(target), '')}"
-    )
+    console.say(f"with MODEL_CARD.md, classes.json and preprocess.py in {os.path.join(relative(target), '')}")

@@ -22,7 +22,7 @@ from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
-from tl_dist.terminal.tables import ago, narrow_table, show_line
+from tl_dist.terminal.tables import ago, narrow_table
 
 if TYPE_CHECKING:
     from tl_dist.cli.train import Request
@@ -132,8 +132,8 @@ def prune(
 def show_pruned(gone: Sequence[Path], console: Console) -> None:
     """What was removed."""
     for path in gone:
-        show_line(console, f"removed {path.name}")
-    show_line(console, f"{len(gone)} removed")
+        console.say(f"removed {path.name}")
+    console.say(f"{len(gone)} removed")
 
 
 def _entries(root: Path) -> list[Path]:

@@ -57,7 +57,6 @@ def features_prune(
     """Remove feature sets that are not needed, and leftovers of interrupted extractions."""
     from tl_dist.cli.feature_sets import prune, show_pruned
     from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import show_line
 
     console = Console()
     gone = prune(
@@ -65,7 +64,7 @@ def features_prune(
         unused_days=unused_days,
         keep_mb=keep_mb,
         unreferenced=unreferenced,
-        say=lambda text: show_line(console, text),
+        say=console.say,
     )
     show_pruned(gone, console)
     return ExitCode.DONE

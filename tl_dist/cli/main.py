@@ -52,10 +52,9 @@ def begin(
 ) -> int:
     """Write a short config for a data set, and the manifest of its splits. Replaces no file."""
     from tl_dist.cli.init import init
-    from tl_dist.terminal.tables import show_line
 
     console = _console()
-    init(data, out, lambda text: show_line(console, text))
+    init(data, out, console.say)
     return ExitCode.DONE
 
 
@@ -76,12 +75,11 @@ def train(
     from tl_dist.cli.init import config_for, is_data, refuse_launcher
     from tl_dist.cli.train import Request
     from tl_dist.parallel.slots import started_by_launcher
-    from tl_dist.terminal.tables import show_line
 
     if is_data(config):
         refuse_launcher(config, started_by_launcher(os.environ))
         console = _console()
-        config = config_for(config, lambda text: show_line(console, text))
+        config = config_for(config, console.say)
     request = Request(config, overrides or (), strategy, workers, runs)
     if started_by_launcher(os.environ):
         from tl_dist.cli.join import join
@@ -158,10 +156,9 @@ def augment_preview(
 ) -> int:
     """Show a few training images, each unchanged and then augmented eight times."""
     from tl_dist.cli.augment_preview import preview
-    from tl_dist.terminal.tables import show_line
 
     preview(config, overrides or (), out, rows)
-    show_line(_console(), f"each row: an image, then the same augmented at eight positions: {out}")
+    _console().say(f"each row: an image, then the same augmented at eight positions: {out}")
     return ExitCode.DONE
 
 
@@ -179,13 +176,12 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 def doctor() -> int:
     """Show what is built in, and check it with a sum over two workers. Exit code 1 if something is broken."""
     from tl_dist.cli.doctor import examine
-    from tl_dist.terminal.tables import show_line
 
     console = _console()
     healthy = True
     for finding in examine():
         style = "" if finding.ok else "dim" if finding.ok is None else "bold red"
-        show_line(console, str(finding), style=style)
+        console.say(str(finding), style=style)
         healthy = healthy and finding.ok is not False
     return 0 if healthy else 1
 

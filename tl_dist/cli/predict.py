@@ -24,7 +24,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
 from tl_dist.scores import outbox
 from tl_dist.terminal.progress import Progress
-from tl_dist.terminal.tables import relative, show_line
+from tl_dist.terminal.tables import relative
 
 _CLASSES_SHOWN = 20
 
@@ -62,7 +62,7 @@ def shown(request: Request) -> None:
 
         def show(text: str, style: str) -> None:
             if piped:
-                show_line(console, text)
+                console.say(text)
             else:
                 progress.say(text, style=style)
 

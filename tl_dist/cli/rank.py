@@ -26,7 +26,7 @@ from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, predictions, ranking
-from tl_dist.terminal.tables import narrow_table, relative, show_line
+from tl_dist.terminal.tables import narrow_table, relative
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -94,7 +94,7 @@ def _scored(request: Request, one: Candidate, wanted: Mapping[str, Any], console
     run = RunDir(request.runs / one.features.name)
     kept = (run.done or {}).get("ranking")
     if not isinstance(kept, dict) or kept.get("request") != wanted:
-        show_line(console, f"{one.label}: {relative(run.path)}", style="bold")
+        console.say(f"{one.label}: {relative(run.path)}", style="bold")
         run = run_shown(request, one.features, ("--rank", json.dumps(wanted)), "ranking", console)
         kept = (run.done or {})["ranking"]
     return {key: value for key, value in kept.items() if key != "request"}
@@ -223,7 +223,7 @@ def _write(
             )
     else:
         write_output(target, text, option="--out")
-    show_line(console, f"best: tl-dist train {relative(target)}", style="bold")
+    console.say(f"best: tl-dist train {relative(target)}", style="bold")
     return target
 
 
@@ -246,16 +246,15 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     folds = len(rows[0]["fold_accuracies"])
-    show_line(
-        console,
+    console.say(
         f"linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} folds of "
-        f"{rows[0]['examples']:,} training examples",
+        f"{rows[0]['examples']:,} training examples"
     )
     alike = _alike(rows)
     if len(alike) > 1:
         names = ", ".join(rows[k]["candidate"] for k in alike)
         order = "published accuracy" if _published(rows, alike) else "the probe"
-        show_line(console, f"the folds do not tell these apart, so the first is the best by {order}: {names}")
+        console.say(f"the folds do not tell these apart, so the first is the best by {order}: {names}")
     if found["agreement"] is not None:
         show_agreement(found["agreement"], console)
 
@@ -298,12 +297,8 @@ def show_agreement(found: Mapping[str, Any], console: Console) -> None:
         table.add_row(one["name"], f"{100 * one['regret']:.2f}{error}", *known)
     console.print(table)
     num = found["scores"][0]["num"]
-    show_line(
-        console, f"by {num} candidates that were trained; regret: what its first choice lost in accuracy"
-    )
+    console.say(f"by {num} candidates that were trained; regret: what its first choice lost in accuracy")
     weak = [name for name, beats in found["beats_baseline"].items() if not beats]
     if weak:
         best = found["best_baseline"]
-        show_line(
-            console, f"no better than the best plain baseline, {best}: {', '.join(weak)}", style="yellow"
-        )
+        console.say(f"no better than the best plain baseline, {best}: {', '.join(weak)}", style="yellow")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tl_dist.data.corruptions import CATEGORIES, SEVERITIES, named
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import robustness
-from tl_dist.terminal.tables import narrow_table, show_line
+from tl_dist.terminal.tables import narrow_table
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -39,18 +39,16 @@ def show(record: Mapping[str, Any], console: Console) -> None:
         for name, values in rows.items():
             mean = [sum(values) / len(values)] if len(values) > 1 else []
             table.add_row(name, *(f"{value:.3f}" for value in [*values, *mean]))
-    show_line(
-        console,
+    console.say(
         f"{record['split']} accuracy by corruption and severity, of {record['num_examples']:,} examples | "
         f"step {record['step']:,} | applied at the model's size, {record['image_size']} pixels",
         style="bold",
     )
     console.print(table)
     if record["mean_corruption_error"] is not None:
-        show_line(
-            console,
+        console.say(
             f"mean corruption error {record['mean_corruption_error']:.4f}, of images as they are "
-            f"{1 - record['clean']:.4f}; not normalized: tl-dist compare --corruptions does, by another run",
+            f"{1 - record['clean']:.4f}; not normalized: tl-dist compare --corruptions does, by another run"
         )
 
 

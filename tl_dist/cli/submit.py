@@ -13,7 +13,7 @@ from tl_dist.launcher.slurm.script import options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.owner import OwningJob
-from tl_dist.terminal.tables import relative, show_line
+from tl_dist.terminal.tables import relative
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -38,19 +38,17 @@ def submit_run(
         layout = []
     cfg = with_trained_source(request.load(*layout), request.runs)
     run = RunDir(request.runs / cfg.name)
-    show_line(console, headline(cfg, run), style="bold")
+    console.say(headline(cfg, run), style="bold")
     if dry_run:
         result = submit(run.path, wanted, dry_run=True)
-        show_line(console, f"would write {relative(result.script_path)}:")
+        console.say(f"would write {relative(result.script_path)}:")
         for line in (*result.script.split("\n"), result.step_command, *result.rank_commands):
-            show_line(console, line)
+            console.say(line)
         return ExitCode.DONE
     require_package(cfg)
     run = open_run(request.runs, cfg)
     prepare_shown(cfg, console)  # on the login node, which often has the only way out
     result = submit(run.path, wanted, env=os.environ)
     run.claim(OwningJob(str(result.job_id)))
-    show_line(
-        console, f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}"
-    )
+    console.say(f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}")
     return ExitCode.DONE

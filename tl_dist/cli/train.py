@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import origin, teacher
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
-from tl_dist.terminal.tables import relative, show_end, show_line, show_losses
+from tl_dist.terminal.tables import relative, show_end, show_losses
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -125,11 +124,11 @@ def _unchanged(cfg: Config, runs: Path) -> int:
 
 def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
     run = open_run(runs, cfg)
-    show_line(console, headline(cfg, run), style="bold")
+    console.say(headline(cfg, run), style="bold")
     if cfg.recipe:
-        show_line(console, recipe.line(cfg))
+        console.say(recipe.line(cfg))
     if run.done is not None:
-        show_line(console, "this run is done; another name=NAME starts a new one")
+        console.say("this run is done; another name=NAME starts a new one")
         if figures:
             show_end(run, console)
         return ExitCode.DONE
@@ -137,10 +136,10 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
     with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
     if (line := left_for_sync(run, cfg)) is not None:
-        show_line(console, line, style="yellow")
+        console.say(line, style="yellow")
     if code != ExitCode.DONE:
         step = max(newest_checkpoint(run), 0)
-        show_line(console, f"stopped; saved up to step {step:,}: the same command resumes from there")
+        console.say(f"stopped; saved up to step {step:,}: the same command resumes from there")
     elif figures:
         show_end(run, console)
         if cfg.source is not None and cfg.source.run is not None:
@@ -175,14 +174,11 @@ def headline(cfg: Config, run: RunDir) -> str:
 
 def prepare_shown(cfg: Config, console: Console) -> None:
     """`prepare`, with a sign of life on a terminal."""
-    from tl_dist.terminal.console import plain
-
-    status = console.status("preparing") if console.is_terminal else None
-    with status or nullcontext():
+    with console.busy("preparing") as show_text:
         prepare(
             cfg,
-            say=lambda text: show_line(console, text, style="dim"),
-            busy=lambda text: status.update(plain(f"preparing {text}")) if status else None,
+            say=lambda text: console.say(text, style="dim"),
+            busy=lambda text: show_text(f"preparing {text}"),
         )
 
 
@@ -192,4 +188,4 @@ def prepare_config(request: Request, console: Console) -> None:
     tasks = [config_source.of_source(cfg)] if cfg.source is not None and cfg.source.data is not None else []
     for task in (*tasks, cfg):
         prepare_shown(task, console)
-    show_line(console, f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")
+    console.say(f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,26 +53,26 @@ def evaluate(
     """Evaluate a checkpoint of a run."""
     from tl_dist.cli.evaluate import evaluate as evaluate_run
     from tl_dist.cli.evaluate_data import evaluate_data, show_matching
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import relative, show_evaluation, show_line
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import relative, show_evaluation
 
     console = Console()
     how: dict[str, Any] = {"at": at, "strategy": strategy, "workers": workers}
     how["by"] = [*["any"] * by_group, *([by] if by else [])]
     if corruptions is not None:
         return _evaluate_corrupted(run, corruptions, severity, split, views, data, how, console)
-    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
+    with console.busy(f"evaluating {run}"):
         if data is not None:
             record = evaluate_data(run, data, split, views, **how)
         else:
-            how["say"] = lambda text: show_line(console, text, style="dim")
+            how["say"] = lambda text: console.say(text, style="dim")
             record = evaluate_run(run, split or Split.TEST, views, **how)
     show_evaluation(record, console)
     if data is None and "calibration" in record["figures"]:
         picture = run / "evaluations" / f"{record['split']}_reliability.png"
-        show_line(console, f"reliability diagram: {relative(picture)}", style="dim")
+        console.say(f"reliability diagram: {relative(picture)}", style="dim")
     if data is not None:
-        show_matching(record["data"], lambda text: show_line(console, text, style="yellow"))
+        show_matching(record["data"], lambda text: console.say(text, style="yellow"))
     return ExitCode.DONE
 
 
@@ -89,13 +88,12 @@ def _evaluate_corrupted(
 ) -> int:
     from tl_dist.cli import robustness
     from tl_dist.cli.evaluate import evaluate as evaluate_run
-    from tl_dist.terminal.console import plain
 
     if data is not None or how["by"]:
         what = "--corruptions is of the run's own images, all together."
         raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
     asked = robustness.asked(corruptions, severity)
-    with console.status(plain(f"evaluating {run}")) if console.is_terminal else nullcontext():
+    with console.busy(f"evaluating {run}"):
         record = evaluate_run(run, split or Split.TEST, views, **how, corruptions=asked)
     robustness.show(record, console)
     return ExitCode.DONE
@@ -114,13 +112,12 @@ def calibrate(
     """Fit a temperature to the validation split, so that probabilities can be believed; the classes stay."""
     from tl_dist.cli.calibrate import calibrate as calibrate_run
     from tl_dist.cli.calibrate import show
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import show_line
+    from tl_dist.terminal.console import Console
 
     console = Console()
-    with console.status(plain(f"calibrating {run}")) if console.is_terminal else nullcontext():
+    with console.busy(f"calibrating {run}"):
         found = calibrate_run(run, unknown=unknown, at=at, strategy=strategy, workers=workers)
-    show(found, run, lambda text: show_line(console, text))
+    show(found, run, console.say)
     return ExitCode.DONE
 
 
@@ -171,14 +168,13 @@ def export(
     from tl_dist.cli.export import export as export_run
     from tl_dist.models.export import Request
     from tl_dist.runs.directory import RunDir
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import show_line
+    from tl_dist.terminal.console import Console
 
     console, numbers, opened = Console(), numbers_of(to, int8=int8, float16=float16), RunDir.open(run)
     target = (out or default_directory(opened, to, numbers)).absolute()
     request = Request(to, numbers, str(target), check, min_agreement, at)
-    with console.status(plain(f"exporting {run}")) if console.is_terminal else nullcontext():
-        report = export_run(opened, request, say=lambda text: show_line(console, text, style="dim"))
+    with console.busy(f"exporting {run}"):
+        report = export_run(opened, request, say=lambda text: console.say(text, style="dim"))
     show(target, report, console)
     return ExitCode.DONE
 
@@ -208,16 +204,16 @@ def report(
     from tl_dist.cli.report import Request
     from tl_dist.cli.report import report as report_runs
     from tl_dist.cli.sync import after_report
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import relative, show_line
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import relative
 
     console = Console()
     request = Request(runs, out, split, heat_maps, strategy, workers)
-    with console.status(plain("reading the run")) if console.is_terminal else nullcontext() as status:
-        made = report_runs(request, lambda text: status.update(plain(text)) if status else None)
-    show_line(console, f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
+    with console.busy("reading the run") as show_text:
+        made = report_runs(request, show_text)
+    console.say(f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
     for line in after_report(runs[0], made) if len(runs) == 1 else ():
-        show_line(console, line, style="dim")
+        console.say(line, style="dim")
     return ExitCode.DONE
 
 
@@ -226,16 +222,15 @@ def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=
     """Send the trackers of a run (report.track) what they do not have of it. Twice sends nothing twice."""
     from tl_dist.cli.sync import beside
     from tl_dist.cli.sync import sync as sync_run
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import show_line
+    from tl_dist.terminal.console import Console
 
     if keep_on:
         return beside(run)
     console = Console()
-    with console.status(plain(f"sending {run}")) if console.is_terminal else nullcontext():
+    with console.busy(f"sending {run}"):
         said = sync_run(run)
     for line in said:
-        show_line(console, line)
+        console.say(line)
     return ExitCode.DONE
 
 
@@ -257,13 +252,12 @@ def explain(
     """Show which part of an image speaks for its class: LayerCAM and integrated gradients, as a picture."""
     from tl_dist.cli.explain import Request
     from tl_dist.cli.explain import explain as explain_images
-    from tl_dist.terminal.console import Console, plain
-    from tl_dist.terminal.tables import show_line
+    from tl_dist.terminal.console import Console
 
     console = Console()
     request = Request(run, images, out, method, of_class, at, strategy, workers)
-    with console.status(plain("explaining")) if console.is_terminal else nullcontext():
-        explain_images(request, lambda text: show_line(console, text))
+    with console.busy("explaining"):
+        explain_images(request, console.say)
     return ExitCode.DONE
 
 
@@ -279,11 +273,10 @@ def serve(
     """Answer HTTP requests with a model, in the shape of TensorFlow Serving, and show a page to drop images on."""
     from tl_dist.cli.serve import become_server, reachable_by_others
     from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import show_line
 
     if reachable_by_others(host):
         warning = f"whoever can reach {host} can use this server: it asks for no password"
-        show_line(Console(), warning, style="yellow")
+        Console().say(warning, style="yellow")
     become_server(path, host=host, port=port, at=at)
 
 
@@ -301,12 +294,11 @@ def compare(
     from tl_dist.cli.compare import compare as compare_runs
     from tl_dist.cli.compare import show
     from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import show_line
 
     if corruptions:
         console = Console()
         found = robustness.compare(first, second, split)
-        robustness.show_compared(found, (str(first), str(second)), lambda text: show_line(console, text))
+        robustness.show_compared(found, (str(first), str(second)), console.say)
         return ExitCode.DONE
     show(compare_runs(first, second, split), (str(first), str(second)), Console())
     return ExitCode.DONE

@@ -13,7 +13,7 @@ from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.terminal.tables import relative, show_line
+from tl_dist.terminal.tables import relative
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -35,7 +35,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
     found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
     show(found, console)
     if cfg.loss.class_weights is not None:
-        show_line(console, "ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")
+        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")
     values = config_file.load(run.config_file).model_dump(mode="json")  # after its source task
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
@@ -45,7 +45,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"
     write_atomically(best, yaml_text.dump(values).encode())
-    show_line(console, f"best setting: tl-dist train {relative(best)}")
+    console.say(f"best setting: tl-dist train {relative(best)}")
     return ExitCode.DONE
 
 
@@ -62,6 +62,4 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
             str(one["folds"]), f"{one['accuracy']:.4f}", f"{one['log_loss']:.4f}",
         )  # fmt: skip
     console.print(table)
-    show_line(
-        console, f"best of {len(found)}; scored on training or validation examples, so a little optimistic"
-    )
+    console.say(f"best of {len(found)}; scored on training or validation examples, so a little optimistic")

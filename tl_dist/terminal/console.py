@@ -5,6 +5,8 @@ Nobody else names rich's `Console` and `Text`. Strings that a table or `print` i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
@@ -24,6 +26,19 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Each string that is printed or in a table comes here, on its way to become text."""
         return super().render_str(shortened(printable(text, lines=True), _LONGEST), **options)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """One line of plain text, whole, whatever the width: people copy it."""
+        self.print(plain(text, style), soft_wrap=True)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[Callable[[str], None]]:
+        """A sign of life while the body works, on a terminal alone; what it gets shows another text in its place."""
+        if not self.is_terminal:
+            yield lambda text: None
+            return
+        with self.status(plain(text)) as status:
+            yield lambda text: status.update(plain(text))
 
 
 def plain(text: str, style: str = "", **options: Any) -> Text:

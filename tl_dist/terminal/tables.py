@@ -35,10 +35,10 @@ def show_end(run: RunDir, console: Console) -> None:
             show_evaluation(final, console)
         except _DAMAGED as error:
             damage = f"its last evaluation is damaged ({reason(error)})"
-            show_line(console, f"{run.metrics_file}: {damage}", style="yellow")
-    show_line(console, f"run directory: {relative(run.path)}")
+            console.say(f"{run.metrics_file}: {damage}", style="yellow")
+    console.say(f"run directory: {relative(run.path)}")
     if any(run.tensorboard.glob("*tfevents*")):
-        show_line(console, f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
+        console.say(f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
 
 
 def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
@@ -50,22 +50,22 @@ def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
             if r.get("event") in ("train", "evaluation") and isinstance(r.get("loss"), float)
         }
         losses = ", ".join(f"{split} {record['loss']:.4f}" for split, record in last.items())
-        show_line(console, f"{name} {relative(run.path)}: loss {losses}")
+        console.say(f"{name} {relative(run.path)}: loss {losses}")
 
 
 def show_evaluation(record: Record, console: Console) -> None:
     """One evaluation: "x of N", the other figures, how far one split can be trusted, and its confusion matrix."""
-    show_line(console, evaluation_line(record), style="bold")
+    console.say(evaluation_line(record), style="bold")
     found = record.get("figures")
     if found:
-        show_line(console, figures.summary_line(found))
+        console.say(figures.summary_line(found))
         low, high = found["interval"]
-        show_line(console, f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}", style="dim")
+        console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}", style="dim")
     if found and "accuracy_at_threshold" in found:
         chosen = f"{found['threshold']:.3f}, chosen on the validation split"
-        show_line(console, f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
+        console.say(f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
     if found and "calibration" in found:
-        show_line(console, calibration_line(found["calibration"]))
+        console.say(calibration_line(found["calibration"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
@@ -102,7 +102,7 @@ def _show_classes(record: Record, console: Console) -> None:
         )
     console.print(table)
     if len(shown) < len(rows):
-        show_line(console, f"the {len(shown)} of {len(rows)} classes with the lowest recall")
+        console.say(f"the {len(shown)} of {len(rows)} classes with the lowest recall")
 
 
 def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -116,8 +116,8 @@ def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) 
         table.add_row(plain(row["name"]), f"{row['num_examples']:,}", *figures_of)
     console.print(table)
     if len(rows) > _MAX_CLASSES:
-        show_line(console, f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
-    show_line(console, groups.worst_line(kind, rows))
+        console.say(f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
+    console.say(groups.worst_line(kind, rows))
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
@@ -157,7 +157,7 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     console.print(table)
     for run in summaries:
         if run.problem:
-            show_line(console, f"{run.name}: {run.problem}", style="yellow")
+            console.say(f"{run.name}: {run.problem}", style="yellow")
 
 
 def show_schema(console: Console) -> None:
@@ -175,20 +175,11 @@ def show_schema(console: Console) -> None:
     console.print(table)
 
 
-def show_line(console: Console, text: str, *, style: str = "") -> None:
-    """One line of plain text, whole, whatever the width: people copy it."""
-    from tl_dist.terminal.console import plain
-
-    console.print(plain(text, style), soft_wrap=True)
-
-
 def show_remarks(remarks: Sequence[Mapping[str, Any]], console: Console) -> None:
     """What training does to some images, a line each."""
     for one in remarks:
-        show_line(
-            console,
-            f"{one['count']:,} of {one['of']:,} {one['what']}; such as {one['example']}",
-            style="yellow",
+        console.say(
+            f"{one['count']:,} of {one['of']:,} {one['what']}; such as {one['example']}", style="yellow"
         )
 
 

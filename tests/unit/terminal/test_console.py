@@ -15,7 +15,6 @@ from tests.promises import TESTS
 from tl_dist.refusal import ExitCode, Refusal, is_printable, printable, shortened
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.progress import Progress
-from tl_dist.terminal.tables import show_line
 
 TITLE = "\x1b]0;PWNED\x07"
 HOSTILE = [
@@ -47,7 +46,7 @@ def shown(print_on: Callable[[Console], None], **options: object) -> str:
 def test_honest_names_stay_as_they_are(name: str) -> None:
     assert printable(name) == name and is_printable(name)
     assert str(Refusal(f"{name} is wrong.", fix="rename it.", code=ExitCode.DATA)).startswith(name)
-    assert name.split()[0] in shown(lambda console: show_line(console, name))
+    assert name.split()[0] in shown(lambda console: console.say(name))
 
 
 def test_every_control_character_and_no_other_is_shown_by_its_escape() -> None:
@@ -66,7 +65,7 @@ def test_every_control_character_and_no_other_is_shown_by_its_escape() -> None:
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
 def test_lines_cells_headings_status_and_progress_obey_nothing(name: str) -> None:
     def everywhere(console: Console) -> None:
-        show_line(console, name)
+        console.say(name)
         console.print(name)
         table = Table(name, title=name)
         table.add_column(plain(name))
@@ -87,20 +86,20 @@ def test_markup_and_emoji_codes_are_text() -> None:
     name = "[red]a[/blue] :smile:"
 
     def everywhere(console: Console) -> None:
-        show_line(console, name)
+        console.say(name)
         console.print(name)
         table = Table(name)
         table.add_row(name)
         console.print(table)
-        with console.status(plain(name)):
-            pass
+        with console.busy(name) as show_text:
+            show_text(name)
 
     assert shown(everywhere).count(name) == 4
     assert name in shown(everywhere, force_terminal=True, _environ={"TERM": "xterm"})
 
 
 def test_a_line_of_a_name_with_newlines_is_one_line() -> None:
-    assert shown(lambda console: show_line(console, "a\nerror: b")) == "a\\nerror: b\n"
+    assert shown(lambda console: console.say("a\nerror: b")) == "a\\nerror: b\n"
 
 
 def test_a_refusal_is_short_and_printable_whatever_it_names() -> None:
