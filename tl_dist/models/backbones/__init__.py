@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 Preprocessing = Literal["caffe", "torch", "tf", "included"]
@@ -72,6 +73,28 @@ def application(
     construct = getattr(keras.applications, constructor)
     with _own_names():
         return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
+
+
+def of_keras(
+    constructor: str,
+    *,
+    preprocessing: Preprocessing,
+    stages: Mapping[str, str],
+    input_size: int = 224,
+    min_size: int = 32,
+    **more: Any,
+) -> Backbone:
+    """The record of a network of keras.applications; `more` are the fields of `Backbone` that have a default."""
+    return Backbone(
+        name=constructor.lower(),
+        build=partial(application, constructor),
+        input_size=input_size,
+        min_size=min_size,
+        preprocessing=preprocessing,
+        stages=stages,
+        pretrained=partial(application, constructor, weights="imagenet"),
+        **more,
+    )
 
 
 @contextmanager

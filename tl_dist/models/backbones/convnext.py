@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from tl_dist.models.backbones import Backbone, application
+from tl_dist.models.backbones import Backbone, of_keras
 
 
 def _convnext(size: str) -> Backbone:
     constructor = f"ConvNeXt{size}"
     prefix = f"convnext_{size.lower()}"
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=224,
-        min_size=32,
+    return of_keras(
+        constructor,
         preprocessing="included",
         stages={
             "stem": f"{prefix}_stem",
@@ -22,7 +17,6 @@ def _convnext(size: str) -> Backbone:
             **{f"stage{k}": f"{prefix}_downsampling_block_{k - 1}" for k in range(1, 4)},
         },
         block=rf"{prefix}_stage_\d_(block_\d+)_",
-        pretrained=partial(application, constructor, weights="imagenet"),
         batch_norm=False,
     )
 

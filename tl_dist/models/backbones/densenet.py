@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from tl_dist.models.backbones import Backbone, application
+from tl_dist.models.backbones import Backbone, of_keras
 
 
 def _densenet(constructor: str) -> Backbone:
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=224,
-        min_size=32,
+    return of_keras(
+        constructor,
         preprocessing="torch",
         stages={"conv1": "conv1_conv"} | {f"conv{k}": f"conv{k}_block1_0_bn" for k in range(2, 6)},
         block=r"conv\d_(block\d+)_",
-        pretrained=partial(application, constructor, weights="imagenet"),
         prunable=True,
     )
 

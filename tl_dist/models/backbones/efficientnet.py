@@ -6,11 +6,10 @@ runs every backbone, it is off.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
-from tl_dist.models.backbones import Arrays, Backbone, application
+from tl_dist.models.backbones import Arrays, Backbone, of_keras
 
-_BLOCK = r"block\d([a-z]+)_"
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
@@ -29,41 +28,31 @@ def square_the_deviation(arrays: Arrays) -> Arrays:
     return arrays | {"normalization/variance": variance * np.asarray(_IMAGENET_STD, variance.dtype)}
 
 
-def _v1(constructor: str, input_size: int) -> Backbone:
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
+def _efficientnet(
+    constructor: str, input_size: int, stem: str, block1: str, num_blocks: int, **more: Any
+) -> Backbone:
+    return of_keras(
+        constructor,
         input_size=input_size,
-        min_size=32,
         preprocessing="included",
         stages={
-            "stem": "stem_conv_pad",
-            "block1": "block1a_dwconv",
-            **{f"block{k}": f"block{k}a_expand_conv" for k in range(2, 8)},
-            "top": "top_conv",
-        },
-        block=_BLOCK,
-        pretrained=partial(application, constructor, weights="imagenet"),
-        adapt=square_the_deviation,
-    )
-
-
-def _v2(constructor: str, input_size: int, num_blocks: int) -> Backbone:
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=input_size,
-        min_size=32,
-        preprocessing="included",
-        stages={
-            "stem": "stem_conv",
-            "block1": "block1a_project_conv",
+            "stem": stem,
+            "block1": block1,
             **{f"block{k}": f"block{k}a_expand_conv" for k in range(2, num_blocks + 1)},
             "top": "top_conv",
         },
-        block=_BLOCK,
-        pretrained=partial(application, constructor, weights="imagenet"),
+        block=r"block\d([a-z]+)_",
+        **more,
     )
+
+
+def _v1(constructor: str, input_size: int) -> Backbone:
+    first = ("stem_conv_pad", "block1a_dwconv")
+    return _efficientnet(constructor, input_size, *first, num_blocks=7, adapt=square_the_deviation)
+
+
+def _v2(constructor: str, input_size: int, num_blocks: int) -> Backbone:
+    return _efficientnet(constructor, input_size, "stem_conv", "block1a_project_conv", num_blocks)
 
 
 EFFICIENTNETB0 = _v1("EfficientNetB0", 224)

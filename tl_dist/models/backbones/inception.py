@@ -7,23 +7,20 @@ first network of a process, and `application` in every one; of a stage with bran
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
-from tl_dist.models.backbones import Backbone, application
+from tl_dist.models.backbones import Backbone, of_keras
 
 
 def _inception(
     constructor: str, min_size: int, stages: Mapping[str, str], block: str | None = None
 ) -> Backbone:
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
+    return of_keras(
+        constructor,
         input_size=299,
         min_size=min_size,
         preprocessing="tf",
         stages=stages,
         block=block,
-        pretrained=partial(application, constructor, weights="imagenet"),
     )
 
 

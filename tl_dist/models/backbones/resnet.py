@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
-from tl_dist.models.backbones import Backbone, Preprocessing, application
+from tl_dist.models.backbones import Backbone, Preprocessing, of_keras
 
 
 def _resnet(constructor: str, preprocessing: Preprocessing, stages: Mapping[str, str]) -> Backbone:
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=224,
-        min_size=32,
+    return of_keras(
+        constructor,
         preprocessing=preprocessing,
         stages=stages,
         block=r"conv\d_(block\d+)_",
-        pretrained=partial(application, constructor, weights="imagenet"),
         prunable=True,
     )
 
