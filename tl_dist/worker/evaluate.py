@@ -100,32 +100,44 @@ def counted(
 
 def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     """Figures of a checkpoint on a split: `at` as in `checkpoint.find`. Trains nothing."""
-
-    def judged(
-        temperature: float | None, given: StageInput, step: EvaluateBatch, precise: PreciseStatistics
-    ) -> Evaluation | None:
-        return evaluate(setup, given, split, step, precise, temperature)
-
-    return _of_checkpoint(setup, split, at, judged, setup.cfg.evaluation.views)[0]
+    split_of(setup, split)
+    saved = restored(setup, at)
+    temperature = _temperature(setup, saved, setup.cfg.evaluation.views)
+    given, step, precise = of_state(setup)
+    return stopped_refused(evaluate(setup, given, split, step, precise, temperature))
 
 
 def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
     """[examples, classes] of a checkpoint, on this process alone; calibrated where the run is. Writes nothing."""
-
-    def judged(temperature: float | None, given: StageInput, *more: Any) -> Evaluation | None:
-        return counted(setup, given, split, *more)
-
     split_of(setup, split)
     take(setup, saved)
-    result, temperature = _of_state(setup, split, saved, judged)
-    logits = result.logits
-    if logits is None:
+    temperature = _temperature(setup, saved)
+    given, step, precise = of_state(setup)
+    result = stopped_refused(counted(setup, given, split, step, precise))
+    return figures.Softmax(kept_logits(result, "compared"), temperature or 1.0)[:]
+
+
+def of_state(setup: Setup) -> tuple[StageInput, EvaluateBatch, PreciseStatistics]:
+    """What evaluates the weights that the state was set to: the stage of its step, its compiled step and statistics."""
+    given = from_images(setup, stages.at(setup.stages, setup.state.step))
+    return given, compiled_evaluation(setup, given), PreciseStatistics(setup, given, lambda record: None)
+
+
+def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
+    """Those of each example on rank 0; refuses (64) a split that is too large for them to be `what`, one by one."""
+    if result.logits is None:
         raise Refusal(
-            f"split '{split}' has too many examples and classes to be compared one by one.",
+            f"split '{result.split}' has too many examples and classes to be {what} one by one.",
             fix="name a smaller split.",
             code=ExitCode.USAGE,
         )
-    return figures.Softmax(logits, temperature or 1.0)[:]
+    return result.logits
+
+
+def _temperature(setup: Setup, saved: Checkpoint, views: Sequence[str] | None = None) -> float | None:
+    """Of a checkpoint, where one was fitted in these views; None: in any."""
+    found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
+    return None if found is None else found.temperature
 
 
 def split_of(setup: Setup, split: str) -> Source:
@@ -137,34 +149,6 @@ def split_of(setup: Setup, split: str) -> Source:
             code=ExitCode.USAGE,
         )
     return setup.splits[split]
-
-
-def _of_checkpoint(
-    setup: Setup,
-    split: str,
-    at: str,
-    judged: Callable[..., Evaluation | None],
-    views: Sequence[str] | None = None,
-) -> tuple[Evaluation, float | None]:
-    """The evaluation, and the temperature of the checkpoint, where one was fitted in these views; None: in any."""
-    split_of(setup, split)
-    return _of_state(setup, split, restored(setup, at), judged, views)
-
-
-def _of_state(
-    setup: Setup,
-    split: str,
-    saved: Checkpoint,
-    judged: Callable[..., Evaluation | None],
-    views: Sequence[str] | None = None,
-) -> tuple[Evaluation, float | None]:
-    """The same of the checkpoint that the state was set to."""
-    given = from_images(setup, stages.at(setup.stages, setup.state.step))
-    precise = PreciseStatistics(setup, given, lambda record: None)
-    found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
-    temperature = None if found is None else found.temperature
-    result = judged(temperature, given, compiled_evaluation(setup, given), precise)
-    return stopped_refused(result), temperature
 
 
 def restored(setup: Setup, at: str) -> Checkpoint:

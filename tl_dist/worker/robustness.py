@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.config import stages
 from tl_dist.data import corruptions, pipeline
 from tl_dist.data.pipeline import Read
 from tl_dist.features.views import in_views
@@ -16,9 +15,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import predictions, robustness
 from tl_dist.scores.robustness import Hits
 from tl_dist.worker import evaluate
-from tl_dist.worker.precise_statistics import PreciseStatistics
 from tl_dist.worker.setup import Setup
-from tl_dist.worker.stage_input import from_images
 
 
 def evaluate_corrupted(
@@ -37,9 +34,7 @@ def evaluate_corrupted(
         )
     corruptions.prepare(names)
     evaluate.restored(setup, at)
-    given = from_images(setup, stages.at(setup.stages, setup.state.step))
-    precise = PreciseStatistics(setup, given, lambda record: None)
-    step = evaluate.compiled_evaluation(setup, given)
+    given, step, precise = evaluate.of_state(setup)
     plain = pipeline.plain(source, size, cfg.data.kept_fraction)
 
     def hits(read: Read) -> np.ndarray:
@@ -48,13 +43,8 @@ def evaluate_corrupted(
         result = evaluate.stopped_refused(evaluate.counted(setup, one, split, step, precise))
         if not setup.is_first:
             return np.zeros(source.num_examples, bool)
-        if result.logits is None:
-            raise Refusal(
-                f"split '{split}' has too many examples and classes to be kept one by one.",
-                fix="name a smaller split.",
-                code=ExitCode.USAGE,
-            )
-        return np.asarray(result.logits.argmax(axis=1) == source.labels)
+        logits = evaluate.kept_logits(result, "kept")
+        return np.asarray(logits.argmax(axis=1) == source.labels)
 
     clean = hits(plain)
     right = np.stack(
