@@ -7,6 +7,7 @@ for it is done again, so that no curve folds back.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class Metrics:
         self._lines = append_to(run.metrics_file)
         self._board = Board(str(run.tensorboard), from_step) if tensorboard else None
         if from_step or self._lines.tell():  # also where an attempt ended before its first checkpoint
-            self._write({"event": "resumed", "step": from_step})
+            self.tell({"event": "resumed", "step": from_step})
 
     def train(self, report: Report) -> None:
         """One chunk of steps."""
@@ -77,7 +78,7 @@ class Metrics:
             "data_wait_share": max(waits),
             "reduction_share": reduction,
         }
-        self._write(
+        self.tell(
             {
                 "event": "train",
                 "step": report.step,
@@ -113,7 +114,7 @@ class Metrics:
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Figures of a whole split, and its confusion matrix as a picture."""
-        self._write(evaluation_record(step, result, self._class_names))
+        self.tell(evaluation_record(step, result, self._class_names))
         if self._board and (step >= self._trained or result.split == "test"):  # else its curve has that step
             self._board.scalars(
                 step, {f"{result.split}/loss": result.mean_loss, f"{result.split}/accuracy": result.accuracy}
@@ -150,18 +151,13 @@ class Metrics:
 
     def note(self, text: str) -> None:
         """A sentence for the person who watches."""
-        self._write({"event": "note", "text": text})
+        self.tell({"event": "note", "text": text})
 
     def tell(self, record: Mapping[str, Any]) -> None:
-        """A record that somebody else has made."""
-        self._write(record)
-
-    def saved(self, step: int) -> None:
-        """A checkpoint has become durable."""
-        self._write({"event": "checkpoint", "step": step})
-
-    def done(self, summary: Mapping[str, Any]) -> None:
-        self._write({"event": "done", **summary})
+        """Any record, written down as it is."""
+        self._lines.write(json.dumps(record) + "\n")
+        if self._listen:
+            self._listen(record)
 
     def close(self) -> None:
         self._lines.close()
@@ -175,11 +171,6 @@ class Metrics:
             self._board.image(step, tag, draw())
         except Exception as error:  # fonts, memory, a library's own faults
             self.note(f"no picture {tag} of step {step:,}: {type(error).__name__}: {error}")
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps(record) + "\n")
-        if self._listen:
-            self._listen(record)
 
 
 def _waits(shares: Sequence[float]) -> dict[str, Any]:
@@ -246,34 +237,23 @@ class Board:
     """TensorBoard's event file, written by its own writer thread."""
 
     def __init__(self, directory: str, from_step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(directory, flush_secs=30)
         # TensorBoard drops what an earlier attempt wrote at this step or later.
-        start = Event(step=from_step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._add(start)
+        self._add(from_step + 1, session_log={"status": "START"})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()])
-        self._add(Event(step=step, summary=summary))
+        self._show(step, *({"tag": tag, "simple_value": float(value)} for tag, value in values.items()))
 
     def image(self, step: int, tag: str, png: bytes) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        picture = Summary.Image(encoded_image_string=png, colorspace=3)
-        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=picture)])))
+        self._show(step, {"tag": tag, "image": {"encoded_image_string": png, "colorspace": 3}})
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.plugins.hparams import summary_v2
 
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
-        self._add(Event(step=0, summary=summary_v2.hparams_pb(plain)))
+        self._add(0, summary=summary_v2.hparams_pb(plain))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         from tensorboard.plugins.text.metadata import create_summary_metadata
@@ -302,15 +282,15 @@ class Board:
         self._writer.close()
 
     def _tensor(self, step: int, tag: str, values: NDArray[Any], metadata: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.util.tensor_util import make_tensor_proto
 
-        value = Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(values))
-        self._add(Event(step=step, summary=Summary(value=[value])))
+        self._show(step, {"tag": tag, "metadata": metadata, "tensor": make_tensor_proto(values)})
 
-    def _add(self, event: Any) -> None:
-        import time
+    def _show(self, step: int, *values: Mapping[str, Any]) -> None:
+        self._add(step, summary={"value": values})
 
-        event.wall_time = time.time()
-        self._writer.add_event(event)
+    def _add(self, step: int, **what: Any) -> None:
+        """An event; of its fields that are messages, a mapping will do."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(step=step, wall_time=time.time(), **what))

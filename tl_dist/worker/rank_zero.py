@@ -200,7 +200,7 @@ class RankZero(Recorder):
             file = predictions.file_of(self._run.path, split)
             if self._charts and file.exists():
                 self._metrics.predicted(split, predictions.load(file))
-        self._metrics.done(summary)
+        self._metrics.tell({"event": "done", **summary})
         self._run.mark_done(summary)
 
     def _settle(self) -> None:
@@ -210,4 +210,4 @@ class RankZero(Recorder):
         saved = self._checkpointer.last_checkpoint
         if saved is not None and saved != self._announced:
             self._announced = saved
-            self._metrics.saved(saved)
+            self._metrics.tell({"event": "checkpoint", "step": saved})

@@ -164,7 +164,7 @@ def test_a_class_is_shaded_by_the_share_of_its_own_examples_however_few_they_are
 def test_records_reach_the_listener(run: RunDir) -> None:
     heard: list[Any] = []
     writer = metrics(run, tensorboard=False, listen=heard.append)
-    writer.saved(10)
+    writer.tell({"event": "checkpoint", "step": 10})
     writer.close()
     assert heard == [{"event": "checkpoint", "step": 10}]
     assert not run.tensorboard.exists()
