@@ -8,7 +8,6 @@ nothing to rename.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import threading
@@ -33,7 +32,6 @@ from tl_dist.runs.directory import RunDir, step_name, steps_in
 
 __all__ = ["Checkpoint", "Checkpointer", "find", "read", "restore"]
 
-_LOGGER = logging.getLogger(__name__)
 _TEMPORARY, _TRASH = ".tmp-", ".trash-"
 
 
@@ -92,13 +90,13 @@ class Checkpointer:
         start = time.monotonic()
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
-        self._join()
+        self.wait()
         self._thread = threading.Thread(
             target=self._save, args=(content,), name="checkpoint-writer", daemon=True
         )
         self._thread.start()
         if wait:
-            self._join()
+            self.wait()
         blocked_s = time.monotonic() - start
         self.blocked_s += blocked_s
         return blocked_s
@@ -130,15 +128,11 @@ class Checkpointer:
                 fix="free space or repair the storage, then start the run again.",
                 code=ExitCode.STORAGE,
             )
-        messages = []
-        with suppress(IndexError):
-            while True:
-                messages.append(self._messages.popleft())
-        return messages
+        return [self._messages.popleft() for _ in range(len(self._messages))]
 
     def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Save what the run ends with, and wait for it; refuses (74) where that fails."""
-        self._join()
+        self.wait()
         try:
             self._write(Content.of(step, arrays, meta), BEST)
         except _LostLock:
@@ -153,18 +147,15 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the save in flight."""
-        self._join()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.wait()
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def _newest(self) -> str:
         last = self.last_checkpoint
