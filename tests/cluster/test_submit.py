@@ -221,11 +221,11 @@ def stopped_worker(slurm: SlurmCluster, run: RunDir) -> int:
     """The pid of rank 1, once it has stopped at its failpoint."""
 
     def is_stopped() -> bool:
-        beat = run.read_beats().get(1)
+        beat = run.beats.read().get(1)
         return beat is not None and state_of(beat.pid) in "Tt"
 
     slurm.wait_until(is_stopped, f"the stop of rank 1 of {run.name}", timeout_s=150)
-    return run.read_beats()[1].pid
+    return run.beats.read()[1].pid
 
 
 def log_of(run: RunDir, job_id: str) -> str:

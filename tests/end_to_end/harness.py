@@ -115,14 +115,14 @@ class Workspace:
 
         def is_stopped() -> bool:
             assert process.poll() is None, process.communicate()[0]
-            beat = self.run(name).read_beats().get(rank) if self.run(name).path.exists() else None
+            beat = self.run(name).beats.read().get(rank) if self.run(name).path.exists() else None
             return beat is not None and state_of(beat.pid) in "Tt"
 
         wait_for(is_stopped, f"the stop of rank {rank} of {name}")
         return self.worker_pid(name, rank)
 
     def worker_pid(self, name: str, rank: int) -> int:
-        return self.run(name).read_beats()[rank].pid
+        return self.run(name).beats.read()[rank].pid
 
     def run(self, name: str) -> RunDir:
         return RunDir(self.directory / "runs" / name)

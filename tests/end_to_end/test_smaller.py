@@ -97,7 +97,7 @@ def test_two_workers_share_the_teachers_work_and_one_reads_it(
     # Whoever has more of the images says no more often how far it is: by that the supervisor tells who waits for whom.
     monkeypatch.setattr(worker_refit, "_GROUP_BYTES", 1)
     image_by_image = workspace.train_here("image-by-image", *PRUNED)
-    assert image_by_image.read_beats()[0].number == one.read_beats()[0].number
+    assert image_by_image.beats.read()[0].number == one.beats.read()[0].number
     unfitted = losses(workspace.train_here("unfitted", *PRUNED, "source.refit=false", "steps=1"))
     assert expected[1] < 0.8 * unfitted[1]
     alone = losses(workspace.train_here("alone", "seed=1"))

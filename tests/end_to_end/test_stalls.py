@@ -38,7 +38,7 @@ def test_a_long_fit_and_slow_figures_of_rank_0_end_no_run(tmp_path: Path) -> Non
     (fitted,) = [r["text"] for r in records(run, "note") if r["text"].startswith("logistic: fitted")]
     assert float(fitted.split()[-2]) > HANG_S
     # Who has fewer beats is taken for the one that holds up the others, so all must say every phase.
-    first, second = (run.read_beats()[rank] for rank in (0, 1))
+    first, second = (run.beats.read()[rank] for rank in (0, 1))
     assert first.number == second.number and first.phase == second.phase == "saving"
 
 

@@ -33,7 +33,7 @@ def test_training_takes_less_than_one_look_in_two_seconds(tmp_path: Path) -> Non
     for step in (STEPS.start, STEPS.stop):
         wait_for(lambda step=step: process.poll() is not None or step_of(run) >= step, f"step {step}")
         times.append(time.monotonic())
-    pids = {beat.pid: rank for rank, beat in run.read_beats().items()}
+    pids = {beat.pid: rank for rank, beat in run.beats.read().items()}
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
 

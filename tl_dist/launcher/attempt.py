@@ -90,7 +90,7 @@ class Attempt:
         heading = f"attempt {number}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {socket.gethostname()}"
         endings = Endings(self._run.attempts / f"{number:04d}")
         Endings(self._run.attempts / f"{number - 1:04d}").clear()  # its supervisor may have been killed
-        self._run.clear_beats()
+        self._run.beats.clear()
         with launch() as commands:
             record = {
                 "attempt": number,
@@ -163,7 +163,7 @@ class Attempt:
             self._detector.slept(since_s)
             self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
         self._looked_at_beats = now
-        for rank, said in self._run.read_beats().items():
+        for rank, said in self._run.beats.read().items():
             if said.pid == workers.pids.get(rank, said.pid):
                 self._heard[rank] = (now - said.age_s, said)
         beats = {rank: beat._replace(age_s=now - at) for rank, (at, beat) in self._heard.items()}

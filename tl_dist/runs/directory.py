@@ -21,12 +21,12 @@ from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.claim import claim, claimant
 from tl_dist.runs.differences import differences
-from tl_dist.runs.heartbeats import Beat, Heartbeats
+from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
 from tl_dist.runs.owner import Owner, OwningJob
 from tl_dist.runs.steps import step_name, steps_in
 
-__all__ = ["Beat", "RunDir", "differences", "step_name", "steps_in"]
+__all__ = ["RunDir", "differences", "step_name", "steps_in"]
 
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
@@ -58,7 +58,7 @@ class RunDir:
         self.heartbeats = self.path / "heartbeats"
         self.stop_file = self.path / "stop"
         self.done_file = self.path / "DONE"
-        self._beats = Heartbeats(self.heartbeats)
+        self.beats = Heartbeats(self.heartbeats)
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -164,8 +164,10 @@ class RunDir:
 
     def freeze_identity(self, identity: Mapping[str, Any]) -> None:
         """Record what the run was started with, or refuse when it was something else."""
-        if self._write_first(self.identity_file, _json(identity)):
-            return
+        if not os.path.lexists(self.identity_file):
+            with suppress(FileExistsError):  # of two processes that try at once, one does
+                write_atomically(self.identity_file, _json(identity), exclusive=True)
+                return
         old, new = (UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
         if old["order"] != new["order"]:
             raise Refusal(
@@ -191,22 +193,6 @@ class RunDir:
                 fix="run one command at a time, or give each another name=NAME.",
                 code=ExitCode.CANNOT_CREATE,
             )
-
-    def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
-        """Show that worker `rank` lives, and what it does; cheap. `patience_s`: where that may last long."""
-        self._beats.beat(rank, phase, step, patience_s)
-
-    def space_beats(self, every_s: float) -> None:
-        """Write the beats of this process no more often than that; none is lost, the last one is written then."""
-        self._beats.space(every_s)
-
-    def read_beats(self) -> dict[int, Beat]:
-        """The last word of every worker, with its age."""
-        return self._beats.read()
-
-    def clear_beats(self) -> None:
-        """Forget the workers of an earlier attempt; call it before the next ones start."""
-        self._beats.clear()
 
     def probe_storage(self) -> None:
         """Refuse now, not at the first save, when files here cannot be written, made durable and renamed."""
@@ -242,16 +228,6 @@ class RunDir:
             links += [Path(entry) for entry in logs if entry.is_symlink()]
         if links:
             raise _unsafe(links[0], "is a symbolic link", "remove the link.")
-
-    def _write_first(self, path: Path, data: bytes) -> bool:
-        """Write a file that is not there yet; of two processes that try at once, one does."""
-        if os.path.lexists(path):
-            return False
-        try:
-            write_atomically(path, data, exclusive=True)
-        except FileExistsError:
-            return False
-        return True
 
     def _settle(self, config: Config, resolved: bytes) -> None:
         """Make `resolved` the config of this run, unless it is bound to another trajectory."""

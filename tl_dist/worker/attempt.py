@@ -35,7 +35,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
     """
     decidable.refuse(setup.cfg, setup.splits)
     with ExitStack() as held, setup.parallel.naming_lost_peers():
-        held.callback(setup.run.space_beats, 0.0)  # the last word of this worker, before it ends
+        held.callback(setup.run.beats.space, 0.0)  # the last word of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
         teacher = teaching.loaded(setup)

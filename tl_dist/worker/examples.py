@@ -98,7 +98,7 @@ def _screened(
     Rank 0 looks at the folders first, and what it has listed is there for the others: `listing.kept`.
     """
     first, cache = parallel.rank == 0, run.path.parent
-    run.beat(parallel.rank, "listing files", 0, cfg.safety.alone_s if first else 0.0)
+    run.beats.beat(parallel.rank, "listing files", 0, cfg.safety.alone_s if first else 0.0)
     met = functools.cache(functools.partial(parallel.gather, b""))  # once, as soon as one of the others lists
     folders = listing.kept(
         cache / "listings",
@@ -129,7 +129,7 @@ def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_
         return examples
 
     def stop_requested() -> bool:
-        run.beat(parallel.rank, "decoding images", 0)
+        run.beats.beat(parallel.rank, "decoding images", 0)
         return parallel.rank == 0 and run.stop_requested()
 
     with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):

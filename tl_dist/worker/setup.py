@@ -119,11 +119,11 @@ class Setup:
         `alone`: rank 0 does it, for as long as `safety.alone_s`, while the others wait.
         """
         patience_s = self.cfg.safety.alone_s if alone and self.is_first else 0.0
-        self.run.beat(self.parallel.rank, phase, self.state.step, patience_s)
+        self.run.beats.beat(self.parallel.rank, phase, self.state.step, patience_s)
 
     def prepare_for(self, phase: str) -> None:
         """The same where all workers build and compile, or read back what is large: as before the first step."""
-        self.run.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
+        self.run.beats.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
 
     def stop_requested(self, phase: str, *, alone: bool = False) -> bool:
         """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
@@ -160,7 +160,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     cfg = config_file.load(run.config_file, overrides)
     refuse_changed_code(run, cfg)
     threads = start_tensorflow(cfg, cores)
-    run.space_beats(cfg.safety.heartbeat_s)
+    run.beats.space(cfg.safety.heartbeat_s)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     found = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)

@@ -161,7 +161,7 @@ def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: py
     assert not cached.fit_head(setup, given, told.append)
     assert looks == 30 and not told and setup.state.step == 0
     assert not given.model.trainable["head/logits/kernel"].numpy().any()
-    assert setup.run.read_beats()[0].phase == "fitting the classifier"
+    assert setup.run.beats.read()[0].phase == "fitting the classifier"
 
 
 def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:

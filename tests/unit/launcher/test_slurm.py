@@ -33,8 +33,8 @@ from tl_dist.parallel.slots import (
     started_by_launcher,
 )
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.directory import Beat
 from tl_dist.runs.endings import Endings
+from tl_dist.runs.heartbeats import Beat
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 UNEVEN = [("node1", 2), ("node2", 1)]

@@ -262,7 +262,7 @@ def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None
     run, _ = new_run(tmp_path, "safety.hang_s=30")
     (run.path / "saved").touch()
     with supervisor(run, {"0": [[["stoppable", 1]]], "1": [[["stoppable", 1]]]}) as process:
-        wait_for(lambda: len(run.read_beats()) == 2)
+        wait_for(lambda: len(run.beats.read()) == 2)
         run.request_stop()
         assert process.wait(30) == ExitCode.REQUEUE
 
@@ -271,7 +271,7 @@ def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None
 def test_a_signal_asks_for_a_stop_and_waits_for_the_save(tmp_path: Path, number: int) -> None:
     run, _ = new_run(tmp_path, "safety.hang_s=30")
     with supervisor(run, {"0": [[["stoppable", 5]]], "1": [[["stoppable", 5]]]}) as process:
-        wait_for(lambda: len(run.read_beats()) == 2)
+        wait_for(lambda: len(run.beats.read()) == 2)
         process.send_signal(number)
         wait_for(lambda: len(list(run.path.glob("saving_*"))) == 2)
         if number != signal.SIGINT:
@@ -288,12 +288,12 @@ def test_a_signal_asks_for_a_stop_and_waits_for_the_save(tmp_path: Path, number:
 def test_a_second_ctrl_c_ends_the_workers_at_once(tmp_path: Path) -> None:
     run, _ = new_run(tmp_path, "safety.hang_s=30")
     with supervisor(run, {"0": [[["beat", 1], ["sleep", 60]]]}) as process:
-        wait_for(lambda: len(run.read_beats()) == 1)
+        wait_for(lambda: len(run.beats.read()) == 1)
         process.send_signal(signal.SIGINT)
         wait_for(run.stop_requested)
         process.send_signal(signal.SIGINT)
         assert process.wait(6) == ExitCode.REQUEUE
-        assert not alive(run.read_beats()[0].pid)
+        assert not alive(run.beats.read()[0].pid)
 
 
 def test_a_stop_during_the_pause_before_a_restart_is_heeded(tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ def test_workers_die_with_the_supervisor(tmp_path: Path) -> None:
     with supervisor(
         run, {"0": [[["beat", 1], ["sleep", 60]]], "1": [[["beat", 1], ["sleep", 60]]]}
     ) as process:
-        wait_for(lambda: len(run.read_beats()) == 2)
-        pids = [beat.pid for beat in run.read_beats().values()]
+        wait_for(lambda: len(run.beats.read()) == 2)
+        pids = [beat.pid for beat in run.beats.read().values()]
         assert all(os.getsid(pid) == pid for pid in pids)  # a terminal's Ctrl-C does not reach them
         process.kill()
         process.wait()

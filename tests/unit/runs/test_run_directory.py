@@ -397,13 +397,13 @@ def test_done_gives_the_summary_back(tmp_path):
 
 def test_beats_tell_who_does_what_and_since_when(tmp_path):
     run = create(tmp_path)
-    run.beat(0, "training", 12)
-    run.beat(11, "evaluating", 7, 3600.0)
-    beats = RunDir(run.path).read_beats()
+    run.beats.beat(0, "training", 12)
+    run.beats.beat(11, "evaluating", 7, 3600.0)
+    beats = RunDir(run.path).beats.read()
     assert sorted(beats) == [0, 11]
     assert beats[11][1:] == ("evaluating", 7, os.uname().nodename, os.getpid(), 2, 3600.0)
-    run.beat(0, "x" * 1000, 10**12)
-    assert run.read_beats()[0].step == 10**12
+    run.beats.beat(0, "x" * 1000, 10**12)
+    assert run.beats.read()[0].step == 10**12
 
 
 class Clock:
@@ -417,27 +417,27 @@ class Clock:
 
 def test_an_old_beat_is_old_at_first_sight_and_grows_older(tmp_path, monkeypatch):
     run, clock = create(tmp_path), Clock()
-    run.beat(0, "training", 12)
+    run.beats.beat(0, "training", 12)
     path = next(run.heartbeats.iterdir())
     monkeypatch.setattr(heartbeats, "server_time_ns", lambda directory: path.stat().st_mtime_ns + 50 * 10**9)
     watched = Heartbeats(run.heartbeats, clock=clock)
     assert watched.read()[0].age_s == 50
     clock.now += 7
     assert watched.read()[0].age_s == 57
-    run.beat(0, "training", 13)
+    run.beats.beat(0, "training", 13)
     assert watched.read()[0].age_s == 0
 
 
 def test_a_beat_of_this_moment_is_young_at_first_sight(tmp_path):
     run = create(tmp_path)
-    run.beat(0, "training", 12)
-    assert 0 <= RunDir(run.path).read_beats()[0].age_s < 30
+    run.beats.beat(0, "training", 12)
+    assert 0 <= RunDir(run.path).beats.read()[0].age_s < 30
 
 
 def test_a_clock_that_jumps_makes_no_watched_worker_old(tmp_path):
     """The file server's clock goes back or forward between two beats; the supervisor has seen both."""
     run, clock = create(tmp_path), Clock()
-    run.beat(0, "training", 1)
+    run.beats.beat(0, "training", 1)
     watched = Heartbeats(run.heartbeats, clock=clock)
     watched.read()
     path = next(run.heartbeats.iterdir())
@@ -460,21 +460,21 @@ def test_spaced_beats_are_written_as_often_as_asked_and_the_last_one_always(tmp_
         write(self, rank, facts)
 
     monkeypatch.setattr(Heartbeats, "_write", counted)
-    run.space_beats(0.5)
+    run.beats.space(0.5)
     began = time.monotonic()
     step = 0
     while time.monotonic() - began < 0.25:
         step += 1
-        run.beat(0, "training", step, patience_s=7.0)
+        run.beats.beat(0, "training", step, patience_s=7.0)
     assert written == [1]
     time.sleep(1.0)
     assert written == [1, step]
-    beat = run.read_beats()[0]
+    beat = run.beats.read()[0]
     assert (beat.step, beat.number, beat.patience_s) == (step, step, 7.0)
     assert beat.age_s >= 0.25  # since it was said, not since it was written
-    run.beat(0, "training", 100)  # after the time, at once
-    run.beat(0, "saving", 101)
-    run.space_beats(0)  # the process ends
+    run.beats.beat(0, "training", 100)  # after the time, at once
+    run.beats.beat(0, "saving", 101)
+    run.beats.space(0)  # the process ends
     assert written == [1, step, 100, 101]
 
 
@@ -498,9 +498,9 @@ def test_a_thread_that_wakes_late_writes_no_beat_before_its_time(tmp_path, monke
 
 def test_a_beat_that_is_held_back_ends_with_its_directory(tmp_path, capfd):
     run = create(tmp_path)
-    run.space_beats(0.1)
+    run.beats.space(0.1)
     for step in (1, 2):
-        run.beat(0, "training", step)
+        run.beats.beat(0, "training", step)
     shutil.rmtree(run.path)
     time.sleep(0.3)
     assert capfd.readouterr().err == ""
@@ -508,11 +508,11 @@ def test_a_beat_that_is_held_back_ends_with_its_directory(tmp_path, capfd):
 
 def test_cleared_beats_are_gone_and_a_living_worker_comes_back(tmp_path):
     run = create(tmp_path)
-    run.beat(0, "training", 1)
-    run.clear_beats()
-    assert run.read_beats() == {}
-    run.beat(0, "training", 2)
-    assert run.read_beats()[0].step == 2
+    run.beats.beat(0, "training", 1)
+    run.beats.clear()
+    assert run.beats.read() == {}
+    run.beats.beat(0, "training", 2)
+    assert run.beats.read()[0].step == 2
 
 
 def test_torn_or_foreign_heartbeat_files_are_no_beats(tmp_path):
@@ -521,7 +521,7 @@ def test_torn_or_foreign_heartbeat_files_are_no_beats(tmp_path):
         (run.heartbeats / f"rank_{rank:04d}").write_text(text)
     (run.heartbeats / "rank_0009").symlink_to("/etc/passwd")
     os.mkfifo(run.heartbeats / "rank_0010")
-    assert run.read_beats() == {}
+    assert run.beats.read() == {}
 
 
 # --- storage and the table ----------------------------------------------------------------------------------
