@@ -69,16 +69,13 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
     """The page; the first run is what the others are measured against."""
     script, disagreements = _disagreements(compared, images)
     tests = _tests(compared)
-    made: list[tuple[str, str, str, Mapping[str, Any] | None]] = [
-        ("verdict", "Verdict", "runs", _verdict(compared, tests, notes)),
-        ("tests", "Paired tests", "paired", tests),
-        ("disagreements", "Where they disagree", "disagreements", disagreements),
-        ("robustness", "Robustness", "facts", trust.robust_compared(compared.runs)),
-        ("learning", "Learning curves", "charts", _learning(compared.runs)),
-        ("differences", "Differences", "facts", _differences(compared.runs)),
-    ]
     sections = [
-        Section(a, title, f"{template}.html.j2", it) for a, title, template, it in made if it is not None
+        Section("verdict", "Verdict", "runs", _verdict(compared, tests, notes)),
+        Section("tests", "Paired tests", "paired", tests),
+        Section("disagreements", "Where they disagree", "disagreements", disagreements),
+        Section("robustness", "Robustness", "facts", trust.robust_compared(compared.runs)),
+        Section("learning", "Learning curves", "charts", _learning(compared.runs)),
+        Section("differences", "Differences", "facts", _differences(compared.runs)),
     ]
     names = " and ".join(facts.run.name for facts in compared.runs)
     return render(names, f"Comparison of runs, {compared.runs[0].split} split", sections, script)

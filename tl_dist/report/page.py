@@ -20,12 +20,13 @@ MARK = b"<!-- report of tl_dist -->"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: `template` is a file below templates/sections, which sees `content` as `it`."""
+    """A part of the page: `template` is TEMPLATE.html.j2 of templates/sections, which sees `content` as `it`."""
 
     anchor: str
     title: str
     template: str
-    content: Mapping[str, Any]
+    content: Mapping[str, Any] | None
+    """None: the part is left out"""
 
 
 def require_jinja2() -> None:
@@ -69,7 +70,7 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
     text = environment.get_template("page.html.j2").render(
         title=title,
         kind=kind,
-        sections=sections,
+        sections=[section for section in sections if section.content is not None],
         data=printed(data),
         style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

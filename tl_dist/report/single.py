@@ -31,24 +31,19 @@ def page(
     facts, cards = examples.facts, Cards(examples)
     tables = class_tables(examples, groups)
     worst, labels = _worst(examples, cards), _labels(examples, cards)  # which makes cards of its own
-    made: list[tuple[str, str, str, Mapping[str, Any] | None]] = [
-        ("verdict", "Verdict", "verdict", verdict(examples, tables=tables, twins=twins, notes=notes)),
-        ("errors", "Where it is wrong", "errors", confusions(examples, len(examples.images))),
-        ("classes", "Classes", "classes", {"tables": tables}),
-        ("worst", "Worst errors", "tiles", worst),
-        ("labels", "Labels", "tiles", labels),
-        ("duplicates", "Duplicates", "duplicates", _duplicates(twins, examples.images)),
-        ("calibration", "Calibration", "charts", trust.calibrated(examples)),
-        ("thresholds", "Thresholds", "charts", _thresholds(examples)),
-        ("robustness", "Robustness", "charts", trust.robust(facts)),
-        ("learning", "Learning curves", "charts", technical.learning(facts)),
-        ("speed", "Speed", "charts", technical.speed(facts)),
-        ("environment", "Environment", "facts", technical.environment(facts)),
-    ]
     sections = [
-        Section(anchor, title, f"{template}.html.j2", content)
-        for anchor, title, template, content in made
-        if content is not None
+        Section("verdict", "Verdict", "verdict", verdict(examples, tables=tables, twins=twins, notes=notes)),
+        Section("errors", "Where it is wrong", "errors", confusions(examples, len(examples.images))),
+        Section("classes", "Classes", "classes", {"tables": tables}),
+        Section("worst", "Worst errors", "tiles", worst),
+        Section("labels", "Labels", "tiles", labels),
+        Section("duplicates", "Duplicates", "duplicates", _duplicates(twins, examples.images)),
+        Section("calibration", "Calibration", "charts", trust.calibrated(examples)),
+        Section("thresholds", "Thresholds", "charts", _thresholds(examples)),
+        Section("robustness", "Robustness", "charts", trust.robust(facts)),
+        Section("learning", "Learning curves", "charts", technical.learning(facts)),
+        Section("speed", "Speed", "charts", technical.speed(facts)),
+        Section("environment", "Environment", "facts", technical.environment(facts)),
     ]
     return render(facts.run.name, _kind(facts), sections, cards.for_script())
 

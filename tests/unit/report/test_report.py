@@ -87,7 +87,7 @@ def test_the_script_that_may_run_is_the_one_in_the_page(tmp_path: Path) -> None:
     import base64
     import hashlib
 
-    text = render("t", "k", [Section("a", "A", "facts.html.j2", {"parts": []})], {"examples": []}).decode()
+    text = render("t", "k", [Section("a", "A", "facts", {"parts": []})], {"examples": []}).decode()
     script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script[-1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in text
