@@ -181,21 +181,16 @@ def _shade(count: int, total: int) -> int:
 
 def pairs(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
     """The most frequent confusions, at most MAX_PAIRS."""
-    errors = counts.copy()
-    np.fill_diagonal(errors, 0)
-    largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_PAIRS]
-    places = zip(*(part.tolist() for part in np.unravel_index(largest, errors.shape)), strict=True)
     return [
         {
             "label": names[k],
             "predicted": names[j],
             "label_number": k,
             "predicted_number": j,
-            "count": int(errors[k, j]),
+            "count": count,
             "of": int(counts[k].sum()),
         }
-        for k, j in places
-        if errors[k, j]
+        for k, j, count in figures.largest_errors(counts, MAX_PAIRS)
     ]
 
 

@@ -136,6 +136,15 @@ def by_class(confusion: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
+def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
+    """(true class, what was said, how often) of what was confused most often; of equal counts in the matrix's order."""
+    errors = confusion.copy()
+    np.fill_diagonal(errors, 0)
+    largest = np.argsort(-errors, axis=None, kind="stable")[:most]
+    pairs = zip(*(part.tolist() for part in np.unravel_index(largest, errors.shape)), strict=True)
+    return [(i, k, int(errors[i, k])) for i, k in pairs if errors[i, k]]
+
+
 def wilson(num_correct: int, num_examples: int) -> list[float]:
     """Both ends of the 95 % interval of a proportion (Wilson 1927)."""
     from scipy.stats import binomtest

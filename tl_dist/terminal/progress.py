@@ -51,8 +51,10 @@ def evaluation_line(record: Record) -> str:
 
 def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     """The confusion matrix of an "evaluation" record as a table; its largest errors where it does not fit."""
+    import numpy as np
     from rich.table import Table
 
+    from tl_dist.scores.figures import largest_errors
     from tl_dist.terminal.console import plain
 
     if "largest_errors" in record:  # of many classes there is no more
@@ -65,7 +67,9 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     cells = [max(len(names[k]), *(len(f"{row[k]:,}") for row in counts)) + 3 for k in range(len(counts))]
     first = max(len("true / predicted"), *(len(name) for name in names)) + 4
     if len(counts) > _MAX_TABLE_CLASSES or first + sum(cells) > width:
-        return _largest_errors(counts, names)
+        matrix = np.array(counts)
+        largest = [(names[i], names[k], num) for i, k, num in largest_errors(matrix, _MAX_CONFUSIONS)]
+        return _error_table(largest, int(matrix.sum() - matrix.trace()))
     table = Table("true / predicted")
     for name in names:
         table.add_column(plain(name), justify="right", no_wrap=True)
@@ -249,15 +253,6 @@ def _clock_time(seconds: float) -> str:
         return "?"
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{s:02d}"
-
-
-def _largest_errors(counts: Sequence[Sequence[int]], names: Sequence[str]) -> RenderableType | None:
-    pairs = sorted(
-        ((n, true, k) for true, row in enumerate(counts) for k, n in enumerate(row) if k != true and n),
-        key=lambda pair: (-pair[0], pair[1:]),
-    )
-    largest = [(names[true], names[k], n) for n, true, k in pairs[:_MAX_CONFUSIONS]]
-    return _error_table(largest, sum(n for n, *_ in pairs))
 
 
 def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType | None:

@@ -18,7 +18,7 @@ from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.scores.figures import by_class
+from tl_dist.scores.figures import by_class, largest_errors
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.scores.predictions import MAX_RECORDED_CLASSES, Predictions
 from tl_dist.training.state import Report
@@ -189,7 +189,12 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
     counts: dict[str, Any] = (
         {"confusion": result.confusion.tolist(), "class_names": list(class_names)}
         if len(class_names) <= MAX_RECORDED_CLASSES
-        else {"largest_errors": _largest_errors(result.confusion, class_names)}
+        else {
+            "largest_errors": [
+                (class_names[i], class_names[k], num)
+                for i, k, num in largest_errors(result.confusion, MAX_ERRORS)
+            ]
+        }
     )
     return {
         "event": "evaluation",
@@ -208,15 +213,6 @@ def class_records(confusion: np.ndarray, class_names: Sequence[str]) -> list[dic
     """`figures.by_class` with the names."""
     rows = zip(class_names, by_class(confusion), strict=True)
     return [{"class": name, **figures} for name, figures in rows]
-
-
-def _largest_errors(confusion: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, str, int]]:
-    """(true class, what was said, how often) of what was confused most often."""
-    errors = confusion.copy()
-    np.fill_diagonal(errors, 0)
-    largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_ERRORS]
-    pairs = zip(*np.unravel_index(largest, errors.shape), strict=True)
-    return [(class_names[i], class_names[k], int(errors[i, k])) for i, k in pairs if errors[i, k]]
 
 
 def _of_classes(result: Evaluation, class_names: Sequence[str]) -> dict[str, float]:
