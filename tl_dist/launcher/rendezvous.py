@@ -30,7 +30,6 @@ import hmac
 import json
 import os
 import secrets
-from types import TracebackType
 
 from tl_dist.files import limits
 from tl_dist.files.descriptors import allow_many_open_files
@@ -76,9 +75,7 @@ class Rendezvous:
             ) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         server, self._server = self._server, None
         if server is not None:
             server.close()

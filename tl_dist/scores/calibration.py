@@ -22,7 +22,6 @@ from tl_dist.scores import curves, figures
 FILE = "calibration.npz"
 MOST = 100.0
 """the temperature lies between 1 / MOST and MOST"""
-_BLOCK = 1 << 20  # logits that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,14 +97,9 @@ def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
     """
     from scipy.optimize import brentq
 
-    blocks = [
-        slice(k, k + max(1, _BLOCK // logits.shape[1]))
-        for k in range(0, len(labels), max(1, _BLOCK // logits.shape[1]))
-    ]
-
     def slope(inverse: float) -> float:
         total = 0.0
-        for rows in blocks:
+        for rows in figures.blocks(*logits.shape):
             wide = logits[rows].astype(np.float64)
             shares = figures.softmax(wide * inverse)
             total += float(((shares * wide).sum(axis=1) - wide[np.arange(len(wide)), labels[rows]]).sum())

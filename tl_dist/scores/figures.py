@@ -38,7 +38,7 @@ class Softmax:
         self._temperature = temperature
         self._largest = logits.max(axis=1, keepdims=True).astype(np.float64)
         self._sums = np.ones_like(self._largest)
-        for rows in _blocks(*self.shape):
+        for rows in blocks(*self.shape):
             self._sums[rows] = self[rows].sum(axis=1, keepdims=True)
 
     def __getitem__(self, place: slice | tuple[slice, slice]) -> Probabilities:
@@ -51,7 +51,7 @@ class Softmax:
 
     def in_place(self) -> NDArray[np.float32]:
         """All of them as float32, in the memory of the logits: neither these nor this object can be used again."""
-        for rows in _blocks(*self.shape):
+        for rows in blocks(*self.shape):
             self._logits[rows] = self[rows]
         return self._logits
 
@@ -100,7 +100,7 @@ def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confi
     """Block by block."""
     predicted, num_above = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
-    for rows in _blocks(*probabilities.shape):
+    for rows in blocks(*probabilities.shape):
         block = probabilities[rows]
         predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
         of_true[rows] = block[np.arange(len(block)), labels[rows]]
@@ -108,7 +108,7 @@ def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confi
     return Confidences(predicted, confidence, of_true, predicted == labels, num_above)
 
 
-def _blocks(num: int, width: int) -> Iterator[slice]:
+def blocks(num: int, width: int) -> Iterator[slice]:
     """0 to `num` in pieces of about BLOCK entries, where each counts `width`."""
     size = max(1, BLOCK // width)
     return (slice(first, first + size) for first in range(0, num, size))
@@ -166,7 +166,7 @@ def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | N
     if num_classes == 2:
         return float(roc_auc_score(labels, probabilities[:, 1:].ravel()))
     areas = np.empty(num_classes)
-    for columns in _blocks(num_classes, len(labels)):
+    for columns in blocks(num_classes, len(labels)):
         for k, scores in enumerate(probabilities[:, columns].T, start=columns.start):
             areas[k] = _area_under_roc(scores, labels == k)
     return float(np.average(areas, weights=np.bincount(labels)))

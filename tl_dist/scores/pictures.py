@@ -21,7 +21,6 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
     pixels for each pair of classes, or one for several neighbours.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if len(counts) > MAX_NAMED_CLASSES:
@@ -40,7 +39,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
         colour = "white" if shares[true, predicted] > 0.5 else "black"
         axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", color=colour)
     axes.set(xlabel="predicted", ylabel="true")
-    return _png(FigureCanvasAgg(figure))
+    return _png(figure)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
@@ -62,7 +61,6 @@ def _pixels(counts: np.ndarray) -> bytes:
 
 def reliability_picture(found: Mapping[str, Any]) -> bytes:
     """PNG of a reliability diagram: accuracy by confidence before and after calibration, as `calibration` has it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.4), dpi=110, layout="constrained")
@@ -78,12 +76,11 @@ def reliability_picture(found: Mapping[str, Any]) -> bytes:
         axes.scatter(*places, s=sizes, marker=marker, label=f"{name}{ece}", alpha=0.7)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     axes.legend(loc="upper left", frameon=False, fontsize=8)
-    return _png(FigureCanvasAgg(figure))
+    return _png(figure)
 
 
 def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
     """PNG of up to 16 images with their class below each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     images = images[:16]
@@ -95,7 +92,7 @@ def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
         axes.imshow(image)
         axes.set_title(name, fontsize=8, parse_math=False)
         axes.set_axis_off()
-    return _png(FigureCanvasAgg(figure))
+    return _png(figure)
 
 
 def _drawable(names: Sequence[str]) -> list[str]:
@@ -103,7 +100,7 @@ def _drawable(names: Sequence[str]) -> list[str]:
     return [shortened(printable(name), _NAME_LENGTH) for name in names]
 
 
-def _png(canvas: Any) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -130,7 +130,7 @@ def require(trackers: Iterable[str]) -> None:
             )
 
 
-def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False, timeout_s: float = 300.0) -> list[str]:
+def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
     """Send each tracker what it does not have yet; a line on each. Refuses (75) when one did not take all of it.
 
     `live`: from beside the run, which goes on: a tracker that is sent whole runs alone is left for its end.
@@ -142,7 +142,7 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False, timeout_s:
         for name in trackers:
             copied = Copied(run, _id(place), "running" if live else state_of(run), place)
             try:
-                said.append(f"{name}: {_send(copied, name, live, timeout_s)}")
+                said.append(f"{name}: {_send(copied, name, live)}")
             except Refusal:
                 raise
             except Exception as error:  # of a library, a server or the way there: none of them is ours
@@ -158,7 +158,7 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False, timeout_s:
     return said
 
 
-def _send(copied: Copied, name: str, live: bool, timeout_s: float) -> str:
+def _send(copied: Copied, name: str, live: bool) -> str:
     """Send it to one tracker, with what has been sent noted as that is known."""
     file = copied.place / f"{name}.json"
     known = read_json(file) or {}
@@ -167,9 +167,7 @@ def _send(copied: Copied, name: str, live: bool, timeout_s: float) -> str:
     def keep() -> None:
         write_atomically(file, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n")
 
-    where: str = import_module(f"tl_dist.tracking.to_{name}").send(
-        copied, known, keep, live=live, timeout_s=timeout_s
-    )
+    where: str = import_module(f"tl_dist.tracking.to_{name}").send(copied, known, keep, live=live)
     known["seen"] = {} if live else {"bytes": size, "state": copied.state}
     keep()
     return _PASSWORD.sub("://", where)

@@ -22,7 +22,7 @@ _STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "stoppe
 _MOST_METRICS, _MOST_PARAMETERS = 1_000, 100  # of one request
 
 
-def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool, timeout_s: float) -> str:
+def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
     """Send what is new; where to. `known` is what an earlier call left, for each address."""
     import mlflow
 

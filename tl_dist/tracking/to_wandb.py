@@ -16,9 +16,10 @@ from tl_dist.tracking import Copied, Keep, NotTaken
 
 LIBRARIES = ("wandb",)
 _PROJECT = "tl_dist"
+_UPLOAD_S = 300.0
 
 
-def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool, timeout_s: float) -> str:
+def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
     """Write the copy, and upload it unless the library is set to work offline; where it is.
 
     An upload replaces what there was of the run by the same and more, so it is left for the end of an attempt.
@@ -37,7 +38,7 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool, timeo
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return f"offline in {place}"
     if known.get("uploaded") != content:
-        _upload(place, timeout_s)
+        _upload(place)
         known["uploaded"] = content
     return f"run {copied.id}, and in {place}"
 
@@ -100,7 +101,7 @@ def _files_in(place: Path) -> list[Path]:
     return sorted(place.glob("offline-run-*/run-*.wandb"))
 
 
-def _upload(place: Path, timeout_s: float) -> None:
+def _upload(place: Path) -> None:
     """Raises NotTaken where it did not succeed in time."""
     (file,) = _files_in(place)
     argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
@@ -110,11 +111,11 @@ def _upload(place: Path, timeout_s: float) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=timeout_s,
+            timeout=_UPLOAD_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise NotTaken(f"no answer within {timeout_s:.0f} s") from None
+        raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
     if not file.with_name(f"{file.name}.synced").exists():
         lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
         raise NotTaken(lines[-1].removeprefix("Error: ") if lines else f"exit code {done.returncode}")
