@@ -16,30 +16,24 @@ from tl_dist.config import file as config_file
 from tl_dist.launcher.command import require_package, worker_argv
 from tl_dist.launcher.prepare import prepare
 from tl_dist.parallel.meeting import SILENT_S
-from tl_dist.parallel.slots import expected_world_size, integer, started_by_launcher
+from tl_dist.parallel.slots import expected_world_size, rank_in, rank_variable
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir
 
 JOIN_S = 60.0
 """how long a worker waits for rank 0 to make the run directory"""
 
-_RANKS = {
-    "horovodrun": ("HOROVOD_RANK",),
-    "mpirun": ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"),
-    "srun": ("SLURM_PROCID",),
-}
-
 
 def join(
     request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
 ) -> NoReturn:
     """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
-    rank, size = rank_of(env), expected_world_size(env)
-    who = f"rank {rank} of {size or 'unknown'} ({rank_variable(env)})"
+    rank, size, variable = rank_in(env), expected_world_size(env), rank_variable(env)
+    who = f"rank {rank} of {size or 'unknown'} ({variable})"
     if not 0 <= rank < (size or rank + 1):
         raise Refusal(
             f"this process would be {who}.",
-            fix=f"unset {rank_variable(env)} where no launcher has started this process.",
+            fix=f"unset {variable} where no launcher has started this process.",
             code=ExitCode.UNSAFE,
         )
     cfg = request.load("strategy=horovod", f"workers={size or 1}")
@@ -63,17 +57,6 @@ def join(
         start(run, until)
         os.close(until)
     (become or become_worker)(run.path)
-
-
-def rank_of(env: Mapping[str, str]) -> int:
-    """This worker's rank, from the variables of the launcher that started it."""
-    return integer(env, rank_variable(env))
-
-
-def rank_variable(env: Mapping[str, str]) -> str:
-    """The variable in which the launcher of this worker says its rank."""
-    names = _RANKS[started_by_launcher(env) or "srun"]
-    return next((name for name in names if name in env), names[0])
 
 
 def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds: float = JOIN_S) -> None:

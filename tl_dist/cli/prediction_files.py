@@ -7,13 +7,14 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tl_dist.files.atomic import reason, replacing
-from tl_dist.files.foreign import open_regular
+from tl_dist.files.foreign import refuse_other
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -73,7 +74,8 @@ def written(path: Path, columns: Columns) -> Iterator[Write]:
     that is there and is not of such rows.
     """
     opened = _format_of(path)
-    _refuse_other(path)
+    is_ours = partial(_is_ours, suffix=path.suffix.lower())
+    refuse_other(path, is_ours, what="a file of predictions", option="--out")
     with ExitStack() as held:
         with _naming(path):
             fd = held.enter_context(replacing(path))
@@ -168,21 +170,9 @@ def _format_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextMana
     return found
 
 
-def _refuse_other(path: Path) -> None:
-    """Refuse (73) to take the place of anything but an empty file or one that this command has made."""
-    if not os.path.lexists(path):
-        return
-    with suppress(OSError, ValueError), open(open_regular(path), "rb") as file:
-        if not os.fstat(file.fileno()).st_size or _is_ours(file, path.suffix.lower()):
-            return
-    raise Refusal(
-        f"{path} is there already, and is not a file of predictions that this command made.",
-        fix="name another file with --out, or move it away.",
-        code=ExitCode.CANNOT_CREATE,
-    )
-
-
 def _is_ours(file: IO[bytes], suffix: str) -> bool:
+    if not os.fstat(file.fileno()).st_size:
+        return True
     begin = Columns(1).names()[:3]
     if suffix == ".parquet":
         import pyarrow.parquet

@@ -11,7 +11,7 @@ from tl_dist.cli.explain import ask
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
 from tl_dist.files.atomic import write_output
-from tl_dist.files.foreign import read_slice
+from tl_dist.files.foreign import refuse_other
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.report import comparison, heat, single
 from tl_dist.report.duplicates import Twin, twins_in
@@ -48,7 +48,7 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
     out = request.out or (
         request.runs[0] / "report.html" if len(request.runs) == 1 else Path("comparison.html")
     )
-    _refuse_other(out)
+    refuse_other(out, lambda file: MARK in file.read(256), what="a report", option="--out")
     facts = [gather(path, request.split) for path in request.runs]
     content = _single(facts[0], request, say) if len(facts) == 1 else _comparison(facts, say)
     write_output(out, content, option="--out")
@@ -149,19 +149,3 @@ def _heat(
         str(facts.said.ids[k]): address_of(picture, HEAT_SIDE)
         for k, picture in zip(worst, pictures, strict=True)
     }
-
-
-def _refuse_other(out: Path) -> None:
-    """Refuse (73) to take the place of anything but such a page."""
-    if not os.path.lexists(out):
-        return
-    try:
-        ours = not out.is_symlink() and MARK in read_slice(out, 0, 256)
-    except OSError:
-        ours = False
-    if not ours:
-        raise Refusal(
-            f"{out} is there already, and is no report of tl_dist.",
-            fix="name another file with --out, or move it away.",
-            code=ExitCode.CANNOT_CREATE,
-        )

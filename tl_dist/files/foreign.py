@@ -5,7 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+from tl_dist.refusal import ExitCode, Refusal
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a named pipe would wait for its writer
 
@@ -44,3 +49,20 @@ def read_file(path: Path | str, *, max_bytes: int, dir_fd: int | None = None, li
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes", str(path))
         return file.read(size)  # Python asks for the memory of as many bytes before it reads the first
+
+
+def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str, option: str) -> None:
+    """Refuse (73) to take the place of anything but a file that this command made before, as `is_ours` can tell."""
+    if not os.path.lexists(path):
+        return
+    with (
+        suppress(Exception),
+        open(open_regular(path), "rb") as file,
+    ):  # a damaged file can raise nearly anything
+        if is_ours(file):
+            return
+    raise Refusal(
+        f"{path} is there already, and is not {what} that this command made.",
+        fix=f"name another file with {option}, or move it away.",
+        code=ExitCode.CANNOT_CREATE,
+    )

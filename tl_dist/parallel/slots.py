@@ -179,11 +179,17 @@ def expected_world_size(env: Mapping[str, str]) -> int | None:
     return integer(env, "PMI_SIZE") if "PMI_SIZE" in env else None
 
 
-def rank_in(env: Mapping[str, str]) -> int:
-    """This process's number among those that the launcher started; 0 outside of any. Order as above."""
+def rank_variable(env: Mapping[str, str]) -> str | None:
+    """The variable in which the launcher of this process says its number; None outside of any. Order as above."""
     names = ["HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"]
     names += ["SLURM_PROCID"] if in_slurm_step(env) else ["PMI_RANK", "PMIX_RANK"]
-    return next((integer(env, name) for name in names if name in env), 0)
+    return next((name for name in names if name in env), None)
+
+
+def rank_in(env: Mapping[str, str]) -> int:
+    """This process's number among those that the launcher started; 0 outside of any."""
+    name = rank_variable(env)
+    return integer(env, name) if name else 0
 
 
 def local_workers(env: Mapping[str, str]) -> int:

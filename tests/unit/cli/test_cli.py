@@ -28,6 +28,7 @@ from tl_dist.files.packages import user_cache
 from tl_dist.launcher import prepare
 from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command
+from tl_dist.parallel.slots import rank_in
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 
@@ -570,7 +571,7 @@ def test_an_old_stop_is_cleared_and_a_finished_run_is_not_started() -> None:
     ],
 )
 def test_the_rank_is_the_launchers(environment: dict[str, str], rank: int) -> None:
-    assert join.rank_of(environment) == rank
+    assert rank_in(environment) == rank
 
 
 def test_the_command_becomes_a_worker_under_a_launcher(
