@@ -122,10 +122,14 @@ def size_of(path: Path) -> int:
     except OSError as error:
         raise _unreadable(path, error) from error
     if size == 0:
-        raise Refusal(f"{path} is empty.", fix="restore or delete the file.", code=ExitCode.DATA)
+        raise unusable(f"{path} is empty", "restore or delete the file")
     return size
 
 
+def unusable(what: str, fix: str) -> Refusal:
+    """What is wrong with a data set (65), and what to do about it: two clauses, without their full stops."""
+    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+
+
 def _unreadable(path: Path, error: OSError) -> Refusal:
-    fix = "restore the file, or correct data.path."
-    return Refusal(f"{path} cannot be read: {error.strerror}.", fix=fix, code=ExitCode.DATA)
+    return unusable(f"{path} cannot be read: {error.strerror}", "restore the file, or correct data.path")

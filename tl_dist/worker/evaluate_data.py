@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Source, decoded_by, pool_of, quarantine
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
+from tl_dist.datasets.files import unusable
 from tl_dist.datasets.grouping import named
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
@@ -57,7 +58,7 @@ def evaluate_data(
     if model.parallel.rank:
         return
     if not seen:
-        raise _cannot(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
+        raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
     evaluated = good.subset(np.concatenate(seen))
     of = path.absolute().name if path.is_dir() else path.stem
     name = re.sub(r"[^\w.-]", "_", f"{of}-{part}-{source.fingerprint[:8]}")
@@ -109,7 +110,7 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
     if not known.any():
         theirs, ours = (", ".join(list(names)[:_NAMED]) for names in (source.class_names, class_names))
         what = f"no class of {path} ({theirs}) is one of the run's ({ours})"
-        raise _cannot(what, "name the classes alike: they are matched by their names")
+        raise unusable(what, "name the classes alike: they are matched by their names")
     counts = Counter(source.class_names[label] for label in source.labels[~known])
     renamed = replace(whole, labels=number[whole.labels], class_names=tuple(class_names))
     return renamed.subset(rows[known]), dict(sorted(counts.items()))
@@ -172,8 +173,4 @@ def refuse_beyond_budget(
         name, reason = next(iter(faults.items()))
         of = path or f"run '{model.run.name}'"
         what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
-        raise _cannot(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
-
-
-def _cannot(what: str, fix: str) -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+        raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")

@@ -12,10 +12,10 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, listing
-from tl_dist.datasets.files import directory_of, file_source
+from tl_dist.datasets.files import directory_of, file_source, unusable
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.files import limits
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
@@ -48,7 +48,7 @@ def open_image_folder(data: DataConfig) -> Splits:
     for name, source in official.items():
         if source.class_names != train.class_names:
             different = sorted(set(source.class_names) ^ set(train.class_names))
-            raise _wrong(
+            raise unusable(
                 f"{root}: train and {name} have different classes ({_few(different)})",
                 "make the class folders of all splits agree",
             )
@@ -71,14 +71,14 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
     """Split by folder name; refuses a folder that is no split, one split twice, and a missing `train`."""
     splits = {name: _FOLDERS[name] for name in folders if name in _FOLDERS}
     if others := [name for name in folders if name not in splits]:
-        raise _wrong(
+        raise unusable(
             f"{root} holds {_few(others)} beside {_few(sorted(splits))}: are these splits or classes?",
             "keep only the folders train, validation and test there, or only class folders",
         )
     if len(set(splits.values())) < len(splits):
-        raise _wrong(f"{root} holds both val and validation", "keep one of them")
+        raise unusable(f"{root} holds both val and validation", "keep one of them")
     if "train" not in splits:
-        raise _wrong(f"there is no {root / 'train'}", "add the folder, or correct data.path")
+        raise unusable(f"there is no {root / 'train'}", "add the folder, or correct data.path")
     return splits
 
 
@@ -99,7 +99,7 @@ def _listed(path: Path) -> listing.Folder:
     try:
         return listing.folder(path)
     except OSError as error:
-        raise _wrong(
+        raise unusable(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
         ) from error
 
@@ -130,7 +130,7 @@ def _source(root: Path, folder: Path) -> Source:
     _report(folder, left_out)
     if empty := sorted(set(range(len(classes))) - set(labels)):
         names = _few([classes[label] for label in empty])
-        raise _wrong(f"{folder} has class folders without an image: {names}", "add images or delete them")
+        raise unusable(f"{folder} has class folders without an image: {names}", "add images or delete them")
     ids, sizes = zip(*images, strict=True)
     return file_source(root, ids, np.array(sizes, np.int64), np.array(labels, np.int32), tuple(classes))
 
@@ -141,9 +141,9 @@ def images_below(
     """The images at any depth below `folder`; what is none goes to `left_out`, by suffix."""
     listed = _listed(folder)
     if listed.identity in above:
-        raise _wrong(f"{folder} is a link to a folder that holds it", "delete the link")
+        raise unusable(f"{folder} is a link to a folder that holds it", "delete the link")
     if len(above) >= limits.FOLDER_DEPTH:
-        raise _wrong(
+        raise unusable(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
     for entry, kind, size in _of_people(listed):
@@ -162,18 +162,18 @@ def _too_few(folder: Path, classes: list[str]) -> Refusal:
     """Why this folder is no data set, from what people do with their own photographs."""
     if classes and len(inside := _folders(folder / classes[0])) > 1:
         what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
-        return _wrong(what, f"set data.path to {folder / classes[0]}, if those are the classes")
+        return unusable(what, f"set data.path to {folder / classes[0]}, if those are the classes")
     num = sum(_suffix(name) in READABLE for name, _, _ in _visible(folder))
     what = f"{folder} holds one class folder ({classes[0]})" if classes else f"{folder} holds no class folder"
     what += f" and {num} images beside it" if num and classes else f" but {num} images" if num else ""
     fix = "put the images into a folder for each class, or list them in a CSV file with path and label"
-    return _wrong(f"{what}: it takes two classes", fix if num else f"arrange it as {_EXPECTED}")
+    return unusable(f"{what}: it takes two classes", fix if num else f"arrange it as {_EXPECTED}")
 
 
 def _check_link(path: Path, kind: int) -> None:
     """Refuse a link that leads nowhere where it may have led to a folder of images."""
     if kind == listing.GONE:
-        raise _wrong(f"{path} is a link that leads nowhere", "restore what it led to, or delete it")
+        raise unusable(f"{path} is a link that leads nowhere", "restore what it led to, or delete it")
 
 
 def _suffix(name: str) -> str:
@@ -184,14 +184,10 @@ def _report(folder: Path, left_out: dict[str, list[str]]) -> None:
     """Refuse what should have been read, and say in one line of the log what was left out for good reason."""
     kinds = [f"{len(left_out[k])} {k or 'without suffix'} ({min(left_out[k])})" for k in sorted(left_out)]
     if not UNREADABLE.isdisjoint(left_out):
-        raise _wrong(f"{folder} holds images that cannot be read: {_few(kinds)}", "convert them to PNG")
+        raise unusable(f"{folder} holds images that cannot be read: {_few(kinds)}", "convert them to PNG")
     if kinds:
         _log.warning("%s: files that are in no class or no images were left out: %s", folder, _few(kinds))
 
 
 def _few(words: list[str]) -> str:
     return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
-
-
-def _wrong(what: str, fix: str) -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)

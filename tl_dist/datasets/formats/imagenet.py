@@ -10,12 +10,11 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, listing
-from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
+from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.listing import FOLDER
 from tl_dist.datasets.split import divide, refuse_second_validation
 from tl_dist.datasets.table import opened
-from tl_dist.refusal import ExitCode, Refusal
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE = (".jpeg", ".jpg", ".png")  # one image of ILSVRC is a PNG named .JPEG
@@ -44,12 +43,12 @@ def open_imagenet(data: DataConfig) -> Splits:
         return open_shards(root, shards, data, names[-1000:] if names and len(names) == 1001 else names)
     base = next((root / p for p in _PLACES if (root / p / "train").is_dir()), None)
     if base is None:
-        raise _wrong(
+        raise unusable(
             f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
         )
     wnids = sorted(name for name, kind, _ in _in(base / "train") if kind == FOLDER and _WNID.fullmatch(name))
     if len(wnids) < 2:
-        raise _wrong(
+        raise unusable(
             f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
             "unpack the class archives",
         )
@@ -71,7 +70,7 @@ def _by_folder(base: Path, split: str, wnids: list[str]) -> Source:
     for label, wnid in enumerate(wnids):
         found = _images(base / split / wnid)
         if not found:
-            raise _wrong(f"{base / split / wnid} holds no image", "restore it")
+            raise unusable(f"{base / split / wnid} holds no image", "restore it")
         ids += [f"{split}/{wnid}/{name}" for name in found]
         sizes += found.values()
         labels += [label] * len(found)
@@ -88,7 +87,7 @@ def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: 
             what = (
                 f"has no label in {_truth_file(root, base, split)}" if wnid is None else f"is of class {wnid}"
             )
-            raise _wrong(f"{base / split / name} {what}, which is no folder of train", "restore the files")
+            raise unusable(f"{base / split / name} {what}, which is no folder of train", "restore the files")
         labels.append(number[wnid])
     return _source(base, [f"{split}/{name}" for name in images], list(images.values()), labels, wnids)
 
@@ -100,7 +99,7 @@ def _in(folder: Path) -> list[tuple[str, int, int]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise _wrong(f"{folder} cannot be listed: {error.strerror}", "permit it") from error
+        raise unusable(f"{folder} cannot be listed: {error.strerror}", "permit it") from error
 
 
 def _images(folder: Path) -> dict[str, int]:
@@ -119,7 +118,7 @@ def _truth_file(root: Path, base: Path, split: str) -> Path:
         for name in _TRUTH:
             if (folder / name).is_file():
                 return folder / name
-    raise _wrong(
+    raise unusable(
         f"{base / split} holds images in no class folder, and no label file is beside them",
         f"put {_TRUTH[0]}, or {_TRUTH[1]} and meta.mat, into {root}",
     )
@@ -131,12 +130,12 @@ def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str,
     if file.suffix == ".csv":
         with opened(file) as rows:
             if not {"imageid", "predictionstring"} <= {*(rows.fieldnames or ())}:
-                raise _wrong(f"{file} has no columns ImageId and PredictionString", "restore the file")
+                raise unusable(f"{file} has no columns ImageId and PredictionString", "restore the file")
             pairs = [(row["imageid"], (row["predictionstring"] or "").split()) for row in rows]
         return {f"{image}.JPEG": words[0] for image, words in pairs if words}
     lines = text_in(file).split()
     if len(lines) != len(names):
-        raise _wrong(
+        raise unusable(
             f"{file} has {len(lines)} lines for {len(names)} images in {base / split}", "restore the files"
         )
     if all(_WNID.fullmatch(line) for line in lines):
@@ -144,7 +143,7 @@ def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str,
     by_number = _synsets(root, file)
     for k, line in enumerate(lines, start=1):
         if line not in by_number:
-            raise _wrong(
+            raise unusable(
                 f"{file}:{k}: {line!r} is the ILSVRC2012_ID of no class in meta.mat", "restore the files"
             )
     return {name: by_number[line] for name, line in zip(names, lines, strict=True)}
@@ -157,7 +156,7 @@ def _synsets(root: Path, truth: Path) -> Mapping[str, str]:
     places = [truth.parent / "meta.mat", *(root / kit / "meta.mat" for kit in _KIT)]
     meta = next((place for place in places if place.is_file()), None)
     if meta is None:
-        raise _wrong(
+        raise unusable(
             f"{truth} numbers the classes in an order of its own, and {places[0]} is not there",
             "put meta.mat of the same development kit beside it, or use a file of one wnid a line",
         )
@@ -166,8 +165,4 @@ def _synsets(root: Path, truth: Path) -> Mapping[str, str]:
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in table}
     # A damaged file can raise nearly anything in SciPy's reader.
     except Exception as error:
-        raise _wrong(f"{meta} cannot be read: {error}", "obtain the development kit again") from error
-
-
-def _wrong(what: str, fix: str) -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+        raise unusable(f"{meta} cannot be read: {error}", "obtain the development kit again") from error

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
-from tl_dist.datasets.files import directory_of, text_in
+from tl_dist.datasets.files import directory_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import open_shards
 from tl_dist.datasets.split import SPLIT_NAMES
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 INFO = "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -45,7 +45,7 @@ def open_tfds(data: DataConfig) -> Splits:
     info = _json(root / INFO)
     kind = info.get("fileFormat") or "tfrecord"
     if kind != "tfrecord":
-        raise _wrong(
+        raise unusable(
             f"{root} is written as {kind}, which cannot be read here",
             "prepare it again with tfds.builder(NAME, file_format='tfrecord')",
         )
@@ -78,10 +78,12 @@ def _prepared(root: Path) -> Path:
         found = sorted(file.parent for file in root.glob(depth + INFO) if "incomplete." not in str(file))
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(root)) for path in found[:8])
-            raise _wrong(f"{root} holds {len(found)} prepared sets: {names}", "set data.path to one of them")
+            raise unusable(
+                f"{root} holds {len(found)} prepared sets: {names}", "set data.path to one of them"
+            )
         if found:
             return found[0]
-    raise _wrong(
+    raise unusable(
         f"there is no {INFO} in {root} or below",
         "let tfds.load prepare the set, or use data.name: tfrecord for records without it",
     )
@@ -126,7 +128,7 @@ def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]
     }
     names = ", ".join(split.name for split in splits)
     if "train" not in known:
-        raise _wrong(f"{root} has no split train, only {names or 'none'}", "choose another set")
+        raise unusable(f"{root} has no split train, only {names or 'none'}", "choose another set")
     if others := [split.name for split in splits if split.name not in SPLIT_NAMES]:
         _log.warning("%s: neither train, validation nor test, and left out: %s", root, ", ".join(others))
     return {"": known["train"]} if len(known) == 1 else known
@@ -154,7 +156,7 @@ def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] 
     image, label = _pair(root, found, info)
     kind = str(image.spec["image"].get("dtype", ""))
     if kind not in _READABLE_TYPES:
-        raise _wrong(f"{root}: its images hold numbers of type {kind}", "choose a set with 8-bit images")
+        raise unusable(f"{root}: its images hold numbers of type {kind}", "choose a set with 8-bit images")
     return Keys((image.key,), (label.key,)), _class_names(root, label.name, label.spec)
 
 
@@ -179,7 +181,7 @@ def _pair(root: Path, found: Sequence[_Feature], info: Mapping[str, Any]) -> tup
     if len(images) == len(labels) == 1:
         return next(iter(images.values())), next(iter(labels.values()))
     kinds = f"{len(images)} images ({', '.join(images) or 'none'}) and {len(labels)} class labels"
-    raise _wrong(
+    raise unusable(
         f"{root}: its records hold {kinds} ({', '.join(labels) or 'none'}), so it is no set of one labelled image each",
         "choose a set for classification, or write its images into class folders",
     )
@@ -203,8 +205,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> Refusal:
-    return _wrong(f"{path} cannot be read ({reason(error)})", "prepare the set again")
-
-
-def _wrong(what: str, fix: str) -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+    return unusable(f"{path} cannot be read ({reason(error)})", "prepare the set again")

@@ -12,7 +12,7 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Bad, Source, Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
-from tl_dist.datasets.files import directory_of, size_of, text_in
+from tl_dist.datasets.files import directory_of, size_of, text_in, unusable
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
 from tl_dist.datasets.split import SPLIT_NAMES, divide
@@ -41,7 +41,7 @@ def open_tfrecord(data: DataConfig) -> Splits:
     root = directory_of(data, "TFRecord files, such as train-00000-of-01024")
     files = find_shards(root)
     if not files:
-        raise _wrong(f"{root} holds no TFRecord files", "name the directory that they are in")
+        raise unusable(f"{root} holds no TFRecord files", "name the directory that they are in")
     return open_shards(root, files, data, class_names(root))
 
 
@@ -67,11 +67,11 @@ def find_shards(root: Path) -> dict[str, list[str]]:
         if missing := number - len({k for k in numbers if k < number}):  # any number may stand in a name
             first = next(k for k in range(number) if k not in numbers)
             what = f"{missing} of {number} shards are missing, the first is {stem}-{first:05}-of-{number:05}"
-            raise _wrong(f"{root}: {what}", "restore them")
+            raise unusable(f"{root}: {what}", "restore them")
     if "" in found and len(found) > 1:
-        raise _wrong(f"{root}: {found[''][0]} belongs to no split, but other files do", "move it elsewhere")
+        raise unusable(f"{root}: {found[''][0]} belongs to no split, but other files do", "move it elsewhere")
     if found and "train" not in found and "" not in found:
-        raise _wrong(f"{root} holds TFRecord files of {', '.join(found)} alone", "add those of train")
+        raise unusable(f"{root} holds TFRecord files of {', '.join(found)} alone", "add those of train")
     return found
 
 
@@ -115,7 +115,7 @@ def open_shards(
         for name, index in zip(group, indexes[split], strict=True):
             found, wanted = len(index.labels), (numbers or {}).get(name)
             if wanted is not None and found != wanted and not index.lost:
-                raise _wrong(f"{root / name} holds {found} records instead of {wanted}", "restore the file")
+                raise unusable(f"{root / name} holds {found} records instead of {wanted}", "restore the file")
     for split in [s for s, group in indexes.items() if s not in ("", "train") and not _labelled(group)]:
         _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
         del indexes[split]
@@ -184,7 +184,7 @@ def _source(
     most = max(100, (total + lost) // 10_000) if max_bad is None else max_bad
     if lost > most or total == 0:
         shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
-        raise _wrong(
+        raise unusable(
             f"{root}: about {lost} of {total + lost} records are bad: {shown}"
             if lost
             else f"{root} holds no record",
@@ -203,7 +203,3 @@ def _source(
     )
     labels = (column("labels") - classes.first).astype(np.int32)
     return Source(store, labels, ids, tuple(classes.names), bad=tuple(bad))
-
-
-def _wrong(what: str, fix: str) -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
