@@ -211,14 +211,20 @@ def deal(
     return part[(excess**2).sum(axis=(1, 2)).argmin()][numbers]
 
 
-def refuse_second_validation(data: DataConfig, first: str, instead: str = "") -> None:
-    """Refuses a validation fraction where the data set has a validation split, which `first` says in words."""
-    if data.validation_fraction > 0:
+def beside_official(
+    official: Mapping[str, Source], data: DataConfig, validation: str, instead: str = ""
+) -> dict[str, Source]:
+    """The splits that a data set has, and what is held out of its "train"; never a test split, which is official.
+
+    Refuses a validation fraction beside a validation split, of which `validation` says in words where it is.
+    """
+    if "validation" in official and data.validation_fraction > 0:
         raise Refusal(
-            f"{first}, and data.validation_fraction is {data.validation_fraction}.",
+            f"{validation}, and data.validation_fraction is {data.validation_fraction}.",
             fix="set data.validation_fraction to 0" + (f", {instead}." if instead else "."),
             code=ExitCode.USAGE,
         )
+    return {**official, **divide(official["train"], data, test=False)}
 
 
 def _cannot(part: str, why: str, fix: str) -> Refusal:

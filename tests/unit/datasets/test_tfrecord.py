@@ -72,6 +72,15 @@ def test_the_records_of_the_tensorflow_scripts(name: str, imagenet: Path) -> Non
     np.testing.assert_array_equal(image, Image.open(io.BytesIO(records(1, 7)[0]["image/encoded"])))
 
 
+@pytest.mark.parametrize("name", ["tfrecord", "imagenet"])
+def test_two_validation_splits_are_refused(name: str, imagenet: Path) -> None:
+    with pytest.raises(
+        Refusal, match=r"a validation split, and data\.validation_fraction is 0\.2"
+    ) as refused:
+        open_dataset(imagenet, name, validation_fraction=0.2)
+    assert refused.value.code == ExitCode.USAGE
+
+
 def test_records_of_tensorflow_datasets(tmp_path: Path) -> None:
     images = photographs(20)
     rows = [{"image": image, "label": k % 2, "file_name": f"{k}.jpg"} for k, image in enumerate(images)]

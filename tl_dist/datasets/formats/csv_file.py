@@ -15,7 +15,7 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits, listing
 from tl_dist.datasets.annotations import Annotations
 from tl_dist.datasets.files import file_source, size_of
-from tl_dist.datasets.split import SPLIT_NAMES, divide, refuse_second_validation
+from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
 from tl_dist.datasets.table import opened, wrong
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -73,9 +73,7 @@ def open_csv(data: DataConfig) -> Splits:
     }
     if "train" not in official:
         raise wrong(table, None, "no row is of split 'train'")
-    if "validation" in official:
-        refuse_second_validation(data, f"{table} has rows of split validation")
-    return {**official, **divide(official["train"], data, test=False)}
+    return beside_official(official, data, f"{table} has rows of split validation")
 
 
 def is_csv(path: Path, names: Set[str]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, listing
 from tl_dist.datasets.files import directory_of, file_source, unusable
-from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
 from tl_dist.refusal import Refusal
 
@@ -52,9 +52,7 @@ def open_image_folder(data: DataConfig) -> Splits:
                 f"{root}: train and {name} have different classes ({_few(different)})",
                 "make the class folders of all splits agree",
             )
-    if "validation" in official:
-        refuse_second_validation(data, f"{root} has a validation folder", "or remove the folder")
-    return {**official, **divide(train, data, test=False)}
+    return beside_official(official, data, f"{root} has a validation folder", "or remove the folder")
 
 
 def is_image_folder(path: Path, names: Set[str]) -> bool:

@@ -13,7 +13,7 @@ from tl_dist.datasets import Source, Splits, listing
 from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.listing import FOLDER
-from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.datasets.split import beside_official, divide
 from tl_dist.datasets.table import opened
 
 _WNID = re.compile(r"n\d{8}")
@@ -56,10 +56,10 @@ def open_imagenet(data: DataConfig) -> Splits:
     folder = next((name for name in ("val", "validation") if (base / name).is_dir()), None)
     if folder is None:
         return divide(train, data, test=False)
-    refuse_second_validation(data, f"{base / folder} is a validation split")
     flat = _images(base / folder)
     validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids)
-    return {"train": train, "validation": validation}
+    official = {"train": train, "validation": validation}
+    return beside_official(official, data, f"{base / folder} is a validation split")
 
 
 def _by_folder(base: Path, split: str, wnids: list[str]) -> Source:

@@ -22,7 +22,7 @@ from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
 from tl_dist.datasets.files import directory_of, size_of
 from tl_dist.datasets.records import RecordStore
-from tl_dist.datasets.split import divide, refuse_second_validation
+from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
@@ -50,9 +50,7 @@ def open_packed(data: DataConfig) -> Splits:
     }
     if list(sources) == ["train"]:
         return divide(sources["train"], data)
-    if "validation" in sources:
-        refuse_second_validation(data, f"{root} has a validation split")
-    return {**sources, **divide(sources["train"], data, test=False)}
+    return beside_official(sources, data, f"{root} has a validation split")
 
 
 def is_packed(path: Path, names: Set[str]) -> bool:

@@ -15,7 +15,7 @@ from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, size_of, text_in, unusable
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.shard_index import ShardIndex, index_shards
-from tl_dist.datasets.split import SPLIT_NAMES, divide
+from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.packages import user_cache
@@ -123,7 +123,7 @@ def open_shards(
     sources = {s: _source(root, files[s], group, classes, data.max_bad) for s, group in indexes.items()}
     if "" in sources:
         return divide(sources[""], data)
-    return {**sources, **divide(sources["train"], data, test=False)}
+    return beside_official(sources, data, f"{root} has a validation split")
 
 
 def _labelled(indexes: Sequence[ShardIndex]) -> bool:
