@@ -135,6 +135,11 @@ class Config(Section):
                 )
 
     @property
+    def evaluation_batch(self) -> int:
+        """Examples of a batch of evaluation, over all workers."""
+        return self.evaluation.batch or self.global_batch
+
+    @property
     def random_start(self) -> bool:
         """Whether the whole backbone starts from random weights."""
         return self.model.weights == "random" and self.source is None

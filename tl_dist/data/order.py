@@ -84,10 +84,6 @@ class Order:
         # The public wrapper pads a batch of seeds of length 2 wrongly; the raw op takes [n, 3].
         return tf.raw_ops.RandomIndexShuffle(index=index, seed=keys, max_index=last, rounds=_ROUNDS)
 
-    def epoch(self, step: int) -> float:
-        """Epochs done when `step` steps are done."""
-        return step * self.global_batch / self.num_examples
-
     def steps(self, epochs: float) -> int:
         """Whole steps that cover `epochs` (the last batch may reach into the next epoch)."""
         return max(1, math.ceil(epochs * self.num_examples / self.global_batch - 1e-9))

@@ -115,9 +115,6 @@ class _Server(OneThreadServer):
         self._address = address
         self._authorization = authorization(token)
         self._known: set[str] = set()  # addresses of other hosts
-        self._strangers: set[tuple[str, int]] = (
-            set()
-        )  # peers that have yet to show that they are no such thing
         self._values: dict[str, dict[str, bytes]] = {}
         self._left: dict[str, set[str]] = {}
         self._members: dict[str, set[str]] = {}

@@ -26,8 +26,6 @@ class Twin(NamedTuple):
 
     pair: tuple[Place, Place]
     equal: bool
-    numbers: tuple[tuple[str, int], tuple[str, int]]
-    """(split, number in it) of each"""
 
 
 def twins_in(splits: Splits, workers: int) -> list[Twin] | None:
@@ -35,10 +33,7 @@ def twins_in(splits: Splits, workers: int) -> list[Twin] | None:
     if len(splits) < 2 or sum(source.num_examples for source in splits.values()) > MAX_IMAGES:
         return None
     found = across_splits(splits, workers=workers, distance=DISTANCE)
-    return [
-        Twin((_place(splits, one.first), _place(splits, one.second)), one.equal, (one.first, one.second))
-        for one in found
-    ]
+    return [Twin((_place(splits, one.first), _place(splits, one.second)), one.equal) for one in found]
 
 
 def _place(splits: Splits, place: tuple[str, int]) -> Place:

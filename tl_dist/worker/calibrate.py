@@ -64,7 +64,7 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         of_train = _of_all(model, some, directory, features=True)[1]
         if model.parallel.rank == 0:
             bank = neighbours.normalised(of_train)
-            of_known = neighbours.distances(bank, neighbours.normalised(features), model.evaluation_batch)
+            of_known = neighbours.distances(bank, neighbours.normalised(features), model.cfg.evaluation_batch)
             predictions.save(directory / neighbours.FILE, **Neighbours(model.sha256, bank, of_known).arrays())
 
 

@@ -34,7 +34,7 @@ def compiled_evaluation(setup: Setup, given: StageInput) -> EvaluateBatch:
         given.model,
         Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
         setup.parallel,
-        global_batch=setup.evaluation_batch,
+        global_batch=setup.cfg.evaluation_batch,
         views=views_of(setup.cfg.evaluation.views),
     )
 
@@ -74,7 +74,7 @@ def counted(
     setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
 ) -> Evaluation | None:
     """What `evaluate` gives, with the logits and without the figures."""
-    source, parallel, batch = setup.splits[split], setup.parallel, setup.evaluation_batch
+    source, parallel, batch = setup.splits[split], setup.parallel, setup.cfg.evaluation_batch
     batches = pipeline.evaluation_batches(
         given.read[split],
         source.num_examples,

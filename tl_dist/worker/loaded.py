@@ -50,11 +50,6 @@ class Loaded:
     def image_size(self) -> int:
         return image_size_of(self.cfg)
 
-    @property
-    def evaluation_batch(self) -> int:
-        """Examples of a batch of evaluation, over all workers."""
-        return self.cfg.evaluation.batch or self.cfg.global_batch
-
 
 def loaded(
     run: RunDir,

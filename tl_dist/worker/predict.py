@@ -58,7 +58,7 @@ def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterato
         model.model,
         Objective(len(model.class_names), model.cfg.global_batch),
         model.parallel,
-        global_batch=model.evaluation_batch,
+        global_batch=model.cfg.evaluation_batch,
         views=views_of(model.cfg.evaluation.views),
         features=features,
     )
@@ -83,7 +83,7 @@ def _rounds(
     model: Loaded, source: Source, step: Callable[[Any], dict[str, Any]], width: int
 ) -> Iterator[tuple[int, NDArray[np.float32], dict[int, str]]]:
     """Of so many examples logits and features [examples, width], on rank 0; or the examples that end it, and why."""
-    parallel, batch = model.parallel, model.evaluation_batch
+    parallel, batch = model.parallel, model.cfg.evaluation_batch
     mine = rows_of(parallel.rank, parallel.world_size, batch)
     batches = parallel.feed(_batches(model, source, mine))
     num_batches = -(-source.num_examples // batch)
@@ -131,7 +131,7 @@ def _batches(model: Loaded, source: Source, rows: range) -> Any:
         in_views(pipeline.plain(source, model.image_size, data.kept_fraction), views),
         source.num_examples,
         rows=rows,
-        global_batch=model.evaluation_batch,
+        global_batch=model.cfg.evaluation_batch,
         threads=model.threads,
     )
 
@@ -174,7 +174,7 @@ def answer(model: Loaded, directory: Path, wanted: outbox.Wanted) -> None:
             p_known = np.empty(0, np.float32)
             if known is not None:
                 p_known = conformal.p_values(
-                    known.distances(found.features, model.evaluation_batch), known.of_known
+                    known.distances(found.features, model.cfg.evaluation_batch), known.of_known
                 )
             piece = outbox.Piece(found.examples, classes, probabilities, found.faults, in_set, p_known)
             outbox.put(directory, number, piece)

@@ -92,11 +92,6 @@ class Setup:
         return self.parallel.rank == 0
 
     @property
-    def evaluation_batch(self) -> int:
-        """Examples of a batch of evaluation, over all workers."""
-        return self.cfg.evaluation.batch or self.cfg.global_batch
-
-    @property
     def steps_per_epoch(self) -> float:
         """Not rounded: an epoch ends within a batch."""
         return self.splits["train"].num_examples / self.cfg.global_batch
