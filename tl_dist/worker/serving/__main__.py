@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.terminal.console import Console, plain
+from tl_dist.terminal.console import Console
 
 if TYPE_CHECKING:
     from tl_dist.worker.serving.served import Served
@@ -35,7 +35,7 @@ def main() -> int:
     try:
         return _serve(options, Console())
     except Refusal as refusal:
-        Console(stderr=True).print(plain(f"error: {refusal}"), soft_wrap=True)
+        Console(stderr=True).say(f"error: {refusal}")
         return refusal.code
 
 
@@ -72,8 +72,8 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
             await super().startup(sockets)
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
             kind = ", calibrated" if model.calibrated else ""
-            _say(
-                console, f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", "bold"
+            console.say(
+                f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold"
             )
 
     config = uvicorn.Config(
@@ -90,7 +90,7 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
         # Also while it starts; and at the end uvicorn raises the signal that has stopped it once more.
         signal.signal(number, server.handle_exit)
     server.run([listening])
-    _say(console, f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
+    console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
     return ExitCode.DONE
 
 
@@ -110,10 +110,6 @@ def _remarks_held_back() -> Iterator[None]:
         finally:
             os.dup2(shown, 2)
             os.close(shown)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(plain(text, style), soft_wrap=True)
 
 
 def _stopped_early(*_: Any) -> None:
