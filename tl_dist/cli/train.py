@@ -88,9 +88,9 @@ def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, C
 
     Another code where that was stopped.
     """
-    if cfg.source is None or cfg.source.data is None:
-        return ExitCode.DONE, cfg
     first = config_source.of_source(cfg)
+    if first is None:
+        return ExitCode.DONE, cfg
     run = RunDir(runs / first.name)
     code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
     return code, config_source.after_source(cfg, run.path)
@@ -101,9 +101,9 @@ def with_trained_source(cfg: Config, runs: Path) -> Config:
 
     For launchers whose workers are there for one run alone.
     """
-    if cfg.source is None or cfg.source.data is None:
-        return cfg
     first = config_source.of_source(cfg)
+    if first is None:
+        return cfg
     run = RunDir(runs / first.name)
     if run.done is None:
         raise Refusal(
@@ -185,7 +185,6 @@ def prepare_shown(cfg: Config, console: Console) -> None:
 def prepare_config(request: Request, console: Console) -> None:
     """Fetch what a config, and its source task, would fetch before they train."""
     cfg = request.load()
-    tasks = [config_source.of_source(cfg)] if cfg.source is not None and cfg.source.data is not None else []
-    for task in (*tasks, cfg):
+    for task in filter(None, (config_source.of_source(cfg), cfg)):
         prepare_shown(task, console)
     console.say(f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")

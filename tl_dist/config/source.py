@@ -7,11 +7,11 @@ from pathlib import Path
 from tl_dist.config import ClassifierConfig, Config, FeaturesConfig, LossConfig, SourceConfig
 
 
-def of_source(cfg: Config) -> Config:
-    """The config of the source task that `cfg` trains first; ValueError where there is none."""
+def of_source(cfg: Config) -> Config | None:
+    """The config of the source task that `cfg` trains first; None where there is none."""
     source = cfg.source
     if source is None or source.data is None:
-        raise ValueError("the config has no source task")
+        return None
     optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
     model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0}
     return cfg.model_copy(

@@ -82,8 +82,8 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     elif (source.epochs is None) == (source.steps is None):
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
-    else:
-        for rule in broken(of_source(cfg), imports=imports):
+    elif (task := of_source(cfg)) is not None:
+        for rule in broken(task, imports=imports):
             yield Broken(("source", *rule.path), f"source task: {rule.what}", rule.fix)
 
 
