@@ -157,7 +157,7 @@ def within(hits: int, num_fitted: int, num: int) -> bool:
 def strange(name: str, model: Loaded, known: np.ndarray, other: np.ndarray) -> Iterator[Comparison]:
     """Whether other images are told apart from those of the test split."""
     kept: Any = neighbours.of_checkpoint(model.run.path, model.sha256)
-    distances = [kept.distances(one, model.evaluation_batch) for one in (known, other)]
+    distances = [kept.distances(one, model.cfg.evaluation_batch) for one in (known, other)]
     p = [conformal.p_values(one, kept.of_known) for one in distances]
     area = roc_auc_score(np.repeat([0, 1], [len(known), len(other)]), np.concatenate(distances))
     yield Comparison(

@@ -61,6 +61,7 @@ class OneOfMany(OneReplica):
 
     world_size: int
     num_replicas: int
+    reduced_bytes: int = 0  # of gradients, by each step on this worker
 
     def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         raise NotImplementedError
@@ -94,6 +95,7 @@ class OneOfMany(OneReplica):
         last_bytes: int = 0,
     ) -> list[Any]:
         """In float32. `ways` holds for each number format how a list of tensors is summed, under a name."""
+        self.reduced_bytes = 0
         reduced: dict[int, Any] = {}
         for dtype, reduce in ways.items():
             chosen = [k for k, g in enumerate(grads) if g.dtype == dtype]
@@ -101,6 +103,7 @@ class OneOfMany(OneReplica):
             for number, bucket in enumerate(in_buckets):
                 members = [chosen[k] for k in bucket]
                 sums = reduce([grads[k] for k in members], f"gradients_{dtype.name}_{number}")
+                self.reduced_bytes += sum(num_bytes(grads[k]) for k in members)
                 reduced.update(zip(members, sums, strict=True))
         return [tf.cast(reduced[k], tf.float32) for k in range(len(grads))]
 

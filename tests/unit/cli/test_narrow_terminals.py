@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tl_dist.cli import (
     compare,
@@ -20,6 +19,7 @@ from tl_dist.cli import (
     robustness,
 )
 from tl_dist.runs.table import RunSummary
+from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_runs
 
 PATH = "/data/shared/a-long-name-of-a-directory/of-a-project/photographs-2024/Kätzchen and other animals"
@@ -168,7 +168,7 @@ def test_nothing_is_cut_off(command: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cross_validation.figures, "summary_line", lambda found: "")
     target = io.StringIO()
     show, folded, whole = SHOWN[command]
-    show(Console(file=target, highlight=False))
+    show(Console(file=target))
     shown = target.getvalue()
     assert "…" not in shown and "\x1b" not in shown
     for text in whole:

@@ -101,7 +101,7 @@ def test_only_a_report_is_replaced(tmp_path: Path) -> None:
     other = tmp_path / "letter.html"
     other.write_text("<!doctype html>\n<p>mine")
     for place in (other, tmp_path):
-        with pytest.raises(Refusal, match="no report of tl_dist") as refused:
+        with pytest.raises(Refusal, match="not a report that this command made") as refused:
             report(Request([run.path], place), lambda text: None)
         assert refused.value.code == ExitCode.CANNOT_CREATE
     assert other.read_text().endswith("mine")

@@ -18,6 +18,7 @@ from tl_dist.data.pipeline import evaluation_batches, plain, train_batches
 from tl_dist.datasets.formats.digits import open_digits
 from tl_dist.models import classifier
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.training import chunk, evaluation, optim, step
 from tl_dist.worker.precise_statistics import PreciseStatistics
 
@@ -53,11 +54,13 @@ def precise_of(
         optimizer=OptimizerConfig(learning_rate=0.01),
     )
 
-    class Quiet(RunDir):
+    class Quiet(Heartbeats):
         def beat(self, *_: Any) -> None:
             pass
 
-    setup = setup_of(cfg, SPLITS, net, run=Quiet(Path("runs/x")), step=at)
+    run = RunDir(Path("runs/x"))
+    run.beats = Quiet(run.heartbeats)
+    setup = setup_of(cfg, SPLITS, net, run=run, step=at)
     given = replace(given_to(setup), read_train=plain(SPLITS["train"], 32))
     return PreciseStatistics(setup, given, tell)
 
