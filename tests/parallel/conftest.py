@@ -21,6 +21,7 @@ LAUNCHES = {
     "horovod-mpi-2": ("horovod", 2, "mpi"),
     "collective-2": ("collective", 2, "ours"),
     "collective-3": ("collective", 3, "ours"),
+    "collective-4": ("collective", 4, "ours"),
 }
 ALL = (*VARIANTS, *METHODS)
 TRIED = {
@@ -31,8 +32,9 @@ TRIED = {
     "horovod-gloo-3": ALL,
     "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
     "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
-    "collective-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
+    "collective-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm", *WIRES),
     "collective-3": ALL,
+    "collective-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
 }
 """What each launch tries. Everything on uneven shares (three workers); on four what the number of shares, on MPI what
 the way of the bytes could change: four workers reduce bfloat16 in another way than three."""

@@ -37,6 +37,7 @@ from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
+from tl_dist.parallel.feed import gpu_of_process
 from tl_dist.training import chunk, evaluation, loop, optim, step
 from tl_dist.training.state import Report, TrainState
 from tl_dist.worker.precise_statistics import averaging
@@ -201,6 +202,7 @@ def run_variant(
             batches = batches.map(overflow_at_one_position)
         if number:
             opt.begin(number)
+        on_gpu = gpu_of_process() is not None
         run_steps = chunk.train_chunk(
             step.TrainStep(
                 views[number],
@@ -211,6 +213,8 @@ def run_variant(
                 stage=number,
                 accumulate=accumulate,
                 wire=wire,
+                xla=RuntimeConfig().compiles(on_gpu=on_gpu),
+                gpu=on_gpu,
                 teacher=distillation and teacher,
             )
         )
@@ -303,9 +307,9 @@ def main() -> None:
         variant = {"evaluated": name == "plain", "global_batch": batch_of(workers), **VARIANTS[name]}
         results[name] = run_variant(parallel, **variant)
     for name in (name for name in names if name in WIRES):
-        runtime = RuntimeConfig(wire=WIRES[name]["wire"])
-        same = registry.strategy(strategy).start(config.model_copy(update={"runtime": runtime}))
-        results[name] = run_variant(same, evaluated=False, **WIRES[name])
+        parallel.wire = WIRES[name]["wire"]  # processes meet but once
+        results[name] = run_variant(parallel, evaluated=False, **WIRES[name])
+        parallel.wire = "auto"
     for name, variant in {**METHODS, **WITHOUT}.items():
         if name in names:
             results[name] = run_variant(parallel, num_steps=NUM_METHOD_STEPS, **variant)

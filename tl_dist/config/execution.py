@@ -85,7 +85,7 @@ class RuntimeConfig(Section):
     """compile the frozen part, the forward and backward pass and the update; auto: on GPUs. Where batch norm sums over
     workers the forward and backward pass stay as they are"""
     wire: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format in which gradients travel between Horovod's workers. auto: as they are computed where that moves
+    """number format in which gradients travel between processes. auto: as they are computed where that moves
     fewer bytes, else float32: sums lose nothing by it. bfloat16 (8 bits of mantissa) and float16 (11, with the loss
     scaled) halve the bytes and round each gradient: for networks slower than some 100 Gbit/s"""
     tf32: bool = True

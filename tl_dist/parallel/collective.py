@@ -29,7 +29,7 @@ from tl_dist.config import Config
 from tl_dist.parallel import endpoint, gpus, slots
 from tl_dist.parallel.buckets import buckets, num_bytes
 from tl_dist.parallel.meeting import await_peers, said_by_all
-from tl_dist.parallel.replicas import BROADCAST_BYTES, MAX_GATHERED, OneOfMany, joined, split_like
+from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal
 
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
@@ -62,6 +62,7 @@ class Collective(OneOfMany):
                 code=ExitCode.UNSAFE,
             )
         self.num_replicas = self.world_size
+        self.wire = config.runtime.wire
         safety = config.safety
         # Heartbeats of TensorFlow's end the wait for a process that is frozen or cut off. One whose main thread hangs
         # is for the supervisor to find; without one the patience is that of the longest phase.
@@ -100,16 +101,6 @@ class Collective(OneOfMany):
             if ranks.tolist() != sorted(ranks):
                 self._places = np.argsort(ranks).tolist()
         self._door = door
-
-    def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        if self.world_size == 1:
-            return [tf.cast(g, tf.float32) for g in grads]
-        ways = {tf.float32: self._all_reduce}
-        if self.world_size <= MAX_GATHERED:
-            ways[tf.bfloat16] = self._gather_and_sum
-        return self._reduced_in_buckets(
-            [g if g.dtype in ways else tf.cast(g, tf.float32) for g in grads], ways
-        )
 
     def gather(self, text: bytes) -> list[bytes]:
         if self.world_size == 1:
@@ -160,15 +151,15 @@ class Collective(OneOfMany):
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
         return split_like(self._sum(joined(tensors), name), tensors)
 
-    def _gather_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """The sum of bfloat16 tensors, added up in float32 in the order of the ranks: the same bits on all of them.
+    # The operations know no bfloat16, but they move any bits. The order is TensorFlow's in both.
 
-        Each worker sends its part once to every other: for up to three workers that is less than the ring of float32
-        sums, which every worker passes on twice.
-        """
-        # The operation knows no bfloat16, but it moves any bits.
-        own = tf.bitcast(joined(tensors), tf.float16)[tf.newaxis]
-        return split_like(self._sum_of_parts(self._gathered(own, name)), tensors)
+    def _gather_numbers(self, flat: Any, name: str) -> Any:
+        own = tf.bitcast(flat, tf.float16)[tf.newaxis]
+        return tf.bitcast(self._collective(tf.raw_ops.CollectiveGatherV2, own, name, False), tf.bfloat16)
+
+    def _exchange_numbers(self, flat: Any, name: str) -> Any:
+        parts = tf.reshape(tf.bitcast(flat, tf.float16), [self.world_size, -1])
+        return tf.bitcast(self._collective(tf.raw_ops.CollectiveAllToAllV2, parts, name, False), tf.bfloat16)
 
     def _collective(self, operation: Any, value: Any, name: str, on_cpu: bool, **more: Any) -> Any:
         on_cpu = on_cpu or not self._on_gpu
