@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import zlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,14 +93,24 @@ class Collective(OneOfMany):
             _start_server(self.rank, endpoints, timeout_s)
             if door:
                 door.check()
-            self._device = f"/job:worker/replica:0/task:{self.rank}/device:"
-            with tf.device(f"{self._device}CPU:0"):
-                self._token = tf.Variable(0.0, trainable=False)  # collectives of one worker run in its order
+            task = f"/job:worker/replica:0/task:{self.rank}/device:"
+            self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
             # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
             ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
             if ranks.tolist() != sorted(ranks):
                 self._places = np.argsort(ranks).tolist()
         self._door = door
+
+    def _use(self, devices: Mapping[bool, str]) -> None:
+        """Exchange on these devices: by True what is for the CPU, by False gradients and what a step adds up.
+
+        Operations of one device run in the order of the program, by a token that lies there: TensorFlow puts an
+        operation where its token is, whatever else it was told, and so would sum the gradients of GPUs on the CPU.
+        """
+        self._devices, self._tokens = devices, {}
+        for device in set(devices.values()):
+            with tf.device(device):
+                self._tokens[device] = tf.Variable(0.0, trainable=False)
 
     def gather(self, text: bytes) -> list[bytes]:
         if self.world_size == 1:
@@ -162,18 +172,19 @@ class Collective(OneOfMany):
         return tf.bitcast(self._collective(tf.raw_ops.CollectiveAllToAllV2, parts, name, False), tf.bfloat16)
 
     def _collective(self, operation: Any, value: Any, name: str, on_cpu: bool, **more: Any) -> Any:
-        on_cpu = on_cpu or not self._on_gpu
-        with tf.device(f"{self._device}{'CPU' if on_cpu else 'GPU'}:0"):
+        device = self._devices[on_cpu]
+        group = _ON_CPUS if device == self._devices[True] else _ON_GPUS
+        with tf.device(device):
             value = tf.identity(value)  # an argument of a traced function is on no device
             return operation(
                 input=value,
                 group_size=self.world_size,
-                group_key=_ON_CPUS if on_cpu else _ON_GPUS,
+                group_key=group,
                 instance_key=self._instance_key(
-                    operation.__name__, name, on_cpu, value.dtype.name, tuple(value.shape)
+                    operation.__name__, name, group, value.dtype.name, tuple(value.shape)
                 ),
-                ordering_token=[self._token.handle],
-                communication_hint="ring" if on_cpu else "nccl",
+                ordering_token=[self._tokens[device].handle],
+                communication_hint="ring" if group == _ON_CPUS else "nccl",
                 timeout_seconds=self._patience_s,
                 **more,
             )

@@ -18,6 +18,7 @@ from tl_dist.config import OptimizerConfig
 from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
+from tl_dist.parallel.collective import Collective
 from tl_dist.parallel.feed import fed
 from tl_dist.parallel.mirrored import Mirrored
 from tl_dist.training import chunk, optim, step
@@ -96,6 +97,25 @@ def _cut(operation: Any) -> bool:
     return operation.inputs[0].op.type == "StridedSlice"
 
 
+def collectives() -> dict[str, str]:
+    """Where TensorFlow's own sums of one worker are made that has its gradients on another device than all else."""
+    alone = Collective.__new__(Collective)
+    alone.rank, alone.world_size, alone._patience_s, alone._keys, alone._places = 0, 1, 60.0, {}, None
+    alone._use({True: "CPU:0", False: "CPU:1"})
+    in_graph = tf.function(lambda value: alone._sum(value, "gradients"), autograph=False)
+    tf.config.set_soft_device_placement(False)  # an operation that is asked for elsewhere is an error
+    try:
+        graph = in_graph(tf.ones(3)).numpy().tolist()
+    except tf.errors.InvalidArgumentError as error:
+        graph = error.message
+    tf.config.set_soft_device_placement(True)
+    return {
+        "gradients": alone._sum(tf.ones(3), "gradients").device[-5:],
+        "all else": alone._sum(tf.ones(3), "total", on_cpu=True).device[-5:],
+        "in a graph": graph,
+    }
+
+
 def main(output: Path) -> None:
     """The first makes the devices."""
     mirrored = Mirrored(CONFIG.model_copy(update={"workers": 2}))
@@ -116,6 +136,7 @@ def main(output: Path) -> None:
         ],
         "uneven": type(mirrored.feed(batches(rows=3))) is type(iter(batches())),
     }
+    found["collectives"] = collectives()
     output.write_text(json.dumps(found))
 
 

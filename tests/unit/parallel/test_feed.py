@@ -36,6 +36,12 @@ def test_a_damaged_example_is_the_same_error_on_the_other_side(found: Any) -> No
     assert found["error"] is True
 
 
+def test_gradients_are_summed_on_the_device_that_has_them_and_all_else_on_the_host(found: Any) -> None:
+    """By `collective`. TensorFlow would silently move a sum to the device where the token of its order lies."""
+    expected = {"gradients": "CPU:1", "all else": "CPU:0", "in a graph": [1.0, 1.0, 1.0]}
+    assert found["collectives"] == expected
+
+
 def test_a_batch_is_cut_on_the_host_and_each_replica_sent_its_rows(found: Any) -> None:
     assert [device[-5:] for device in found["cut on"]] == ["CPU:0"]
     assert [device[-5:] for device in found["given to"]] == ["CPU:0", "CPU:1"]
