@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.cli.train import Request, headline, open_run, prepare_shown, with_trained_source
-from tl_dist.config import registry
+from tl_dist.config import Config, registry
 from tl_dist.launcher.command import has_horovod, of_processes, require_package
-from tl_dist.launcher.slurm.script import options_from, submit
+from tl_dist.launcher.slurm.script import SubmitOptions, options_from, submit
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.owner import OwningJob
@@ -17,6 +17,19 @@ from tl_dist.terminal.tables import relative
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
+
+
+def layout_of(asked: Config, wanted: SubmitOptions, horovod: bool) -> list[str]:
+    """Strategy and workers of a job, as overrides of its config; `horovod`: whether it is installed."""
+    workers = wanted.nodes * wanted.ntasks_per_node
+    if workers > 1:
+        strategy = "horovod" if wanted.mpi != "none" else of_processes(asked, horovod)
+        return [f"strategy={strategy}", f"workers={workers}"]
+    if asked.strategy != registry.AUTO:
+        return []
+    # One task has all GPUs of its node. This host's are not those of the job.
+    replicas = asked.workers or wanted.gpus_per_node or 1
+    return ["strategy=mirrored", f"workers={replicas}"] if replicas > 1 else ["strategy=single"]
 
 
 def submit_run(
@@ -27,15 +40,7 @@ def submit_run(
     More than one task means a strategy of processes, with one worker in each.
     """
     wanted = options_from(**options)
-    workers = wanted.nodes * wanted.ntasks_per_node
-    asked = request.load(resolve=False)
-    if workers > 1:
-        strategy = "horovod" if wanted.mpi != "none" else of_processes(asked, has_horovod())
-        layout = [f"strategy={strategy}", f"workers={workers}"]
-    elif asked.strategy == registry.AUTO:  # this host's GPUs are not those of the job
-        layout = ["strategy=mirrored" if (asked.workers or 1) > 1 else "strategy=single"]
-    else:
-        layout = []
+    layout = layout_of(request.load(resolve=False), wanted, has_horovod())
     cfg = with_trained_source(request.load(*layout), request.runs)
     run = RunDir(request.runs / cfg.name)
     console.say(headline(cfg, run), style="bold")
