@@ -20,6 +20,7 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.arrays import array_source
 from tl_dist.models import classifier
 from tl_dist.parallel import DataParallel, rows_of
+from tl_dist.parallel.feed import gpu_of_process
 from tl_dist.training import chunk, loop, optim, step
 from tl_dist.training.state import Report, TrainState
 
@@ -74,8 +75,12 @@ class Trainer:
         self.state = TrainState({**self.model.trainable, **self.optimizer.variables})
         rate = partial(optim.learning_rate, cfg.optimizer, steps_per_epoch=32, total_steps=ENDLESS)
         objective = step.Objective(source.num_classes, cfg.global_batch)
+        on_gpu = gpu_of_process() is not None
+        xla = cfg.runtime.compiles(on_gpu=on_gpu)
         self._run_steps = chunk.train_chunk(
-            step.TrainStep(self.model, self.optimizer, objective, parallel, rate, wire=wire)
+            step.TrainStep(
+                self.model, self.optimizer, objective, parallel, rate, wire=wire, xla=xla, gpu=on_gpu
+            )
         )
         self._batches = train_batches(
             plain(source, size),
