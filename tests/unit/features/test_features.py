@@ -336,3 +336,19 @@ def test_a_set_that_was_not_finished_is_absent(
     monkeypatch.setattr(feature_set, "failpoint", failpoint)
     found, _ = extract(tmp_path)
     assert json.loads((found.directory / "manifest.json").read_text())["shards"][0]["rows"] == 11
+
+
+@pytest.mark.parametrize(("gpus", "rows"), [([], 32), (["gpu"], 256)])
+def test_rows_at_once_and_decoders_are_those_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: list[str], rows: int
+) -> None:
+    in_order, asked = extraction.in_order, []
+
+    def noted(*given: Any) -> Any:
+        asked.append(given[-2:])
+        return in_order(*given)
+
+    monkeypatch.setattr(extraction, "in_order", noted)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: gpus)
+    extract(tmp_path, threads=7)
+    assert {*asked} == {(rows, 7)}

@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,6 +258,52 @@ def test_before_the_first_step_patience_is_longer(tmp_path: Path) -> None:
     script: Script = {"0": [[["beat", 0], ["sleep", 1.0], ["done"], ["exit", 0]]]}
     end, run, _ = end_of(tmp_path, script, "safety.hang_s=0.2")
     assert end == ExitCode.DONE and len(attempts(run)) == 1
+
+
+@pytest.mark.parametrize(("workers", "every_s"), [(1, 2.0), (1000, 10.0)])
+def test_the_run_directory_which_may_be_far_away_is_hardly_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, every_s: float
+) -> None:
+    """The stop file once a second, at most 100 heartbeats, what is shown twice; pids ten times."""
+    run, cfg = new_run(
+        tmp_path, *(f"safety.{key}" for key in ("heartbeat_s=5", "hang_s=120", "first_step_s=120"))
+    )
+    looks: Counter[str] = Counter()
+    now, minute = [0.0], 60.0
+
+    def counted(name: str, result: Any) -> Callable[..., Any]:
+        def look(*_: object) -> Any:
+            looks[name] += 1
+            return result
+
+        return look
+
+    def sleep(s: float) -> None:
+        now[0] += s
+
+    monkeypatch.setattr(RunDir, "stop_requested", counted("stop file", False))
+    monkeypatch.setattr(RunDir, "read_beats", counted("heartbeats", {}))
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    watched = attempt.Attempt(run, cfg, Progress(Console(file=io.StringIO())), attempt.Signals())
+    monkeypatch.setattr(watched, "_show", counted("records", None))
+
+    class Workers:
+        exits: Sequence[Exit] = [Exit(0, 0, False)]
+        pids: Mapping[int, int] = {}
+
+        def poll(self) -> list[Exit]:
+            looks["pids"] += 1
+            return []
+
+        @property
+        def alive(self) -> list[int]:
+            return list(range(workers)) if now[0] < minute else []
+
+    watched._until_the_end(Workers())  # type: ignore[arg-type]
+    assert looks["pids"] > 590
+    assert 55 <= looks["stop file"] <= 61
+    assert 0.9 * minute / every_s - 1 <= looks["heartbeats"] <= minute / every_s + 1
+    assert 110 <= looks["records"] <= 121
 
 
 def test_a_stop_file_from_elsewhere_ends_the_run_with_75(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tl_dist.parallel import collective, endpoint
 from tl_dist.parallel.collective import Collective
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -48,6 +50,40 @@ def test_workers_that_a_launcher_started_without_a_rendezvous_are_refused(
     with pytest.raises(Refusal, match="rank 1: its launcher started 2 workers") as refused:
         Collective(CONFIG)
     assert refused.value.code == ExitCode.UNSAFE
+
+
+class _StartedError(Exception):
+    """TensorFlow's server would be open now."""
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is its door opened: whoever is let in could run code."""
+    opened: list[tuple[str, list[str]]] = []
+    door = SimpleNamespace(port=4711, open_to=lambda own, hosts: opened.append((own, list(hosts))))
+    said = []
+
+    def start(*_: object) -> None:
+        raise _StartedError
+
+    place = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1"}
+    for name, value in {**place, "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(endpoint.OPEN_PORT_VARIABLE, "1" if asked else "")
+    monkeypatch.setattr(endpoint, "own_address", lambda env: "10.0.0.1")
+    monkeypatch.setattr(endpoint, "door", lambda env: door)
+    monkeypatch.setattr(collective, "await_peers", lambda env, *, timeout_s, saying: said.append(saying))
+    monkeypatch.setattr(collective, "said_by_all", lambda env: ["10.0.0.1:4711", "8.8.8.8:4711"])
+    monkeypatch.setattr(collective, "_start_server", start)
+    monkeypatch.setenv("TF_GRPC_REUSE_PORT", "")
+    with pytest.raises(_StartedError if asked else Refusal) as ended:
+        Collective(CONFIG)
+    assert said == ["10.0.0.1:4711"]
+    assert opened == ([("10.0.0.1", ["10.0.0.1", "8.8.8.8"])] if asked else [])
+    if isinstance(ended.value, Refusal):
+        assert "8.8.8.8, a public address" in ended.value.what and ended.value.code == ExitCode.UNSAFE
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from tests.doubles import CONFIG
-from tl_dist.parallel import gpus
+from tl_dist.config import registry
+from tl_dist.parallel import collective, gpus, horovod
 from tl_dist.parallel.mirrored import Mirrored
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.refusal import ExitCode, Refusal
@@ -103,6 +106,25 @@ def test_a_notebook_that_has_used_tensorflow_keeps_its_devices(monkeypatch: pyte
     assert SingleDevice(CONFIG).num_replicas == 1
     with pytest.raises(RuntimeError):  # a worker of our own has made a mistake
         gpus.take_own(0, 1, OURS)
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "collective"])
+def test_workers_that_are_processes_take_one_each(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    host = Host(monkeypatch, 8)
+    place = {"RANK": 13, "SIZE": 16, "LOCAL_RANK": 5, "LOCAL_SIZE": 8}
+    for name, value in place.items():
+        monkeypatch.setenv(f"HOROVOD_{name}", str(value))
+    if strategy == "horovod":
+        asked = {name.lower(): lambda value=value: value for name, value in place.items()}
+        fake = SimpleNamespace(init=lambda: None, nccl_built=lambda: 1, **asked)
+        monkeypatch.setattr(horovod, "_import_horovod", lambda: fake)
+        # It writes its settings down there.
+        monkeypatch.setattr(horovod, "os", SimpleNamespace(environ=dict(os.environ)))
+    else:
+        monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", "10.0.0.1")
+        monkeypatch.setattr(collective.Collective, "_connect", lambda self, timeout_s: None)
+    registry.strategy(strategy).start(CONFIG.model_copy(update={"strategy": strategy, "workers": 16}))
+    assert host.visible == host.growing == ["gpu 5"]
 
 
 @pytest.mark.parametrize(("workers", "replicas"), [(4, 4), (None, 8)])

@@ -40,7 +40,7 @@ def add_command(name: str) -> None:
 
 def install(what: list[str]) -> None:
     if what[0] == "--editable":
-        add("tensorflow", "tensorflow_cpu", "2.21.0")
+        add("tensorflow", "tensorflow" if "[gpu" in what[1] else "tensorflow_cpu", "2.21.0")
         add("pytest", "pytest", "8.2", 'import sys\nprint("pytest:", sys.argv[1:])')
         (PACKAGES / "pytest" / "__main__.py").touch()
         for name in ("tl-dist", "ruff", "mypy", "lint-imports"):

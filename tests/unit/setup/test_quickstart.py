@@ -162,6 +162,23 @@ def test_quickstart_starts_one_worker_where_there_is_one_gpu(
     assert (done.returncode == 0) == expected, done.stderr
 
 
+@pytest.mark.parametrize(("gpus", "workers"), [(0, ""), (1, "workers=1 "), (2, ""), (8, "")])
+def test_quickstart_takes_the_workers_of_its_config_but_on_one_gpu(
+    home: Path, gpus: int, workers: str
+) -> None:
+    """What its arguments say comes later, and takes precedence."""
+    checkout = Checkout(home, "own")
+    driver = checkout.bin / "nvidia-smi"
+    driver.write_text(
+        "#!/bin/sh\n" + "".join(f"echo 'GPU {k}: X'\n" for k in range(gpus)) + f"exit {not gpus:d}\n"
+    )
+    driver.chmod(0o755)
+    done = checkout.run("quickstart", "--strategy", "collective")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"installing packages [{'gpu' if gpus else 'cpu'}]" in done.stdout
+    assert done.stdout.endswith(f": train configs/quickstart.yaml {workers}--strategy collective\n")
+
+
 def test_after_a_fault_of_the_compiler_which_is_shown_tensorflows_own_sums_take_over(home: Path) -> None:
     checkout = Checkout(home, "project tl")
     fault = "mpi_ops.cc:7:10: fatal error: tensorflow/core/framework/op.h: No such file or directory"

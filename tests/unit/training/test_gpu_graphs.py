@@ -136,6 +136,14 @@ def test_a_turn_begins_when_the_one_before_has_its_batch(gpu_chunk: tuple[Any, A
     assert fetch in before(turn)
 
 
+def test_what_all_variables_share_is_computed_once(gpu_chunk: tuple[Any, Any]) -> None:
+    """Powers of the betas, above all: for each variable they were kernels by the hundred."""
+    _, body = gpu_chunk
+    types = [op.type for op in within(body)]
+    assert types.count("AssignVariableOp") + types.count("ResourceApplyAdam") > 20  # there are many variables
+    assert types.count("Pow") <= 4
+
+
 def kernel_for_gpus(op: Any) -> Any:
     """What TensorFlow has registered for an operation and its types on GPUs; None without."""
     for kernel in registered.get_registered_kernels_for_op(op.type).kernel:

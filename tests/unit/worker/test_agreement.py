@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.doubles import CONFIG, OPTIMIZER, build, setup_of
+from tests.doubles import CONFIG, OPTIMIZER, build, memory_source, setup_of
 from tl_dist.config import Config, DataConfig, ModelConfig
 from tl_dist.data import order
+from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -47,6 +48,23 @@ def test_plan_depends_on_names_order_types_and_shapes() -> None:
     a, b = tf.Variable([1.0]), tf.Variable([1.0, 2.0])
     plans = [{"a": a, "b": b}, {"b": b, "a": a}, {"a": b, "b": b}, {"c": a, "b": b}]
     assert len({agreement.plan(variables) for variables in plans}) == len(plans)
+
+
+def test_the_split_is_written_again_only_where_it_has_changed(tmp_path: Path) -> None:
+    """That of ImageNet is 49 MB at each start; a torn one of the same split is none."""
+    path, few, more = tmp_path / "split.json", memory_source(12), memory_source(13)
+
+    def written(source: Source) -> tuple[int, int]:
+        agreement._write_split(path, {"train": source})
+        assert len(json.loads(path.read_text())["splits"]["train"]["ids"]) == source.num_examples
+        return path.stat().st_ino, path.stat().st_mtime_ns
+
+    first = written(few)
+    assert written(few) == first
+    changed = written(more)
+    assert changed != first
+    path.write_bytes(path.read_bytes()[:-9])
+    assert written(more) != changed
 
 
 class ThreeReplicas:

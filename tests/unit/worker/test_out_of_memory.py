@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
+from tests.doubles import CONFIG
+from tl_dist.config import file as config_file
 from tl_dist.launcher.end import RESTARTABLE
+from tl_dist.refusal import ExitCode
+from tl_dist.runs.directory import RunDir
+from tl_dist.worker import __main__ as main
 from tl_dist.worker.out_of_memory import refusal_of
 
 
@@ -17,6 +25,27 @@ def test_tensorflows_own_error() -> None:
     assert found is not None and "the memory of CPU:0 is not enough (" in found.what
     assert "double accumulate" in found.fix and found.code not in RESTARTABLE
     assert "\n" not in str(found) and len(found.what) < 400
+
+
+def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left: list[tuple[object, ...]] = []
+    monkeypatch.setenv("TL_DIST_SUPERVISED", "1")
+    for name in ("_stop_on_signals", "import_keras", "allow_many_open_files"):
+        monkeypatch.setattr(main, name, lambda *_: None)
+    monkeypatch.setattr(main, "_train", lambda *_, **__: tf.zeros([2**30, 2**30]))
+    monkeypatch.setattr(main, "_leave", lambda *given: left.append(given))
+    RunDir.create(tmp_path, CONFIG, resolved=config_file.dump(CONFIG))
+    umask = os.umask(0o077)
+    try:
+        main.main([str(tmp_path / CONFIG.name)])
+    finally:
+        os.umask(umask)
+    ((rank, code, what, fix),) = left
+    assert (rank, code) == (0, ExitCode.NO_REQUEUE) and code not in RESTARTABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"refused: rank 0: {what} Fix: {fix}" and "double accumulate" in line
 
 
 @pytest.mark.parametrize(
