@@ -3,10 +3,11 @@
 torchvision's network with the same head, channels_last, autocast, cross-entropy, SGD with momentum, both on all cores.
 The rival runs in the environment of input_vs_torchvision.
 
-Measured: 122 images/s against 129 (0.94). On one thread a step takes 950 ms against 695. Forward convolutions take 203 ms
-against 176, all of the backward ones 686 against 418, of which TensorFlow's gradient of the filters 488; everything that is
-no convolution some 60 ms against 100. So the gap is in TensorFlow's kernel for that gradient: by itself, layer after layer,
-it takes 343 ms, and PyTorch's, from the same library, 286. Other settings of malloc, huge pages included, changed nothing.
+Measured: 122 images/s against 129 (0.94). On one thread a step takes 950 ms against 695. Forward convolutions take
+203 ms against 176, all of the backward ones 686 against 418, of which TensorFlow's gradient of the filters 488;
+everything that is no convolution some 60 ms against 100. So the gap is in TensorFlow's kernel for that gradient: by
+itself, layer after layer, it takes 343 ms, and PyTorch's, from the same library, 286. Other settings of malloc, huge
+pages included, changed nothing.
 """
 
 from __future__ import annotations
