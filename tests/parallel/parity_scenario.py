@@ -308,7 +308,7 @@ def main() -> None:
         results[name] = run_variant(parallel, **variant)
     for name in (name for name in names if name in WIRES):
         parallel.wire = WIRES[name]["wire"]  # processes meet but once
-        results[name] = run_variant(parallel, evaluated=False, **WIRES[name])
+        results[name] = run_variant(parallel, evaluated=False, global_batch=batch_of(workers), **WIRES[name])
         parallel.wire = "auto"
     for name, variant in {**METHODS, **WITHOUT}.items():
         if name in names:
