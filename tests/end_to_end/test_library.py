@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import pytest
 import tensorflow as tf
 
 import tl_dist as tl
-from tests.doubles import build
 from tests.end_to_end.harness import TL_DIST, bits
+from tests.normalised import NORMALISED
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, registry
 from tl_dist.data.resize import resize
+from tl_dist.models import classifier
+from tl_dist.models.backbones import Backbone
+from tl_dist.models.backbones.tiny import TINY
 from tl_dist.models.keras_model import assemble
 from tl_dist.runs.directory import RunDir
 
@@ -88,17 +92,11 @@ def test_the_process_is_as_it_was_and_trains_again(config: Path, run: tl.Run) ->
     assert tl.train(tl.load_config(config), runs=config.parent / "runs", here=True).path == run.path
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
-def test_predictions_and_the_keras_model_agree(config: Path, run: tl.Run, tmp_path: Path) -> None:
-    kept = run.predictions("test")
-    images = images_of_the_test_split(run)
+def test_predictions_and_the_keras_model_agree(run: tl.Run) -> None:
     model = run.keras_model()
     assert model.input_shape == (None, 16, 16, 3) and model.inputs[0].dtype == "uint8"
-    np.testing.assert_allclose(model(images).numpy(), kept.probabilities, atol=1e-5)
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "images.npy", images)
-    read_back(tmp_path)
-    np.testing.assert_allclose(np.load(tmp_path / "said.npy"), kept.probabilities, atol=1e-5)
+    found = model(images_of_the_test_split(run)).numpy()
+    np.testing.assert_allclose(found, run.predictions("test").probabilities, atol=1e-5)
 
 
 def images_of_the_test_split(run: tl.Run) -> np.ndarray:
@@ -120,10 +118,11 @@ def test_what_this_process_cannot_do_is_refused(config: Path) -> None:
         tl.load_config(config, "model.bakbone=tiny")
 
 
-def assembled(backbone: str, pooling: str, *, hidden: int | None = None) -> tuple[Any, Any]:
+def assembled(backbone: Backbone, pooling: str, *, hidden: int | None = None) -> tuple[Any, Any]:
     """A classifier on random weights with its head drawn too, and the model that is assembled of it."""
     settings: dict[str, Any] = {"pooling": pooling, "normalize": pooling == "both", "hidden": hidden}
-    net = build(backbone, train_from="all", **settings)
+    model = ModelConfig(backbone=backbone.name, weights="random", train_from="all", **settings)
+    net = classifier.build(backbone, model, image_size=32, num_classes=3, seed=0)
     for path, variable in net.trainable.items():
         if path.startswith("head/"):
             variable.assign(np.random.default_rng(len(path)).normal(size=variable.shape))
@@ -131,25 +130,29 @@ def assembled(backbone: str, pooling: str, *, hidden: int | None = None) -> tupl
         name="x",
         steps=1,
         data=DataConfig(name="digits", image_size=32),
-        model=ModelConfig(backbone=backbone, weights="random", **settings),
+        model=model,
         optimizer=OptimizerConfig(learning_rate=0.1),
     )
     head = {path: v.numpy() for path, v in net.trainable.items() if path.startswith("head/")}
-    return net, assemble(registry.backbone(backbone), cfg, head, net.network, 3)
+    return net, assemble(backbone, cfg, head, net.network, 3)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 
 
+# As VGG16 and as DenseNet wants its images, with batch norm, which is a layer of our own while a run trains.
+BGR, SCALED = (replace(NORMALISED, preprocessing=way) for way in ("caffe", "torch"))
+
+
 @pytest.mark.parametrize(
     ("backbone", "pooling"),
     [
-        *[("tiny", pooling) for pooling in ("average", "maximum", "both", "flatten")],
-        *[(backbone, "both") for backbone in ("vgg16", "densenet121", "efficientnetb0")],
+        *[(TINY, pooling) for pooling in ("average", "maximum", "both", "flatten")],
+        *[(backbone, "both") for backbone in (BGR, SCALED, registry.backbone("efficientnetb0"))],
     ],
 )
-def test_the_assembled_model_is_the_classifier(backbone: str, pooling: str) -> None:
-    """Every pooling, and one backbone of each way of preprocessing."""
+def test_the_assembled_model_is_the_classifier(backbone: Backbone, pooling: str) -> None:
+    """Every pooling, every way of preprocessing, and a network with branches."""
     net, model = assembled(backbone, pooling)
     expected = tf.nn.softmax(net(tf.constant(IMAGES[:4]))).numpy()
     np.testing.assert_allclose(model(IMAGES[:4]).numpy(), expected, atol=2e-6)
@@ -160,7 +163,7 @@ def test_it_rounds_as_the_run_did_in_mixed_precision(pooling: str, hidden: int |
     """A value that is rounded elsewhere to bfloat16 would show in the third digit."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        net, model = assembled("tiny", pooling, hidden=hidden)
+        net, model = assembled(TINY, pooling, hidden=hidden)
     finally:
         keras.config.set_dtype_policy("float32")
     expected = tf.nn.softmax(net(tf.constant(IMAGES))).numpy()
@@ -168,16 +171,19 @@ def test_it_rounds_as_the_run_did_in_mixed_precision(pooling: str, hidden: int |
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, as it saves
-def test_what_is_saved_needs_nothing_of_ours(tmp_path: Path) -> None:
-    """Batch norm among it, which is a layer of our own while a run trains."""
+def test_what_is_saved_needs_nothing_of_ours(run: tl.Run, tmp_path: Path) -> None:
+    """The model of a run, and those of other ways of preprocessing, with batch norm."""
+    models = {"run": run.keras_model()} | {
+        backbone.preprocessing: assembled(backbone, "both")[1] for backbone in (BGR, SCALED)
+    }
     expected = {}
-    for backbone in ("resnet50", "densenet121"):
-        _, model = assembled(backbone, "both")
-        directory = tmp_path / backbone
+    for name, model in models.items():
+        directory = tmp_path / name
         directory.mkdir()
         model.save(directory / "model.keras")
-        np.save(directory / "images.npy", IMAGES[:4])
-        expected[directory] = model(IMAGES[:4]).numpy()
+        images = images_of_the_test_split(run) if name == "run" else IMAGES[:4]
+        np.save(directory / "images.npy", images)
+        expected[directory] = model(images).numpy()
     read_back(*expected)
     for directory, values in expected.items():
         np.testing.assert_allclose(np.load(directory / "said.npy"), values, atol=1e-6)
