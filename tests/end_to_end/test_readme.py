@@ -107,6 +107,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def small_run(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images, and a run of the same name, of a small network: what is done with it takes seconds."""
+    made = tmp_path_factory.mktemp("small")
+    (made / "my_images").symlink_to(checkout / "my_images")
+    (made / "my_images.yaml").symlink_to(checkout / "my_images.yaml")
+    network = "model.backbone=tests.small_vgg:SMALL_VGG model.weights=random model.train_from=all"
+    run(f"tl-dist train my_images.yaml {network} optimizer.learning_rate=0.01 epochs=20", made)
+    return made
+
+
 def run(command: str, directory: Path) -> str:
     """What it prints, in a shell as the reader's: `tl-dist` is found where the environment's programs are."""
     environment = dict(os.environ, PATH=PATH)
@@ -119,8 +130,12 @@ def run(command: str, directory: Path) -> str:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if reason(c) is None])
-def test_a_command_of_the_documentation_works(checkout: Path, command: str) -> None:
-    said = run(command, checkout)
+def test_a_command_of_the_documentation_works(
+    checkout: Path, command: str, request: pytest.FixtureRequest
+) -> None:
+    """README trains VGG16, and evaluates that; other pages go on with the small run."""
+    of_a_run = "runs/my_images" in command and command not in commands_of(PAGES[0])
+    said = run(command, request.getfixturevalue("small_run") if of_a_run else checkout)
     assert said.strip() or command.startswith("source ")
 
 
