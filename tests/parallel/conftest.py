@@ -28,16 +28,17 @@ TRIED = {
     "single": (*ALL, *WITHOUT),
     "mirrored-2": ALL,
     "mirrored-4": ("plain", "accumulated", "overflow"),
-    "horovod-gloo-2": (*VARIANTS, *WIRES),
+    "horovod-gloo-2": ("plain", "clipped", "accumulated", "overflow", "sync_batch_norm"),
     "horovod-gloo-3": ALL,
     "horovod-gloo-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
     "horovod-mpi-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm"),
-    "collective-2": ("plain", "clipped", "overflow", "bfloat16", "sync_batch_norm", *WIRES),
-    "collective-3": ALL,
-    "collective-4": ("plain", "clipped", "accumulated", "overflow", "bfloat16", *WIRES),
+    "collective-2": ("plain", "clipped", "overflow", "sync_batch_norm"),
+    "collective-3": (*VARIANTS, "staged", *WIRES),
+    "collective-4": ("plain", "accumulated", "overflow", "bfloat16", *WIRES),
 }
-"""What each launch tries. Everything on uneven shares (three workers); on four what the number of shares, on MPI what
-the way of the bytes could change: four workers reduce bfloat16 in another way than three."""
+"""What each launch tries. Everything on uneven shares (three workers); on two and four what the number of shares, on
+MPI and by collectives what the way of the bytes could change: four workers reduce bfloat16 in another way than three.
+Of the methods only the stages change which gradients are exchanged: the others are tried by one kind of processes."""
 
 
 def launches_of(*variants: str, but: str = "") -> list[tuple[str, str]]:
