@@ -12,7 +12,6 @@ import pytest
 
 from tests.end_to_end.harness import (
     CONFIG,
-    INSTALLED,
     NUM_STEPS,
     TL_DIST,
     Workspace,
@@ -38,8 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: int) -> None:
     """Rank 0 is also the one to which TensorFlow's other servers report."""
     run = workspace.run(f"kill-{rank}")
-    program = TL_DIST if rank else INSTALLED  # one by processes that are all their parents' children
-    process, other = workspace.start_up_to(run.name, STEP, rank=1 - rank, program=program)
+    process, other = workspace.start_up_to(run.name, STEP, rank=1 - rank, program=TL_DIST)
     os.kill(workspace.worker_pid(run.name, rank), signal.SIGKILL)
     os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
