@@ -28,9 +28,7 @@ pytestmark = pytest.mark.timing
 def test_a_long_fit_and_slow_figures_of_rank_0_end_no_run(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, LOGISTIC + SAFETY)
     slow = f"classifier.fit=sleep={HANG_S + 4},evaluation.figures:1=sleep={HANG_S + 4}"
-    process = workspace.start(
-        workspace.argv("slow", program=INSTALLED), TL_FAILPOINT=slow, TL_ALLOW_FAILPOINTS="1"
-    )
+    process = workspace.start(workspace.argv("slow"), TL_FAILPOINT=slow, TL_ALLOW_FAILPOINTS="1")
     said, _ = process.communicate(timeout=240)
     run = workspace.run("slow")
     assert process.returncode == 0, said
