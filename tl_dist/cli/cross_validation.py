@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +41,7 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console, b
             fix="remove 'distill', or train each fold by itself (data.folds, data.fold) with a teacher of its own.",
             code=ExitCode.USAGE,
         )
-    name = f"{cfg.name}-cv" + ("" if by is None else "-by-" + re.sub(r"[^\w.-]", "_", by)[:30])
+    name = cross_validation.name_of(cfg.name, by)
     if cfg.classifier.computed:
         found = _on_features(request, name, folds, seeds, console, by)
     else:
@@ -125,9 +124,7 @@ def _merged(
     request: Request, name: str, folds: int, seeds: int, held_out: tuple[str, list[str]] | None
 ) -> dict[str, Any]:
     runs = [[request.runs / f"{name}-{seed}-{fold}" for fold in range(folds)] for seed in range(seeds)]
-    # The fold is the validation split where the test split is official; there is no other validation split then.
-    official = held_out is None and predictions.file_of(runs[0][0], "validation").exists()
-    split = "validation" if official else "test"
+    split = _split_of_folds(runs[0])
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     found = cross_validation.merged(parts, held_out)
     run = RunDir(request.runs / name)
@@ -135,6 +132,18 @@ def _merged(
     result = cross_validation.summary(found)
     run.mark_done({"cross_validation": result})
     return result
+
+
+def _split_of_folds(runs: Sequence[Path]) -> str:
+    """Which split of each run is its fold: test, or validation where the test split is official, the same in all.
+
+    Whether there is a validation split says nothing: `data.validation_fraction` makes one beside the fold.
+    """
+    files = [predictions.file_of(run, "test") for run in runs[:2]]
+    if not files[0].exists():
+        return "validation"
+    first, second = (set(predictions.load(file).ids.tolist()) for file in files)
+    return "validation" if first & second else "test"
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from tl_dist.scores import figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
+
+
+def name_of(config: str, by: str | None = None) -> str:
+    """The name of the run that the folds of a config amount to; `by`: where each group of this kind is a fold."""
+    return f"{config}-cv" + ("" if by is None else "-by-" + re.sub(r"[^\w.-]", "_", by)[:30])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""`cv --by` of a config that is trained: each group is the test split of one run, and its only one."""
+"""`cv` of a config that is trained: each fold, or with `--by` each group, is held out by one run alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist.cli.cross_validation import _folds_by_group, _of_fold
+from tl_dist.cli.cross_validation import _folds_by_group, _merged, _of_fold
 from tl_dist.cli.train import Request
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import cross_validation, predictions
+from tl_dist.scores.cross_validation import OUT_OF_FOLD
 
 CONFIG = """\
 data: {name: csv, path: table.csv, image_size: 16, validation_fraction: 0.25}
@@ -58,3 +60,37 @@ def test_what_has_no_such_groups_is_refused(request_: Request) -> None:
         _folds_by_group(request_, request_.load(), "x", "kamera")
     with pytest.raises(Refusal, match=r"all 48 examples are of one group, '\.png'"):
         _folds_by_group(request_, request_.load(), "x", r"\.png")
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
+    request_: Request, official: bool
+) -> None:
+    """Beside the fold there is a validation split of the config, or the official test split: neither is a fold."""
+    folds, seeds, labels = 2, 2, np.arange(12, dtype=np.int32) % 2
+    wrong = {(0, 3), (1, 5), (1, 8)}  # (seed, example)
+    fold = np.stack([np.arange(12) // (2 + seed) % folds for seed in range(seeds)])
+    for seed, k in np.ndindex(seeds, folds):
+        directory = request_.runs / f"trial-cv-{seed}-{k}"
+        directory.mkdir(parents=True)
+        inside = np.flatnonzero(fold[seed] == k)
+        others = np.array([20, 21]) if official else np.flatnonzero(fold[seed] != k)[seed : seed + 3]
+        for split, examples in zip(
+            ("validation", "test")[:: 1 if official else -1], (inside, others), strict=True
+        ):
+            said = [(n + ((seed, n) in wrong)) % 2 for n in examples.tolist()]
+            predictions.save(
+                predictions.file_of(directory, split),
+                ids=np.array([f"{n:02d}" for n in examples]),
+                labels=(examples % 2).astype(np.int32),
+                probabilities=np.eye(2, dtype=np.float32)[said],
+                class_names=np.array(["a", "b"]),
+                step=2,
+                types=np.array([], np.str_),
+            )
+    (request_.runs / "trial-cv").mkdir()
+    found = _merged(request_, "trial-cv", folds, seeds, None)
+    kept = cross_validation.load(request_.runs / "trial-cv" / OUT_OF_FOLD)
+    assert kept.ids.tolist() == [f"{n:02d}" for n in range(12)] and (kept.fold == fold).all()
+    assert (kept.labels == labels).all()
+    assert found["num_examples"] == 12 and found["seed_accuracies"] == pytest.approx([11 / 12, 10 / 12])
