@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tl_dist.cli.explain import ask
 from tl_dist.datasets import Splits
-from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.division import open_splits, pooled
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.report import comparison, heat, single
 from tl_dist.report.duplicates import Twin, twins_in
 from tl_dist.report.examples import MAX_SUSPECTS, Examples, examples_of
-from tl_dist.report.facts import Facts, gather
+from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts, gather
 from tl_dist.report.page import MARK, require_jinja2
 from tl_dist.report.pictures import HEAT_SIDE, address_of, thumbnails
 from tl_dist.scores import explanations
@@ -67,7 +69,7 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
     twins: Sequence[Twin] | None = None
     if splits:
         say("looking for near duplicates")
-        twins = twins_in(splits, len(os.sched_getaffinity(0)))
+        twins = twins_in(_held_out_by(facts, splits), len(os.sched_getaffinity(0)))
         say("reading images")
         examples = replace(examples, images=_pictures(splits, _shown(examples, twins or ())))
         examples = replace(examples, heat=_heat(examples, splits, request, notes, say))
@@ -88,6 +90,16 @@ def _opened(facts: Facts, notes: list[str]) -> Splits:
     except Refusal as refusal:
         notes.append(f"The page has no images: {refusal.what}")
         return {}
+
+
+def _held_out_by(facts: Facts, splits: Splits) -> Splits:
+    """The splits between which nothing may be known: of out-of-fold predictions the folds, those of the first seed."""
+    if facts.split != OUT_OF_FOLD_SPLIT or facts.out_of_fold is None:
+        return splits
+    fold = dict(zip(facts.out_of_fold.ids.tolist(), facts.out_of_fold.fold[0].tolist(), strict=True))
+    pool = pooled(splits)
+    of = np.array([fold.get(name, -1) for name in pool.ids])
+    return {"test" if k < 0 else f"fold {k}": pool.subset(np.flatnonzero(of == k)) for k in np.unique(of)}
 
 
 def _shown(examples: Examples, twins: Iterable[Twin]) -> list[str]:

@@ -78,7 +78,7 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
         Section("differences", "Differences", "facts", _differences(compared.runs)),
     ]
     names = " and ".join(facts.run.name for facts in compared.runs)
-    return render(names, f"Comparison of runs, {compared.runs[0].split} split", sections, script)
+    return render(names, f"Comparison of runs, {compared.runs[0].subject}", sections, script)
 
 
 def _verdict(compared: Compared, tests: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,11 @@ class Facts:
         return [record for record in self.records if record.get("event") == name]
 
     @property
+    def subject(self) -> str:
+        """What the predictions are of, in words."""
+        return "out-of-fold predictions" if self.split == OUT_OF_FOLD_SPLIT else f"{self.split} split"
+
+    @property
     def class_names(self) -> list[str]:
         return [str(name) for name in self.said.class_names]
 
@@ -62,7 +67,7 @@ def gather(path: Path, split: str | None) -> Facts:
     out_of_fold = _out_of_fold(run)
     done = run.done or {}
     if split is None and "cross_validation" in done and out_of_fold is not None:
-        split, said = OUT_OF_FOLD_SPLIT, in_mean(out_of_fold)
+        split, said = OUT_OF_FOLD_SPLIT, _predictions(out_of_fold, out_of_fold.probabilities[0])
     else:
         split = split or next(
             (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists()), "test"
@@ -85,7 +90,7 @@ def gather(path: Path, split: str | None) -> Facts:
 
 def _out_of_fold(run: RunDir) -> OutOfFold | None:
     """That of the run, or of the cross-validation of its config beside it."""
-    for directory in (run.path, run.path.with_name(f"{run.name}-cv")):
+    for directory in (run.path, run.path.with_name(cross_validation.name_of(run.name))):
         if (directory / OUT_OF_FOLD).exists():
             return cross_validation.load(directory / OUT_OF_FOLD)
     return None
@@ -101,9 +106,12 @@ def _fits(found: OutOfFold, said: Predictions) -> bool:
 
 
 def in_mean(found: OutOfFold) -> Predictions:
-    """Of each example the mean over seeds: every one of them is of a model that has not seen it."""
-    mean = found.probabilities.mean(axis=0)
-    return Predictions(found.ids, found.labels, mean, found.class_names, 0, found.types)
+    """Of each example the mean over seeds: more accurate and less sure than any one model, so only for its label."""
+    return _predictions(found, found.probabilities.mean(axis=0))
+
+
+def _predictions(found: OutOfFold, probabilities: np.ndarray) -> Predictions:
+    return Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
 
 
 def _attempts(run: RunDir) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,6 @@ from tl_dist.report.examples import (
     class_tables,
     confusions,
 )
-from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts
 from tl_dist.report.page import Section, render
 from tl_dist.report.verdict import verdict
 from tl_dist.scores import curves
@@ -45,12 +44,7 @@ def page(
         Section("speed", "Speed", "charts", technical.speed(facts)),
         Section("environment", "Environment", "facts", technical.environment(facts)),
     ]
-    return render(facts.run.name, _kind(facts), sections, cards.for_script())
-
-
-def _kind(facts: Facts) -> str:
-    of = "out-of-fold predictions" if facts.split == OUT_OF_FOLD_SPLIT else f"{facts.split} split"
-    return f"Report of a run, {of}"
+    return render(facts.run.name, f"Report of a run, {facts.subject}", sections, cards.for_script())
 
 
 def _worst(examples: Examples, cards: Cards) -> dict[str, Any] | None:
@@ -79,7 +73,7 @@ def _labels(examples: Examples, cards: Cards) -> dict[str, Any]:
     )
     pairs = zip(found.examples[:MAX_SUSPECTS].tolist(), found.likely.tolist(), strict=False)
     tiles = [
-        tile | {"more": f"more likely {names[likely]}"}
+        tile | {"more": f"more likely {names[likely]}", "heat": None}  # beside it both would be tiny
         for k, likely in pairs
         for tile in cards.tiles(said, [k])
     ]

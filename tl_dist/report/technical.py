@@ -99,8 +99,13 @@ def speed(facts: Facts) -> dict[str, Any] | None:
     }
 
 
-def environment(facts: Facts) -> dict[str, Any]:
-    """Workers, versions, data and batch norm: what another attempt would have to have alike."""
+def environment(facts: Facts) -> dict[str, Any] | None:
+    """Workers, versions, data and batch norm: what another attempt would have to have alike.
+
+    None where nothing is recorded: what folds amount to, each a run of its own, was not trained itself.
+    """
+    if not facts.attempts and not facts.records:
+        return None
     cfg, identity = facts.cfg, facts.identity
     hosts = list(dict.fromkeys(str(one["host"]) for one in facts.attempts if "host" in one))
     rows = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from tl_dist.report.examples import Examples, pairs
 from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts
 from tl_dist.report.page import percent
 from tl_dist.report.technical import duration, workers_of
-from tl_dist.scores import figures
+from tl_dist.scores import cross_validation, figures
 
 _NAMES = {
     "top5": ("top-5 accuracy", "right class among the first five"),
@@ -50,24 +50,20 @@ def verdict(
     """Content of the first section."""
     facts, num = examples.facts, examples.num_examples
     found = figures.figures(facts.said.labels, facts.said.probabilities.astype(np.float64))
-    accuracy, interval, kind = (
-        found["accuracy"],
-        found["interval"],
-        "Wilson: how well this one split is known",
-    )
+    accuracy, kind, below = found["accuracy"], "Wilson: how well this one split is known", ""
     crossed = facts.done.get("cross_validation")
     if facts.split == OUT_OF_FOLD_SPLIT and crossed:
-        accuracy, interval = crossed["accuracy"], crossed["interval"]
-        kind = (
-            f"mean of {crossed['folds']} folds x {crossed['seeds']} seeds; Nadeau and Bengio: how it would vary with "
-            "other data of this size"
-        )
+        accuracy, found["interval"] = crossed["accuracy"], crossed["interval"]
+        kind = f"mean of {_folds(crossed)}; Nadeau and Bengio: how it would vary with other data of this size"
+        if crossed["seeds"] > 1:
+            below = "All below is of the first seed; only labels are looked at by the mean over seeds."
     counts = examples.confusion.sum(axis=1)
     command, name = reproduction(facts)
     return {
         "accuracy": accuracy,
-        "interval": interval,
+        "interval": found["interval"],
         "interval_kind": kind,
+        "below": below,
         "num_examples": num,
         "split": "held-out" if facts.split == OUT_OF_FOLD_SPLIT else facts.split,
         "majority": facts.class_names[int(counts.argmax())],
@@ -184,12 +180,29 @@ def _overfit(facts: Facts) -> tuple[float, float] | None:
 def reproduction(facts: Facts) -> tuple[str, str]:
     """The command that trains it again, and the name of its config."""
     name = f"{facts.run.name}.yaml"
-    quoted = shlex.quote(name)
     crossed = facts.done.get("cross_validation")
-    if crossed and facts.split == OUT_OF_FOLD_SPLIT:
-        own = shlex.quote(f"name={facts.run.name.removesuffix('-cv')}")
-        return f"tl-dist cv {quoted} {own} --folds {crossed['folds']} --seeds {crossed['seeds']}", name
-    return f"tl-dist train {quoted}", name
+    if not crossed or facts.split != OUT_OF_FOLD_SPLIT:
+        return shlex.join(["tl-dist", "train", name]), name
+    by = _held_out(crossed)
+    own = f"name={facts.run.name.removesuffix(cross_validation.name_of('', by))}"
+    folds = (
+        ["--folds", str(crossed["folds"]), "--seeds", str(crossed["seeds"])] if by is None else ["--by", by]
+    )
+    return shlex.join(["tl-dist", "cv", name, own, *folds]), name
+
+
+def _held_out(crossed: Mapping[str, Any]) -> str | None:
+    """What `tl-dist cv --by` was told; None where examples were divided into folds by chance."""
+    kinds: Iterable[str] = crossed.get("left_out", ())
+    return next(iter(kinds), None)
+
+
+def _folds(crossed: Mapping[str, Any]) -> str:
+    """Over what its figures are a mean: "5 folds x 2 seeds"."""
+    folds, seeds, by = crossed["folds"], crossed["seeds"], _held_out(crossed)
+    if by is not None:
+        return f"{folds} groups by {by}, each held out once"
+    return f"{folds} folds x {seeds} seed{'s' * (seeds != 1)}"
 
 
 def model_sentence(facts: Facts) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 import scipy.special
 
-from tl_dist.cli.report import Request, report
+from tl_dist.cli.report import Request, _held_out_by, report
 from tl_dist.config import file as config_file
+from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.report import charts, facts
+from tl_dist.report import charts, facts, single
 from tl_dist.report.examples import MAX_PICTURES, Cards, examples_of
 from tl_dist.report.page import Section, render
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import calibration, predictions, robustness
+from tl_dist.scores import calibration, cross_validation, predictions, robustness
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
+from tl_dist.scores.label_errors import Suspects
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202egnp"
 CONFIG = """\
@@ -147,6 +151,75 @@ def test_labels_are_looked_at_out_of_fold_where_cv_ran(tmp_path: Path) -> None:
     (crossed / OUT_OF_FOLD).write_bytes(b"nothing")
     with pytest.raises(Refusal, match="no out-of-fold predictions"):
         facts.gather(run.path, None)
+
+
+@pytest.mark.parametrize(
+    ("by", "told", "of"),
+    [
+        (None, "--folds 2 --seeds 2", "2 folds x 2 seeds"),
+        ("(.)$", "--by '(.)$'", "2 groups by (.)$, each held out once"),
+    ],
+)
+def test_a_page_of_folds_is_of_single_models_and_says_how_they_were_made(
+    tmp_path: Path, by: str | None, told: str, of: str
+) -> None:
+    """Not of the mean over seeds, which is that of an ensemble; and each group held out once has a command, too."""
+    run = kept(tmp_path, cross_validation.name_of("trial", by))
+    said = predictions.load(predictions.file_of(run.path, "test"))
+    seeds = 1 if by else 2
+    second = np.where(
+        said.labels[:, None] == [0, 1], 0.9, 0.1
+    )  # always right, so that the mean is so more often
+    found = OutOfFold(
+        said.ids,
+        said.labels,
+        said.types,
+        said.class_names,
+        np.stack([np.arange(60) % 4 // 2] * seeds),
+        np.stack([said.probabilities, second][:seeds]).astype(np.float64),
+        held_out=(by, ["0", "1"]) if by else None,
+    )
+    found.save(run.path / OUT_OF_FOLD)
+    result = cross_validation.summary(found)
+    run.mark_done({"cross_validation": result})
+    text = html.unescape(report(Request([run.path]), lambda text: None).read_text())
+    assert f"tl-dist cv {run.name}.yaml name=trial {told}</code>" in text and f"mean of {of};" in text
+    assert f"<strong>{100 * result['accuracy']:.1f}\N{NO-BREAK SPACE}%" in text
+    wrong = (said.probabilities.argmax(axis=1) != said.labels).sum()
+    assert wrong and f"{wrong} of 60 images are taken for another class" in text
+    assert ("All below is of the first seed" in text) == (seeds == 2)
+    assert "Report of a run, out-of-fold predictions" in text
+
+
+def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
+    """In the narrow tiles of doubtful labels, which may be the same images, two pictures would be too small."""
+    found = examples_of(facts.gather(kept(tmp_path).path, None))
+    worst, ids = found.errors[:1], found.facts.said.ids
+    picture = {str(ids[worst[0]]): "data:,x"}
+    suspects = Suspects(worst, found.predicted[worst])
+    shown = replace(found, images=picture, heat=picture, suspects=suspects)
+    text = single.page(shown, groups=None, twins=None, notes=[]).decode()
+    sections = dict(re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.DOTALL))
+    assert [sections[name].count("<img") for name in ("worst", "labels")] == [2, 1]
+
+
+def test_near_duplicates_of_folds_are_sought_between_the_folds(tmp_path: Path) -> None:
+    """Not between the splits of the config, which `cv` has not made use of."""
+    run = kept(tmp_path, "trial-cv")
+    splits = open_splits(config_file.load(run.config_file).data)[0]
+    train = splits["train"]
+    fold = np.arange(train.num_examples)[None] % 3
+    probabilities = np.full((1, train.num_examples, train.num_classes), 1 / train.num_classes)
+    ids, names = np.array(train.ids), np.array(train.class_names)
+    OutOfFold(ids, train.labels, np.array([], np.str_), names, fold, probabilities).save(
+        run.path / OUT_OF_FOLD
+    )
+    run.mark_done({"cross_validation": {}})
+    found = _held_out_by(facts.gather(run.path, None), splits)
+    assert {name: list(source.ids) for name, source in found.items()} == {
+        **({"test": list(splits["test"].ids)} if "test" in splits else {}),
+        **{f"fold {k}": ids[fold[0] == k].tolist() for k in range(3)},
+    }
 
 
 def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Path) -> None:
