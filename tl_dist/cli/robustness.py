@@ -22,7 +22,7 @@ def asked(corruptions: str, severity: str) -> tuple[list[str], list[int]]:
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (2, 1)
     if first > last:
         fix = f"write one from {SEVERITIES[0]} to {SEVERITIES[-1]}, or a range such as 1-5."
-        raise Refusal(f"--severity {severity} is none.", fix=fix, code=ExitCode.USAGE)
+        raise Refusal(f"there is no severity {severity}.", fix=fix, code=ExitCode.USAGE)
     return named(corruptions), list(range(first, last + 1))
 
 

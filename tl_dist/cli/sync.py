@@ -38,7 +38,7 @@ def sync(path: Path) -> list[str]:
     if not trackers:
         raise Refusal(
             f"{run.config_file} names no tracker.",
-            fix="train it again with report.track=[mlflow], which goes on where it is.",
+            fix="train it again with report.track=[mlflow]: it resumes where it is.",
             code=ExitCode.USAGE,
         )
     _be_quiet()

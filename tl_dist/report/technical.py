@@ -42,25 +42,30 @@ def learning_charts(runs: Sequence[Facts]) -> list[dict[str, Any]]:
             "caption": key.capitalize(),
         }
         for key, series in found.items()
-        if series
+        if any(xs for xs, _ in series.values())
     ]
 
 
 def curves_of(runs: Sequence[Facts], key: str) -> dict[str, tuple[list[float], list[float]]]:
-    """A record's `key` by epoch, of training and of each held-out split; of several runs of the latter alone."""
+    """A record's `key` by epoch, of training and of each held-out split; of several runs a curve each.
+
+    That is of the split that was evaluated most often, and empty where there is none: it has the colour of its run.
+    """
     found: dict[str, tuple[list[float], list[float]]] = {}
     for facts in runs:
         train = _thinned(facts.events("train"))
         at = {one["step"]: one["epoch"] for one in facts.events("train")}
         last = max(at, default=0)
-        named = f"{facts.run.name}, " if len(runs) > 1 else ""
         if train and len(runs) == 1:
             found["train"] = ([one["epoch"] for one in train], [one[key] for one in train])
-        for split in dict.fromkeys(one["split"] for one in facts.events("evaluation")):
-            records = [one for one in facts.events("evaluation") if one["split"] == split and last]
-            points = [(at.get(one["step"], one["step"] * at[last] / last), one[key]) for one in records]
-            if points:
-                found[f"{named}{split}"] = ([x for x, _ in points], [y for _, y in points])
+        held_out: dict[str, list[tuple[float, float]]] = {}
+        for one in facts.events("evaluation") if last else ():
+            point = (at.get(one["step"], one["step"] * at[last] / last), one[key])
+            held_out.setdefault(one["split"], []).append(point)
+        if len(runs) > 1:
+            split = max(held_out, key=lambda name: len(held_out[name]), default="")
+            held_out = {f"{facts.run.name}, {split}" if split else facts.run.name: held_out.get(split, [])}
+        found |= {name: ([x for x, _ in of], [y for _, y in of]) for name, of in held_out.items()}
     return found
 
 

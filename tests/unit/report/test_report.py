@@ -19,7 +19,7 @@ from tl_dist.cli.report import Request, _held_out_by, report
 from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.report import charts, facts, single
+from tl_dist.report import charts, facts, single, technical
 from tl_dist.report.examples import MAX_PICTURES, Cards, examples_of
 from tl_dist.report.page import Section, render
 from tl_dist.runs.directory import RunDir
@@ -283,6 +283,29 @@ def test_records_become_curves(tmp_path: Path) -> None:
     assert "Learning curves" in text and "2: bn1 to bn2" in text and "by 2 workers" in text
     assert "50 % computing, 25 % waiting for data, 25 % adding up over workers" in text
     assert "In training it was right in 80.0" in text  # of the last five, and far from 40
+
+
+def test_each_of_several_runs_has_one_curve_in_the_colour_of_its_name(tmp_path: Path) -> None:
+    """Also one that has nothing to draw: those after it keep theirs."""
+    runs = [kept(tmp_path, name) for name in ("first", "second", "third")]
+    for run in (runs[0], runs[2]):
+        rows: list[dict[str, Any]] = [
+            {"event": "train", "step": 10, "epoch": 2.0, "loss": 1.0, "accuracy": 0.5}
+        ]
+        for step, split in ((5, "validation"), (10, "validation"), (10, "test")):
+            rows.append({"event": "evaluation", "step": step, "split": split, "accuracy": 0.4, "loss": step})
+        run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    found = technical.curves_of([facts.gather(run.path, None) for run in runs], "loss")
+    assert found == {
+        "first, validation": ([1.0, 2.0], [5, 10]),
+        "second": ([], []),
+        "third, validation": ([1.0, 2.0], [5, 10]),
+    }
+    assert list(technical.curves_of([facts.gather(runs[0].path, None)], "loss")) == [
+        "train",
+        "validation",
+        "test",
+    ]
 
 
 def test_a_chart_takes_its_colours_from_the_page_and_its_names_as_they_are() -> None:
