@@ -43,7 +43,10 @@ def corrupted(image: NDArray[np.uint8], name: str, severity: int, position: int)
 
 
 def named(asked: str) -> list[str]:
-    """The corruptions that a text asks for: "all", or categories and names, parted by commas. Refuses (64) others."""
+    """The corruptions that a text asks for: "all", or categories and names, parted by commas. Refuses (64) others.
+
+    Their order is always the same: two runs are compared on the same ones, however these were named.
+    """
     found: list[str] = []
     for word in asked.split(","):
         if word == "all":
@@ -58,7 +61,7 @@ def named(asked: str) -> list[str]:
                 fix=f"use all, {', '.join(CATEGORIES)}, or one of {', '.join(CORRUPTIONS)}.",
                 code=ExitCode.USAGE,
             )
-    return list(dict.fromkeys(found))
+    return [name for name in CORRUPTIONS if name in found]
 
 
 def prepare(names: Sequence[str]) -> None:

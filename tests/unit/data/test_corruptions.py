@@ -63,3 +63,11 @@ def test_words_of_the_command_line() -> None:
     with pytest.raises(Refusal, match=r"'smog' is no corruption\. Fix: use all, noise") as caught:
         corruptions.named("noise,smog")
     assert caught.value.code == ExitCode.USAGE
+
+
+def test_corruptions_have_one_order_however_they_are_named() -> None:
+    """Else two runs with the same ones could not be compared."""
+    assert corruptions.named("rotate,fog,noise,shot_noise") == [
+        "gaussian_noise", "shot_noise", "impulse_noise", "fog", "rotate",
+    ]  # fmt: skip
+    assert corruptions.named("all") == [name for names in corruptions.CATEGORIES.values() for name in names]
