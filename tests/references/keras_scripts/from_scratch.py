@@ -1,4 +1,4 @@
-"""A small network on a folder of classes in plain Keras: from_scratch.py FOLDER [FOLDER ...] --size PIXELS --epochs N
+"""A small network on a folder of classes in plain Keras: python from_scratch.py FOLDER [FOLDER ...] --epochs N
 
 FOLDER holds train/CLASS/IMAGE and test/CLASS/IMAGE. As Keras's guide "Image classification from scratch" teaches:
 `image_dataset_from_directory` with its own shuffle, `compile`, `fit`. Prints the test accuracies as JSON, one for each
@@ -12,19 +12,19 @@ import json
 
 import keras
 
-BATCH = 32
+SIZE, BATCH = (32, 32), 32
 
 
-def datasets(folder: str, seed: int, size: int) -> tuple:
+def datasets(folder: str, seed: int) -> tuple:
     read = keras.utils.image_dataset_from_directory
-    options = {"image_size": (size, size), "batch_size": BATCH, "verbose": False}
+    options = {"image_size": SIZE, "batch_size": BATCH, "verbose": False}
     train = read(f"{folder}/train", shuffle=True, seed=seed, **options)
     test = read(f"{folder}/test", shuffle=False, **options)
     return train.prefetch(2), test.prefetch(2), len(train.class_names)
 
 
-def network(size: int, num_classes: int) -> keras.Model:
-    inputs = keras.Input((size, size, 3))
+def network(num_classes: int) -> keras.Model:
+    inputs = keras.Input((*SIZE, 3))
     x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     for filters in (16, 32, 64):
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
@@ -33,11 +33,11 @@ def network(size: int, num_classes: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(num_classes)(x))
 
 
-def accuracy(folder: str, seed: int, size: int, epochs: int, learning_rate: float) -> float:
+def accuracy(folder: str, seed: int, epochs: int, learning_rate: float) -> float:
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
-    train, test, num_classes = datasets(folder, seed, size)
-    net = network(size, num_classes)
+    train, test, num_classes = datasets(folder, seed)
+    net = network(num_classes)
     net.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -50,9 +50,9 @@ def accuracy(folder: str, seed: int, size: int, epochs: int, learning_rate: floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folders", nargs="+")
-    parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     asked = parser.parse_args()
-    settings = (asked.size, asked.epochs, asked.learning_rate)
-    print(json.dumps([accuracy(folder, seed, *settings) for seed, folder in enumerate(asked.folders)]))
+    print(
+        json.dumps([accuracy(f, s, asked.epochs, asked.learning_rate) for s, f in enumerate(asked.folders)])
+    )
