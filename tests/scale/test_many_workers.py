@@ -44,4 +44,5 @@ def test_so_many_workers_compute_the_steps_of_one(
     # Rounded numbers go by two exchanges, which must agree on who has which part.
     narrow = found["wire_bfloat16"]
     np.testing.assert_allclose(narrow["losses"], one["losses"], rtol=1e-3)
+    assert narrow["losses"] != plain["losses"]
     assert plain["replicas_equal"] and narrow["replicas_equal"]
