@@ -586,6 +586,27 @@ def test_the_command_becomes_a_worker_under_a_launcher(
     assert (code, err) == (ExitCode.PEER_LOST, "error: joined fake.yaml Fix: none.\n")
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus", "horovod", "expected"),
+    [
+        (None, "-1", True, "single"),
+        (2, "-1", True, "horovod"),
+        (2, "-1", False, "collective"),
+        (None, "0,1", True, "mirrored"),
+    ],
+)
+def test_a_run_is_made_with_what_auto_means_here(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, gpus: str, horovod: bool, expected: str
+) -> None:
+    """Where it is asked for and where another one stood in the config; a launcher's own workers are Horovod's."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(train, "has_horovod", lambda: horovod)
+    monkeypatch.setattr(train, "require_package", lambda cfg: None)
+    request = train.Request(Path("fake.yaml"), strategy="auto", workers=workers)
+    assert request.load().strategy == train.with_workers(request.load(resolve=False)).strategy == expected
+    assert request.load("strategy=horovod", "workers=2").strategy == "horovod"
+
+
 def test_a_dry_run_of_submit_shows_the_job_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--nodes", "2", "--gpus-per-node", "4", "--time", "8:00:00", "--dry-run"]
     code, out, err = said(capsys, "submit", "fake.yaml", *arguments)
