@@ -124,9 +124,13 @@ class Cards:
         }
 
     def tiles(self, said: Predictions, numbers: Iterable[int]) -> list[dict[str, Any]]:
-        """Tiles of these examples, as far as they have pictures."""
-        found = (self.number_of(said, k) for k in numbers)
-        return [self.all[number] | {"number": number, "more": ""} for number in found if number is not None]
+        """Tiles of these examples, as far as they have pictures, in the words of these predictions."""
+        found = ((self.number_of(said, k), k) for k in numbers)
+        return [
+            self._card(said, k, str(said.ids[k])) | {"number": number, "more": ""}
+            for number, k in found
+            if number is not None
+        ]
 
     def for_script(self) -> dict[str, Any]:
         """What the script shows, and in which orders."""

@@ -203,6 +203,19 @@ def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
     assert [sections[name].count("<img") for name in ("worst", "labels")] == [2, 1]
 
 
+def test_a_tile_says_what_its_own_predictions_do(tmp_path: Path) -> None:
+    """Those out of fold, not those of the split, where the same image is shown already."""
+    found = examples_of(facts.gather(kept(tmp_path).path, None))
+    said = found.facts.said
+    other = predictions.Predictions(
+        said.ids, said.labels, said.probabilities[:, ::-1].copy(), said.class_names, 0, said.types
+    )
+    k = int(found.errors[0])
+    cards = Cards(replace(found, images={str(said.ids[k]): "data:,x"}))
+    assert [tile["right"] for one in (said, other) for tile in cards.tiles(one, [k])] == [False, True]
+    assert len(cards.all) == 1
+
+
 def test_near_duplicates_of_folds_are_sought_between_the_folds(tmp_path: Path) -> None:
     """Not between the splits of the config, which `cv` has not made use of."""
     run = kept(tmp_path, "trial-cv")
