@@ -30,7 +30,6 @@ MARGIN = 0.02
 
 DIGITS = """\
 global_batch: 32
-epochs: 15
 precision: float32
 data: {name: image_folder, image_size: 32}
 model: {backbone: tiny, weights: random, train_from: all}
@@ -60,7 +59,7 @@ def comparisons() -> Iterator[Comparison]:
     policy = "mixed_bfloat16" if cpu_has_bfloat16() else "float32"  # what tl_dist takes
     directory = Path(tempfile.mkdtemp(prefix="tl-dist-benchmark-"))
     try:
-        yield compared("digits, class by class", *digits(directory / "digits", SEEDS), 797 / 1000)
+        yield compared("digits, class by class", *digits(directory / "digits", SEEDS, epochs=15), 797 / 1000)
         yield compared("ELPV features", *features(directory / "features", policy), 1 / 4)
         yield compared("ELPV fine-tuning", *fine_tuning(directory / "fine-tuning", SEEDS, policy), 1 / 3)
     finally:
@@ -81,7 +80,7 @@ def compared(name: str, ours: Sequence[float], rival: Sequence[float], test_to_t
     )  # fmt: skip
 
 
-def digits(directory: Path, seeds: int) -> tuple[list[float], list[float]]:
+def digits(directory: Path, seeds: int, *, epochs: int) -> tuple[list[float], list[float]]:
     """Accuracies of both sides on scikit-learn's digits in folders, 100 of each class to train on, by division."""
     import cv2
     from sklearn.datasets import load_digits
@@ -99,9 +98,9 @@ def digits(directory: Path, seeds: int) -> tuple[list[float], list[float]]:
             [rng.choice(np.flatnonzero(found.target == k), PER_CLASS, replace=False) for k in range(10)]
         )
         folders.append(class_folders(directory / f"division-{seed}", files, found.target, train))
-    options = ("--epochs", "15", "--learning-rate", "3e-3")
+    options = ("--epochs", str(epochs), "--learning-rate", "3e-3")
     rival = keras_script("from_scratch.py", *map(str, folders), *options)
-    return accuracies(directory, DIGITS, folders), json.loads(answer(rival))
+    return accuracies(directory, f"epochs: {epochs}\n{DIGITS}", folders), json.loads(answer(rival))
 
 
 def fine_tuning(directory: Path, seeds: int, policy: str) -> tuple[list[float], list[float]]:
