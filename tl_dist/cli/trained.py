@@ -45,7 +45,9 @@ def evaluate(
             metavar="all|noise,blur,weather,digital,geometry", help="accuracy on images that are corrupted so"
         ),
     ] = None,
-    severity: Annotated[str, typer.Option(metavar="1-5", help="of the corruptions: one, or a range")] = "1-5",
+    severity: Annotated[
+        str | None, typer.Option(metavar="1-5", help="of the corruptions: one, or a range; default: all")
+    ] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
@@ -60,7 +62,10 @@ def evaluate(
     how: dict[str, Any] = {"at": at, "strategy": strategy, "workers": workers}
     how["by"] = [*["any"] * by_group, *([by] if by else [])]
     if corruptions is not None:
-        return _evaluate_corrupted(run, corruptions, severity, split, views, data, how, console)
+        return _evaluate_corrupted(run, corruptions, severity or "1-5", split, views, data, how, console)
+    if severity is not None:
+        what = "--severity is of corruptions, and there are none."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
     with console.busy(f"evaluating {run}"):
         if data is not None:
             record = evaluate_data(run, data, split, views, **how)
