@@ -3,7 +3,7 @@
 Four networks with ImageNet weights (VGG16, EfficientNet-Lite0 to 2) on three data sets of real images: digits, solar
 cells, and CIFAR-10 where `TL_DIST_CIFAR10` names a directory with train/CLASS/IMAGE and test/CLASS/IMAGE. Each is
 fine-tuned from its last blocks up with three seeds, and scored on test images that `rank` never sees: some 900, 1,050
-and 2,000. Some 40 minutes of two cores; `TL_DIST_RANK_RUNS=DIRECTORY` keeps what is trained, and goes on where it was stopped.
+and 2,000. About an hour; `TL_DIST_RANK_RUNS=DIRECTORY` keeps what is trained, and goes on where it was stopped.
 
 Measured: 0.15 +- 0.39 points on the digits, 0.00 +- 0.24 on the cells and 0.00 +- 0.24 on CIFAR-10; 0.19, 0.00 and 1.32
 by the probe alone, 0.15, 0.00 and 0.00 by published accuracy, which the choice of `rank` equals: it does not beat it.
