@@ -35,6 +35,7 @@ from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.endings import Endings
+from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import Progress
 
 ROOT = Path(__file__).parents[3]
@@ -282,7 +283,7 @@ def test_the_run_directory_which_may_be_far_away_is_hardly_looked_at(
         now[0] += s
 
     monkeypatch.setattr(RunDir, "stop_requested", counted("stop file", False))
-    monkeypatch.setattr(RunDir, "read_beats", counted("heartbeats", {}))
+    monkeypatch.setattr(Heartbeats, "read", counted("heartbeats", {}))
     monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     watched = attempt.Attempt(run, cfg, Progress(Console(file=io.StringIO())), attempt.Signals())
     monkeypatch.setattr(watched, "_show", counted("records", None))
