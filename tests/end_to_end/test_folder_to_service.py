@@ -1,4 +1,4 @@
-"""From a folder of 2,500 PNGs to a served prediction: three commands, in less than three minutes."""
+"""From a folder of 5,000 PNGs to a served prediction: three commands, in less than five minutes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 
 from tests.end_to_end.harness import INSTALLED, STARTED
 
-NUM, SECONDS = 2_500, 180
+NUM, SECONDS = 5_000, 300
 
 
 def shifted_digits(folder: Path) -> Path:
-    """2,500 PNGs of 32 x 32: scikit-learn's digits, and many of them again two pixels further to the right."""
+    """5,000 PNGs of 32 x 32: scikit-learn's digits, and each of them again a pixel or two further to the right."""
     found = load_digits()
     for k in range(NUM):
         times, which = divmod(k, len(found.target))
@@ -28,7 +28,7 @@ def shifted_digits(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_soon_a_served_prediction(tmp_path: Path) -> None:
+def test_a_folder_is_a_served_prediction_in_five_minutes(tmp_path: Path) -> None:
     folder = shifted_digits(tmp_path / "my_digits")
     start = time.monotonic()
     # At 32 px, where `init` would take 128: sixteen times the arithmetic, and the same code.
