@@ -25,8 +25,10 @@ class HangDetector:
     def hung(self, ranks: Iterable[int], beats: Mapping[int, Beat], *, now: float) -> dict[int, str]:
         """The silent ones of `ranks`, the one that holds up the others first, with what they were doing.
 
-        Before its first step of this attempt a worker has more time: it imports, builds and compiles. A phase with
-        a patience of its own has that, and while a worker is in it, others that have come as far wait for it.
+        Nobody before one of those that have come least far is silent, too: the others wait for it, and it may have
+        spoken a moment after them. Before its first step of this attempt a worker has more time: it imports, builds
+        and compiles. A phase with a patience of its own has that, and while a worker is in it, others that have come
+        as far wait for it.
         """
         ranks = list(ranks)
         working = [beats[rank] for rank in ranks if rank in beats and beats[rank].patience_s]
@@ -42,7 +44,11 @@ class HangDetector:
                 doing = f"while {beat.phase}, at step {beat.step}" if beat else "before its first sign"
                 how = f"stalled, without progress for {silent_s:.0f} s {doing}"
                 found.append((beat.number if beat else 0, -silent_s, rank, how))
-        return {rank: how for _, _, rank, how in sorted(found)}
+        found.sort()
+        least_far = min((beats[rank].number if rank in beats else 0 for rank in ranks), default=0)
+        if found and found[0][0] > least_far:
+            return {}
+        return {rank: how for _, _, rank, how in found}
 
     def _limit_s(self, beat: Beat | None) -> float:
         trains = beat is not None and beat.step > self._from_step

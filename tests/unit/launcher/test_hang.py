@@ -95,6 +95,16 @@ def test_two_that_say_the_same_without_patience_are_judged_as_before(watched: Wa
     assert list(watched.hung_after(20)) == [1] and watched.now == 11
 
 
+def test_who_holds_up_the_others_is_named_though_its_last_word_came_later(watched: Watched) -> None:
+    """Rank 0 goes on to its next collective at once, while a slow machine has rank 1 speak half a second later."""
+    watched.beat(0, "reporting")
+    watched.beat(0, "stepping")
+    watched.now += 0.5
+    watched.beat(1, "reporting")
+    found = watched.hung_after(20)
+    assert next(iter(found)) == 1 and watched.now == 11.5
+
+
 def test_a_watcher_that_slept_takes_nobody_for_hung() -> None:
     detector = HangDetector(SAFETY, from_step=5, now=0.0)
     working = Beat(1.0, "saving", 8, "node1", 1, 7, 1000.0)
