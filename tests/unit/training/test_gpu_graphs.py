@@ -5,8 +5,10 @@ Kernels are counted as a GPU would launch them; TensorFlow's own rewrites are th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import lzma
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -14,9 +16,9 @@ import pytest
 import tensorflow as tf
 from keras.src.applications import resnet
 from tensorflow.core.protobuf import config_pb2, device_properties_pb2, meta_graph_pb2
-from tensorflow.python.framework import kernels as registered
 from tensorflow.python.grappler import cluster, tf_optimizer
 
+from tests import gpu_kernels
 from tests.doubles import PARALLEL, build, memory_source, normalised
 from tl_dist.config import ModelConfig, OptimizerConfig, registry
 from tl_dist.data.order import Order
@@ -84,6 +86,13 @@ def _by_xla(function: Any) -> bool:
     return bool(function.cached_definition.attr["_XlaMustCompile"].b)
 
 
+def on_the_host(graph: Any) -> list[tuple[str, str]]:
+    """The operations for which GPUs have no kernel, by type and name."""
+    calls = {"Placeholder", "NoOp", "While", "StatefulPartitionedCall", "PartitionedCall"}
+    every = (op for op in within(graph) if op.type not in calls)
+    return [(op.type, op.name) for op in every if gpu_kernels.kernel_for(op) is None]
+
+
 def before(operation: Any) -> set[Any]:
     """All that must be done before it: by data or by order."""
     found: set[Any] = set()
@@ -146,20 +155,6 @@ def test_what_all_variables_share_is_computed_once(gpu_chunk: tuple[Any, Any]) -
     assert types.count("Pow") <= 4
 
 
-def kernel_for_gpus(op: Any) -> Any:
-    """What TensorFlow has registered for an operation and its types on GPUs; None without."""
-    for kernel in registered.get_registered_kernels_for_op(op.type).kernel:
-        fits = all(
-            op.node_def.attr[limit.name].type in limit.allowed_values.list.type
-            for limit in kernel.constraint
-            if limit.name in op.node_def.attr and limit.allowed_values.list.type
-        )
-        if kernel.device_type in ("GPU", "DEFAULT") and fits:
-            return kernel
-    return None
-
-
-@pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason="needs TensorFlow's CUDA build, but no GPU")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("statistics", ["train", "inference", "sync"])
 def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, policy: str) -> None:
@@ -169,18 +164,30 @@ def test_every_operation_within_a_chunk_has_a_kernel_for_gpus(statistics: str, p
         loop = loop_of(*trained_by(normalised("all", statistics), image_size=32, gpu=True))
     finally:
         keras.config.set_dtype_policy("float32")
-    calls = {"Placeholder", "NoOp", "While", "StatefulPartitionedCall", "PartitionedCall"}
-    without = [
-        (op.type, op.name)
-        for graph in loop
-        for op in within(graph)
-        if op.type not in calls and kernel_for_gpus(op) is None
-    ]
-    assert not without
+    assert not [left for graph in loop for left in on_the_host(graph)]
     counts = [op for graph in loop for op in graph.get_operations() if op.type in ("Less", "AddV2")]
     on_host = [op for op in counts if op.inputs[0].dtype == tf.int32]
     assert {op.type for op in on_host} >= {"Less", "AddV2"}
-    assert all(kernel_for_gpus(op).host_memory_arg for op in on_host), "a turn would wait for the GPU"
+    assert all(gpu_kernels.kernel_for(op).host_memory_arg for op in on_host), "a turn would wait for the GPU"
+
+
+@pytest.mark.parametrize("name", ["efficientnetb0", "mobilenetv3small", "convnexttiny"])
+def test_the_layers_of_other_networks_have_kernels_for_gpus_in_mixed_precision(name: str) -> None:
+    config = ModelConfig(backbone=name, weights="random", train_from="all")
+    record = registry.backbone(name)
+    network = partial(classifier.build, record, config, image_size=64, num_classes=3, seed=0)
+    graph = forward_backward("mixed_bfloat16", network)
+    assert len(list(within(graph))) > 500 and not on_the_host(graph)
+    with graph.as_default():
+        tf.nn.fractional_max_pool(tf.zeros([1, 4, 4, 1]), 2.0)
+    assert [kind for kind, _ in on_the_host(graph)] == ["FractionalMaxPool"]  # it would be seen
+
+
+@pytest.mark.skipif(
+    not tf.test.is_built_with_cuda(), reason="TensorFlow's CUDA build, whose kernels are kept"
+)
+def test_the_kept_kernels_are_those_of_the_cuda_build() -> None:
+    assert lzma.decompress(gpu_kernels.KEPT.read_bytes()) == gpu_kernels.registered()
 
 
 H100 = "/job:localhost/replica:0/task:0/device:GPU:0"
@@ -230,11 +237,11 @@ def short_resnet() -> classifier.Classifier:
     return classifier.build(record, config, image_size=64, num_classes=3, seed=0)
 
 
-def forward_backward(policy: str, **settings: Any) -> Any:
-    """The graph of a short ResNet's forward and backward pass; keeps the dtype policy as it was."""
+def forward_backward(policy: str, network: Callable[[], classifier.Classifier], **settings: Any) -> Any:
+    """The graph of a network's forward and backward pass; keeps the dtype policy as it was."""
     keras.config.set_dtype_policy(policy)
     try:
-        net = short_resnet()
+        net = network()
         one, batches = trained_by(net, image_size=64, gpu=True, **settings)
         return tf.function(one.gradients).get_concrete_function(batches.element_spec).graph
     finally:
@@ -245,7 +252,7 @@ def forward_backward(policy: str, **settings: Any) -> Any:
     ("policy", "most"), [("float32", 260), ("mixed_bfloat16", 385), ("mixed_float16", 345)]
 )
 def test_an_h100_gets_few_kernels_and_no_transpose(policy: str, most: int) -> None:
-    graph = forward_backward(policy)
+    graph = forward_backward(policy, short_resnet)
     left = rewritten(graph, precision.gpu_graph_options(policy))
     ops = [node.op for node in left.node]
     assert ops.count("Transpose") == 0
