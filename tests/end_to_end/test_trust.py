@@ -99,6 +99,9 @@ def test_two_workers_calibrate_as_one_does_and_predict_says_so(workspace: Worksp
     images = np.stack([np.asarray(Image.open(name)) for name in files])
     np.testing.assert_allclose(run.keras_model()(images).numpy(), after, rtol=1e-4, atol=1e-6)
 
+    said = tl_dist(workspace, "explain", "runs/one", files[0], "--out", "maps")
+    assert f"{files[0]}: {CLASSES[after[0].argmax()]} {after[0].max():.2f} | maps/" in said
+
     # Like nothing that was trained on.
     for k in range(3):
         Image.fromarray(np.full((32, 32, 3), 255 * np.eye(3)[k - 1], np.uint8)).save(f"strange{k}.png")

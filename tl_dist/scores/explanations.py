@@ -49,7 +49,7 @@ class Explained(NamedTuple):
     images: NDArray[np.uint8]
     """[n, size, size, 3], as the network sees them"""
     logits: NDArray[np.float32]
-    """[n, classes]"""
+    """[n, classes], at the temperature of a calibrated run, as those of `predict`"""
     classes: NDArray[np.int32]
     """which is explained"""
     cam: NDArray[np.float32]

@@ -85,7 +85,8 @@ def explained(
         if (wanted < 0).any():
             wanted = np.where(wanted < 0, model.model(part).numpy().argmax(axis=1), wanted).astype(np.int32)
         maps, said = activation(part, wanted)
-        cam[rows], logits[rows], classes[rows] = maps.numpy()[:kept], said.numpy()[:kept], wanted[:kept]
+        cam[rows], classes[rows] = maps.numpy()[:kept], wanted[:kept]
+        logits[rows] = said.numpy()[:kept] / model.temperature
     whole = np.empty((num if request.integrated else 0, size, size), np.float32)
     gaps = np.empty(len(whole), np.float32)
     for k in range(len(whole)):
