@@ -72,6 +72,9 @@ def candidates(request: Request, text: str) -> list[Candidate]:
             code=ExitCode.USAGE,
         )
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
+    if not entries:
+        fix = "name some, as by --candidates vgg16,resnet50."
+        raise Refusal("there is no candidate to choose from.", fix=fix, code=ExitCode.USAGE)
     found = [_candidate(request, cfg, entry, where) for entry, where in entries]
     labels = [one.label for one in found]
     if len(found) < 2 or len(set(labels)) < len(labels):
@@ -134,6 +137,13 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
         if entry.block not in (None, *stages):
             fix = f"use one of {', '.join(stages)}."
             raise Refusal(f"'{entry.block}' is no block of {entry.backbone}.", fix=fix, code=ExitCode.USAGE)
+        tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
+        if tuned and entry.block not in (None, [*stages][-1]):
+            raise Refusal(
+                f"the config trains more than the head, which would see nothing behind '{entry.block}'.",
+                fix="add model.train_from=head, or write a file of candidates with 'train_from: head' for it.",
+                code=ExitCode.USAGE,
+            )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None

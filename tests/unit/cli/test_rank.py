@@ -56,8 +56,10 @@ def test_what_only_training_uses_changes_no_features(request_: Request) -> None:
 def test_a_file_says_more(request_: Request) -> None:
     Path("many.yaml").write_text(
         "- vgg19\n- {backbone: resnet50, train_from: conv5, accuracy: 0.8, weights: r.h5}\n"
+        "- {backbone: vgg16, block: block4, train_from: head}\n"
     )
-    vgg19, resnet50 = candidates(request_, "many.yaml")
+    vgg19, resnet50, block = candidates(request_, "many.yaml")
+    assert (block.training.model.layers, block.training.model.train_from) == (("block4",), "head")
     assert (vgg19.label, vgg19.accuracy) == ("vgg19", 0.713)
     assert (resnet50.label, resnet50.accuracy, resnet50.training.model.train_from) == (
         "resnet50 r",
@@ -72,7 +74,8 @@ def test_a_file_says_more(request_: Request) -> None:
     [
         ("vgg16,resnet5", "candidate 'resnet5': .*backbone 'resnet5' is not known. Fix: write 'backbone: resnet50'"),
         ("vgg16,vgg19:block9", "candidate 'vgg19:block9': .*'block9' is no block of vgg19. Fix: use one of"),
-        ("vgg16,vgg16:block4", "candidate 'vgg16:block4': .*leaves out block5, which is trained"),
+        ("vgg16,vgg16:block4", "candidate 'vgg16:block4': the config trains more than the head.* Fix: add model"),
+        ("", "^there is no candidate to choose from. Fix: name some"),
         ("vgg16,resnet50", "candidate 'resnet50': the config trains from 'block5', which is no stage of resnet50. Fix"),
         ("vgg16", "vgg16: one candidate leaves nothing to choose"),
         ("vgg16,vgg19,vgg16", "candidate 'vgg16' is there twice"),
