@@ -46,7 +46,7 @@ def _as_refusal(error: BaseException) -> Refusal:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         fix = f"see {context.command_path if context else 'tl-dist'} --help."
-        what = _message(error).strip().rstrip(".?")
+        what = _message(error).strip().rstrip(".?").replace(" Value error, ", " ")  # Pydantic's word for ours
         return Refusal(f"{what}.", fix=fix, code=ExitCode.USAGE)
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         from tl_dist.files.atomic import reason

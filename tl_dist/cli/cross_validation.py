@@ -149,17 +149,23 @@ def _split_of_folds(runs: Sequence[Path]) -> str:
 def show(found: dict[str, Any], console: Console) -> None:
     """The mean with its interval first, then what it is made of."""
     low, high = found["interval"]
+    left_out = found.get("left_out", {})
+    over = next(
+        (f"{found['folds']} parts by {kind}, each counting the same," for kind in left_out),
+        f"{found['folds']} folds x {found['seeds']} seeds",
+    )
     console.say(
-        f"accuracy {found['accuracy']:.4f} | mean of {found['folds']} folds x {found['seeds']} seeds "
-        f"of {found['num_examples']:,} examples | 95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
+        f"accuracy {found['accuracy']:.4f} | mean of {over} of {found['num_examples']:,} examples | "
+        f"95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
         style="bold",
     )
-    console.say(figures.summary_line(found["figures"]))
+    together = f"all examples together: accuracy {found['seed_accuracies'][0]:.4f} | " if left_out else ""
+    console.say(together + figures.summary_line(found["figures"]))
     if "chosen" in found:
         console.say(chosen_line(found["chosen"]))
     for name, group in found["groups"].items():
         console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
-    for kind, rows in found.get("left_out", {}).items():
+    for kind, rows in left_out.items():
         console.say(f"each {kind} held out once, from training on the others:")
         show_groups(kind, rows, console)
         return

@@ -111,8 +111,8 @@ def worker(run: RunPath) -> int:
 def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
-    folds: Annotated[int, typer.Option(min=2)] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="how often to divide into folds anew")] = 5,
+    folds: Annotated[int | None, typer.Option(min=2, help="default: 5")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="how often to divide anew; default: 5")] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -127,8 +127,11 @@ def cross_validate(
     from tl_dist.cli.cross_validation import cross_validate as run_folds
     from tl_dist.cli.train import Request
 
+    if by is not None and (folds or seeds):
+        what = "--by leaves out each group once, and has no other folds or seeds."
+        raise Refusal(what, fix="remove --folds and --seeds, or --by.", code=ExitCode.USAGE)
     request = Request(config, overrides or (), strategy, workers, runs)
-    return run_folds(request, folds, seeds, _console(), by)
+    return run_folds(request, folds or 5, seeds or 5, _console(), by)
 
 
 @app.command()

@@ -81,8 +81,9 @@ def load(path: Path) -> OutOfFold:
 def summary(found: OutOfFold) -> dict[str, Any]:
     """Means over folds and seeds, the 95 % interval of the accuracy, and every fold and group by itself.
 
-    The interval is that of `figures.corrected_interval` over all folds of all seeds: how the mean would vary with
-    other data of the same size.
+    The interval is that of `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with
+    other data of the same size. Where each fold is a group, down to one of a single image, `figures` are those of all
+    examples together, each of which is predicted once.
     """
     seeds, num_folds = len(found.fold), int(found.fold.max()) + 1
     each = [
@@ -96,7 +97,9 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
+    of_all = {key: mean_of(flat, key) for key in flat[0] if key not in ("accuracy", "interval")}
     if found.held_out is not None:
+        of_all = {key: figures.figures(found.labels, found.probabilities[0])[key] for key in of_all}
         kind, names = found.held_out
         of = [names[k] for k in found.fold[0]]
         more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0])}
@@ -106,10 +109,10 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "seeds": seeds,
         "num_examples": len(found.labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.corrected_interval(np.ravel(accuracies).tolist(), 1 / (num_folds - 1)),
+        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), num_folds),
         "fold_accuracies": accuracies,
         "seed_accuracies": right.mean(axis=1).tolist(),
-        "figures": {key: mean_of(flat, key) for key in flat[0] if key not in ("accuracy", "interval")},
+        "figures": of_all,
         "groups": {
             str(name): {
                 "num_examples": int((found.types == name).sum()),

@@ -69,6 +69,7 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
     num_correct = int(hits.sum())
     finite = bool(np.isfinite(confidence).all())
     present, many = np.unique(labels), probabilities.shape[1] > TOP_CLASSES
+    one_alone = len(np.union1d(present, predicted)) == 1  # scikit-learn says 0 of it, and warns
     return {
         "accuracy": num_correct / len(labels),
         "interval": wilson(num_correct, len(labels)),
@@ -78,7 +79,7 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
         ),
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0)),
-        "mcc": float(matthews_corrcoef(labels, predicted)),
+        "mcc": 0.0 if one_alone else float(matthews_corrcoef(labels, predicted)),
         "roc_auc": roc_auc(labels, probabilities) if finite else None,
         "log_loss": mean_surprise(of_true) if finite else None,
         "ece": calibration_error(confidence, hits) if finite else None,
@@ -242,6 +243,12 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
     spread = values.var(ddof=1) * (1 / len(values) + test_to_train)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.sqrt(spread))
     return [float(values.mean()) - half, float(values.mean()) + half]
+
+
+def accuracy_interval(accuracies: Sequence[float], num_folds: int) -> list[float]:
+    """`corrected_interval` of so many folds, of one seed or more, within 0 and 1: of few folds t goes far beyond."""
+    low, high = corrected_interval(accuracies, 1 / (num_folds - 1))
+    return [max(0.0, low), min(1.0, high)]
 
 
 def paired(

@@ -70,7 +70,7 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     accuracies = [float(right[fold == k].mean()) for k in range(int(fold.max()) + 1)]
     found: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
-        "interval": figures.corrected_interval(accuracies, 1 / (len(accuracies) - 1)),
+        "interval": figures.accuracy_interval(accuracies, len(accuracies)),
         "fold_accuracies": accuracies,
         "l2": choice.l2,
         "nearest": transferability.nearest(rows, labels, examples.groups),

@@ -164,6 +164,16 @@ def test_the_command_line_itself_imports_nothing_heavy() -> None:
             "error: Invalid value for '--workers' / '-n': ",
             " train --help.\n",
         ),
+        (
+            ["report", "runs/fake", "--split", "tset"],
+            "error: Invalid value for '--split': 'tset' is not one of 'train', 'validation', 'test'",
+            " report --help.\n",
+        ),
+        (
+            ["cv", "fake.yaml", "--by", "group", "--folds", "3"],
+            "error: --by leaves out each group once, and has no other folds or seeds.",
+            " Fix: remove --folds and --seeds, or --by.\n",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_64(

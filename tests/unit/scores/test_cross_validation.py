@@ -69,9 +69,24 @@ def test_predictions_of_the_folds_are_merged_by_id() -> None:
 
 def test_three_folds_are_trained_on_twice_what_they_are_tested_on() -> None:
     parts = [part([f"{k}a", f"{k}b"], [0, 1], [0.1, 0.9 - 0.3 * k]) for k in range(3)]
-    result = cross_validation.summary(cross_validation.merged([parts]))
-    assert result["fold_accuracies"] == [[1.0, 1.0, 0.5]]
-    assert result["interval"] == figures.corrected_interval([1.0, 1.0, 0.5], 0.5)
+    result = cross_validation.summary(cross_validation.merged([parts] * 6))
+    assert result["fold_accuracies"] == [[1.0, 1.0, 0.5]] * 6
+    low, high = figures.corrected_interval([1.0, 1.0, 0.5] * 6, 0.5)
+    assert 0 < low < 1 < high and result["interval"] == [low, 1.0]
+
+
+def test_of_groups_left_out_the_figures_are_of_all_examples_together() -> None:
+    """One of a single image has no spread of classes, and would bring every mean down."""
+    large = part(["a", "b", "c", "d", "e"], [0, 1, 0, 1, 1], [0.1, 0.9, 0.2, 0.7, 0.4])
+    parts = [large, part(["f"], [1], [0.8])]
+    found = cross_validation.merged([parts], ("site", ["north", "south"]))
+    result = cross_validation.summary(found)
+    everything = figures.figures(found.labels, found.probabilities[0])
+    assert result["figures"] == {key: everything[key] for key in result["figures"]}
+    assert result["figures"]["mcc"] == pytest.approx(0.707, abs=1e-3) and "interval" not in result["figures"]
+    assert (result["accuracy"], result["seed_accuracies"]) == (0.9, [pytest.approx(5 / 6)])
+    assert result["interval"] == [0.0, 1.0]
+    assert [row["name"] for row in result["left_out"]["site"]] == ["north", "south"]
 
 
 def test_a_figure_that_one_fold_does_not_define_has_no_mean() -> None:
@@ -95,7 +110,7 @@ def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
     told = [([0, 1], [0.1, 0.9]), ([1, 0], [0.2, 0.3]), ([0, 1], [0.3, 0.8]), ([0, 1], [0.1, 0.6])]
     assert result["figures"]["log_loss"] == pytest.approx(np.mean([log_loss(*fold) for fold in told]))
     # Of two folds each test part is as large as the training part.
-    assert result["interval"] == figures.corrected_interval([1.0, 0.5, 1.0, 1.0], 1.0)
+    assert result["interval"] == [0.0, 1.0]
     assert result["groups"] == {
         "mono": {"num_examples": 2, "accuracy": 0.75},
         "poly": {"num_examples": 2, "accuracy": 1.0},
