@@ -132,6 +132,31 @@ def test_two_workers_calibrate_as_one_does_and_predict_says_so(workspace: Worksp
     assert len({row["p_known"] for row in rows}) > 5
 
 
+def test_sets_for_one_group_are_by_its_own_validation_images(workspace: Workspace) -> None:
+    run = tl.Run("runs/one")
+    found = run.calibrate()
+    validation, files = run.predictions("validation"), [f"{k:03d}.png" for k in range(0, 180, 7)]
+    site = np.array([f"site{int(name[:3]) // 3 % 12:02d}" for name in validation.ids])
+    p = figures.softmax(np.log(validation.probabilities.astype(np.float64)) / found.temperature)
+    of_true, expected = p[np.arange(len(p)), validation.labels], {}
+    for name in np.unique(site):
+        inside = np.sort(of_true[site == name])
+        expected[name] = inside[len(inside) + 1 - int(np.ceil(round(0.93 * (len(inside) + 1), 9))) - 1]
+    name = max(expected, key=lambda one: abs(expected[one] - np.quantile(of_true, 0.07)))
+    asked = ("--coverage=0.93", "--out", "of_site.csv", "--type", name)
+    said = tl_dist(workspace, "predict", "runs/one", *files, *asked)
+    assert f"of images of kind {name} like those of validation 93 %" in said
+    with open("of_site.csv", newline="") as lines:
+        sizes = [row["set"].count("|") + 1 for row in csv.DictReader(lines)]
+    probabilities = run.predict(files).probabilities
+    assert sizes == np.maximum((probabilities >= expected[name] - 1e-6).sum(axis=1), 1).tolist()
+    of_all = np.sort(of_true)[len(of_true) + 1 - int(np.ceil(round(0.93 * (len(of_true) + 1), 9))) - 1]
+    assert sizes != np.maximum((probabilities >= of_all).sum(axis=1), 1).tolist()  # not by all of them
+    asked = ("--coverage=0.93", "--type", "site99")
+    said = tl_dist(workspace, "predict", "runs/one", "000.png", *asked, expect=ExitCode.USAGE)
+    assert f"is of type or group 'site99'. Fix: use one of {', '.join(sorted(expected))}." in said
+
+
 def test_evaluation_shows_before_and_after_and_groups(workspace: Workspace) -> None:
     run = tl.Run("runs/one")
     if not (run.path / calibration.FILE).exists():

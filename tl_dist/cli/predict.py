@@ -286,7 +286,7 @@ def _of_calibration(request: Request, tally: _Tally, facts: dict[str, Any], num:
     if facts["temperature"] is not None:
         yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
     if request.coverage is not None:
-        of = f"of type {request.of_type} " if request.of_type is not None else ""
+        of = f"of kind {request.of_type} " if request.of_type is not None else ""
         yield (
             f"sets of {tally.in_sets / max(1, num):.2f} classes on average: of images {of}like those of validation "
             f"{100 * request.coverage:g} % of the sets or more hold the true class"

@@ -43,9 +43,7 @@ def predict(
     ] = None,
     of_type: Annotated[
         str | None,
-        typer.Option(
-            "--type", help="with --coverage: the images are of this type of the data set, as mono of ELPV"
-        ),
+        typer.Option("--type", help="with --coverage: the images are of this type or group of the data set"),
     ] = None,
     unknown: Annotated[
         float | None,

@@ -38,7 +38,7 @@ class Calibration:
     of_true: NDArray[np.float64]
     """the calibrated probability of the true class of each validation example"""
     types: NDArray[np.str_]
-    """of each example; empty where the data set has none"""
+    """of each example, or its group where the data set has no types; empty where it has neither"""
 
     def __post_init__(self) -> None:
         num = len(self.labels)

@@ -55,7 +55,7 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             temperature=temperature,
             labels=labels,
             of_true=of_true.astype(np.float32),
-            types=np.array(held_out.annotations.types, np.str_),
+            types=np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_),
         )
         predictions.save(directory / calibration.FILE, **kept.arrays())
     if unknown:

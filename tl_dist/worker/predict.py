@@ -189,8 +189,8 @@ def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
         if of_type not in types:
             names = ", ".join(sorted(set(types.tolist()))[:20])
             raise Refusal(
-                f"no validation image of run '{model.run.name}' is of type '{of_type}'.",
-                fix=f"use one of {names}." if names else "leave out --type: its data set has no types.",
+                f"no validation image of run '{model.run.name}' is of type or group '{of_type}'.",
+                fix=f"use one of {names}." if names else "leave out --type: its data set has neither.",
                 code=ExitCode.USAGE,
             )
         of_true = of_true[types == of_type]
