@@ -7,12 +7,16 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import tl_dist as tl
 from tests.end_to_end.harness import state_of
+from tests.unit.tracking.mlflow_server import MlflowServer, mlflow_server
+from tl_dist.cli.sync import sync
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
 
@@ -94,10 +98,18 @@ def one_worker(harness: Harness) -> RunDir:
 
 
 @pytest.fixture(scope="module")
-def two_nodes(slurm: SlurmCluster, harness: Harness) -> RunDir:
+def tracker() -> Iterator[MlflowServer]:
+    """To which the job below sends a copy."""
+    with mlflow_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def two_nodes(slurm: SlurmCluster, harness: Harness, tracker: MlflowServer) -> RunDir:
     """The same run on two nodes, not interrupted."""
     resources = ["--gpus-per-node=1", "--cpus-per-task=2", "--partition=main", "--time=1:00:00"]
-    run, job_id = harness.submit("two_nodes", *resources, "--extra=--exclusive")
+    tracked, env = "report.track=[mlflow]", {"MLFLOW_TRACKING_URI": tracker.address}
+    run, job_id = harness.submit("two_nodes", tracked, *resources, "--extra=--exclusive", env=env)
     assert slurm.wait(job_id, timeout_s=200) == COMPLETED, log_of(run, job_id)
     return run
 
@@ -110,6 +122,18 @@ def test_two_nodes_train_as_one_worker_does(one_worker: RunDir, two_nodes: RunDi
     expected = losses(one_worker)
     assert sorted(expected) == list(range(1, NUM_STEPS + 1))
     assert losses(two_nodes) == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_a_job_is_one_run_of_its_tracker_and_sync_sends_what_it_had_no_time_for(
+    two_nodes: RunDir, tracker: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.address)
+    assert len(tracker.runs) == 1
+    for _ in range(2):
+        sync(two_nodes.path)
+        sent = Counter(step for name, step, _, _ in tracker.metrics if name == "train/loss")
+        assert sent == Counter(range(1, NUM_STEPS + 1))
+        assert [one["info"]["status"] for one in tracker.runs] == ["FINISHED"]
 
 
 def test_two_nodes_train_through_mpi(slurm: SlurmCluster, harness: Harness, one_worker: RunDir) -> None:
