@@ -60,5 +60,5 @@ def work(
     require_package(cfg)
     options = ["--at", at] if at else []
     options += [word for override in asked for word in ("--override", override)]
-    launch = local_launch(cfg, run.path, task=["--apart", str(into), *task, *options])
+    launch = local_launch(cfg, run.path, ["--apart", str(into), *task, *options])
     run_task(RunDir(into), launch, what=what, heading=what, watch=watch)

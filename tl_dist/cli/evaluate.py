@@ -56,7 +56,8 @@ def evaluate(
     require_package(cfg)
     say(f"evaluating with {' '.join(layout)}")
     refuse_in_use(run)
-    task = [word for override in overrides for word in ("--override", override)]
+    task = ["--evaluate", split]
+    task += [word for override in overrides for word in ("--override", override)]
     task += ["--at", at] if at else []
     task += [word for name in by for word in ("--by", name)]
     result = f"{split}.json"
@@ -64,7 +65,7 @@ def evaluate(
         prepare(corruptions[0])
         task += ["--corruptions", *(",".join(map(str, one)) for one in corruptions)]
         result = f"{split}_corruptions.json"
-    run_task(run, local_launch(cfg, run.path, evaluate=split, task=task), what="evaluation", heading=split)
+    run_task(run, local_launch(cfg, run.path, task), what="evaluation", heading=split)
     record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
     return record
 

@@ -48,9 +48,7 @@ def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict
         + ("" if request.check == "none" else f", and comparing on {request.check}")
     )
     task = ["--export", json.dumps(asdict(request))]
-    run_task(
-        run, local_launch(cfg, run.path, task=task), what="export", heading=f"{request.to} {request.numbers}"
-    )
+    run_task(run, local_launch(cfg, run.path, task), what="export", heading=f"{request.to} {request.numbers}")
     return json.loads(read_file(Path(request.out) / "export.json", max_bytes=limits.EVALUATION))
 
 

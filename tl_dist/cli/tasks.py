@@ -41,6 +41,6 @@ def run_shown(request: Request, cfg: Config, task: Sequence[str], what: str, con
             for record in records.read():
                 progress.show(record)
 
-        launch = local_launch(cfg, run.path, task=task)
+        launch = local_launch(cfg, run.path, task)
         run_task(run, launch, what=what, heading=" ".join(task), watch=watch)
     return run

@@ -123,12 +123,9 @@ def are_processes(cfg: Config) -> bool:
     return registry.strategy(cfg.strategy).workers == "processes"
 
 
-def worker_argv(
-    run: Path, *, evaluate: str | None = None, task: Sequence[str] = (), python: str = sys.executable
-) -> tuple[str, ...]:
-    """The command line of every worker, whoever starts it."""
-    argv = (python, "-P", "-m", "tl_dist.worker", str(run))
-    return (*argv, *task) if evaluate is None else (*argv, "--evaluate", evaluate, *task)
+def worker_argv(run: Path, task: Sequence[str] = ()) -> tuple[str, ...]:
+    """The command line of every worker, whoever starts it. `task`: what it does other than train."""
+    return (sys.executable, "-P", "-m", "tl_dist.worker", str(run), *task)
 
 
 def worker_environment(
@@ -166,16 +163,12 @@ def local_commands(
     *,
     processes: int,
     place: Callable[[int], Mapping[str, str]] | None = None,
-    evaluate: str | None = None,
     task: Sequence[str] = (),
-    cores: int | None = None,
-    python: str = sys.executable,
 ) -> Sequence[Command]:
     """The workers of a run on this host, in rank order.
 
     `place(rank)` gives the variables by which Horovod's workers find each other; a lone process has none.
     """
-    argv = worker_argv(run, evaluate=evaluate, task=task, python=python)
-    cores = cores or len(os.sched_getaffinity(0))
+    argv, cores = worker_argv(run, task), len(os.sched_getaffinity(0))
     common = worker_environment(cfg, inherited, processes=processes, cores=cores)
     return [Command(k, argv, common | dict(place(k) if place else {})) for k in range(processes)]

@@ -14,10 +14,10 @@ from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.parallel.slots import GLOO_TIMEOUT_VARIABLE
 
 
-def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: Sequence[str] = ()) -> Launch:
+def local_launch(cfg: Config, run: Path, task: Sequence[str] = ()) -> Launch:
     """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt.
 
-    `task` is added to each worker's command line: what it does other than train.
+    `task` is added to each worker's command line: see `worker_argv`.
     """
     processes = num_processes(cfg, visible_gpus(os.environ))
 
@@ -32,7 +32,6 @@ def local_launch(cfg: Config, run: Path, *, evaluate: str | None = None, task: S
                 os.environ,
                 processes=processes,
                 place=None if meeting is None else lambda rank: place(meeting, rank),
-                evaluate=evaluate,
                 task=task,
             )
 

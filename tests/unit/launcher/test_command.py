@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -72,15 +73,17 @@ def rendered(strategy: str) -> str:
         plan = [("localhost", processes)]
         return slot_environment(plan, rank, rendezvous="127.0.0.1:4711", interface="lo")
 
-    commands = local_commands(
-        config_of(strategy),
-        Path("/scratch/runs/x"),
-        INHERITED,
-        processes=processes,
-        place=place if strategy == "horovod" else None,
-        cores=8,
-        python="/venv/bin/python",
-    )
+    with (
+        mock.patch.object(os, "sched_getaffinity", return_value=range(8)),
+        mock.patch.object(sys, "executable", "/venv/bin/python"),
+    ):
+        commands = local_commands(
+            config_of(strategy),
+            Path("/scratch/runs/x"),
+            INHERITED,
+            processes=processes,
+            place=place if strategy == "horovod" else None,
+        )
     lines = []
     for command in commands:
         lines.append(f"rank {command.rank}: {' '.join(command.argv)}")
@@ -219,8 +222,8 @@ def test_auto_that_nobody_has_settled_starts_nothing() -> None:
 
 
 def test_an_evaluation_is_the_same_command_with_a_split() -> None:
-    argv = worker_argv(Path("runs/x"), evaluate="test", python="python")
-    assert argv == ("python", "-P", "-m", "tl_dist.worker", "runs/x", "--evaluate", "test")
+    argv = worker_argv(Path("runs/x"), ["--evaluate", "test"])
+    assert argv == (sys.executable, "-P", "-m", "tl_dist.worker", "runs/x", "--evaluate", "test")
 
 
 def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

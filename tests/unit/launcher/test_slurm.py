@@ -280,10 +280,9 @@ def test_batch_script_is_the_golden_one(name):
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_srun_command_is_the_golden_one():
-    argv = srun_command(
-        Path("/data/runs/digits"), num_tasks=3, cpus_per_task=8, python="/opt/venv/bin/python"
-    )
+def test_srun_command_is_the_golden_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
+    argv = srun_command(Path("/data/runs/digits"), num_tasks=3, cpus_per_task=8)
     assert "\n".join(argv) + "\n" == (GOLDEN / "slurm_srun.txt").read_text()
 
 

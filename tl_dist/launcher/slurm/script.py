@@ -141,9 +141,7 @@ def submit(
     )
 
 
-def render(
-    options: SubmitOptions, *, run_dir: Path, python: str = sys.executable, template: str | None = None
-) -> str:
+def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executable) -> str:
     """The batch script's text. Refuses (64) a path that a #SBATCH line cannot hold."""
     if not re.fullmatch(r"[A-Za-z0-9_.,:+=/\-]+", str(run_dir)):
         raise Refusal(
@@ -153,7 +151,7 @@ def render(
         )
     driver = [python, "-P", "-m", "tl_dist.cli.main", "srun", str(run_dir)]
     return fill(
-        template_text() if template is None else template,
+        template_text(),
         {
             "job_name": run_dir.name,
             "nodes": str(options.nodes),

@@ -19,12 +19,7 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def srun_command(
-    run_dir: Path,
-    *,
-    num_tasks: int,
-    cpus_per_task: int | None = None,
-    mpi: str = "none",
-    python: str = sys.executable,
+    run_dir: Path, *, num_tasks: int, cpus_per_task: int | None = None, mpi: str = "none"
 ) -> list[str]:
     """The one srun of a run. What a worker prints goes to its own log, as where there is no Slurm."""
     return [
@@ -41,8 +36,8 @@ def srun_command(
         "--input=none",
         f"--output={run_dir}/logs/rank_%4t.out",  # RunDir.rank_log
         "--open-mode=append",
-        *(python, "-P", "-m", "tl_dist.launcher.slurm.task"),
-        *worker_argv(run_dir, python=python),
+        *(sys.executable, "-P", "-m", "tl_dist.launcher.slurm.task"),
+        *worker_argv(run_dir),
     ]
 
 
