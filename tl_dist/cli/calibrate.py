@@ -6,20 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tl_dist.cli import apart
+from tl_dist.cli.arguments import Computation
 from tl_dist.files.atomic import copy_into
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, neighbours
 from tl_dist.scores.calibration import Calibration
 
 
-def calibrate(
-    path: Path,
-    *,
-    unknown: bool = False,
-    at: str = "",
-    strategy: str | None = None,
-    workers: int | None = None,
-) -> Calibration:
+def calibrate(path: Path, how: Computation, *, unknown: bool = False) -> Calibration:
     """That of a checkpoint, which takes the place of an earlier one in the run. The run may be in use.
 
     With `unknown` the features of training images are kept as well.
@@ -27,7 +21,7 @@ def calibrate(
     run = RunDir.open(path)
     with apart.directory() as place:
         task = ["--calibrate", "unknown" if unknown else "probabilities"]
-        apart.work(run, task, place, what="calibration", strategy=strategy, workers=workers, at=at)
+        apart.work(run, task, place, how, what="calibration")
         return keep(place, run)
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tl_dist.cli.arguments import Computation
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.data.corruptions import prepare
@@ -30,36 +31,22 @@ from tl_dist.terminal.progress import Record
 def evaluate(
     path: Path,
     split: str,
-    views: str | None = None,
+    how: Computation,
     *,
-    at: str = "",
-    strategy: str | None = None,
-    workers: int | None = None,
     by: Sequence[str] = (),
     corruptions: tuple[Sequence[str], Sequence[int]] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
 
-    `at` is "best", "last", a step, or "": the best where the run keeps one.
-    `views` ("flip,dihedral", "" for the plain one alone) takes the place of evaluation.views. The figures are those
-    of any number of workers, so by default there are no more than this machine has GPUs, or one; `say` is told. `by`:
-    figures by group as well, as `datasets.grouping.named` has it. `corruptions`: in place of all that, the record of
-    images with these at these severities.
+    `say` is told the workers. `by`: figures by group as well, as `datasets.grouping.named` has it. `corruptions`: in
+    place of all that, the record of images with these at these severities.
     """
     run = RunDir.open(path)
-    refuse_unknown(at)
-    overrides = [] if views is None else [f"evaluation.views=[{views}]"]
-    layout = workers_here(config_file.load(run.config_file), strategy, workers, visible_gpus(os.environ))
-    overrides += layout
-    cfg = config_file.load(run.config_file, overrides)
-    require_package(cfg)
-    say(f"evaluating with {' '.join(layout)}")
+    cfg, options = for_workers(run, how)
+    say(f"evaluating with strategy={cfg.strategy} workers={cfg.workers}")
     refuse_in_use(run)
-    task = ["--evaluate", split]
-    task += [word for override in overrides for word in ("--override", override)]
-    task += ["--at", at] if at else []
-    task += [word for name in by for word in ("--by", name)]
+    task = ["--evaluate", split, *options, *(word for name in by for word in ("--by", name))]
     result = f"{split}.json"
     if corruptions is not None:
         prepare(corruptions[0])
@@ -68,6 +55,17 @@ def evaluate(
     run_task(run, local_launch(cfg, run.path, task), what="evaluation", heading=split)
     record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
     return record
+
+
+def for_workers(run: RunDir, how: Computation) -> tuple[Config, list[str]]:
+    """The config that workers compute by, and their options that make it out of that of the run."""
+    refuse_unknown(how.at)
+    cfg = config_file.load(run.config_file)
+    overrides = [*how.overrides, *workers_here(cfg, how.strategy, how.workers, visible_gpus(os.environ))]
+    cfg = config_file.load(run.config_file, overrides)
+    require_package(cfg)
+    options = [word for override in overrides for word in ("--override", override)]
+    return cfg, [*options, *(["--at", how.at] if how.at else [])]
 
 
 def refuse_in_use(run: RunDir) -> None:

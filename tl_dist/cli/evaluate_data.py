@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.cli import apart
+from tl_dist.cli.arguments import Computation
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
@@ -21,11 +22,8 @@ def evaluate_data(
     path: Path,
     data: Path,
     split: str | None,
-    views: str | None,
+    how: Computation,
     *,
-    at: str = "",
-    strategy: str | None = None,
-    workers: int | None = None,
     by: Sequence[str] = (),
 ) -> Record:
     """The evaluation of a data set as a record, whose `data` says what was matched; it is kept in evaluations/.
@@ -35,18 +33,8 @@ def evaluate_data(
     run = RunDir.open(path)
     task = ["--data", str(data), *(["--split", split] if split else [])]
     task += [word for name in by for word in ("--by", name)]
-    overrides = [] if views is None else [f"evaluation.views=[{views}]"]
     with apart.directory() as place:
-        apart.work(
-            run,
-            task,
-            place,
-            what="evaluation",
-            strategy=strategy,
-            workers=workers,
-            overrides=overrides,
-            at=at,
-        )
+        apart.work(run, task, place, how, what="evaluation")
         record = json.loads(read_file(place / "evaluation.json", max_bytes=limits.EVALUATION))
     run.evaluations.mkdir(mode=0o700, exist_ok=True)
     file = run.evaluations / f"{record['split']}.json"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tl_dist.cli import apart
+from tl_dist.cli.arguments import Computation
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.files.atomic import write_output
@@ -38,9 +38,7 @@ class Request:
     cam: str = "layercam"
     of_class: str | None = None
     """default: of each image the one that is predicted"""
-    at: str = ""
-    strategy: str | None = None
-    workers: int | None = None
+    how: Computation = field(default_factory=Computation)
 
 
 def explain(request: Request, say: Callable[[str], None]) -> None:
@@ -63,7 +61,7 @@ def explain(request: Request, say: Callable[[str], None]) -> None:
     for target in targets:
         refuse_other_picture(target, heat.is_side_by_side, option="--out")
     asked = explanations.Request(request.cam, True, files=paths, classes=[number] * len(paths))
-    found = ask(run, asked, at=request.at, strategy=request.strategy, workers=request.workers)
+    found = ask(run, asked, request.how)
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
         content = io.BytesIO()
         _picture(found, k, names, request.cam).save(content, "PNG")
@@ -74,19 +72,11 @@ def explain(request: Request, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def ask(
-    run: RunDir,
-    request: explanations.Request,
-    *,
-    at: str = "",
-    strategy: str | None = None,
-    workers: int | None = None,
-) -> Explained:
+def ask(run: RunDir, request: explanations.Request, how: Computation) -> Explained:
     """What workers answer with the model of a run, which may be in use."""
     with apart.directory() as into:
         request.save(into)
-        work = partial(apart.work, run, ["--explain"], into, what="explanation")
-        work(strategy=strategy, workers=workers, at=at)
+        apart.work(run, ["--explain"], into, how, what="explanation")
         return Explained.load(into)
 
 

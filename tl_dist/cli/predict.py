@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.cli import apart
+from tl_dist.cli.arguments import Computation
 from tl_dist.cli.prediction_files import Columns, Row, written
 from tl_dist.cli.sorting import Folders
 from tl_dist.config import file as config_file
@@ -39,17 +40,12 @@ class Request:
     run: Path
     images: Sequence[str]
     """files, folders, patterns; `-`: standard input lists them"""
-    top: int = 1
+    wanted: outbox.Wanted
+    how: Computation
     out: Path | None = None
     sort_into: Path | None = None
     null: bool = False
     max_bad: int | None = None
-    at: str = ""
-    strategy: str | None = None
-    workers: int | None = None
-    coverage: float | None = None
-    of_type: str | None = None
-    unknown: float | None = None
 
 
 def shown(request: Request) -> None:
@@ -80,13 +76,13 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
     run = RunDir.open(request.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(request.images, sys.stdin.buffer, null=request.null)
-    top = min(request.top, len(names))
+    wanted = request.wanted._replace(top=min(request.wanted.top, len(names)))
     tally = _Tally(len(paths), progress)
     folders = None
     with ExitStack() as held:
         sinks: list[Callable[[Sequence[Row]], None]] = []
         if request.out is not None:
-            columns = Columns(top, request.coverage is not None, request.unknown is not None)
+            columns = Columns(wanted.top, wanted.coverage is not None, wanted.unknown is not None)
             sinks.append(held.enter_context(written(request.out, columns)))
         if request.sort_into is not None:
             _refuse_within(request.sort_into, request.images)
@@ -96,7 +92,7 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
             sinks.append(lambda rows: _show_rows(rows, show))
         sinks.append(tally.take)
         try:
-            facts = _compute(request, run, top, _InOrder(paths, names, top, request.unknown), sinks)
+            facts = _compute(request, run, wanted, _InOrder(paths, names, wanted), sinks)
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
@@ -129,7 +125,7 @@ def _refuse_run_behind(request: Request) -> None:
 def _compute(
     request: Request,
     run: RunDir,
-    top: int,
+    wanted: outbox.Wanted,
     rows: _InOrder,
     sinks: Sequence[Callable[[Sequence[Row]], None]],
 ) -> dict[str, Any]:
@@ -139,7 +135,6 @@ def _compute(
         for sink in sinks if ready else ():
             sink(ready)
 
-    wanted = outbox.Wanted(top, request.coverage, request.of_type, request.unknown)
     with apart.directory() as place:
         inbox = outbox.Inbox(place)
 
@@ -150,16 +145,8 @@ def _compute(
             for piece in inbox.new():
                 hand_on(rows.after(piece))
 
-        apart.work(
-            run,
-            ["--predict", json.dumps(wanted._asdict())],
-            place,
-            what="prediction",
-            strategy=request.strategy,
-            workers=request.workers,
-            at=request.at,
-            watch=watch,
-        )
+        task = ["--predict", json.dumps(wanted._asdict())]
+        apart.work(run, task, place, request.how, what="prediction", watch=watch)
         facts = inbox.facts()
     hand_on(rows.rest())
     return facts
@@ -168,10 +155,9 @@ def _compute(
 class _InOrder:
     """Rows in the order of the files, while what is known of them comes piece by piece."""
 
-    def __init__(
-        self, paths: Sequence[str], class_names: Sequence[str], top: int, rate: float | None
-    ) -> None:
-        self._paths, self._class_names, self._top, self._rate = paths, class_names, top, rate
+    def __init__(self, paths: Sequence[str], class_names: Sequence[str], wanted: outbox.Wanted) -> None:
+        self._paths, self._class_names = paths, class_names
+        self._top, self._rate = wanted.top, wanted.unknown
         self._faults: dict[int, str] = {}
         self._looks = unreadable(paths)
         self._places: list[int] = []
@@ -270,7 +256,7 @@ def _summarize(
     if facts:
         num = tally.total - len(tally.faults)
         progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
-        for text in _of_calibration(request, tally, facts, num):
+        for text in _of_calibration(request.wanted, tally, facts, num):
             progress.say(text)
     if facts.get("moving_statistics"):
         progress.say("the run has not ended: batch norm has its moving statistics as they are", style="dim")
@@ -282,19 +268,19 @@ def _summarize(
         progress.say(f"{relative(request.sort_into or Path())}: {folders.said}")
 
 
-def _of_calibration(request: Request, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
+def _of_calibration(wanted: outbox.Wanted, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
     if facts["temperature"] is not None:
         yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
-    if request.coverage is not None:
-        of = f"of kind {request.of_type} " if request.of_type is not None else ""
+    if wanted.coverage is not None:
+        of = f"of kind {wanted.of_type} " if wanted.of_type is not None else ""
         yield (
             f"sets of {tally.in_sets / max(1, num):.2f} classes on average: of images {of}like those of validation "
-            f"{100 * request.coverage:g} % of the sets or more hold the true class"
+            f"{100 * wanted.coverage:g} % of the sets or more hold the true class"
         )
-    if request.unknown is not None:
+    if wanted.unknown is not None:
         yield (
             f"{tally.unknown:,} unknown: unlike the training images; of images like those of validation at most "
-            f"{100 * request.unknown:g} % would be called so"
+            f"{100 * wanted.unknown:g} % would be called so"
         )
 
 

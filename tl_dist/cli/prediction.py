@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl_dist.cli.arguments import At, RunPath, Strategy, Workers
+from tl_dist.cli.arguments import At, Computation, RunPath, Strategy, Workers
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -57,15 +57,12 @@ def predict(
 ) -> int:
     """Say which class images belong to, by a checkpoint of a run, which may be in use."""
     from tl_dist.cli.predict import Request, shown
+    from tl_dist.scores.outbox import Wanted
 
     if of_type is not None and coverage is None:
         raise Refusal(
             "--type says for which images --coverage holds.", fix="add --coverage 0.95.", code=ExitCode.USAGE
         )
-
-    shown(
-        Request(
-            run, images, top, out, sort_into, null, max_bad, at, strategy, workers, coverage, of_type, unknown
-        )
-    )
+    wanted, how = Wanted(top, coverage, of_type, unknown), Computation(at, strategy, workers)
+    shown(Request(run, images, wanted, how, out, sort_into, null, max_bad))
     return ExitCode.DONE

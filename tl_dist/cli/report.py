@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from tl_dist.cli.arguments import Computation
 from tl_dist.cli.explain import ask
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits, pooled
@@ -35,8 +36,8 @@ class Request:
     split: str | None = None
     heat_maps: int = 40
     """of so many errors"""
-    strategy: str | None = None
-    workers: int | None = None
+    how: Computation = field(default_factory=Computation)
+    """of the heat maps"""
     pictures: bool = True
     """without, the data set is not opened"""
 
@@ -150,7 +151,7 @@ def _heat(
         classes=[int(examples.predicted[k]) for k in worst],
     )
     try:
-        found = ask(facts.run, asked, strategy=request.strategy, workers=request.workers)
+        found = ask(facts.run, asked, request.how)
     except Refusal as refusal:
         if refusal.code == ExitCode.REQUEUE:
             raise

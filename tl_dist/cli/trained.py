@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
+from tl_dist.cli.arguments import At, Computation, Overrides, RunPath, Split, Strategy, Workers
 from tl_dist.cli.prediction import predict
 from tl_dist.refusal import ExitCode, Refusal
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
 
 trained_app = typer.Typer()
 trained_app.command()(predict)
@@ -54,52 +53,55 @@ def evaluate(
 ) -> int:
     """Evaluate a checkpoint of a run."""
     from tl_dist.cli.evaluate import evaluate as evaluate_run
-    from tl_dist.cli.evaluate_data import evaluate_data, show_matching
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative, show_evaluation
 
     console = Console()
-    how: dict[str, Any] = {"at": at, "strategy": strategy, "workers": workers}
-    how["by"] = [*["any"] * by_group, *([by] if by else [])]
+    how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
+    groups = [*["any"] * by_group, *([by] if by else [])]
     if corruptions is not None:
-        return _evaluate_corrupted(run, corruptions, severity or "1-5", split, views, data, how, console)
+        if data is not None or groups:
+            what = "--corruptions is of the run's own images, all together."
+            raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+        return _evaluate_corrupted(run, split or Split.TEST, how, corruptions, severity or "1-5")
     if severity is not None:
         what = "--severity is of corruptions, and there are none."
         raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    if data is not None:
+        return _evaluate_data(run, data, split, how, groups)
+    said = partial(console.say, style="dim")
     with console.busy(f"evaluating {run}"):
-        if data is not None:
-            record = evaluate_data(run, data, split, views, **how)
-        else:
-            how["say"] = lambda text: console.say(text, style="dim")
-            record = evaluate_run(run, split or Split.TEST, views, **how)
+        record = evaluate_run(run, split or Split.TEST, how, by=groups, say=said)
     show_evaluation(record, console)
-    if data is None and "calibration" in record["figures"]:
+    if "calibration" in record["figures"]:
         picture = run / "evaluations" / f"{record['split']}_reliability.png"
         console.say(f"reliability diagram: {relative(picture)}", style="dim")
-    if data is not None:
-        show_matching(record["data"], lambda text: console.say(text, style="yellow"))
     return ExitCode.DONE
 
 
-def _evaluate_corrupted(
-    run: Path,
-    corruptions: str,
-    severity: str,
-    split: Split | None,
-    views: str | None,
-    data: Path | None,
-    how: dict[str, Any],
-    console: Console,
+def _evaluate_data(
+    run: Path, data: Path, split: Split | None, how: Computation, groups: Sequence[str]
 ) -> int:
+    from tl_dist.cli.evaluate_data import evaluate_data, show_matching
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_evaluation
+
+    console = Console()
+    with console.busy(f"evaluating {run}"):
+        record = evaluate_data(run, data, split, how, by=groups)
+    show_evaluation(record, console)
+    show_matching(record["data"], partial(console.say, style="yellow"))
+    return ExitCode.DONE
+
+
+def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
     from tl_dist.cli import robustness
     from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.terminal.console import Console
 
-    if data is not None or how["by"]:
-        what = "--corruptions is of the run's own images, all together."
-        raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
-    asked = robustness.asked(corruptions, severity)
+    console, asked = Console(), robustness.asked(corruptions, severity)
     with console.busy(f"evaluating {run}"):
-        record = evaluate_run(run, split or Split.TEST, views, **how, corruptions=asked)
+        record = evaluate_run(run, split, how, corruptions=asked)
     robustness.show(record, console)
     return ExitCode.DONE
 
@@ -121,7 +123,7 @@ def calibrate(
 
     console = Console()
     with console.busy(f"calibrating {run}"):
-        found = calibrate_run(run, unknown=unknown, at=at, strategy=strategy, workers=workers)
+        found = calibrate_run(run, Computation(at, strategy, workers), unknown=unknown)
     show(found, run, console.say)
     return ExitCode.DONE
 
@@ -213,7 +215,7 @@ def report(
     from tl_dist.terminal.tables import relative
 
     console = Console()
-    request = Request(runs, out, split, heat_maps, strategy, workers)
+    request = Request(runs, out, split, heat_maps, Computation("", strategy, workers))
     with console.busy("reading the run") as show_text:
         made = report_runs(request, show_text)
     console.say(f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
@@ -260,7 +262,7 @@ def explain(
     from tl_dist.terminal.console import Console
 
     console = Console()
-    request = Request(run, images, out, method, of_class, at, strategy, workers)
+    request = Request(run, images, out, method, of_class, Computation(at, strategy, workers))
     with console.busy("explaining"):
         explain_images(request, console.say)
     return ExitCode.DONE

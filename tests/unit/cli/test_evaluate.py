@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tl_dist.cli import evaluate
+from tl_dist.cli.arguments import Computation
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import Command
@@ -80,7 +81,7 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
     started: list[Sequence[Command]], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    evaluate.evaluate(tmp_path / "large", "test", say=said.append)
+    evaluate.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
     (commands,) = started
     assert len(commands) == 1 and "HOROVOD_RANK" not in commands[0].environment
     words = " ".join(commands[0].argv)
@@ -89,12 +90,13 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
 
 
 def test_what_is_asked_for_is_started(started: list[Sequence[Command]], tmp_path: Path) -> None:
-    evaluate.evaluate(tmp_path / "large", "test", "flip", at="best", workers=3)
+    how = Computation("best", workers=3, overrides=["evaluation.views=[flip]"])
+    evaluate.evaluate(tmp_path / "large", "test", how)
     (commands,) = started
     assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
     assert "--override evaluation.views=[flip] --override strategy=horovod" in " ".join(commands[0].argv)
     assert commands[0].argv[-2:] == ("--at", "best")
     with pytest.raises(Refusal, match="'newest' names no checkpoint"):
-        evaluate.evaluate(tmp_path / "large", "test", at="newest")
+        evaluate.evaluate(tmp_path / "large", "test", Computation("newest"))
     with pytest.raises(Refusal, match="'single' has one worker, not 3"):
-        evaluate.evaluate(tmp_path / "large", "test", strategy="single", workers=3)
+        evaluate.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))
