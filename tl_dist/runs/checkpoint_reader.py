@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tl_dist.refusal import ExitCode, Refusal
@@ -95,41 +94,37 @@ def _step(facts: Any, *keys: str | int) -> int | None:
 
 
 def restore(
-    run_or_dir: RunDir | str | Path,
+    run: RunDir,
     *,
     expected: Expected | None = None,
-    strict: bool = False,
     log: Callable[[str], object] = _LOGGER.warning,
 ) -> Checkpoint | None:
     """The newest valid checkpoint, or None if there never was one; nothing on the disk is changed.
 
-    Damaged checkpoints are passed over, and `log` is told which, why, and what is used instead; with `strict`
-    the first one is refused. Refused as well: checkpoints of which none is valid, and a set of (path, dtype,
-    shape) that is not exactly `expected`, a mapping from path to dtype name and shape.
+    Damaged checkpoints are passed over, and `log` is told which, why, and what is used instead. Refused are
+    checkpoints of which none is valid, and a set of (path, dtype, shape) that is not exactly `expected`, a mapping
+    from path to dtype name and shape.
     """
-    directory = run_or_dir.checkpoints if isinstance(run_or_dir, RunDir) else Path(run_or_dir)
     for _ in range(3):
-        checkpoints = steps_in(directory)
+        checkpoints = steps_in(run.checkpoints)
         passed_over: list[tuple[int, str]] = []
         for step, path in checkpoints:
             try:
                 found = checkpoint_format.read(path, step, expected)
             except checkpoint_format.Invalid as problem:
                 passed_over.append((step, f"{path.name} is not valid ({problem})"))
-                if strict:
-                    break
                 continue
             for newer, why in passed_over:
                 log(f"{why}; going back to {path.name}: {newer - step} steps are done again.")
             return found
         if not checkpoints:
             return None
-        if steps_in(directory) == checkpoints:
+        if steps_in(run.checkpoints) == checkpoints:
             break
         # Their owner has replaced checkpoints while they were read here: look again.
     shown = "; ".join(why for _, why in passed_over[:3])
     raise Refusal(
-        f"{directory}: {shown}{'; no checkpoint is valid' if not strict else ''}.",
+        f"{run.checkpoints}: {shown}; no checkpoint is valid.",
         fix="restore the files from a copy, or move the checkpoints away to start from step 0.",
         code=ExitCode.UNSAFE,
     )

@@ -153,7 +153,7 @@ def test_what_cannot_be_kept_is_an_error_of_the_caller(run, arrays, meta):
 
 def test_no_checkpoint_is_none(run, tmp_path):
     assert restore(run) is None
-    assert restore(tmp_path / "nowhere") is None
+    assert restore(RunDir(tmp_path / "nowhere")) is None
     (run.checkpoints / "notes.txt").write_text("")
     (run.checkpoints / ".tmp-step-00000009-x").mkdir()
     (run.checkpoints / ".trash-step-00000009-x").mkdir()
@@ -164,7 +164,6 @@ def test_the_newest_checkpoint_comes_back_by_number_not_by_name_or_time(run):
     save(run, 99_999_999, 100_000_000, 7)
     os.utime(run.checkpoints / "step-00000007")
     assert restore(run).step == 100_000_000
-    assert restore(run.checkpoints).step == 100_000_000
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,6 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(run, name):
         assert "step-00000010" in text
         assert name in text
         assert f"{step - 10} steps" in text
-    assert "step-00000030" in refused(ExitCode.UNSAFE, restore, run, strict=True)
     damage(run, 10, name)
     assert "no checkpoint is valid" in refused(ExitCode.UNSAFE, restore, run)
 
@@ -237,7 +235,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over_and_replaced(run, monkey
     assert restore(run, log=said.append).step == 10
     assert "step-00000020 is not valid ('dense/kernel' holds numbers that are not finite)" in said[0]
     save(run, 20)
-    assert restore(run, strict=True).arrays["dense/kernel"].max() == 20
+    assert restore(run, log=pytest.fail).arrays["dense/kernel"].max() == 20
 
 
 @pytest.mark.parametrize("meta", [{}, {"history": 5}, {"history": [1]}, {"history": None}])
@@ -478,5 +476,5 @@ def test_a_clean_checkpoint_is_never_called_damaged(run):
     save(run, 10)
     start = time.monotonic()
     for _ in range(200):
-        assert restore(run, strict=True, log=pytest.fail).step == 10
+        assert restore(run, log=pytest.fail).step == 10
     assert time.monotonic() - start < 20

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tl_dist.runs.checkpoint import restore
+from tl_dist.runs.directory import RunDir
 
 WRITER = """
 import os, sys
@@ -77,7 +78,7 @@ def test_after_a_power_cut_every_acknowledged_checkpoint_is_there(disk, tmp_path
             writer.send_signal(signal.SIGCONT)
             assert mounted(tmp_path / "after_the_cut", place_of_copy)
             try:
-                found = restore(place_of_copy / "run" / "checkpoints", strict=True)
+                found = restore(RunDir(place_of_copy / "run"), log=pytest.fail)
             finally:
                 subprocess.run(["umount", place_of_copy], check=True)
             assert found.step in (step, step + 1)  # the next one may be on the disk, but not yet acknowledged
