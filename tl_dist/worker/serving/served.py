@@ -62,15 +62,17 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         mean = tf.reduce_mean([model(one, training=False) for one in every], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
+    size = int(own.model.input_shape[1])
     return _checked(
-        run.name,
-        own.step,
-        own.class_names,
-        int(own.model.input_shape[1]),
-        cfg.data.kept_fraction,
-        own.decoding,
-        compiled(predict, own.model.input_shape),
-        own.temperature is not None,
+        Served(
+            run.name,
+            own.step,
+            own.class_names,
+            size,
+            compiled(predict, own.model.input_shape),
+            decoder(size, cfg.data.kept_fraction, own.decoding),
+            calibrated=temperature is not None,
+        )
     )
 
 
@@ -83,16 +85,17 @@ def of_export(directory: Path, *, cores: int) -> Served:
         )
         form = format_of(report["to"], report["numbers"])
         form.require()
-        predict = opened(report["to"], directory / form.file, threads=cores)
+        size = int(settings["image_size"])
         return _checked(
-            str(report["run"]),
-            int(report["step"]),
-            [str(name) for name in settings["class_names"]],
-            int(settings["image_size"]),
-            settings["crop_fraction"],
-            settings.get("decoding", 1),
-            predict,
-            report.get("temperature") is not None,
+            Served(
+                str(report["run"]),
+                int(report["step"]),
+                [str(name) for name in settings["class_names"]],
+                size,
+                opened(report["to"], directory / form.file, threads=cores),
+                decoder(size, settings["crop_fraction"], settings.get("decoding", 1)),
+                calibrated=report.get("temperature") is not None,
+            )
         )
     except Refusal:
         raise
@@ -104,21 +107,12 @@ def of_export(directory: Path, *, cores: int) -> Served:
         ) from error
 
 
-def _checked(
-    name: str,
-    version: int,
-    class_names: Sequence[str],
-    size: int,
-    crop: float | None,
-    decoding: int,
-    predict: Predict,
-    calibrated: bool,
-) -> Served:
+def _checked(served: Served) -> Served:
     """The model, which has answered once: the first request does not wait for its compilation."""
-    found = predict(np.zeros((1, size, size, 3), np.uint8)).shape
-    if found != (1, len(class_names)):
-        raise ValueError(f"its answer has shape {found}, for {len(class_names)} classes")
-    return Served(name, version, class_names, size, predict, decoder(size, crop, decoding), calibrated)
+    found = served.predict(np.zeros((1, served.image_size, served.image_size, 3), np.uint8)).shape
+    if found != (1, len(served.class_names)):
+        raise ValueError(f"its answer has shape {found}, for {len(served.class_names)} classes")
+    return served
 
 
 def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
