@@ -47,8 +47,6 @@ class Checkpointer:
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
-        self.blocked_s = 0.0
-        """seconds that `save` has kept its callers from going on"""
         self.last_checkpoint: int | None = None
         """the newest step known to be on the disk"""
         self._name = run.name
@@ -72,22 +70,16 @@ class Checkpointer:
         """The run goes on from this checkpoint, which `restore` has found on the disk."""
         self.last_checkpoint = step
 
-    @property
-    def busy(self) -> bool:
-        """Whether a save is in flight, so that another one would wait."""
-        return self._thread is not None and self._thread.is_alive()
-
     def save(
         self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
-    ) -> float:
-        """Save `arrays`, a private host copy, in the background; returns the seconds that the caller lost.
+    ) -> None:
+        """Save `arrays`, a private host copy, in the background.
 
         Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
         it, if that is still running, and with `wait` for its own end; whether it then succeeded is in
         `last_checkpoint`, why not comes from `poll`. Raises ValueError for what cannot be written. Where a
         step cannot be saved that its own facts name as needed, none is saved after it.
         """
-        start = time.monotonic()
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
         self.wait()
@@ -97,9 +89,6 @@ class Checkpointer:
         self._thread.start()
         if wait:
             self.wait()
-        blocked_s = time.monotonic() - start
-        self.blocked_s += blocked_s
-        return blocked_s
 
     def poll(self) -> list[str]:
         """What finished or failed since the last call, in words.

@@ -10,11 +10,10 @@ from typing import Any, Self
 from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
 from tl_dist.runs.checkpoint import Checkpointer
-from tl_dist.runs.directory import RunDir
 from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import monitor
-from tl_dist.training.state import Report, TrainState
+from tl_dist.training.state import Report
 from tl_dist.worker import agreement
 from tl_dist.worker.metrics import MAX_CHARTS, Metrics
 from tl_dist.worker.setup import Setup
@@ -63,59 +62,38 @@ def recorder(
     setup: Setup, checkpointer: Checkpointer | None, notes: Sequence[str], listen: Listen | None
 ) -> Recorder:
     """That of this worker; rank 0 alone has a checkpointer, and writes down `notes`."""
-    if checkpointer is None:
-        return Recorder()
-    cfg = setup.cfg
-    metrics = Metrics(
-        setup.run,
-        from_step=setup.state.step,
-        total_steps=setup.total_steps,
-        steps_per_epoch=setup.steps_per_epoch,
-        epochs=cfg.epochs or setup.total_steps / setup.steps_per_epoch,
-        num_workers=setup.parallel.num_replicas,
-        class_names=setup.splits["train"].class_names,
-        tensorboard=cfg.report.tensorboard,
-        listen=listen,
-    )
-    if setup.state.step == 0:
-        metrics.hyperparameters(config_file.flat(cfg))
-    for note in notes:
-        metrics.note(note)
-    return RankZero(
-        setup.run,
-        metrics,
-        checkpointer,
-        setup.state,
-        meta={"versions": agreement.versions(cfg), "precision": setup.precision},
-        save_every_s=cfg.checkpoint.every_s,
-        charts=cfg.report.tensorboard and setup.splits["train"].num_classes <= MAX_CHARTS,
-    )
+    return Recorder() if checkpointer is None else RankZero(setup, checkpointer, notes, listen)
 
 
 class RankZero(Recorder):
-    """The recorder of rank 0. Saves when told, or asked to and `save_every_s` after the last checkpoint.
+    """The recorder of rank 0. Saves when told, or asked to and `checkpoint.every_s` after the last checkpoint.
 
-    `meta` is stored with each checkpoint. A failed save is a note, and an error only when several in a row have failed.
+    A failed save is a note, and an error only when several in a row have failed.
     """
 
     def __init__(
-        self,
-        run: RunDir,
-        metrics: Metrics,
-        checkpointer: Checkpointer,
-        state: TrainState,
-        *,
-        meta: Mapping[str, Any],
-        save_every_s: float,
-        charts: bool,
+        self, setup: Setup, checkpointer: Checkpointer, notes: Sequence[str], listen: Listen | None
     ) -> None:
-        self._run = run
-        self._metrics = metrics
-        self._checkpointer = checkpointer
-        self._state = state
-        self._meta = meta
-        self._save_every_s = save_every_s
-        self._charts = charts
+        cfg, state, train = setup.cfg, setup.state, setup.splits["train"]
+        self._run, self._checkpointer, self._state = setup.run, checkpointer, state
+        self._metrics = Metrics(
+            setup.run,
+            from_step=state.step,
+            total_steps=setup.total_steps,
+            steps_per_epoch=setup.steps_per_epoch,
+            epochs=cfg.epochs or setup.total_steps / setup.steps_per_epoch,
+            num_workers=setup.parallel.num_replicas,
+            class_names=train.class_names,
+            tensorboard=cfg.report.tensorboard,
+            listen=listen,
+        )
+        if state.step == 0:
+            self._metrics.hyperparameters(config_file.flat(cfg))
+        for note in notes:
+            self._metrics.note(note)
+        self._meta = {"versions": agreement.versions(cfg), "precision": setup.precision}
+        self._save_every_s = cfg.checkpoint.every_s
+        self._charts = cfg.report.tensorboard and train.num_classes <= MAX_CHARTS
         self._last_save = self._began = time.monotonic()
         self._saved_step: int | None = state.step or None
         self._announced: int | None = checkpointer.last_checkpoint
