@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -152,6 +152,6 @@ def _trackers(run: RunDir) -> tuple[str, ...]:
     return config_file.load(run.config_file, imports=False).report.track
 
 
-def _be_quiet(environment: Mapping[str, str] = _QUIET) -> None:
-    for name, value in environment.items():
+def _be_quiet() -> None:
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

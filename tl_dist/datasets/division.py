@@ -87,11 +87,11 @@ def division(
     return {"digest": _digest(content), **content}
 
 
-def manifest_of_folds(pool: Source, fold: NDArray[np.int64], *, group: str | None = None) -> dict[str, Any]:
-    """A manifest of folds that are given, 0 and up; `group` as `division` has it."""
+def manifest_of_folds(pool: Source, fold: NDArray[np.int64]) -> dict[str, Any]:
+    """A manifest of folds that are given, 0 and up."""
     every = np.arange(pool.num_examples)
     folds = [_ids(pool, every[fold == k]) for k in range(int(fold.max()) + 1)]
-    content = {"schema": SCHEMA, "seed": 0, "group": group, "folds": folds}
+    content = {"schema": SCHEMA, "seed": 0, "group": None, "folds": folds}
     return {"digest": _digest(content), **content}
 
 

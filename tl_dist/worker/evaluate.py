@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,77 +25,76 @@ from tl_dist.worker.precise_statistics import PreciseStatistics
 from tl_dist.worker.setup import Setup, restore, take
 from tl_dist.worker.stage_input import StageInput, from_images
 
-EvaluateBatch = Callable[[Any], dict[str, Any]]
 
+class Evaluator:
+    """The compiled evaluation of a stage's model, by statistics that fit the weights; `tell`: see these."""
 
-def compiled_evaluation(setup: Setup, given: StageInput) -> EvaluateBatch:
-    """The evaluation step of a stage's model: `evaluation.evaluation_step`."""
-    return evaluation.evaluation_step(
-        given.model,
-        Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
-        setup.parallel,
-        global_batch=setup.cfg.evaluation_batch,
-        views=views_of(setup.cfg.evaluation.views),
-    )
-
-
-def evaluate(
-    setup: Setup,
-    given: StageInput,
-    split: str,
-    evaluate_batch: EvaluateBatch,
-    precise: PreciseStatistics,
-    temperature: float | None = None,
-) -> Evaluation | None:
-    """Figures over every example of a split, over all workers; None when asked to stop before the end.
-
-    They are those of the averaged weights where the run keeps an average, and of statistics that fit the weights.
-    `temperature`: that of a calibrated run, for what it changes.
-    """
-    source = setup.splits[split]
-    result = counted(setup, given, split, evaluate_batch, precise)
-    setup.beat(f"writing the figures of {split}", alone=True)
-    if result is None or not setup.is_first:
-        return result
-    failpoint("evaluation.figures")
-    return predictions.with_figures(
-        result,
-        setup.run.path,
-        step=setup.state.step,
-        ids=source.ids,
-        labels=source.labels,
-        class_names=source.class_names,
-        types=source.annotations.types,
-        temperature=temperature,
-    )
-
-
-def counted(
-    setup: Setup, given: StageInput, split: str, evaluate_batch: EvaluateBatch, precise: PreciseStatistics
-) -> Evaluation | None:
-    """What `evaluate` gives, with the logits and without the figures."""
-    source, parallel, batch = setup.splits[split], setup.parallel, setup.cfg.evaluation_batch
-    batches = pipeline.evaluation_batches(
-        given.read[split],
-        source.num_examples,
-        rows=rows_of(parallel.rank, parallel.world_size, batch),
-        global_batch=batch,
-        threads=setup.threads,
-    )
-    with (
-        setup.optimizer.averaged(given.stage.number),
-        precise.in_force(),
-        setup.examples.naming_bad(split, lambda: range(source.num_examples)),
-    ):
-        return evaluation.evaluate(
-            split,
-            source.num_examples,
-            -(-source.num_examples // batch),
-            parallel.feed(batches),
-            evaluate_batch,
-            parallel,
-            stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
+    def __init__(
+        self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None] = lambda record: None
+    ) -> None:
+        self._setup, self._given = setup, given
+        self.precise = PreciseStatistics(setup, given, tell)
+        self._evaluate_batch = evaluation.evaluation_step(
+            given.model,
+            Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
+            setup.parallel,
+            global_batch=setup.cfg.evaluation_batch,
+            views=views_of(setup.cfg.evaluation.views),
         )
+
+    @classmethod
+    def of_state(cls, setup: Setup) -> Evaluator:
+        """That of the weights that the state was set to: of the stage of its step, from images."""
+        return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
+
+    def evaluate(self, split: str, temperature: float | None = None) -> Evaluation | None:
+        """Figures over every example of a split, over all workers; None when asked to stop before the end.
+
+        They are those of the averaged weights where the run keeps an average. `temperature`: that of a calibrated run,
+        for what it changes.
+        """
+        setup, source = self._setup, self._setup.splits[split]
+        result = self.counted(split)
+        setup.beat(f"writing the figures of {split}", alone=True)
+        if result is None or not setup.is_first:
+            return result
+        failpoint("evaluation.figures")
+        return predictions.with_figures(
+            result,
+            setup.run.path,
+            step=setup.state.step,
+            ids=source.ids,
+            labels=source.labels,
+            class_names=source.class_names,
+            types=source.annotations.types,
+            temperature=temperature,
+        )
+
+    def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:
+        """What `evaluate` gives, with the logits and without the figures; `read` in place of what the stage reads."""
+        setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
+        batch = setup.cfg.evaluation_batch
+        batches = pipeline.evaluation_batches(
+            read or self._given.read[split],
+            source.num_examples,
+            rows=rows_of(parallel.rank, parallel.world_size, batch),
+            global_batch=batch,
+            threads=setup.threads,
+        )
+        with (
+            setup.optimizer.averaged(self._given.stage.number),
+            self.precise.in_force(),
+            setup.examples.naming_bad(split, lambda: range(source.num_examples)),
+        ):
+            return evaluation.evaluate(
+                split,
+                source.num_examples,
+                -(-source.num_examples // batch),
+                parallel.feed(batches),
+                self._evaluate_batch,
+                parallel,
+                stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
+            )
 
 
 def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
@@ -103,8 +102,7 @@ def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
     split_of(setup, split)
     saved = restored(setup, at)
     temperature = _temperature(setup, saved, setup.cfg.evaluation.views)
-    given, step, precise = of_state(setup)
-    return stopped_refused(evaluate(setup, given, split, step, precise, temperature))
+    return stopped_refused(Evaluator.of_state(setup).evaluate(split, temperature))
 
 
 def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
@@ -112,15 +110,8 @@ def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.flo
     split_of(setup, split)
     take(setup, saved)
     temperature = _temperature(setup, saved)
-    given, step, precise = of_state(setup)
-    result = stopped_refused(counted(setup, given, split, step, precise))
+    result = stopped_refused(Evaluator.of_state(setup).counted(split))
     return figures.Softmax(kept_logits(result, "compared"), temperature or 1.0)[:]
-
-
-def of_state(setup: Setup) -> tuple[StageInput, EvaluateBatch, PreciseStatistics]:
-    """What evaluates the weights that the state was set to: the stage of its step, its compiled step and statistics."""
-    given = from_images(setup, stages.at(setup.stages, setup.state.step))
-    return given, compiled_evaluation(setup, given), PreciseStatistics(setup, given, lambda record: None)
 
 
 def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:

@@ -34,13 +34,12 @@ def evaluate_corrupted(
         )
     corruptions.prepare(names)
     evaluate.restored(setup, at)
-    given, step, precise = evaluate.of_state(setup)
+    evaluator = evaluate.Evaluator.of_state(setup)
     plain = pipeline.plain(source, size, cfg.data.kept_fraction)
 
     def hits(read: Read) -> np.ndarray:
         """bool [examples] on rank 0."""
-        one = replace(given, read={split: in_views(read, cfg.evaluation.views)})
-        result = evaluate.stopped_refused(evaluate.counted(setup, one, split, step, precise))
+        result = evaluate.stopped_refused(evaluator.counted(split, in_views(read, cfg.evaluation.views)))
         if not setup.is_first:
             return np.zeros(source.num_examples, bool)
         logits = evaluate.kept_logits(result, "kept")

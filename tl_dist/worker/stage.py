@@ -18,9 +18,9 @@ from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
 from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, weight_checksums
-from tl_dist.worker import agreement, audit, evaluate
+from tl_dist.worker import agreement, audit
+from tl_dist.worker.evaluate import Evaluator
 from tl_dist.worker.model_selection import ModelSelection
-from tl_dist.worker.precise_statistics import PreciseStatistics
 from tl_dist.worker.profile import Profile
 from tl_dist.worker.rank_zero import Recorder
 from tl_dist.worker.setup import Setup, go_back
@@ -70,9 +70,9 @@ class StageTraining:
             clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
         )
         self._run_steps = train_chunk(step)
-        self._precise = PreciseStatistics(setup, given, recorder.tell)
         self._checksums = weight_checksums(setup.model, parallel)
-        self._evaluate_batch = evaluate.compiled_evaluation(setup, given)
+        self._evaluator = Evaluator(setup, given, recorder.tell)
+        self._precise = self._evaluator.precise
         self._profile = Profile(setup)
         self._skipped_in_a_row = 0
         self._evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
@@ -149,7 +149,7 @@ class StageTraining:
         """Figures of a whole split, written down once per step; False when asked to stop before the end."""
         if self._evaluated_at.get(split) == self._setup.state.step:
             return True
-        result = evaluate.evaluate(self._setup, self._given, split, self._evaluate_batch, self._precise)
+        result = self._evaluator.evaluate(split)
         if result is None:
             return False
         self._recorder.evaluated(result)
@@ -192,9 +192,7 @@ class StageTraining:
         """The figure of the averaged weights, with statistics of their own; None when asked to stop."""
         if self._given.model.statistics:
             self._precise.compute()
-        result = evaluate.evaluate(
-            self._setup, self._given, "validation", self._evaluate_batch, self._precise
-        )
+        result = self._evaluator.evaluate("validation")
         self._evaluated_at.pop("validation", None)  # what was predicted is no longer what that step predicts
         return None if result is None else self._selection.value_of(result)
 
