@@ -215,7 +215,7 @@ def template_text() -> str:
 def rank_commands(options: SubmitOptions, run_dir: Path) -> tuple[str, ...]:
     """One line for each rank: where it will run and what. The nodes have no names yet."""
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
-    command = shlex.join(_step_command(options, run_dir)[-len(worker_argv(run_dir)) :])
+    command = shlex.join(worker_argv(run_dir))
     return tuple(
         f"rank {slot.rank}, {slot.host}, local rank {slot.local_rank}: {command}" for slot in slots_of(plan)
     )
