@@ -51,9 +51,8 @@ def join(
         sys.exit(ExitCode.DONE)
     if rank == 0 and cfg.report.track:
         until, held = os.pipe()
-        os.set_inheritable(
-            held, True
-        )  # by the worker that this process becomes; its end is the end of the pipe
+        # Inherited by the worker that this process becomes; its end is the end of the pipe.
+        os.set_inheritable(held, True)
         start(run, until)
         os.close(until)
     (become or become_worker)(run.path)

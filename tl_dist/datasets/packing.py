@@ -95,9 +95,8 @@ def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
     """The first command says what is packed there; all others must say the same."""
     facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
     if options["size"]:
-        facts["decoding"] = (
-            VERSION  # of the images that are scaled; all others are decoded when they are read
-        )
+        # Of the images that are scaled; all others are decoded when they are read.
+        facts["decoding"] = VERSION
     if digests := {name: d for name, source in splits.items() if (d := source.annotations.digest)}:
         facts["annotations"] = digests
     job = directory / "job.json"

@@ -55,10 +55,8 @@ def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str,
     """Refuse (73) to take the place of anything but a file that this command made before, as `is_ours` can tell."""
     if not os.path.lexists(path):
         return
-    with (
-        suppress(Exception),
-        open(open_regular(path), "rb") as file,
-    ):  # a damaged file can raise nearly anything
+    # A damaged file can raise nearly anything.
+    with suppress(Exception), open(open_regular(path), "rb") as file:
         if is_ours(file):
             return
     raise Refusal(

@@ -25,9 +25,8 @@ _SECRET_NAME = re.compile(
     r"|(?<!BY)(?<!COM)PASS(?![A-Z])|AUTH(?:2|KEY)?(?![A-Z])|(?<![A-Z])(?:PAT|DSN)(?![A-Z])",
     re.IGNORECASE,
 )
-_SECRET_VALUE = re.compile(
-    r"://[^/\s:@]*:[^/\s@]+@"
-)  # a password in an address, as of a proxy or a package index
+# A password in an address, as of a proxy or a package index.
+_SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

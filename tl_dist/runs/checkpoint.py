@@ -58,9 +58,8 @@ class Checkpointer:
         self._last_failure = ""
         self._lost = False
         self._diverged = ""
-        self._missing: int | None = (
-            None  # a step that later checkpoints would need, and that could not be saved
-        )
+        # A step that later checkpoints would need, and that could not be saved.
+        self._missing: int | None = None
         self._messages: deque[str] = deque()
         self._thread: threading.Thread | None = None
         self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
@@ -202,9 +201,8 @@ class Checkpointer:
             if not self._owned():
                 raise _LostLock
             failpoint("checkpoint.before_rename", temporary)
-            if replaced and os.path.samestat(
-                replaced, os.lstat(final)
-            ):  # not what a new owner put there since
+            # Never what a new owner has put there since.
+            if replaced and os.path.samestat(replaced, os.lstat(final)):
                 self._discard(final)
             os.rename(temporary, final)
             failpoint("checkpoint.after_rename", final)
@@ -257,9 +255,8 @@ class Checkpointer:
         try:
             for path in children(self._directory):
                 if path.name.startswith(_TEMPORARY):
-                    with suppress(
-                        FileNotFoundError
-                    ):  # its writer has renamed it: a checkpoint like any other
+                    # Where its writer has renamed it, it is a checkpoint like any other.
+                    with suppress(FileNotFoundError):
                         os.rename(path, self._unique(_TRASH, path.name))
         except OSError as error:
             raise Refusal(

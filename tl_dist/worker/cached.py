@@ -274,9 +274,8 @@ def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
     Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result. False, and nothing is
     changed, when asked to stop before the end.
     """
-    setup.beat(
-        "fitting the classifier", alone=True
-    )  # the only one, as the other workers have no more of them
+    # The only beat: the other workers have no more of them.
+    setup.beat("fitting the classifier", alone=True)
     stopped = False
     if setup.is_first:
         began = time.monotonic()

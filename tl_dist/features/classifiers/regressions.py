@@ -196,9 +196,8 @@ class Problems:
         spread = probabilities * (1 - probabilities) * self.share[:, :, None]
         curvature = np.maximum(spread.sum(axis=0, dtype=np.float64).reshape(-1), CURVATURE)
         variances, axes = self._principal_axes() or (np.ones(1), None)
-        variances = np.maximum(
-            variances, CURVATURE * variances[-1]
-        )  # where l2 is 0, all that is known of the others
+        # Where l2 is 0, all that is known of the others.
+        variances = np.maximum(variances, CURVATURE * variances[-1])
         along = 1 / (np.outer(variances, curvature) + l2)
 
         def apply(flat: NDArray[Any]) -> NDArray[Any]:

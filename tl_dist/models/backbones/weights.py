@@ -133,9 +133,8 @@ class _Request:
     backbone: Backbone
     sha256: str | None
     cache: Path
-    version: tuple[
-        int | str, ...
-    ] = ()  # changes when the file does, or the code of a backbone of another package
+    version: tuple[int | str, ...] = ()
+    """changes when the file does, or the code of a backbone of another package"""
 
     @property
     def directory(self) -> Path:

@@ -21,9 +21,8 @@ def opened(to: str, file: Path, *, threads: int) -> Predict:
 def _saved_model(file: Path, threads: int) -> Predict:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(
-        str(file)
-    )  # kept by what is returned: a signature alone does not keep its weights
+    # Kept by what is returned: a signature alone does not keep its weights.
+    loaded = tf.saved_model.load(str(file))
     return lambda images: np.asarray(
         loaded.signatures["serving_default"](images=tf.constant(images))["probabilities"]
     )

@@ -35,9 +35,8 @@ def write(
         _name_classes_in_onnx(target, class_names)
     else:
         model.export(str(target), format="litert", verbose=False, **_reduced(numbers))
-        with zipfile.ZipFile(
-            target, "a"
-        ) as labels:  # as TensorFlow Lite's metadata has them: `unzip` shows them
+        # As TensorFlow Lite's metadata has them: `unzip` shows them.
+        with zipfile.ZipFile(target, "a") as labels:
             labels.writestr("labels.txt", "\n".join(class_names) + "\n")
 
 
