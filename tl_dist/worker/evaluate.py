@@ -27,7 +27,7 @@ from tl_dist.worker.stage_input import StageInput, from_images
 
 
 class Evaluator:
-    """The compiled evaluation of a stage's model, by statistics that fit the weights; `tell`: see these."""
+    """The evaluation of a stage's model, compiled once. `tell` is that of `PreciseStatistics`: of batch norm."""
 
     def __init__(
         self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None] = lambda record: None
