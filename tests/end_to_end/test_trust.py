@@ -235,3 +235,6 @@ def test_each_group_is_left_out_once(workspace: Workspace) -> None:
     with np.load("runs/sites-cv-by-camera/predictions/out_of_fold.npz") as kept:
         camera = {line.split(",")[0]: line.split(",")[3] for line in text[1:]}
         assert [camera[name] for name in kept["ids"]] == ["AB"[k] for k in kept["fold"][0]]
+    with pytest.raises(Refusal, match="is a cross-validation, which keeps no model") as caught:
+        tl.Run("runs/sites-cv-by-camera").predict("000.png")
+    assert caught.value.code == ExitCode.USAGE

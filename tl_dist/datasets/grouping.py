@@ -46,12 +46,22 @@ def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
 
 
 def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]]:
-    """The fold of each example where every group is one, and the names of the groups. Refuses (65) one group alone."""
+    """The fold of each example where every group is one, and the names of the groups.
+
+    Refuses (65) one group alone, and groups that hold all of their classes, which training would then not have seen.
+    """
     ((_, of),) = named(source, [by]).items()
     names, fold = np.unique(np.asarray(of, np.str_), return_inverse=True)
     if len(names) < 2:
         raise Refusal(
             f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out.",
+            fix="group them by something else with --by, or use --folds.",
+            code=ExitCode.DATA,
+        )
+    pairs = set(zip(source.labels.tolist(), fold.tolist(), strict=True))
+    if len(pairs) == len(np.unique(source.labels)):
+        raise Refusal(
+            "each class is in one group alone: a model of the others has never seen it.",
             fix="group them by something else with --by, or use --folds.",
             code=ExitCode.DATA,
         )

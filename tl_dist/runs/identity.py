@@ -10,8 +10,14 @@ from tl_dist.runs.directory import UNWRITTEN, RunDir
 
 
 def identity_of(run: RunDir) -> dict[str, Any]:
-    """What the workers of the run have agreed on; refuses (64) a run that has not begun."""
+    """What the workers of the run have agreed on; refuses (64) a run that has not begun, or that has no model."""
     identity = run.read_identity()
+    if "cross_validation" in (run.done or {}):
+        raise Refusal(
+            f"{run.path} is a cross-validation, which keeps no model.",
+            fix="train the config on all training examples: tl-dist train CONFIG.",
+            code=ExitCode.USAGE,
+        )
     if identity is None:
         raise Refusal(
             f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE

@@ -17,6 +17,7 @@ from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_format import Checkpoint
+from tl_dist.runs.identity import identity_of
 from tl_dist.scores import calibration, figures, predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training import evaluation
@@ -146,6 +147,7 @@ def restored(setup: Setup, at: str) -> Checkpoint:
     """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuses (64) a run that has none."""
     saved = restore(setup, lambda text: None, at)
     if saved is None:
+        identity_of(setup.run)  # a cross-validation will never have one
         raise Refusal(
             f"{setup.run.path} has no checkpoint to evaluate.",
             fix="train it first: tl-dist train CONFIG.",

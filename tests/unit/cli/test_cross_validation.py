@@ -60,6 +60,8 @@ def test_what_has_no_such_groups_is_refused(request_: Request) -> None:
         _folds_by_group(request_, request_.load(), "x", "kamera")
     with pytest.raises(Refusal, match=r"all 48 examples are of one group, '\.png'"):
         _folds_by_group(request_, request_.load(), "x", r"\.png")
+    with pytest.raises(Refusal, match="each class is in one group alone"):
+        _folds_by_group(request_, request_.load(), "x", "label")
 
 
 @pytest.mark.parametrize("official", [False, True])
