@@ -60,9 +60,9 @@ def test_many_resumptions_are_read_in_no_time(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     count = 20_000
     path.write_text(lines_of(*({"event": "resumed", "step": step} for step in range(count))))
-    began = time.monotonic()
+    began = time.process_time()
     assert len(list(records(path))) == count
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 HOSTILE = [
