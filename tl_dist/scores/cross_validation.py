@@ -97,9 +97,9 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
-    of_all = {key: mean_of(flat, key) for key in flat[0] if key not in ("accuracy", "interval")}
+    of_all = {key: mean_of(flat, key) for key in flat[0]}
     if found.held_out is not None:
-        of_all = {key: figures.figures(found.labels, found.probabilities[0])[key] for key in of_all}
+        of_all = figures.figures(found.labels, found.probabilities[0])
         kind, names = found.held_out
         of = [names[k] for k in found.fold[0]]
         more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0])}
@@ -112,7 +112,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), num_folds),
         "fold_accuracies": accuracies,
         "seed_accuracies": right.mean(axis=1).tolist(),
-        "figures": of_all,
+        "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
         "groups": {
             str(name): {
                 "num_examples": int((found.types == name).sum()),

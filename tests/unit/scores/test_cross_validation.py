@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import log_loss
 
 from tl_dist.config import DataConfig
@@ -111,6 +113,11 @@ def test_the_summary_counts_folds_seeds_and_groups(tmp_path: Path) -> None:
     assert result["figures"]["log_loss"] == pytest.approx(np.mean([log_loss(*fold) for fold in told]))
     # Of two folds each test part is as large as the training part.
     assert result["interval"] == [0.0, 1.0]
+    many = replace(
+        found(), fold=np.tile(found().fold, (20, 1)), probabilities=np.tile(found().probabilities, (20, 1, 1))
+    )
+    half = stats.t.ppf(0.975, 79) * np.std([1.0, 0.5, 1.0, 1.0] * 20, ddof=1) * np.sqrt(1 / 80 + 1)
+    assert cross_validation.summary(many)["interval"] == pytest.approx([0.875 - half, 1.0])
     assert result["groups"] == {
         "mono": {"num_examples": 2, "accuracy": 0.75},
         "poly": {"num_examples": 2, "accuracy": 1.0},
