@@ -128,11 +128,15 @@ def quality(labels: NDArray[np.int32], logits: NDArray[np.float32], temperature:
 
 
 def before_and_after(
-    labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float
+    labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float, num_fitted: int = 0
 ) -> dict[str, Any]:
-    """`quality` of a split as the network gives it, and calibrated; the temperature may not be fitted on it."""
+    """`quality` of a split as the network gives it, and calibrated.
+
+    To `num_fitted` of its examples the temperature was fitted: whoever shows this says so.
+    """
     return {
         "temperature": temperature,
+        "num_fitted": num_fitted,
         "before": quality(labels, logits, 1.0),
         "after": quality(labels, logits, temperature),
     }

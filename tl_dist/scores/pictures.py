@@ -66,7 +66,8 @@ def reliability_picture(found: Mapping[str, Any]) -> bytes:
     figure = Figure(figsize=(4.6, 4.4), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
-    names = {"before": "as trained", "after": f"temperature {found['temperature']:.2f}"}
+    fitted = ", fitted to these images" if found["num_fitted"] else ""
+    names = {"before": "as trained", "after": f"temperature {found['temperature']:.2f}{fitted}"}
     for (key, name), marker in zip(names.items(), "os", strict=True):
         bins = found[key]["bins"]
         sizes = [8 + 160 * one["num_examples"] / sum(b["num_examples"] for b in bins) for one in bins]

@@ -113,12 +113,14 @@ def with_figures(
     class_names: Sequence[str],
     types: Sequence[str] = (),
     temperature: float | None = None,
+    num_fitted: int = 0,
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
     For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. With the
-    `temperature` of a calibrated run it is also said what that changes; what is kept is what the network said. The
-    logits are used up: as float32 probabilities they would be as large again.
+    `temperature` of a calibrated run, fitted to its validation split and so to `num_fitted` examples of another data
+    set, it is also said what that changes; what is kept is what the network said. The logits are used up: as float32
+    probabilities they would be as large again.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -135,7 +137,8 @@ def with_figures(
             found["threshold"] = threshold
             found["accuracy_at_threshold"] = figures.accuracy_at(labels, probabilities, threshold)
     if temperature is not None:
-        found["calibration"] = calibration.before_and_after(labels, result.logits, temperature)
+        fitted = len(labels) if result.split == "validation" else num_fitted
+        found["calibration"] = calibration.before_and_after(labels, result.logits, temperature, fitted)
     save(
         file_of(run, result.split),
         ids=np.array(ids),

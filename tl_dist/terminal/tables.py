@@ -82,7 +82,9 @@ def calibration_line(found: Mapping[str, Any]) -> str:
         for key, name in names.items()
         if found["before"][key] is not None
     ]
-    return f"calibrated, temperature {found['temperature']:.3f}: {', '.join(changes)}"
+    fitted = found.get("num_fitted", 0)  # which older records do not have
+    flatters = f" (fitted to {fitted:,} of these very images: it flatters)" if fitted else ""
+    return f"calibrated, temperature {found['temperature']:.3f}: {', '.join(changes)}{flatters}"
 
 
 def _show_classes(record: Record, console: Console) -> None:
