@@ -34,7 +34,7 @@ optimizer: {name: adam, learning_rate: 0.01}
 evaluation: {batch: 7}
 """
 )
-COMPUTED = "classifier: {name: logistic}\nsource: {run: runs/one}"
+COMPUTED = "classifier: {name: logistic}\nsource: {run: runs/elsewhere}"
 CLASSES = ("dark", "light", "red")
 
 
@@ -226,10 +226,20 @@ def test_a_checkpoint_that_was_not_calibrated_has_its_own_probabilities(workspac
 
 def test_each_group_is_left_out_once(workspace: Workspace) -> None:
     text = (workspace.directory / "table.csv").read_text().splitlines()
+    # Of pictures of its own: the backbone of runs/one has been trained on some of every group.
+    rows = ["path,label"]
+    for k in range(60):
+        write(workspace.directory / f"elsewhere{k}.png", 1000 + k, CLASSES[k % 3])
+        rows.append(f"elsewhere{k}.png,{CLASSES[k % 3]}")
+    Path("elsewhere.csv").write_text("\n".join(rows) + "\n")
+    workspace.train_here("elsewhere", "data.path=elsewhere.csv", "steps=20")
     config = CONFIG.replace("steps: 60\n", "").replace(
         "optimizer: {name: adam, learning_rate: 0.01}", COMPUTED
     )
     Path("sites.yaml").write_text(config.replace(", train_from: all", ""))
+    leaking = ("--by", "camera", "source.run=runs/one")
+    said = tl_dist(workspace, "cv", "sites.yaml", *leaking, expect=ExitCode.USAGE)
+    assert "runs/one has seen 60 of the 180 held-out images" in said
     said = tl_dist(workspace, "cv", "sites.yaml", "--by", "camera")
     assert "each camera held out once" in said and "worst camera: " in said
     with np.load("runs/sites-cv-by-camera/predictions/out_of_fold.npz") as kept:

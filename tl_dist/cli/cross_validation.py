@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tl_dist.cli.tasks import run_shown
 from tl_dist.cli.train import Request, after_source_task, open_run, train_config, with_workers
 from tl_dist.config import Config
+from tl_dist.datasets import seen
 from tl_dist.datasets.division import manifest_of_folds, open_splits
 from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.features.classifiers import selection
@@ -35,12 +36,7 @@ def cross_validate(request: Request, folds: int, seeds: int, console: Console, b
     `datasets.grouping.named` has it; their run is NAME-cv-by-BY.
     """
     cfg = request.load()
-    if cfg.distill is not None:
-        raise Refusal(
-            "distill.teacher has been trained on examples that some of the folds hold out.",
-            fix="remove 'distill', or train each fold by itself (data.folds, data.fold) with a teacher of its own.",
-            code=ExitCode.USAGE,
-        )
+    seen.flattered(cfg, request.runs, "cv")
     name = cross_validation.name_of(cfg.name, by)
     if cfg.classifier.computed:
         found = _on_features(request, name, folds, seeds, console, by)

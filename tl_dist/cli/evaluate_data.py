@@ -46,6 +46,8 @@ def evaluate_data(
 
 def show_matching(data: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """What of the data set was evaluated, and what not."""
+    if data["seen"]:
+        say(f"the run has seen {data['seen']:,} of these images with their labels: the figures flatter")
     if data["unknown"]:
         counts = [f"{name} ({number:,})" for name, number in data["unknown"].items()]
         say(f"left out, since the run does not know these classes: {_few(counts)}")

@@ -18,6 +18,7 @@ from tl_dist.cli.tasks import run_shown
 from tl_dist.cli.train import Request
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
+from tl_dist.datasets import seen
 from tl_dist.datasets.division import open_splits
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, write_output
@@ -63,6 +64,7 @@ def rank(
         )
     rows = []
     for one in every:
+        seen.flattered(one.features, request.runs, "rank", splits)
         wanted = {"version": VERSION, "images": min(images, len(labels)), "data": splits["train"].fingerprint}
         wanted |= _code_of(one)
         rows.append(

@@ -22,6 +22,7 @@ from tl_dist.report.examples import MAX_SUSPECTS, Examples, examples_of
 from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts, gather
 from tl_dist.report.page import MARK, require_jinja2
 from tl_dist.report.pictures import HEAT_SIDE, address_of, thumbnails
+from tl_dist.runs.records import flattered
 from tl_dist.scores import explanations
 
 _TWINS_SHOWN = 24
@@ -78,7 +79,8 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
 
 
 def _comparison(facts: Sequence[Facts], say: Callable[[str], None]) -> bytes:
-    compared, notes = comparison.compare(facts), list[str]()
+    compared = comparison.compare(facts)
+    notes = [f"{one.run.name}: {text}." for one in facts for text in flattered(one.run.path)]
     splits = _opened(facts[0], notes)
     say("reading images")
     return comparison.page(compared, _pictures(splits, compared.shown()), notes)

@@ -54,7 +54,7 @@ def evaluate(
     """Evaluate a checkpoint of a run."""
     from tl_dist.cli.evaluate import evaluate as evaluate_run
     from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import relative, show_evaluation
+    from tl_dist.terminal.tables import relative, show_evaluation, show_flattered
 
     console = Console()
     how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
@@ -73,6 +73,7 @@ def evaluate(
     with console.busy(f"evaluating {run}"):
         record = evaluate_run(run, split or Split.TEST, how, by=groups, say=said)
     show_evaluation(record, console)
+    show_flattered(run, console)
     if "calibration" in record["figures"]:
         picture = run / "evaluations" / f"{record['split']}_reliability.png"
         console.say(f"reliability diagram: {relative(picture)}", style="dim")
@@ -301,11 +302,14 @@ def compare(
     from tl_dist.cli.compare import compare as compare_runs
     from tl_dist.cli.compare import show
     from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_flattered
 
+    console = Console()
+    for run in (first, second):
+        show_flattered(run, console, f"{run}: ")
     if corruptions:
-        console = Console()
         found = robustness.compare(first, second, split)
         robustness.show_compared(found, (str(first), str(second)), console.say)
         return ExitCode.DONE
-    show(compare_runs(first, second, split), (str(first), str(second)), Console())
+    show(compare_runs(first, second, split), (str(first), str(second)), console)
     return ExitCode.DONE

@@ -9,6 +9,7 @@ from tl_dist.cli.tasks import run_shown
 from tl_dist.cli.train import Request
 from tl_dist.config import file as config_file
 from tl_dist.config import yaml_text
+from tl_dist.datasets import seen
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
@@ -30,6 +31,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
             fix="write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'.",
             code=ExitCode.USAGE,
         )
+    seen.flattered(cfg, request.runs, "tune")
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
     run = run_shown(request, cfg, ("--tune", str(folds)), "tuning", console)
     found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))

@@ -178,6 +178,7 @@ def trajectory(cfg: Config) -> dict[str, Any]:
         del values["distill"]  # as above
     else:
         values["distill"]["teacher"] = "run"  # likewise
+        del values["distill"]["allow_seen"]  # which decides what is refused
     return values
 
 

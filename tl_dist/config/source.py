@@ -39,4 +39,6 @@ def of_source(cfg: Config) -> Config | None:
 
 def after_source(cfg: Config, run: Path) -> Config:
     """`cfg` once its source task has been trained in `run`."""
-    return cfg.model_copy(update={"source": SourceConfig(run=str(run.absolute()))})
+    allowed = cfg.source is not None and cfg.source.allow_seen
+    source = SourceConfig(run=str(run.absolute()), allow_seen=allowed)
+    return cfg.model_copy(update={"source": source})

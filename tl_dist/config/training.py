@@ -110,6 +110,8 @@ class DistillConfig(Section):
     """divides the logits of both: the higher, the more the small probabilities of the teacher count"""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
     """w of (1 - w) * cross-entropy + w * temperature^2 * divergence (Kullback-Leibler) from the teacher"""
+    allow_seen: bool = False
+    """as source.allow_seen, of the teacher"""
 
 
 class SourceConfig(Section):
@@ -119,6 +121,9 @@ class SourceConfig(Section):
     """directory of a run with the same backbone: its newest checkpoint, averaged weights where it kept them"""
     head: bool = False
     """carry the head over as well: of a run with the same classes and the same settings of the head"""
+    allow_seen: bool = False
+    """train although the source has seen images that are held out here, labels and all: their figures flatter, and say
+    so. Without it such a run is refused; cv and tune refuse it in any case"""
     refit: bool = False
     """with model.prune: before the first step each layer that reads fewer channels is fitted by least squares to what
     the source's says of training images (He et al., arXiv 1707.06168)"""

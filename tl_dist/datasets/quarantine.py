@@ -71,7 +71,7 @@ def screen(
     if not files:
         return Screened([], frozenset())
     refuse_unsafe(cache, links=True)
-    stamp, changed = _stamp(files, rank, world_size)
+    stamp, changed = stamp_of(files, rank, world_size)
     stamps, everyones = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
     if changed := next(filter(None, everyones), ""):
         raise Changed(
@@ -191,7 +191,7 @@ def _share(source: Source, rank: int, world_size: int) -> range:
     return range(num * rank // world_size, num * (rank + 1) // world_size)
 
 
-def _stamp(files: Splits, rank: int, world_size: int) -> tuple[int, str]:
+def stamp_of(files: Splits, rank: int, world_size: int) -> tuple[int, str]:
     """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it.
 
     And a file whose size is not that of its source, where there is one.

@@ -15,6 +15,7 @@ from tl_dist.report.examples import Examples, pairs
 from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts
 from tl_dist.report.page import percent
 from tl_dist.report.technical import duration, workers_of
+from tl_dist.runs.records import flattered
 from tl_dist.scores import cross_validation, figures
 
 _NAMES = {
@@ -91,6 +92,7 @@ def _findings(
     notes: Sequence[str],
 ) -> Iterator[Finding]:
     facts = examples.facts
+    yield from (Finding("check", f"{text}.") for text in flattered(facts.run.path))
     yield from (Finding("note", text) for text in notes)
     if not facts.done:
         yield Finding("check", "The run has not ended: these are figures of its last evaluation.")

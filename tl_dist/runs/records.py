@@ -70,6 +70,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
+def flattered(run: Path) -> list[str]:
+    """What is to be said wherever figures of a run are shown: why they are too good, each reason once."""
+    found = records(run / "metrics.jsonl")
+    return list(dict.fromkeys(str(one.get("text")) for one in found if one.get("flattered") is True))
+
+
 def append_to(path: Path) -> TextIO:
     """The file, for more records, each written out at the end of its line. One that a kill has torn is ended first."""
     torn = False

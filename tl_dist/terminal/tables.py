@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.records import records
+from tl_dist.runs.records import flattered, records
 from tl_dist.runs.table import RunSummary
 from tl_dist.scores import figures, groups
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
@@ -36,9 +36,16 @@ def show_end(run: RunDir, console: Console) -> None:
         except _DAMAGED as error:
             damage = f"its last evaluation is damaged ({reason(error)})"
             console.say(f"{run.metrics_file}: {damage}", style="yellow")
+    show_flattered(run.path, console)
     console.say(f"run directory: {relative(run.path)}")
     if any(run.tensorboard.glob("*tfevents*")):
         console.say(f"tensorboard --logdir {shlex.quote(relative(run.tensorboard))}")
+
+
+def show_flattered(run: Path, console: Console, name: str = "") -> None:
+    """Why figures of the run are too good, each behind `name`; nothing where they are not."""
+    for text in flattered(run):
+        console.say(f"{name}{text}", style="yellow")
 
 
 def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:

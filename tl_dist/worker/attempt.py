@@ -14,6 +14,7 @@ from functools import partial
 from tl_dist.config import batch_norm, registry
 from tl_dist.config.stages import Stage
 from tl_dist.data.order import batch_deviation
+from tl_dist.datasets import seen
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
@@ -38,8 +39,11 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
         held.callback(setup.run.beats.space, 0.0)  # the last word of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
+        flattered = _flattered(setup)
         teacher = teaching.loaded(setup)
         agreement.prove(setup, None if teacher is None else teacher.sha256)
+        if setup.is_first:
+            seen.record(setup.run, setup.cfg, setup.examples.opened)
         notes = _notes(setup, teacher)
         if checkpointer is not None:
             restored = restore(setup, notes.append)
@@ -47,6 +51,8 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
                 checkpointer.resume_from(restored.step)
         _same_state(setup)
         recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
+        for text in flattered:
+            recorder.tell({"event": "note", "text": text, "flattered": True})
         finished = all(_train_stage(setup, stage, teacher, recorder) for stage in setup.stages_left)
         setup.beat("saving", alone=True)
         recorder.save(wait=True)
@@ -103,6 +109,15 @@ def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: 
     return StageTraining(setup, given, recorder).run()
 
 
+def _flattered(setup: Setup) -> list[str]:
+    """What is to be said of held-out images that were seen before this run; it is refused before it begins."""
+    run, begun = setup.run, setup.run.read_identity() is not None
+    setup.beat("comparing with what its start has seen", alone=True)
+    if not setup.is_first:
+        return []
+    return seen.flattered(setup.cfg, run.path.parent, "train", setup.examples.opened, begun=begun)
+
+
 def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     """What rank 0 writes down before anything else."""
     notes, bad = [], setup.examples.bad
@@ -115,7 +130,7 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
     if setup.model.statistics and setup.cfg.model.batch_norm == "auto":
         notes.append(f"batch norm: {batch_norm.explained(setup.cfg)}")
     if teacher is not None:
-        notes.extend(teaching.notes(teacher, setup))
+        notes.append(teaching.note(teacher, setup.cfg))
     if setup.cfg.model.prune:
         network = setup.model.network
         whole = registry.backbone(setup.cfg.model.backbone).build(network.input_shape[1:])

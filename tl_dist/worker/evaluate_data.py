@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, decoded_by, pool_of, quarantine
+from tl_dist.datasets import Source, decoded_by, pool_of, quarantine, seen
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
 from tl_dist.datasets.files import unusable
@@ -47,21 +47,22 @@ def evaluate_data(
     known, unknown = matched(source, model.class_names, path)
     good, faults = readable(model, known, directory)
     refuse_beyond_budget(model, source, faults, path)
-    seen: list[NDArray[np.int64]] = []
+    counted: list[NDArray[np.int64]] = []
     sums = _Sums(len(model.class_names), good.num_examples)
     for found in predict(model, good):
         faults |= {good.ids[k]: reason for k, reason in found.faults.items()}
         if model.parallel.rank == 0 and not found.faults:
-            seen.append(found.examples)
+            counted.append(found.examples)
             sums.add(found.logits, good.labels[found.examples])
     refuse_beyond_budget(model, source, faults, path)
     if model.parallel.rank:
         return
-    if not seen:
+    if not counted:
         raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
-    evaluated = good.subset(np.concatenate(seen))
+    evaluated = good.subset(np.concatenate(counted))
     of = path.absolute().name if path.is_dir() else path.stem
     name = re.sub(r"[^\w.-]", "_", f"{of}-{part}-{source.fingerprint[:8]}")
+    own = seen.of_run(model.run, directory)
     result = predictions.with_figures(
         sums.evaluation(name),
         model.run.path,
@@ -71,8 +72,10 @@ def evaluate_data(
         class_names=model.class_names,
         types=evaluated.annotations.types,
         temperature=None if model.calibration is None else model.temperature,
+        num_fitted=seen.among(evaluated, directory, own.validation),
     )
     facts = {
+        "seen": seen.among(evaluated, directory, np.concatenate([own.trained, own.chosen])),
         "path": str(path),
         "split": part,
         "fingerprint": source.fingerprint,

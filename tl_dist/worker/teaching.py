@@ -99,17 +99,10 @@ def loaded(setup: Setup) -> Teacher | None:
     return teacher
 
 
-def notes(teacher: Teacher, setup: Setup) -> list[str]:
+def note(teacher: Teacher, cfg: Config) -> str:
     """What rank 0 writes down of a teacher."""
-    how = "in each step" if taught_in_steps(setup.cfg) else "from its kept outputs"
-    found = [f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"]
-    data = {name: source.fingerprint for name, source in setup.examples.opened.items()}
-    if identity_of(teacher.run).get("data") != data:
-        found.append(
-            "the teacher was trained on other data or on another division of it: perhaps on examples that are held out "
-            "here"
-        )
-    return found
+    how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
+    return f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"
 
 
 def by(

@@ -118,3 +118,15 @@ def test_only_a_run_of_the_same_backbone_with_a_commit_is_carried_over() -> None
     other = load(f"{SIMPLE}source: {{run: runs/earlier}}\n", "model.backbone=vgg16", "data.image_size=32")
     assert "trained tiny, but model.backbone is vgg16" in why(other)
     assert "the source task of 'trial' has not been trained" in why(load(SIMPLE + TASK))
+
+
+def test_what_may_have_been_seen_decides_no_weights_and_survives_the_source_task() -> None:
+    target = load(TARGET + TASK, "source.allow_seen=true")
+    after = config_source.after_source(target, Path("runs") / "trial-source")
+    assert after.source is not None and after.source.allow_seen
+    taught = [
+        load(SIMPLE, "model.train_from=all", "distill.teacher=runs/x", f"distill.allow_seen={word}")
+        for word in ("true", "false")
+    ]
+    first, second = map(config_file.trajectory, taught)
+    assert first == second and "allow_seen" not in first["distill"]  # as in runs that are older than the key
