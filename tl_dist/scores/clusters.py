@@ -62,7 +62,7 @@ def by_design_effect(of: Numbers) -> dict[str, str]:
     return {"interval_by": f"Wilson, by the design effect of {words(of)}"}
 
 
-def _sums(values: NDArray[Any], of: Numbers) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _sums(values: NDArray[Any], of: Numbers) -> tuple[NDArray[Any], NDArray[Any]]:
     """The examples of each group and the sum of their values."""
     found = np.unique(of, return_inverse=True)[1]
     return np.bincount(found), np.bincount(found, weights=values)
