@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import figures, predictions
+from tl_dist.scores import clusters, figures, predictions
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -27,7 +27,8 @@ def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
             fix="train both with the same data section (split_seed and fractions).",
             code=ExitCode.DATA,
         )
-    return figures.paired(a.labels[order_a], a.probabilities[order_a], b.probabilities[order_b])
+    groups = clusters.shared([(a.groups, order_a), (b.groups, order_b)])
+    return figures.paired(a.labels[order_a], a.probabilities[order_a], b.probabilities[order_b], groups)
 
 
 def show(found: dict[str, Any], names: tuple[str, str], console: Console) -> None:
@@ -36,8 +37,9 @@ def show(found: dict[str, Any], names: tuple[str, str], console: Console) -> Non
         console.say(f"{name}: accuracy {accuracy:.4f} of {found['num_examples']:,} examples")
     low, high = found["interval"]
     console.say(
-        f"difference {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap) | "
-        f"exact McNemar test p = {found['p_value']:.3g}",
+        f"difference {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} "
+        f"({found.get('interval_by', 'paired bootstrap')}) | "
+        f"{found.get('test', 'exact McNemar test')} p = {found['p_value']:.3g}",
         style="bold",
     )
     console.say(f"right in one alone: {found['only_first']:,} and {found['only_second']:,}")

@@ -70,7 +70,8 @@ def show(target: Path, report: dict[str, Any], console: Console) -> None:
         f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}"
     )
     console.say(
-        f"accuracy {second:.4f}, of the run {first:.4f} (exact McNemar test p = {report['paired']['p_value']:.3g})"
+        f"accuracy {second:.4f}, of the run {first:.4f} "
+        f"({report['paired'].get('test', 'exact McNemar test')} p = {report['paired']['p_value']:.3g})"
     )
     if "encoded" in report:
         own = report["encoded"]

@@ -26,7 +26,7 @@ from tl_dist.files.foreign import read_file
 from tl_dist.models.backbones import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import figures, predictions, ranking
+from tl_dist.scores import clusters, figures, predictions, ranking
 from tl_dist.terminal.tables import narrow_table, relative
 
 if TYPE_CHECKING:
@@ -163,7 +163,8 @@ def _resampled(runs: Sequence[Sequence[RunDir]]) -> NDArray[np.float64] | None:
     first = said[0][0] if said else None
     if first is None or not all(one and np.array_equal(one.ids, first.ids) for one in chain(*said)):
         return None
-    return ranking.resample([np.stack([_right(one) for one in those if one]) for those in said])
+    right = [np.stack([_right(one) for one in those if one]) for those in said]
+    return ranking.resample(right, clusters.numbers(first.groups))
 
 
 def _said(run: RunDir) -> predictions.Predictions | None:

@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl_dist.cli.arguments import Computation
 from tl_dist.cli.explain import ask
@@ -60,7 +62,7 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
 
 
 def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes:
-    examples, notes = examples_of(facts), list[str]()
+    notes = list[str]()
     if request.pictures:
         splits = _opened(facts, notes)
     else:
@@ -68,6 +70,9 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
         notes.append(
             f"The page was made without images: tl-dist report {facts.run.path} adds them, and heat maps."
         )
+    groups = _groups(facts.said.ids, splits) if not len(facts.said.groups) else facts.said.groups
+    facts = replace(facts, said=replace(facts.said, groups=groups))
+    examples = examples_of(facts)
     twins: Sequence[Twin] | None = None
     if splits:
         say("looking for near duplicates")
@@ -75,13 +80,15 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
         say("reading images")
         examples = replace(examples, images=_pictures(splits, _shown(examples, twins or ())))
         examples = replace(examples, heat=_heat(examples, splits, request, notes, say))
-    return single.page(examples, groups=_groups(facts, splits), twins=twins, notes=notes)
+    return single.page(examples, groups=groups.tolist(), twins=twins, notes=notes)
 
 
 def _comparison(facts: Sequence[Facts], say: Callable[[str], None]) -> bytes:
     compared = comparison.compare(facts)
     notes = [f"{one.run.name}: {text}." for one in facts for text in flattered(one.run.path)]
     splits = _opened(facts[0], notes)
+    if not len(compared.groups):
+        compared = replace(compared, groups=_groups(compared.ids, splits))
     say("reading images")
     return comparison.page(compared, _pictures(splits, compared.shown()), notes)
 
@@ -123,13 +130,13 @@ def _pictures(splits: Splits, ids: Sequence[str]) -> Mapping[str, str]:
     return found
 
 
-def _groups(facts: Facts, splits: Splits) -> list[str] | None:
-    """The group of each example that was predicted; None where the data set has none."""
+def _groups(ids: NDArray[Any], splits: Splits) -> NDArray[Any]:
+    """The group of each example by the data set, for older predictions; empty where it has none."""
     known: dict[str, str] = {}
     for source in splits.values():
         known |= dict(zip(source.ids, source.annotations.groups or (), strict=False))
-    ids = facts.said.ids.tolist()
-    return [known[name] for name in ids] if known and known.keys() >= set(ids) else None
+    whole = bool(known) and known.keys() >= set(ids.tolist())
+    return np.array([known[name] for name in ids.tolist()] if whole else [], np.str_)
 
 
 def _heat(

@@ -72,8 +72,9 @@ def show_compared(found: Mapping[str, Any], names: tuple[str, str], say: Callabl
         say(f"{name}: error {errors[0]:.4f} and {errors[1]:.4f}, ratio {shown}")
     if found["mce"] is not None:
         say(f"mean corruption error of {names[1]} relative to {names[0]}: {found['mce']:.4f}")
-    low, high = found["interval"]
-    say(
-        f"difference of the mean error {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} "
-        f"(paired bootstrap over {found['num_examples']:,} examples)"
-    )
+    if found["difference"] is not None:
+        low, high = found["interval"]
+        by = found.get("interval_by", f"paired bootstrap over {found['num_examples']:,} examples")
+        say(
+            f"difference of the mean error {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} ({by})"
+        )

@@ -148,6 +148,15 @@ def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str
     return {"train": train, "test": folds[data.fold]}
 
 
+def groups_of(source: Source, data: DataConfig) -> Sequence[str]:
+    """The group of each example of a split by what the data were divided: that of its manifest, or the data set's own.
+
+    Empty where nothing groups them.
+    """
+    group = None if data.split is None else read_manifest(Path(data.split)).get("group")
+    return group_names(source, group) or ()
+
+
 def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
     """The group of each example by the `group` of `division`; None where nothing groups them."""
     if group is None:

@@ -15,7 +15,7 @@ from tl_dist.report.facts import Facts, same_examples
 from tl_dist.report.page import NOT_DEFINED, Section, percent, render
 from tl_dist.report.technical import learning_charts
 from tl_dist.runs.differences import differences
-from tl_dist.scores import figures
+from tl_dist.scores import clusters, figures
 
 MAX_PICTURES = 600
 _ALPHA = 0.05
@@ -31,6 +31,8 @@ class Compared:
     labels: NDArray[np.int32]
     probabilities: Sequence[NDArray[np.float64]]
     """of each run [examples, classes]"""
+    groups: clusters.Groups = ()
+    """of the examples, where they have any"""
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -62,7 +64,8 @@ def compare(runs: Sequence[Facts]) -> Compared:
     parts = [
         facts.said.probabilities[order].astype(np.float64) for facts, order in zip(runs, orders, strict=True)
     ]
-    return Compared(runs, first.ids[orders[0]], first.labels[orders[0]], parts)
+    groups = clusters.shared(zip((facts.said.groups for facts in runs), orders, strict=True))
+    return Compared(runs, first.ids[orders[0]], first.labels[orders[0]], parts, groups)
 
 
 def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) -> bytes:
@@ -84,7 +87,7 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
 def _verdict(compared: Compared, tests: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     rows = []
     for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True):
-        found = figures.figures(compared.labels, probabilities)
+        found = figures.figures(compared.labels, probabilities, compared.groups)
         more = [NOT_DEFINED if found.get(key) is None else f"{found[key]:.3f}" for key in _MORE]
         row = {key: found[key] for key in ("accuracy", "interval")}
         rows.append({"name": facts.run.name, **row, "more": more})
@@ -112,7 +115,7 @@ def _tests(compared: Compared) -> dict[str, Any]:
     """Each run against the first, on the same examples."""
     names = [facts.run.name for facts in compared.runs]
     found = [
-        figures.paired(compared.labels, compared.probabilities[0], other)
+        figures.paired(compared.labels, compared.probabilities[0], other, compared.groups)
         for other in compared.probabilities[1:]
     ]
     corrected = figures.holm([one["p_value"] for one in found])
@@ -133,9 +136,9 @@ def _tests(compared: Compared) -> dict[str, Any]:
     ]
     sentence = (
         f"Each run against “{names[0]}” on the same {len(compared.labels):,} images. Only those count that one has "
-        "right and the other not. Intervals: paired bootstrap, 95 %."
+        f"right and the other not. Intervals: {found[0].get('interval_by', 'paired bootstrap')}, 95 %."
     )
-    return {"sentence": sentence, "rows": rows}
+    return {"sentence": sentence, "rows": rows, "test": found[0].get("test", "McNemar")}
 
 
 def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

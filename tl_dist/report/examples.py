@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tl_dist.refusal import shortened
 from tl_dist.report.facts import Facts, in_mean
 from tl_dist.report.page import percent
-from tl_dist.scores import figures
+from tl_dist.scores import clusters, figures
 from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
 
@@ -201,6 +201,8 @@ def pairs(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any
 def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[str, Any]]:
     """Recall, precision and F1 of each class; accuracy of each type and group, the worst first."""
     names, said = examples.facts.class_names, examples.facts.said
+    hits, of = examples.predicted == said.labels, clusters.numbers(said.groups)
+    intervals = clusters.of_classes(said.labels, hits, of, len(names))
     rows = [
         {
             "name": name,
@@ -209,25 +211,30 @@ def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[
             "interval": one["interval"],
             "more": [one["precision"], one["f1"]],
         }
-        for name, one in zip(names, figures.by_class(examples.confusion), strict=True)
+        for name, one in zip(names, figures.by_class(examples.confusion, intervals), strict=True)
     ]
     tables = [
         {
             "title": "", "caption": "By class", "first": "class", "share": "recall", "more": ["precision", "F1"],
-            "rows": rows, "note": "",
+            "rows": rows, "note": _by_groups(of),
         }
     ]  # fmt: skip
-    hits = examples.predicted == said.labels
     for title, of_each in (("type", said.types.tolist()), ("group", list(groups or ()))):
         if len(set(of_each)) > 1:
-            tables.append(_by(title, of_each, hits))
+            tables.append(_by(title, of_each, hits, clusters.beside(of_each, said.groups.tolist())))
     return tables
+
+
+def _by_groups(of: NDArray[np.int64] | None) -> str:
+    return "" if of is None else f"Intervals: {clusters.by_design_effect(of)['interval_by']}."
 
 
 _MAX_GROUPS = 30
 
 
-def _by(title: str, of_each: Sequence[str], hits: NDArray[np.bool_]) -> dict[str, Any]:
+def _by(
+    title: str, of_each: Sequence[str], hits: NDArray[np.bool_], of: NDArray[np.int64] | None
+) -> dict[str, Any]:
     names, numbers = np.unique(np.array(of_each), return_inverse=True)
     totals = np.bincount(numbers)
     right = np.bincount(numbers, weights=hits).astype(int)
@@ -237,7 +244,7 @@ def _by(title: str, of_each: Sequence[str], hits: NDArray[np.bool_]) -> dict[str
             "name": str(names[k]),
             "num_examples": int(totals[k]),
             "share": float(right[k] / totals[k]),
-            "interval": figures.wilson(int(right[k]), int(totals[k])),
+            "interval": clusters.interval(hits[numbers == k], None if of is None else of[numbers == k]),
             "more": [],
         }
         for k in worst[:_MAX_GROUPS].tolist()
@@ -250,5 +257,7 @@ def _by(title: str, of_each: Sequence[str], hits: NDArray[np.bool_]) -> dict[str
         "share": "accuracy",
         "more": [],
         "rows": rows,
-        "note": f"{left:,} more are better than these." if left else "",
+        "note": " ".join(
+            filter(None, [_by_groups(of), f"{left:,} more are better than these." if left else ""])
+        ),
     }

@@ -67,7 +67,7 @@ def gather(path: Path, split: str | None) -> Facts:
     out_of_fold = _out_of_fold(run)
     done = run.done or {}
     if split is None and "cross_validation" in done and out_of_fold is not None:
-        split, said = OUT_OF_FOLD_SPLIT, _predictions(out_of_fold, out_of_fold.probabilities[0])
+        split, said = OUT_OF_FOLD_SPLIT, out_of_fold.of_one(out_of_fold.probabilities[0])
     else:
         split = split or next(
             (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists()), "test"
@@ -107,11 +107,7 @@ def _fits(found: OutOfFold, said: Predictions) -> bool:
 
 def in_mean(found: OutOfFold) -> Predictions:
     """Of each example the mean over seeds: more accurate and less sure than any one model, so only for its label."""
-    return _predictions(found, found.probabilities.mean(axis=0))
-
-
-def _predictions(found: OutOfFold, probabilities: np.ndarray) -> Predictions:
-    return Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
+    return found.of_one(found.probabilities.mean(axis=0))
 
 
 def _attempts(run: RunDir) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from tl_dist.report import charts
 from tl_dist.report.examples import Examples
 from tl_dist.report.facts import Facts
 from tl_dist.report.page import NOT_DEFINED, percent
-from tl_dist.scores import calibration, curves, figures, robustness
+from tl_dist.scores import calibration, clusters, curves, figures, robustness
 from tl_dist.scores.robustness import Hits
 
 
@@ -27,6 +27,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         f"It is {100 * sure:.1f} % sure in the mean, and right in {100 * right:.1f} %. A point below the diagonal is "
         "over-confident; its size is the share of the images."
     )
+    of = clusters.numbers(facts.said.groups)
     confidences = {"Reliability: accuracy by confidence, with 95 % intervals": examples.confidence}
     found = calibration.load(facts.run.path)
     fits = found is not None and found.step == facts.said.step and facts.split in ("test", "validation")
@@ -38,7 +39,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
             f" Temperature {found.temperature:.3f} changes the ECE from {before:.3f} to {then:.3f}{seen}."
         )
         confidences[f"Calibrated: the same at temperature {found.temperature:.3f}"] = after
-    bins = {caption: curves.reliability(values, hits) for caption, values in confidences.items()}
+    bins = {caption: curves.reliability(values, hits, of) for caption, values in confidences.items()}
     made = [
         {"svg": charts.reliability(one, f"{caption.split(':')[0]} of {len(hits)} images"), "caption": caption}
         for caption, one in bins.items()
@@ -100,7 +101,7 @@ def robust(facts: Facts) -> dict[str, Any] | None:
 def robust_compared(runs: Sequence[Facts]) -> dict[str, Any] | None:
     """Each run against the first on the same corrupted images; None where fewer than two were evaluated on them."""
     first, *others = [(facts.run.name, _hits(facts)) for facts in runs]
-    rows = []
+    rows, methods = [], set()
     for name, hits in others:
         if first[1] is None or hits is None:
             continue
@@ -108,20 +109,20 @@ def robust_compared(runs: Sequence[Facts]) -> dict[str, Any] | None:
             found = robustness.compared(first[1], hits)
         except ValueError:  # other corruptions or severities: not comparable
             continue
-        low, high = found["interval"]
-        rows.append(
-            (
-                name,
-                NOT_DEFINED if found["mce"] is None else f"{found['mce']:.3f}",
+        apart, between = NOT_DEFINED, NOT_DEFINED
+        if found["difference"] is not None:
+            low, high = found["interval"]
+            apart, between = (
                 f"{100 * found['difference']:+.1f} points",
                 f"{100 * low:+.1f} to {100 * high:+.1f}",
             )
-        )
+        rows.append((name, NOT_DEFINED if found["mce"] is None else f"{found['mce']:.3f}", apart, between))
+        methods.add(found.get("interval_by", "paired bootstrap over images"))
     if not rows:
         return None
     sentence = (
         f"Errors on the same corrupted images, relative to those of “{first[0]}”: below 1, or below 0 points, a run is "
-        "more robust. Intervals: paired bootstrap over images, 95 %."
+        f"more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
     )
     names = ["run", "mean corruption error, relative", "difference of the mean error", "95 % interval"]
     return {"parts": [{"title": "", "sentence": sentence, "names": names, "rows": rows}]}

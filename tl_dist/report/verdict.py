@@ -50,8 +50,10 @@ def verdict(
 ) -> dict[str, Any]:
     """Content of the first section."""
     facts, num = examples.facts, examples.num_examples
-    found = figures.figures(facts.said.labels, facts.said.probabilities.astype(np.float64))
-    accuracy, kind, below = found["accuracy"], "Wilson: how well this one split is known", ""
+    said = facts.said
+    found = figures.figures(said.labels, said.probabilities.astype(np.float64), said.groups)
+    accuracy, below = found["accuracy"], ""
+    kind = f"{found.get('interval_by', 'Wilson')}: how well this one split is known"
     crossed = facts.done.get("cross_validation")
     if facts.split == OUT_OF_FOLD_SPLIT and crossed:
         accuracy, found["interval"] = crossed["accuracy"], crossed["interval"]

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from tl_dist.files.npz import load_npz
 from tl_dist.scores import curves, figures
+from tl_dist.scores.clusters import Numbers
+from tl_dist.scores.figures import Labels
 
+Logits = NDArray[np.float32]
 FILE = "calibration.npz"
 MOST = 100.0
 """the temperature lies between 1 / MOST and MOST"""
@@ -115,7 +118,7 @@ def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
     return 1 / float(brentq(slope, least, most, xtol=1e-12, rtol=1e-10))
 
 
-def quality(labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float) -> dict[str, Any]:
+def quality(labels: Labels, logits: Logits, temperature: float, of: Numbers | None = None) -> dict[str, Any]:
     """Log loss, expected calibration error and the bins of a reliability diagram, at a temperature."""
     found = figures.confidences(labels, figures.Softmax(logits, temperature))
     if not np.isfinite(found.confidence).all():
@@ -123,12 +126,16 @@ def quality(labels: NDArray[np.int32], logits: NDArray[np.float32], temperature:
     return {
         "log_loss": figures.mean_surprise(found.of_true),
         "ece": figures.calibration_error(found.confidence, found.hits),
-        "bins": [one._asdict() for one in curves.reliability(found.confidence, found.hits)],
+        "bins": [one._asdict() for one in curves.reliability(found.confidence, found.hits, of)],
     }
 
 
 def before_and_after(
-    labels: NDArray[np.int32], logits: NDArray[np.float32], temperature: float, num_fitted: int = 0
+    labels: Labels,
+    logits: Logits,
+    temperature: float,
+    of: Numbers | None = None,
+    num_fitted: int = 0,
 ) -> dict[str, Any]:
     """`quality` of a split as the network gives it, and calibrated.
 
@@ -137,6 +144,6 @@ def before_and_after(
     return {
         "temperature": temperature,
         "num_fitted": num_fitted,
-        "before": quality(labels, logits, 1.0),
-        "after": quality(labels, logits, temperature),
+        "before": quality(labels, logits, 1.0, of),
+        "after": quality(labels, logits, temperature, of),
     }

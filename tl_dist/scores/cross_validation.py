@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ class OutOfFold:
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
     held_out: tuple[str, Sequence[str]] | None = None
     """where each fold is a group: what these are, and their names"""
+    groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
+    """of the examples, as `Predictions.groups`"""
+
+    def of_one(self, probabilities: np.ndarray) -> predictions.Predictions:
+        """As predictions of every example, with the probabilities of a seed, or the mean over them."""
+        names, types = self.class_names, self.types
+        return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups)
 
     def save(self, path: Path) -> None:
         chosen = {
@@ -51,6 +58,7 @@ class OutOfFold:
             ids=self.ids,
             labels=self.labels,
             types=self.types,
+            groups=self.groups,
             class_names=self.class_names,
             fold=self.fold,
             probabilities=self.probabilities.astype(np.float32),
@@ -69,9 +77,10 @@ def load(path: Path) -> OutOfFold:
             arrays["class_names"],
             arrays["fold"],
             arrays["probabilities"],
+            **{key: arrays[key] for key in ("groups",) if key in arrays},
         )
         for probabilities in found.probabilities:  # which says what has another shape or type
-            predictions.Predictions(found.ids, found.labels, probabilities, found.class_names, 0, found.types)
+            found.of_one(probabilities)
         return found
 
     fix = "move it away, and run 'tl-dist cv CONFIG' again."
@@ -102,7 +111,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         of_all = figures.figures(found.labels, found.probabilities[0])
         kind, names = found.held_out
         of = [names[k] for k in found.fold[0]]
-        more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0])}
+        more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0], found.groups)}
     return {
         **more,
         "folds": num_folds,
@@ -142,8 +151,13 @@ def merged(
         number = np.concatenate([np.full(len(part.ids), k) for k, part in enumerate(of_seed)])
         numbers.append(number[order])
         labels = np.concatenate([part.labels for part in of_seed])[order]
-        types = np.concatenate([part.types for part in of_seed])
-        types = types[order] if len(types) else types
+        types, names = (
+            joined[order] if len(joined) == len(order) else joined[:0]
+            for joined in (
+                np.concatenate([getattr(part, key) for part in of_seed]) for key in ("types", "groups")
+            )
+        )
         ids = ids[order]
-    names = folds[0][0].class_names
-    return OutOfFold(ids, labels, types, names, np.stack(numbers), np.stack(probabilities), held_out=held_out)
+    classes = folds[0][0].class_names
+    all_of_them = np.stack(numbers), np.stack(probabilities)
+    return OutOfFold(ids, labels, types, classes, *all_of_them, held_out=held_out, groups=names)

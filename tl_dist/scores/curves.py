@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.scores.figures import NUM_BINS, bin_of, wilson
+from tl_dist.scores.clusters import interval
+from tl_dist.scores.figures import NUM_BINS, bin_of
 
 MAX_POINTS = 200
 
@@ -46,11 +47,13 @@ class Bin(NamedTuple):
     """their mean"""
     accuracy: float
     interval: list[float]
-    """of the accuracy, 95 % (Wilson)"""
+    """of the accuracy, 95 % (Wilson, or over groups)"""
 
 
-def reliability(confidence: NDArray[np.floating], hits: NDArray[np.bool_]) -> list[Bin]:
-    """The bins of `figures.calibration_error` that hold an example."""
+def reliability(
+    confidence: NDArray[np.floating], hits: NDArray[np.bool_], of: NDArray[np.int64] | None = None
+) -> list[Bin]:
+    """The bins of `figures.calibration_error` that hold an example; `of`: the number of the group of each."""
     numbers = bin_of(np.asarray(confidence, np.float64), NUM_BINS)
     bins = []
     for k in np.unique(numbers).tolist():
@@ -63,7 +66,7 @@ def reliability(confidence: NDArray[np.floating], hits: NDArray[np.bool_]) -> li
                 num,
                 float(confidence[inside].mean()),
                 right / num,
-                wilson(right, num),
+                interval(hits[inside], None if of is None else of[inside]),
             )
         )
     return bins

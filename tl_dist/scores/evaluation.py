@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.scores.clusters import OfClasses
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -23,6 +25,8 @@ class Evaluation:
     """[examples, classes] in the order of the split, on rank 0; None elsewhere, and where there are too many"""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """what `figures.figures` says of them, on rank 0"""
+    class_intervals: OfClasses = None
+    """those of recalls, on rank 0"""
 
     @property
     def accuracy(self) -> float:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.scores import clusters
+
 Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
 """[examples, classes]; rows sum to 1"""
@@ -15,7 +17,8 @@ Probabilities = NDArray[np.float64]
 NUM_BINS = 15
 TOP_CLASSES = 20
 """with more classes than this it is also said how often the true one is among the first five"""
-CONFIDENCE = 0.95
+CONFIDENCE, wilson = clusters.CONFIDENCE, clusters.wilson
+RESAMPLES = 10_000
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
 
 
@@ -56,12 +59,15 @@ class Softmax:
         return self._logits
 
 
-def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str, Any]:
+def figures(
+    labels: Labels, probabilities: Probabilities | Softmax, groups: clusters.Groups = ()
+) -> dict[str, Any]:
     """Every figure of one set of examples by name; None where one is not defined.
 
     F1 is over the classes that occur among labels or predictions, balanced accuracy over those among the labels.
     ROC-AUC is one class against the rest, weighted by the examples of each, and needs an example of every class.
-    `interval` is Wilson's for the accuracy: it says how well this one split is known, nothing about other splits.
+    `interval` is Wilson's for the accuracy: it says how well this one split is known, nothing about other splits. Where
+    examples have `groups`, it is `clusters.interval`, and `interval_by` says so.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
@@ -72,7 +78,8 @@ def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str,
     one_alone = len(np.union1d(present, predicted)) == 1  # scikit-learn says 0 of it, and warns
     return {
         "accuracy": num_correct / len(labels),
-        "interval": wilson(num_correct, len(labels)),
+        "interval": clusters.interval(hits, of := clusters.numbers(groups)),
+        **({} if of is None else clusters.by_design_effect(of)),
         **({"top5": float((num_above < 5).mean()) if finite else None} if many else {}),
         "balanced_accuracy": float(
             recall_score(labels, predicted, labels=present, average="macro", zero_division=0)
@@ -122,18 +129,21 @@ def largest(probabilities: NDArray[np.float32], top: int) -> tuple[NDArray[np.in
     return order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1)
 
 
-def by_class(confusion: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Of each class: its examples, recall with Wilson's 95 % interval, precision and F1; None where not defined."""
+def by_class(confusion: NDArray[np.int64], intervals: clusters.OfClasses = None) -> list[dict[str, Any]]:
+    """Of each class: its examples, recall with its 95 % interval, precision and F1; None where not defined.
+
+    The interval is Wilson's, or one of `intervals`, where examples come in groups.
+    """
     hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
             "num_examples": n,
             "recall": hit / n if n else None,
-            "interval": wilson(hit, n) if n else None,
+            "interval": intervals[k] if intervals is not None else wilson(hit, n) if n else None,
             "precision": hit / said if said else None,
             "f1": 2 * hit / (n + said) if n + said else None,
         }
-        for hit, n, said in zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
+        for k, (hit, n, said) in enumerate(zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True))
     ]
 
 
@@ -144,14 +154,6 @@ def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, i
     largest = np.argsort(-errors, axis=None, kind="stable")[:most]
     pairs = zip(*(part.tolist() for part in np.unravel_index(largest, errors.shape)), strict=True)
     return [(i, k, int(errors[i, k])) for i, k in pairs if errors[i, k]]
-
-
-def wilson(num_correct: int, num_examples: int) -> list[float]:
-    """Both ends of the 95 % interval of a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(found.low), float(found.high)]
 
 
 def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | None:
@@ -252,11 +254,15 @@ def accuracy_interval(accuracies: Sequence[float], num_folds: int) -> list[float
 
 
 def paired(
-    labels: Labels, first: Probabilities, second: Probabilities, *, resamples: int = 10_000, seed: int = 0
+    labels: Labels,
+    first: Probabilities,
+    second: Probabilities,
+    groups: clusters.Groups = (),
 ) -> dict[str, Any]:
     """Whether two classifiers differ on the same examples: exact McNemar test, and an interval of the difference.
 
-    `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples.
+    `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples. Where these have
+    `groups`, both are over groups instead, `clusters.paired`, and `test` and `interval_by` say so.
     """
     from scipy.stats import binomtest
 
@@ -265,8 +271,9 @@ def paired(
     apart = only_first + only_second
     num = len(labels)
     shares = [only_first / num, only_second / num, 1 - apart / num]
-    draws = np.random.default_rng(seed).multinomial(num, shares, size=resamples)
+    draws = np.random.default_rng(0).multinomial(num, shares, size=RESAMPLES)
     low, high = np.quantile((draws[:, 1] - draws[:, 0]) / num, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    of = clusters.numbers(groups)
     return {
         "num_examples": num,
         "accuracies": [float(a.mean()), float(b.mean())],
@@ -275,6 +282,7 @@ def paired(
         "only_first": only_first,
         "only_second": only_second,
         "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
+        **({} if of is None else clusters.paired(b.astype(np.int64) - a, of)),
     }
 
 

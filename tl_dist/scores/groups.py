@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.scores import figures
+from tl_dist.scores import clusters, figures
 
 MAX_GROUPS = 1000
 """of a record: those of the lowest accuracy"""
 
 
 def by_group(
-    names: Sequence[str], labels: NDArray[np.int32], probabilities: NDArray[np.floating]
+    names: Sequence[str],
+    labels: NDArray[np.int32],
+    probabilities: NDArray[np.floating],
+    units: clusters.Groups = (),
 ) -> list[dict[str, Any]]:
     """The figures of each group, the lowest accuracy first, with Wilson's 95 % interval.
 
     `p_value`: of Fisher's exact test that the group is no less accurate than all others together, times the number of
-    groups (Bonferroni), since somebody looks at the worst of them; None for one group alone.
+    groups (Bonferroni), since somebody looks at the worst of them; None for one group alone. Where a group is made of
+    several `units`, such as a site of patients, it is of so many examples as `clusters.effective_size` says.
     """
     from scipy.stats import fisher_exact
 
@@ -28,23 +32,34 @@ def by_group(
     hits = probabilities.argmax(axis=1) == labels
     num, right = len(hits), int(hits.sum())
     unique = np.unique(of)
+    unit = clusters.beside(of.tolist(), units)
     rows = []
     for name in unique:
         inside = of == name
         n, k = int(inside.sum()), int(hits[inside].sum())
         table = [[k, n - k], [right - k, (num - n) - (right - k)]]
+        if unit is not None and len(unique) > 1:
+            table = [_counts(hits[part], unit[part]) for part in (inside, ~inside)]
         p = float(fisher_exact(table, alternative="less").pvalue) if len(unique) > 1 else None
         rows.append(
             {
                 "name": str(name),
                 "num_examples": n,
                 "accuracy": k / n,
-                "interval": figures.wilson(k, n),
+                "interval": clusters.interval(hits[inside], None if unit is None else unit[inside]),
+                **({} if unit is None else {"num_units": len(np.unique(unit[inside]))}),
                 "log_loss": figures.log_loss(labels[inside], probabilities[inside].astype(np.float64)),
                 "p_value": None if p is None else min(1.0, p * len(unique)),
             }
         )
     return sorted(rows, key=lambda row: (row["accuracy"], row["name"]))[:MAX_GROUPS]
+
+
+def _counts(hits: NDArray[np.bool_], of: clusters.Numbers) -> list[int]:
+    """Right and wrong ones, of as many independent examples as these are worth."""
+    num = round(clusters.effective_size(hits, of))
+    right = round(float(hits.mean()) * num)
+    return [right, num - right]
 
 
 def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -53,8 +68,9 @@ def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
     low, high = worst["interval"]
     line = (
         f"worst {kind}: {worst['name']}, accuracy {worst['accuracy']:.4f} of {worst['num_examples']:,} "
-        f"(95 % interval {low:.4f} to {high:.4f})"
+        f"(95 % interval {low:.4f} to {high:.4f}"
     )
+    line += f", over {worst['num_units']:,} groups)" if "num_units" in worst else ")"
     if worst["p_value"] is not None:
         sure = "less accurate than the others" if worst["p_value"] < 0.05 else "no more than chance may do"
         line += f"; {sure}, p = {worst['p_value']:.3g}"

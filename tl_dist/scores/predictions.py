@@ -1,9 +1,9 @@
 """What a run said of each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and a look at the errors.
 
-The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and
-`types` (text; `groups` in older files); no pickled object is ever written or read. A confusion matrix that is too
-large for a record lies beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with
-`class_names` and `step`.
+The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and, as
+text, `types` and `groups`; older files call the types `groups`. No pickled object is ever written or read. A confusion
+matrix that is too large for a record lies beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted
+class], with `class_names` and `step`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from tl_dist.files.atomic import replacing
 from tl_dist.files.npz import load_npz
-from tl_dist.scores import calibration, figures
+from tl_dist.scores import calibration, clusters, figures
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -37,6 +37,8 @@ class Predictions:
     step: int
     types: np.ndarray
     """the type of each example, as its kind of solar cell; empty where the dataset has none"""
+    groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
+    """the group of each, such as its patient, whose images stay in one split; empty likewise, and in older files"""
 
     def __post_init__(self) -> None:
         num, classes = len(self.labels), len(self.class_names)
@@ -47,6 +49,7 @@ class Predictions:
             "probabilities": self.probabilities.shape == (num, classes)
             and self.probabilities.dtype.kind == "f",
             "types": self.types.shape in ((num,), (0,)) and self.types.dtype.kind in "US",
+            "groups": self.groups.shape in ((num,), (0,)) and self.groups.dtype.kind in "US",
         }
         wrong = [name for name, right in fits.items() if not right]
         if wrong:
@@ -96,7 +99,7 @@ def load(path: Path) -> Predictions:
             found["probabilities"],
             found["class_names"],
             int(found["step"]),
-            found["types"] if "types" in found else found["groups"],
+            *(found[k] for k in ("types", "groups") if k in found),
         ),
         what="predictions",
         fix="name a run that has ended, or evaluate it: tl-dist eval RUN --split SPLIT.",
@@ -112,6 +115,7 @@ def with_figures(
     labels: np.ndarray,
     class_names: Sequence[str],
     types: Sequence[str] = (),
+    groups: Sequence[str] = (),
     temperature: float | None = None,
     num_fitted: int = 0,
 ) -> Evaluation:
@@ -128,7 +132,9 @@ def with_figures(
     if result.logits is None:
         return result
     said = figures.Softmax(result.logits)
-    found = figures.figures(labels, said)
+    found = figures.figures(labels, said, groups)
+    of = clusters.numbers(groups)
+    hits = None if of is None else figures.confidences(labels, said).hits
     if len(class_names) == 2 and found["log_loss"] is not None:
         probabilities = said[:]
         if result.split == "validation":
@@ -138,7 +144,7 @@ def with_figures(
             found["accuracy_at_threshold"] = figures.accuracy_at(labels, probabilities, threshold)
     if temperature is not None:
         fitted = len(labels) if result.split == "validation" else num_fitted
-        found["calibration"] = calibration.before_and_after(labels, result.logits, temperature, fitted)
+        found["calibration"] = calibration.before_and_after(labels, result.logits, temperature, of, fitted)
     save(
         file_of(run, result.split),
         ids=np.array(ids),
@@ -147,8 +153,14 @@ def with_figures(
         class_names=np.array(class_names),
         step=step,
         types=np.array(types, np.str_),
+        groups=np.array(groups, np.str_),
     )
-    return dataclasses.replace(result, figures=found, logits=None)
+    return dataclasses.replace(
+        result,
+        figures=found,
+        logits=None,
+        class_intervals=clusters.of_classes(labels, hits, of, len(class_names)),
+    )
 
 
 def _threshold(run: Path, step: int) -> float | None:

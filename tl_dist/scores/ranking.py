@@ -59,17 +59,21 @@ def agreement(
     return Agreement(name, len(known), float(kendall), float(spearman), regret, error)
 
 
-def resample(right: Sequence[NDArray[np.bool_]], *, seed: int = 0) -> NDArray[np.float64]:
+def resample(
+    right: Sequence[NDArray[np.bool_]], of: NDArray[np.int64] | None = None, *, seed: int = 0
+) -> NDArray[np.float64]:
     """Accuracies [draws, candidates] by bootstrap: of test images, the same for all, and of the runs of each candidate.
 
-    right: for each candidate [runs, images], whether each of its runs is right about each image.
+    right: for each candidate [runs, images], whether each of its runs is right about each image. of: the number of the
+    group of each image, where these are drawn as a whole.
     """
-    rng, num = np.random.default_rng(seed), right[0].shape[1]
+    rng, num = np.random.default_rng(seed), right[0].shape[1] if of is None else int(of.max()) + 1
     drawn = np.empty((RESAMPLES, len(right)))
     for draw in drawn:
         counts = np.bincount(rng.integers(num, size=num), minlength=num)
+        counts = counts if of is None else counts[of]
         for k, runs in enumerate(right):
-            draw[k] = (runs @ counts)[rng.integers(len(runs), size=len(runs))].mean() / num
+            draw[k] = (runs @ counts)[rng.integers(len(runs), size=len(runs))].mean() / counts.sum()
     return drawn
 
 

@@ -5,7 +5,7 @@ Kept in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.files.npz import load_npz
-from tl_dist.scores.figures import CONFIDENCE
+from tl_dist.scores import clusters
 
 GEOMETRY = ("shift", "rotate", "resize")
 """are shown, and belong to no mean corruption error"""
@@ -33,15 +33,18 @@ class Hits:
     """[corruptions, severities, examples]"""
     step: int
     image_size: int
+    groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
+    """of the examples, as `Predictions.groups`"""
 
     def __post_init__(self) -> None:
         num = len(self.ids)
         shapes = (self.clean.shape, self.right.shape)
-        kinds = (self.ids.dtype.kind, self.names.dtype.kind, self.clean.dtype.kind, self.right.dtype.kind)
+        arrays = (self.ids, self.names, self.groups, self.clean, self.right)
         if (
             not num
             or shapes != ((num,), (len(self.names), len(self.severities), num))
-            or kinds != ("U", "U", "b", "b")
+            or [array.dtype.kind for array in arrays] != [*"UUUbb"]
+            or self.groups.shape not in ((num,), (0,))
         ):
             raise ValueError("its arrays are not those of an evaluation under corruptions")
 
@@ -71,8 +74,8 @@ def load(path: Path) -> Hits:
 def record(found: Hits) -> dict[str, Any]:
     """Accuracies as JSON. `mean_corruption_error`: the mean error over corruptions and severities, not normalized.
 
-    `relative`: how much of that the corruptions add to the error on images as they are (Hendrycks and Dietterich divide
-    both by those of a reference network: `compared` does).
+    `relative`: how much of that the corruptions add to the error on images as they are. Hendrycks and Dietterich divide
+    both by those of a reference network; of the first, `compared` gives that as `mce`.
     """
     accuracy = found.right.mean(axis=2)
     errors = 1 - accuracy[found.common]
@@ -95,7 +98,8 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
 
     `ratios`: the corruption errors of the second relative to the first, and `mce` their mean, as the paper normalizes
     by AlexNet; None where the first makes no error. `difference` is that of the mean errors, second less first, with
-    its 95 % interval by the paired bootstrap over examples. ValueError unless both are of the same.
+    its 95 % interval by the paired bootstrap over examples, or over their groups (`clusters.of_mean`), as `interval_by`
+    says; both None where only GEOMETRY was evaluated. ValueError unless both are of the same.
     """
     a, b = np.argsort(first.ids), np.argsort(second.ids)
     same = (
@@ -117,15 +121,21 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
         np.float64
     )
     gaps /= max(1, int(common.sum()) * len(first.severities))
-    draws = np.random.default_rng(seed)
-    means = [gaps[draws.integers(0, len(gaps), len(gaps))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    of, interval = clusters.numbers(clusters.shared([(first.groups, a), (second.groups, b)])), None
+    if of is not None:
+        interval = clusters.of_mean(gaps, of)
+    elif common.any():
+        draws = np.random.default_rng(seed)
+        means = [gaps[draws.integers(0, len(gaps), len(gaps))].mean() for _ in range(resamples)]
+        ends = (1 - clusters.CONFIDENCE) / 2, (1 + clusters.CONFIDENCE) / 2
+        interval = [float(end) for end in np.quantile(means, ends)]
     return {
         "num_examples": len(gaps),
         "names": first.names.tolist(),
         "errors": [one.tolist() for one in errors],
         "ratios": ratios,
         "mce": float(np.mean(normal)) if normal and len(normal) == len(counted) else None,
-        "difference": float(gaps.mean()),
-        "interval": [float(low), float(high)],
+        "difference": float(gaps.mean()) if common.any() else None,
+        "interval": interval if common.any() else None,
+        **({} if of is None else {"interval_by": f"t over {clusters.words(of)}"}),
     }

@@ -67,7 +67,8 @@ def show_evaluation(record: Record, console: Console) -> None:
     if found:
         console.say(figures.summary_line(found))
         low, high = found["interval"]
-        console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}", style="dim")
+        by = f" ({found['interval_by']})" if "interval_by" in found else ""
+        console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}{by}", style="dim")
     if found and "accuracy_at_threshold" in found:
         chosen = f"{found['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")

@@ -160,7 +160,7 @@ def _evaluate(run: RunDir, options: argparse.Namespace) -> int:
         return ExitCode.DONE
     names = made.splits[split].class_names
     record = evaluation_record(made.state.step, result, names)
-    record["classes"] = class_records(result.confusion, names)
+    record["classes"] = class_records(result, names)
     record |= grouped.record(run, split, made.splits[split], options.by)
     run.evaluations.mkdir(exist_ok=True)
     write_atomically(run.evaluations / f"{split}.json", json.dumps(record).encode())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, pool_of, strata_of
+from tl_dist.datasets.division import groups_of
 from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
@@ -129,4 +130,5 @@ def _out_of_fold(
         fold,
         probabilities,
         chosen if setup.cfg.classifier.chosen else None,
+        groups=np.array(groups_of(pool, setup.cfg.data), np.str_),
     )

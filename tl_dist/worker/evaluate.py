@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tl_dist.config import stages
 from tl_dist.data import pipeline
 from tl_dist.datasets import Source
+from tl_dist.datasets.division import groups_of
 from tl_dist.features.views import views_of
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
@@ -68,6 +69,7 @@ class Evaluator:
             labels=source.labels,
             class_names=source.class_names,
             types=source.annotations.types,
+            groups=groups_of(source, setup.cfg.data),
             temperature=temperature,
         )
 

@@ -71,6 +71,7 @@ def evaluate_data(
         labels=evaluated.labels,
         class_names=model.class_names,
         types=evaluated.annotations.types,
+        groups=evaluated.annotations.groups or (),
         temperature=None if model.calibration is None else model.temperature,
         num_fitted=seen.among(evaluated, directory, own.validation),
     )
@@ -85,7 +86,7 @@ def evaluate_data(
         "moving_statistics": model.moving_statistics,
     }
     record = evaluation_record(model.step, result, model.class_names)
-    record |= {"classes": class_records(result.confusion, model.class_names), "data": facts}
+    record |= {"classes": class_records(result, model.class_names), "data": facts}
     record |= grouped.record(model.run, name, evaluated, by)
     write_atomically(directory / RESULT, json.dumps(record).encode())
 

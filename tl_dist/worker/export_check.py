@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
+from tl_dist.datasets.division import groups_of
 from tl_dist.models.export.runtime import Predict
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.scores import figures
@@ -30,13 +31,14 @@ def compared(setup: Setup, split: str, saved: Checkpoint, predict: Predict) -> d
     expected = evaluate.probabilities(setup, split, saved)
     found = np.concatenate([predict(images) for images in images_of(setup, split)])
     first = next(images_of(setup, split))
-    labels = np.asarray(setup.splits[split].labels)
+    source = setup.splits[split]
+    labels = np.asarray(source.labels)
     return {
         "split": split,
         "num_examples": len(labels),
         "num_agreeing": int((found.argmax(axis=1) == expected.argmax(axis=1)).sum()),
         "largest_difference": float(np.abs(found - expected).max()),
-        "paired": figures.paired(labels, expected, found),
+        "paired": figures.paired(labels, expected, found, groups_of(source, setup.cfg.data)),
         "latency_ms": {
             str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)
         },

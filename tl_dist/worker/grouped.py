@@ -18,4 +18,5 @@ def record(run: RunDir, split: str, source: Source, by: Sequence[str]) -> dict[s
     if not names:
         return {}
     kept = predictions.load(predictions.file_of(run.path, split))
-    return {"groups": {kind: by_group(of, kept.labels, kept.probabilities) for kind, of in names.items()}}
+    said = kept.labels, kept.probabilities, kept.groups
+    return {"groups": {kind: by_group(of, *said) for kind, of in names.items()}}

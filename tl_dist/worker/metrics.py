@@ -209,9 +209,9 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
     }
 
 
-def class_records(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def class_records(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """`figures.by_class` with the names."""
-    rows = zip(class_names, by_class(confusion), strict=True)
+    rows = zip(class_names, by_class(result.confusion, result.class_intervals), strict=True)
     return [{"class": name, **figures} for name, figures in rows]
 
 
@@ -219,7 +219,7 @@ def _of_classes(result: Evaluation, class_names: Sequence[str]) -> dict[str, flo
     """Recall, precision and F1 of each class, by tag; those that are not defined are left out."""
     return {
         f"{result.split}_{key}/{printable(one['class'])}": one[key]
-        for one in class_records(result.confusion, class_names)
+        for one in class_records(result, class_names)
         for key in ("recall", "precision", "f1")
         if one[key] is not None
     }

@@ -106,7 +106,8 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
 
 def _evaluated(split: str, found: Mapping[str, Any]) -> str:
     low, high = found["interval"]
-    line = f"`{split}`: accuracy {found['accuracy']:.4f}, 95 % interval {low:.4f} to {high:.4f} (Wilson)"
+    line = f"`{split}`: accuracy {found['accuracy']:.4f}, 95 % interval {low:.4f} to {high:.4f} "
+    line += f"({found.get('interval_by', 'Wilson')})"
     return f"{line} | {summary_line(found)}."
 
 
@@ -118,7 +119,7 @@ def _agreement(report: Mapping[str, Any]) -> list[str]:
     return [
         f"The same class for {report['num_agreeing']:,} of {report['num_examples']:,} images of `{report['split']}`; "
         f"largest difference of a probability {report['largest_difference']:.2g}. Accuracy {second:.4f} against "
-        f"{first:.4f} of the run (exact McNemar test p = {paired['p_value']:.3g}).",
+        f"{first:.4f} of the run ({paired.get('test', 'exact McNemar test')} p = {paired['p_value']:.3g}).",
         *(
             f"Batch of {rows}: median {times['p50']:.1f} ms, 90 % below {times['p90']:.1f} ms, "
             f"99 % below {times['p99']:.1f} ms, on the CPU that exported it."

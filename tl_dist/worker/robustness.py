@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tl_dist.data import corruptions, pipeline
 from tl_dist.data.pipeline import Read
+from tl_dist.datasets.division import groups_of
 from tl_dist.features.views import in_views
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import predictions, robustness
@@ -57,6 +58,7 @@ def evaluate_corrupted(
         right=right,
         step=setup.state.step,
         image_size=size,
+        groups=np.array(groups_of(source, cfg.data), np.str_),
     )
     if setup.is_first:
         predictions.save(robustness.file_of(setup.run.path, split), **vars(found))

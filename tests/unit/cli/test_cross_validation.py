@@ -10,7 +10,8 @@ from PIL import Image
 
 from tl_dist.cli.cross_validation import _folds_by_group, _merged, _of_fold
 from tl_dist.cli.train import Request
-from tl_dist.datasets.division import open_splits
+from tl_dist.datasets.curation.split import split as divide_table
+from tl_dist.datasets.division import groups_of, open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
@@ -50,6 +51,21 @@ def test_each_group_is_the_test_split_of_one_run(request_: Request) -> None:
         # The groups of the data set stay whole within what is left.
         patients = [{int(i[:2]) // 4 for i in splits[part].ids} for part in ("train", "validation")]
         assert not patients[0] & patients[1]
+
+
+def test_the_groups_of_an_evaluation_are_those_that_the_data_were_divided_by(request_: Request) -> None:
+    """A column or expression that the manifest was made with; else the data set's own."""
+    own = request_.load().data
+    train = open_splits(own)[0]["train"]
+    assert set(groups_of(train, own)) <= {f"patient{k}" for k in range(12)}
+    divide_table(
+        Path("table.csv"), Path("by.json"), group="camera", test=0.4, validation=0.0, folds=None, seed=0
+    )
+    divided = own.model_copy(update={"split": "by.json", "validation_fraction": 0.0})
+    test = open_splits(divided)[0]["test"]
+    assert set(groups_of(test, divided)) < set("xyz")
+    divide_table(Path("table.csv"), Path("plain.json"), test=0.4, validation=0.0, folds=None, seed=0)
+    assert "patient" in groups_of(test, divided.model_copy(update={"split": "plain.json"}))[0]
 
 
 def test_what_has_no_such_groups_is_refused(request_: Request) -> None:

@@ -273,6 +273,44 @@ def test_robustness_is_shown_and_compared_where_both_runs_have_it(tmp_path: Path
     assert "Robustness" not in alone
 
 
+def grouped(run: RunDir) -> None:
+    """Its 60 examples are of 12 patients, of whom each has one type."""
+    file = predictions.file_of(run.path, "test")
+    with np.load(file) as arrays:
+        kept_ = dict(arrays)
+    of = np.array([f"patient {k // 5}" for k in range(60)])
+    predictions.save(file, **kept_ | {"groups": of, "types": np.array(["mono"] * 30 + ["poly"] * 30)})
+
+
+def test_intervals_and_tests_name_the_groups_that_they_are_over(tmp_path: Path) -> None:
+    runs = [kept(tmp_path, "one"), kept(tmp_path, "two", seed=1)]
+    plain = report(Request([runs[0].path]), lambda text: None).read_text()
+    compared = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
+    assert "Wilson: how well" in plain and "design effect" not in plain
+    assert "paired bootstrap, 95 %" in compared and "p (McNemar)" in compared
+    grouped(runs[0])  # the other was evaluated before groups were kept
+    text = report(Request([runs[0].path], pictures=False), lambda text: None).read_text()
+    assert "Wilson, by the design effect of 12 groups: how well" in text and "By group" in text
+    assert text.count("Intervals: Wilson, by the design effect of 12 groups.") == 2  # by class and by type
+    text = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
+    assert "p (sign-flip test over 12 groups)" in text and "t over 12 groups, 95 %" in text
+    assert "McNemar" not in text and "bootstrap" not in text
+
+
+def test_of_geometry_alone_no_difference_is_shown(tmp_path: Path) -> None:
+    runs = [kept(tmp_path, "one"), kept(tmp_path, "two", seed=1)]
+    for share, run in zip((0.2, 0.7), runs, strict=True):
+        said = predictions.load(predictions.file_of(run.path, "test"))
+        right = np.broadcast_to(np.arange(60) < 60 * share, (1, 2, 60))
+        hits = robustness.Hits(said.ids, np.array(["rotate"]), np.array([1, 2]), right[0, 0], right, 10, 16)
+        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+    text = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
+    assert (
+        "difference of the mean error" in text
+        and "+0.0" not in text.split("Robustness")[-1].split("</table>")[0]
+    )
+
+
 def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="holds no predictions"):
         report(Request([kept(tmp_path).path], split="validation"), lambda text: None)

@@ -77,6 +77,22 @@ def test_three_folds_are_trained_on_twice_what_they_are_tested_on() -> None:
     assert 0 < low < 1 < high and result["interval"] == [low, 1.0]
 
 
+def test_groups_of_the_parts_are_merged_by_id_and_come_back(tmp_path: Path) -> None:
+    """Of sites of several patients each figure is over patients."""
+    first, second = part(["c", "a"], [1, 0], [0.9, 0.1]), part(["b", "d"], [1, 0], [0.2, 0.3])
+    patients = {"a": "p1", "b": "p2", "c": "p1", "d": "p3"}
+    parts = [replace(one, groups=np.array([patients[k] for k in one.ids])) for one in (first, second)]
+    merged = cross_validation.merged([parts], ("site", ["north", "south"]))
+    assert list(merged.groups) == ["p1", "p2", "p1", "p3"]
+    merged.save(tmp_path / "predictions" / "out_of_fold.npz")
+    assert list(cross_validation.load(tmp_path / "predictions" / "out_of_fold.npz").groups) == list(
+        merged.groups
+    )
+    rows = cross_validation.summary(merged)["left_out"]["site"]
+    assert {row["name"]: row["num_units"] for row in rows} == {"north": 1, "south": 2}
+    assert "num_units" not in str(cross_validation.summary(replace(merged, groups=np.array([], np.str_))))
+
+
 def test_of_groups_left_out_the_figures_are_of_all_examples_together() -> None:
     """One of a single image has no spread of classes, and would bring every mean down."""
     large = part(["a", "b", "c", "d", "e"], [0, 1, 0, 1, 1], [0.1, 0.9, 0.2, 0.7, 0.4])

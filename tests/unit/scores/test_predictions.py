@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,21 @@ import pytest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures, predictions
 from tl_dist.scores.evaluation import Evaluation
+from tl_dist.worker.metrics import class_records
 
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)
 """one of three positives is found at 1/2, all of them at a lower threshold"""
 
 
-def evaluated(run: Path, split: str, step: int = 7, logits: np.ndarray | None = LOGITS) -> Evaluation:
+def evaluated(
+    run: Path, split: str, step: int = 7, logits: np.ndarray | None = LOGITS, groups: Sequence[str] = ()
+) -> Evaluation:
     result = Evaluation(
         split, 5, 3, 0.5, np.array([[2, 0], [2, 1]]), None if logits is None else logits.copy()
     )
     return predictions.with_figures(
-        result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"]
+        result, run, step=step, ids=list("abcde"), labels=LABELS, class_names=["good", "bad"], groups=groups
     )
 
 
@@ -46,6 +50,26 @@ def test_the_threshold_comes_from_the_validation_split_of_the_same_weights(tmp_p
         0.6,
     )
     assert "threshold" not in evaluated(tmp_path, "test", step=8).figures
+
+
+def test_groups_are_kept_and_the_figures_are_over_them(tmp_path: Path) -> None:
+    of = ["p1", "p2", "p1", "p2", "p3"]
+    result = evaluated(tmp_path, "test", groups=of)
+    found = predictions.load(predictions.file_of(tmp_path, "test"))
+    assert list(found.groups) == of and list(found.types) == []
+    plain = evaluated(tmp_path, "test")
+    assert list(predictions.load(predictions.file_of(tmp_path, "test")).groups) == []
+    assert result.figures["interval_by"] == "Wilson, by the design effect of 3 groups"
+    assert "interval_by" not in plain.figures and plain.class_intervals is None
+    low, high = result.figures["interval"]
+    assert low < plain.figures["interval"][0] and high > plain.figures["interval"][1]
+    assert result.figures | {"interval": 0, "interval_by": 0} == plain.figures | {
+        "interval": 0,
+        "interval_by": 0,
+    }
+    classes = class_records(result, ["good", "bad"])
+    assert [row["interval"] for row in classes] == list(result.class_intervals or ())
+    assert classes[1]["interval"] != class_records(plain, ["good", "bad"])[1]["interval"]
 
 
 def test_without_logits_nothing_is_written(tmp_path: Path) -> None:
@@ -83,8 +107,10 @@ ARRAYS = {
         ("step", np.array("seven")),
         ("types", np.array(["a"])),
         ("types", np.array([None] * 5)),
+        ("groups", np.array(["a"])),
+        ("groups", np.arange(5)),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_arrays_of_another_shape_or_type_are_no_predictions(
     tmp_path: Path, name: str, value: np.ndarray
@@ -102,7 +128,7 @@ def test_the_types_of_an_older_file_are_those_that_it_calls_groups(tmp_path: Pat
     types = np.array(["mono", "poly", "mono", "poly", "mono"])
     path = predictions.file_of(tmp_path, "test")
     predictions.save(path, **{k: v for k, v in ARRAYS.items() if k != "types"}, groups=types)
-    assert list(predictions.load(path).types) == list(types)
+    assert list(predictions.load(path).types) == list(types) and list(predictions.load(path).groups) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "text"])

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from tl_dist.cli.robustness import show_compared
 from tl_dist.refusal import Refusal
 from tl_dist.scores import predictions, robustness
 from tl_dist.scores.robustness import Hits
@@ -49,6 +51,32 @@ def test_two_runs_on_the_same_images() -> None:
     assert low < found["difference"] < high and 0.02 < high - low < 0.2
 
 
+def test_of_geometry_alone_there_is_no_difference_of_the_mean_error() -> None:
+    """Not one of 0: the two make other errors, and no mean corruption error is of them."""
+    first, second = (replace(one, names=NAMES[2:], right=one.right[2:]) for one in (FIRST, SECOND))
+    found = robustness.compared(first, second)
+    assert found["errors"] == [[pytest.approx(0.9)], [0.0]]
+    assert (found["mce"], found["difference"], found["interval"]) == (None, None, None)
+    lines: list[str] = []
+    show_compared(found, ("a", "b"), lines.append)
+    assert lines == ["rotate: error 0.9000 and 0.0000, ratio 0.000"]
+    show_compared(robustness.compared(FIRST, SECOND), ("a", "b"), lines.append)
+    assert "(paired bootstrap over 200 examples)" in lines[-1]
+
+
+def test_groups_of_the_examples_follow_their_order() -> None:
+    """Also where one of the two was evaluated before they were kept; the line names how many there are."""
+    groups = np.array([f"patient {int(name) // 10}" for name in FIRST.ids])
+    lines: list[str] = []
+    found = robustness.compared(replace(FIRST, groups=groups), SECOND)
+    own = [one.right[:2].mean(axis=(0, 1))[np.argsort(one.ids)] for one in (FIRST, SECOND)]
+    means = (own[0] - own[1]).reshape(20, 10).mean(axis=1)
+    wanted = stats.ttest_1samp(means, 0).confidence_interval()
+    assert found["interval"] == pytest.approx([wanted.low, wanted.high], abs=1e-12)
+    show_compared(found, ("a", "b"), lines.append)
+    assert lines[-1].endswith("(t over 20 groups)") and "bootstrap" not in lines[-1]
+
+
 def test_the_interval_is_paired() -> None:
     """Where both are wrong about the same images, the order in which they lie must not widen it."""
     order = np.random.default_rng(3).permutation(200)
@@ -68,6 +96,8 @@ def test_the_file_comes_back_and_another_is_refused(tmp_path: Path) -> None:
     file = robustness.file_of(tmp_path, "test")
     predictions.save(file, **vars(FIRST))
     assert robustness.record(robustness.load(file)) == robustness.record(FIRST)
+    predictions.save(file, **{key: value for key, value in vars(FIRST).items() if key != "groups"})
+    assert list(robustness.load(file).groups) == []  # one that was kept before there were any
     predictions.save(file, **vars(FIRST) | {"right": FIRST.right[0]})
     with pytest.raises(Refusal, match=r"no evaluation under corruptions .* Fix: make it"):
         robustness.load(file)
