@@ -57,6 +57,7 @@ def evaluate_corrupted(
         right=right,
         step=setup.state.step,
         image_size=size,
+        version=robustness.VERSION,
     )
     if setup.is_first:
         predictions.save(robustness.file_of(setup.run.path, split), **vars(found))
