@@ -245,7 +245,7 @@ def test_an_average_with_batch_norm_is_taken_with_statistics_of_its_own(workspac
     cfg = tl.load_config(
         workspace.directory / "trial.yaml", "name=norm-averaged", "steps=40", "data.image_size=32",
         "model.backbone=tests.normalised:NORMALISED", "model.train_from=all", "model.batch_norm=sync",
-        "optimizer.learning_rate=0.02", "early_stopping=null",
+        "optimizer.learning_rate=0.02", "early_stopping.patience=40",
     )  # fmt: skip
     run = RunDir(tl.train(cfg, runs=workspace.directory / "runs", here=True).path)
     best = best_of(run)
