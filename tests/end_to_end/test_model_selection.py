@@ -243,9 +243,9 @@ def test_statistics_of_batch_norm_are_those_of_the_weights_that_it_ends_with(
 def test_an_average_with_batch_norm_is_taken_with_statistics_of_its_own(workspace: Workspace) -> None:
     """By NumPy, of the layer that no other one normalizes for: those of the training images that come next."""
     cfg = tl.load_config(
-        workspace.directory / "trial.yaml", "name=norm-averaged", "steps=40", "data.image_size=32",
+        workspace.directory / "trial.yaml", "name=norm-averaged", "steps=24", "data.image_size=32",
         "model.backbone=tests.normalised:NORMALISED", "model.train_from=all", "model.batch_norm=sync",
-        "optimizer.learning_rate=0.02", "early_stopping.patience=40",
+        "optimizer.learning_rate=0.1", "early_stopping.patience=40",
     )  # fmt: skip
     run = RunDir(tl.train(cfg, runs=workspace.directory / "runs", here=True).path)
     best = best_of(run)
