@@ -41,7 +41,10 @@ def pruned(net: Classifier, prune: float, **settings: Any) -> Classifier:
 
 
 def branching(input_shape: tuple[int, int, int]) -> Any:
-    """A stem, a residual, an inverted residual and a dense block: every kind of layer between two convolutions."""
+    """A stem, a residual, an inverted residual and a dense block: every kind of layer between two convolutions.
+
+    One of those that read fewer channels has strides, as the 3 x 3 of ResNetV2.
+    """
     layers = keras.layers
     x = inputs = keras.Input(input_shape)
     x = layers.Conv2D(8, 3, strides=2, name="stem")(x)
@@ -53,7 +56,7 @@ def branching(input_shape: tuple[int, int, int]) -> Any:
     inside = layers.Conv2D(16, 1, use_bias=False, name="expand")(x)
     inside = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(inside)
     inside = layers.AveragePooling2D(2)(layers.BatchNormalization(name="depthwise_norm")(inside))
-    x = layers.Conv2D(5, 1, name="project")(inside)
+    x = layers.Conv2D(5, 3, strides=2, name="project")(inside)
     x = layers.Concatenate()([x, layers.Conv2D(4, 1, activation="relu", name="dense")(x)])
     x = layers.Multiply()([x, layers.Conv2D(9, 1, activation="sigmoid", name="gate")(x)])
     x = layers.BatchNormalization(name="top_norm")(layers.Conv2D(10, 1, name="top")(x))

@@ -1,7 +1,7 @@
 """Distributed transfer learning of vision networks with TensorFlow and Keras.
 
-One YAML file describes a run; the number of workers is invisible to the mathematics. Importing this imports nothing
-else: each name is fetched when it is first used.
+One YAML file describes a run; the number of workers changes its rounding alone. Importing this imports nothing else:
+each name is fetched when it is first used.
 
     import tl_dist as tl
 

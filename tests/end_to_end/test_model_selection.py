@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST, Workspace, bits, losses, records, wait_for
+from tl_dist.data.order import Order
+from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.data.resize import resize
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
@@ -236,6 +238,31 @@ def test_statistics_of_batch_norm_are_those_of_the_weights_that_it_ends_with(
     said = said_by(run)
     np.testing.assert_allclose(said, run.predictions("test").probabilities, atol=1e-5)
     assert np.abs(said_by(run, str(best["step"])) - said).max() > 1e-2
+
+
+def test_an_average_with_batch_norm_is_taken_with_statistics_of_its_own(workspace: Workspace) -> None:
+    """By NumPy, of the layer that no other one normalizes for: those of the training images that come next."""
+    cfg = tl.load_config(
+        workspace.directory / "trial.yaml", "name=norm-averaged", "steps=24", "data.image_size=32",
+        "model.backbone=tests.normalised:NORMALISED", "model.train_from=all", "model.batch_norm=sync",
+        "optimizer.learning_rate=0.1", "early_stopping.patience=40",
+    )  # fmt: skip
+    run = RunDir(tl.train(cfg, runs=workspace.directory / "runs", here=True).path)
+    best = best_of(run)
+    assert len(best["average_of"]) == 3  # else there would be nothing to see
+    found = load_file(run.path / BEST_FILE)
+    train = tl.open_dataset(cfg)["train"]
+    number = -(-min(1024, train.num_examples) // cfg.global_batch)
+    batches = train_batches(
+        plain(train, 32), Order(cfg.seed, train.num_examples, cfg.global_batch), rows=range(cfg.global_batch),
+        from_step=best["step"], to_step=best["step"] + number,
+    )  # fmt: skip
+    images = np.concatenate([batch.images for batch in batches]).astype(np.float64) / 127.5 - 1
+    kernel, bias = (found[f"backbone/conv1/{name}"].astype(np.float64) for name in ("kernel", "bias"))
+    seen = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    outputs = np.einsum("nhwcij,ijco->nhwo", seen, kernel) + bias
+    for name, value in (("mean", outputs.mean(axis=(0, 1, 2))), ("variance", outputs.var(axis=(0, 1, 2)))):
+        np.testing.assert_allclose(found[f"backbone/norm1/moving_{name}"], value, rtol=1e-3, atol=1e-5)
 
 
 def test_without_a_validation_split_it_is_refused(workspace: Workspace) -> None:

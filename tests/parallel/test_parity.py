@@ -1,4 +1,4 @@
-"""The worker count is invisible to the mathematics: every strategy computes the updates of one device."""
+"""The worker count changes rounding alone: every strategy computes the updates of one device, over some 20 steps."""
 
 from __future__ import annotations
 

@@ -16,10 +16,23 @@ methods = pytest.importorskip("torchcam.methods", reason="the extra `references`
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def networks() -> tuple[Any, Any]:
-    """`tiny` with a head, and the same in PyTorch."""
-    ours = build("tiny", image_size=SIZE)
+class TwoStages(torch.nn.Module):  # type: ignore[misc]
+    """Pools what leaves its second stage and its third; as in ours, what the third says is no reason for the second."""
+
+    def __init__(self, parts: list[Any], linear: Any) -> None:
+        super().__init__()
+        self.early, self.late = torch.nn.Sequential(*parts[:6]), torch.nn.Sequential(*parts[6:])
+        self.linear = linear
+
+    def forward(self, images: Any) -> Any:
+        early = self.early(images)
+        late = self.late(early.detach())
+        return self.linear(torch.cat([one.mean(dim=(2, 3)) for one in (early, late)], dim=1))
+
+
+def networks_of(**settings: Any) -> tuple[Any, list[Any], Any]:
+    """`tiny` with a head, and its layers and the head in PyTorch."""
+    ours = build("tiny", image_size=SIZE, **settings)
     rng = np.random.default_rng(1)
     for path, variable in ours.trainable.items():
         if "bias" in path or "logits" in path:
@@ -31,21 +44,24 @@ def networks() -> tuple[Any, Any]:
         convolution.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1).copy())
         convolution.bias.data = torch.tensor(bias)
         parts += [convolution, torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
-    linear = torch.nn.Linear(64, 3)
+    linear = torch.nn.Linear(ours.num_features, 3)
     linear.weight.data = torch.tensor(ours.trainable["head/logits/kernel"].numpy().T.copy())
     linear.bias.data = torch.tensor(ours.trainable["head/logits/bias"].numpy())
-    theirs = torch.nn.Sequential(
-        torch.nn.Sequential(*parts), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear
-    )
-    return ours, theirs.eval()
+    return ours, parts, linear
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
+IMAGES[:, : SIZE // 2, : SIZE // 2] //= 4
+CLASSES = np.array([0, 1, 2], np.int32)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("layercam", "LayerCAM"), ("gradcam", "GradCAM")])
-def test_the_same_map(networks: tuple[Any, Any], kind: Any, name: str) -> None:
-    ours, theirs = networks
-    images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
-    images[:, : SIZE // 2, : SIZE // 2] //= 4
-    classes = np.array([0, 1, 2], np.int32)
+def test_the_same_map(kind: Any, name: str) -> None:
+    ours, parts, linear = networks_of()
+    theirs = torch.nn.Sequential(
+        torch.nn.Sequential(*parts), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear
+    ).eval()
+    images, classes = IMAGES, CLASSES
     found, logits = class_activation(ours, kind)(images, classes)
     inputs = torch.tensor(images.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
     for k, image in enumerate(inputs):
@@ -58,3 +74,30 @@ def test_the_same_map(networks: tuple[Any, Any], kind: Any, name: str) -> None:
         )[0, 0].numpy()
         assert large.max() > 0  # else any map would fit
         np.testing.assert_allclose(found[k].numpy(), large / large.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("layercam", "LayerCAM"), ("gradcam", "GradCAM")])
+def test_maps_of_several_stages_are_joined_as_layercams_authors_do(kind: Any, name: str) -> None:
+    """Equation 9 of the paper, which scales those of shallow layers alone; Grad-CAM has no such rule."""
+    ours, parts, linear = networks_of(layers=("block2", "block3"))
+    theirs, method = TwoStages(parts, linear).eval(), getattr(methods, name)
+    found, logits = class_activation(ours, kind)(IMAGES, CLASSES)
+    inputs = torch.tensor(IMAGES.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
+    by_stage = []
+    for k, image in enumerate(inputs):
+        with method(theirs, target_layer=[theirs.early, theirs.late]) as extractor:
+            said = theirs(image[None])
+            early, late = extractor(int(CLASSES[k]), said, normalized=False)
+        np.testing.assert_allclose(logits[k].numpy(), said[0].detach().numpy(), atol=1e-4)
+        early, late = early / early.max(), late / late.max()
+        by_stage.append((early, late))
+        if kind == "layercam":
+            (early,) = methods.LayerCAM._scale_cams([early])
+        joined = methods.LayerCAM._fuse_cams([early, late], (SIZE, SIZE))[0].numpy()
+        np.testing.assert_allclose(found[k].numpy(), joined / joined.max(), atol=1e-4)
+    plain = methods.LayerCAM._fuse_cams(
+        [torch.cat(maps) for maps in zip(*by_stage, strict=True)], (SIZE, SIZE)
+    )
+    assert (
+        kind == "gradcam" or abs(found.numpy() - plain.numpy()).max() > 0.1
+    )  # the rule makes a difference here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import norm
+from scipy.stats import kendalltau, norm
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
@@ -86,6 +86,48 @@ def test_nleep_is_the_likelihood_over_the_parts_of_a_mixture(shape: tuple[int, i
     found = transferability.nleep(features, labels)
     assert transferability.leep(np.array(posterior), labels) == pytest.approx(total / len(labels), abs=1e-9)
     assert found == pytest.approx(total / len(labels), abs=1e-6)
+
+
+def nleep_by_definition(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """As the paper (arXiv 2011.11200) and its public code: PCA of 80 %, five Gaussians a class, of full covariance.
+
+    Everything else of scikit-learn's as it comes, and LEEP in matrices.
+    """
+    reduced = PCA(0.8).fit_transform(features)
+    classes = np.unique(labels)
+    parts = GaussianMixture(5 * len(classes), random_state=seed).fit(reduced).predict_proba(reduced)
+    joint = np.stack([parts[labels == label].sum(axis=0) for label in classes]) / len(labels)
+    conditional = joint / joint.sum(axis=0)
+    likelihood = parts @ conditional.T
+    return float(np.log(likelihood[np.arange(len(labels)), np.searchsorted(classes, labels)]).mean())
+
+
+def test_nleep_orders_networks_as_the_papers_full_covariances_do() -> None:
+    """Features of eight qualities: the same order, and values nearby, of Gaussians that cannot lean."""
+    rng = np.random.default_rng(5)
+    labels = (np.arange(1500) % 3).astype(np.int32)
+    signal = rng.normal(size=(3, 12))[labels] * 2
+    noise = rng.normal(size=signal.shape)
+    ours, theirs = [], []
+    for share in (1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0, 6.0):
+        features = (signal + share * noise).astype(np.float32)
+        ours.append(transferability.nleep(features, labels))
+        theirs.append(np.mean([nleep_by_definition(features, labels, seed) for seed in range(2)]))
+    assert kendalltau(ours, theirs).statistic > 0.99
+    np.testing.assert_allclose(ours, theirs, atol=0.13)
+
+
+def test_nleep_of_features_that_fall_into_parts_is_what_can_be_counted() -> None:
+    """Ten heaps far apart, of two classes: each heap is a part, and P(y | z) the share of a class in it."""
+    rng = np.random.default_rng(0)
+    heap = np.repeat(np.arange(10), 60)
+    angle = 2 * np.pi * heap / 10
+    features = 50 * np.stack([np.cos(angle), np.sin(angle)], axis=1) + rng.normal(size=(600, 2))
+    labels = (rng.random(600) < np.linspace(0.1, 0.9, 10)[heap]).astype(np.int32)
+    shares = np.array([[np.mean(labels[heap == z] == y) for y in (0, 1)] for z in range(10)])
+    expected = float(np.log(shares[heap, labels]).mean())
+    assert transferability.nleep(features, labels) == pytest.approx(expected, abs=1e-6)
+    assert nleep_by_definition(features, labels, 0) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

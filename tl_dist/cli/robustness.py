@@ -50,6 +50,10 @@ def show(record: Mapping[str, Any], console: Console) -> None:
             f"mean corruption error {record['mean_corruption_error']:.4f}, of images as they are "
             f"{1 - record['clean']:.4f}; not normalized: tl-dist compare --corruptions does, by another run"
         )
+    if record["mce_alexnet"] is not None:
+        console.say(
+            f"mCE {record['mce_alexnet']:.4f}, normalized by AlexNet's errors; {robustness.NOT_PUBLISHED}"
+        )
 
 
 def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
@@ -71,7 +75,10 @@ def show_compared(found: Mapping[str, Any], names: tuple[str, str], say: Callabl
         shown = "-" if ratio is None else f"{ratio:.3f}"
         say(f"{name}: error {errors[0]:.4f} and {errors[1]:.4f}, ratio {shown}")
     if found["mce"] is not None:
-        say(f"mean corruption error of {names[1]} relative to {names[0]}: {found['mce']:.4f}")
+        say(f"mean corruption error of {names[1]} relative to {names[0]}, not to AlexNet: {found['mce']:.4f}")
+    if None not in found["mce_alexnet"]:
+        first, second = found["mce_alexnet"]
+        say(f"mCE by AlexNet's errors {first:.4f} and {second:.4f}; {robustness.NOT_PUBLISHED}")
     if found["difference"] is not None:
         low, high = found["interval"]
         by = found.get("interval_by", f"paired bootstrap over {found['num_examples']:,} examples")

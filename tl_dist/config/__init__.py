@@ -57,7 +57,7 @@ __all__ = [
 
 
 class Config(Section):
-    """One run. The same file means the same mathematics on any number of workers."""
+    """One run. The same file means the same mathematics on any number of workers, whose rounding alone differs."""
 
     name: Annotated[str, Field(pattern=RUN_NAME)]
     """name of the run directory below runs/; default: the file's name"""

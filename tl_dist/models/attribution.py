@@ -19,6 +19,8 @@ Cam = Literal["layercam", "gradcam"]
 
 TOLERANCE = 0.01
 """of the difference of outputs, by which the sum of integrated gradients may miss it"""
+_SHALLOW = 2.0
+"""the gamma of LayerCAM: how much maps of shallow stages are raised before they are joined with the deepest"""
 _FEWEST_POINTS, _MOST_POINTS = 32, 256
 _POINTS_AT_ONCE = 16
 
@@ -28,8 +30,9 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
 
     A map is 0 where nothing speaks for the class, and 1 at most. LayerCAM (Jiang et al., IEEE TIP 30, 2021) weighs each
     place of each feature map by its own positive gradient, Grad-CAM (Selvaraju et al., arXiv 1610.02391) each feature
-    map by its mean gradient. Where several stages are pooled, a place counts by the stage in which it is strongest, as
-    LayerCAM's authors join layers. The gradient is that of the head alone: no pass back through the backbone.
+    map by its mean gradient. Where several stages are pooled, a place counts by the stage in which it is strongest; of
+    LayerCAM all but the deepest are raised first, to tanh(2 m / max m), as its authors join layers (equation 9). The
+    gradient is that of the head alone: no pass back through the backbone.
     """
     feature_maps, logits_of = model.pooled_maps()
 
@@ -41,9 +44,11 @@ def class_activation(model: Classifier, kind: Cam = "layercam") -> Callable[[Any
             logits = logits_of([tf.cast(one, model.network.output.dtype) for one in maps])
             score = tf.reduce_sum(tf.gather(logits, classes, batch_dims=1))
         gradients = tape.gradient(score, maps)
-        size = images.shape[1:3]
-        stages = [_spread(_cam(kind, *pair), size) for pair in zip(maps, gradients, strict=True)]
-        return tf.reduce_max(tf.stack(stages), axis=0), logits
+        *shallow, deepest = (_unit(_cam(kind, *pair)) for pair in zip(maps, gradients, strict=True))
+        if kind == "layercam":
+            shallow = [tf.tanh(_SHALLOW * one) for one in shallow]
+        stages = [tf.image.resize(one[..., None], images.shape[1:3]) for one in (*shallow, deepest)]
+        return _unit(tf.reduce_max(tf.concat(stages, axis=-1), axis=-1)), logits
 
     return compute
 
@@ -55,10 +60,9 @@ def _cam(kind: Cam, maps: Any, gradients: Any) -> Any:
     return tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))
 
 
-def _spread(cam: Any, size: Any) -> Any:
-    """At the size of the image, the largest value of each 1; a map that is 0 stays so."""
-    large = tf.image.resize(cam[..., None], size, method="bilinear")[..., 0]
-    return tf.math.divide_no_nan(large, tf.reduce_max(large, axis=(1, 2), keepdims=True))
+def _unit(cam: Any) -> Any:
+    """The largest value of each 1; a map that is 0 stays so."""
+    return tf.math.divide_no_nan(cam, tf.reduce_max(cam, axis=(1, 2), keepdims=True))
 
 
 class Integrated(NamedTuple):

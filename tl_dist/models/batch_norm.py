@@ -130,9 +130,13 @@ def collecting(layers: Collection[str], total: Total | None, *, fused: bool = Fa
         _ACTIVE.moments = None
 
 
+def read(variable: Any) -> Any:
+    """Inside a replica: the value of its own copy of a statistic, which is that of the handle."""
+    return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+
+
 def move(variable: Any, moment: Any, *, momentum: Any, skipped: Any) -> None:
     """Inside a replica: move a statistic toward the moment of the batch, unless the step was skipped."""
-    # By the handle: that is this replica's own copy.
-    old = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
+    old = read(variable)
     new = old * momentum + moment * (1.0 - momentum)
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.where(skipped > 0, old, new))

@@ -85,6 +85,10 @@ def robust(facts: Facts) -> dict[str, Any] | None:
         else f"Corruptions raise its error from {percent(1 - clean)} to {percent(error)} in the mean of kinds and "
         f"severities, changes of place apart. {at}"
     )
+    if record["mce_alexnet"] is not None:
+        sentence += (
+            f" mCE {record['mce_alexnet']:.3f}, normalized by AlexNet's errors; {robustness.NOT_PUBLISHED}."
+        )
     svg = charts.lines(
         series, x="severity", y="accuracy", what="Accuracy by severity of corruption", percent=True
     )
@@ -121,8 +125,8 @@ def robust_compared(runs: Sequence[Facts]) -> dict[str, Any] | None:
     if not rows:
         return None
     sentence = (
-        f"Errors on the same corrupted images, relative to those of “{first[0]}”: below 1, or below 0 points, a run is "
-        f"more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
+        f"Errors on the same corrupted images, relative to those of “{first[0]}”, not of AlexNet: below 1, or below 0 "
+        f"points, a run is more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
     )
     names = ["run", "mean corruption error, relative", "difference of the mean error", "95 % interval"]
     return {"parts": [{"title": "", "sentence": sentence, "names": names, "rows": rows}]}

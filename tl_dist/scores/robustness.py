@@ -5,6 +5,7 @@ Kept in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,20 @@ from tl_dist.scores import clusters
 
 GEOMETRY = ("shift", "rotate", "resize")
 """are shown, and belong to no mean corruption error"""
+ELASTIC = "elastic_transform"
+VERSION = 2
+"""of the corruptions: in the first `ELASTIC` was that of the package `imagecorruptions`, not of ImageNet-C"""
+NUM_SEVERITIES = 5
+ALEXNET: Mapping[str, float] = {
+    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880, "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360,
+    "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
+    "contrast": 0.853204, ELASTIC: 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
+}  # fmt: skip
+"""Errors of AlexNet on ImageNet-C, the mean over its five severities: what Hendrycks and Dietterich (arXiv 1903.12261,
+github.com/hendrycks/robustness) divide by."""
+NOT_PUBLISHED = "not comparable with published mCE, as these are not the images of ImageNet-C"
+"""is said wherever a figure that is normalized by `ALEXNET` is shown"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +50,8 @@ class Hits:
     image_size: int
     groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
     """of the examples, as `Predictions.groups`"""
+    version: int = 1
+    """of the corruptions, see `VERSION`; files of the first do not say it"""
 
     def __post_init__(self) -> None:
         num = len(self.ids)
@@ -64,7 +81,8 @@ def load(path: Path) -> Hits:
 
     def made(found: dict[str, Any]) -> Hits:
         sizes = {key: int(found.pop(key)) for key in ("step", "image_size")}
-        return Hits(**found, **sizes)  # type: ignore[arg-type]
+        version = int(found.pop("version", 1))
+        return Hits(**found, **sizes, version=version)  # type: ignore[arg-type]
 
     return load_npz(
         path, made, what="evaluation under corruptions", fix="make it: tl-dist eval RUN --corruptions all."
@@ -74,8 +92,8 @@ def load(path: Path) -> Hits:
 def record(found: Hits) -> dict[str, Any]:
     """Accuracies as JSON. `mean_corruption_error`: the mean error over corruptions and severities, not normalized.
 
-    `relative`: how much of that the corruptions add to the error on images as they are. Hendrycks and Dietterich divide
-    both by those of a reference network; of the first, `compared` gives that as `mce`.
+    `relative`: how much of that the corruptions add to the error on images as they are; not normalized either.
+    `mce_alexnet` is `normalized`.
     """
     accuracy = found.right.mean(axis=2)
     errors = 1 - accuracy[found.common]
@@ -90,16 +108,36 @@ def record(found: Hits) -> dict[str, Any]:
         "accuracy": {str(name): row.tolist() for name, row in zip(found.names, accuracy, strict=True)},
         "mean_corruption_error": float(errors.mean()) if errors.size else None,
         "relative": float(errors.mean() - (1 - clean)) if errors.size else None,
+        "mce_alexnet": normalized(found),
+        "version": found.version,
     }
+
+
+def normalized(found: Hits) -> float | None:
+    """Return the mCE of Hendrycks and Dietterich: the mean of the corruption errors, each divided by AlexNet's.
+
+    Dividing by a network that was measured elsewhere weighs the corruptions as the paper does; it does not make the
+    figure one of ImageNet-C (`NOT_PUBLISHED`). None without all 15 of them at all five severities, or where one is not
+    ImageNet-C's.
+    """
+    errors = dict(zip(found.names.tolist(), 1 - found.right.mean(axis=(1, 2)), strict=True))
+    if (
+        found.version < VERSION
+        or len(found.severities) < NUM_SEVERITIES
+        or not errors.keys() >= ALEXNET.keys()
+    ):
+        return None
+    return float(np.mean([errors[name] / error for name, error in ALEXNET.items()]))
 
 
 def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0) -> dict[str, Any]:
     """Two runs on the same corrupted images: errors by corruption, and whether the means differ.
 
     `ratios`: the corruption errors of the second relative to the first, and `mce` their mean, as the paper normalizes
-    by AlexNet; None where the first makes no error. `difference` is that of the mean errors, second less first, with
-    its 95 % interval by the paired bootstrap over examples, or over their groups (`clusters.of_mean`), as `interval_by`
-    says; both None where only GEOMETRY was evaluated. ValueError unless both are of the same.
+    by AlexNet; None where the first makes no error. `mce_alexnet`: of each run `normalized`, by AlexNet itself.
+    `difference` is that of the mean errors, second less first, with its 95 % interval by the paired bootstrap over
+    examples, or over their groups (`clusters.of_mean`), as `interval_by` says; both None where only GEOMETRY was
+    evaluated. ValueError unless both are of the same.
     """
     a, b = np.argsort(first.ids), np.argsort(second.ids)
     same = (
@@ -110,6 +148,8 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     )
     if not same:
         raise ValueError("other examples, corruptions, severities or sizes")
+    if first.version != second.version and ELASTIC in first.names:
+        raise ValueError(f"{ELASTIC} is that of ImageNet-C in one of them, and an earlier one in the other")
     wrong = [~first.right[:, :, a], ~second.right[:, :, b]]
     errors = [one.mean(axis=(1, 2)) for one in wrong]
     common = first.common
@@ -138,4 +178,5 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
         "difference": float(gaps.mean()) if common.any() else None,
         "interval": interval if common.any() else None,
         **({} if of is None else {"interval_by": f"t over {clusters.words(of)}"}),
+        "mce_alexnet": [normalized(first), normalized(second)],
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source
+from tl_dist.datasets import Source, decoded_by
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.identity import identity_of
@@ -32,10 +32,13 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             fix="train it with data.validation_fraction, such as 0.2, under another name=NAME.",
             code=ExitCode.USAGE,
         )
+    trained = identity_of(model.run)["data"]
+    # The rule of decoding is part of the fingerprint where it makes a difference to the images of a split.
+    unusual = [name for name in ("train", "validation") if splits[name].fingerprint != trained.get(name)]
+    splits = decoded_by(splits, model.decoding, unusual)
     validation, train = splits["validation"], splits["train"]
     found = {name: splits[name].fingerprint for name in ("train", "validation")}
     agree(model.parallel, {"data": found})
-    trained = identity_of(model.run)["data"]
     if {name: trained.get(name) for name in found} != found:
         raise Refusal(
             f"the data of {model.run.path} are not those that it was trained on.",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import plain
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source
+from tl_dist.datasets import Source, decoded_by
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.models.attribution import class_activation, integrated_gradients
@@ -28,7 +28,8 @@ def explain(model: Loaded, directory: Path) -> None:
     request, parallel = Request.load(directory), model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
-        source, examples = unlabelled(request.files, model.class_names), range(len(request.files))
+        source = unlabelled(request.files, model.class_names, model.decoding)
+        examples = range(len(request.files))
     else:
         source = _split_of(model, request.split)
     mine = slice(parallel.rank, None, parallel.world_size)
@@ -52,6 +53,7 @@ def explain(model: Loaded, directory: Path) -> None:
 
 
 def _split_of(model: Loaded, split: str) -> Source:
+    """The split, decoded by the run's own version of the rule."""
     splits = open_splits(model.cfg.data)[0]
     if split not in splits:
         raise Refusal(
@@ -59,7 +61,7 @@ def _split_of(model: Loaded, split: str) -> Source:
             fix=f"use one of {', '.join(splits)}.",
             code=ExitCode.USAGE,
         )
-    return splits[split]
+    return decoded_by(splits, model.decoding, splits)[split]
 
 
 def explained(

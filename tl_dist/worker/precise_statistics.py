@@ -1,9 +1,11 @@
 """Statistics of batch norm recomputed over training batches, where too few steps have moved the moving ones.
 
 A moving average needs about 3 / (1 - momentum) steps to forget where it began: 3,000 in MobileNet. Until then
-evaluation takes the means, over some batches, of the mean and variance of each, with the weights as they are
-(PreciseBN: Wu and Johnson, arXiv 2105.07576). The batches are those that training would see next, a function of seed
-and step.
+evaluation takes mean and variance of the population of some batches, with the weights as they are: E[m] and
+E[s^2 + m^2] - E[m]^2 over the means m and variances s^2 of what was normalized together, weighted by its rows
+(PreciseBN: Wu and Johnson, arXiv 2105.07576, appendix, and fvcore's update_bn_stats). How far batches differ from each
+other is part of it: so a layer whose inputs no other one has normalized gets the variance of all of them, however they
+were divided. The batches are those that training would see next, a function of seed and step.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.data import pipeline
-from tl_dist.models.classifier import Classifier
+from tl_dist.models import batch_norm
+from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training.step import compiled
 from tl_dist.worker.setup import Setup
@@ -96,24 +99,40 @@ class PreciseStatistics:
 def averaging(
     model: Classifier, parallel: DataParallel, *, global_batch: int, accumulate: int = 1
 ) -> Callable[[Any, Any], Any]:
-    """`average(batches, k)`: make the statistics the mean over k batches, of which the next is the last."""
+    """`average(batches, k)`: make the statistics those of the population of k batches; the next one is the k-th."""
+    paths = [*model.statistics]
+    mean_of = [paths.index(path.replace(MOVING[1], MOVING[0])) for path in paths]
+    """of each statistic, where the mean of its layer is"""
 
-    def moments_of(images: Any) -> list[Any]:
+    def moments_of(images: Any, centres: list[Any]) -> list[Any]:
+        """Of each statistic: the rows times their mean, or times their mean square about the centre of that."""
         with model.batch_statistics(parallel.total_in_step) as moments:
             model.suffix(model.prefix(images))
-        return model.moments_in_order(moments)
+        found, rows = model.moments_in_order(moments), tf.cast(tf.shape(images)[0], tf.float32)
+        return [
+            moment if k == mean else moment + rows * tf.square(found[mean] / rows - centres[mean])
+            for k, (moment, mean) in enumerate(zip(found, mean_of, strict=True))
+        ]
 
     def replica_step(batch: Any, k: Any) -> Any:
         """As in training a replica takes its rows in micro-batches."""
         num_rows = int(batch.images.shape[0])
         parts = [rows_of(part, accumulate, num_rows) for part in range(min(accumulate, num_rows))]
+        # About the mean of the batches so far, which all replicas have: squares of what is near 0 lose no digits.
+        centres = [batch_norm.read(variable) for variable in model.statistics.values()]
         sums: list[list[Any]] = []
         for rows in parts:
             with tf.control_dependencies(sums[-1] if sums else []):
-                sums.append(moments_of(tf.identity(batch.images[rows.start : rows.stop])))
+                sums.append(moments_of(tf.identity(batch.images[rows.start : rows.stop]), centres))
         reduced = parallel.reduce_gradients([tf.add_n(same) for same in zip(*sums, strict=True)])
+        share = 1.0 / tf.cast(k, tf.float32)
         moments = [moment / global_batch for moment in reduced]
-        model.move_statistics(moments, tf.constant(0.0), momentum=1.0 - 1.0 / tf.cast(k, tf.float32))
+        # The mean moves by a share of what it is off: so much less is the mean square about it, once it has moved.
+        moments = [
+            moment if j == mean else tf.nn.relu(moment - share * tf.square(moments[mean] - centres[mean]))
+            for j, (moment, mean) in enumerate(zip(moments, mean_of, strict=True))
+        ]
+        model.move_statistics(moments, tf.constant(0.0), momentum=1.0 - share)
         return tf.constant(0.0)
 
     @compiled

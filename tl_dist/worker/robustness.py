@@ -59,6 +59,7 @@ def evaluate_corrupted(
         step=setup.state.step,
         image_size=size,
         groups=np.array(groups_of(source, cfg.data), np.str_),
+        version=robustness.VERSION,
     )
     if setup.is_first:
         predictions.save(robustness.file_of(setup.run.path, split), **vars(found))

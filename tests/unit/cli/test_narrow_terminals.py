@@ -83,7 +83,7 @@ GROUPS = [
 ]  # fmt: skip
 CORRUPTED = {
     "split": "validation", "num_examples": 12345, "step": 123456, "image_size": 224, "severities": [1, 2, 3, 4, 5],
-    "clean": 0.0124, "mean_corruption_error": 0.9876,
+    "clean": 0.0124, "mean_corruption_error": 0.9876, "mce_alexnet": 1.2345,
     "accuracy": {name: [0.123, 0.321, 0.222, 0.222, 0.222] for name in ("gaussian_noise", "elastic_transform")},
 }  # fmt: skip
 

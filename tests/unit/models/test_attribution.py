@@ -55,18 +55,22 @@ def test_every_family_has_maps(name: str, eagerly: None) -> None:
     np.testing.assert_allclose(logits, model(images_of(size)), rtol=1e-4, atol=1e-5)
 
 
-def test_of_several_pooled_stages_the_strongest_counts(eagerly: None) -> None:
-    images, classes = images_of(32), np.array([1, 1], np.int32)
+def test_of_several_pooled_stages_the_strongest_counts_and_shallow_ones_are_raised(eagerly: None) -> None:
+    """Of the mean of maps the gradient is the weight of each: LayerCAM is their sum by the weights above 0."""
+    images, number = images_of(32), 1
     both = with_head("tiny", image_size=32, layers=["block1", "block3"])
-    kernel = both.trainable["head/logits/kernel"].numpy()
+    kernel = both.trainable["head/logits/kernel"].numpy()[:, number]
+    maps = both.pooled_maps()[0](images)
     alone = []
-    for stage, rows in (("block1", kernel[:16]), ("block3", kernel[16:])):
-        model = with_head("tiny", image_size=32, layers=[stage])
-        model.trainable["head/logits/kernel"].assign(rows)
-        alone.append(class_activation(model)(images, classes)[0].numpy())
-    joined = class_activation(both)(images, classes)[0].numpy()
-    np.testing.assert_allclose(joined, np.maximum(*alone), atol=1e-5)
-    assert all(np.abs(joined - one).max() > 0.1 for one in alone)
+    for one, weights in zip(maps, (kernel[:16], kernel[16:]), strict=True):
+        cam = np.maximum(one.numpy() @ np.maximum(weights, 0), 0)
+        alone.append(cam / cam.max(axis=(1, 2), keepdims=True))
+    raised = [np.tanh(2 * alone[0]), alone[1]]
+    large = [tf.image.resize(cam[..., None], (32, 32))[..., 0].numpy() for cam in raised]
+    expected = np.maximum(*large)
+    joined = class_activation(both)(images, np.full(2, number, np.int32))[0].numpy()
+    np.testing.assert_allclose(joined, expected / expected.max(axis=(1, 2), keepdims=True), atol=1e-5)
+    assert all(np.abs(joined - one).max() > 0.1 for one in large)
 
 
 def test_where_the_sum_cannot_be_reached_there_is_an_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scipy import stats
 from tl_dist.cli.robustness import show_compared
 from tl_dist.refusal import Refusal
 from tl_dist.scores import predictions, robustness
-from tl_dist.scores.robustness import Hits
+from tl_dist.scores.robustness import VERSION, Hits
 
 NAMES = np.array(["fog", "snow", "rotate"])
 
@@ -40,6 +41,88 @@ def test_figures_of_one_run() -> None:
     assert found["clean"] == 0.95
     assert found["mean_corruption_error"] == pytest.approx(0.275)  # without the rotation
     assert found["relative"] == pytest.approx(0.225)
+
+
+ERRORS_OF_ALEXNET = {
+    "gaussian_noise": (0.69528, 0.82542, 0.93554, 0.98138, 0.99452),
+    "shot_noise": (0.71224, 0.85108, 0.93574, 0.98182, 0.99146),
+    "impulse_noise": (0.78374, 0.89808, 0.9487, 0.9872, 0.99548),
+    "defocus_blur": (0.65624, 0.73202, 0.85036, 0.91364, 0.94714),
+    "glass_blur": (0.64308, 0.75054, 0.88806, 0.91622, 0.93344),
+    "motion_blur": (0.5843, 0.70048, 0.82108, 0.8975, 0.92638),
+    "zoom_blur": (0.70008, 0.76992, 0.80784, 0.84198, 0.87198),
+    "snow": (0.71726, 0.88392, 0.86468, 0.9187, 0.94952),
+    "frost": (0.6139, 0.79734, 0.8879, 0.89942, 0.9343),
+    "fog": (0.67474, 0.7605, 0.84378, 0.8726, 0.945),
+    "brightness": (0.4514, 0.48502, 0.54048, 0.62166, 0.72444),
+    "contrast": (0.64548, 0.7615, 0.88874, 0.9776, 0.9927),
+    "elastic_transform": (0.52596, 0.70116, 0.55686, 0.64076, 0.80554),
+    "pixelate": (0.52218, 0.5462, 0.73728, 0.87092, 0.91262),
+    "jpeg_compression": (0.51002, 0.54718, 0.57294, 0.65458, 0.74778),
+}
+"""on the 50,000 images of ImageNet-C, by severity; as they are published"""
+OF_RESNET50 = {
+    "brightness": (0.6802, 0.5664), "contrast": (0.3906, 0.7143), "defocus_blur": (0.3875, 0.7471),
+    "elastic_transform": (0.4525, 0.8475), "fog": (0.4583, 0.6611), "frost": (0.3814, 0.7484),
+    "gaussian_noise": (0.2929, 0.7977), "glass_blur": (0.2679, 0.8861), "impulse_noise": (0.2381, 0.8258),
+}  # fmt: skip
+"""accuracy, and corruption error by AlexNet's, as others have published them"""
+
+
+def everywhere(errors: dict[str, Sequence[float]], severities: Sequence[int] = (1, 2, 3, 4, 5)) -> Hits:
+    """A run with these errors on 50,000 images."""
+    num = 50_000
+    wrong = np.array([[round(e * num) for e in row] for row in errors.values()])
+    right = np.arange(num) >= wrong[..., None]
+    names, kinds = np.array([*errors], np.str_), np.array(severities)
+    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, VERSION)
+
+
+def test_alexnet_has_an_mce_of_1_by_itself() -> None:
+    """Its errors by severity, which are published apart from their means, and a rotation that does not count."""
+    of_alexnet = everywhere({"rotate": (0.1,) * 5, **ERRORS_OF_ALEXNET})
+    assert robustness.record(of_alexnet)["mce_alexnet"] == pytest.approx(1, abs=1e-6)
+    halved = everywhere({name: [e / 2 for e in row] for name, row in ERRORS_OF_ALEXNET.items()})
+    assert robustness.normalized(halved) == pytest.approx(0.5, abs=1e-4)
+    found = robustness.compared(halved, everywhere(ERRORS_OF_ALEXNET), resamples=2)
+    assert found["mce_alexnet"] == pytest.approx([0.5, 1], abs=1e-4)
+    assert found["mce"] == pytest.approx(2, abs=1e-3)  # by the first run, which is another figure
+
+
+def test_each_corruption_is_divided_by_its_own_error() -> None:
+    """Published corruption errors of a ResNet-50, one at a time beside AlexNet's own of all others."""
+    for name, (accuracy, published) in OF_RESNET50.items():
+        found = robustness.normalized(everywhere(ERRORS_OF_ALEXNET | {name: (1 - accuracy,) * 5}))
+        assert found is not None and 15 * found - 14 == pytest.approx(published, abs=2e-4), name
+
+
+def test_without_every_corruption_and_severity_there_is_no_mce_by_alexnet() -> None:
+    few = {name: row for name, row in ERRORS_OF_ALEXNET.items() if name != "fog"}
+    assert robustness.normalized(everywhere(few)) is None
+    some = {name: row[:3] for name, row in ERRORS_OF_ALEXNET.items()}
+    assert robustness.normalized(everywhere(some, (1, 2, 3))) is None
+    assert robustness.normalized(replace(everywhere(ERRORS_OF_ALEXNET), version=1)) is None
+    assert robustness.record(FIRST)["mce_alexnet"] is None
+
+
+def test_an_earlier_elastic_transform_is_compared_with_its_like_alone(tmp_path: Path) -> None:
+    """Files of it do not say their version; without it all are alike."""
+    names = np.array(["fog", "elastic_transform", "rotate"])
+    old = replace(FIRST, names=names)
+    file = robustness.file_of(tmp_path, "test")
+    predictions.save(file, **{key: value for key, value in vars(old).items() if key != "version"})
+    loaded = robustness.load(file)
+    assert loaded.version == 1 and robustness.record(loaded)["version"] == 1
+    new = replace(SECOND, names=names, version=VERSION)
+    assert robustness.compared(loaded, replace(new, version=1)) and robustness.compared(
+        replace(old, version=2), new
+    )
+    for pair in ((loaded, new), (new, loaded)):
+        with pytest.raises(ValueError, match="elastic_transform is that of ImageNet-C in one of them"):
+            robustness.compared(*pair)
+    assert robustness.compared(FIRST, replace(SECOND, version=VERSION))["num_examples"] == 200
+    predictions.save(file, **vars(new))
+    assert robustness.load(file).version == VERSION
 
 
 def test_two_runs_on_the_same_images() -> None:

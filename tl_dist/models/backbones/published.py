@@ -1,7 +1,8 @@
 """Published top-1 accuracy on ImageNet of the weights that `weights: imagenet` means: of Keras's own.
 
-From the table of https://keras.io/api/applications; MobileNetV3 from keras/src/applications/mobilenet_v3.py. To compare
-networks with, as a plain baseline: nothing here is measured, and nothing is computed from it.
+From the table of https://keras.io/api/applications; MobileNetV3 from keras/src/applications/mobilenet_v3.py. Nothing
+here is measured. `rank` shows it as a plain baseline, and chooses by it among candidates that its folds do not tell
+apart from the best; no score is computed from it.
 """
 
 from __future__ import annotations
