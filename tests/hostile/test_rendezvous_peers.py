@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import uuid
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.launcher import peers
-from tl_dist.launcher.peers import user_of
 from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.parallel import peers
 from tl_dist.parallel.meeting import await_peers
+from tl_dist.parallel.peers import user_of
 from tl_dist.refusal import ExitCode, Refusal
 
 CHECKOUT = Path(__file__).parents[2]
@@ -98,6 +99,17 @@ def test_the_user_at_the_other_end_is_known_until_it_closes(kernel: str, how: tu
             client.close()
             assert user_of(peer, server.getsockname()) is None
         assert user_of(("192.0.2.7", 4711), server.getsockname()) is None
+
+
+def test_who_listens_at_the_port_of_a_peer_that_is_gone_is_not_that_peer(kernel: str) -> None:
+    """What the peer has sent is still there to be read, as if from a process of this user."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = connect(server.getsockname()[1])
+        connection, peer = server.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        client.close()
+        with connection, socket.create_server(peer):
+            assert user_of(peer, server.getsockname()) is None
 
 
 @as_root

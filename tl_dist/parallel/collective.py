@@ -28,7 +28,7 @@ from tensorflow.python.eager import context
 from tl_dist.config import Config
 from tl_dist.parallel import endpoint, gpus, slots
 from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.meeting import await_peers, said_by_all
+from tl_dist.parallel.meeting import TOKEN_VARIABLE, await_peers, said_by_all
 from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -80,14 +80,15 @@ class Collective(OneOfMany):
 
     def _connect(self, timeout_s: float) -> None:
         """Meet the other workers, start TensorFlow's server behind its door, and add up a first number."""
-        own, door = endpoint.own_address(os.environ), endpoint.door(os.environ)
+        own = endpoint.own_address(os.environ)
+        door = endpoint.door(os.environ, own)
         port = door.port if door else endpoint.free_port()
         await_peers(os.environ, timeout_s=timeout_s, saying=f"{own}:{port}")
         endpoints = said_by_all(os.environ)
-        hosts = [endpoint.host_of(each) for each in endpoints]
-        endpoint.refuse_public(hosts, os.environ)
+        workers = [endpoint.parsed(each) for each in endpoints]
+        endpoint.refuse_public([host for host, _ in workers], os.environ)
         if door:
-            door.open_to(own, hosts)
+            endpoints = door.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
         os.environ["TF_GRPC_REUSE_PORT"] = "true" if door else "false"
         with self.naming_lost_peers():
             _start_server(self.rank, endpoints, timeout_s)

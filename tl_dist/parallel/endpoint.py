@@ -29,10 +29,10 @@ def own_address(env: Mapping[str, str]) -> str:
     return address
 
 
-def door(env: Mapping[str, str]) -> Door | None:
+def door(env: Mapping[str, str], own: str) -> Door | None:
     """The guarded port of TensorFlow's server; refused where the kernel has none, unless that was asked for."""
     try:
-        return Door()
+        return Door(own)
     except OSError as error:
         if env.get(OPEN_PORT_VARIABLE) == "1":
             return None
@@ -50,13 +50,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def host_of(endpoint: str) -> str:
-    """The address in "address:port"; refuses what is none."""
+def parsed(endpoint: str) -> tuple[str, int]:
+    """The address and the port in "address:port"; refuses what is none."""
     address, _, port = endpoint.rpartition(":")
     try:
         if not 0 < int(port) < 65536:
             raise ValueError(port)
-        return str(ipaddress.IPv4Address(address))
+        return str(ipaddress.IPv4Address(address)), int(port)
     except ValueError as error:
         raise Refusal(
             f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port.",

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tl_dist.parallel import collective, endpoint
 from tl_dist.parallel.collective import Collective
+from tl_dist.parallel.meeting import TOKEN_VARIABLE
 from tl_dist.refusal import ExitCode, Refusal
 
 CONFIG = Config(
@@ -61,11 +62,12 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
     asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is its door opened: whoever is let in could run code."""
-    opened: list[tuple[str, list[str]]] = []
-    door = SimpleNamespace(port=4711, open_to=lambda own, hosts: opened.append((own, list(hosts))))
+    opened: list[object] = []
+    door = SimpleNamespace(port=4711, open_to=lambda *told: opened.append(told) or ["reached", "there"])
     said = []
 
-    def start(*_: object) -> None:
+    def start(rank: int, endpoints: list[str], timeout_s: float) -> None:
+        assert endpoints == ["reached", "there"]
         raise _StartedError
 
     place = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1"}
@@ -73,15 +75,16 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(endpoint.OPEN_PORT_VARIABLE, "1" if asked else "")
     monkeypatch.setattr(endpoint, "own_address", lambda env: "10.0.0.1")
-    monkeypatch.setattr(endpoint, "door", lambda env: door)
+    monkeypatch.setattr(endpoint, "door", lambda env, own: door)
     monkeypatch.setattr(collective, "await_peers", lambda env, *, timeout_s, saying: said.append(saying))
     monkeypatch.setattr(collective, "said_by_all", lambda env: ["10.0.0.1:4711", "8.8.8.8:4711"])
     monkeypatch.setattr(collective, "_start_server", start)
     monkeypatch.setenv("TF_GRPC_REUSE_PORT", "")
+    monkeypatch.setenv(TOKEN_VARIABLE, "a job's")
     with pytest.raises(_StartedError if asked else Refusal) as ended:
         Collective(CONFIG)
     assert said == ["10.0.0.1:4711"]
-    assert opened == ([("10.0.0.1", ["10.0.0.1", "8.8.8.8"])] if asked else [])
+    assert opened == ([([("10.0.0.1", 4711), ("8.8.8.8", 4711)], "a job's")] if asked else [])
     if isinstance(ended.value, Refusal):
         assert "8.8.8.8, a public address" in ended.value.what and ended.value.code == ExitCode.UNSAFE
 

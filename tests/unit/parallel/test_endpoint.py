@@ -26,14 +26,14 @@ def test_private_addresses_are_taken(host: str) -> None:
 
 
 def test_where_the_kernel_cannot_guard_the_port_it_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_door() -> None:
+    def no_door(own: str) -> None:
         raise OSError(92, "Protocol not available")
 
     monkeypatch.setattr(endpoint, "Door", no_door)
     with pytest.raises(Refusal, match="cannot be guarded here") as refused:
-        endpoint.door({})
+        endpoint.door({}, "127.0.0.1")
     assert refused.value.code == ExitCode.UNSAFE
-    assert endpoint.door(ASKED) is None
+    assert endpoint.door(ASKED, "127.0.0.1") is None
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_where_the_kernel_cannot_guard_the_port_it_is_not_opened(monkeypatch: py
 )
 def test_what_is_no_address_is_no_worker(text: str) -> None:
     with pytest.raises(Refusal, match="is no address and port"):
-        endpoint.host_of(text)
+        endpoint.parsed(text)

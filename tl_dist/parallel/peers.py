@@ -20,8 +20,13 @@ _NO_COOKIE = 0xFFFFFFFF
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI 2s2s16s16s III")
 _ERROR = 2
+_STATE = 16 + 1  # after the header: the family, the state
 _USER = 16 + 4 + 48 + 12  # header; family, state, timer, retransmits; addresses; expires, queues
 
+_CONNECTING = 2
+LISTENING = "0A"  # of a socket in `rows`
+_WORD = struct.Struct("=I")  # as the tables show addresses
+_MAPPED = "".join(f"{word:08X}" for (word,) in _WORD.iter_unpack(bytes(10) + b"\xff\xff"))  # IPv4 in IPv6
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # an IPv6 socket may talk IPv4
 
 
@@ -55,21 +60,24 @@ def _by_netlink(peer: Address, here: Address) -> int | None:
             return None
         raise OSError(-number, os.strerror(-number))
     user, inode = struct.unpack_from("=II", answer, _USER)
+    if answer[_STATE] in (_CONNECTING, int(LISTENING, 16)):  # the peer is gone, and this has its port
+        return None
     return user if inode else None  # without one no process holds it any more, and its user reads 0
 
 
 def _by_table(peer: Address, here: Address) -> int | None:
-    ends = tuple(
-        f"{struct.unpack('=I', socket.inet_aton(address))[0]:08X}:{port:04X}"
+    ends = [
+        {f"{prefix}{_WORD.unpack(socket.inet_aton(address))[0]:08X}:{port:04X}" for prefix in ("", _MAPPED)}
         for address, port in (peer, here)
-    )
-    for _, local, remote, _, _, _, _, user, _, inode, *_ in _rows():
-        if local.endswith(ends[0]) and remote.endswith(ends[1]):
+    ]
+    for _, local, remote, state, _, _, _, user, _, inode, *_ in rows():
+        if local in ends[0] and remote in ends[1] and int(state, 16) != _CONNECTING:
             return int(user) if inode != "0" else None
     return None
 
 
-def _rows() -> Iterator[list[str]]:
+def rows() -> Iterator[list[str]]:
+    """The TCP sockets of this host, by the kernel's own columns. Raises OSError where it shows none."""
     found = False
     for table in _TABLES:
         with suppress(FileNotFoundError), table.open() as lines:
