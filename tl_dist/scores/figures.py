@@ -94,7 +94,7 @@ class Confidences(NamedTuple):
     of_true: NDArray[np.float64]
     hits: NDArray[np.bool_]
     num_above: NDArray[np.int64]
-    """classes that are more probable than the true one"""
+    """classes before the true one: the more probable ones, and of equal ones those of a higher number (scikit-learn)"""
 
 
 def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confidences:
@@ -105,7 +105,9 @@ def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confi
         block = probabilities[rows]
         predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
         of_true[rows] = block[np.arange(len(block)), labels[rows]]
-        num_above[rows] = (block > of_true[rows, None]).sum(axis=1)
+        before = np.arange(block.shape[1]) > labels[rows, None]
+        truth = of_true[rows, None]
+        num_above[rows] = ((block > truth) | ((block == truth) & before)).sum(axis=1)
     return Confidences(predicted, confidence, of_true, predicted == labels, num_above)
 
 
