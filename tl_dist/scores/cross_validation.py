@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,12 @@ class OutOfFold:
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
     held_out: tuple[str, Sequence[str]] | None = None
     """where each fold is a group: what these are, and their names"""
+    trained: Sequence[Sequence[np.ndarray]] | None = None
+    """bool [seeds][folds][examples]: what each fold was trained on; None: all examples outside it"""
+
+    def trained_on(self, seed: int, fold: int) -> np.ndarray:
+        """bool [examples]."""
+        return self.fold[seed] != fold if self.trained is None else self.trained[seed][fold]
 
     def save(self, path: Path) -> None:
         chosen = {
@@ -83,7 +89,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
 
     The interval is that of `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with
     other data of the same size. Where each fold is a group, down to one of a single image, `figures` are those of all
-    examples together, each of which is predicted once.
+    examples together, each of which is predicted once. Each example counts the same, whatever its weight in training.
     """
     seeds, num_folds = len(found.fold), int(found.fold.max()) + 1
     each = [
@@ -97,6 +103,8 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
+    tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in found.fold]
+    trained = [[found.trained_on(s, k).sum() for k in range(num_folds)] for s in range(seeds)]
     of_all = {key: mean_of(flat, key) for key in flat[0]}
     if found.held_out is not None:
         of_all = figures.figures(found.labels, found.probabilities[0])
@@ -109,7 +117,9 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "seeds": seeds,
         "num_examples": len(found.labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), num_folds),
+        "interval": figures.accuracy_interval(
+            np.ravel(accuracies).tolist(), figures.test_to_train(tested, trained)
+        ),
         "fold_accuracies": accuracies,
         "seed_accuracies": right.mean(axis=1).tolist(),
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
@@ -132,8 +142,12 @@ def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def merged(
     folds: Sequence[Sequence[predictions.Predictions]],
     held_out: tuple[str, Sequence[str]] | None = None,
+    trained: Sequence[Sequence[Collection[str]]] | None = None,
 ) -> OutOfFold:
-    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
+    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id.
+
+    `trained`: of each fold of each seed the ids that it was trained on; default: all of the others.
+    """
     probabilities, numbers = [], []
     for of_seed in folds:
         ids = np.concatenate([part.ids for part in of_seed])
@@ -146,4 +160,9 @@ def merged(
         types = types[order] if len(types) else types
         ids = ids[order]
     names = folds[0][0].class_names
-    return OutOfFold(ids, labels, types, names, np.stack(numbers), np.stack(probabilities), held_out=held_out)
+    inside = (
+        trained if trained is None else [[np.isin(ids, [*one]) for one in of_seed] for of_seed in trained]
+    )
+    return OutOfFold(
+        ids, labels, types, names, np.stack(numbers), np.stack(probabilities), None, held_out, inside
+    )

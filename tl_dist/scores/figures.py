@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
@@ -236,8 +236,8 @@ def accuracy_at(labels: Labels, probabilities: Probabilities, threshold: float) 
 def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
     """Both ends of the 95 % interval of a mean over resampled splits (Nadeau and Bengio 2003, Machine Learning 52).
 
-    `test_to_train` is the size of a test part over that of its training part: 1 / (folds - 1) in cross-validation.
-    The training parts overlap, so the plain t interval would be far too narrow.
+    `test_to_train` is the size of a test part over that of its training part (see there). The training parts overlap,
+    so the plain t interval would be far too narrow.
     """
     from scipy.stats import t
 
@@ -247,9 +247,17 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
     return [float(values.mean()) - half, float(values.mean()) + half]
 
 
-def accuracy_interval(accuracies: Sequence[float], num_folds: int) -> list[float]:
-    """`corrected_interval` of so many folds, of one seed or more, within 0 and 1: of few folds t goes far beyond."""
-    low, high = corrected_interval(accuracies, 1 / (num_folds - 1))
+def test_to_train(tested: ArrayLike, trained: ArrayLike) -> float:
+    """n2 / n1 of `corrected_interval`, from how many examples each fold was tested and trained on.
+
+    The mean over the folds. The paper has parts of equal size; of unequal ones this is more than that of equal ones.
+    """
+    return float(np.divide(tested, trained).mean())
+
+
+def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
+    """`corrected_interval` within 0 and 1: of few folds t goes far beyond."""
+    low, high = corrected_interval(accuracies, test_to_train)
     return [max(0.0, low), min(1.0, high)]
 
 
