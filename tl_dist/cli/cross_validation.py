@@ -165,6 +165,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.say(together + figures.summary_line(found["figures"]))
     if "chosen" in found:
         console.say(chosen_line(found["chosen"]))
+    for line in cross_validation.never_seen_lines(found):
+        console.say(line, style="yellow")
     for name, group in found["groups"].items():
         console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
     for kind, rows in left_out.items():

@@ -94,6 +94,12 @@ def _findings(
     yield from (Finding("note", text) for text in notes)
     if not facts.done:
         yield Finding("check", "The run has not ended: these are figures of its last evaluation.")
+    if facts.split == OUT_OF_FOLD_SPLIT:
+        unseen = cross_validation.never_seen_lines(facts.done["cross_validation"])
+    else:
+        of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
+        unseen = [figures.never_seen_line(of_split)] if of_split else []
+    yield from (Finding("check", f"{line[0].upper()}{line[1:]}.", "classes", "classes") for line in unseen)
     counts = examples.confusion.sum(axis=1)
     majority = float(counts.max() / examples.num_examples)
     if found["interval"][0] <= majority:

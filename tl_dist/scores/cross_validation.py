@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tl_dist.scores import figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
+MOST_LINES = 10
 
 
 def name_of(config: str, by: str | None = None) -> str:
@@ -105,6 +106,8 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
     tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in found.fold]
     trained = [[found.trained_on(s, k).sum() for k in range(num_folds)] for s in range(seeds)]
+    if unseen := list(_never_seen(found)):
+        more["never_seen"] = unseen
     of_all = {key: mean_of(flat, key) for key in flat[0]}
     if found.held_out is not None:
         of_all = figures.figures(found.labels, found.probabilities[0])
@@ -131,6 +134,25 @@ def summary(found: OutOfFold) -> dict[str, Any]:
             for name in np.unique(found.types)
         },
     }
+
+
+def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
+    """Of each fold that tests classes without a training example: which, and how many images of each."""
+    for seed, k in np.ndindex(len(found.fold), int(found.fold.max()) + 1):
+        known, tested = found.labels[found.trained_on(seed, k)], found.labels[found.fold[seed] == k]
+        if classes := figures.never_seen(known, tested, found.class_names.tolist()):
+            group = {} if found.held_out is None else {"group": found.held_out[1][k]}
+            yield {"seed": seed, "fold": k, **group, "classes": classes}
+
+
+def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
+    """What `summary` says of such classes, a line for each fold; of many folds the first."""
+    lines = []
+    for one in result.get("never_seen", ()):
+        fold = one["group"] if "group" in one else f"seed {one['seed']} fold {one['fold']}"
+        lines.append(f"{fold}: {figures.never_seen_line(one['classes'], 'in training of this fold')}")
+    more = [f"the same of {len(lines) - MOST_LINES} folds more"] if len(lines) > MOST_LINES else []
+    return [*lines[:MOST_LINES], *more]
 
 
 def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:

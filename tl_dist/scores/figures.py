@@ -16,6 +16,8 @@ NUM_BINS = 15
 TOP_CLASSES = 20
 """with more classes than this it is also said how often the true one is among the first five"""
 CONFIDENCE = 0.95
+LEAST = float(np.finfo(np.float64).eps)
+"""of the probability of a true class in a log loss, as in scikit-learn: no example costs more than 36"""
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
 
 
@@ -188,7 +190,7 @@ def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_])
 def log_loss(
     labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """Mean negative log probability of the true class; a probability of 0 counts as the least float64 above it.
+    """Mean negative log probability of the true class, which counts as `LEAST` at least.
 
     `weights` [examples]: how much each counts in the mean; default: all the same.
     """
@@ -197,7 +199,19 @@ def log_loss(
 
 def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
     """The log loss of examples whose true classes have these probabilities."""
-    return float(np.average(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)), weights=weights))
+    return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
+
+
+def never_seen(trained: ArrayLike, labels: Labels, class_names: Sequence[str]) -> dict[str, int]:
+    """Of each class that has examples here, and none among the labels that were `trained` on: how many, by name."""
+    names, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
+    return {class_names[k]: n for k, n in zip(names.tolist(), counts.tolist(), strict=True)}
+
+
+def never_seen_line(classes: Mapping[str, int], where: str = "in training") -> str:
+    """The same for people: "never seen in training: dog (20 images), which can hardly be right"."""
+    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in classes.items())
+    return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"
 
 
 def calibration_error(

@@ -113,12 +113,14 @@ def with_figures(
     class_names: Sequence[str],
     types: Sequence[str] = (),
     temperature: float | None = None,
+    trained: np.ndarray | None = None,
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
     For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. With the
-    `temperature` of a calibrated run it is also said what that changes; what is kept is what the network said. The
-    logits are used up: as float32 probabilities they would be as large again.
+    `temperature` of a calibrated run it is also said what that changes; what is kept is what the network said. With the
+    labels that were `trained` on also which classes are not among them. The logits are used up: as float32
+    probabilities they would be as large again.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -127,6 +129,8 @@ def with_figures(
         return result
     said = figures.Softmax(result.logits)
     found = figures.figures(labels, said)
+    if trained is not None and (classes := figures.never_seen(trained, labels, class_names)):
+        found["never_seen"] = classes
     if len(class_names) == 2 and found["log_loss"] is not None:
         probabilities = said[:]
         if result.split == "validation":

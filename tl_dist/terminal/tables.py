@@ -64,6 +64,8 @@ def show_evaluation(record: Record, console: Console) -> None:
     if found and "accuracy_at_threshold" in found:
         chosen = f"{found['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
+    if found and "never_seen" in found:
+        console.say(figures.never_seen_line(found["never_seen"]), style="yellow")
     if found and "calibration" in found:
         console.say(calibration_line(found["calibration"]))
     confusion = confusion_table(record, console.width)

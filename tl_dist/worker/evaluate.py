@@ -69,6 +69,7 @@ class Evaluator:
             class_names=source.class_names,
             types=source.annotations.types,
             temperature=temperature,
+            trained=setup.splits["train"].labels,
         )
 
     def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:

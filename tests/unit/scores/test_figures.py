@@ -67,9 +67,12 @@ def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     assert edge == pytest.approx((0.5 + 0.75) / 2)
 
 
-def test_a_true_class_of_probability_zero_costs_all_that_a_float_can_say() -> None:
-    p = np.array([[1.0, 0.0]])
-    assert figures.log_loss(np.array([1], np.int32), p) == pytest.approx(708.396, abs=1e-3)
+def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
+    labels = np.array([0, 2, 2, 3, 0], np.int32)
+    found = figures.never_seen(np.array([0, 1, 3, 3]), labels, ["a", "b", "c", "d"])
+    assert found == {"c": 2} and figures.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == {}
+    line = figures.never_seen_line({"c": 2, "d": 1})
+    assert line.startswith("never seen in training: c (2 images), d (1 image), ")
 
 
 def test_the_threshold_is_the_best_of_all() -> None:
