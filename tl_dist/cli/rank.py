@@ -249,11 +249,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     console.say(
         f"linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} folds of "
         f"{rows[0]['examples']:,} training examples"
+        + (", by their weights; in the other scores all count alike" if rows[0]["weighted"] else "")
     )
-    if rows[0]["weighted"]:
-        console.say(
-            "it counts examples by their weights; the other scores count them all alike", style="yellow"
-        )
     alike = _alike(rows)
     if len(alike) > 1:
         names = ", ".join(rows[k]["candidate"] for k in alike)

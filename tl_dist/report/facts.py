@@ -71,6 +71,7 @@ def gather(path: Path, split: str | None) -> Facts:
             (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists()), "test"
         )
         said = predictions.load(predictions.file_of(run.path, split))
+    ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
     return Facts(
         run,
         config_file.load(run.config_file, imports=False),
@@ -79,7 +80,7 @@ def gather(path: Path, split: str | None) -> Facts:
         list(records(run.metrics_file)),
         list(_attempts(run)),
         _versions(run),
-        _split_sizes(run),
+        {split: len(ids) for split, ids in ids_of.items()},
         split,
         said,
         out_of_fold if out_of_fold is not None and _fits(out_of_fold, said) else None,
@@ -124,13 +125,6 @@ def _versions(run: RunDir) -> Mapping[str, str]:
         meta = read_json(directory / "meta.json") or {}
         return {str(k): str(v) for k, v in dict(meta.get("versions", {})).items()}
     return {}
-
-
-def _split_sizes(run: RunDir) -> dict[str, int]:
-    """How many examples each split has, by the manifest that the run froze."""
-    if not (run.path / "split.json").exists():
-        return {}
-    return {split: len(ids) for split, ids in split_ids(run).items()}
 
 
 def same_examples(runs: list[Facts]) -> list[np.ndarray]:

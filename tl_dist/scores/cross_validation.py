@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,12 @@ class OutOfFold:
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
     held_out: tuple[str, Sequence[str]] | None = None
     """where each fold is a group: what these are, and their names"""
-    trained: Sequence[Sequence[np.ndarray]] | None = None
-    """bool [seeds][folds][examples]: what each fold was trained on; None: all examples outside it"""
+    trained: Sequence[Sequence[Sequence[str]]] | None = None
+    """[seeds][folds]: the ids that each fold was trained on; None: all outside it"""
 
-    def trained_on(self, seed: int, fold: int) -> np.ndarray:
-        """bool [examples]."""
-        return self.fold[seed] != fold if self.trained is None else self.trained[seed][fold]
+    def is_trained(self, seed: int, k: int) -> np.ndarray:
+        """bool [examples]: by fold `k`."""
+        return self.fold[seed] != k if self.trained is None else np.isin(self.ids, self.trained[seed][k])
 
     def save(self, path: Path) -> None:
         chosen = {
@@ -105,7 +105,8 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     right = found.probabilities.argmax(axis=-1) == found.labels
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
     tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in found.fold]
-    trained = [[found.trained_on(s, k).sum() for k in range(num_folds)] for s in range(seeds)]
+    trained = [[found.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
+    ratio = figures.test_to_train(tested, trained)
     if unseen := list(_never_seen(found)):
         more["never_seen"] = unseen
     of_all = {key: mean_of(flat, key) for key in flat[0]}
@@ -120,9 +121,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "seeds": seeds,
         "num_examples": len(found.labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(
-            np.ravel(accuracies).tolist(), figures.test_to_train(tested, trained)
-        ),
+        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), ratio),
         "fold_accuracies": accuracies,
         "seed_accuracies": right.mean(axis=1).tolist(),
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
@@ -139,20 +138,19 @@ def summary(found: OutOfFold) -> dict[str, Any]:
 def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
     """Of each fold that tests classes without a training example: which, and how many images of each."""
     for seed, k in np.ndindex(len(found.fold), int(found.fold.max()) + 1):
-        known, tested = found.labels[found.trained_on(seed, k)], found.labels[found.fold[seed] == k]
+        known, tested = found.labels[found.is_trained(seed, k)], found.labels[found.fold[seed] == k]
         if classes := figures.never_seen(known, tested, found.class_names.tolist()):
-            group = {} if found.held_out is None else {"group": found.held_out[1][k]}
-            yield {"seed": seed, "fold": k, **group, "classes": classes}
+            fold = f"seed {seed} fold {k}" if found.held_out is None else found.held_out[1][k]
+            yield {"fold": fold, "classes": classes}
 
 
 def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
     """What `summary` says of such classes, a line for each fold; of many folds the first."""
-    lines = []
-    for one in result.get("never_seen", ()):
-        fold = one["group"] if "group" in one else f"seed {one['seed']} fold {one['fold']}"
-        lines.append(f"{fold}: {figures.never_seen_line(one['classes'], 'in training of this fold')}")
-    more = [f"the same of {len(lines) - MOST_LINES} folds more"] if len(lines) > MOST_LINES else []
-    return [*lines[:MOST_LINES], *more]
+    lines = [
+        f"{one['fold']}: {figures.never_seen_line(one['classes'], 'in training of this fold')}"
+        for one in result.get("never_seen", ())
+    ]
+    return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]
 
 
 def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -164,12 +162,9 @@ def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def merged(
     folds: Sequence[Sequence[predictions.Predictions]],
     held_out: tuple[str, Sequence[str]] | None = None,
-    trained: Sequence[Sequence[Collection[str]]] | None = None,
+    trained: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> OutOfFold:
-    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id.
-
-    `trained`: of each fold of each seed the ids that it was trained on; default: all of the others.
-    """
+    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
     probabilities, numbers = [], []
     for of_seed in folds:
         ids = np.concatenate([part.ids for part in of_seed])
@@ -182,9 +177,5 @@ def merged(
         types = types[order] if len(types) else types
         ids = ids[order]
     names = folds[0][0].class_names
-    inside = (
-        trained if trained is None else [[np.isin(ids, [*one]) for one in of_seed] for of_seed in trained]
-    )
-    return OutOfFold(
-        ids, labels, types, names, np.stack(numbers), np.stack(probabilities), None, held_out, inside
-    )
+    fold, said = np.stack(numbers), np.stack(probabilities)
+    return OutOfFold(ids, labels, types, names, fold, said, held_out=held_out, trained=trained)

@@ -262,10 +262,7 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
 
 
 def test_to_train(tested: ArrayLike, trained: ArrayLike) -> float:
-    """n2 / n1 of `corrected_interval`, from how many examples each fold was tested and trained on.
-
-    The mean over the folds. The paper has parts of equal size; of unequal ones this is more than that of equal ones.
-    """
+    """n2 / n1 of `corrected_interval`, of how many each fold was tested and trained on: of unequal folds the mean."""
     return float(np.divide(tested, trained).mean())
 
 

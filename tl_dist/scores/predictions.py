@@ -118,9 +118,8 @@ def with_figures(
     """The evaluation with all its figures; what it predicted is kept in the run.
 
     For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. With the
-    `temperature` of a calibrated run it is also said what that changes; what is kept is what the network said. With the
-    labels that were `trained` on also which classes are not among them. The logits are used up: as float32
-    probabilities they would be as large again.
+    `temperature` of a calibrated run it is also said what that changes, and with the labels that were `trained` on what
+    classes they lack; what is kept is what the network said. The logits are used up: they would be as large again.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)

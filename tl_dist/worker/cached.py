@@ -263,10 +263,8 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     They are evaluated in all these views where evaluation takes the same, else in the plain one.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    known = source.annotations
-    weights = None if known.weights is None else known.weights.astype(np.float64)
-    labels = np.asarray(source.labels)
-    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, weights)
+    labels, known = np.asarray(source.labels), source.annotations
+    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, known.weights)
 
 
 def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:

@@ -66,18 +66,18 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     """Every score. The probe counts each example by its weight, since it chooses; the others know no weights."""
     examples = examples.counting()
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
-    values, weights = examples.values, examples.weights
+    values, weights = examples.values, examples.counts
     choice = selection.choose(values, examples.evaluated, labels, fold, weights=weights, watch=probe.watch)
     right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
-    counts, sizes = np.ones(len(labels)) if weights is None else weights, np.bincount(fold)
-    accuracies = [float(np.average(right[fold == k], weights=counts[fold == k])) for k in range(len(sizes))]
+    sizes = np.bincount(fold)
+    accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
     test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
     found: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
         "interval": figures.accuracy_interval(accuracies, test_to_train),
         "fold_accuracies": accuracies,
         "test_to_train": test_to_train,
-        "weighted": weights is not None,
+        "weighted": examples.weights is not None,
         "l2": choice.l2,
         "nearest": transferability.nearest(rows, labels, examples.groups),
     }

@@ -17,8 +17,7 @@ from tl_dist.scores import figures
 
 Features = NDArray[Any]
 """[examples, features], float32 or float64"""
-Weights = NDArray[np.float64]
-"""of examples, above 0"""
+Weights = NDArray[np.float64]  # of examples, above 0
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
 ROWS_AT_ONCE = 8192  # that are widened to float64 together
@@ -64,34 +63,32 @@ def fit(
     the features as they are. `weights` of the examples, above 0, are scikit-learn's sample_weight, in the scaling as
     in the fit: 2 is the example twice, and only their ratios matter.
     """
+    counts = np.ones(len(labels)) if weights is None else weights
     if scaling == "standardize":
-        mean, spread = moments(features, weights)
+        mean, spread = moments(features, counts)
     else:
         mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
         found = logistic(
-            scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=weights, watch=watch
+            scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=counts, watch=watch
         )
     else:
-        found = nearest_mean(scaled, labels, num_classes, weights)
+        found = nearest_mean(scaled, labels, num_classes, counts)
     kernel = found.kernel / spread[:, None]
     return Linear(kernel, found.bias - mean @ kernel, found.iterations, found.converged)
 
 
-def moments(
-    features: Features, weights: Weights | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each feature over the examples; infinite for one that says nothing.
 
     That is one which varies by no more than the rounding of its own values, however small it is beside the others.
     """
-    if weights is None:
-        mean, spread = (moment(axis=0, dtype=np.float64) for moment in (features.mean, features.std))
-    else:
-        mean = np.average(features, axis=0, weights=weights)
-        spread = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
+    share = weights / weights.sum()
+    mean = share @ features
+    away = features - mean
+    spread = np.sqrt(share @ np.square(away, out=away))
     rounding = 10 * float(np.finfo(features.dtype).eps) * np.abs(mean)
     spread[spread <= rounding] = np.inf
     return mean, spread
@@ -135,16 +132,12 @@ def logistic(
     return Linear(kernel, bias, found.rounds, found.converged)
 
 
-def in_loss(
-    labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights
-) -> NDArray[np.float64]:
+def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:
     """The weight of each example in the loss: its own times that of its class."""
     return weights if class_weights is None else np.asarray(class_weights, float)[labels] * weights
 
 
-def nearest_mean(
-    features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights | None = None
-) -> Linear:
+def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights) -> Linear:
     """The class with the nearest mean; probabilities as if each class were a sphere of the spread within classes.
 
     Spheres of one size in as many dimensions as there are features would be far too sure, so the squared distance
@@ -152,12 +145,10 @@ def nearest_mean(
     """
     wide = features.astype(np.float64, copy=False)
     kernel, bias = np.zeros((wide.shape[1], num_classes)), np.full(num_classes, ABSENT)
-    counts = np.ones(len(labels)) if weights is None else weights
-    means = {
-        int(k): np.average(wide[labels == k], axis=0, weights=counts[labels == k]) for k in np.unique(labels)
-    }
+    each = {int(k): labels == k for k in np.unique(labels)}
+    means = {k: np.average(wide[rows], axis=0, weights=weights[rows]) for k, rows in each.items()}
     squares = [((row - means[int(k)]) ** 2).sum() for row, k in zip(wide, labels, strict=True)]
-    within = np.average(squares, weights=counts)
+    within = np.average(squares, weights=weights)
     unit = max(float(within), 1e-12)
     for k, mean in means.items():
         kernel[:, k] = 2 * mean / unit

@@ -7,7 +7,8 @@ that is being evaluated, and the figures of the held-out examples stay honest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from tl_dist.features.classifiers.regressions import Watch, unwatched
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 
-ClassWeights = Callable[[NDArray[np.int32], NDArray[np.float64] | None], Sequence[float] | None]
-
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -32,33 +31,24 @@ class Examples:
     labels: NDArray[np.int32]
     strata: NDArray[np.int32]
     groups: Sequence[str] | None = None
-    weights: NDArray[np.float64] | None = None
-    """how much each counts in a fit, and wherever fits are compared; in no figure that is reported"""
+    weights: NDArray[np.floating] | None = None
 
     def only(self, inside: NDArray[np.bool_]) -> Examples:
         """Those where `inside` [examples] is true."""
-        groups = None if self.groups is None else np.asarray(self.groups)[inside].tolist()
-        weights = None if self.weights is None else self.weights[inside]
-        return Examples(
-            self.values[inside],
-            self.evaluated[inside],
-            self.labels[inside],
-            self.strata[inside],
-            groups,
-            weights,
-        )
+        kept: dict[str, Any] = {k: np.asarray(v)[inside] for k, v in vars(self).items() if v is not None}
+        return replace(self, **kept)
 
     def counting(self) -> Examples:
         """Those of a weight above 0: the others are as if they were not there. Refuses (65) none."""
-        if self.weights is None or self.weights.all():
-            return self
-        if not self.weights.any():
-            raise Refusal(
-                "no training example has a weight above 0.",
-                fix="give those that training may learn from a weight.",
-                code=ExitCode.DATA,
-            )
-        return self.only(self.weights > 0)
+        if not self.counts.any():
+            what, fix = "no training example has a weight above 0.", "give one to those that teach something."
+            raise Refusal(what, fix=fix, code=ExitCode.DATA)
+        return self if self.counts.all() else self.only(self.counts > 0)
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How much each counts in a fit, and wherever fits are compared; in no figure that is reported."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ class Nested:
     settings: ClassifierConfig
     num_classes: int
     columns: Mapping[str, NDArray[np.int64]]
-    class_weights: ClassWeights = lambda labels, weights: None
+    class_weights: Callable[..., Sequence[float] | None] = lambda labels, weights: None
     seed: int = 0
     watch: Watch = unwatched
 
@@ -82,7 +72,7 @@ class Nested:
         """The classifier of these examples, and what was chosen by them where something is open."""
         self.watch()
         settings, train = self.settings, train.counting()
-        class_weights = self.class_weights(train.labels, train.weights)
+        class_weights = self.class_weights(train.labels, train.counts)
         candidates = selection.GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
         l2, columns, choice = candidates[0], np.arange(train.values.shape[-1]), None
         views = train.values.shape[1]
@@ -96,7 +86,7 @@ class Nested:
                 columns=self.columns if settings.layers == "auto" else None,
                 scaling=settings.scaling,
                 class_weights=class_weights,
-                weights=train.weights,
+                weights=train.counts,
                 watch=self.watch,
             )
             l2, columns = choice.l2, choice.columns
@@ -108,7 +98,7 @@ class Nested:
             l2=l2,
             scaling=settings.scaling,
             class_weights=class_weights,
-            weights=None if train.weights is None else np.repeat(train.weights, views),
+            weights=np.repeat(train.counts, views),
             watch=self.watch,
         )
         kernel = np.zeros((train.values.shape[-1], self.num_classes))

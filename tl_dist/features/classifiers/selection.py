@@ -130,8 +130,8 @@ def _about_one(weights: classifiers.Weights | None, num: int) -> classifiers.Wei
 class _Folds:
     """The classifiers of all folds as one problem, whose solution is kept for the next l2.
 
-    Each scales the features by its own training rows. `weights` of the examples are those in the loss, which has those
-    of the classes in it; `counts`, by default 1, are their own.
+    Each scales the features by its own training rows. `weights` of the examples are those in the loss, `counts` without
+    those of their classes: by default 1.
     """
 
     def __init__(
@@ -146,10 +146,11 @@ class _Folds:
         counts: NDArray[Any] | None = None,
     ) -> None:
         _, views, width = values.shape
+        counts = np.ones(len(labels)) if counts is None else counts
         rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
         if scaling == "standardize":
             # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
-            of_all = classifiers.moments(rows, None if counts is None else counts.repeat(views))
+            of_all = classifiers.moments(rows, counts.repeat(views))
             middle, unit = (np.float32(moment) for moment in of_all)
             rows, self._evaluated = ((x - middle) / unit for x in (rows, evaluated))
         rows = np.ascontiguousarray(rows, np.float32)
@@ -157,13 +158,10 @@ class _Folds:
         self._num_classes = max(2, int(labels.max()) + 1)
         problems = np.arange(fold.max() + 1)
         seen = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
-        inside = seen if counts is None else seen * counts.repeat(views).astype(np.float32)[:, None]
+        inside = seen * counts.repeat(views).astype(np.float32)[:, None]
         total = inside.sum(axis=0)
         share = seen * weights.repeat(views).astype(np.float32)[:, None] / total
-        mean, spread = (
-            np.zeros((width, len(problems)), np.float32),
-            np.ones((width, len(problems)), np.float32),
-        )
+        mean, spread = (filled((width, len(problems)), np.float32) for filled in (np.zeros, np.ones))
         if scaling == "standardize":
             mean = rows.T @ inside / total
             square = (rows**2).T @ inside / total - mean**2

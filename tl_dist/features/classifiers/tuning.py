@@ -92,11 +92,9 @@ def search(
     In these an example counts as in the fit, by its weight and that of its class.
     `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
     """
-    if examples.weights is not None:
-        fold, examples = fold[examples.weights > 0], examples.counting()
-    counts = np.ones(len(examples.labels)) if examples.weights is None else examples.weights
-    of_class = classifier.class_weights(examples.labels, examples.weights)
-    weights = in_loss(examples.labels, of_class, counts)
+    fold, examples = fold[examples.counts > 0], examples.counting()
+    of_class = classifier.class_weights(examples.labels, examples.counts)
+    weights = in_loss(examples.labels, of_class, examples.counts)
     scores: list[list[_Score]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
     for k in range(int(fold.max()) + 1):
