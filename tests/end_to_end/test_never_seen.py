@@ -68,7 +68,7 @@ def test_a_run_its_evaluation_and_its_report_name_the_class(workspace: Workspace
     said = predictions.load(predictions.file_of(run.path, "test"))
     num = int((said.labels == 2).sum())
     found = (run.done or {})["figures"]["test"]
-    assert found["never_seen"] == {"red": num}
+    assert found["never_seen"] == [{"class": "red", "num_examples": num}]
     expected = log_loss(said.labels, said.probabilities.astype(np.float64), labels=[0, 1, 2])
     assert found["log_loss"] == pytest.approx(expected, rel=1e-4) and expected > 36 * num / len(said.labels)
     (record,) = [one for one in records(run, "evaluation") if one["split"] == "test"]
@@ -97,7 +97,7 @@ def test_cross_validation_names_the_class_and_the_group(workspace: Workspace) ->
     assert line in told
     run = workspace.run("by-cv-by-site")
     result = (run.done or {})["cross_validation"]
-    assert result["never_seen"] == [{"fold": "north", "classes": {"red": 32}}]
+    assert result["never_seen"] == [{"fold": "north", "classes": [{"class": "red", "num_examples": 32}]}]
     assert result["figures"]["log_loss"] < 36
     tl_dist(workspace, "report", "runs/by-cv-by-site")
     assert f"N{line[1:]}" in Path("runs/by-cv-by-site/report.html").read_text()

@@ -16,6 +16,7 @@ NUM_BINS = 15
 TOP_CLASSES = 20
 """with more classes than this it is also said how often the true one is among the first five"""
 CONFIDENCE = 0.95
+NAMED = 10  # classes in a line
 LEAST = float(np.finfo(np.float64).eps)
 """of the probability of a true class in a log loss, as in scikit-learn: no example costs more than 36"""
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
@@ -202,15 +203,18 @@ def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | N
     return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
 
 
-def never_seen(trained: ArrayLike, labels: Labels, class_names: Sequence[str]) -> dict[str, int]:
-    """Of each class that has examples here, and none among the labels that were `trained` on: how many, by name."""
+def never_seen(trained: ArrayLike, labels: Labels, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Each class that has examples here, how many, and none among the labels that were `trained` on."""
     names, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
-    return {class_names[k]: n for k, n in zip(names.tolist(), counts.tolist(), strict=True)}
+    found = zip(names.tolist(), counts.tolist(), strict=True)
+    return [{"class": class_names[k], "num_examples": n} for k, n in found]
 
 
-def never_seen_line(classes: Mapping[str, int], where: str = "in training") -> str:
+def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
     """The same for people: "never seen in training: dog (20 images), which can hardly be right"."""
-    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in classes.items())
+    counts = [(one["class"], one["num_examples"]) for one in classes]
+    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
+    each += f" and {len(counts) - NAMED} classes more" if counts[NAMED:] else ""
     return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"
 
 

@@ -96,7 +96,7 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
     parts = [part(["a", "b", "c"], [0, 1, 1], [0.1, 0.0, 0.0]), part(["d", "e"], [0, 0], [0.2, 0.3])]
     by_site = cross_validation.merged([parts], ("site", ["north", "south"]))
     result = cross_validation.summary(by_site)
-    assert result["never_seen"] == [{"fold": "north", "classes": {"bad": 2}}]
+    assert result["never_seen"] == [{"fold": "north", "classes": [{"class": "bad", "num_examples": 2}]}]
     (line,) = cross_validation.never_seen_lines(result)
     assert line.startswith("north: never seen in training of this fold: bad (2 images), ")
     costs = [-np.log(0.9), 36.0437, 36.0437, -np.log(0.8), -np.log(0.7)]
@@ -109,8 +109,8 @@ def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_tha
     without_c = cross_validation.merged([mixed] * 2, None, [[["d"], ["a", "b"]], [["c", "d"], ["a"]]])
     found = cross_validation.summary(without_c)
     assert found["never_seen"] == [
-        {"fold": "seed 0 fold 0", "classes": {"bad": 1}},
-        {"fold": "seed 1 fold 1", "classes": {"bad": 1}},
+        {"fold": fold, "classes": [{"class": "bad", "num_examples": 1}]}
+        for fold in ("seed 0 fold 0", "seed 1 fold 1")
     ]
     lines = cross_validation.never_seen_lines(found)
     assert lines[1].startswith("seed 1 fold 1: never seen in training of this fold: bad (1 image)")

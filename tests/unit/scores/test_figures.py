@@ -70,9 +70,11 @@ def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
 def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
     labels = np.array([0, 2, 2, 3, 0], np.int32)
     found = figures.never_seen(np.array([0, 1, 3, 3]), labels, ["a", "b", "c", "d"])
-    assert found == {"c": 2} and figures.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == {}
-    line = figures.never_seen_line({"c": 2, "d": 1})
-    assert line.startswith("never seen in training: c (2 images), d (1 image), ")
+    assert found == [{"class": "c", "num_examples": 2}]
+    assert figures.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == []
+    line = figures.never_seen_line([*found, {"class": "d", "num_examples": 1000}])
+    assert line.startswith("never seen in training: c (2 images), d (1,000 images), ")
+    assert " and 2 classes more, " in figures.never_seen_line(found * 12)
 
 
 def test_the_threshold_is_the_best_of_all() -> None:
