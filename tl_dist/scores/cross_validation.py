@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tl_dist.files.npz import load_npz
-from tl_dist.scores import figures, groups, predictions
+from tl_dist.scores import evaluation, figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
@@ -139,7 +139,7 @@ def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
     """Of each fold that tests classes without a training example: which, and how many images of each."""
     for seed, k in np.ndindex(len(found.fold), int(found.fold.max()) + 1):
         known, tested = found.labels[found.is_trained(seed, k)], found.labels[found.fold[seed] == k]
-        if classes := figures.never_seen(known, tested, found.class_names.tolist()):
+        if classes := evaluation.never_seen(known, tested, found.class_names.tolist()):
             fold = f"seed {seed} fold {k}" if found.held_out is None else found.held_out[1][k]
             yield {"fold": fold, "classes": classes}
 
@@ -147,7 +147,7 @@ def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
 def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
     """What `summary` says of such classes, a line for each fold; of many folds the first."""
     lines = [
-        f"{one['fold']}: {figures.never_seen_line(one['classes'], 'in training of this fold')}"
+        f"{one['fold']}: {evaluation.never_seen_line(one['classes'], 'in training of this fold')}"
         for one in result.get("never_seen", ())
     ]
     return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]

@@ -16,7 +16,6 @@ NUM_BINS = 15
 TOP_CLASSES = 20
 """with more classes than this it is also said how often the true one is among the first five"""
 CONFIDENCE = 0.95
-NAMED = 10  # classes in a line
 LEAST = float(np.finfo(np.float64).eps)
 """of the probability of a true class in a log loss, as in scikit-learn: no example costs more than 36"""
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
@@ -201,21 +200,6 @@ def log_loss(
 def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
     """The log loss of examples whose true classes have these probabilities."""
     return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
-
-
-def never_seen(trained: ArrayLike, labels: Labels, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Each class that has examples here, how many, and none among the labels that were `trained` on."""
-    names, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
-    found = zip(names.tolist(), counts.tolist(), strict=True)
-    return [{"class": class_names[k], "num_examples": n} for k, n in found]
-
-
-def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
-    """The same for people: "never seen in training: dog (20 images), which can hardly be right"."""
-    counts = [(one["class"], one["num_examples"]) for one in classes]
-    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
-    each += f" and {len(counts) - NAMED} classes more" if counts[NAMED:] else ""
-    return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"
 
 
 def calibration_error(

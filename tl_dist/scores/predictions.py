@@ -19,7 +19,7 @@ import numpy as np
 
 from tl_dist.files.atomic import replacing
 from tl_dist.files.npz import load_npz
-from tl_dist.scores import calibration, figures
+from tl_dist.scores import calibration, evaluation, figures
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -128,7 +128,7 @@ def with_figures(
         return result
     said = figures.Softmax(result.logits)
     found = figures.figures(labels, said)
-    if trained is not None and (classes := figures.never_seen(trained, labels, class_names)):
+    if trained is not None and (classes := evaluation.never_seen(trained, labels, class_names)):
         found["never_seen"] = classes
     if len(class_names) == 2 and found["log_loss"] is not None:
         probabilities = said[:]
