@@ -107,6 +107,31 @@ def calibration_error(labels: np.ndarray, p: np.ndarray, num_bins: int = 15) -> 
     return total
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_true_class_of_probability_zero_costs_what_scikit_learn_says(dtype: type) -> None:
+    """In float64, whatever the probabilities are kept in: -log of its eps, 36.04, and nothing beyond."""
+    labels = np.array([1, 0, 2, 2], np.int32)
+    p = np.array([[1, 0, 0], [0.75, 0.25, 0], [0, 1, 1e-30], [0.25, 0.25, 0.5]], dtype)
+    expected = metrics.log_loss(labels, p.astype(np.float64), labels=[0, 1, 2])
+    assert figures.log_loss(labels, p) == pytest.approx(expected, rel=1e-9)
+    found = figures.figures(labels, p)["log_loss"]
+    assert found == pytest.approx(expected, rel=1e-9) and 18 < found < 19
+
+
+@pytest.mark.parametrize("step", [np.inf, 2.0, 0.5])
+def test_top_five_of_equal_probabilities(step: float) -> None:
+    """All equal, in a few steps, and nearly none: whoever says the same of all classes knows nothing."""
+    rng = np.random.default_rng(7)
+    labels = np.arange(700, dtype=np.int32) % 35
+    logits = rng.normal(size=(700, 35)) + 2 * np.eye(35)[labels]
+    p = softmax(np.zeros_like(logits) if step == np.inf else np.rint(logits / step) * step, axis=1)
+    expected = metrics.top_k_accuracy_score(labels, p, k=5)
+    assert figures.figures(labels, p)["top5"] == pytest.approx(expected, abs=1e-12)
+    logits = np.log(p).astype(np.float32)
+    assert figures.figures(labels, figures.Softmax(logits))["top5"] == pytest.approx(expected, abs=1e-12)
+    assert step != np.inf or expected == pytest.approx(1 / 7)
+
+
 def test_weighted_log_loss() -> None:
     labels, p = drawn(3)
     weights = compute_sample_weight("balanced", labels)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_dist.scores import figures
+from tl_dist.scores import cross_validation, figures
+from tl_dist.scores.cross_validation import OutOfFold
+from tl_dist.scores.predictions import Predictions
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -62,6 +64,57 @@ def test_the_corrected_resampled_interval() -> None:
     s2 = sum((x - mean) ** 2 for x in values) / (j - 1)
     half = 2.2621571628 * math.sqrt((1 / j + ratio) * s2)  # the table's t(0.975; 9)
     assert figures.corrected_interval(values, ratio) == pytest.approx([mean - half, mean + half], abs=1e-6)
+
+
+def by_the_paper(values: list[float], ratio: float) -> list[float]:
+    """Equation 9 once more, by NumPy and SciPy, within 0 and 1."""
+    j, mean = len(values), np.mean(values)
+    half = stats.t.ppf(0.975, j - 1) * np.sqrt((1 / j + ratio) * np.var(values, ddof=1))
+    return [max(0.0, mean - half), min(1.0, mean + half)]
+
+
+def test_n1_is_what_the_folds_were_trained_on_also_beside_a_validation_split() -> None:
+    """5 folds of 40 of 200 examples, of which 30 more are held out: 40 / 130, not 1 / 4."""
+    rng = np.random.default_rng(0)
+    ids = np.array([f"{k:03}" for k in range(200)])
+    names, seeds, parts, trained = np.array(["a", "b"]), [], [], []
+    for _ in range(2):
+        fold = rng.permutation(np.arange(200) % 5)
+        parts, kept = [], []
+        for k in range(5):
+            inside = np.flatnonzero(fold == k)
+            said = np.array([[0.9, 0.1], [0.1, 0.9]])[(rng.random(40) < 0.7 + 0.05 * k).astype(int)]
+            labels = np.ones(40, np.int32)
+            labels[0] = 0
+            parts.append(Predictions(ids[inside], labels, said, names, 1, np.array([], np.str_)))
+            kept.append(ids[rng.permutation(np.flatnonzero(fold != k))[:130]].tolist())
+        seeds.append(parts)
+        trained.append(kept)
+    result = cross_validation.summary(cross_validation.merged(seeds, None, trained))
+    values = np.ravel(result["fold_accuracies"]).tolist()
+    assert result["interval"] == pytest.approx(by_the_paper(values, 40 / 130), abs=1e-9)
+    narrow = cross_validation.summary(cross_validation.merged(seeds))["interval"]
+    assert narrow == pytest.approx(by_the_paper(values, 1 / 4), abs=1e-9)
+    wider = np.ptp(result["interval"]) / np.ptp(narrow)
+    assert (
+        wider == pytest.approx(math.sqrt((1 / 10 + 40 / 130) / (1 / 10 + 1 / 4)), abs=1e-9) and wider > 1.07
+    )
+
+
+def test_groups_of_unequal_size_have_the_mean_of_their_own_ratios() -> None:
+    sizes = np.array([10, 20, 30, 60])
+    fold = np.arange(4).repeat(sizes)[None]
+    labels = np.zeros(120, np.int32)
+    right = (np.random.default_rng(0).random(120) < 0.8 + 0.04 * fold[0]).astype(float)
+    said = np.stack([0.2 + 0.6 * right, 0.8 - 0.6 * right], axis=1)[None]
+    found = OutOfFold(
+        np.arange(120).astype(str), labels, np.array([], np.str_), np.array(["a", "b"]), fold, said,
+        held_out=("site", list("NSEW")),
+    )  # fmt: skip
+    result = cross_validation.summary(found)
+    ratio = np.mean([10 / 110, 20 / 100, 30 / 90, 60 / 60])
+    assert result["interval"] == pytest.approx(by_the_paper(result["fold_accuracies"][0], ratio), abs=1e-9)
+    assert result["interval"][0] > 0 and ratio > 1 / 3
 
 
 def test_the_corrected_interval_covers_and_the_plain_one_does_not() -> None:

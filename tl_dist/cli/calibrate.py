@@ -9,7 +9,7 @@ from tl_dist.cli import apart
 from tl_dist.cli.arguments import Computation
 from tl_dist.files.atomic import copy_into
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import calibration, neighbours
+from tl_dist.scores import calibration, evaluation, neighbours
 from tl_dist.scores.calibration import Calibration
 
 
@@ -40,6 +40,9 @@ def show(found: Calibration, path: Path, say: Callable[[str], None]) -> None:
     say(
         f"step {found.step:,}: temperature {found.temperature:.3f}, fitted on {len(found.labels):,} validation images"
     )
+    of_split = (RunDir.open(path).done or {}).get("figures", {}).get("validation", {})
+    if "never_seen" in of_split:
+        say(f"{evaluation.never_seen_line(of_split['never_seen'])}; the temperature is that of the others")
     if found.temperature == 1:
         say("the network is right on all of them: they do not show how sure it may be")
     say("from now on predict, serve and export give calibrated probabilities of this checkpoint")

@@ -20,6 +20,7 @@ from tl_dist.files.atomic import write_output
 from tl_dist.files.private import make_private
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import split_ids
 from tl_dist.scores import cross_validation, figures, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
@@ -122,7 +123,8 @@ def _merged(
     runs = [[request.runs / f"{name}-{seed}-{fold}" for fold in range(folds)] for seed in range(seeds)]
     split = _split_of_folds(runs[0])
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
-    found = cross_validation.merged(parts, held_out)
+    trained = [[split_ids(RunDir(run))["train"] for run in of_seed] for of_seed in runs]
+    found = cross_validation.merged(parts, held_out, trained)
     run = RunDir(request.runs / name)
     found.save(run.path / OUT_OF_FOLD)
     result = cross_validation.summary(found)
@@ -159,6 +161,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.say(together + figures.summary_line(found["figures"]))
     if "chosen" in found:
         console.say(chosen_line(found["chosen"]))
+    for line in cross_validation.never_seen_lines(found):
+        console.say(line, style="yellow")
     for name, group in found["groups"].items():
         console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")
     for kind, rows in left_out.items():

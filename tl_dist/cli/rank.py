@@ -32,7 +32,7 @@ from tl_dist.terminal.tables import narrow_table, relative
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
-VERSION = 1
+VERSION = 2
 """raise it when a score changes: what earlier commands have kept is then computed anew"""
 
 DAMAGED = (LookupError, TypeError, ValueError, AttributeError)
@@ -252,6 +252,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     console.say(
         f"linear probe: the accuracy of a last layer on these features, frozen as they are, over {folds} folds of "
         f"{rows[0]['examples']:,} training examples"
+        + (", by their weights; in the other scores all count alike" if rows[0]["weighted"] else "")
     )
     alike = _alike(rows)
     if len(alike) > 1:
@@ -288,7 +289,7 @@ def _published(rows: Sequence[Mapping[str, Any]], those: Sequence[int]) -> bool:
 def told_apart(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the interval of the difference over the same folds leaves out 0."""
     difference = np.subtract(best["fold_accuracies"], other["fold_accuracies"]).tolist()
-    return figures.corrected_interval(difference, 1 / (len(difference) - 1))[0] > 0
+    return figures.corrected_interval(difference, best["test_to_train"])[0] > 0
 
 
 def show_agreement(found: Mapping[str, Any], console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ import numpy as np
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.files import limits
-from tl_dist.files.atomic import children, reason
-from tl_dist.files.foreign import read_file
+from tl_dist.files.atomic import children
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir, read_json, steps_in
+from tl_dist.runs.identity import split_ids
 from tl_dist.runs.records import records
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
@@ -73,6 +71,7 @@ def gather(path: Path, split: str | None) -> Facts:
             (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists()), "test"
         )
         said = predictions.load(predictions.file_of(run.path, split))
+    ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
     return Facts(
         run,
         config_file.load(run.config_file, imports=False),
@@ -81,7 +80,7 @@ def gather(path: Path, split: str | None) -> Facts:
         list(records(run.metrics_file)),
         list(_attempts(run)),
         _versions(run),
-        _split_sizes(run),
+        {split: len(ids) for split, ids in ids_of.items()},
         split,
         said,
         out_of_fold if out_of_fold is not None and _fits(out_of_fold, said) else None,
@@ -122,20 +121,6 @@ def _versions(run: RunDir) -> Mapping[str, str]:
         meta = read_json(directory / "meta.json") or {}
         return {str(k): str(v) for k, v in dict(meta.get("versions", {})).items()}
     return {}
-
-
-def _split_sizes(run: RunDir) -> dict[str, int]:
-    """How many examples each split has, by the manifest that the run froze."""
-    file = run.path / "split.json"
-    try:
-        splits = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))["splits"]
-        return {str(split): len(one["ids"]) for split, one in splits.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refusal(
-            f"{file} cannot be read ({reason(error)}).", fix="restore the file.", code=ExitCode.UNSAFE
-        ) from error
 
 
 def same_examples(runs: list[Facts]) -> list[np.ndarray]:

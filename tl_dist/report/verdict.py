@@ -16,7 +16,7 @@ from tl_dist.report.facts import OUT_OF_FOLD_SPLIT, Facts
 from tl_dist.report.page import percent
 from tl_dist.report.technical import duration, workers_of
 from tl_dist.runs.records import flattered
-from tl_dist.scores import cross_validation, figures
+from tl_dist.scores import cross_validation, evaluation, figures
 
 _NAMES = {
     "top5": ("top-5 accuracy", "right class among the first five"),
@@ -98,6 +98,12 @@ def _findings(
     yield from (Finding("note", text) for text in notes)
     if not facts.done:
         yield Finding("check", "The run has not ended: these are figures of its last evaluation.")
+    if facts.split == OUT_OF_FOLD_SPLIT:
+        unseen = cross_validation.never_seen_lines(facts.done["cross_validation"])
+    else:
+        of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
+        unseen = [evaluation.never_seen_line(of_split)] if of_split else []
+    yield from (Finding("check", f"{line[0].upper()}{line[1:]}.", "classes", "classes") for line in unseen)
     counts = examples.confusion.sum(axis=1)
     majority = float(counts.max() / examples.num_examples)
     if found["interval"][0] <= majority:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from tl_dist.files import limits
+from tl_dist.files.atomic import reason
+from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import UNWRITTEN, RunDir
 
@@ -29,6 +33,18 @@ def decoding_of(run: RunDir, *, new: int) -> int:
     """By which version of the rule of decoding the run reads images; `new` where it has not begun."""
     identity = run.read_identity()
     return new if identity is None else int(identity.get("decoding", UNWRITTEN["decoding"]))
+
+
+def split_ids(run: RunDir) -> dict[str, list[str]]:
+    """The ids of the examples of each split, by the manifest that the run froze; refuses (78) a damaged one."""
+    file = run.path / "split.json"
+    try:
+        splits = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))["splits"]
+        return {str(split): [str(name) for name in one["ids"]] for split, one in splits.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refusal(
+            f"{file} cannot be read ({reason(error)}).", fix="restore the file.", code=ExitCode.UNSAFE
+        ) from error
 
 
 def columns(run: RunDir, class_names: Sequence[str], key: str) -> list[int]:

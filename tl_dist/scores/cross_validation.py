@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from tl_dist.files.npz import load_npz
-from tl_dist.scores import figures, groups, predictions
+from tl_dist.scores import evaluation, figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
+MOST_LINES = 10
 
 
 def name_of(config: str, by: str | None = None) -> str:
@@ -41,11 +42,17 @@ class OutOfFold:
     """where each fold is a group: what these are, and their names"""
     groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
     """of the examples, as `Predictions.groups`"""
+    trained: Sequence[Sequence[Sequence[str]]] | None = None
+    """[seeds][folds]: the ids that each fold was trained on; None: all outside it"""
 
     def of_one(self, probabilities: np.ndarray) -> predictions.Predictions:
         """As predictions of every example, with the probabilities of a seed, or the mean over them."""
         names, types = self.class_names, self.types
         return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups)
+
+    def is_trained(self, seed: int, k: int) -> np.ndarray:
+        """bool [examples]: by fold `k`."""
+        return self.fold[seed] != k if self.trained is None else np.isin(self.ids, self.trained[seed][k])
 
     def save(self, path: Path) -> None:
         chosen = {
@@ -92,7 +99,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
 
     The interval is that of `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with
     other data of the same size. Where each fold is a group, down to one of a single image, `figures` are those of all
-    examples together, each of which is predicted once.
+    examples together, each of which is predicted once. Each example counts the same, whatever its weight in training.
     """
     seeds, num_folds = len(found.fold), int(found.fold.max()) + 1
     each = [
@@ -106,6 +113,11 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     flat = [fold for folds in each for fold in folds]
     right = found.probabilities.argmax(axis=-1) == found.labels
     more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
+    tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in found.fold]
+    trained = [[found.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
+    ratio = figures.test_to_train(tested, trained)
+    if unseen := list(_never_seen(found)):
+        more["never_seen"] = unseen
     of_all = {key: mean_of(flat, key) for key in flat[0]}
     if found.held_out is not None:
         of_all = figures.figures(found.labels, found.probabilities[0])
@@ -118,7 +130,7 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "seeds": seeds,
         "num_examples": len(found.labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), num_folds),
+        "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), ratio),
         "fold_accuracies": accuracies,
         "seed_accuracies": right.mean(axis=1).tolist(),
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
@@ -132,6 +144,24 @@ def summary(found: OutOfFold) -> dict[str, Any]:
     }
 
 
+def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
+    """Of each fold that tests classes without a training example: which, and how many images of each."""
+    for seed, k in np.ndindex(len(found.fold), int(found.fold.max()) + 1):
+        known, tested = found.labels[found.is_trained(seed, k)], found.labels[found.fold[seed] == k]
+        if classes := evaluation.never_seen(known, tested, found.class_names.tolist()):
+            fold = f"seed {seed} fold {k}" if found.held_out is None else found.held_out[1][k]
+            yield {"fold": fold, "classes": classes}
+
+
+def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
+    """What `summary` says of such classes, a line for each fold; of many folds the first."""
+    lines = [
+        f"{one['fold']}: {evaluation.never_seen_line(one['classes'], 'in training of this fold')}"
+        for one in result.get("never_seen", ())
+    ]
+    return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]
+
+
 def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """The mean of a figure over folds; None where one fold does not define it."""
     values = [fold[key] for fold in folds]
@@ -141,6 +171,7 @@ def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def merged(
     folds: Sequence[Sequence[predictions.Predictions]],
     held_out: tuple[str, Sequence[str]] | None = None,
+    trained: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> OutOfFold:
     """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
     probabilities, numbers = [], []
@@ -159,5 +190,7 @@ def merged(
         )
         ids = ids[order]
     classes = folds[0][0].class_names
-    all_of_them = np.stack(numbers), np.stack(probabilities)
-    return OutOfFold(ids, labels, types, classes, *all_of_them, held_out=held_out, groups=names)
+    fold, said = np.stack(numbers), np.stack(probabilities)
+    return OutOfFold(
+        ids, labels, types, classes, fold, said, held_out=held_out, groups=names, trained=trained
+    )

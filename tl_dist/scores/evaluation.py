@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+NAMED = 10  # classes in a line
 
 from tl_dist.scores.clusters import OfClasses
 
@@ -31,3 +33,20 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         return self.num_correct / self.num_examples
+
+
+def never_seen(
+    trained: ArrayLike, labels: NDArray[np.int32], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Each class that has examples here, how many, and none among the labels that were `trained` on."""
+    names, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
+    found = zip(names.tolist(), counts.tolist(), strict=True)
+    return [{"class": class_names[k], "num_examples": n} for k, n in found]
+
+
+def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
+    """The same for people: "never seen in training: dog (20 images), which can hardly be right"."""
+    counts = [(one["class"], one["num_examples"]) for one in classes]
+    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
+    each += f" and {len(counts) - NAMED} classes more" if counts[NAMED:] else ""
+    return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.scores import clusters
 
@@ -19,6 +19,8 @@ TOP_CLASSES = 20
 """with more classes than this it is also said how often the true one is among the first five"""
 CONFIDENCE, wilson = clusters.CONFIDENCE, clusters.wilson
 RESAMPLES = 10_000
+LEAST = float(np.finfo(np.float64).eps)
+"""of the probability of a true class in a log loss, as in scikit-learn: no example costs more than 36"""
 BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
 
 
@@ -101,7 +103,7 @@ class Confidences(NamedTuple):
     of_true: NDArray[np.float64]
     hits: NDArray[np.bool_]
     num_above: NDArray[np.int64]
-    """classes that are more probable than the true one"""
+    """classes before the true one: the more probable ones, and of equal ones those of a higher number (scikit-learn)"""
 
 
 def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confidences:
@@ -112,7 +114,9 @@ def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confi
         block = probabilities[rows]
         predicted[rows], confidence[rows] = block.argmax(axis=1), block.max(axis=1)
         of_true[rows] = block[np.arange(len(block)), labels[rows]]
-        num_above[rows] = (block > of_true[rows, None]).sum(axis=1)
+        before = np.arange(block.shape[1]) > labels[rows, None]
+        truth = of_true[rows, None]
+        num_above[rows] = ((block > truth) | ((block == truth) & before)).sum(axis=1)
     return Confidences(predicted, confidence, of_true, predicted == labels, num_above)
 
 
@@ -188,7 +192,7 @@ def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_])
 def log_loss(
     labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """Mean negative log probability of the true class; a probability of 0 counts as the least float64 above it.
+    """Mean negative log probability of the true class, which counts as `LEAST` at least.
 
     `weights` [examples]: how much each counts in the mean; default: all the same.
     """
@@ -197,7 +201,7 @@ def log_loss(
 
 def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
     """The log loss of examples whose true classes have these probabilities."""
-    return float(np.average(-np.log(np.maximum(of_true, np.finfo(np.float64).tiny)), weights=weights))
+    return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
 
 
 def calibration_error(
@@ -236,8 +240,8 @@ def accuracy_at(labels: Labels, probabilities: Probabilities, threshold: float) 
 def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
     """Both ends of the 95 % interval of a mean over resampled splits (Nadeau and Bengio 2003, Machine Learning 52).
 
-    `test_to_train` is the size of a test part over that of its training part: 1 / (folds - 1) in cross-validation.
-    The training parts overlap, so the plain t interval would be far too narrow.
+    `test_to_train` is the size of a test part over that of its training part (see there). The training parts overlap,
+    so the plain t interval would be far too narrow.
     """
     from scipy.stats import t
 
@@ -247,9 +251,14 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
     return [float(values.mean()) - half, float(values.mean()) + half]
 
 
-def accuracy_interval(accuracies: Sequence[float], num_folds: int) -> list[float]:
-    """`corrected_interval` of so many folds, of one seed or more, within 0 and 1: of few folds t goes far beyond."""
-    low, high = corrected_interval(accuracies, 1 / (num_folds - 1))
+def test_to_train(tested: ArrayLike, trained: ArrayLike) -> float:
+    """n2 / n1 of `corrected_interval`, of how many each fold was tested and trained on: of unequal folds the mean."""
+    return float(np.divide(tested, trained).mean())
+
+
+def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
+    """`corrected_interval` within 0 and 1: of few folds t goes far beyond."""
+    low, high = corrected_interval(accuracies, test_to_train)
     return [max(0.0, low), min(1.0, high)]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.scores.figures import Labels
+from tl_dist.scores.figures import LEAST, Labels
 
 
 class Suspects(NamedTuple):
@@ -29,10 +29,12 @@ def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspect
     every, own = np.arange(num), probabilities[np.arange(num), labels].astype(np.float64)
     counts = np.bincount(labels, minlength=num_classes)
     means = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
-    thresholds = np.where(counts > 0, means, np.inf)  # a class that nobody is labelled as is nobody's
+    known = means > LEAST  # not a class that nobody is labelled as, or that the model has never seen
+    thresholds = np.where(known, means, np.inf)
     confident = np.where(probabilities >= thresholds - 1e-6, probabilities, -1.0)
     likely = confident.argmax(axis=1)
     off = (confident[every, likely] >= 0) & (likely != labels) & (probabilities.argmax(axis=1) != labels)
+    off &= known[labels]
     others = probabilities.copy()
     others[every, labels] = -np.inf
     margin = own - others.max(axis=1)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tl_dist.files.atomic import replacing
 from tl_dist.files.npz import load_npz
-from tl_dist.scores import calibration, clusters, figures
+from tl_dist.scores import calibration, clusters, evaluation, figures
 from tl_dist.scores.evaluation import Evaluation
 
 MAX_RECORDED_CLASSES = 100
@@ -118,13 +118,14 @@ def with_figures(
     groups: Sequence[str] = (),
     temperature: float | None = None,
     num_fitted: int = 0,
+    trained: np.ndarray | None = None,
 ) -> Evaluation:
     """The evaluation with all its figures; what it predicted is kept in the run.
 
     For two classes and a validation split, the threshold is chosen on it, and reported for the other splits. With the
     `temperature` of a calibrated run, fitted to its validation split and so to `num_fitted` examples of another data
-    set, it is also said what that changes; what is kept is what the network said. The logits are used up: as float32
-    probabilities they would be as large again.
+    set, it is also said what that changes, and with the labels that were `trained` on what classes they lack; what is
+    kept is what the network said. The logits are used up: as float32 probabilities they would be as large again.
     """
     if len(class_names) > MAX_RECORDED_CLASSES:
         path = confusion_file_of(run, result.split)
@@ -135,6 +136,8 @@ def with_figures(
     found = figures.figures(labels, said, groups)
     of = clusters.numbers(groups)
     hits = None if of is None else figures.confidences(labels, said).hits
+    if trained is not None and (classes := evaluation.never_seen(trained, labels, class_names)):
+        found["never_seen"] = classes
     if len(class_names) == 2 and found["log_loss"] is not None:
         probabilities = said[:]
         if result.split == "validation":

@@ -12,7 +12,7 @@ from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import flattered, records
 from tl_dist.runs.table import RunSummary
-from tl_dist.scores import figures, groups
+from tl_dist.scores import evaluation, figures, groups
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def show_evaluation(record: Record, console: Console) -> None:
     if found and "accuracy_at_threshold" in found:
         chosen = f"{found['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
+    if found and "never_seen" in found:
+        console.say(evaluation.never_seen_line(found["never_seen"]), style="yellow")
     if found and "calibration" in found:
         console.say(calibration_line(found["calibration"]))
     confusion = confusion_table(record, console.width)

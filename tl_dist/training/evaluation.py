@@ -14,11 +14,13 @@ from tl_dist.data.batch import Batch
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import figures
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.training.loop import MAX_CHUNK_S
 from tl_dist.training.step import Objective, compiled, counted
 
 MAX_LOGITS = 1 << 26  # of a split that rank 0 gathers: 256 MiB, ImageNet's 50,000 x 1,000 among them
+MOST = -math.log(figures.LEAST)  # that an example adds to the loss, as to the log loss of its figures
 PIECE_BYTES = 8 << 20  # of logits that are exchanged at a time
 
 
@@ -46,7 +48,7 @@ def evaluation_step(
         found = _computed(model, batch.images, objective.num_classes, views, features=features)
         logits, real = found["logits"], counted(batch)
         return {
-            "loss": tf.cast(tf.reduce_sum(objective.losses(logits, batch)), tf.float64),
+            "loss": tf.cast(tf.reduce_sum(tf.minimum(objective.losses(logits, batch), MOST)), tf.float64),
             "examples": tf.cast(tf.reduce_sum(real), tf.float64),
             "confusion": tf.math.confusion_matrix(
                 batch.labels,

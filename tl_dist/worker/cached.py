@@ -249,8 +249,8 @@ def classifier_of(setup: Setup, given: StageInput, stop_requested: Callable[[], 
         train.num_classes,
         selection.columns_of(built.stage_names, widths),
         # By the examples that are fitted: those that are held out may not even be counted.
-        lambda labels: (
-            balanced_class_weights(labels, train.num_classes) if balanced else setup.class_weights()
+        lambda labels, weights: (
+            balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
         ),
         cfg.data.split_seed,
         watching(stop_requested),
@@ -263,9 +263,8 @@ def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nes
     They are evaluated in all these views where evaluation takes the same, else in the plain one.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    return nested.Examples(
-        values, evaluated, np.asarray(source.labels), strata_of(source), source.annotations.groups
-    )
+    labels, known = np.asarray(source.labels), source.annotations
+    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, known.weights)
 
 
 def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:

@@ -49,7 +49,9 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
     held_out = validation.subset(examples)
     if model.parallel.rank == 0:
         labels = np.asarray(held_out.labels, np.int32)
-        temperature = calibration.fitted(labels, logits)
+        known = np.isin(labels, train.labels)  # no temperature makes up for a class that was never trained on
+        taught = slice(None) if known.all() else known
+        temperature = calibration.fitted(labels[taught], logits[taught])
         of_true = figures.confidences(labels, figures.Softmax(logits, temperature)).of_true
         kept = Calibration(
             step=model.step,

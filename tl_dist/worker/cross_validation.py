@@ -92,6 +92,8 @@ def cross_validate(
         examples = replace(examples, evaluated=loaded(sets[1]))
     classifier = cached.classifier_of(setup, given, stop_requested)
     if by is not None and grouped is not None:
+        if len(grouped[1]) > 2:  # what is left of two is one: it has no folds by group
+            examples = replace(examples, groups=[grouped[1][k] for k in grouped[0]])
         by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
         return replace(by_group, held_out=(by, grouped[1]))
     fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])

@@ -71,6 +71,7 @@ class Evaluator:
             types=source.annotations.types,
             groups=groups_of(source, setup.cfg.data),
             temperature=temperature,
+            trained=setup.splits["train"].labels,
         )
 
     def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:

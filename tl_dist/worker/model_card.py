@@ -5,16 +5,14 @@ Its front matter is what model hubs read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from tl_dist.files import limits
-from tl_dist.files.foreign import read_file
 from tl_dist.models.export import FORMATS
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import split_ids
 from tl_dist.scores.figures import summary_line
 from tl_dist.worker.restored import Restored
 
@@ -82,8 +80,7 @@ def _calibrated(own: Restored) -> list[str]:
 
 def _splits(run: RunDir) -> list[str]:
     """How many images each split has, by the manifest that the run froze."""
-    found = json.loads(read_file(run.path / "split.json", max_bytes=limits.SPLIT_MANIFEST))
-    return [f"`{split}`: {len(one['ids']):,} images." for split, one in found["splits"].items()]
+    return [f"`{split}`: {len(ids):,} images." for split, ids in split_ids(run).items()]
 
 
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:

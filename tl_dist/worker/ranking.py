@@ -63,15 +63,21 @@ def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
 
 
 def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
-    """Every score."""
+    """Every score. The probe counts each example by its weight, since it chooses; the others know no weights."""
+    examples = examples.counting()
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
-    choice = selection.choose(examples.values, examples.evaluated, labels, fold, watch=probe.watch)
-    right = selection.held_out_classes(examples.values, labels, fold, choice.l2, probe.watch) == labels
-    accuracies = [float(right[fold == k].mean()) for k in range(int(fold.max()) + 1)]
+    values, weights = examples.values, examples.counts
+    choice = selection.choose(values, examples.evaluated, labels, fold, weights=weights, watch=probe.watch)
+    right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
+    sizes = np.bincount(fold)
+    accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
+    test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
     found: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(accuracies, len(accuracies)),
+        "interval": figures.accuracy_interval(accuracies, test_to_train),
         "fold_accuracies": accuracies,
+        "test_to_train": test_to_train,
+        "weighted": examples.weights is not None,
         "l2": choice.l2,
         "nearest": transferability.nearest(rows, labels, examples.groups),
     }

@@ -136,7 +136,7 @@ class Setup:
         wanted = self.cfg.loss.class_weights
         train = self.splits["train"]
         if wanted == "balanced":
-            return balanced_class_weights(train.labels, train.num_classes)
+            return balanced_class_weights(train.labels, train.num_classes, train.annotations.weights)
         if wanted is not None and len(wanted) != train.num_classes:
             raise Refusal(
                 f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",

@@ -91,6 +91,7 @@ RANKED = {
     "candidate": f"{PATH}/vgg16", "linear_probe": 0.9123, "interval": [0.9012, 0.9231], "nearest": 0.8765,
     "logme": -0.6543, "h_score": 123.456, "nleep": -1.234, "parameters": 118654321, "features": 12345,
     "accuracy": 0.713, "trained": 0.8512, "fold_accuracies": [0.91, 0.92], "examples": 5000,
+    "test_to_train": 1.0, "weighted": True,
 }  # fmt: skip
 AGREEMENT = {
     "name": "nearest neighbours",

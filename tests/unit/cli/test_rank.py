@@ -124,7 +124,8 @@ def test_what_leaves_nothing_to_rank_is_refused_before_a_worker_starts(request_:
 
 def test_published_accuracy_decides_between_candidates_that_the_folds_do_not_tell_apart() -> None:
     def row(accuracy: float | None, *folds: float) -> dict[str, Any]:
-        return {"linear_probe": float(np.mean(folds)), "fold_accuracies": folds, "accuracy": accuracy}
+        known = {"fold_accuracies": folds, "accuracy": accuracy, "test_to_train": 1 / 4}
+        return {"linear_probe": float(np.mean(folds)), **known}
 
     best, near = row(0.6, 0.90, 0.84, 0.88, 0.86, 0.90), row(0.7, 0.88, 0.86, 0.87, 0.85, 0.90)
     far = row(0.9, 0.60, 0.55, 0.58, 0.57, 0.61)

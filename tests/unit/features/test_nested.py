@@ -15,11 +15,14 @@ from tests.doubles import drawn, given_to, memory_source, setup_of
 from tl_dist.cli.cross_validation import chosen_line
 from tl_dist.config import ClassifierConfig, Config
 from tl_dist.config import file as config_file
+from tl_dist.datasets import pool_of
+from tl_dist.datasets.annotations import Annotations
 from tl_dist.features.classifiers import nested, regressions, selection
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.worker import cached
+from tl_dist.worker import cross_validation as crossing
 from tl_dist.worker.setup import Setup
 from tl_dist.worker.stage_input import StageInput, TrainFeatures
 
@@ -190,3 +193,39 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
     ]
     advice = "1 of 4 took the least l2 that was tried: write smaller ones as classifier.l2"
     assert chosen_line(at_edge) == f"{line} | {advice}"
+
+
+@pytest.mark.parametrize(("by", "expected"), [("site", {"N", "E", "S", "W"}), ("half", {"a", "b", "c"})])
+def test_inner_folds_go_by_what_is_left_out(
+    by: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `cv --by KIND`; where but one of that kind is left, by the groups of the data set."""
+    labels = drawn(2)[1]
+    setup, given = a_run(tmp_path, labels)
+    pool = pool_of(setup.splits["train"])[0]
+    annotations = Annotations(groups=[f"{'abc'[k % 3]}" for k in range(120)])
+    setup.splits["train"] = replace(pool, annotations=annotations).subset(np.arange(120))
+    kinds = {"site": ["NESW"[k // 2 % 4] for k in range(120)], "half": ["12"[k // 60] for k in range(120)]}
+    numbers = np.unique(kinds[by], return_inverse=True)
+    monkeypatch.setattr(crossing, "one_fold_each", lambda *_: (numbers[1], numbers[0].tolist()))
+    monkeypatch.setattr(crossing, "from_images", lambda *_: given)
+    monkeypatch.setattr(cached, "finder", lambda *_: lambda *_, **__: Kept())
+    monkeypatch.setattr(cached, "refer", lambda *_: None)
+    told: list[set[str]] = []
+    own = nested.Nested.folds
+
+    def folds(self: nested.Nested, train: nested.Examples) -> np.ndarray:
+        assert train.groups is not None
+        told.append(set(train.groups))
+        found = own(self, train)
+        for name in told[-1]:
+            assert len(set(found[np.array(train.groups) == name].tolist())) == 1
+        return found
+
+    monkeypatch.setattr(nested.Nested, "folds", folds)
+    found = crossing.cross_validate(setup, 5, 1, lambda: False, lambda record: None, by=by)
+    assert found is not None and found.held_out == (by, sorted(set(kinds[by])))
+    if by == "site":
+        assert [expected - some for some in told] == [{name} for name in sorted(expected)]
+    else:
+        assert told == [expected] * 2

@@ -30,7 +30,7 @@ def search(
 ) -> list[tuning.Tried]:
     """By the plain view, unless `evaluated` says otherwise."""
     evaluated = more.pop("evaluated", values[:, :1])
-    weights, watch = more.pop("class_weights", lambda labels: None), more.pop("watch", unwatched)
+    weights, watch = more.pop("class_weights", lambda labels, weights: None), more.pop("watch", unwatched)
     classifier = Nested(ClassifierConfig(name="logistic"), 2, {}, weights, watch=watch)
     examples = Examples(values, evaluated, labels, labels)
     return tuning.search(candidates, classifier, examples, folds_of(labels, folds, 0), **more)
@@ -127,7 +127,7 @@ def test_a_setting_is_judged_in_the_views_and_with_the_class_weights_that_its_ru
     plain = search(logistic, values, labels, 3)[0]
     unsure = np.concatenate([values, -values], axis=1)  # whose mean of probabilities is near a half
     assert search(logistic, values, labels, 3, evaluated=unsure)[0].log_loss > plain.log_loss + 0.1
-    weighted = search(logistic, values, labels, 3, class_weights=lambda labels: (1e-3, 1.0))[0]
+    weighted = search(logistic, values, labels, 3, class_weights=lambda labels, weights: (1e-3, 1.0))[0]
     assert weighted.accuracy < 0.6 < plain.accuracy  # all are taken for the class that counts
     assert weighted.ranked_by[0] > 0.99 and plain.ranked_by == (plain.accuracy, plain.log_loss)
 
@@ -149,7 +149,7 @@ def test_settings_are_ranked_by_examples_that_count_as_their_class_does() -> Non
     examples = Examples(values, values, labels, labels)
     fold = folds_of(labels, 3, 0)
     assert tuning.search(both, classifier, examples, fold)[0].setting.layers == ["frequent"]
-    weighted = replace(classifier, class_weights=lambda labels: (0.1, 0.1, 8.0))
+    weighted = replace(classifier, class_weights=lambda labels, weights: (0.1, 0.1, 8.0))
     assert tuning.search(both, weighted, examples, fold)[0].setting.layers == ["rare"]
 
 

@@ -107,6 +107,33 @@ def test_of_groups_left_out_the_figures_are_of_all_examples_together() -> None:
     assert [row["name"] for row in result["left_out"]["site"]] == ["north", "south"]
 
 
+def test_a_class_that_a_fold_was_never_trained_on_is_named_and_costs_no_more_than_it_can() -> None:
+    """By group, where the class is in one; and by fold, where what else was held out had the rest of it."""
+    parts = [part(["a", "b", "c"], [0, 1, 1], [0.1, 0.0, 0.0]), part(["d", "e"], [0, 0], [0.2, 0.3])]
+    by_site = cross_validation.merged([parts], ("site", ["north", "south"]))
+    result = cross_validation.summary(by_site)
+    assert result["never_seen"] == [{"fold": "north", "classes": [{"class": "bad", "num_examples": 2}]}]
+    (line,) = cross_validation.never_seen_lines(result)
+    assert line.startswith("north: never seen in training of this fold: bad (2 images), ")
+    costs = [-np.log(0.9), 36.0437, 36.0437, -np.log(0.8), -np.log(0.7)]
+    assert result["figures"]["log_loss"] == pytest.approx(np.mean(costs), abs=1e-3)
+    assert [row["log_loss"] for row in result["left_out"]["site"]] == pytest.approx(
+        [np.mean(costs[:3]), np.mean(costs[3:])], abs=1e-3
+    )
+    mixed = [part(["a", "b"], [0, 1], [0.1, 0.9]), part(["c", "d"], [1, 0], [0.9, 0.2])]
+    assert "never_seen" not in cross_validation.summary(cross_validation.merged([mixed]))
+    without_c = cross_validation.merged([mixed] * 2, None, [[["d"], ["a", "b"]], [["c", "d"], ["a"]]])
+    found = cross_validation.summary(without_c)
+    assert found["never_seen"] == [
+        {"fold": fold, "classes": [{"class": "bad", "num_examples": 1}]}
+        for fold in ("seed 0 fold 0", "seed 1 fold 1")
+    ]
+    lines = cross_validation.never_seen_lines(found)
+    assert lines[1].startswith("seed 1 fold 1: never seen in training of this fold: bad (1 image)")
+    many = cross_validation.never_seen_lines({"never_seen": found["never_seen"] * 8})
+    assert len(many) == 11 and many[-1] == "and 6 more"
+
+
 def test_a_figure_that_one_fold_does_not_define_has_no_mean() -> None:
     of_one_class = part(["c", "d"], [1, 1], [0.9, 0.2])
     result = cross_validation.summary(

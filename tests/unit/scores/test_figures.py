@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn import metrics
 
-from tl_dist.scores import figures
+from tl_dist.scores import evaluation, figures
 
 
 def drawn(num: int = 200, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +67,14 @@ def test_calibration_error_is_the_gap_between_confidence_and_hits() -> None:
     assert edge == pytest.approx((0.5 + 0.75) / 2)
 
 
-def test_a_true_class_of_probability_zero_costs_all_that_a_float_can_say() -> None:
-    p = np.array([[1.0, 0.0]])
-    assert figures.log_loss(np.array([1], np.int32), p) == pytest.approx(708.396, abs=1e-3)
+def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
+    labels = np.array([0, 2, 2, 3, 0], np.int32)
+    found = evaluation.never_seen(np.array([0, 1, 3, 3]), labels, ["a", "b", "c", "d"])
+    assert found == [{"class": "c", "num_examples": 2}]
+    assert evaluation.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == []
+    line = evaluation.never_seen_line([*found, {"class": "d", "num_examples": 1000}])
+    assert line.startswith("never seen in training: c (2 images), d (1,000 images), ")
+    assert " and 2 classes more, " in evaluation.never_seen_line(found * 12)
 
 
 def test_the_threshold_is_the_best_of_all() -> None:

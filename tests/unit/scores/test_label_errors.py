@@ -25,3 +25,18 @@ def test_a_class_without_examples_is_nobodys() -> None:
     probabilities = np.tile([0.1, 0.1, 0.8], (4, 1))
     found = label_errors(np.array([0, 0, 1, 1], np.int32), probabilities)
     assert found.examples.size and 2 not in found.likely
+
+
+def test_labels_of_a_class_that_the_model_has_never_seen_are_no_suspects() -> None:
+    """As where `cv --by` leaves out all of it: the model can say no such thing, so the labels may well be right."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40).astype(np.int32)
+    probabilities = rng.dirichlet([1, 1], 120)
+    probabilities[:40] = np.sort(probabilities[:40], axis=1)[:, ::-1]
+    probabilities[40:80] = np.sort(probabilities[40:80], axis=1)
+    said = np.concatenate([probabilities, np.zeros((120, 1))], axis=1)
+    labels[0] = 1
+    assert set(label_errors(labels, said).examples.tolist()) <= {0}
+    assert (
+        label_errors(labels, said).examples.tolist() == label_errors(labels[:80], said[:80]).examples.tolist()
+    )

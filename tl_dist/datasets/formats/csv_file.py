@@ -125,8 +125,8 @@ def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
     if text["split"] and text["split"].lower() not in SPLIT_NAMES:
         raise wrong(table, line, f"'{text['split']}' is no split: train, validation or test")
     weight = _number(text["weight"]) if text["weight"] else 1.0
-    if not 0 < weight < float("inf"):
-        raise wrong(table, line, f"'{text['weight']}' is no weight: a number above 0")
+    if not np.finfo(np.float32).tiny <= weight <= np.finfo(np.float32).max:
+        raise wrong(table, line, f"'{text['weight']}' is no weight: a number above 0, within float32")
     split = SPLIT_NAMES[text["split"].lower()] if text["split"] else ("train" if "split" in values else "")
     return _Row(line, text["path"], text["label"], weight, split, text["group"])
 

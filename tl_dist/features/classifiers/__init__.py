@@ -17,6 +17,7 @@ from tl_dist.scores import figures
 
 Features = NDArray[Any]
 """[examples, features], float32 or float64"""
+Weights = NDArray[np.float64]  # of examples, above 0
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
 ROWS_AT_ONCE = 8192  # that are widened to float64 together
@@ -53,34 +54,41 @@ def fit(
     l2: float = 0.0,
     scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     watch: Watch = unwatched,
 ) -> Linear:
     """The classifier `name` (logistic or nearest_mean) of these features.
 
     `scaling` standardize gives each feature mean 0 and variance 1 over the examples first; the map returned takes
-    the features as they are.
+    the features as they are. `weights` of the examples, above 0, are scikit-learn's sample_weight, in the scaling as
+    in the fit: 2 is the example twice, and only their ratios matter.
     """
+    counts = np.ones(len(labels)) if weights is None else weights
     if scaling == "standardize":
-        mean, spread = moments(features)
+        mean, spread = moments(features, counts)
     else:
         mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
-        found = logistic(scaled, labels, num_classes, l2=l2, class_weights=class_weights, watch=watch)
+        found = logistic(
+            scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=counts, watch=watch
+        )
     else:
-        found = nearest_mean(scaled, labels, num_classes)
+        found = nearest_mean(scaled, labels, num_classes, counts)
     kernel = found.kernel / spread[:, None]
     return Linear(kernel, found.bias - mean @ kernel, found.iterations, found.converged)
 
 
-def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each feature over the examples; infinite for one that says nothing.
 
     That is one which varies by no more than the rounding of its own values, however small it is beside the others.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    spread = features.std(axis=0, dtype=np.float64)
+    share = weights / weights.sum()
+    mean = share @ features
+    away = features - mean
+    spread = np.sqrt(share @ np.square(away, out=away))
     rounding = 10 * float(np.finfo(features.dtype).eps) * np.abs(mean)
     spread[spread <= rounding] = np.inf
     return mean, spread
@@ -93,12 +101,14 @@ def logistic(
     *,
     l2: float,
     class_weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     watch: Watch = unwatched,
 ) -> Linear:
     """Multinomial logistic regression: the minimum, not a point on the way to it.
 
     Minimises mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are free. scikit-learn's C is
-    1 / (l2 * examples). With two classes there is one vector of coefficients, for the difference of the logits.
+    1 / (l2 * the sum of the examples' weights). With two classes there is one vector of coefficients, for the
+    difference of the logits.
     """
     present = np.unique(labels)
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
@@ -106,11 +116,11 @@ def logistic(
         bias[present] = 0.0
         return Linear(kernel, bias)
     num, width = features.shape
-    weights = np.ones(num) if class_weights is None else np.asarray(class_weights, float)[labels]
+    counts = np.ones(num) if weights is None else weights
     problem = Problems(
         features.astype(np.float64, copy=False),
         np.searchsorted(present, labels).astype(np.int32),
-        weights[:, None] / num,
+        in_loss(labels, class_weights, counts)[:, None] / counts.sum(),
         np.zeros((width, 1)),
         np.ones((width, 1)),
         watch,
@@ -122,7 +132,12 @@ def logistic(
     return Linear(kernel, bias, found.rounds, found.converged)
 
 
-def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int) -> Linear:
+def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:
+    """The weight of each example in the loss: its own times that of its class."""
+    return weights if class_weights is None else np.asarray(class_weights, float)[labels] * weights
+
+
+def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights) -> Linear:
     """The class with the nearest mean; probabilities as if each class were a sphere of the spread within classes.
 
     Spheres of one size in as many dimensions as there are features would be far too sure, so the squared distance
@@ -130,8 +145,10 @@ def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int
     """
     wide = features.astype(np.float64, copy=False)
     kernel, bias = np.zeros((wide.shape[1], num_classes)), np.full(num_classes, ABSENT)
-    means = {int(k): wide[labels == k].mean(axis=0) for k in np.unique(labels)}
-    within = np.mean([((row - means[int(k)]) ** 2).sum() for row, k in zip(wide, labels, strict=True)])
+    each = {int(k): labels == k for k in np.unique(labels)}
+    means = {k: np.average(wide[rows], axis=0, weights=weights[rows]) for k, rows in each.items()}
+    squares = [((row - means[int(k)]) ** 2).sum() for row, k in zip(wide, labels, strict=True)]
+    within = np.average(squares, weights=weights)
     unit = max(float(within), 1e-12)
     for k, mean in means.items():
         kernel[:, k] = 2 * mean / unit

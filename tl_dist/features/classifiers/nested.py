@@ -7,7 +7,8 @@ that is being evaluated, and the figures of the held-out examples stay honest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers
 from tl_dist.features.classifiers import selection
 from tl_dist.features.classifiers.regressions import Watch, unwatched
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures
 
 
@@ -29,13 +31,24 @@ class Examples:
     labels: NDArray[np.int32]
     strata: NDArray[np.int32]
     groups: Sequence[str] | None = None
+    weights: NDArray[np.floating] | None = None
 
     def only(self, inside: NDArray[np.bool_]) -> Examples:
         """Those where `inside` [examples] is true."""
-        groups = None if self.groups is None else np.asarray(self.groups)[inside].tolist()
-        return Examples(
-            self.values[inside], self.evaluated[inside], self.labels[inside], self.strata[inside], groups
-        )
+        kept: dict[str, Any] = {k: np.asarray(v)[inside] for k, v in vars(self).items() if v is not None}
+        return replace(self, **kept)
+
+    def counting(self) -> Examples:
+        """Those of a weight above 0: the others are as if they were not there. Refuses (65) none."""
+        if not self.counts.any():
+            what, fix = "no training example has a weight above 0.", "give one to those that teach something."
+            raise Refusal(what, fix=fix, code=ExitCode.DATA)
+        return self if self.counts.all() else self.only(self.counts > 0)
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How much each counts in a fit, and wherever fits are compared; in no figure that is reported."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Nested:
     """How a classifier is fitted: its settings, and what they leave open.
 
     columns        the features by the layers they come from, as `classifier.layers: auto` may choose them
-    class_weights  of the training labels, in the loss
+    class_weights  of the training labels and the examples' weights, in the loss
     seed           of the folds within the training examples
     watch          called in every round of a fit; what it raises ends it
     """
@@ -51,17 +64,18 @@ class Nested:
     settings: ClassifierConfig
     num_classes: int
     columns: Mapping[str, NDArray[np.int64]]
-    class_weights: Callable[[NDArray[np.int32]], Sequence[float] | None] = lambda labels: None
+    class_weights: Callable[..., Sequence[float] | None] = lambda labels, weights: None
     seed: int = 0
     watch: Watch = unwatched
 
     def fit(self, train: Examples) -> tuple[classifiers.Linear, selection.Choice | None]:
         """The classifier of these examples, and what was chosen by them where something is open."""
         self.watch()
-        settings = self.settings
-        weights = self.class_weights(train.labels)
+        settings, train = self.settings, train.counting()
+        class_weights = self.class_weights(train.labels, train.counts)
         candidates = selection.GRID if settings.l2 == "auto" else np.ravel(settings.l2).astype(float).tolist()
         l2, columns, choice = candidates[0], np.arange(train.values.shape[-1]), None
+        views = train.values.shape[1]
         if settings.chosen:
             choice = selection.choose(
                 train.values,
@@ -71,18 +85,20 @@ class Nested:
                 l2=candidates,
                 columns=self.columns if settings.layers == "auto" else None,
                 scaling=settings.scaling,
-                class_weights=weights,
+                class_weights=class_weights,
+                weights=train.counts,
                 watch=self.watch,
             )
             l2, columns = choice.l2, choice.columns
         fitted = classifiers.fit(
             settings.name,
             train.values[:, :, columns].reshape(-1, len(columns)),
-            np.repeat(train.labels, train.values.shape[1]),
+            np.repeat(train.labels, views),
             self.num_classes,
             l2=l2,
             scaling=settings.scaling,
-            class_weights=weights,
+            class_weights=class_weights,
+            weights=np.repeat(train.counts, views),
             watch=self.watch,
         )
         kernel = np.zeros((train.values.shape[-1], self.num_classes))

@@ -68,27 +68,31 @@ def choose(
     columns: Mapping[str, NDArray[np.int64]] | None = None,
     scaling: str = "standardize",
     class_weights: Sequence[float] | None = None,
+    weights: classifiers.Weights | None = None,
     watch: Watch = unwatched,
 ) -> Choice:
     """The best of `l2` and of `columns` (default: all of them) for logistic regression on these examples.
 
     values [examples, views, features] are fitted; evaluated [examples, views, features] are the same examples as they
     are evaluated, by the mean of the probabilities over views; fold [examples], from 0 on, says which are held out
-    together.
+    together; `weights` [examples], above 0, count in the fits and in the log loss.
     """
     columns = columns or {"all": np.arange(values.shape[-1])}
-    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights, float)[labels]
+    counts = _about_one(weights, len(labels))
+    in_loss = classifiers.in_loss(labels, class_weights, counts)
     present = np.unique(labels)
     numbers = np.searchsorted(present, labels).astype(np.int32)
     found: list[Choice] = []
     tried = 0
     for name, those in columns.items():
-        problem = _Folds(values[:, :, those], evaluated[:, :, those], numbers, fold, weights, scaling, watch)
+        problem = _Folds(
+            values[:, :, those], evaluated[:, :, those], numbers, fold, in_loss, scaling, watch, counts
+        )
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
             predicted = problem.probabilities(strength)
             tried += 1
-            loss = figures.log_loss(numbers, predicted, weights)
+            loss = figures.log_loss(numbers, predicted, in_loss)
             found.append(Choice(strength, name, those, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
@@ -107,18 +111,27 @@ def held_out_classes(
     fold: NDArray[np.int64],
     l2: float,
     watch: Watch = unwatched,
+    weights: classifiers.Weights | None = None,
 ) -> NDArray[np.int32]:
     """[examples]: the class of each, by the regression of the folds that it is not in; as `choose` fits them."""
     present, numbers = np.unique(labels, return_inverse=True)
-    numbers, weights = numbers.astype(np.int32), np.ones(len(labels))
-    problem = _Folds(values, values, numbers, fold, weights, "standardize", watch)
+    numbers, counts = numbers.astype(np.int32), _about_one(weights, len(labels))
+    problem = _Folds(values, values, numbers, fold, counts, "standardize", watch, counts)
     return present[problem.probabilities(l2).argmax(axis=1)]
+
+
+def _about_one(weights: classifiers.Weights | None, num: int) -> classifiers.Weights:
+    """Weights in proportion to these, whose sums float32 can hold."""
+    if weights is None:
+        return np.ones(num)
+    return np.maximum(weights / weights.mean(), np.finfo(np.float32).tiny)
 
 
 class _Folds:
     """The classifiers of all folds as one problem, whose solution is kept for the next l2.
 
-    Each scales the features by its own training rows.
+    Each scales the features by its own training rows. `weights` of the examples are those in the loss, `counts` without
+    those of their classes: by default 1.
     """
 
     def __init__(
@@ -130,27 +143,28 @@ class _Folds:
         weights: NDArray[Any],
         scaling: str,
         watch: Watch = unwatched,
+        counts: NDArray[Any] | None = None,
     ) -> None:
         _, views, width = values.shape
+        counts = np.ones(len(labels)) if counts is None else counts
         rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
         if scaling == "standardize":
             # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
-            middle, unit = (np.float32(moment) for moment in classifiers.moments(rows))
+            of_all = classifiers.moments(rows, counts.repeat(views))
+            middle, unit = (np.float32(moment) for moment in of_all)
             rows, self._evaluated = ((x - middle) / unit for x in (rows, evaluated))
         rows = np.ascontiguousarray(rows, np.float32)
         self._evaluated = self._evaluated.astype(np.float32)
         self._num_classes = max(2, int(labels.max()) + 1)
         problems = np.arange(fold.max() + 1)
-        inside = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
-        counts = inside.sum(axis=0)
-        share = inside * weights.repeat(views).astype(np.float32)[:, None] / counts
-        mean, spread = (
-            np.zeros((width, len(problems)), np.float32),
-            np.ones((width, len(problems)), np.float32),
-        )
+        seen = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
+        inside = seen * counts.repeat(views).astype(np.float32)[:, None]
+        total = inside.sum(axis=0)
+        share = seen * weights.repeat(views).astype(np.float32)[:, None] / total
+        mean, spread = (filled((width, len(problems)), np.float32) for filled in (np.zeros, np.ones))
         if scaling == "standardize":
-            mean = rows.T @ inside / counts
-            square = (rows**2).T @ inside / counts - mean**2
+            mean = rows.T @ inside / total
+            square = (rows**2).T @ inside / total - mean**2
             spread = np.sqrt(np.maximum(square, 0))
             spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
         self._problems = Problems(rows, labels.repeat(views), share, mean, spread, watch)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import ClassifierConfig
+from tl_dist.features.classifiers import in_loss
 from tl_dist.features.classifiers.nested import Examples, Nested
 from tl_dist.scores import figures
 
@@ -50,7 +51,8 @@ class Setting:
 class Tried:
     """A setting, the folds it was tried on, and the means over them: as its run will report them, and ranked by.
 
-    `ranked_by` is the accuracy and the log loss of examples that count as in the fit, by the weights of their classes.
+    `ranked_by` is the accuracy and the log loss of examples that count as in the fit, by their weights and those of
+    their classes.
     """
 
     setting: Setting
@@ -87,11 +89,12 @@ def search(
 ) -> list[Tried]:
     """Settings from best to worst: those that were tried on more folds first, then by accuracy, then by log loss.
 
-    In these an example counts as in the fit, by the weight of its class.
+    In these an example counts as in the fit, by its weight and that of its class.
     `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
     """
-    of_class = classifier.class_weights(examples.labels)
-    weights = None if of_class is None else np.asarray(of_class, float)[examples.labels]
+    fold, examples = fold[examples.counts > 0], examples.counting()
+    of_class = classifier.class_weights(examples.labels, examples.counts)
+    weights = in_loss(examples.labels, of_class, examples.counts)
     scores: list[list[_Score]] = [[] for _ in candidates]
     alive = list(range(len(candidates)))
     for k in range(int(fold.max()) + 1):
@@ -108,7 +111,7 @@ def search(
 
 
 _Score = tuple[float, float, float, float]
-"""accuracy, log loss; the same by the weights of the classes"""
+"""accuracy, log loss; the same by the weights"""
 
 
 def _rank(scores: Sequence[_Score]) -> tuple[float, float]:
@@ -121,7 +124,7 @@ def _score(
     classifier: Nested,
     examples: Examples,
     held_out: NDArray[np.bool_],
-    weights: NDArray[np.float64] | None,
+    weights: NDArray[np.float64],
 ) -> _Score:
     seen = replace(
         examples,
@@ -130,7 +133,7 @@ def _score(
     )
     predicted, *_ = replace(classifier, settings=setting.classifier).predict(seen, held_out)
     truth = examples.labels[held_out]
-    of_held_out = None if weights is None else weights[held_out]
+    of_held_out = weights[held_out]
     right = predicted.argmax(axis=1) == truth
     return (
         float(right.mean()),
