@@ -19,6 +19,11 @@ ENCODED_IMAGE = 512 * MIB
 IMAGE_PIXELS = 2 * 89_478_485  # where Pillow refuses a decompression bomb: 512 MiB of RGB
 IMAGE_HEADER = 16 * MIB  # EXIF data, colour profiles and thumbnails in front of the frame's size
 IMAGE_SEGMENTS = 10_000  # of a JPEG in front of its pixels; chunks of a PNG, blocks of a GIF
+JPEG_EXIF = 128 * KIB  # one segment has 64; Pillow copies all that it has for each that comes
+JPEG_SCANS = 100  # editors write 10, by scripts of optimizers up to 64
+JPEG_SCANNED_PIXELS = 9 * 10**9  # pixels by scans, some of which count more: 3 seconds
+PNG_INFLATED = 128 * MIB  # beyond what the pixels need: 1 second
+TIFF_PIECES = 100_000  # strips, of which each row may be one, or tiles
 
 # Data sets
 CLASSES = 100_000  # a label beyond it is damage, not a class
