@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.launcher import peers
-from tl_dist.launcher.peers import user_of
 from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.parallel import peers
 from tl_dist.parallel.meeting import await_peers
+from tl_dist.parallel.peers import user_of
 from tl_dist.refusal import ExitCode, Refusal
 
 CHECKOUT = Path(__file__).parents[2]

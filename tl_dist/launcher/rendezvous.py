@@ -34,8 +34,8 @@ import secrets
 from tl_dist.files import limits
 from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.launcher.one_thread import Answer, Later, OneThreadServer, Request
-from tl_dist.launcher.peers import user_of
 from tl_dist.parallel.meeting import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
+from tl_dist.parallel.peers import user_of
 from tl_dist.parallel.slots import (
     PLAN_VARIABLE,
     RENDEZVOUS_VARIABLE,
