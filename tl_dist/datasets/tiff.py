@@ -47,13 +47,14 @@ def first_page(read: Read, length: int) -> Page:
     (count,) = struct.unpack(f"{order}H", _exactly(read, at, 2))
     entries = _exactly(read, at + 2, 12 * count)
     found: dict[int, tuple[int, int, int]] = {}
-    tagged = 0
+    tagged = furthest = 0
     for place in range(0, 12 * count, 12):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", entries, place)
+        tag, kind, number, elsewhere = struct.unpack_from(f"{order}HHII", entries, place)
         found.setdefault(tag, (kind, number, place + 8))
-        tagged += number * _BYTES.get(kind, 0)
-        if tagged > length:
-            raise ValueError("TIFF whose tags hold more than the file")
+        if (size := number * _BYTES.get(kind, 0)) > 4:
+            tagged, furthest = tagged + size, max(furthest, elsewhere + size)
+    if tagged > length:
+        raise ValueError("TIFF whose tags hold more than the file") if furthest <= length else CutOff
 
     def values(tag: int, default: int | None = None) -> list[int]:
         if tag not in found:

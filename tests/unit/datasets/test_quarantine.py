@@ -239,7 +239,7 @@ def test_all_ranks_find_the_same(world_size: int, damaged: Path, tmp_path: Path)
 def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (first,) = screen(folder(damaged), tmp_path / "cache")
     looked_at: list[Location] = []
-    monkeypatch.setattr(quarantine, "look", lambda location: looked_at.append(location) or Fault(0, ""))
+    monkeypatch.setattr(quarantine, "look", lambda location, **_: looked_at.append(location) or Fault(0, ""))
     assert screen(folder(damaged), tmp_path / "cache", 2) == [first, first]
     assert looked_at == []
     whole = damaged / "train" / "digit 0" / "00010.png"
@@ -251,7 +251,7 @@ def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeyp
 def test_a_set_without_a_fault_is_kept_as_such(tmp_path: Path, monkeypatch: Any) -> None:
     write_image_folder(tmp_path / "data" / "train", digits_32px(40), NAMES)
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
-    monkeypatch.setattr(quarantine, "look", lambda location: pytest.fail("looked again"))
+    monkeypatch.setattr(quarantine, "look", lambda location, **_: pytest.fail("looked again"))
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
 
 
