@@ -12,6 +12,8 @@ from collections.abc import Callable
 from enum import IntEnum
 
 _LONGEST_WHAT, _LONGEST_FIX = 1_000, 700  # characters: names and values come from files of any size
+_NOT_TELLING = ("Graph execution error", "Detected at node", "File ", "<stack traces", "[[{{node")
+_NODES = re.compile(r"^(\{\{\S+ [^}]*\}\} *)+")
 _GAP = re.compile(r"\s+", re.ASCII)  # other spaces, as of Japanese, are part of a name
 
 # Control characters (C0 but the tab, and C1), line and paragraph separators, bidirectional controls, and the halves
@@ -78,3 +80,10 @@ def shortened(text: str, limit: int) -> str:
         return text
     tail = limit // 3
     return f"{text[: limit - tail - 5]} ... {text[-tail:]}"
+
+
+def telling_line(text: str) -> str:
+    """Return, of TensorFlow's many lines, the first with a cause: that a graph has failed, and where, tells nothing."""
+    lines = [line for each in text.splitlines() if (line := _NODES.sub("", each.strip()))]
+    cause = next((line for line in lines if not line.startswith(_NOT_TELLING)), "no reason given")
+    return cause[:200].rstrip(".")

@@ -7,12 +7,14 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import tl_dist as tl
+from tests.damaged_images import BOMBS
 from tests.hostile.arena import SECONDS, WORKER_SECONDS, Arena, Case, Cases
 from tests.image_kinds import jpeg
 from tl_dist.datasets.gif import first_frame
@@ -123,6 +125,18 @@ def _(folder: Path) -> None:
     at = data.index(struct.pack("<HHI", 257, 4, 1)) + 8
     data[at : at + 4] = struct.pack("<I", 7_000_000)
     (folder / "tall.tif").write_bytes(data)
+
+
+def bomb(what: str) -> None:
+    suffix, content, why = BOMBS[what]
+    kept = cache(content)  # some take a second to make
+    hostile(f"a {what}", why)(
+        lambda folder: (folder / f"{what.replace(' ', '-')}{suffix}").write_bytes(kept())
+    )
+
+
+for _name in BOMBS:
+    bomb(_name)
 
 
 def data_set(arena: Arena, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tl_dist.datasets import Source
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.headers import Fault
+from tl_dist.refusal import telling_line
 
 READ_ERRORS = (
     tf.errors.InvalidArgumentError,
@@ -98,5 +99,5 @@ def _failure(source: Source, index: int) -> str | None:
 
 def first_line(error: Exception) -> str:
     """What TensorFlow says went wrong, without the name of the operation."""
-    text = " ".join((getattr(error, "message", str(error)) or type(error).__name__).split())
-    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\].*$", "", text)[:160].rstrip(".")
+    text = getattr(error, "message", str(error)) or type(error).__name__
+    return re.sub(r" \[Op:\w+\].*$", "", telling_line(text))[:160].rstrip(".")

@@ -49,6 +49,11 @@ def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
     return tf.ensure_shape(image, [None, None, 3])
 
 
+def by_pillow(kind: str, decoding: int) -> bool:
+    """Whether `decode_rgb` leaves images of this kind of header to `preprocess.rgb`."""
+    return kind in ("WebP", "TIFF") or (kind == "GIF" and decoding != 1)
+
+
 def decode_jpeg(encoded: Any, decoding: int) -> Any:
     """uint8 [height, width, 3] of a JPEG; of what TensorFlow Serving knows as well."""
     import tensorflow as tf

@@ -7,13 +7,11 @@ Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649), TIFF 6.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import struct
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tl_dist.datasets import gif, tiff
+from tl_dist.datasets import gif, jpeg, png, tiff
 from tl_dist.datasets.gif import CutOff
 from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.location import Location
@@ -24,10 +22,7 @@ from tl_dist.files.atomic import reason
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 32
 _CHUNK_BYTES = 1 << 20
-_FILL = re.compile(b"\xff+")
-_NO_SIZE = frozenset({0xD8, 0x01, *range(0xD0, 0xD8)})  # JPEG markers without a segment
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
+_UNCOMPRESSED = (0, 3, 6)  # of a BMP: as it is, and by masks of bits
 
 ORIENTATION, ALPHA, DEEP, CMYK, PARTIAL = "orientation", "alpha", "16 bits", "cmyk", "partial"
 """Traits of images: turned by EXIF data; perhaps transparent; more than 8 bits a channel; for print; GIF whose first
@@ -64,8 +59,12 @@ def fault(location: Location) -> Fault | None:
     return found if isinstance(found, Fault) else None
 
 
-def look(location: Location) -> Header | Fault:
-    """The header of an image that may be whole, or why it cannot be decoded: as `fault` has it."""
+def look(location: Location, *, thorough: bool = True) -> Header | Fault:
+    """The header of an image that may be whole, or why it cannot be decoded: as `fault` has it.
+
+    Of a PNG of more than a hundred kilobytes the pixels are inflated, to see that they are no more than they should be;
+    unless `thorough`, of one that begins like a photograph no more than its beginning is.
+    """
     try:
         # O_NONBLOCK: opening a named pipe would wait for its writer.
         fd = os.open(location.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -80,11 +79,23 @@ def look(location: Location) -> Header | Fault:
             return Fault(
                 status.st_size, f"the file ends {location.offset + length - status.st_size} bytes early"
             )
-        return _look(fd, location.offset, length)
+
+        def read(at: int, num: int) -> bytes:
+            return os.pread(fd, max(0, min(num, length - at)), location.offset + at)
+
+        return _look(read, location.offset, length, thorough)
     except OSError as error:
         return _unreadable(location, error)
     finally:
         os.close(fd)
+
+
+def checked(encoded: bytes) -> Header:
+    """The same of an image in memory; ValueError where it cannot be decoded, or would take too much."""
+    found = _look(lambda at, num: encoded[at : at + num], 0, len(encoded), True)
+    if isinstance(found, Fault):
+        raise ValueError(found.reason)
+    return found
 
 
 def _unreadable(location: Location, error: OSError) -> Fault:
@@ -93,38 +104,24 @@ def _unreadable(location: Location, error: OSError) -> Fault:
     return Fault(location.offset, f"cannot be read: {error.strerror}")
 
 
-def _look(fd: int, offset: int, length: int) -> Header | Fault:
+def _look(read: tiff.Read, offset: int, length: int, thorough: bool) -> Header | Fault:
     if length == 0:
         return Fault(offset, "is empty")
     if length > limits.ENCODED_IMAGE:
         return Fault(offset, f"is larger than {limits.ENCODED_IMAGE:,} bytes")
-
-    def read(at: int, num: int) -> bytes:
-        return os.pread(fd, max(0, min(num, length - at)), offset + at)
-
-    head = read(0, _HEAD_BYTES)
     try:
-        if is_tiff := head[:4] in tiff.ORDERS:
-            header, end = _tiff(read)
-        else:
-            try:
-                header = header_of(head)
-            except CutOff:  # a long EXIF block or colour profile comes first
-                head = read(0, limits.IMAGE_HEADER)
-                header = header_of(head)
-        kind, width, height, traits = header
-        if width < 1 or height < 1:
-            return Fault(offset, f"{kind} of {width} x {height} pixels")
-        if width * height > limits.IMAGE_PIXELS:
-            return Fault(offset, f"{kind} of {width} x {height} pixels: more than {limits.IMAGE_PIXELS:,}")
+        head, header, end = _begin(read, length)
+        kind, _, _, traits = header
+        if kind == "PNG":
+            png.refuse_costly(read, length, thorough=thorough)
         if kind == "WebP" and ORIENTATION in traits and orientation(read(0, limits.IMAGE_HEADER)) == 1:
             header = header._replace(traits=traits - {ORIENTATION})  # its EXIF data come last
-        tail = read(max(0, length - _TAIL_BYTES), _TAIL_BYTES)
-        if (
-            end <= length
-            if is_tiff
-            else _ends(kind, head, tail, length) or _ends_earlier(kind, fd, offset, length)
-        ):
+        if end is None:
+            tail = read(max(0, length - _TAIL_BYTES), _TAIL_BYTES)
+            end = (
+                length if _ends(kind, head, tail, length) or _ends_earlier(kind, head, read, length) else None
+            )
+        if end is not None and end <= length:
             return header
     except CutOff as error:
         if length > limits.IMAGE_HEADER:
@@ -135,6 +132,35 @@ def _look(fd: int, offset: int, length: int) -> Header | Fault:
     return Fault(offset + length, f"{kind} is cut off: its end is missing")
 
 
+def _begin(read: tiff.Read, length: int) -> tuple[bytes, Header, int | None]:
+    """The first bytes, as many as there have to be to see what the image is; that; and of a TIFF where it ends."""
+    head = read(0, _HEAD_BYTES)
+    if head[:4] in tiff.ORDERS:
+        header, end = _tiff(read, length)
+        return head, _bounded(header), end
+    try:
+        return head, _of_reasonable_cost(head, read), None
+    except CutOff:  # a long EXIF block or colour profile comes first
+        head = read(0, limits.IMAGE_HEADER)
+        return head, _of_reasonable_cost(head, read), None
+
+
+def _of_reasonable_cost(head: bytes, read: tiff.Read) -> Header:
+    header = _bounded(header_of(head))
+    if header.kind == "JPEG":
+        jpeg.refuse_costly(head, read, header.width * header.height)
+    return header
+
+
+def _bounded(header: Header) -> Header:
+    kind, width, height, _ = header
+    if width < 1 or height < 1:
+        raise ValueError(f"{kind} of {width} x {height} pixels")
+    if width * height > limits.IMAGE_PIXELS:
+        raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.IMAGE_PIXELS:,}")
+    return header
+
+
 def header_of(encoded: bytes) -> Header:
     """What the first bytes of an image say, or all of them; ValueError where they are those of no image.
 
@@ -142,7 +168,7 @@ def header_of(encoded: bytes) -> Header:
     GIF is the larger of canvas and first frame. Of a WebP it is not known here if it is turned, only that it may be.
     """
     if encoded[:4] in tiff.ORDERS:
-        return _tiff(lambda at, num: encoded[at : at + num])[0]
+        return _tiff(lambda at, num: encoded[at : at + num], len(encoded))[0]
     head = encoded[: limits.IMAGE_HEADER]
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(head)
@@ -151,7 +177,9 @@ def header_of(encoded: bytes) -> Header:
     if head.startswith((b"GIF87a", b"GIF89a")):
         return _gif(head)
     if head.startswith(b"BM"):
-        width, height = _unpack("<ii", head, 18)
+        size, width, height, _, compression = _unpack("<IiiII", head, 14)
+        if size >= 40 and compression not in _UNCOMPRESSED:
+            raise ValueError("BMP is compressed, as which TensorFlow decodes none")
         return Header("BMP", width, abs(height))
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return _webp(head)
@@ -186,8 +214,8 @@ def _gif(head: bytes) -> Header:
 
 
 def _jpeg(head: bytes) -> Header:
-    for at, marker in _jpeg_segments(head):
-        if marker in _FRAMES:
+    for at, marker in jpeg.segments(head):
+        if marker in jpeg.FRAMES:
             height, width, channels = _unpack(">HHB", head, at + 5)
             traits = {ORIENTATION: orientation(head) != 1, CMYK: channels == 4}
             return Header("JPEG", width, height, _those(traits))
@@ -200,9 +228,9 @@ def _those(traits: dict[str, bool]) -> frozenset[str]:
     return frozenset(name for name, has in traits.items() if has)
 
 
-def _tiff(read: tiff.Read) -> tuple[Header, int]:
+def _tiff(read: tiff.Read, length: int) -> tuple[Header, int]:
     """And where its pixels end."""
-    page = tiff.first_page(read, limits.IMAGE_SEGMENTS)
+    page = tiff.first_page(read, length)
     traits = {
         ORIENTATION: 2 <= page.orientation <= 8,
         ALPHA: page.has_alpha,
@@ -210,25 +238,6 @@ def _tiff(read: tiff.Read) -> tuple[Header, int]:
         CMYK: page.is_cmyk,
     }
     return Header("TIFF", page.width, page.height, _those(traits)), page.end
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """(place, marker) of each segment up to the first scan, or as far as `data` goes."""
-    at = 0
-    for _ in range(limits.IMAGE_SEGMENTS):
-        if at + 4 > len(data):
-            return
-        if data[at] != 0xFF:
-            raise ValueError(f"JPEG has no marker at byte {at}")
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill bytes
-            at = _FILL.match(data, at).end() - 1  # type: ignore[union-attr]
-            continue
-        yield at, marker
-        if marker in (0xDA, 0xD9):
-            return
-        at += 2 if marker in _NO_SIZE else 2 + struct.unpack_from(">H", data, at + 2)[0]
-    raise ValueError(f"JPEG has more than {limits.IMAGE_SEGMENTS:,} segments before its pixels")
 
 
 def _webp(head: bytes) -> Header:
@@ -271,21 +280,20 @@ def _ends(kind: str, head: bytes, tail: bytes, length: int) -> bool:
     return length >= _bmp_bytes(head)
 
 
-def _ends_earlier(kind: str, fd: int, offset: int, length: int) -> bool:
+def _ends_earlier(kind: str, head: bytes, read: tiff.Read, length: int) -> bool:
     """Whether something was appended to a whole image, as cameras and editors do."""
     if kind == "JPEG":
-        head = os.pread(fd, min(length, limits.IMAGE_HEADER), offset)
-        scan = next((at for at, marker in _jpeg_segments(head) if marker == 0xDA), length)
         # In a scan every 0xFF of the data is followed by 0x00, so this is no chance.
-        return _holds(fd, b"\xff\xd9", offset + scan, offset + length)
-    return kind == "PNG" and _holds(fd, b"IEND\xaeB`\x82", offset, offset + length)
+        scan = next((at for at, marker in jpeg.segments(head) if marker == 0xDA), length)
+        return _holds(read, b"\xff\xd9", scan, length)
+    return kind == "PNG" and _holds(read, b"IEND\xaeB`\x82", 0, length)
 
 
-def _holds(fd: int, wanted: bytes, begin: int, end: int) -> bool:
+def _holds(read: tiff.Read, wanted: bytes, begin: int, end: int) -> bool:
     """Whether these bytes are somewhere between two places of a file."""
     before = b""
     for at in range(begin, end, _CHUNK_BYTES):
-        chunk = before + os.pread(fd, min(_CHUNK_BYTES, end - at), at)
+        chunk = before + read(at, _CHUNK_BYTES)
         if wanted in chunk:
             return True
         before = chunk[-len(wanted) + 1 :]

@@ -23,7 +23,7 @@ from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import packed_text
 from tl_dist.datasets.decoding import VERSION
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
-from tl_dist.datasets.headers import header_of
+from tl_dist.datasets.headers import checked
 from tl_dist.datasets.preprocess import rgb
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.store import PixelStore
@@ -247,7 +247,7 @@ def _png(source: Source, k: int) -> bytes:
 def _scaled(content: bytes, size: int, quality: int) -> bytes:
     from PIL import Image
 
-    header = header_of(content)  # of one without end Pillow would find none
+    header = checked(content)  # of one without end Pillow would find none
     sides = header.width, header.height
     scale = size / min(sides)
     if scale >= 1:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tl_dist.datasets.gif import CutOff
+from tl_dist.files import limits
 
 Read = Callable[[int, int], bytes]
 """(place, number) -> so many bytes, or as many as there are"""
@@ -17,6 +18,7 @@ ORDERS: Mapping[bytes, str] = {b"II*\0": "<", b"MM\0*": ">"}
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _STRIPS, _ORIENTATION = 256, 257, 258, 262, 273, 274
 _STRIP_ROWS, _STRIP_BYTES, _TILES, _TILE_BYTES, _EXTRA_SAMPLES = 278, 279, 324, 325, 338
 _SIZES = {1: "B", 3: "H", 4: "I"}
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _CMYK, _ALPHA = 5, (1, 2)
 
 
@@ -34,17 +36,25 @@ class Page(NamedTuple):
     """of its pixels, as far as their first pieces tell"""
 
 
-def first_page(read: Read, most_pieces: int) -> Page:
-    """CutOff where the file ends before its directory does; ValueError where it has no size."""
+def first_page(read: Read, length: int) -> Page:
+    """CutOff where the file of this length ends before its directory does; ValueError where it has no size.
+
+    And where one part of the file is used again and again, by tags or by pixels: each use takes memory or time.
+    """
     head = _exactly(read, 0, 8)
     order = ORDERS[head[:4]]
     (at,) = struct.unpack_from(f"{order}I", head, 4)
     (count,) = struct.unpack(f"{order}H", _exactly(read, at, 2))
     entries = _exactly(read, at + 2, 12 * count)
     found: dict[int, tuple[int, int, int]] = {}
+    tagged = furthest = 0
     for place in range(0, 12 * count, 12):
-        tag, kind, number = struct.unpack_from(f"{order}HHI", entries, place)
+        tag, kind, number, elsewhere = struct.unpack_from(f"{order}HHII", entries, place)
         found.setdefault(tag, (kind, number, place + 8))
+        if (size := number * _BYTES.get(kind, 0)) > 4:
+            tagged, furthest = tagged + size, max(furthest, elsewhere + size)
+    if tagged > length:
+        raise ValueError("TIFF whose tags hold more than the file") if furthest <= length else CutOff
 
     def values(tag: int, default: int | None = None) -> list[int]:
         if tag not in found:
@@ -54,7 +64,7 @@ def first_page(read: Read, most_pieces: int) -> Page:
         kind, number, place = found[tag]
         if kind not in _SIZES or not number:
             raise ValueError(f"TIFF whose tag {tag} is no number")
-        form = f"{order}{min(number, most_pieces)}{_SIZES[kind]}"
+        form = f"{order}{min(number, limits.TIFF_PIECES)}{_SIZES[kind]}"
         if struct.calcsize(_SIZES[kind]) * number <= 4:
             return list(struct.unpack_from(form, entries, place))
         (elsewhere,) = struct.unpack_from(f"{order}I", entries, place)
@@ -64,7 +74,11 @@ def first_page(read: Read, most_pieces: int) -> Page:
     if _STRIPS in found and found[_STRIPS][1] * values(_STRIP_ROWS, height)[0] < height:
         raise ValueError("TIFF whose strips do not fill it")
     begins, lengths = (_STRIPS, _STRIP_BYTES) if _STRIPS in found else (_TILES, _TILE_BYTES)
-    pieces = zip(values(begins), values(lengths, 0), strict=False)
+    if begins in found and found[begins][1] > limits.TIFF_PIECES:
+        raise ValueError(f"TIFF has more than {limits.TIFF_PIECES:,} strips or tiles")
+    pieces = list(zip(values(begins), values(lengths, 0), strict=False))
+    if sum(size for _, size in pieces) > length + values(_WIDTH)[0] * height * 8:
+        raise ValueError("TIFF whose strips or tiles hold more than the file")
     return Page(
         values(_WIDTH)[0],
         height,

@@ -19,6 +19,11 @@ ENCODED_IMAGE = 512 * MIB
 IMAGE_PIXELS = 2 * 89_478_485  # where Pillow refuses a decompression bomb: 512 MiB of RGB
 IMAGE_HEADER = 16 * MIB  # EXIF data, colour profiles and thumbnails in front of the frame's size
 IMAGE_SEGMENTS = 10_000  # of a JPEG in front of its pixels; chunks of a PNG, blocks of a GIF
+JPEG_EXIF = 128 * KIB  # one segment has 64; Pillow copies all that it has for each that comes
+JPEG_SCANS = 100  # editors write 10, by scripts of optimizers up to 64
+JPEG_SCANNED_PIXELS = 9 * 10**9  # pixels by scans, some of which count more: 3 seconds
+PNG_INFLATED = 128 * MIB  # beyond what the pixels need: 1 second
+TIFF_PIECES = 100_000  # strips, of which each row may be one, or tiles
 
 # Data sets
 CLASSES = 100_000  # a label beyond it is damage, not a class
@@ -64,7 +69,10 @@ FEATURE_MANIFEST = 16 * MIB
 SERVED_BODY = 32 * MIB
 SERVED_IMAGES = 256  # of one request
 SERVED_WAITING = 512  # images, of all requests
-SERVED_CONNECTIONS = 64
+SERVED_CONNECTIONS = 64  # of one peer, a user of this host or an address; four times as many in all
+SERVED_REQUESTS = 64  # that are there as a whole and have no answer yet
+SERVED_SMALL = 1 * MIB  # a body that is taken whatever else is held
+SERVED_IN_FLIGHT = 128 * MIB  # bodies of all requests
 SERVED_PIXELS = 64_000_000  # of one image: cameras have 61 million; 1 GiB while it is resized
 
 # Peers

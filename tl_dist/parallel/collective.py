@@ -30,7 +30,7 @@ from tl_dist.parallel import endpoint, gpus, slots
 from tl_dist.parallel.buckets import buckets, num_bytes
 from tl_dist.parallel.meeting import TOKEN_VARIABLE, await_peers, said_by_all
 from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, telling_line
 
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
 _ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
@@ -42,7 +42,6 @@ _MAY_BE_LOST = (
     tf.errors.FailedPreconditionError,
 )
 _OF_PEERS = re.compile(r"collective|coordination|/job:worker|\bpeer\b|RecvBuf|NCCL", re.IGNORECASE)
-_NOT_TELLING = ("Graph execution error", "Detected at node", "File ", "<stack traces", "[[{{node")
 
 
 class Collective(OneOfMany):
@@ -206,7 +205,7 @@ class Collective(OneOfMany):
                 raise
             raise Refusal(
                 f"rank {self.rank}: a collective failed, since another worker {_fate(error)} "
-                f"({_telling_line(str(error))}).",
+                f"({telling_line(str(error))}).",
                 fix="see the log of the first failing rank; the same command resumes from the last checkpoint.",
                 code=ExitCode.PEER_LOST,
             ) from error
@@ -249,10 +248,3 @@ def _fate(error: Exception) -> str:
         return "died"
     timed_out = re.search(r"heartbeat|deadline exceeded|timed out", str(error), re.IGNORECASE)
     return "stalled or cannot be reached" if timed_out else "died or stalled"
-
-
-def _telling_line(text: str) -> str:
-    """Of TensorFlow's many lines the first with a cause: that a graph has failed, and where, tells nothing."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    cause = next((line for line in lines if not line.startswith(_NOT_TELLING)), "no reason given")
-    return cause[:200].rstrip(".")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import struct
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +15,29 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from tests.damaged_images import BY_HEADER, damage, photograph, wrong_checksum
+from tests.damaged_images import (
+    BOMBS,
+    BY_HEADER,
+    chunk,
+    damage,
+    jpeg_parts,
+    photograph,
+    png,
+    scans,
+    wrong_checksum,
+)
 from tests.doubles import memory_source
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.config import DataConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.undecodable import undecodable
-from tl_dist.datasets import Splits, headers, quarantine
+from tl_dist.datasets import Splits, headers, jpeg, quarantine
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
-from tl_dist.datasets.headers import Fault, fault
+from tl_dist.datasets.headers import Fault, checked, fault, look
 from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import Bad
 from tl_dist.parallel import rows_of
@@ -123,8 +138,6 @@ def test_whole_images_pass_with_their_size(
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "1"])
 def test_progressive_lossless_and_other_modes_pass(mode: str, tmp_path: Path) -> None:
-    from PIL import Image
-
     image = Image.new("RGB", (33, 21), (200, 100, 50)).convert(mode)
     made: list[tuple[str, dict[str, Any]]] = [("PNG", {}), ("BMP", {}), ("JPEG", {"progressive": True})]
     made += [("WEBP", {"lossless": True}), ("WEBP", {})]
@@ -134,6 +147,69 @@ def test_progressive_lossless_and_other_modes_pass(mode: str, tmp_path: Path) ->
             image.save(tmp_path / kind, kind, **options)
             assert fault(Location(tmp_path / kind)) is None
             assert headers.header_of((tmp_path / kind).read_bytes())[1:3] == (33, 21)
+
+
+@pytest.mark.parametrize("what", BOMBS)
+@pytest.mark.parametrize("thorough", [True, False])
+def test_what_would_take_minutes_is_refused_undecoded(what: str, thorough: bool, tmp_path: Path) -> None:
+    suffix, content, reason = BOMBS[what]
+    file = tmp_path / f"image{suffix}"
+    file.write_bytes(content())
+    found = look(Location(file), thorough=thorough)
+    assert isinstance(found, Fault) and reason in found.reason and found.offset == 0
+    with pytest.raises(ValueError, match=re.escape(found.reason)):
+        checked(file.read_bytes())
+    inside = tmp_path / "shard"
+    inside.write_bytes(b"before" + file.read_bytes() + photograph("JPEG"))
+    assert look(Location(inside, 6, file.stat().st_size), thorough=thorough) == (6, found.reason)
+
+
+def test_what_merely_is_large_or_fine_grained_passes(tmp_path: Path) -> None:
+    """Progressive photographs, optimizers' scripts, thumbnails and movies beside the image, profiles, small chunks."""
+    large = (3000, 2000)
+    progressive = photograph("JPEG", large, progressive=True, quality=95)
+    assert sum(marker == 0xDA for marker, _ in jpeg_parts(progressive)) == 10
+    movie = bytes(range(256)) * 4000 + b"\xff\xda\0\x08" * 500 + b"\xff\xd9"
+    thumbnail = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + photograph("JPEG", (160, 120), progressive=True)
+    pixels = photograph("PNG", (900, 700))
+    at = pixels.index(b"IDAT") - 4
+    size = struct.unpack_from(">I", pixels, at)[0]
+    pieces = [pixels[k : min(k + 300, at + 8 + size)] for k in range(at + 8, at + 8 + size, 300)]
+    fine_grained = (
+        pixels[:at] + b"".join(chunk(b"IDAT", piece) for piece in pieces) + pixels[at + 12 + size :]
+    )
+    profiles = b"".join(
+        chunk(b"zTXt", b"Raw profile\0\0" + zlib.compress(os.urandom(40_000))) for _ in range(4)
+    )
+    tiff = io.BytesIO()
+    Image.fromarray(np.zeros((2000, 30, 3), np.uint8)).save(
+        tiff, "TIFF", tiffinfo={278: 1}
+    )  # each row a strip
+    for content in (
+        progressive,
+        progressive + movie,
+        scans(2000, 58),
+        photograph("JPEG", (400, 300), progressive=True, exif=thumbnail),
+        photograph("PNG", large),
+        png(6000, zlib.compress(bytes(6000 * (3 * 6000 + 1)), 1)),  # a third of a megabyte
+        fine_grained,
+        pixels[:at] + profiles + pixels[at:],
+        tiff.getvalue(),
+    ):
+        file = tmp_path / "image"
+        file.write_bytes(content)
+        assert [fault(Location(file)), checked(content)][0] is None
+        assert not isinstance(look(Location(file), thorough=False), Fault)
+
+
+def test_scans_are_counted_alike_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = photograph("JPEG", (300, 200), progressive=True)
+    first = content.index(b"\xff\xda")
+    expected = [data[4:] for marker, data in jpeg_parts(content) if marker == 0xDA]
+    for size in (64, 97, 1000, 1 << 20):
+        monkeypatch.setattr(jpeg, "_CHUNK_BYTES", size)
+        counted = list(jpeg._scans(lambda at, num: content[at : at + num], first))
+        assert [scan[:10] for scan in counted] == [data[:10] for data in expected]
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
@@ -163,7 +239,7 @@ def test_all_ranks_find_the_same(world_size: int, damaged: Path, tmp_path: Path)
 def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (first,) = screen(folder(damaged), tmp_path / "cache")
     looked_at: list[Location] = []
-    monkeypatch.setattr(quarantine, "look", lambda location: looked_at.append(location) or Fault(0, ""))
+    monkeypatch.setattr(quarantine, "look", lambda location, **_: looked_at.append(location) or Fault(0, ""))
     assert screen(folder(damaged), tmp_path / "cache", 2) == [first, first]
     assert looked_at == []
     whole = damaged / "train" / "digit 0" / "00010.png"
@@ -175,7 +251,7 @@ def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeyp
 def test_a_set_without_a_fault_is_kept_as_such(tmp_path: Path, monkeypatch: Any) -> None:
     write_image_folder(tmp_path / "data" / "train", digits_32px(40), NAMES)
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
-    monkeypatch.setattr(quarantine, "look", lambda location: pytest.fail("looked again"))
+    monkeypatch.setattr(quarantine, "look", lambda location, **_: pytest.fail("looked again"))
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
 
 

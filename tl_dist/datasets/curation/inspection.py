@@ -108,7 +108,7 @@ def _header(image: images.Stored) -> _Looked | None:
     try:
         if isinstance(image, np.ndarray):
             return _looked(images.opened(image), image.nbytes, frozenset())
-        found = look(image)
+        found = look(image, thorough=False)
         if isinstance(found, Fault):
             return None
         if image.length is None:
