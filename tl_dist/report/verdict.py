@@ -49,7 +49,7 @@ def verdict(
 ) -> dict[str, Any]:
     """Content of the first section."""
     facts, num = examples.facts, examples.num_examples
-    found = figures.figures(facts.said.labels, facts.said.probabilities.astype(np.float64))
+    found = figures.figures(facts.said.labels, facts.said.probabilities)
     accuracy, kind, below = found["accuracy"], "Wilson: how well this one split is known", ""
     crossed = facts.done.get("cross_validation")
     if facts.split == OUT_OF_FOLD_SPLIT and crossed:
@@ -57,7 +57,7 @@ def verdict(
         kind = f"mean of {_folds(crossed)}; Nadeau and Bengio: how it would vary with other data of this size"
         if crossed["seeds"] > 1:
             below = "All below is of the first seed; only labels are looked at by the mean over seeds."
-    counts = examples.confusion.sum(axis=1)
+    counts = examples.counts
     command, name = reproduction(facts)
     return {
         "accuracy": accuracy,
@@ -94,7 +94,7 @@ def _findings(
     yield from (Finding("note", text) for text in notes)
     if not facts.done:
         yield Finding("check", "The run has not ended: these are figures of its last evaluation.")
-    counts = examples.confusion.sum(axis=1)
+    counts = examples.counts
     majority = float(counts.max() / examples.num_examples)
     if found["interval"][0] <= majority:
         yield Finding(
@@ -117,7 +117,7 @@ def _findings(
         if share > _TOO_MANY:
             text += " So many say more about the model than about the labels."
         yield Finding("check" if _FEW < share <= _TOO_MANY else "note", text, "labels", "labels")
-    if worst := pairs(examples.confusion, facts.class_names):
+    if worst := pairs(examples):
         one = worst[0]
         text = (
             f"Most often, “{one['label']}” is taken for “{one['predicted']}”: {one['count']} of {one['of']}."

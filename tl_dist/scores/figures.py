@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
 """[examples, classes]; rows sum to 1"""
+Said = NDArray[np.floating]
+"""the same as a file has them"""
 
 NUM_BINS = 15
 TOP_CLASSES = 20
@@ -56,7 +58,7 @@ class Softmax:
         return self._logits
 
 
-def figures(labels: Labels, probabilities: Probabilities | Softmax) -> dict[str, Any]:
+def figures(labels: Labels, probabilities: Said | Softmax) -> dict[str, Any]:
     """Every figure of one set of examples by name; None where one is not defined.
 
     F1 is over the classes that occur among labels or predictions, balanced accuracy over those among the labels.
@@ -97,7 +99,7 @@ class Confidences(NamedTuple):
     """classes that are more probable than the true one"""
 
 
-def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confidences:
+def confidences(labels: Labels, probabilities: Said | Softmax) -> Confidences:
     """Block by block."""
     predicted, num_above = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
@@ -124,7 +126,13 @@ def largest(probabilities: NDArray[np.float32], top: int) -> tuple[NDArray[np.in
 
 def by_class(confusion: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Of each class: its examples, recall with Wilson's 95 % interval, precision and F1; None where not defined."""
-    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return of_classes(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+
+
+def of_classes(
+    hits: NDArray[np.int64], true: NDArray[np.int64], predicted: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """The same from how often each class is right, occurs, and is said."""
     return [
         {
             "num_examples": n,
@@ -154,15 +162,15 @@ def wilson(num_correct: int, num_examples: int) -> list[float]:
     return [float(found.low), float(found.high)]
 
 
-def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | None:
-    """Area under the ROC curve; None where a class has no example.
+def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
+    """Area under the ROC curve; None where a class has no example, or there is one alone.
 
     Of more than two classes each against the rest: scikit-learn would need several matrices of all probabilities.
     """
     from sklearn.metrics import roc_auc_score
 
     num_classes = probabilities.shape[1]
-    if len(np.unique(labels)) < num_classes:
+    if num_classes < 2 or len(np.unique(labels)) < num_classes:
         return None
     if num_classes == 2:
         return float(roc_auc_score(labels, probabilities[:, 1:].ravel()))
@@ -173,7 +181,7 @@ def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | N
     return float(np.average(areas, weights=np.bincount(labels)))
 
 
-def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
+def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
     """From the ranks of the positive examples, ties sharing theirs (Mann and Whitney 1947; Bamber 1975)."""
     ascending, positive = np.sort(scores), scores[is_positive]
     ranks = (
@@ -252,7 +260,7 @@ def accuracy_interval(accuracies: Sequence[float], num_folds: int) -> list[float
 
 
 def paired(
-    labels: Labels, first: Probabilities, second: Probabilities, *, resamples: int = 10_000, seed: int = 0
+    labels: Labels, first: Said, second: Said, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, Any]:
     """Whether two classifiers differ on the same examples: exact McNemar test, and an interval of the difference.
 
