@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
+from tl_dist.cli.compare import compare
+from tl_dist.cli.report import Request, report
 from tl_dist.config import file as config_file
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, checkpoint_format
 from tl_dist.runs.directory import RunDir, step_name
+from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.runs.records import records
-from tl_dist.scores import predictions
+from tl_dist.runs.table import runs
+from tl_dist.scores import calibration, neighbours, predictions
+from tl_dist.terminal.console import Console
+from tl_dist.terminal.tables import show_end
 
 CASES = Cases()
 CONFIG = """\
@@ -118,7 +130,7 @@ def _(arena: Arena) -> Sequence[str]:
     return "train", "run.yaml"
 
 
-@CASES.add("an owner that is a link", code=73, says="cannot be locked.*symbolic link")
+@CASES.add("an owner that is a link", code=78, says="owner-00000001.json is a symbolic link")
 def _(arena: Arena) -> Sequence[str]:
     owner = began(arena).lock_dir / "owner-00000001.json"
     owner.unlink()
@@ -182,3 +194,180 @@ def _(arena: Arena) -> Sequence[str]:
     run.mark_done({"step": 4})
     run.metrics_file.write_text('{"event": "evaluation", "split": "test", "num_correct": [1]}\n')
     return "train", "run.yaml"
+
+
+def whole(arena: Arena) -> Path:
+    """A run that has ended, with all that commands leave in one beside what training does."""
+    arena.file("run.yaml", CONFIG)
+    assert arena.run(("train", "run.yaml"), seconds=WORKER_SECONDS, environment={}).returncode == 0
+    run = RunDir(arena.folder / "runs" / "run").path
+    said = predictions.load(predictions.file_of(run, "test"))
+    labels = said.labels.astype(np.int32)
+    of_true = said.probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    kept = calibration.Calibration(4, "x", (), 1.0, labels, of_true, np.array([], np.str_))
+    predictions.save(run / calibration.FILE, **kept.arrays())
+    bank = neighbours.Neighbours("x", np.eye(6, dtype=np.float32), np.ones(3, np.float32))
+    predictions.save(run / neighbours.FILE, **bank.arrays())
+    for name in ("exports/keras/model.keras", "track/wandb/x.wandb", "evaluations/test.json", "report.html"):
+        (run / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    return run
+
+
+def test_no_entry_of_a_run_may_be_a_link_or_be_in_the_hands_of_others(arena: Arena) -> None:
+    """Whatever a command reads or writes is among all entries, and so is what nobody has thought of."""
+    run = whole(arena)
+    (run / "exports" / "keras" / "a new name").write_text("")
+    entries = sorted(run.rglob("*"))
+    assert len(entries) > 25
+    for path in entries:
+        before = path.stat().st_mode
+        path.chmod(before | 0o002)
+        if path.suffix != ".out":  # which nothing reads
+            assert f"{path} can be written by other users" in unsafe(run)
+        path.chmod(before)
+        if os.geteuid() == 0:
+            os.chown(path, 65534, -1)
+            assert "belongs to user 65534" in unsafe(run)
+            os.chown(path, 0, -1)
+        aside = arena.folder / "aside"
+        path.rename(aside)
+        path.symlink_to(aside)
+        assert f"{path} is a symbolic link" in unsafe(run) or path == run / "config.yaml"
+        path.unlink()
+        aside.rename(path)
+    for path in (run, *run.rglob("*")):  # an archive, unpacked with a umask of 022
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    RunDir.open(run)
+
+
+def unsafe(run: Path) -> str:
+    with pytest.raises(Refusal) as caught:
+        RunDir.open(run)
+    assert caught.value.code == ExitCode.UNSAFE
+    return str(caught.value)
+
+
+GONE: Any = object()
+DAMAGE: Sequence[Any] = (
+    None, [], {}, "x", -1, float("inf"), True, "\ud800", 10**400, ["x"], [[1]], {"a": {}}, GONE, "x" * 100_000,
+)  # fmt: skip
+BYTES = (b"", b"null", b"[]", b"{}", b"5", b'"x"', b"[" * 100_000, b'{"a":' * 100_000, b"\xff\x00" * 500)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where anything is, at any depth; the whole is at ()."""
+    yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*at, key))
+
+
+def damaged(value: Any, at: tuple[Any, ...], by: Any) -> Any:
+    if not at:
+        return {} if by is GONE else by
+    found = part = deepcopy(value)
+    for key in at[:-1]:
+        part = part[key]
+    if by is GONE:
+        del part[at[-1]]
+    else:
+        part[at[-1]] = by
+    return found
+
+
+def uses(run: Path) -> Iterator[Callable[[], Any]]:
+    """All that reads the JSON of a run without a network: pages, tables, what workers begin with."""
+    yield lambda: report(Request([run], pictures=False), lambda text: None)
+    yield lambda: runs(run.parent)
+    yield lambda: show_end(RunDir.open(run), Console(stderr=True))
+    yield lambda: identity_of(RunDir.open(run))
+    yield lambda: decoding_of(RunDir.open(run), new=2)
+    yield lambda: RunDir.open(run).freeze_identity({"class_names": ["a"]})
+    yield lambda: checkpoint.find(RunDir.open(run))
+    yield lambda: compare(run, run, "test")
+
+
+def sane(run: Path, content: Callable[[], Any], name: str, number: int) -> None:
+    """One of the uses of a damaged run ends well, or in a line; all, where cases are few."""
+    every = list(uses(run))
+    for use in [every[0], every[1 + number % (len(every) - 1)]] if number >= 0 else every:
+        with suppress(Refusal):
+            try:
+                use()
+            except Refusal:
+                raise
+            except BaseException as error:
+                raise AssertionError(f"{name}: {content()!r:.300}") from error
+
+
+FILES = (
+    "run.json",
+    "DONE",
+    "attempts/0001.json",
+    "checkpoints/step-00000004/meta.json",
+    "split.json",
+    "starting.json",
+)
+
+
+def test_no_value_in_a_run_ends_a_command_in_anything_but_a_line(
+    arena: Arena, pytestconfig: pytest.Config
+) -> None:
+    """Each value of each JSON of a real run, replaced by what it may not be; with --full by each such thing."""
+    run = whole(arena)
+    full, number = pytestconfig.option.full, 0
+    texts = {name: [(run / name).read_bytes()] for name in FILES}
+    texts["metrics.jsonl"] = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    for name, lines in texts.items():
+        whole_text = b"".join(lines)
+        for k, line in enumerate(lines):
+            value = json.loads(line)
+            if not full and (
+                value.get("event") in ("note", "checkpoint", "resumed") or 1 < k < len(lines) - 3
+            ):
+                continue
+            every = [at for at in places(value) if "trajectory" not in at or len(at) < 3]
+            for at in every:
+                number += 1
+                step = number * 5 % len(DAMAGE)
+                for by in DAMAGE if full else DAMAGE[step : step + 1]:
+                    new = json.dumps(damaged(value, at, by)).encode() + b"\n"
+                    (run / name).write_bytes(b"".join([*lines[:k], new, *lines[k + 1 :]]))
+                    sane(run, lambda at=at, by=by: (at, by), name, number)  # type: ignore[misc]
+        (run / name).write_bytes(whole_text)
+    assert number > 150
+
+
+def test_no_file_in_a_run_ends_a_command_in_anything_but_a_line(arena: Arena) -> None:
+    run = whole(arena)
+    arrays = ("predictions/test.npz", calibration.FILE)
+    for name in (*FILES, "metrics.jsonl", "config.yaml", "checkpoints/step-00000004/MANIFEST.json", *arrays):
+        before = (run / name).read_bytes()
+        for number, content in enumerate(BYTES):
+            (run / name).write_bytes(content)
+            sane(run, lambda content=content: content[:20], name, number)  # type: ignore[misc]
+        (run / name).unlink()
+        sane(run, lambda: "missing", name, -1)
+        (run / name).unlink(missing_ok=True)  # what the run began with is written anew
+        (run / name).mkdir(mode=0o700)
+        sane(run, lambda: "a directory", name, -1)
+        (run / name).rmdir()
+        (run / name).write_bytes(before)
+    shutil.rmtree(run / "attempts")
+    sane(run, lambda: "no attempts", "attempts", -1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("what", ["infinite", "no number", "one class", "all zero"])
+def test_a_page_of_predictions_that_are_no_probabilities_is_made_in_silence(arena: Arena, what: str) -> None:
+    began(arena)
+    rows = np.full((3, 2), {"infinite": np.inf, "no number": np.nan}.get(what, 0.0), np.float32)
+    names = np.array(["x"] if what == "one class" else ["x", "y"])
+    labels = np.zeros(3, np.int32) if what == "one class" else np.array([0, 1, 0], np.int32)
+    predictions.save(
+        predictions.file_of(arena.folder / "runs" / "run", "test"),
+        ids=np.array(["a", "b", "c"]), labels=labels, probabilities=rows[:, : len(names)], class_names=names,
+        step=1, types=np.array([], np.str_),
+    )  # fmt: skip
+    assert report(Request([arena.folder / "runs" / "run"], pictures=False), lambda text: None).exists()

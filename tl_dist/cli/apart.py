@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from tl_dist.cli.arguments import Computation
 from tl_dist.cli.evaluate import for_workers, run_task
+from tl_dist.files.scratch import keep, scratch
 from tl_dist.launcher.local import local_launch
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
@@ -18,18 +18,14 @@ from tl_dist.runs.directory import RunDir
 @contextmanager
 def directory() -> Iterator[Path]:
     """A private one, for as long as it is used; it stays where an error says to read a log in it."""
-    made = Path(tempfile.mkdtemp(prefix="tl-dist-"))
-    RunDir(made).attempts.mkdir()  # where workers say how they ended
-    try:
-        yield made
-    except Refusal as refusal:
-        if made.name not in refusal.fix:
-            shutil.rmtree(made)
-        raise
-    except BaseException:
-        shutil.rmtree(made)
-        raise
-    shutil.rmtree(made)
+    with scratch(Path(tempfile.gettempdir()), "tl-dist") as made:
+        RunDir(made).attempts.mkdir()  # where workers say how they ended
+        try:
+            yield made
+        except Refusal as refusal:
+            if made.name in refusal.fix:
+                keep(made)
+            raise
 
 
 def work(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import clusters, figures, predictions
 
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
-    """The paired test of `figures.paired`, on the predictions that the runs keep. Refuses (65) other examples."""
+    """The paired test of `figures.paired`, on the predictions that the runs keep. Refuses (65) other examples, and
+    (78) a run that others could have changed."""
+    for run in (first, second):
+        refuse_unsafe(run)
+        refuse_unsafe_below(run)
     a, b = (predictions.load(predictions.file_of(run, split)) for run in (first, second))
     order_a, order_b = np.argsort(a.ids), np.argsort(b.ids)
     same = len(a.ids) == len(b.ids) and (a.ids[order_a] == b.ids[order_b]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
@@ -14,14 +13,6 @@ import typer
 from tl_dist.refusal import ExitCode, Refusal
 
 INTERRUPTED = 130  # 128 + SIGINT
-
-# What a disk or its owner refuses, whatever the command: nobody's bug.
-_OF_THE_MACHINE = {
-    errno.ENOSPC: ExitCode.STORAGE,
-    errno.EDQUOT: ExitCode.STORAGE,
-    errno.EROFS: ExitCode.CANNOT_CREATE,
-    errno.EACCES: ExitCode.CANNOT_CREATE,
-}
 
 
 def complain(error: BaseException) -> int:
@@ -48,11 +39,10 @@ def _as_refusal(error: BaseException) -> Refusal:
         fix = f"see {context.command_path if context else 'tl-dist'} --help."
         what = _message(error).strip().rstrip(".?").replace(" Value error, ", " ")  # Pydantic's word for ours
         return Refusal(f"{what}.", fix=fix, code=ExitCode.USAGE)
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        from tl_dist.files.atomic import reason
+    from tl_dist.files.atomic import of_the_machine
 
-        fix = "make room or get access there, or name another place."
-        return Refusal(f"{reason(error)}.", fix=fix, code=_OF_THE_MACHINE[error.errno])
+    if (refusal := of_the_machine(error)) is not None:
+        return refusal
     fix = f"report it, with {_traceback_file(error)} and 'tl-dist env'."
     return Refusal(f"{type(error).__name__}: {error}", fix=fix, code=ExitCode.INTERNAL)
 

@@ -38,8 +38,9 @@ def evaluate_data(
         record = json.loads(read_file(place / "evaluation.json", max_bytes=limits.EVALUATION))
     run.evaluations.mkdir(mode=0o700, exist_ok=True)
     file = run.evaluations / f"{record['split']}.json"
-    earlier = (read_json(file) or {}).get("data", {}).get("looks", 0)
-    record["data"]["looks"] = earlier + 1
+    earlier = (read_json(file) or {}).get("data")
+    looks = earlier.get("looks", 0) if isinstance(earlier, dict) else 0
+    record["data"]["looks"] = looks + 1 if isinstance(looks, int) else 1
     write_atomically(file, json.dumps(record).encode())
     return record
 

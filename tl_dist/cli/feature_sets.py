@@ -124,6 +124,10 @@ def prune(
         else:
             kept -= one.num_bytes / 1e6
             gone.append(one.path)
+    foreign = {path: names for path in gone if (names := manifest.foreign_in(path))}
+    for path, names in foreign.items():
+        say(f"spared {path.name}: it holds {names[0]}, which is of no set")
+    gone = [path for path in gone if path not in foreign]
     for path in gone:
         manifest.discard(path)
     return gone

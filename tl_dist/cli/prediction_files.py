@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from tl_dist.files import limits
 from tl_dist.files.atomic import reason, replacing
 from tl_dist.files.foreign import refuse_other
 from tl_dist.refusal import ExitCode, Refusal
@@ -170,13 +172,21 @@ def _format_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextMana
     return found
 
 
+_HEADER = re.compile(r"path,class,probability(,class_(\d+),probability_\2)*(,set)?(,p_known,unknown)?,error")
+_KEY = re.compile(r"path|set|p_known|unknown|error|(class|probability)(_\d+)?")
+
+
 def _is_ours(file: IO[bytes], suffix: str) -> bool:
+    """Whether its columns are those of a file of predictions, and no other."""
     if not os.fstat(file.fileno()).st_size:
         return True
-    begin = Columns(1).names()[:3]
     if suffix == ".parquet":
         import pyarrow.parquet
 
-        return list(pyarrow.parquet.read_schema(file).names[:3]) == begin
-    head = file.read(64)
-    return head.startswith((",".join(begin) if suffix == ".csv" else '{"path": ').encode())
+        return _HEADER.fullmatch(",".join(pyarrow.parquet.read_schema(file).names)) is not None
+    line = file.readline(limits.DATASET_METADATA).decode().rstrip("\r\n")
+    if suffix == ".csv":
+        return _HEADER.fullmatch(line) is not None
+    keys = json.loads(line).keys()
+    said = keys >= {"path", "class", "probability"} or keys >= {"path", "error"}
+    return said and all(map(_KEY.fullmatch, keys))

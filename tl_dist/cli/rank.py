@@ -94,6 +94,7 @@ def _code_of(one: Candidate) -> dict[str, Any]:
 def _scored(request: Request, one: Candidate, wanted: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """The scores of a candidate, as an earlier command has kept them for the same, or by workers."""
     run = RunDir(request.runs / one.features.name)
+    run = RunDir.open(run.path) if run.config_file.exists() else run
     kept = (run.done or {}).get("ranking")
     if not isinstance(kept, dict) or kept.get("request") != wanted:
         console.say(f"{one.label}: {relative(run.path)}", style="bold")
@@ -129,7 +130,7 @@ def _given(
         model, identity = config_file.load(run.config_file, imports=False).model, run.read_identity()
         if _accuracy(run) is None or identity is None:
             raise Refusal(f"{path} has not been trained to its end.", fix="train it.", code=ExitCode.USAGE)
-        if identity["data"] != rows[0]["data"]:
+        if identity.get("data") != rows[0]["data"]:
             what = f"{path} was trained on other examples than the config has"
             raise Refusal(f"{what}.", fix="name runs of the same data and splits.", code=ExitCode.USAGE)
         same = [
@@ -147,7 +148,7 @@ def _given(
 
 def _same_start(identity: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     """Whether a run began with the weights of a candidate, and with the same data and splits."""
-    return identity["data"] == row["data"] and identity["weights_sha256"] == row["weights_sha256"]
+    return all(identity.get(key) == row[key] for key in ("data", "weights_sha256"))
 
 
 def _accuracy(run: RunDir) -> float | None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import filecmp
 import os
+import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from tl_dist.cli.prediction_files import Row
 from tl_dist.files.atomic import link_exclusively, reason, temporary_name
 from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
+_OF_DESCRIPTOR = re.compile(r": /proc/self/fd/.*", re.DOTALL)
 _LONGEST = 200  # bytes of the name of a folder
 
 
@@ -28,7 +32,8 @@ class Folders:
         self._folders = dict(zip(class_names, _names(class_names), strict=True))
         self._copied = self._there = 0
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._place = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise self._cannot("an image", error) from error
 
@@ -49,13 +54,34 @@ class Folders:
 
         Refuses (73) where it cannot be written, and a folder that is a link: what that leads to was not named.
         """
-        folder = self._root / self._folders[class_name]
-        temporary, name = temporary_name(folder / "image"), Path(os.path.basename(image))
+        with ExitStack() as held:
+            try:
+                source = held.enter_context(open(open_regular(image, links=True), "rb"))
+                self._copy(source, Path(os.path.basename(image)), self._folder(class_name, held))
+            except OSError as error:
+                raise self._cannot(image, error) from error
+
+    def _folder(self, class_name: str, held: ExitStack) -> Path:
+        """The folder by a descriptor, made if need be: who can write in the root cannot put a link in its place."""
+        name = self._folders[class_name]
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._place)
         try:
-            folder.mkdir(exist_ok=True)
-            if folder.is_symlink():
-                raise OSError(errno.ELOOP, "its folder is a symbolic link", str(folder))
-            with open(open_regular(image, links=True), "rb") as source, temporary.open("xb") as copy:
+            fd = os.open(
+                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._place
+            )
+        except NotADirectoryError:
+            if (self._root / name).is_symlink():
+                what = "its folder is a symbolic link"
+                raise OSError(errno.ELOOP, what, str(self._root / name)) from None
+            raise
+        held.callback(os.close, fd)
+        return Path(f"/proc/self/fd/{fd}")
+
+    def _copy(self, source: IO[bytes], name: Path, folder: Path) -> None:
+        temporary = temporary_name(folder / "image")
+        try:
+            with open(temporary, "xb", opener=partial(os.open, mode=0o600)) as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
             for number in count(1):
                 target = folder / (name.name if number == 1 else f"{name.stem}-{number}{name.suffix}")
@@ -66,15 +92,13 @@ class Folders:
                     link_exclusively(temporary, target)
                     self._copied += 1
                     return
-        except OSError as error:
-            raise self._cannot(image, error) from error
         finally:
             with suppress(OSError):
                 temporary.unlink()
 
     def _cannot(self, what: str, error: OSError) -> Refusal:
         return Refusal(
-            f"{what} cannot be sorted into {self._root}: {reason(error)} ({self.said}).",
+            f"{what} cannot be sorted into {self._root}: {_OF_DESCRIPTOR.sub('', reason(error))} ({self.said}).",
             fix="make room there, or name another folder with --sort-into.",
             code=ExitCode.CANNOT_CREATE,
         )

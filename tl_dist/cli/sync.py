@@ -42,7 +42,7 @@ def sync(path: Path) -> list[str]:
             code=ExitCode.USAGE,
         )
     _be_quiet()
-    return tracking.sync(run, trackers)
+    return _sent(run, trackers)
 
 
 def after_report(path: Path, page: Path) -> list[str]:
@@ -53,7 +53,7 @@ def after_report(path: Path, page: Path) -> list[str]:
         return []
     try:
         _be_quiet()
-        return tracking.sync(run, trackers)
+        return _sent(run, trackers)
     except Refusal as refusal:
         return [str(refusal)]
 
@@ -127,13 +127,21 @@ def _watch(ended: threading.Event, run: RunDir) -> None:
 def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
     """Send what is new, and write down how that went where it is not as `before`."""
     try:
-        text = "; ".join(tracking.sync(run, trackers, live=live))
+        text = "; ".join(_sent(run, trackers, live=live))
     except Refusal as refusal:
         text = str(refusal)
     if text != before:
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     return text
+
+
+def _sent(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
+    before = os.umask(0o077)  # what the libraries leave in a run is private, too
+    try:
+        return tracking.sync(run, trackers, live=live)
+    finally:
+        os.umask(before)
 
 
 def _write_page(run: RunDir) -> bool:

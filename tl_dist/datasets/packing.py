@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import suppress
@@ -269,8 +270,13 @@ def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
     lock, manifest = directory / ".tmp-manifest.lock", directory / MANIFEST
     with locked(lock):
         # Of commands that were killed; and locks, which nobody needs for shards that are there.
+        ours = re.compile(r"\.tmp-.+(\.lock|-[0-9a-f]{32})")
         for leftover in directory.glob(".tmp-*"):
-            if leftover != lock and not leftover.name.startswith(".tmp-job.json"):
+            if (
+                leftover != lock
+                and ours.fullmatch(leftover.name)
+                and not leftover.name.startswith(".tmp-job.json")
+            ):
                 leftover.unlink(missing_ok=True)
         content = {
             "format": FORMAT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tl_dist.files import limits
+from tl_dist.files.atomic import children
 from tl_dist.files.foreign import read_file
 
 MANIFEST = "manifest.json"
@@ -78,8 +80,19 @@ def read(directory: Path) -> Manifest:
     return Manifest.model_validate_json(read_file(directory / MANIFEST, max_bytes=limits.FEATURE_MANIFEST))
 
 
+_OURS = re.compile(r"manifest\.json|owner\.json|shard-[0-9]{4,}(-[0-9a-f]{8,})?\.npy|\.tmp-.+-[0-9a-f]{32}")
+
+
+def foreign_in(directory: Path) -> list[str]:
+    """What lies in a set that nothing here has written there, so that nothing here removes it."""
+    return sorted(
+        path.name for path in children(directory) if not _OURS.fullmatch(path.name) or path.is_dir()
+    )
+
+
 def discard(directory: Path) -> None:
-    """Remove a set: under another name first, so that a reader finds it whole or not at all."""
+    """Remove a set that holds nothing foreign: under another name first, so that a reader finds it whole or not at
+    all."""
     removed = directory.with_name(f".tmp-removed-{uuid4().hex}")
     with suppress(FileNotFoundError):  # another process was quicker
         directory.rename(removed)

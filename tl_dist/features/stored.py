@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import tensor_in_place
 from tl_dist.features import manifest as manifests
-from tl_dist.features.manifest import MANIFEST, Facts, Manifest, Shard
+from tl_dist.features.manifest import MANIFEST, Facts, Manifest, Shard, foreign_in
 from tl_dist.files.atomic import (
     children,
     fsync_directory,
@@ -150,7 +150,7 @@ def sweep(directory: Path, manifest: Manifest) -> None:
     """Remove files that the manifest does not name and that are old: of a worker that was killed while it repaired."""
     named = {MANIFEST, *(shard.file for shard in manifest.shards)}
     with suppress(OSError):
-        strays = [path for path in children(directory) if path.name not in named]
+        strays = [p for p in children(directory) if p.name not in {*named, *foreign_in(directory)}]
         now = server_time_ns(directory) if strays else 0  # leaves a trace: a set that is whole is only read
         for path in strays:
             # A new one may be of another run, which is about to name it.

@@ -25,6 +25,12 @@ LEFTOVER_S = 3600.0  # a small file that is being written is no older
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OF_THE_MACHINE = {
+    errno.ENOSPC: ExitCode.STORAGE,
+    errno.EDQUOT: ExitCode.STORAGE,
+    errno.EROFS: ExitCode.CANNOT_CREATE,
+    errno.EACCES: ExitCode.CANNOT_CREATE,
+}
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -210,3 +216,16 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def of_the_machine(error: BaseException) -> Refusal | None:
+    """What a disk or its owner refuses, whatever the command: nobody's bug. None for any other error."""
+    code = _OF_THE_MACHINE.get(error.errno or 0) if isinstance(error, OSError) else None
+    if os.strerror(errno.ENOSPC) in str(
+        error
+    ):  # the one word that libraries have for it, in errors of their own
+        code = ExitCode.STORAGE
+    if code is None:
+        return None
+    what = reason(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
+    return Refusal(f"{what}.", fix="make room or get access there, or name another place.", code=code)

@@ -55,6 +55,7 @@ HDF5_CPU_S = 30  # 48,000 arrays take 4, and one of 600 MB less than one
 CHECKPOINT_GRAPH = 64 * MIB  # of the objects in a TensorFlow checkpoint
 
 # Run directories
+RUN_ENTRIES = 1_000_000  # files: a job of the most hosts has a log and a heartbeat of each worker
 RUN_JSON = 16 * MIB
 METRICS_LINE = 16 * MIB  # an evaluation of 1,000 classes was 3 MB, as long as it was recorded whole
 EVALUATION = 64 * MIB

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
+_LOGS = (".out", ".log")
 OTHER_ROOT = "use another directory with --runs"
 
 
@@ -45,6 +48,40 @@ def refuse_unsafe(
             raise _unsafe(directory, f"belongs to user {owner}", f"use a directory of your own: {instead}.")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _unsafe(directory, "can be written by other users", f"chmod go-w {directory}")
+
+
+def refuse_unsafe_below(directory: Path) -> None:
+    """Refuse (78) anything below a directory of this user's that is a link, is another user's but root's, or can be
+    written by other users. What others can read is their business.
+
+    Every entry, at any depth, so that nobody has to know which of them are read or written; but logs may be written,
+    which nothing believes: Slurm and shells make them by the umask of a person. An entry that goes while this looks was
+    removed by a process of this user: nobody else can.
+    """
+    waiting, left, me = [directory], limits.RUN_ENTRIES, os.geteuid()
+    quoted = shlex.quote(str(directory))
+    while waiting:
+        with suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                left -= 1
+                if not left:
+                    raise _unsafe(
+                        directory, f"holds more than {limits.RUN_ENTRIES:,} files", "move some away."
+                    )
+                path = Path(entry.path)
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISLNK(status.st_mode):
+                        raise _unsafe(path, "is a symbolic link", "remove the link.")
+                    if status.st_uid not in (me, 0):
+                        fix = f"look at it, then: chown -hR {me} {quoted}"
+                        raise _unsafe(path, f"belongs to user {status.st_uid}, who can have changed it", fix)
+                    is_log = stat.S_ISREG(status.st_mode) and path.suffix in _LOGS
+                    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_log:
+                        fix = f"look at it, then: chmod -R go-w {quoted}"
+                        raise _unsafe(path, "can be written by other users", fix)
+                    if stat.S_ISDIR(status.st_mode):
+                        waiting.append(path)
 
 
 def _unsafe(directory: Path, what: str, fix: str) -> Refusal:

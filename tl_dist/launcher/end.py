@@ -77,6 +77,9 @@ def explained(exit: Exit) -> End:
         cause = f"was ended by {name}" + (f" ({likely})" if likely else "")
         fix = "use fewer workers or accumulate more micro-batches." if number == signal.SIGKILL else ""
         return End(exit.code, exit.rank, cause, fix)
+    if exit.code == ExitCode.STORAGE:  # nor could it write down which
+        fix = "make room on the disk of the run, then run the same command again."
+        return End(exit.code, exit.rank, "could not write, most likely because a disk is full", fix)
     # A Python that cannot even start the worker ends with 1 or 2.
     code = exit.code if exit.code in list(ExitCode) else ExitCode.INTERNAL
     return End(code, exit.rank, f"ended with exit code {exit.code}")

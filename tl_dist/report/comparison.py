@@ -29,7 +29,7 @@ class Compared:
     runs: Sequence[Facts]
     ids: NDArray[Any]
     labels: NDArray[np.int32]
-    probabilities: Sequence[NDArray[np.float64]]
+    probabilities: Sequence[NDArray[np.floating]]
     """of each run [examples, classes]"""
     groups: clusters.Groups = ()
     """of the examples, where they have any"""
@@ -61,9 +61,7 @@ def compare(runs: Sequence[Facts]) -> Compared:
     """Refuses (65) runs that were evaluated on other examples, and (64) more than can be told apart."""
     orders = same_examples(list(runs))
     first = runs[0].said
-    parts = [
-        facts.said.probabilities[order].astype(np.float64) for facts, order in zip(runs, orders, strict=True)
-    ]
+    parts = [facts.said.probabilities[order] for facts, order in zip(runs, orders, strict=True)]
     groups = clusters.shared(zip((facts.said.groups for facts in runs), orders, strict=True))
     return Compared(runs, first.ids[orders[0]], first.labels[orders[0]], parts, groups)
 

@@ -19,6 +19,8 @@ from tl_dist.scores.predictions import Predictions
 MAX_PICTURES = 1_000
 MAX_MATRIX = 30
 """classes up to which the whole confusion matrix is shown"""
+MAX_CLASSES = 1_000
+"""in the table of classes"""
 MAX_PAIRS = 8
 MAX_SUSPECTS = 50
 MAX_DOUBTFUL = 200
@@ -38,7 +40,6 @@ class Examples:
     """rows of `suspects_of`"""
     suspects_of: Predictions
     """the split, or all that was predicted out of fold"""
-    confusion: NDArray[np.int64]
     images: Mapping[str, str] = field(default_factory=dict)
     """addresses of pictures by id"""
     heat: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +47,11 @@ class Examples:
     @property
     def num_examples(self) -> int:
         return len(self.facts.said.labels)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many examples are labelled as each class."""
+        return np.bincount(self.facts.said.labels, minlength=len(self.facts.class_names))
 
     @property
     def confidence_by_id(self) -> dict[str, float]:
@@ -69,8 +75,6 @@ def examples_of(facts: Facts) -> Examples:
     predicted = said.probabilities.argmax(axis=1)
     confidence = said.probabilities.max(axis=1).astype(np.float64)
     wrong = np.flatnonzero(predicted != said.labels)
-    confusion = np.zeros(2 * (len(said.class_names),), np.int64)
-    np.add.at(confusion, (said.labels, predicted), 1)
     own = said if facts.out_of_fold is None else in_mean(facts.out_of_fold)
     return Examples(
         facts,
@@ -79,7 +83,6 @@ def examples_of(facts: Facts) -> Examples:
         wrong[np.argsort(-confidence[wrong], kind="stable")],
         label_errors(own.labels, own.probabilities),
         own,
-        confusion,
     )
 
 
@@ -155,8 +158,11 @@ def top_classes(probabilities: NDArray[np.floating], names: Sequence[str]) -> li
 
 def confusions(examples: Examples, shown: int) -> dict[str, Any]:
     """The matrix of few classes, and the most frequent pairs of many; `shown` is how many images the page holds."""
-    names, counts = examples.facts.class_names, examples.confusion
+    names = examples.facts.class_names
     few = len(names) <= MAX_MATRIX
+    counts = np.zeros(2 * (len(names) if few else 0,), np.int64)
+    if few:
+        np.add.at(counts, (examples.facts.said.labels, examples.predicted), 1)
     matrix = [
         {
             "name": shortened(name, 40),
@@ -174,7 +180,7 @@ def confusions(examples: Examples, shown: int) -> dict[str, Any]:
         "sentence": f"{wrong:,} of {num:,} images are taken for another class than their label.",
         "names": [shortened(name, 40) for name in names] if few else [],
         "matrix": matrix,
-        "pairs": pairs(counts, names) if len(names) > 2 else [],
+        "pairs": pairs(examples) if len(names) > 2 else [],
         "note": note if shown else "The page has no images.",
     }
 
@@ -183,8 +189,12 @@ def _shade(count: int, total: int) -> int:
     return int(np.ceil(5 * (count / total) ** 0.5)) if count else 0
 
 
-def pairs(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The most frequent confusions, at most MAX_PAIRS."""
+def pairs(examples: Examples) -> list[dict[str, Any]]:
+    """The most frequent confusions, at most MAX_PAIRS; of equal counts in the order of a matrix, which is not made."""
+    names, errors = examples.facts.class_names, np.sort(examples.errors)
+    places = examples.facts.said.labels[errors].astype(np.int64) * len(names) + examples.predicted[errors]
+    found, numbers = np.unique(places, return_counts=True)
+    most = np.argsort(-numbers, kind="stable")[:MAX_PAIRS]
     return [
         {
             "label": names[k],
@@ -192,9 +202,11 @@ def pairs(counts: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any
             "label_number": k,
             "predicted_number": j,
             "count": count,
-            "of": int(counts[k].sum()),
+            "of": int(examples.counts[k]),
         }
-        for k, j, count in figures.largest_errors(counts, MAX_PAIRS)
+        for (k, j), count in zip(
+            (divmod(place, len(names)) for place in found[most].tolist()), numbers[most].tolist(), strict=True
+        )
     ]
 
 
@@ -202,26 +214,41 @@ def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[
     """Recall, precision and F1 of each class; accuracy of each type and group, the worst first."""
     names, said = examples.facts.class_names, examples.facts.said
     hits, of = examples.predicted == said.labels, clusters.numbers(said.groups)
+    right, predicted = (
+        np.bincount(some, minlength=len(names)) for some in (said.labels[hits], examples.predicted)
+    )
+    every: Sequence[int] = range(len(names))
+    if len(names) > MAX_CLASSES:
+        share = np.where(examples.counts, right / np.maximum(examples.counts, 1), np.inf)
+        every = sorted(np.argsort(share, kind="stable")[:MAX_CLASSES].tolist())
+    note = (
+        f"These {len(every):,} of {len(names):,} classes are recognised least."
+        if len(every) < len(names)
+        else ""
+    )
     intervals = clusters.of_classes(said.labels, hits, of, len(names))
+    if intervals is not None:
+        intervals = [intervals[k] for k in every]
+    of_each = figures.of_classes(right[every], examples.counts[every], predicted[every], intervals)
     rows = [
         {
-            "name": name,
+            "name": names[k],
             "num_examples": one["num_examples"],
             "share": one["recall"],
             "interval": one["interval"],
             "more": [one["precision"], one["f1"]],
         }
-        for name, one in zip(names, figures.by_class(examples.confusion, intervals), strict=True)
+        for k, one in zip(every, of_each, strict=True)
     ]
     tables = [
         {
             "title": "", "caption": "By class", "first": "class", "share": "recall", "more": ["precision", "F1"],
-            "rows": rows, "note": _by_groups(of),
+            "rows": rows, "note": " ".join(filter(None, [note, _by_groups(of)])),
         }
     ]  # fmt: skip
-    for title, of_each in (("type", said.types.tolist()), ("group", list(groups or ()))):
-        if len(set(of_each)) > 1:
-            tables.append(_by(title, of_each, hits, clusters.beside(of_each, said.groups.tolist())))
+    for title, kinds in (("type", said.types.tolist()), ("group", list(groups or ()))):
+        if len(set(kinds)) > 1:
+            tables.append(_by(title, kinds, hits, clusters.beside(kinds, said.groups.tolist())))
     return tables
 
 

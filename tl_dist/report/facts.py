@@ -12,7 +12,9 @@ import numpy as np
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.files.atomic import children
+from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import shape
 from tl_dist.runs.directory import RunDir, read_json, steps_in
 from tl_dist.runs.identity import split_ids
 from tl_dist.runs.records import records
@@ -77,7 +79,7 @@ def gather(path: Path, split: str | None) -> Facts:
         config_file.load(run.config_file, imports=False),
         run.read_identity() or {},
         done,
-        list(records(run.metrics_file)),
+        [record for record in records(run.metrics_file) if shape.is_whole(record)],
         list(_attempts(run)),
         _versions(run),
         {split: len(ids) for split, ids in ids_of.items()},
@@ -91,6 +93,8 @@ def _out_of_fold(run: RunDir) -> OutOfFold | None:
     """That of the run, or of the cross-validation of its config beside it."""
     for directory in (run.path, run.path.with_name(cross_validation.name_of(run.name))):
         if (directory / OUT_OF_FOLD).exists():
+            refuse_unsafe(directory)
+            refuse_unsafe_below(directory)
             return cross_validation.load(directory / OUT_OF_FOLD)
     return None
 
@@ -111,15 +115,16 @@ def in_mean(found: OutOfFold) -> Predictions:
 
 def _attempts(run: RunDir) -> Iterator[dict[str, Any]]:
     for path in sorted(children(run.attempts)):
-        if path.suffix == ".json" and (record := read_json(path)) is not None:
+        record = read_json(path) if path.suffix == ".json" else None
+        if record is not None and shape.fault(record, shape.Attempt) is None:
             yield record
 
 
 def _versions(run: RunDir) -> Mapping[str, str]:
     """With which the newest checkpoint was made."""
     for _, directory in steps_in(run.checkpoints):
-        meta = read_json(directory / "meta.json") or {}
-        return {str(k): str(v) for k, v in dict(meta.get("versions", {})).items()}
+        versions = (read_json(directory / "meta.json") or {}).get("versions")
+        return {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
     return {}
 
 

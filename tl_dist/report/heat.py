@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tl_dist.refusal import printable, shortened
+
 GAP, CAPTION = 6, 22
 _LEAST_SIDE = 224
 _STRONGEST = 99  # per cent: of attributions beyond it one pixel would outshine all
@@ -37,6 +39,7 @@ def side_by_side(panels: list[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for k, (caption, pixels) in enumerate(panels):
         left = k * (side + GAP)
+        caption = shortened(printable(caption), side)  # of a character each, it would still be too wide
         while draw.textlength(caption, font) > side and len(caption) > 1:
             caption = caption.removesuffix("…")[:-1] + "…"
         draw.text((left + 2, 3), caption, fill=(20, 20, 20), font=font)

@@ -78,7 +78,8 @@ def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def speed(facts: Facts) -> dict[str, Any] | None:
     """How a step's time is shared between computing, waiting for data, and adding up over the workers."""
-    warm = facts.events("train")[1:]  # the first report compiles
+    told = {"data_wait_share", "reduction_share", "step_s", "examples_per_s"}
+    warm = [one for one in facts.events("train")[1:] if one.keys() >= told]  # the first report compiles
     if not warm:
         return None
     shown = _thinned(warm)
@@ -161,7 +162,7 @@ def batch_norm(facts: Facts) -> dict[str, Any] | None:
 def workers_of(facts: Facts) -> int | None:
     """How many trained it last."""
     train = facts.events("train")
-    return int(train[-1]["workers"]) if train else facts.cfg.workers
+    return train[-1].get("workers", facts.cfg.workers) if train else facts.cfg.workers
 
 
 def duration(facts: Facts) -> str:

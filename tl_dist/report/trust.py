@@ -59,8 +59,10 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
 
 def _at_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
     """The confidence of each example: the softmax of logits is that of logarithms of probabilities."""
-    logs = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))
-    confidence: NDArray[np.float64] = figures.softmax(logs / temperature).max(axis=1)
+    confidence = np.empty(len(probabilities))
+    for rows in figures.blocks(*probabilities.shape):
+        logs = np.log(np.maximum(probabilities[rows].astype(np.float64), np.finfo(np.float32).tiny))
+        confidence[rows] = figures.softmax(logs / temperature).max(axis=1)
     return confidence
 
 

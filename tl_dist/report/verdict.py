@@ -51,7 +51,7 @@ def verdict(
     """Content of the first section."""
     facts, num = examples.facts, examples.num_examples
     said = facts.said
-    found = figures.figures(said.labels, said.probabilities.astype(np.float64), said.groups)
+    found = figures.figures(said.labels, said.probabilities, said.groups)
     accuracy, below = found["accuracy"], ""
     kind = f"{found.get('interval_by', 'Wilson')}: how well this one split is known"
     crossed = facts.done.get("cross_validation")
@@ -60,7 +60,7 @@ def verdict(
         kind = f"mean of {_folds(crossed)}; Nadeau and Bengio: how it would vary with other data of this size"
         if crossed["seeds"] > 1:
             below = "All below is of the first seed; only labels are looked at by the mean over seeds."
-    counts = examples.confusion.sum(axis=1)
+    counts = examples.counts
     command, name = reproduction(facts)
     return {
         "accuracy": accuracy,
@@ -104,7 +104,7 @@ def _findings(
         of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
         unseen = [evaluation.never_seen_line(of_split)] if of_split else []
     yield from (Finding("check", f"{line[0].upper()}{line[1:]}.", "classes", "classes") for line in unseen)
-    counts = examples.confusion.sum(axis=1)
+    counts = examples.counts
     majority = float(counts.max() / examples.num_examples)
     if found["interval"][0] <= majority:
         yield Finding(
@@ -127,7 +127,7 @@ def _findings(
         if share > _TOO_MANY:
             text += " So many say more about the model than about the labels."
         yield Finding("check" if _FEW < share <= _TOO_MANY else "note", text, "labels", "labels")
-    if worst := pairs(examples.confusion, facts.class_names):
+    if worst := pairs(examples):
         one = worst[0]
         text = (
             f"Most often, “{one['label']}” is taken for “{one['predicted']}”: {one['count']} of {one['of']}."

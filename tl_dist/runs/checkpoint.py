@@ -8,6 +8,7 @@ nothing to rename.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -203,7 +204,8 @@ class Checkpointer:
             failpoint("checkpoint.before_rename", temporary)
             # Never what a new owner has put there since.
             if replaced and os.path.samestat(replaced, os.lstat(final)):
-                self._discard(final)
+                with suppress(OSError):  # what lies in it that is no checkpoint's stays, in the trash
+                    self._discard(final)
             os.rename(temporary, final)
             failpoint("checkpoint.after_rename", final)
             fsync_directory(self._directory)
@@ -279,16 +281,19 @@ class Checkpointer:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, a link or a directory with all that is in it; no link is followed."""
-    try:
-        entries = list(os.scandir(path)) if not path.is_symlink() else []
-    except NotADirectoryError:
-        entries = []
+    """Delete a file, a link or a directory with all that is in it; no link is followed.
+
+    Raises OSError where a file lies in it that is no checkpoint's: that stays.
+    """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    for entry in entries:
-        if not entry.is_dir(follow_symlinks=False):
+    for entry in list(os.scandir(path)):
+        if entry.name in checkpoint_format.FILES and not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.path)
             failpoint("checkpoint.mid_rmtree", path)
+    for root, _, files in os.walk(path):
+        for name in files:
+            if not Path(root, name).is_symlink():
+                raise OSError(errno.ENOTEMPTY, "holds what is of no checkpoint", str(Path(root, name)))
     shutil.rmtree(path)

@@ -23,8 +23,9 @@ from tl_dist.files.atomic import CHUNK_BYTES, Written, fsync_directory, open_dir
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular, read_file
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import shape as shapes
 
-TENSORS, META, MANIFEST = "state.safetensors", "meta.json", "MANIFEST.json"
+TENSORS, META, MANIFEST = FILES = "state.safetensors", "meta.json", "MANIFEST.json"
 FORMAT = 1
 NEEDS = "needs"
 """key of the facts: the steps of checkpoints that are not to be removed while this one is kept, the best first"""
@@ -125,6 +126,8 @@ def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
             _compare(path, held, expected)
             if not isinstance(meta.get("history"), dict):
                 raise Invalid(f"{META} has no history")
+            if wrong := shapes.fault(meta["history"], shapes.History):
+                raise Invalid(f"the history in {META} is damaged ({wrong})")
         return Checkpoint(step, path, meta, dict(_finite(tensors, held)), sha256)
 
 

@@ -17,8 +17,9 @@ from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.private import refuse_unsafe
+from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import shape
 from tl_dist.runs.claim import claim, claimant
 from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Heartbeats
@@ -78,7 +79,7 @@ class RunDir:
                 with suppress(FileExistsError):
                     directory.mkdir(mode=0o700)
                 refuse_unsafe(directory, instead=_OTHER_NAME)
-            run._refuse_links()
+            refuse_unsafe_below(run.path)
             run._settle(config, resolved.encode())
         except OSError as error:
             raise _cannot_create(run.path, error) from error
@@ -98,7 +99,7 @@ class RunDir:
             )
         for directory in run._directories():
             refuse_unsafe(directory, instead=_OTHER_NAME)
-        run._refuse_links()
+        refuse_unsafe_below(run.path)
         return run
 
     def rank_log(self, rank: int) -> Path:
@@ -132,7 +133,7 @@ class RunDir:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        return read_json(self.done_file)
+        return _shaped(self.done_file, shape.Done)
 
     def refer_to_features(self, key: str) -> None:
         """Note that this run reads a feature set, so that pruning can tell what nobody refers to."""
@@ -160,7 +161,7 @@ class RunDir:
         claim(self.claim_file, job)
 
     def read_identity(self) -> dict[str, Any] | None:
-        return read_json(self.identity_file)
+        return _shaped(self.identity_file, shape.Identity)
 
     def freeze_identity(self, identity: Mapping[str, Any]) -> None:
         """Record what the run was started with, or refuse when it was something else."""
@@ -208,26 +209,6 @@ class RunDir:
     def _directories(self) -> list[Path]:
         below = [self.lock_dir, self.attempts, self.checkpoints, self.tensorboard, self.logs, self.heartbeats]
         return [self.path, *below]
-
-    def _refuse_links(self) -> None:
-        """Refuse a link in a place where this run writes: what it leads to is not the run's."""
-        places = [
-            self.config_file,
-            self.identity_file,
-            self.claim_file,
-            self.metrics_file,
-            self.quarantine_file,
-            self.features_file,
-            self.stop_file,
-            self.done_file,
-            self.evaluations,
-            self.predictions,
-        ]
-        links = [path for path in places if path.is_symlink()]
-        with suppress(FileNotFoundError), os.scandir(self.logs) as logs:
-            links += [Path(entry) for entry in logs if entry.is_symlink()]
-        if links:
-            raise _unsafe(links[0], "is a symbolic link", "remove the link.")
 
     def _settle(self, config: Config, resolved: bytes) -> None:
         """Make `resolved` the config of this run, unless it is bound to another trajectory."""
@@ -279,6 +260,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise _unsafe(path, f"cannot be read ({reason(error)})", "restore the file from a copy.") from error
     if not isinstance(value, dict):
         raise _unsafe(path, "is not a JSON object", "restore the file from a copy.")
+    return value
+
+
+def _shaped(path: Path, kind: type[Any]) -> dict[str, Any] | None:
+    """The same, refused as well (78) where a value in it is none that `kind` of `shape` knows."""
+    value = read_json(path)
+    if value is not None and (wrong := shape.fault(value, kind)) is not None:
+        raise _unsafe(path, f"is damaged ({wrong})", "restore the file from a copy.")
     return value
 
 

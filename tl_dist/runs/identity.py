@@ -26,6 +26,13 @@ def identity_of(run: RunDir) -> dict[str, Any]:
         raise Refusal(
             f"{run.path} has not begun.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
+    for key in ("class_names", "precision", "data"):
+        if key not in identity:
+            raise Refusal(
+                f"{run.identity_file} holds no {key}.",
+                fix="restore the file from a copy.",
+                code=ExitCode.UNSAFE,
+            )
     return identity
 
 

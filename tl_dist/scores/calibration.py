@@ -51,7 +51,7 @@ class Calibration:
             and self.labels.dtype.kind in "iu"
             and self.of_true.dtype.kind == "f"
             and self.types.shape in ((num,), (0,))
-            and self.types.dtype.kind in "US"
+            and self.types.dtype.kind == "U"
             and num > 0
             and bool(((self.of_true >= 0) & (self.of_true <= 1)).all())
         )

@@ -13,6 +13,8 @@ from tl_dist.scores import clusters
 Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
 """[examples, classes]; rows sum to 1"""
+Said = NDArray[np.floating]
+"""the same as a file has them"""
 
 NUM_BINS = 15
 TOP_CLASSES = 20
@@ -62,7 +64,7 @@ class Softmax:
 
 
 def figures(
-    labels: Labels, probabilities: Probabilities | Softmax, groups: clusters.Groups = ()
+    labels: Labels, probabilities: Said | Softmax, groups: clusters.Groups = ()
 ) -> dict[str, Any]:
     """Every figure of one set of examples by name; None where one is not defined.
 
@@ -106,7 +108,7 @@ class Confidences(NamedTuple):
     """classes before the true one: the more probable ones, and of equal ones those of a higher number (scikit-learn)"""
 
 
-def confidences(labels: Labels, probabilities: Probabilities | Softmax) -> Confidences:
+def confidences(labels: Labels, probabilities: Said | Softmax) -> Confidences:
     """Block by block."""
     predicted, num_above = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
@@ -138,7 +140,16 @@ def by_class(confusion: NDArray[np.int64], intervals: clusters.OfClasses = None)
 
     The interval is Wilson's, or one of `intervals`, where examples come in groups.
     """
-    hits, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    return of_classes(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0), intervals)
+
+
+def of_classes(
+    hits: NDArray[np.int64],
+    true: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    intervals: clusters.OfClasses = None,
+) -> list[dict[str, Any]]:
+    """The same from how often each class is right, occurs, and is predicted."""
     return [
         {
             "num_examples": n,
@@ -160,15 +171,15 @@ def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, i
     return [(i, k, int(errors[i, k])) for i, k in pairs if errors[i, k]]
 
 
-def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | None:
-    """Area under the ROC curve; None where a class has no example.
+def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
+    """Area under the ROC curve; None where a class has no example, or there is one alone.
 
     Of more than two classes each against the rest: scikit-learn would need several matrices of all probabilities.
     """
     from sklearn.metrics import roc_auc_score
 
     num_classes = probabilities.shape[1]
-    if len(np.unique(labels)) < num_classes:
+    if num_classes < 2 or len(np.unique(labels)) < num_classes:
         return None
     if num_classes == 2:
         return float(roc_auc_score(labels, probabilities[:, 1:].ravel()))
@@ -179,7 +190,7 @@ def roc_auc(labels: Labels, probabilities: Probabilities | Softmax) -> float | N
     return float(np.average(areas, weights=np.bincount(labels)))
 
 
-def _area_under_roc(scores: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
+def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
     """From the ranks of the positive examples, ties sharing theirs (Mann and Whitney 1947; Bamber 1975)."""
     ascending, positive = np.sort(scores), scores[is_positive]
     ranks = (
@@ -264,8 +275,8 @@ def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list
 
 def paired(
     labels: Labels,
-    first: Probabilities,
-    second: Probabilities,
+    first: Said,
+    second: Said,
     groups: clusters.Groups = (),
 ) -> dict[str, Any]:
     """Whether two classifiers differ on the same examples: exact McNemar test, and an interval of the difference.

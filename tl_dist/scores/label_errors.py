@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.scores.figures import LEAST, Labels
+from tl_dist.scores.figures import LEAST, Labels, blocks
 
 
 class Suspects(NamedTuple):
@@ -26,18 +26,22 @@ def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspect
     classes, as of the most probable. One that is predicted as it is labelled is no suspect.
     """
     num, num_classes = probabilities.shape
-    every, own = np.arange(num), probabilities[np.arange(num), labels].astype(np.float64)
+    own = probabilities[np.arange(num), labels].astype(np.float64)
     counts = np.bincount(labels, minlength=num_classes)
-    means = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
-    known = means > LEAST  # not a class that nobody is labelled as, or that the model has never seen
-    thresholds = np.where(known, means, np.inf)
-    confident = np.where(probabilities >= thresholds - 1e-6, probabilities, -1.0)
-    likely = confident.argmax(axis=1)
-    off = (confident[every, likely] >= 0) & (likely != labels) & (probabilities.argmax(axis=1) != labels)
-    off &= known[labels]
-    others = probabilities.copy()
-    others[every, labels] = -np.inf
-    margin = own - others.max(axis=1)
+    likely, margin, off = np.empty(num, np.int64), np.empty(num), np.empty(num, bool)
+    with np.errstate(invalid="ignore"):  # what is not finite is no probability, and no suspect
+        means = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
+        known = means > LEAST  # not a class that nobody is labelled as, or that the model has never seen
+        thresholds = np.where(known, means, np.inf)
+        for rows in blocks(num, num_classes):
+            block, of = probabilities[rows].copy(), labels[rows]
+            every = np.arange(len(block))
+            confident = np.where(block >= thresholds - 1e-6, block, -1.0)
+            likely[rows] = confident.argmax(axis=1)
+            is_counted = (confident[every, likely[rows]] >= 0) & (likely[rows] != of)
+            off[rows] = is_counted & (block.argmax(axis=1) != of) & known[of]
+            block[every, of] = -np.inf
+            margin[rows] = own[rows] - block.max(axis=1)
     found = np.flatnonzero(off)
     ranked = found[np.argsort(margin[found], kind="stable")]
     return Suspects(ranked, likely[ranked])

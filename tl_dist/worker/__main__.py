@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,12 @@ from tl_dist.files import failpoint
 from tl_dist.files.atomic import open_to_append, write_atomically
 from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.parallel import cores, slots
-from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.endings import Ending, Endings
 from tl_dist.runs.owner import OwningJob
 from tl_dist.runs.records import append_to
-from tl_dist.worker import out_of_memory
+from tl_dist.worker.failing import told
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,15 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _export(run, options.export)
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
-        refusal = error if isinstance(error, Refusal) else out_of_memory.refusal_of(error)
-        if refusal is not None:
-            for stream in {shown, sys.stderr}:
-                stream.write(f"refused: rank {rank}: {refusal}\n")
-            return _leave(rank, refusal.code, refusal.what, refusal.fix)
-        traceback.print_exc()
-        why = printable(" ".join(str(error).split())[:300])
-        shown.write(f"failed: rank {rank}: {type(error).__name__}: {why}\n")
-        return _leave(rank, ExitCode.INTERNAL, f"{type(error).__name__}: {why}")
+        return _leave(rank, *told(rank, error, shown))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -287,9 +278,9 @@ def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
     """End at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
     if (endings := Endings.from_env(os.environ)) is not None:
         endings.write(Ending(rank, code, what, fix))
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
+        with contextlib.suppress(OSError):  # of a full disk
+            flush()
     os._exit(code)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,25 +16,24 @@ from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.datasets import preprocess
 from tl_dist.datasets.decoding import decode_jpeg, decode_png
-from tl_dist.files.atomic import reason, temporary_name, write_atomically
+from tl_dist.files.atomic import reason, write_atomically
 from tl_dist.models.export import Format, Request, format_of
 from tl_dist.models.export.runtime import Predict, opened
 from tl_dist.models.export.write import write
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import export_check, model_card
+from tl_dist.worker import export_check, export_place, model_card
 from tl_dist.worker.restored import Restored, restored
 from tl_dist.worker.setup import Setup, setup
 
-REPORT = "export.json"
 MIN_AGREEMENT = {"float32": 0.999, "other precision": 0.99, "float16": 0.99, "int8": 0.98}
 
 
 def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any]:
     """Write the export to `request.out`, all of it or nothing; its report.
 
-    Refuses one that gives fewer than `min_agreement` of the images the class that the run gives them, and to take the
-    place of a directory that no export has made. Nothing of the run is changed. `cores`: as `setup` takes it.
+    Refuses one that gives fewer than `min_agreement` of the images the class that the run gives them, and what
+    `export_place.directory` refuses. Nothing of the run is changed. `cores`: as `setup` takes it.
     """
     form = format_of(request.to, request.numbers)
     form.require()
@@ -48,7 +45,7 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
     # Of a computed classifier the weights hold the scale of each feature: in 8 bits most of them would be 0.
     dense_head = request.numbers != "int8" or not config_file.load(run.config_file).classifier.computed
     own = restored(run, request.at, precision=precision, dense_head=dense_head)
-    with _directory(Path(request.out)) as directory:
+    with export_place.directory(Path(request.out)) as directory:
         _write(directory, form, own, request)
         report = {
             "run": run.name,
@@ -66,8 +63,8 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
             if request.to == "savedmodel":
                 report |= export_check.encoded_compared(data, request.check, directory / form.file, predict)
             _refuse_below(report, request, _wanted(request, own))
-        write_atomically(directory / REPORT, json.dumps(report, indent=1).encode())
         write_atomically(directory / "MODEL_CARD.md", model_card.text(run, own, report).encode())
+        export_place.write_report(directory, report)
     return report
 
 
@@ -115,33 +112,6 @@ def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> A
         lambda: decode_png(encoded, decoding),
     )
     return tf.ensure_shape(resize(image, size, crop), [size, size, 3])
-
-
-@contextmanager
-def _directory(target: Path) -> Iterator[Path]:
-    """A new directory that takes the place of `target` at the end: else nothing of it stays."""
-    if target.exists() and not (target / REPORT).is_file():
-        raise Refusal(
-            f"{target} is there already, and is not what this command made.",
-            fix="name another directory with --out.",
-            code=ExitCode.CANNOT_CREATE,
-        )
-    made, old = temporary_name(target), temporary_name(target)
-    try:
-        made.mkdir(parents=True)
-        yield made
-        if target.exists():
-            target.rename(old)
-        made.rename(target)
-    except OSError as error:
-        raise Refusal(
-            f"{target} cannot be written ({reason(error)}).",
-            fix="name another directory with --out, on a disk with free space.",
-            code=ExitCode.STORAGE,
-        ) from error
-    finally:
-        for left in (made, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _size(path: Path) -> int:

@@ -1,16 +1,21 @@
 """MODEL_CARD.md of an export, with the sections of the model cards of Mitchell et al. (2019, arXiv 1810.03993).
 
-Its front matter is what model hubs read.
+Its front matter is what model hubs read. It is made to be published: of local paths it has the names alone, and no
+text of others, such as the name of a class, is markup in it or is obeyed by a terminal.
 """
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from tl_dist.models.export import FORMATS
+from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
 from tl_dist.scores.figures import summary_line
@@ -22,20 +27,26 @@ MAX_NAMED = 50  # classes
 def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     """The card: what the model is, was trained on and reaches, and what is not known of it."""
     cfg, identity = own.config, run.read_identity() or {}
-    figures = (run.done or {}).get("figures", {})
-    named = ", ".join(own.class_names[:MAX_NAMED])
+    figures = {k: v for k, v in (run.done or {}).get("figures", {}).items() if k in ("test", "validation")}
+    named = ", ".join(_plain(shortened(name, 100)) for name in own.class_names[:MAX_NAMED])
     more = f" and {len(own.class_names) - MAX_NAMED} more" if len(own.class_names) > MAX_NAMED else ""
     size = own.model.input_shape[1]
-    origin = f"the weights of run '{cfg.source.run}'" if cfg.source else f"weights '{cfg.model.weights}'"
+    weights = _plain(_without_place(cfg.model.weights))
+    origin = f"the weights of run '{_run_in(cfg.source.run)}'" if cfg.source else f"weights '{weights}'"
     if cfg.model.prune:
         origin += f" without {cfg.model.prune:g} of the channels of each convolution"
-    taught = f", taught by run '{cfg.distill.teacher}'" if cfg.distill else ""
+    taught = f", taught by run '{_run_in(cfg.distill.teacher)}'" if cfg.distill else ""
     digest = identity.get("weights_sha256")
+    config = printable(
+        yaml.safe_dump(_without_place(cfg.model_dump(mode="json")), sort_keys=False), lines=True
+    )
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
     sections = {
         "Model details": [
             f"An image classifier of {len(own.class_names)} classes: {named}{more}.",
-            f"{cfg.model.backbone} from {origin}" + (f" (sha256 {digest})" if digest else "")
-            + f", trained from `{cfg.model.train_from}` up by tl_dist{taught}, run `{run.name}`, step {own.step:,}.",
+            f"{_plain(cfg.model.backbone)} from {origin}" + (f" (sha256 {_plain(digest)})" if digest else "")
+            + f", trained from {_code(cfg.model.train_from)} up by tl_dist{taught}, run {_code(run.name)}, step "
+            f"{own.step:,}.",
             f"{own.model.count_params():,} parameters. Computed in {identity.get('precision', 'float32')} in training.",
             *_calibrated(own),
             f"This file: `{report['file']}`, {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB.",
@@ -52,8 +63,9 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
         ],
         "Training data": [
             *_splits(run),
-            f"Data set `{cfg.data.name}`, fingerprints "
-            + ", ".join(f"{split} `{value[:16]}`" for split, value in identity.get("data", {}).items()) + ".",
+            f"Data set {_code(cfg.data.name)}, fingerprints "
+            + ", ".join(f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
+            + ".",
         ],
         "Evaluation": [*(_evaluated(split, found) for split, found in figures.items())]
         or ["The run was not evaluated at its end."],
@@ -62,11 +74,38 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
             "One training, one division of the data: an interval says how well this split is known, nothing about "
             "images of another origin. Biases of the pretrained weights and of the labels were not examined.",
         ],
-        "How to reproduce": ["```yaml\n" + run.config_file.read_text(encoding="utf-8").strip() + "\n```"],
+        "How to reproduce": [f"{fence}yaml\n{config}{fence}", "Of local paths it has the names alone."],
         "Versions": [", ".join(f"{name} {number}" for name, number in report["versions"].items())],
     }  # fmt: skip
     body = "\n".join(f"## {title}\n\n" + "\n\n".join(lines) + "\n" for title, lines in sections.items())
-    return f"---\n{yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False)}---\n\n# {run.name}\n\n{body}"
+    front = yaml.safe_dump(_front_matter(own, figures, report), sort_keys=False)
+    return f"---\n{front}---\n\n# {_plain(run.name)}\n\n{body}"
+
+
+_MARKUP = re.compile(r"([\\`*\[\]|#])")
+
+
+def _plain(text: str) -> str:
+    """Text of others, which is shown as it is and not obeyed."""
+    return _MARKUP.sub(r"\\\1", html.escape(printable(text), quote=False))
+
+
+def _code(text: str) -> str:
+    """The same between backticks, where nothing is markup."""
+    return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def _without_place(value: Any) -> Any:
+    """The same with the names alone of what lies somewhere."""
+    if isinstance(value, dict):
+        return {key: _without_place(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_place(one) for one in value]
+    return PurePath(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _run_in(path: str | None) -> str:
+    return _plain(PurePath(path or "").name)
 
 
 def _calibrated(own: Restored) -> list[str]:
@@ -80,7 +119,8 @@ def _calibrated(own: Restored) -> list[str]:
 
 def _splits(run: RunDir) -> list[str]:
     """How many images each split has, by the manifest that the run froze."""
-    return [f"`{split}`: {len(ids):,} images." for split, ids in split_ids(run).items()]
+    ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
+    return [f"{_code(split)}: {len(ids):,} images." for split, ids in ids_of.items()]
 
 
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,9 +142,10 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
 
 
 def _evaluated(split: str, found: Mapping[str, Any]) -> str:
-    low, high = found["interval"]
-    line = f"`{split}`: accuracy {found['accuracy']:.4f}, 95 % interval {low:.4f} to {high:.4f} "
-    line += f"({found.get('interval_by', 'Wilson')})"
+    line = f"{_code(split)}: accuracy {found['accuracy']:.4f}"
+    if found.get("interval"):
+        low, high = found["interval"]
+        line += f", 95 % interval {low:.4f} to {high:.4f} ({found.get('interval_by', 'Wilson')})"
     return f"{line} | {summary_line(found)}."
 
 

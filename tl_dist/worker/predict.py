@@ -201,6 +201,13 @@ def _known(model: Loaded, rate: float) -> Neighbours:
     found = neighbours.of_checkpoint(model.run.path, model.sha256)
     if found is None or model.calibration is None:
         raise _not_calibrated(model, "unknown", " --unknown")
+    if found.features.shape[1] != model.model.num_features:
+        raise Refusal(
+            f"{model.run.path / neighbours.FILE} is of {found.features.shape[1]:,} features an image, and the network "
+            f"has {model.model.num_features:,}.",
+            fix=f"make it again: tl-dist calibrate {model.run.path} --unknown.",
+            code=ExitCode.DATA,
+        )
     conformal.refuse_rate(len(found.of_known), rate)
     return found
 

@@ -142,3 +142,15 @@ def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     gone = feature_sets.prune(tmp_path, unused_days=1)
     assert [path.name for path in gone] == [".tmp-dead"]
     assert [path.name for path in (tmp_path / "features").iterdir()] == [".tmp-alive"]
+
+
+def test_what_a_person_has_put_into_a_set_is_named_and_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = three(tmp_path)
+    (made[2] / "notes.md").write_text("mine")
+    (made[1] / "plots").mkdir()
+    assert main(["features", "prune", str(tmp_path), "--keep-mb", "0"]) == 0
+    assert [path.exists() for path in made] == [False, True, True]
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "notes.md" in said and "plots" in said

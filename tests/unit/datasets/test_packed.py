@@ -219,6 +219,13 @@ def test_a_command_that_was_killed_leaves_nothing_behind(folder: Path, tmp_path:
     assert contents(tmp_path / "dst") == contents(tmp_path / "alone")
 
 
+def test_a_hidden_file_of_a_person_stays(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst" / ".tmp-notes").write_text("mine")
+    pack(opened_whole(folder), tmp_path / "dst", rows=16)
+    assert [path.name for path in (tmp_path / "dst").glob(".tmp-*")] == [".tmp-notes"]
+
+
 def test_a_shard_that_another_packs_is_waited_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -477,3 +477,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def test_a_worker_that_could_not_even_write_why_is_told_by_its_code() -> None:
+    end = explained(Exit(1, ExitCode.STORAGE))
+    assert "a disk is full" in end.cause and "make room" in end.fix and not end.restartable

@@ -449,6 +449,17 @@ def test_whatever_lies_in_the_place_of_a_checkpoint_is_replaced(run, kind, tmp_p
     assert steps(run) == ["step-00000020"]
 
 
+def test_what_a_person_has_put_into_a_checkpoint_outlives_it(run):
+    save(run, 10, 20)
+    (run.checkpoints / "step-00000010" / "notes.md").write_text("mine")
+    said = " ".join(save(run, 30, keep=2))
+    assert "old checkpoints could not be removed" in said
+    assert [name for name in steps(run) if name[0] != "."] == ["step-00000020", "step-00000030"]
+    (notes,) = run.checkpoints.rglob("notes.md")
+    assert notes.read_text() == "mine" and os.listdir(notes.parent) == ["notes.md"]
+    assert "could not be removed" in save(run, 40)[0] and notes.exists()
+
+
 # --- what the manifest says ---------------------------------------------------------------------------------
 
 

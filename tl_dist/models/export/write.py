@@ -11,6 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tl_dist.refusal import printable
+
 
 def write(
     model: Any,
@@ -35,9 +37,9 @@ def write(
         _name_classes_in_onnx(target, class_names)
     else:
         model.export(str(target), format="litert", verbose=False, **_reduced(numbers))
-        # As TensorFlow Lite's metadata has them: `unzip` shows them.
+        # As TensorFlow Lite's metadata has them: `unzip` shows them. A name with a line's end in it would be two.
         with zipfile.ZipFile(target, "a") as labels:
-            labels.writestr("labels.txt", "\n".join(class_names) + "\n")
+            labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
 
 
 def _saved_model(model: Any, target: Path, class_names: Sequence[str], read: Callable[[Any], Any]) -> None:
@@ -45,7 +47,7 @@ def _saved_model(model: Any, target: Path, class_names: Sequence[str], read: Cal
     size = model.input_shape[1]
     archive = keras.export.ExportArchive()
     archive.track(model)
-    names = tf.constant(list(class_names))
+    names = tf.constant([name.encode("utf-8", "surrogateescape") for name in class_names])
 
     def serve(images: Any) -> dict[str, Any]:
         probabilities = model(images, training=False)
