@@ -29,7 +29,8 @@ def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
     options += ["--public"] if reachable_by_others(host) else []
     argv = [sys.executable, "-P", "-m", "tl_dist.worker.serving", str(path.absolute()), *options]
     kept = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
-    os.execve(argv[0], argv, kept | {SAFE_PATH: "1"})
+    # TensorFlow warns of each image that cannot be decoded; the answer says it.
+    os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | kept | {SAFE_PATH: "1"})
 
 
 def refuse_unusable(path: Path, at: str) -> None:

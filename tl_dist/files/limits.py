@@ -69,7 +69,10 @@ FEATURE_MANIFEST = 16 * MIB
 SERVED_BODY = 32 * MIB
 SERVED_IMAGES = 256  # of one request
 SERVED_WAITING = 512  # images, of all requests
-SERVED_CONNECTIONS = 64
+SERVED_CONNECTIONS = 64  # of one peer, a user of this host or an address; four times as many in all
+SERVED_REQUESTS = 64  # that are there as a whole and have no answer yet
+SERVED_SMALL = 1 * MIB  # a body that is taken whatever else is held
+SERVED_IN_FLIGHT = 128 * MIB  # bodies of all requests
 SERVED_PIXELS = 64_000_000  # of one image: cameras have 61 million; 1 GiB while it is resized
 
 # Peers

@@ -10,19 +10,23 @@ import json
 import re
 import struct
 import threading
+import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from packaging.requirements import Requirement
 from PIL import Image
 
 from tl_dist.files import limits
-from tl_dist.worker.serving import app
+from tl_dist.worker.serving import app, requests
 from tl_dist.worker.serving.app import PAGE, application
 from tl_dist.worker.serving.batches import BATCH, Batches, Full
 from tl_dist.worker.serving.metrics import Metrics
@@ -137,6 +141,95 @@ def test_a_bad_request_is_named_in_one_line(asked: TestClient, what: str) -> Non
     assert asked.post(f"{AT}:predict", json={"instances": [b64(encoded(3))]}).status_code == 200
 
 
+def test_a_body_that_is_read_in_parts_gives_what_it_gives_as_a_whole(
+    asked: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (SIZE, SIZE, 3)).tolist() for _ in range(20)]
+    image = b64(encoded(77))
+    for instances in (pixels, [image, *pixels], [*pixels[:3], image, *pixels[3:], image, image]):
+        for separators in ((",", ":"), (" ,\n", " :\t")):
+            for given in (
+                {"instances": instances},
+                {"signature_name": "", "instances": instances, "more": [1]},
+            ):
+                body = json.dumps(given, separators=separators)
+                whole = asked.post(f"{AT}:predict", content=body)
+                with monkeypatch.context() as patch:
+                    patch.setattr(requests, "_VALUES_AT_ONCE", 10)
+                    assert len(list(requests._parts(body.encode(), 3 * SIZE**2))) > 20
+                    parts = asked.post(f"{AT}:predict", content=body)
+                assert whole.status_code == parts.status_code == 200, parts.json()
+                rows = [[row["probabilities"] for row in one.json()["predictions"]] for one in (whole, parts)]
+                np.testing.assert_allclose(*rows, atol=1e-6)  # whatever batches they were computed in
+    monkeypatch.setattr(requests, "_VALUES_AT_ONCE", 10)
+    for bad in (
+        [*pixels[:9], [[[1, 2, 3]]], *pixels],
+        [*pixels, "text"],
+        [*pixels, pixels, *pixels],
+        pixels * 13,
+    ):
+        assert asked.post(f"{AT}:predict", content=json.dumps({"instances": bad})).status_code == 400
+    text = json.dumps({"instances": pixels})
+    for bad_text in (
+        text.replace("]]], [[[", "]]] [[[", 1),
+        text.replace("]]], [[[", "]]],, [[[", 1),
+        text[:-3],
+        text + "]",
+    ):
+        assert asked.post(f"{AT}:predict", content=bad_text).status_code == 400
+
+
+def test_a_body_may_be_slow_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not buy more time, as much as a slow line carries does."""
+    monkeypatch.setattr(app, "BODY_S", 0.3)
+    for size, status in ((1, 408), (limits.SERVED_SMALL, 400)):
+        sent: list[Any] = []
+
+        async def drip(size: int = size) -> Any:
+            await asyncio.sleep(0.05)
+            drip.count += 1  # type: ignore[attr-defined]
+            return {"type": "http.request", "body": b"x" * size, "more_body": size == 1 or drip.count < 15}
+
+        async def keep(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        drip.count = 0  # type: ignore[attr-defined]
+        with client() as asked:
+            scope = {"type": "http", "method": "POST", "path": f"{AT}:predict", "query_string": b""}
+            scope["headers"] = [(b"host", b"localhost")]
+            asyncio.run(asyncio.wait_for(asked.app(scope, drip, keep), 60))
+        assert sent[0]["status"] == status
+
+
+def test_large_bodies_wait_for_room_and_small_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SERVED_IN_FLIGHT", 3 << 20)
+    large = {"content": b" " * (5 << 20)}
+    with client() as asked:
+        for _ in range(2):
+            full = asked.post(f"{AT}:predict", **large)
+            assert (
+                full.status_code == 503
+                and full.headers["Retry-After"] == "1"
+                and full.json().keys() == {"error"}
+            )
+            assert asked.post(f"{AT}:predict", content=b" " * (3 << 20)).status_code == 400
+            assert asked.post(f"{AT}:predict", json={"instances": [b64(encoded(3))]}).status_code == 200
+
+
+FAULTY = {"starlette": "0.49.0", "python-multipart": "0.0.21", "h11": "0.15.0"}
+
+
+def test_no_version_with_a_known_fault_may_be_installed() -> None:
+    """The last ones with CVE-2025-62727 (and -54121, 2024-47874), CVE-2026-24486 (and 2024-53981), CVE-2025-43859."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    wanted = {
+        each.name: each.specifier for each in map(Requirement, project["optional-dependencies"]["serve"])
+    }
+    for name, version in FAULTY.items():
+        assert not wanted[name].contains(version) and wanted[name].contains(metadata.version(name))
+
+
 def test_a_form_without_files_says_how_to_send_one(asked: TestClient) -> None:
     for options in ({"content": b"garbage"}, {"data": {"file": "text"}}):
         reply = asked.post("/predict", **options)
@@ -190,6 +283,8 @@ def test_names_and_pages_of_others_are_refused(asked: TestClient) -> None:
     image = {"files": [("file", ("a.png", encoded(3)))]}
     assert asked.post("/predict", headers={"Sec-Fetch-Site": "cross-site"}, **image).status_code == 403
     assert asked.post("/predict", headers={"Sec-Fetch-Site": "same-origin"}, **image).status_code == 200
+    assert asked.post("/predict", headers={"Origin": "http://evil.example"}, **image).status_code == 403
+    assert asked.post("/predict", headers={"Origin": "http://127.0.0.1:8501"}, **image).status_code == 200
     with client(hosts=("::1", "[::1]", "localhost")) as six:
         assert six.get("/healthz", headers={"Host": "[::1]:8501"}).status_code == 200
         assert six.get("/healthz", headers={"Host": "[::2]:8501"}).status_code == 400

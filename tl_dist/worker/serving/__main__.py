@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_dist.files import limits
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode, Refusal, printable, shortened, telling_line
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.console import Console
 
@@ -60,6 +62,7 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
     import uvicorn
 
     from tl_dist.worker.serving.app import application
+    from tl_dist.worker.serving.connections import Connection
     from tl_dist.worker.serving.metrics import Metrics
     from tl_dist.worker.serving.requests import Answers
 
@@ -76,22 +79,44 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
                 f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold"
             )
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
+            sys.stdout.flush()
+            os._exit(ExitCode.DONE)  # a thread may be in the middle of an image, and nothing would end it
+
+    logging.basicConfig(handlers=[_Lines()], force=True)
     config = uvicorn.Config(
         application(Answers(model, metrics, cores=cores), hosts=names),
+        http=Connection,
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=limits.SERVED_CONNECTIONS,
+        backlog=512,
         timeout_graceful_shutdown=5,
     )
     server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Also while it starts; and at the end uvicorn raises the signal that has stopped it once more.
         signal.signal(number, server.handle_exit)
+    gc.freeze()  # what is there stays: to look at all of it takes half a second, in which nobody is answered
     server.run([listening])
-    console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
-    return ExitCode.DONE
+    return ExitCode.INTERNAL  # it ends above
+
+
+class _Lines(logging.Handler):
+    """One line for each event, whatever a request has brought about."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            frame = traceback.extract_tb(error.__traceback__)[-1:]
+            place = "".join(f" ({Path(each.filename).name}:{each.lineno})" for each in frame)
+            text = f"{text}: {type(error).__name__}: {telling_line(str(error))}{place}"
+        Console(stderr=True).say(f"{record.levelname.lower()}: {shortened(printable(text), 1000)}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tl_dist.files import limits
@@ -26,8 +27,9 @@ from tl_dist.worker.serving.requests import Answers, Bad
 from tl_dist.worker.serving.served import Served
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-BODY_S = 60.0
-"""how long a server waits for the next part of a request"""
+BODY_S = 15.0
+"""how long a server waits for a body beyond what it takes at BODY_BYTES_PER_S"""
+BODY_BYTES_PER_S = 32 << 10
 
 
 def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
@@ -36,7 +38,7 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard, metrics=answers.metrics)
-    for kind, code in ((Bad, 400), (Full, 503), (Exception, 500)):
+    for kind, code in ((Bad, 400), (ClientDisconnect, 400), (Full, 503), (Exception, 500)):
         app.add_exception_handler(kind, _refusing(code))
     app.add_exception_handler(AnyHTTPException, _http_error)
 
@@ -69,9 +71,7 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
 
     @app.post("/predict")
     async def predict_files(request: Request) -> Any:
-        async with request.form(max_files=limits.SERVED_IMAGES, max_fields=16) as form:
-            sent = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            files = [(one.filename or "", await one.read()) for one in sent]
+        files = await _files(request)
         return JSONResponse(await run_in_threadpool(answers.to_files, files))
 
     @app.get("/healthz")
@@ -89,27 +89,54 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
     return app
 
 
+async def _files(request: Request) -> list[tuple[str, bytes]]:
+    """(name, bytes) of each file in a form; none in one of the kind that has no files, whose fields nothing bounds."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return []
+    # Names are UTF-8, as browsers and curl send them: the codecs that a client may name make what cannot be sent back.
+    headers = [
+        (name, re.sub(rb"(?i)charset", b"-", value) if name == b"content-type" else value)
+        for name, value in request.scope["headers"]
+    ]
+    sent = Request({**request.scope, "headers": headers}, request.receive)
+    async with sent.form(max_files=limits.SERVED_IMAGES, max_fields=16) as form:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [(one.filename or "", await one.read()) for one in files]
+
+
 class Guard:
     """Around every request: how much of it is taken, from where, what is counted, and the headers of its answer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
+        self._requests = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, taken, code = time.monotonic(), 0, 500
+        began, taken, held, code, is_whole = time.monotonic(), 0, 0, 500, False
 
         async def taking() -> Message:
-            nonlocal taken
+            nonlocal taken, held, is_whole
+            wait_s = began + BODY_S + taken / BODY_BYTES_PER_S - time.monotonic()
             try:
-                async with asyncio.timeout(BODY_S):
+                async with asyncio.timeout(None if is_whole else wait_s):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the rest of the request did not come") from None
+            if is_whole or message["type"] != "http.request":
+                return message
             taken += len(message.get("body", b""))
             if taken > limits.SERVED_BODY:
                 raise HTTPException(413, _TOO_LARGE)
+            more = max(0, taken - limits.SERVED_SMALL) - held
+            if self._held + more > limits.SERVED_IN_FLIGHT:
+                raise Full
+            held, self._held = held + more, self._held + more
+            if not message.get("more_body", False) and scope["method"] == "POST":
+                if self._requests >= limits.SERVED_REQUESTS:
+                    raise Full
+                is_whole, self._requests = True, self._requests + 1
             return message
 
         async def sending(message: Message) -> None:
@@ -123,6 +150,7 @@ class Guard:
             refused = _refused(scope)
             await (self._app if refused is None else refused)(scope, taking, sending)
         finally:
+            self._held, self._requests = self._held - held, self._requests - is_whole
             if scope["method"] == "POST":
                 self._metrics.request(code, time.monotonic() - began)
         return None
@@ -134,14 +162,24 @@ def _refused(scope: Scope) -> JSONResponse | None:
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limits.SERVED_BODY:
         return JSONResponse({"error": _TOO_LARGE}, 413)
-    if scope["method"] != "GET" and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+    if scope["method"] != "GET" and not _of_own_page(headers):
         return JSONResponse({"error": "a page of another site may not use this server"}, 403)
     return None
 
 
+def _of_own_page(headers: Headers) -> bool:
+    """Whether a request comes from no page or from ours, as far as its browser says."""
+    host = headers.get("host", "").lower()
+    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    return (
+        sites <= {"same-origin", "none"} and {origin.lower() for origin in headers.getlist("origin")} <= own
+    )
+
+
 def _refusing(code: int) -> Any:
     said = {
-        503: "too many images are waiting; try again in a moment",
+        503: "too much is waiting here; try again in a moment",
         500: "internal error; see the terminal",
     }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
-from threading import Semaphore
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ from tl_dist.worker.serving.batches import Batches
 from tl_dist.worker.serving.metrics import Metrics
 from tl_dist.worker.serving.served import Served
 
-AT_ONCE = 8  # bodies or images that are being read
+AT_ONCE = 8  # images that are being read
 SIGNATURES = ("", "serving_default", "encoded")
+_VALUES_AT_ONCE = 200_000  # 20 ms
+_BEGIN = re.compile(rb'\s*\{\s*("signature_name"\s*:\s*"\w*"\s*,\s*)?"instances"\s*:\s*\[')
+_IMAGE_END = re.compile(rb"\]\s*\]\s*\]")
+_COMMA = re.compile(rb"\s*(?:,(?!\s*\])|(?=\]))")
 
 
 class Bad(Exception):
@@ -31,19 +36,24 @@ class Answers:
     def __init__(self, served: Served, metrics: Metrics, *, cores: int) -> None:
         self.served, self.metrics = served, metrics
         self._batches = Batches(served.predict, metrics.batch)
-        # A decoded image takes up to 1 GiB while it is resized, and a parsed body many times its bytes.
-        self._room = Semaphore(min(cores, AT_ONCE))
+        # In the order in which they come, whoever sends how many: an image takes up to 1 GiB while it is resized,
+        # a parsed body many times its bytes.
+        self._images = ThreadPoolExecutor(min(cores, AT_ONCE))
+        self._bodies = ThreadPoolExecutor(1)
 
     def to_json(self, body: bytes) -> dict[str, Any]:
         """TensorFlow Serving's row format. One bad instance is the whole request's, as there: Bad names it."""
-        images = []
-        with self._room:
-            for number, instance in enumerate(_instances(body)):
+        images: list[NDArray[np.uint8]] = []
+        for part in _parts(body, 3 * self.served.image_size**2):
+            instances = self._bodies.submit(_instances, part, is_all=len(part) == len(body)).result()
+            if len(images) + len(instances) > limits.SERVED_IMAGES:
+                raise Bad(f"{len(images) + len(instances):,} instances: more than {limits.SERVED_IMAGES}")
+            for instance in instances:
                 try:
-                    images.append(self._image(instance))
+                    images.append(self._images.submit(self._image, instance).result())
                 except ValueError as error:
                     self.metrics.image_errors(1)
-                    raise Bad(f"instance {number}: {_line(error)}") from None
+                    raise Bad(f"instance {len(images)}: {_line(error)}") from None
         return {"predictions": [self._prediction(row) for row in self._probabilities(images)]}
 
     def to_files(self, files: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
@@ -54,8 +64,7 @@ class Answers:
         images, rows = [], []
         for entry, (_, encoded) in zip(found, files, strict=True):
             try:
-                with self._room:
-                    images.append(self.served.decode(encoded))
+                images.append(self._images.submit(self.served.decode, encoded).result())
                 rows.append(entry)
             except ValueError as error:
                 self.metrics.image_errors(1)
@@ -88,16 +97,43 @@ class Answers:
             raise ValueError("has numbers outside of 0 to 255") from None
 
 
-def _instances(body: bytes) -> list[Any]:
+def _parts(body: bytes, values: int) -> Iterator[bytes]:
+    """The body; a long one in bodies of one image of so many values each, as the parser lets no other thread run.
+
+    Raise Bad for one of more values, lists or texts than images have: each takes up to fifty times its bytes.
+    """
+    most, commas = limits.SERVED_IMAGES, body.count(b",")
+    bounds = {b",": most * (values + 1), b"[": commas // 2 + 1000, b"{": 2 * most, b'"': 8 * most}
+    for mark, bound in bounds.items():
+        if (number := body.count(mark)) > bound:
+            raise Bad(f"the body is not JSON of up to {most} images: it has {number:,} of {mark.decode()}")
+    begin = _BEGIN.match(body)
+    if commas <= _VALUES_AT_ONCE or begin is None:
+        if commas > max(_VALUES_AT_ONCE, 2 * values):
+            raise Bad('a body of so many values has to begin with {"instances": [[[[')
+        yield body
+        return
+    at = begin.end()
+    for found in _IMAGE_END.finditer(body, at):
+        if body.count(b",", at, found.end()) > values + 4 * most:
+            break
+        yield begin[0] + body[at : found.end()] + b"]}"
+        if (comma := _COMMA.match(body, found.end())) is None:
+            raise Bad(f"the body is not JSON: no comma at byte {found.end()}")
+        at = comma.end()
+    if body.count(b",", at) > values + 4 * most:
+        raise Bad(f"an instance has more than {values:,} values")
+    yield begin[0] + body[at:]
+
+
+def _instances(body: bytes, *, is_all: bool) -> list[Any]:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Bad(f"the body is not JSON: {_line(error)}") from None
     instances = given.get("instances") if isinstance(given, dict) else None
-    if not isinstance(instances, list) or not instances:
+    if not isinstance(instances, list) or (is_all and not instances):
         raise Bad('the body has to be {"instances": [{"b64": TEXT}, ...]}')
-    if len(instances) > limits.SERVED_IMAGES:
-        raise Bad(f"{len(instances):,} instances: more than {limits.SERVED_IMAGES}")
     if given.get("signature_name", "") not in SIGNATURES:
         raise Bad("'signature_name' has to be serving_default or encoded")
     return instances

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
-from tl_dist.datasets.decoding import decode_rgb
-from tl_dist.datasets.headers import fault, header_of
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.decoding import by_pillow, decode_rgb
+from tl_dist.datasets.headers import checked
+from tl_dist.datasets.preprocess import rgb
 from tl_dist.features.views import apply_views, views_of
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
@@ -118,29 +117,30 @@ def _checked(served: Served) -> Served:
 def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
     """How `tl-dist predict` reads a file, for bytes that came by a request."""
 
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
+    def fitted(pixels: tf.Tensor) -> tf.Tensor:
+        return resize(pixels, size, crop)
+
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read(encoded: tf.Tensor) -> tf.Tensor:
-        return resize(decode_rgb(encoded, decoding), size, crop)
+        return fitted(decode_rgb(encoded, decoding))
 
     def decode(encoded: bytes) -> NDArray[np.uint8]:
-        _refuse_by_header(encoded)
-        try:
-            with tf.device("CPU:0"):
+        kind, width, height, _ = checked(encoded)
+        if width * height > limits.SERVED_PIXELS:
+            raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
+        with tf.device("CPU:0"):
+            if by_pillow(
+                kind, decoding
+            ):  # not within the graph, which shows a traceback for each that is damaged
+                try:
+                    pixels = rgb(encoded, decoding)
+                except Exception as error:
+                    raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
+                return np.asarray(fitted(tf.constant(pixels)))
+            try:
                 return np.asarray(read(tf.constant(encoded)))
-        except READ_ERRORS as error:
-            raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+            except READ_ERRORS as error:
+                raise ValueError(f"cannot be decoded: {first_line(error)}") from error
 
     return decode
-
-
-def _refuse_by_header(encoded: bytes) -> None:
-    """Raise ValueError for what its header says cannot be decoded, or would take too much."""
-    # A file in memory: the same check as of a file on a disk.
-    with open(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as file:
-        file.write(encoded)
-        found = fault(Location(Path(f"/proc/self/fd/{file.fileno()}")))
-    if found is not None:
-        raise ValueError(found.reason)
-    kind, width, height, _ = header_of(encoded)
-    if width * height > limits.SERVED_PIXELS:
-        raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
