@@ -98,7 +98,7 @@ async def _files(request: Request) -> list[tuple[str, bytes]]:
         (name, re.sub(rb"(?i)charset", b"-", value) if name == b"content-type" else value)
         for name, value in request.scope["headers"]
     ]
-    sent = Request(request.scope | {"headers": headers}, request.receive)
+    sent = Request({**request.scope, "headers": headers}, request.receive)
     async with sent.form(max_files=limits.SERVED_IMAGES, max_fields=16) as form:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         return [(one.filename or "", await one.read()) for one in files]
