@@ -95,6 +95,26 @@ def test_no_file_is_replaced_and_another_data_set_does_not_take_the_config(tmp_p
     assert (tmp_path / "mine.split.json").read_text() == "years of work"
 
 
+def test_what_a_killed_call_left_is_taken_over_and_of_several_at_once_one_writes(tmp_path: Path) -> None:
+    folder = digits(tmp_path / "cells", 100)
+    written = init(folder, tmp_path / "i.yaml", lambda text: None, LAPTOP)
+    before = written.read_bytes(), (tmp_path / "i.split.json").read_bytes()
+    written.unlink()  # killed between the manifest and the config
+    init(folder, written, lambda text: None, LAPTOP)
+    assert (written.read_bytes(), (tmp_path / "i.split.json").read_bytes()) == before
+    written.unlink()
+    next((folder / os.listdir(folder)[0]).iterdir()).unlink()
+    with pytest.raises(
+        Refusal, match=r"i.split.json is there already, and divides .* Fix: move it away, or name"
+    ):
+        init(folder, written, lambda text: None, LAPTOP)
+    argv = [TL_DIST, "init", str(folder), "--out", "two.yaml"]
+    both = [subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted((process.communicate(timeout=240)[1], process.returncode) for process in both)
+    assert said[0] == ("", 0) and said[1][1] == ExitCode.CANNOT_CREATE
+    assert said[1][0].startswith("error: two.yaml is there already. Fix: train it: tl-dist train two.yaml")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands(shell: str) -> None:
     said = {

@@ -1,4 +1,4 @@
-"""One bad or private entry takes no listing down: it is shown with the reason, or without what is bad in it."""
+"""One bad or private entry takes no listing down, of runs or of images; and links make no folder count twice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.cli.main import main
@@ -150,6 +151,77 @@ def _(arena: Arena) -> Sequence[str]:
         os.utime(path, (1e9, 1e9))
     (arena.folder / "linked").symlink_to(arena.folder / "runs")
     return "features", "prune", "linked", "--unreferenced"
+
+
+def diamond(arena: Arena) -> None:
+    """A set of two classes, in one of them a link to thirty-one folders, each with two links to the next."""
+    for k in range(31):
+        (arena.folder / f"diamond/n{k}").mkdir(parents=True)
+        for name in ("l", "r") if k < 30 else ():
+            (arena.folder / f"diamond/n{k}/{name}").symlink_to(f"../n{k + 1}")
+    images(arena, "diamond/n30", 1)
+    for name in ("cat", "dog"):
+        images(arena, f"set/{name}", 12)
+    (arena.folder / "set" / "cat" / "more").symlink_to("../../diamond/n0")
+
+
+def images(arena: Arena, folder: str, number: int) -> None:
+    for k in range(number):
+        path = arena.file(f"{folder}/{k}.png")
+        Image.new("RGB", (8, 8), (k % 256, len(folder), 0)).save(path)
+
+
+@CASES.add("2**30 paths to one image", code=0, says="train: 25 examples")
+def _(arena: Arena) -> Sequence[str]:
+    diamond(arena)
+    return "data", "inspect", "set"
+
+
+@CASES.add("2**30 paths to one image, for init", code=0, says="wrote set.yaml and set.split.json")
+def _(arena: Arena) -> Sequence[str]:
+    diamond(arena)
+    return "init", "set"
+
+
+@CASES.add("2**30 paths to one image, verified", code=0, says="25 examples of image_folder: 0 bad")
+def _(arena: Arena) -> Sequence[str]:
+    diamond(arena)
+    return "data", "verify", "set", "--workers", "1"
+
+
+@CASES.add(
+    "a class that is a link to another",
+    code=65,
+    says="cat and tabby in .*set are one folder, of two classes",
+)
+def _(arena: Arena) -> Sequence[str]:
+    for name in ("cat", "dog"):
+        images(arena, f"set/{name}", 3)
+    (arena.folder / "set" / "tabby").symlink_to("cat")
+    return "data", "inspect", "set"
+
+
+@CASES.add(
+    "a class of two thousand links to one folder of five thousand names", code=0, says="train: 6 examples"
+)
+def _(arena: Arena) -> Sequence[str]:
+    for name in ("cat", "dog"):
+        images(arena, f"set/{name}", 3)
+    for k in range(5000):
+        arena.file(f"large/{k}.txt")
+    for k in range(2000):
+        (arena.folder / "set" / "cat" / f"l{k}").symlink_to("../../large")
+    return "data", "inspect", "set"
+
+
+@CASES.add(
+    "a prepared set behind four hundred links to where it is sought", code=65, says="no dataset_info.json"
+)
+def _(arena: Arena) -> Sequence[str]:
+    arena.file("set/.config/metadata.json", "{}")
+    for k in range(400):
+        (arena.folder / "set" / f"l{k}").symlink_to(".")
+    return "data", "inspect", "set"
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -58,6 +61,72 @@ def test_poisoned_directory(case: Case, poisoned: Arena) -> None:
 @CASES.add("the command itself", code=0, says="num_examples: 24")
 def _(arena: Arena) -> Sequence[str]:
     return "config", "show", "a.yaml"
+
+
+PATHS = {"PYTHONPATH": "/somewhere", "LD_LIBRARY_PATH": "/somewhere", "PATH": os.environ["PATH"]}
+
+
+@pytest.mark.parametrize("variable", PATHS)
+@pytest.mark.parametrize("value", ["{}:", ":{}", "/nowhere::{}", ".:{}", "below:{}", "{}"])
+def test_an_empty_or_relative_entry_of_a_path_does_not_reach_what_is_started(
+    variable: str, value: str, poisoned: Arena
+) -> None:
+    """`export PYTHONPATH=$PYTHONPATH:/x` makes one. Python obeys it for the command itself, alone."""
+    for name in ("nvidia-smi", "mpirun", "sbatch"):
+        script = poisoned.file(name, f'#!/bin/sh\ntouch "$RAN/{name}"\n')
+        script.chmod(0o755)
+    code = (
+        "import os, subprocess, sys\n"
+        "from tl_dist.cli import main\n"
+        f"os.environ[{variable!r}] = {value.format(PATHS[variable])!r}\n"
+        "main._import_nothing_from_here()\n"
+        f"print(os.environ[{variable!r}])\n"
+        "subprocess.run([sys.executable, '-c', 'import random, yaml'], check=True)\n"
+        "from tl_dist.cli.environment import collect; collect()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=poisoned.folder, env=poisoned.environment, text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    entries = done.stdout.splitlines()[0].split(":")
+    assert all(map(os.path.isabs, entries)) and PATHS[variable].split(":")[0] in entries
+    assert os.listdir(poisoned.ran) == []
+
+
+def test_a_module_that_a_relative_entry_leads_to_is_not_found(poisoned: Arena) -> None:
+    poisoned.file("below/tl_shadow.py", MARK)
+    done = poisoned.run(
+        ["train", "a.yaml", "data.name=tl_shadow:X"], seconds=60, environment={"PYTHONPATH": "below"}
+    )
+    assert done.returncode == 64 and b"there is no module tl_shadow" in done.stderr, done
+    assert os.listdir(poisoned.ran) == []
+
+
+DRAW = """
+import numpy as np
+from tl_dist.report import charts
+from tl_dist.scores.pictures import confusion_picture, grid_picture
+confusion_picture(np.eye(2, dtype=int), ["cat", "dog"])
+grid_picture(np.zeros((1, 8, 8, 3), np.uint8), ["cat"])
+charts.lines({"a": ([0, 1], [0, 1])}, x="x", y="y", what="a")
+"""
+
+
+def test_a_matplotlibrc_of_the_working_directory_makes_no_text_a_program(arena: Arena) -> None:
+    """LaTeX would be given the preamble that stands there."""
+    latex = arena.home / "bin" / "latex"
+    latex.parent.mkdir()
+    latex.write_text('#!/bin/sh\ntouch "$RAN/latex"\n')
+    latex.chmod(0o755)
+    arena.file("matplotlibrc", "text.usetex: True\ntext.latex.preamble: \\\\input{/etc/passwd}\n")
+    environment = arena.environment | {"PATH": f"{latex.parent}:{os.environ['PATH']}"}
+    argv = [sys.executable, "-P", "-c", DRAW]
+    done = subprocess.run(
+        argv, cwd=arena.folder, env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert os.listdir(arena.ran) == []
+    assert done.returncode == 0, done.stderr
 
 
 @CASES.add("a pool that is forked from a server", code=0, says="4 examples")

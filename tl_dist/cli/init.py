@@ -66,18 +66,14 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
     """Write a config for the data set at `path`, and the manifest of its splits beside it; where the config is.
 
     On GPUs the whole network is fine-tuned by `recipe: auto`; without one a classifier is computed from frozen
-    features, which takes minutes where fine-tuning takes hours. Refuses (73) to replace a file.
+    features, which takes minutes where fine-tuning takes hours. Refuses (73) to replace a file, but for a manifest of
+    the same division, which a killed call has left.
     """
     data = recognise(path)
     target = out if out is not None else Path(f"{_name_of(path)}.yaml")
     manifest = target.with_suffix(".split.json")
-    for file in (target, manifest):
-        if os.path.lexists(file):
-            raise Refusal(
-                f"{file} is there already.",
-                fix=f"train it: tl-dist train {target}; or name another file with --out.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+    if os.path.lexists(target):
+        raise _is_there(target)
     splits = open_splits(data)[0]
     machine = machine or Machine.this()
     divided = "test" not in splits
@@ -86,15 +82,27 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
         try:
             split(path, manifest, test=TEST_FRACTION, validation=validation, folds=None, seed=0)
         except Refusal as refusal:
+            if refusal.code == ExitCode.CANNOT_CREATE and os.path.lexists(manifest):
+                what = f"{manifest} is there already, and divides {path} in no such way as this would."
+                fix = "move it away, or name another file with --out."
+                raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from None
             if refusal.code != ExitCode.DATA:
                 raise
             why = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {refusal.what}"
             fix = "add images to the smallest class, or write a config by hand."
             raise Refusal(why, fix=fix, code=ExitCode.DATA) from None
     text = _text(data, splits, target, manifest if divided else None, machine)
-    write_atomically(target, text.encode(), exclusive=True)
+    try:
+        write_atomically(target, text.encode(), exclusive=True)
+    except FileExistsError:
+        raise _is_there(target) from None
     say(f"wrote {target}" + (f" and {manifest.name}" if divided else "") + f": {_chosen(machine)}")
     return target
+
+
+def _is_there(file: Path) -> Refusal:
+    fix = f"train it: tl-dist train {file}; or name another file with --out."
+    return Refusal(f"{file} is there already.", fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def config_for(path: Path, say: Say) -> Path:
@@ -104,7 +112,11 @@ def config_for(path: Path, say: Say) -> Path:
     """
     target = Path(f"{_name_of(path)}.yaml")
     if not target.exists():
-        return init(path, None, say)
+        try:
+            return init(path, None, say)
+        except Refusal:
+            if not target.exists():  # else another process has just written it
+                raise
     if config_file.load(target).data.path != recognise(path).path:
         raise Refusal(
             f"{target} is there already, and is not for {path}.",

@@ -22,6 +22,7 @@ from tl_dist.cli.data import data_app
 from tl_dist.cli.features import features_app
 from tl_dist.cli.ranking import ranking_app
 from tl_dist.cli.trained import trained_app
+from tl_dist.files.search_paths import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
 
 if TYPE_CHECKING:
@@ -284,14 +285,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import_nothing_from_here() -> None:
-    """For every Python that this process starts: the working directory may hold a random.py, or worse.
+    """For every program that this process starts: the working directory may hold a random.py, a libz.so, or an ssh.
 
     A checkout that `python -m` found there is named to them instead.
     """
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    here = {os.path.abspath(entry) for entry in named if not os.path.isabs(entry)}
     package = str(Path(__file__).parents[2])
     if sys.path[0] == package:
-        paths = [package, os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        os.environ["PYTHONPATH"] = os.pathsep.join([package, *named])
+    if "PYTHONPATH" in os.environ:
+        sys.path[:] = [entry for entry in sys.path if entry == package or entry not in here]
+    os.environ.update(elsewhere(os.environ))
     os.environ["PYTHONSAFEPATH"] = "1"
 
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason, replacing
 from tl_dist.files.foreign import refuse_other
+from tl_dist.files.packages import require
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -166,9 +166,8 @@ def _format_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextMana
     if found is None:
         what = f"--out {path} says no format by its suffix."
         raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
-    if found is _parquet and find_spec("pyarrow") is None:
-        what = "a .parquet file needs the package pyarrow, which is not installed."
-        raise Refusal(what, fix="pip install 'tl_dist[parquet]', or use .csv.", code=ExitCode.USAGE)
+    if found is _parquet:
+        require(("pyarrow",), extra="parquet", what="a .parquet file")
     return found
 
 

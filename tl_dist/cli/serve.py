@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from tl_dist.files.atomic import reason
+from tl_dist.files.packages import require
 from tl_dist.launcher.command import SAFE_PATH, is_secret
-from tl_dist.models.export import require
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir

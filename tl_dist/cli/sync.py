@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,7 +29,15 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
+    "WANDB_DISABLE_GIT": "true",  # it would ask git about the directory
+    "WANDB_HTTP_TIMEOUT": "20",
+    **{
+        f"WANDB__{what}_RETRY_{limit}": value
+        for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+        for limit, value in (("MAX", "3"), ("WAIT_MAX_SECONDS", "5"))
+    },
 }
+_PATHS = re.compile(r"NETRC|(?:SSL_CERT|(?:REQUESTS|CURL)_CA|WANDB)\w*_(?:DIR|FILE|BUNDLE)")
 
 
 def sync(path: Path) -> list[str]:
@@ -41,8 +50,8 @@ def sync(path: Path) -> list[str]:
             fix="train it again with report.track=[mlflow]: it resumes where it is.",
             code=ExitCode.USAGE,
         )
-    _be_quiet()
-    return _sent(run, trackers)
+    _set_libraries()
+    return tracking.sync(run, trackers)
 
 
 def after_report(path: Path, page: Path) -> list[str]:
@@ -52,8 +61,8 @@ def after_report(path: Path, page: Path) -> list[str]:
     if not trackers or page.resolve() != (run.path / "report.html").resolve():
         return []
     try:
-        _be_quiet()
-        return _sent(run, trackers)
+        _set_libraries()
+        return tracking.sync(run, trackers)
     except Refusal as refusal:
         return [str(refusal)]
 
@@ -105,7 +114,7 @@ def beside(path: Path) -> int:
     run, ended = RunDir.open(path), threading.Event()
     threading.Thread(target=_watch, args=(ended, run), daemon=True).start()
     os.nice(10)
-    _be_quiet()
+    _set_libraries()
     trackers, said = _trackers(run), ""
     while not ended.is_set():
         said = _told(run, trackers, said, live=True)
@@ -127,21 +136,13 @@ def _watch(ended: threading.Event, run: RunDir) -> None:
 def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
     """Send what is new, and write down how that went where it is not as `before`."""
     try:
-        text = "; ".join(_sent(run, trackers, live=live))
+        text = "; ".join(tracking.sync(run, trackers, live=live))
     except Refusal as refusal:
         text = str(refusal)
     if text != before:
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     return text
-
-
-def _sent(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
-    before = os.umask(0o077)  # what the libraries leave in a run is private, too
-    try:
-        return tracking.sync(run, trackers, live=live)
-    finally:
-        os.umask(before)
 
 
 def _write_page(run: RunDir) -> bool:
@@ -160,6 +161,11 @@ def _trackers(run: RunDir) -> tuple[str, ...]:
     return config_file.load(run.config_file, imports=False).report.track
 
 
-def _be_quiet() -> None:
+def _set_libraries() -> None:
+    """Set what the libraries take from the environment, before they are imported and look elsewhere."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ.pop("WANDB_DIR", None)  # where it looks for settings; copies lie in RUN/track
+    for name, value in os.environ.items():
+        if _PATHS.fullmatch(name) and value:
+            os.environ[name] = os.path.abspath(os.path.expanduser(value))

@@ -18,7 +18,9 @@ from importlib import import_module
 from importlib.machinery import all_suffixes
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
+
+from pydantic import TypeAdapter
 
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -75,20 +77,28 @@ def imported(reference: str, who: str) -> Any:
         module = import_module(name)
     except (Exception, SystemExit) as error:
         raise _not_imported(name, error, who) from error
-    if not hasattr(module, attribute):
-        raise _refused(
-            f"{who}: the module {name} has no {attribute}", f"correct what stands behind '{name}:'."
-        )
-    return getattr(module, attribute)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        what = f"{who}: the module {name} has no {attribute}"
+        raise _refused(what, f"correct what stands behind '{name}:'.") from None
+    except (Exception, SystemExit) as error:  # its own __getattr__
+        raise _not_imported(f"{name}:{attribute}", error, who) from error
 
 
 def record(offer: Offer, wanted: type, who: str) -> Any:
     """The record that is offered; refuses anything else."""
     with _as_workers_look():
         found = imported(offer.reference, who)
-    if not isinstance(found, wanted):
+    if not issubclass(type(found), wanted):
         what = f"{who}: {offer.reference} is of type {type(found).__name__}, not {wanted.__name__}"
         raise _refused(what, f"name a {wanted.__module__}.{wanted.__name__}.")
+    for name, hint in get_type_hints(wanted).items():
+        try:
+            TypeAdapter(hint).validate_python(getattr(found, name))
+        except (Exception, SystemExit):  # also of its own properties
+            what = f"{who}: '{name}' of {offer.reference} is not what {wanted.__name__} takes"
+            raise _refused(what, f"correct it as {wanted.__module__}.{wanted.__name__} says.") from None
     return found
 
 

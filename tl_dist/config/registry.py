@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pydantic import BaseModel
+
 from tl_dist.config import extensions
 from tl_dist.config.extensions import Offer
 from tl_dist.refusal import ExitCode, Refusal
@@ -51,7 +53,7 @@ class Dataset(NamedTuple):
     """random images, to measure speed on: sensible with any weights"""
     keys: tuple[str, ...] = ()
     """of `data`, which few data sets have: labels, soft_labels"""
-    options: Any = None
+    options: type[BaseModel] | None = None
     """the `Section` that `data.options` is checked by: keys that no other data set has"""
 
     def open(self, data: Any) -> Any:

@@ -61,6 +61,10 @@ class FileStore(EncodedStore):
         return read_file(self.root / self.paths[row], max_bytes=limits.ENCODED_IMAGE, links=True)
 
 
+Folders = dict[tuple[int, int], str]
+"""folders by their identity, each with the path that came first"""
+
+
 def file_source(
     root: Path,
     ids: Sequence[str],
@@ -129,6 +133,17 @@ def size_of(path: Path) -> int:
 def unusable(what: str, fix: str) -> Refusal:
     """What is wrong with a data set (65), and what to do about it: two clauses, without their full stops."""
     return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+
+
+def count_folders(place: Path | str, met: Folders, more: Folders, num_images: int = 0) -> None:
+    """Add to the folders that were met; refuses (65) one that is in two classes or splits by a link, and too many."""
+    if twice := [(met[one], more[one]) for one in met.keys() & more.keys()]:
+        what = f"{' and '.join(min(twice))} in {place} are one folder, of two classes or splits"
+        raise unusable(what, "delete the link to it")
+    met |= more
+    if len(met) > limits.FOLDERS or num_images > limits.IMAGES:
+        what = f"{place} holds more than {limits.FOLDERS:,} folders or {limits.IMAGES:,} images"
+        raise unusable(what, "name a smaller part of it")
 
 
 def _unreadable(path: Path, error: OSError) -> Refusal:

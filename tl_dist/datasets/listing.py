@@ -144,6 +144,8 @@ class _Listings:
     def __init__(self, before: Callable[[], _Known]) -> None:
         self._read = before
         self._now: _Known = {}
+        self._first: dict[tuple[int, int], Folder] = {}
+        """by identity: thousands of links may lead to one large folder"""
         self.has_news = False
         """whether what this start has looked at is worth keeping"""
 
@@ -153,7 +155,10 @@ class _Listings:
         return self._read()
 
     def folder(self, path: str) -> Folder:
-        return self._now_or_before(path) or self._new(path, _scanned(path))
+        listed = self._now_or_before(path)
+        if listed is None:
+            listed = self._first.get(_looked_before(path)[0]) or self._new(path, _scanned(path))
+        return self._first.setdefault(listed.identity, listed)
 
     def some_of(self, wanted: Mapping[str, Collection[str]]) -> list[Folder]:
         """For each folder, whose path ends with a slash, these files at least."""
@@ -202,7 +207,7 @@ class _Listings:
 
     def dump(self) -> bytes:
         target = io.BytesIO()
-        found = [(path, *pair) for path, pair in sorted(self._now.items())]
+        found = [(path, *pair) for path, pair in sorted(self._now.items()) if pair[0] != _UNSETTLED]
         np.savez(
             target,
             paths=packed_text(path for path, _, _ in found),

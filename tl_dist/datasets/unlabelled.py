@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
 from pathlib import Path
 from typing import BinaryIO
 
+from tl_dist.datasets import listing
+from tl_dist.datasets.files import Folders, count_folders
 from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.location import Location
+from tl_dist.datasets.patterns import matching
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -24,12 +27,16 @@ _AT_ONCE = 4096
 def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = False) -> list[str]:
     """The files that are meant, each once: files as they are, the images below folders, patterns such as `a/**/*.png`.
 
-    `-` stands for what `stdin`, where it is given, lists: a file on each line or, with `null`, up to each NUL; whether
-    these are there is seen when they are read. Refuses (65) another name for which there is nothing.
+    A folder to which several links lead is listed once, by the path that comes first. `-` stands for what `stdin`,
+    where it is given, lists: a file on each line or, with `null`, up to each NUL; whether these are there is seen when
+    they are read. Refuses (65) another name for which there is nothing.
     """
     found: list[str] = []
-    for name in names:
-        found += _on(stdin, null) if name == STDIN and stdin else _named(name)
+    met: Folders = {}
+    with listing.once():
+        for name in names:
+            found += _on(stdin, null) if name == STDIN and stdin else _named(name, met)
+            count_folders(name, met, {}, len(found))
     if not found:
         raise Refusal(
             f"there is no image in {', '.join(names[:8])}.",
@@ -39,26 +46,26 @@ def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = 
     return list(dict.fromkeys(found))
 
 
-def _named(name: str) -> Iterator[str]:
+def _named(name: str, met: Folders) -> Iterator[str]:
     if os.path.isdir(name):
-        yield from _below(name)
+        yield from _below(name, met)
     elif os.path.lexists(name):
         yield name
-    elif matches := sorted(glob.iglob(name, recursive=True)):
+    elif has_magic(name) and (matches := sorted(matching(name))):
         for match in matches:
             if not os.path.isdir(match):
                 yield match
             elif "**" not in name:  # which names what is in the folder as well
-                yield from _below(match)
+                yield from _below(match, met)
     else:
-        what = "matches" if glob.has_magic(name) else "is at"
+        what = "matches" if has_magic(name) else "is at"
         raise Refusal(f"nothing {what} {name}.", fix="correct the path.", code=ExitCode.DATA)
 
 
-def _below(folder: str) -> list[str]:
+def _below(folder: str, met: Folders) -> list[str]:
     """In the order of their paths; also those in formats that cannot be decoded, each of which then says so."""
     left_out: dict[str, list[str]] = {}
-    images = [image.id for image in images_below(Path(folder), folder.rstrip("/") or "/", left_out)]
+    images = [image.id for image in images_below(Path(folder), folder.rstrip("/") or "/", left_out, met)]
     return sorted(images + [name for suffix in UNREADABLE & left_out.keys() for name in left_out[suffix]])
 
 

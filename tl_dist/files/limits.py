@@ -17,6 +17,8 @@ CONFIG_VALUES = 10_000  # after aliases are expanded: fifty of them, nested, wou
 # Images
 ENCODED_IMAGE = 512 * MIB
 IMAGE_PIXELS = 2 * 89_478_485  # where Pillow refuses a decompression bomb: 512 MiB of RGB
+IMAGE_SIDE = 8_192  # of the square that a network is given
+BATCH_PIXELS = 1 << 33  # of a step over all workers: 96 GiB of float32; 65,536 images of 224 x 224 take 3.3e9
 IMAGE_HEADER = 16 * MIB  # EXIF data, colour profiles and thumbnails in front of the frame's size
 IMAGE_SEGMENTS = 10_000  # of a JPEG in front of its pixels; chunks of a PNG, blocks of a GIF
 JPEG_EXIF = 128 * KIB  # one segment has 64; Pillow copies all that it has for each that comes
@@ -30,6 +32,8 @@ CLASSES = 100_000  # a label beyond it is damage, not a class
 SHARDS = 100_000  # files of one split
 TABLE_LINE = 1 * MIB  # of a CSV file
 FOLDER_DEPTH = 64  # nested directories of images
+FOLDERS = 5_000_000  # of images, in one data set
+IMAGES = 50_000_000  # in folders; ImageNet-21k has 14 million
 RECORD = 256 * MIB  # one example of a TFRecord file
 DATASET_METADATA = 32 * MIB  # a JSON or a text that describes a data set, or names its classes
 PACKED_INDEX = 256 * MIB  # of one shard

@@ -10,14 +10,16 @@ import fcntl
 import importlib.util
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path, PurePosixPath
 
 from tl_dist.files import limits
@@ -34,6 +36,28 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtime
 _CLASH = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _LONGEST_NAME = 1024  # bytes of a path in a wheel
 _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
+
+
+def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
+    """Refuse (64) where one of these, of an extra, is not installed, with the command that installs them.
+
+    By their own names and floors: what an index has under the name of tl_dist is anybody's.
+    """
+    missing = [name for name in imports if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    declared: list[str] = []
+    with suppress(PackageNotFoundError):  # a checkout that is not installed
+        declared = requires("tl_dist") or []
+    of_extra = (
+        need.partition(";")[0].strip() for need in declared if re.search(rf"extra == .{extra}\b", need)
+    )
+    floors = {re.split(r"[^\w.-]", need)[0].replace("-", "_"): need for need in of_extra}
+    floors["mlflow"] = floors.get("mlflow_skinny", "mlflow-skinny")
+    fix = f"pip install {' '.join(shlex.quote(floors.get(name, name)) for name in missing)}."
+    shown = " and ".join(missing)
+    shown = f"{what} needs {shown}, which" if what else shown
+    raise Refusal(f"{shown} is not installed.", fix=fix, code=ExitCode.USAGE)
 
 
 def user_cache() -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tl_dist.config import Config, registry
+from tl_dist.files.search_paths import elsewhere
 from tl_dist.refusal import ExitCode, Refusal
 
 _SECRET_NAME = re.compile(
@@ -152,7 +153,7 @@ def worker_environment(
         **(stall if are_processes(cfg) else {}),
         **(gpu if visible_gpus(inherited) else {}),
     }
-    return defaults | kept | {SUPERVISED: "1", SAFE_PATH: "1"}
+    return defaults | kept | elsewhere(kept) | {SUPERVISED: "1", SAFE_PATH: "1"}
 
 
 def local_commands(

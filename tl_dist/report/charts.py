@@ -31,7 +31,7 @@ _TEXT, _LINE, *_SERIES = _STAND_INS
 _STYLES = ("-", "--", "-.", ":")
 _SIZE = (4.6, 3.4)  # inches: at the width of a phone its text is as large as the page's small print
 _SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.color": _TEXT,
+    "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.usetex": False, "text.color": _TEXT,
     "axes.facecolor": "none", "axes.edgecolor": _LINE, "axes.labelcolor": _TEXT, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": _LINE, "grid.linewidth": 0.6, "grid.alpha": 0.7,

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.files.packages import require
+from tl_dist.refusal import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
 NOT_DEFINED = "\N{EN DASH}"
@@ -31,14 +32,7 @@ class Section:
 
 def require_jinja2() -> None:
     """Refuses (64) where it is not installed; ask before anything is computed."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError:
-        raise Refusal(
-            "a report needs jinja2, which is not installed.",
-            fix="pip install 'tl_dist[report]'.",
-            code=ExitCode.USAGE,
-        ) from None
+    require(("jinja2",), extra="report", what="a report")
 
 
 def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:

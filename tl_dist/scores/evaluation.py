@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-NAMED = 10  # classes in a line
-
 from tl_dist.scores.clusters import OfClasses
+
+NAMED = 10  # classes in a line
 
 
 @dataclass(frozen=True, eq=False)

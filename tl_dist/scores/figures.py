@@ -63,9 +63,7 @@ class Softmax:
         return self._logits
 
 
-def figures(
-    labels: Labels, probabilities: Said | Softmax, groups: clusters.Groups = ()
-) -> dict[str, Any]:
+def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Groups = ()) -> dict[str, Any]:
     """Every figure of one set of examples by name; None where one is not defined.
 
     F1 is over the classes that occur among labels or predictions, balanced accuracy over those among the labels.

@@ -21,14 +21,12 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
     pixels for each pair of classes, or one for several neighbours.
     """
-    from matplotlib.figure import Figure
-
     if len(counts) > MAX_NAMED_CLASSES:
         return _pixels(counts)
     names = _drawable(class_names)
     shares = _shares(counts)
     side = 2.0 + 0.45 * len(counts)
-    figure = Figure(figsize=(side + 0.6, side), dpi=110, layout="constrained")
+    figure = _figure(side + 0.6, side)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(counts))
@@ -61,9 +59,7 @@ def _pixels(counts: np.ndarray) -> bytes:
 
 def reliability_picture(found: Mapping[str, Any]) -> bytes:
     """PNG of a reliability diagram: accuracy by confidence before and after calibration, as `calibration` has it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.4), dpi=110, layout="constrained")
+    figure = _figure(4.6, 4.4)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
     fitted = ", fitted to these images" if found["num_fitted"] else ""
@@ -82,12 +78,10 @@ def reliability_picture(found: Mapping[str, Any]) -> bytes:
 
 def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
     """PNG of up to 16 images with their class below each."""
-    from matplotlib.figure import Figure
-
     images = images[:16]
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.8 * rows), dpi=110, layout="constrained")
+    figure = _figure(1.6 * columns, 1.8 * rows)
     for k, (image, name) in enumerate(zip(images, _drawable(names), strict=False)):
         axes = figure.add_subplot(rows, columns, k + 1)
         axes.imshow(image)
@@ -99,6 +93,15 @@ def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
 def _drawable(names: Sequence[str]) -> list[str]:
     """The names in short; no font has control characters, nor bytes that are not UTF-8."""
     return [shortened(printable(name), _NAME_LENGTH) for name in names]
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty one, in inches; no text of it goes through LaTeX, as a matplotlibrc in the working directory may say."""
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams["text.usetex"] = False
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
 def _png(figure: Any) -> bytes:

@@ -1,14 +1,13 @@
 """A run's copy in MLflow or Weights & Biases: the run directory is the record, and a copy is made from it.
 
 Training knows nothing of it. A copy is made by a process of its own while the run is there, and by `tl-dist sync RUN`
-at any time; what has been sent is noted in RUN/track, so nothing is sent twice. No address with a password and no
-key is written there.
+at any time; what has been sent is noted in RUN/track, so nothing is sent twice. No password, query or key of an
+address is written there or shown.
 """
 
 from __future__ import annotations
 
-import fcntl
-import importlib.util
+import io
 import json
 import os
 import re
@@ -16,13 +15,14 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tl_dist.config import file as config_file
+from tl_dist.files import packages
 from tl_dist.files.atomic import reason, write_atomically
 from tl_dist.files.private import refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal, printable, shortened
@@ -36,7 +36,10 @@ MAX_VALUE = 500
 _MAX_NAME, _MAX_NUMBERS = 200, 500
 _NOT_CURVES = {"step", "total_steps", "epochs", "eta_s"}
 _NOT_IN_NAMES = re.compile(r"[^\w. /-]", re.ASCII)
-_PASSWORD = re.compile(r"://[^/\s@]*@")
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>/?#]*)([^\s'\"<>]*)")
+_HOST = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::\d*)?[.,:;)]*")
+_AT = re.compile(r"/[^\s'\"<>()/]+@[^\s'\"<>()]*")
+_QUERY = re.compile(r"\?[^\s'\"<>()]+")  # libraries also show an address without its host
 _LOCK_WAIT_S = 10.0
 
 Keep = Callable[[], None]
@@ -80,7 +83,7 @@ class Copied:
         """All numbers of the run, in the order in which they were written down; at its end its figures."""
         for record in records(self.run.metrics_file):
             step = record.get("step")
-            if not isinstance(step, int):
+            if not isinstance(step, int) or abs(step) >= 2**63:
                 continue
             plain = {key: value for key, value in record.items() if key not in _NOT_CURVES}
             if record.get("event") == "train":
@@ -96,7 +99,8 @@ class Copied:
             figures = done.get("figures")
             numbers = {**done, **(figures if isinstance(figures, Mapping) else {})}
             numbers.pop("figures", None)
-            yield Row("done", step if isinstance(step, int) else 0, dict(_numbers(numbers, "final/")))
+            at = step if isinstance(step, int) and abs(step) < 2**63 else 0
+            yield Row("done", at, dict(_numbers(numbers, "final/")))
 
 
 class NotTaken(Exception):
@@ -122,12 +126,7 @@ def require(trackers: Iterable[str]) -> None:
     """Refuse (64) a tracker whose library is not installed."""
     for name in trackers:
         module = import_module(f"tl_dist.tracking.to_{name}")
-        if any(importlib.util.find_spec(library) is None for library in module.LIBRARIES):
-            raise Refusal(
-                f"report.track: {name} needs {' and '.join(module.LIBRARIES)}, which is not all installed.",
-                fix=f"pip install 'tl_dist[{name}]'.",
-                code=ExitCode.USAGE,
-            )
+        packages.require(module.LIBRARIES, extra=name, what=f"report.track: {name}")
 
 
 def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
@@ -137,17 +136,22 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
     """
     require(trackers)
     said, failed = [], []
-    with _place(run) as place, warnings.catch_warnings():
+    whole = RunDir(run.path.absolute())  # a library may be given another working directory
+    with _place(whole) as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries tell their own authors
         for name in trackers:
-            copied = Copied(run, _id(place), "running" if live else state_of(run), place)
+            copied = Copied(whole, _id(place), "running" if live else state_of(run), place)
             try:
-                said.append(f"{name}: {_send(copied, name, live)}")
+                with (
+                    redirect_stdout(io.StringIO()),
+                    redirect_stderr(io.StringIO()),
+                ):  # MLflow prints the address
+                    said.append(f"{name}: {_send(copied, name, live)}")
             except Refusal:
                 raise
             except Exception as error:  # of a library, a server or the way there: none of them is ours
                 what = str(error) if isinstance(error, NotTaken) else reason(error)
-                what = _PASSWORD.sub("://", " ".join(what.split())).rstrip(".")
+                what = _AT.sub("/...", without_secrets(" ".join(what.split()))).rstrip(".")
                 failed.append(f"{TRACKERS[name]} has not taken all of {run.name}: {shortened(what, 300)}")
     if failed:
         raise Refusal(
@@ -170,7 +174,7 @@ def _send(copied: Copied, name: str, live: bool) -> str:
     where: str = import_module(f"tl_dist.tracking.to_{name}").send(copied, known, keep, live=live)
     known["seen"] = {} if live else {"bytes": size, "state": copied.state}
     keep()
-    return _PASSWORD.sub("://", where)
+    return without_secrets(where)
 
 
 def unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
@@ -179,14 +183,23 @@ def unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
     return [name for name in trackers if (read_json(_path(run) / f"{name}.json") or {}).get("seen") != seen]
 
 
-def address_for_notes(address: str) -> str:
-    """An address without who asks there, and with what password."""
-    return _PASSWORD.sub("://", address)
+def without_secrets(text: str) -> str:
+    """The text, its addresses without who asks there, with what password, and without what follows a `?` or `#`."""
+    return _QUERY.sub("", _ADDRESS.sub(_bare, text))
+
+
+def _bare(match: re.Match[str]) -> str:
+    scheme, server, rest = match.groups()
+    host = server.rpartition("@")[2]
+    if server and ("@" in rest or not _HOST.fullmatch(host)):  # of a password that has a / or ? in it
+        return f"{scheme}..."
+    return scheme + host + re.split("[?#]", rest, maxsplit=1)[0]
 
 
 def name_of(key: str) -> str:
-    """A name that every tracker takes."""
-    return shortened(_NOT_IN_NAMES.sub("_", key), _MAX_NAME)
+    """A name that every tracker takes: with no part between slashes that is empty, or all dots."""
+    name = shortened(_NOT_IN_NAMES.sub("_", key), _MAX_NAME)
+    return "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in name.split("/"))
 
 
 def _path(run: RunDir) -> Path:
@@ -201,28 +214,33 @@ def _size(run: RunDir) -> int:
 
 @contextmanager
 def _place(run: RunDir) -> Iterator[Path]:
-    """Where notes lie, for one process at a time; refuses (75) when another one is at it."""
+    """Where notes lie, for one process at a time, which makes files for this user alone; refuses (75) a second one."""
     place = _path(run)
     with suppress(FileExistsError):
         place.mkdir(mode=0o700)
     refuse_unsafe(place, instead="remove it")
-    fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    refuse_links(*place.iterdir())
+    if (lock := place / "lock").exists() and not lock.is_file():
+        raise Refusal(f"{lock} is no file.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
+    mask, deadline = os.umask(0o077), time.monotonic() + _LOCK_WAIT_S
     try:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    what = f"another process sends {run.path} just now."
-                    raise Refusal(
-                        what, fix="run the same command again later.", code=ExitCode.REQUEUE
-                    ) from None
-                time.sleep(0.1)
-        yield place
+        while time.monotonic() < deadline:
+            with packages.locked(lock, wait=False) as is_mine:
+                if is_mine:
+                    yield place
+                    return
+            time.sleep(0.1)
     finally:
-        os.close(fd)
+        os.umask(mask)
+    what = f"another process sends {run.path} just now."
+    raise Refusal(what, fix="run the same command again later.", code=ExitCode.REQUEUE)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuse (78) to write through a link that somebody laid where copies lie."""
+    for path in paths:
+        if path.is_symlink():
+            raise Refusal(f"{path} is a symbolic link.", fix="remove it.", code=ExitCode.UNSAFE)
 
 
 def _id(place: Path) -> str:

@@ -6,16 +6,18 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
-from tl_dist.tracking import Copied, Keep, Row, address_for_notes, unsent
+from tl_dist.tracking import Copied, Keep, NotTaken, Row, refuse_links, unsent, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LIBRARIES = ("mlflow", "sqlalchemy", "alembic")
+_SQLITE = ("", "-journal", "-wal", "-shm")
 _TAG = "tl_dist.id"
 _EXPERIMENT = "tl_dist"
 _STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -25,18 +27,26 @@ _MOST_METRICS, _MOST_PARAMETERS = 1_000, 100  # of one request
 def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
     """Send what is new; where to. `known` is what an earlier call left, for each address."""
     import mlflow
+    from mlflow.utils.file_utils import local_file_uri_to_path
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # a person has not asked how a database is made
-    beside = copied.run.path.parent.absolute()
+    for name in ("mlflow", "alembic", "urllib3"):
+        # A person has not asked how a database is made, and a server's address may hold a token.
+        logging.getLogger(name).setLevel(logging.ERROR)
+    beside = copied.run.path.parent
     own = mlflow.is_tracking_uri_set()
     address = mlflow.get_tracking_uri() if own else f"sqlite:///{beside}/mlflow.db"
-    sent = known.setdefault(address_for_notes(address), {})
+    sent = known.setdefault(without_secrets(address), {})
+    if not own:
+        refuse_links(*(beside / name for name in ("mlflow", *(f"mlflow.db{end}" for end in _SQLITE))))
     client = mlflow.MlflowClient(tracking_uri=address)
     if "run" not in sent:
         sent["run"] = _run(client, copied, None if own else f"file://{beside}/mlflow")
         keep()
     number = sent["run"]
+    if not own:
+        place = local_file_uri_to_path(client.get_run(number).info.artifact_uri)
+        if (beside / "mlflow").resolve() not in Path(place).resolve().parents:
+            raise NotTaken(f"{beside}/mlflow.db keeps files elsewhere than in {beside}/mlflow: move it away")
     if not sent.get("parameters"):
         _send_parameters(client, number, copied)
         sent["parameters"] = True

@@ -1,4 +1,8 @@
-"""Weights & Biases: a whole run as one file of its offline mode, made anew when there is more, and uploaded by it."""
+"""Weights & Biases: a whole run as one file of its offline mode, made anew when there is more, and uploaded by it.
+
+The library sends the API key to whatever server a file `wandb/settings` of the working directory names, which may have
+come with a data set: it works in an empty directory.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +32,25 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
     place = copied.place / "wandb"
     if live:
         return f"at the end of the run, in {place}"
-    import wandb
-
     content = _content(copied)
-    if known.get("content") != content or not _files_in(place):
-        _write(copied, place)
-        known.pop("uploaded", None)
-        known["content"] = content
-        keep()
-    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
-        return f"offline in {place}"
-    if known.get("uploaded") != content:
-        _upload(place)
-        known["uploaded"] = content
-    return f"run {copied.id}, and in {place}"
+    empty = copied.place / "wandb.new"
+    shutil.rmtree(empty, ignore_errors=True)
+    empty.mkdir(mode=0o700)
+    with chdir(empty):
+        import wandb
+
+        offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
+        there = known.get("content") == content and _files_in(place)
+        # What is uploaded has just been written: a file that came with the run could name others, to be sent with it.
+        if not there or not (offline or known.get("uploaded") == content):
+            _write(copied, place, empty)
+            known["content"] = content
+            keep()
+        if not offline and known.get("uploaded") != content:
+            _upload(place)
+            known["uploaded"] = content
+    shutil.rmtree(empty)
+    return f"offline in {place}" if offline else f"run {copied.id}, and in {place}"
 
 
 def _content(copied: Copied) -> str:
@@ -53,14 +63,11 @@ def _content(copied: Copied) -> str:
     return digest.hexdigest()
 
 
-def _write(copied: Copied, place: Path) -> None:
-    """A file of the whole run in place of the one before."""
+def _write(copied: Copied, place: Path, empty: Path) -> None:
+    """A file of the whole run in place of the one before, made in the directory `empty`."""
     import wandb
 
-    made = copied.place / "wandb.new"
-    for directory in (made, place):
-        shutil.rmtree(directory, ignore_errors=True)
-    made.mkdir(mode=0o700)
+    shutil.rmtree(place, ignore_errors=True)
     # Nothing of this machine, of the packages and the repository that happen to be there: they are not the run's.
     settings = wandb.Settings(
         console="off",
@@ -78,7 +85,7 @@ def _write(copied: Copied, place: Path) -> None:
         name=copied.run.name,
         project=wandb.setup().settings.project or _PROJECT,
         config=copied.parameters,
-        dir=str(made),
+        dir=str(empty),
         mode="offline",
         settings=settings,
     )
@@ -93,8 +100,7 @@ def _write(copied: Copied, place: Path) -> None:
             page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
             run.log({"report": wandb.Html(page, inject=False)})
     run.finish(exit_code=int(copied.state == "failed"))
-    (made / "wandb").rename(place)
-    shutil.rmtree(made)
+    (empty / "wandb").rename(place)
 
 
 def _files_in(place: Path) -> list[Path]:
@@ -117,5 +123,8 @@ def _upload(place: Path) -> None:
     except subprocess.TimeoutExpired:
         raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
     if not file.with_name(f"{file.name}.synced").exists():
-        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
-        raise NotTaken(lines[-1].removeprefix("Error: ") if lines else f"exit code {done.returncode}")
+        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        told = [
+            line.removeprefix("Error: ") for line in lines if file.name not in line and "Syncing" not in line
+        ]
+        raise NotTaken(told[-1] if told else "its server did not take the upload")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 from tl_dist.cli.main import main
 from tl_dist.cli.prediction_files import Columns, Row, written
 from tl_dist.cli.sorting import Folders
+from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.refusal import Refusal
 
@@ -58,6 +60,51 @@ def test_files_folders_patterns_and_standard_input_each_once_and_in_order() -> N
     Path("b/[1].png").touch()
     assert listed(["b/[1].png"]) == ["b/[1].png"]
     assert listed(["*"]) == ["a.dat", *listed(["b", "c"])]
+
+
+PATTERNS = (
+    *(
+        "**",
+        "*",
+        "**/*",
+        "*/**",
+        "a/**/*.png",
+        "**/b/*",
+        "**/**/x*",
+        "a/*/[0-9].png",
+        ".h*/*",
+        "./a/../a/*.png",
+    ),
+    *("**/.hidden", "*/b", "a/b/?.png", "**/b/**/*.png", "a**", "no/*", "a/1.png/*", "**/[!0-9].png"),
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_pattern_matches_what_pythons_own_glob_does(here: Path, pattern: str, absolute: bool) -> None:
+    touch(
+        "a/1.png", "a/x.png", "a/b/1.png", "a/b/c/b/2.png", ".h/1.png", "a/.hidden", "b/x.png", "a/.h/x.png"
+    )
+    named = f"{here}/{pattern}" if absolute else pattern
+    expected = [name for name in glob.glob(named, recursive=True) if name and not name.endswith("/")]
+    assert sorted(matching(named)) == sorted(set(expected))
+
+
+def test_a_folder_to_which_many_links_lead_is_listed_once(here: Path) -> None:
+    """Thirty folders with two links each to the next have 2**30 paths; two links to where they are have more."""
+    for k in range(31):
+        Path(f"diamond/n{k}").mkdir(parents=True)
+        for name in ("l", "r") if k < 30 else ():
+            Path(f"diamond/n{k}/{name}").symlink_to(f"../n{k + 1}")
+    touch("diamond/n30/x.png", "loops/a.png", "elsewhere/cat/1.png", "photos/dog/2.png")
+    for name in ("a", "b"):
+        Path("loops", name).symlink_to(".")
+    Path("photos/cat").symlink_to("../elsewhere/cat")
+    assert [Path(name).name for name in listed(["diamond/n0"])] == ["x.png"]
+    assert listed(["diamond/**/*.png", "loops/**/*.png"]) == ["diamond/n30/x.png", "loops/a.png"]
+    assert len(listed(["loops/" + "*/" * 40 + "*.png"])) == len(listed(["diamond/*"])) == 1
+    assert listed(["photos"]) == ["photos/cat/1.png", "photos/dog/2.png"] == listed(["photos/**/*.png"])
+    assert listed(["photos/cat", "elsewhere", "photos"]) == ["photos/cat/1.png", "photos/dog/2.png"]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +205,8 @@ def test_sets_and_what_is_unknown_in_every_format() -> None:
 
 
 def test_parquet_without_its_library_is_refused_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tl_dist.cli.prediction_files.find_spec", lambda name: None)
-    with pytest.raises(Refusal, match=r"pyarrow, which is not installed. Fix: pip install"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Refusal, match=r"pyarrow, which is not installed. Fix: pip install 'pyarrow>=\d+'\.$"):
         write(Path("o.parquet"))
 
 

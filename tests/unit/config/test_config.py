@@ -51,6 +51,16 @@ def refusal_of(text: str, *overrides: str) -> str:
 AUGMENTATIONS = ", ".join(get_args(get_args(DataConfig.model_fields["augment"].annotation)[0]))
 
 MISTAKES = {
+    "images that no machine holds": (
+        changed("digits", "digits\n  image_size: 100000"),
+        "x.yaml:5: 64 images of 100000 x 100000 pixels are more than a step can hold. "
+        "Fix: write at most 8192 for image_size, and 8,589,934,592 pixels with global_batch.",
+    ),
+    "a batch that no machine holds": (
+        changed("64", "640000").replace("digits", "digits\n  image_size: 224"),
+        "x.yaml:5: 640000 images of 224 x 224 pixels are more than a step can hold. "
+        "Fix: write at most 8192 for image_size, and 8,589,934,592 pixels with global_batch.",
+    ),
     "a coefficient of another rule": (
         changed("learning_rate: 1e-3", "learning_rate: 1e-3\n  trust_coefficient: 0.01"),
         "x.yaml:9: trust_coefficient does nothing with optimizer 'sgd'. Fix: write 'name: lars', or remove it.",

@@ -155,6 +155,45 @@ def test_a_name_that_leads_nowhere_is_one_line_with_a_fix(site: Path, override: 
     assert found.startswith(("x.yaml:", "override '"))
 
 
+WRONG = {
+    "options": "Dataset('x:y', options=5)",
+    "opener": "Dataset(5)",
+    "keys": "Dataset('x:y', keys=5)",
+    "workers": "Strategy('x:y', workers='many')",
+    "build": "Backbone('x', 5, 32, 8, 'tf', {})",
+    "stages": "Backbone('x', print, 32, 8, 'tf', 5)",
+    "preprocessing": "Backbone('x', print, 32, 8, 'mine', {})",
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_record_with_a_field_of_another_type_is_refused(site: Path, field: str) -> None:
+    (site / "other_wrong.py").write_text(
+        "from tl_dist.config.registry import Dataset, Strategy\n"
+        f"from tl_dist.models.backbones import Backbone\nX = {WRONG[field]}\n"
+    )
+    sys.modules.pop("other_wrong", None)
+    key = {"D": "data.name", "S": "strategy", "B": "model.backbone"}[WRONG[field][0]]
+    said = refused(f"{key}=other_wrong:X", *(["data.options={}"] if key == "data.name" else []))
+    assert f"'{field}' of other_wrong:X is not what " in said and " Fix: correct it as tl_dist." in said
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def __getattr__(name): raise ValueError(name)",
+        "def __getattr__(name): raise SystemExit(3)",
+        "def __getattr__(name): return __getattr__(name)",
+        "class X:\n    @property\n    def __class__(self): raise ValueError\nX = X()",
+    ],
+)
+def test_a_module_that_does_harm_when_it_is_asked_is_refused(site: Path, code: str) -> None:
+    (site / "other_asked.py").write_text(code + "\n")
+    sys.modules.pop("other_asked", None)
+    said = refused("data.name=other_asked:X", "data.options={}")
+    assert "dataset 'other_asked:X': other_asked:X " in said and " Fix: " in said
+
+
 def test_a_name_that_two_have_is_refused_not_guessed(site: Path) -> None:
     offer(site, "other", {"tl_dist.datasets": {"digits": "other:X", "shapes": "other:X"}})
     assert "dataset 'digits' is offered by tl_dist and by other 1.0. Fix: uninstall the other" in refused(

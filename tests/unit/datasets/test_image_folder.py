@@ -140,6 +140,15 @@ def test_images_may_lie_deeper_and_behind_links(tmp_path: Path) -> None:
     train = folder(data, test_fraction=0.0)["train"]
     assert (train.num_examples, list(train.class_names)) == (20, ["even", "odd"])
     assert train.ids[0] == "even/0/00000.png"
+    (data / "odd" / "again").symlink_to(store / NAMES[1])
+    assert folder(data, test_fraction=0.0)["train"].ids == train.ids  # once, by the path that comes first
+    (data / "odd" / "again").unlink()
+    (data / "odd" / "more").symlink_to(data / "even")
+    with pytest.raises(
+        Refusal, match=r"even and odd/more in .*data are one folder, of two classes or splits. Fix: delete"
+    ):
+        folder(data)
+    (data / "odd" / "more").unlink()
     (data / "odd" / "again").symlink_to(data / "odd")
     with pytest.raises(Refusal, match="link to a folder that holds it"):
         folder(data)

@@ -1,12 +1,17 @@
 """Packages are fetched once, by exact version, through pip; nothing in them runs or leaves its directory."""
 
+import importlib.util
 import io
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ from tl_dist.files.packages import fetch, unpack, user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
 ROOT = Path(__file__).parents[3]
+BY_NAME = re.compile(r"pip install (?!-e)[^`]*\btl[-_]dist\b|\btl[-_]dist\[")
 HOSTILE_CODE = "import pathlib; pathlib.Path({canary!r}).touch()\n"
 
 
@@ -259,3 +265,57 @@ def test_where_locks_do_nothing_the_second_one_to_finish_takes_what_is_there(cac
     monkeypatch.setattr(packages.fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError("no locks")))
     assert fetch("solar-cells==1.2", "solar_cells/data.csv", cache=cache).read_text() == "a,b\n"
     assert not list((cache / "packages").glob(".incoming-*"))
+
+
+EXTRAS = {
+    "parquet": ("pyarrow",),
+    "report": ("jinja2",),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "export": ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "wandb": ("wandb",),
+}
+"""by extra what is imported of it"""
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("is_installed", [True, False], ids=["installed", "a checkout alone"])
+def test_a_fix_names_the_packages_with_the_floors_of_pyproject(
+    extra: str, is_installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    if not is_installed:
+        monkeypatch.setattr(packages, "requires", missing)
+    with pytest.raises(Refusal) as refused:
+        packages.require(EXTRAS[extra], extra=extra)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    words = shlex.split(refused.value.fix.removesuffix("."))
+    assert words[:2] == ["pip", "install"] and refused.value.code == ExitCode.USAGE
+    if is_installed:
+        assert words[2:] == declared
+    else:
+        assert words[2:] == [name if name != "mlflow" else "mlflow-skinny" for name in EXTRAS[extra]]
+
+
+def missing(name: str) -> list[str]:
+    raise metadata.PackageNotFoundError(name)
+
+
+def test_one_of_several_packages_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    with pytest.raises(Refusal, match=r"^onnx is not installed. Fix: pip install 'onnx>=[\d.]+'\.$"):
+        packages.require(EXTRAS["export"], extra="export")
+
+
+def test_no_text_tells_to_install_this_package_from_an_index() -> None:
+    """Its name there may be anybody's. Of a checkout it is `-e '.[EXTRA]'`; a fix names what is missing."""
+    places = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tl_dist").rglob("*.*")]
+    places = [path for path in places if path.suffix in (".py", ".md", ".html", ".js", ".ipynb")]
+    assert len(places) > 200
+    said = {
+        path.name: line for path in places for line in path.read_text().splitlines() if BY_NAME.search(line)
+    }
+    assert said == {}
+    written = [path.name for path in places if path.suffix == ".py" and "pip install" in path.read_text()]
+    assert written == ["packages.py"]  # in `require` alone

@@ -17,6 +17,7 @@ import pytest
 
 from tl_dist.cli.environment import collect
 from tl_dist.config import Config, registry
+from tl_dist.files.search_paths import elsewhere
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import (
     local_commands,
@@ -263,6 +264,18 @@ def test_a_tethered_command_keeps_its_pid_and_starts_only_below_its_parent() -> 
         [sys.executable, "-I", "-S", die_with_parent.__file__, "1", *command], capture_output=True
     )
     assert orphan.stdout == b""
+
+
+def test_no_path_of_a_worker_means_the_working_directory() -> None:
+    """Also where the library starts it, in whose process an empty entry of PYTHONPATH stays."""
+    inherited = {"PATH": ":/bin::.", "PYTHONPATH": "", "LD_LIBRARY_PATH": "lib:/lib:"}
+    found = worker_environment(config_of("single"), inherited, processes=1, cores=1)
+    assert {name: found[name] for name in inherited} == {
+        "PATH": "/bin",
+        "PYTHONPATH": "",
+        "LD_LIBRARY_PATH": "/lib",
+    }
+    assert elsewhere({"PATH": "bin:"}) == {"PATH": os.defpath}
 
 
 if __name__ == "__main__":

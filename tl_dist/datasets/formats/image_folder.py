@@ -12,7 +12,7 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, listing
-from tl_dist.datasets.files import directory_of, file_source, unusable
+from tl_dist.datasets.files import Folders, count_folders, directory_of, file_source, unusable
 from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
 from tl_dist.refusal import Refusal
@@ -36,14 +36,17 @@ def open_image_folder(data: DataConfig) -> Splits:
     Classes are numbered in the order of their names; images may lie deeper in a class folder. With a `train`
     folder its neighbours are the splits: no test split is made where there is none, and validation_fraction
     is taken from `train`. Without it the fractions decide. Hidden files and what systems leave (Thumbs.db) are
-    ignored; others that are no images are left out and counted in the log. Refuses (65) image formats that cannot
-    be decoded, a class without images, a link to a folder that is gone, and splits with different classes.
+    ignored; others that are no images are left out and counted in the log. A folder to which several links of a class
+    lead counts once. Refuses (65) image formats that cannot be decoded, a class without images, links by which one
+    folder is of two classes or splits, holds itself, or is gone, and splits with different classes.
     """
     root = directory_of(data, _EXPECTED)
-    folders = _folders(root)
+    folders, met = _folders(root), Folders()
     if _FOLDERS.keys().isdisjoint(folders) or _is_class(root, folders):
-        return divide(_source(root, root), data)
-    official = {split: _source(root, root / name) for name, split in _split_folders(root, folders).items()}
+        return divide(_source(root, root, met), data)
+    official = {
+        split: _source(root, root / name, met) for name, split in _split_folders(root, folders).items()
+    }
     train = official["train"]
     for name, source in official.items():
         if source.class_names != train.class_names:
@@ -107,8 +110,8 @@ class _Image(NamedTuple):
     size: int
 
 
-def _source(root: Path, folder: Path) -> Source:
-    """The images of the class folders of `folder`, ordered by class and path."""
+def _source(root: Path, folder: Path, met: Folders) -> Source:
+    """The images of the class folders of `folder`, ordered by class and path; `met` grows by those folders."""
     classes = _folders(folder)
     if len(classes) < 2:
         raise _too_few(folder, classes)
@@ -122,9 +125,11 @@ def _source(root: Path, folder: Path) -> Source:
     images: list[_Image] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(images_below(folder / name, prefix + name, left_out))
+        of_class: Folders = {}
+        found = sorted(images_below(folder / name, prefix + name, left_out, of_class))
         images += found
         labels += [label] * len(found)
+        count_folders(root, met, of_class, len(images))
     _report(folder, left_out)
     if empty := sorted(set(range(len(classes))) - set(labels)):
         names = _few([classes[label] for label in empty])
@@ -134,26 +139,39 @@ def _source(root: Path, folder: Path) -> Source:
 
 
 def images_below(
-    folder: Path, prefix: str, left_out: dict[str, list[str]], above: frozenset[tuple[int, int]] = frozenset()
+    folder: Path,
+    prefix: str,
+    left_out: dict[str, list[str]],
+    met: Folders,
+    above: Set[tuple[int, int]] = frozenset(),
 ) -> Iterator[_Image]:
-    """The images at any depth below `folder`; what is none goes to `left_out`, by suffix."""
+    """The images at any depth below `folder`; what is none goes to `left_out`, by suffix.
+
+    What is in `met` by another path is passed by: thirty folders with two links each to the next have 2**30 paths.
+    """
     listed = _listed(folder)
     if listed.identity in above:
         raise unusable(f"{folder} is a link to a folder that holds it", "delete the link")
+    if met.setdefault(listed.identity, prefix) != prefix:
+        return
+    count_folders(folder, met, {})
     if len(above) >= limits.FOLDER_DEPTH:
         raise unusable(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
+    folders: list[str] = []
     for entry, kind, size in _of_people(listed):
         name = f"{prefix}/{entry}"
         suffix = _suffix(entry)
         if kind == listing.FOLDER:
-            yield from images_below(folder / entry, name, left_out, above | {listed.identity})
+            folders.append(entry)
         elif suffix in READABLE:
             yield _Image(name, size)
         else:
             _check_link(folder / entry, kind)
             left_out.setdefault(suffix, []).append(name)
+    for entry in sorted(folders):  # so that the path by which one is met first is the same for every worker
+        yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {listed.identity})
 
 
 def _too_few(folder: Path, classes: list[str]) -> Refusal:

@@ -10,7 +10,15 @@ import numpy as np
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, listing
-from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
+from tl_dist.datasets.files import (
+    Folders,
+    count_folders,
+    directory_of,
+    file_source,
+    size_of,
+    text_in,
+    unusable,
+)
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.listing import FOLDER
 from tl_dist.datasets.split import beside_official, divide
@@ -52,23 +60,27 @@ def open_imagenet(data: DataConfig) -> Splits:
             f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
             "unpack the class archives",
         )
-    train = _by_folder(base, "train", wnids)
+    met = Folders()
+    train = _by_folder(base, "train", wnids, met)
     folder = next((name for name in ("val", "validation") if (base / name).is_dir()), None)
     if folder is None:
         return divide(train, data, test=False)
     flat = _images(base / folder)
-    validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids)
+    validation = _flat(root, base, folder, flat, wnids) if flat else _by_folder(base, folder, wnids, met)
     official = {"train": train, "validation": validation}
     return beside_official(official, data, f"{base / folder} is a validation split")
 
 
-def _by_folder(base: Path, split: str, wnids: list[str]) -> Source:
+def _by_folder(base: Path, split: str, wnids: list[str], met: Folders) -> Source:
     listing.look_at([base / split / wnid for wnid in wnids])
     ids: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
         found = _images(base / split / wnid)
+        if found:
+            identity = listing.folder(base / split / wnid).identity
+            count_folders(base, met, {identity: f"{split}/{wnid}"}, len(ids))
         if not found:
             raise unusable(f"{base / split / wnid} holds no image", "restore it")
         ids += [f"{split}/{wnid}/{name}" for name in found]

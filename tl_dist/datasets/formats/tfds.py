@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import open_shards
+from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.split import SPLIT_NAMES
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
@@ -75,7 +77,8 @@ def is_tfds(path: Path, names: Set[str]) -> bool:
 
 def _prepared(root: Path) -> Path:
     for depth in ("", "*/", "*/*/", "*/*/*/"):
-        found = sorted(file.parent for file in root.glob(depth + INFO) if "incomplete." not in str(file))
+        files = matching(f"{escape(str(root))}/{depth}{INFO}")
+        found = sorted(Path(file).parent for file in files if "incomplete." not in file)
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(root)) for path in found[:8])
             raise unusable(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tl_dist.files.packages import require
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -23,17 +23,6 @@ class Format:
     def require(self) -> None:
         """Refuse (64) where one of them is not installed."""
         require(self.packages, extra="export")
-
-
-def require(packages: Sequence[str], *, extra: str) -> None:
-    """Refuse (64) where one of the packages of an extra is not installed."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Refusal(
-            f"{' and '.join(missing)} is not installed.",
-            fix=f"pip install 'tl_dist[{extra}]'.",
-            code=ExitCode.USAGE,
-        )
 
 
 FORMATS: Mapping[str, Format] = {

@@ -1,0 +1,48 @@
+"""Patterns of paths, such as `a/**/*.png`."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from glob import has_magic
+from pathlib import Path
+
+from tl_dist.datasets import listing
+from tl_dist.datasets.files import Folders, count_folders
+
+
+def matching(pattern: str) -> Iterator[str]:
+    """What a pattern matches, as `glob` would say; but each folder is asked once at each place in the pattern.
+
+    For `glob`, two links to the folder that they are in make as many paths as there is memory.
+    """
+    parts = [part for part in pattern.split("/") if part]
+    left: deque[tuple[str, int]] = deque([("/" * pattern.startswith("/"), 0)])
+    met: list[Folders] = [{} for _ in parts]
+    while left:
+        folder, k = left.popleft()  # short paths first
+        part, is_last, deep = parts[k], k + 1 == len(parts), parts[k] == "**"
+        if not has_magic(part):
+            if not is_last:
+                left.append((f"{folder}{part}/", k + 1))
+            elif os.path.lexists(folder + part):
+                yield folder + part
+            continue
+        try:
+            listed = listing.folder(Path(folder or "."))
+        except OSError:  # no folder, or none that may be listed
+            continue
+        if listed.identity in met[k]:
+            continue
+        count_folders(pattern, met[k], {listed.identity: folder})
+        if deep and not is_last:
+            left.append((folder, k + 1))
+        for name, kind, _ in sorted(listed.entries()):
+            if (name.startswith(".") and not part.startswith(".")) or not (deep or fnmatchcase(name, part)):
+                continue
+            if is_last:
+                yield folder + name
+            if kind == listing.FOLDER and (deep or not is_last):
+                left.append((f"{folder}{name}/", k if deep else k + 1))
