@@ -47,7 +47,7 @@ def comparisons() -> Iterator[Comparison]:
 def launched(
     strategy: str, case: str, figure: str, details: dict[str, dict[str, float]] | None = None
 ) -> Callable[[], float]:
-    from tl_dist.launcher.rendezvous import Rendezvous
+    from tl_dist.rendezvous.server import Rendezvous
 
     def measure() -> float:
         with (

@@ -16,9 +16,9 @@ from pathlib import Path
 import tl_dist as tl
 from benchmarks.comparison import Comparison
 from benchmarks.trainer import trained
-from tl_dist.cli.compare import compare
-from tl_dist.cli.prune import pruned
 from tl_dist.runs.directory import RunDir
+from tl_dist.tools.compare.command import compare
+from tl_dist.tools.prune.command import pruned
 
 TEACHER = """\
 name: teacher

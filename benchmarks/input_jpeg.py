@@ -67,7 +67,7 @@ def crops(source: Any, encoded: Sequence[bytes], area: tuple[float, float]) -> t
     import numpy as np
     import tensorflow as tf
 
-    from tl_dist.data import draws
+    from tl_dist.data import random as draws
     from tl_dist.data.augment import ATTEMPTS, crop_boxes
     from tl_dist.data.order import Order
 

@@ -43,7 +43,8 @@ def features(source: Any) -> tuple[Any, Any]:
     from benchmarks.cells import WEIGHTS
     from tl_dist.config import registry
     from tl_dist.data.resize import resize
-    from tl_dist.models.backbones import preprocess, weights
+    from tl_dist.models import weights
+    from tl_dist.models.backbones import preprocess
 
     record = registry.backbone("vgg16")
     network = record.build((SIZE, SIZE, 3))

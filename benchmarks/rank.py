@@ -25,9 +25,9 @@ from benchmarks import networks
 from benchmarks.cells import WEIGHTS, part_of_elpv
 from benchmarks.cifar10 import VARIABLE
 from benchmarks.comparison import Comparison, NotHereError
-from tl_dist.cli.rank import BASELINES, rank
-from tl_dist.cli.train import Request
+from tl_dist.launcher.train import Request
 from tl_dist.terminal.console import Console
+from tl_dist.tools.rank.command import BASELINES, rank
 
 CONFIG = """\
 epochs: 8

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.comparison import Comparison
-from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.rendezvous.server import Rendezvous
 
 ROOT = Path(__file__).parent.parent
 CASES = {  # name: (workers, do they exchange the addresses of Horovod's Gloo as well, seconds)

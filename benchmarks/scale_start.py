@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.cli_start import whole_lines
 from benchmarks.comparison import Comparison, in_turn
 from tl_dist.config import DataConfig
-from tl_dist.datasets import listing
+from tl_dist.datasets import directory_cache
 from tl_dist.datasets.division import open_splits
 
 TL_DIST = str(Path(sys.executable).parent / "tl-dist")
@@ -43,7 +43,7 @@ def comparisons() -> Iterator[Comparison]:
             folder.mkdir(parents=True)
             for image in range(IMAGES):
                 (folder / f"{image}.JPEG").write_bytes(b"x")
-        time.sleep(listing.SETTLED_S)  # what has just changed is not believed
+        time.sleep(directory_cache.SETTLED_S)  # what has just changed is not believed
         sides = {str(first): opened(root, first=first) for first in (True, False)}
         found = in_turn(sides, rounds=5)
     yield Comparison(
@@ -59,7 +59,7 @@ def comparisons() -> Iterator[Comparison]:
 def opened(root: Path, *, first: bool) -> Callable[[], float]:
     def measure() -> float:
         start = time.perf_counter()
-        with listing.kept(root.parent / "listings", str(root), writes=first, anew=first):
+        with directory_cache.kept(root.parent / "listings", str(root), writes=first, anew=first):
             open_splits(DataConfig(name="imagenet", path=str(root)))
         return time.perf_counter() - start
 

@@ -41,7 +41,7 @@ def ours(backbone: str, batch: int, size: int, steps: int) -> Callable[[], float
     from benchmarks.trainer import Trainer, advance, config
     from tl_dist.parallel.single import SingleDevice
     from tl_dist.runs.directory import RunDir
-    from tl_dist.worker.metrics import Metrics
+    from tl_dist.trainer.metrics import Metrics
 
     cfg = config(backbone=backbone, batch=batch, image_size=size)
     reports = Trainer(cfg, SingleDevice(cfg), "float32").reports(cfg.report.every_steps)

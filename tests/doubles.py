@@ -20,17 +20,17 @@ from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, arrays
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.split import folds_of
 from tl_dist.datasets.store import EncodedStore
 from tl_dist.features import extraction
 from tl_dist.models import classifier
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.runs.directory import RunDir
+from tl_dist.trainer.examples import Examples
+from tl_dist.trainer.setup import Built, Setup
+from tl_dist.trainer.stage_input import StageInput
 from tl_dist.training.state import TrainState
-from tl_dist.worker.examples import Examples
-from tl_dist.worker.setup import Built, Setup
-from tl_dist.worker.stage_input import StageInput
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
 CONFIG = Config(

@@ -30,7 +30,7 @@ def load_config(path: str | Path, *overrides: str) -> Config:
     Imports the records that it names of other packages. Raises `Refusal` for a file that is missing, and for a key or
     value that is wrong, with its line and a fix.
     """
-    from tl_dist.cli.recipe import values_for
+    from tl_dist.launcher.auto_config import values_for
 
     return config_file.load(Path(path), overrides, choose=values_for)
 
@@ -54,7 +54,7 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
     it found them, and may be called again. Interrupted, it returns a run whose `done` is False, and that the same call
     resumes. Raises `Refusal`.
     """
-    from tl_dist.cli.train import train_config
+    from tl_dist.launcher.train import train_config
     from tl_dist.terminal.console import Console
 
     code = _train_here(cfg, Path(runs)) if here else train_config(cfg, Path(runs), Console())
@@ -68,7 +68,7 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
 
 
 def _train_here(cfg: Config, runs: Path) -> int:
-    from tl_dist.cli.train import resolved_here
+    from tl_dist.launcher.train import resolved_here
 
     cfg = resolved_here(cfg)
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
@@ -78,12 +78,12 @@ def _train_here(cfg: Config, runs: Path) -> int:
             fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
             code=ExitCode.USAGE,
         )
-    from tl_dist.cli.sync import copying
-    from tl_dist.cli.train import open_run, with_trained_source
+    from tl_dist.launcher.train import open_run, with_trained_source
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.progress import Progress
-    from tl_dist.worker import attempt
-    from tl_dist.worker.setup import process_as_it_was, setup
+    from tl_dist.tools.track.command import copying
+    from tl_dist.trainer import attempt
+    from tl_dist.trainer.setup import process_as_it_was, setup
 
     with process_as_it_was():
         run = open_run(runs, with_trained_source(cfg, runs))
@@ -142,9 +142,9 @@ class Run:
         `Refusal` without a checkpoint, and for a name for which there is nothing.
         """
         from tl_dist.datasets.unlabelled import listed, unreadable
-        from tl_dist.worker.loaded import loaded
-        from tl_dist.worker.predict import predicted
-        from tl_dist.worker.setup import process_as_it_was
+        from tl_dist.trainer.loaded import loaded
+        from tl_dist.trainer.predict import predicted
+        from tl_dist.trainer.setup import process_as_it_was
 
         names = [images] if isinstance(images, str | Path) else images
         paths = listed([str(name) for name in names])
@@ -161,13 +161,13 @@ class Run:
         checkpoint. With `unknown` also what `tl-dist predict --unknown` compares images with. Raises `Refusal` without
         a validation split.
         """
-        from tl_dist.cli import apart
-        from tl_dist.cli.calibrate import keep
-        from tl_dist.worker.calibrate import calibrate
-        from tl_dist.worker.loaded import loaded
-        from tl_dist.worker.setup import process_as_it_was
+        from tl_dist.launcher import read_only
+        from tl_dist.tools.calibrate.command import keep
+        from tl_dist.tools.calibrate.work import calibrate
+        from tl_dist.trainer.loaded import loaded
+        from tl_dist.trainer.setup import process_as_it_was
 
-        with process_as_it_was(), apart.directory() as place:
+        with process_as_it_was(), read_only.directory() as place:
             overrides = ("strategy=single", "workers=1")
             model = loaded(self._directory, at, cores=None, overrides=overrides)
             calibrate(model, place, unknown=unknown)
@@ -188,8 +188,8 @@ class Run:
         tracked run is sent. Raises `Refusal` without predictions, without jinja2, and rather than replace a file that
         is no such page.
         """
-        from tl_dist.cli.report import Request, report
-        from tl_dist.cli.sync import after_report
+        from tl_dist.tools.report.command import Request, report
+        from tl_dist.tools.track.command import after_report
 
         paths = [self.path, *(run.path for run in against)]
         target = None if out is None else Path(out)
@@ -206,7 +206,7 @@ class Run:
         holds but for batch norm, whose moving statistics are taken as they are. Made of Keras's own
         layers. Raises `Refusal` without a checkpoint.
         """
-        from tl_dist.worker.restored import restored
+        from tl_dist.trainer.restored import restored
 
         return restored(self._directory, at).model
 
@@ -227,10 +227,10 @@ class Run:
         Raises `Refusal` for an export that gives fewer images than `min_agreement` the class that the run gives them;
         then nothing is written.
         """
-        from tl_dist.cli.export import default_directory
         from tl_dist.models.export import Request
-        from tl_dist.worker.export import export
-        from tl_dist.worker.setup import process_as_it_was
+        from tl_dist.tools.export.command import default_directory
+        from tl_dist.tools.export.work import export
+        from tl_dist.trainer.setup import process_as_it_was
 
         target = Path(out) if out is not None else default_directory(self._directory, to, numbers)
         with process_as_it_was():

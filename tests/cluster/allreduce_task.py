@@ -6,8 +6,8 @@ import json
 import os
 import sys
 
-from tl_dist.parallel.meeting import await_peers
-from tl_dist.parallel.slots import expected_world_size, slurm_task_environment, started_by_launcher
+from tl_dist.rendezvous.barrier import await_peers
+from tl_dist.rendezvous.rank_layout import expected_world_size, slurm_task_environment, started_by_launcher
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.parallel.slots import Plan
+from tl_dist.rendezvous.rank_layout import Plan
+from tl_dist.rendezvous.server import Rendezvous
 
 from .slurm_cluster import SlurmCluster
 

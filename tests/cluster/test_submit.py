@@ -15,10 +15,10 @@ import pytest
 
 import tl_dist as tl
 from tests.end_to_end.harness import state_of
-from tests.unit.tracking.mlflow_server import MlflowServer, mlflow_server
-from tl_dist.cli.sync import sync
+from tests.unit.tools.mlflow_server import MlflowServer, mlflow_server
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
+from tl_dist.tools.track.command import sync
 
 from .slurm_cluster import ClusterError, FinishedJob, SlurmCluster
 
@@ -205,7 +205,7 @@ def test_hung_worker_is_found_named_and_ended(slurm: SlurmCluster, harness: Harn
 
 def test_tasks_that_cannot_meet_refuse_to_train_alone(slurm: SlurmCluster, two_nodes: RunDir) -> None:
     """srun without a plan and without PMIx: each task would be a world of its own."""
-    argv = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "tl_dist.worker", str(two_nodes.path)]
+    argv = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-m", "tl_dist.trainer", str(two_nodes.path)]
     with pytest.raises(
         ClusterError, match=r"Horovod sees 1 workers, but the launcher started 2\b.*Fix: "
     ) as refusal:

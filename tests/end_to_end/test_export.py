@@ -24,7 +24,7 @@ from tl_dist.datasets import preprocess
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import model_card
+from tl_dist.tools.export import model_card
 
 pytestmark = [  # of Keras, as it saves, and of tf2onnx
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -189,7 +189,7 @@ def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None
 
 def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tmp_path: Path) -> None:
     """Features of unlike scale, standardized before the fit: their weights are as unlike."""
-    from tl_dist.worker.restored import restored
+    from tl_dist.trainer.restored import restored
 
     config = folder / "logistic.yaml"
     text = CONFIG.format(path=folder / "images", precision="float32", resize="resize: stretch")

@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 import tl_dist as tl
 from tests.end_to_end.harness import SMALL, TL_DIST, Workspace, losses, newest
-from tl_dist.cli.prune import pruned
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import neighbours
+from tl_dist.tools.prune.command import pruned
 
 SITES = ("north", "south", "west")
 CONFIG = (

@@ -12,8 +12,8 @@ import pytest
 import tl_dist as tl
 from tests.doubles import digit_files
 from tests.end_to_end.harness import TL_DIST
-from tl_dist.cli.init import Machine, init
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.tools.curate.init import Machine, init
 
 LAPTOP, NODE = Machine(gpus=0, online=False), Machine(gpus=4, online=True)
 

@@ -22,8 +22,8 @@ from tests.end_to_end.harness import SMALL, TL_DIST, Workspace, wait_for
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock
 from tl_dist.scores import predictions
-from tl_dist.worker.evaluate import evaluate_checkpoint
-from tl_dist.worker.setup import process_as_it_was, setup
+from tl_dist.trainer.evaluate import evaluate_checkpoint
+from tl_dist.trainer.setup import process_as_it_was, setup
 
 CLASSES = ("cat", "dog", "owl")
 CONFIG = (

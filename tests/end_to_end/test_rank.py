@@ -13,8 +13,6 @@ from safetensors.numpy import save_file
 
 import tl_dist as tl
 from tests.end_to_end.harness import SMALL, TL_DIST, Workspace, records
-from tl_dist.cli import rank as ranking
-from tl_dist.cli.train import Request
 from tl_dist.config import file as config_file
 from tl_dist.config import registry
 from tl_dist.datasets import pool_of
@@ -22,10 +20,12 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.features import classifiers
 from tl_dist.features.classifiers import nested
 from tl_dist.features.stored import FeatureSet
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import transferability
 from tl_dist.terminal.console import Console
+from tl_dist.tools.rank import command as ranking
+from tl_dist.tools.rank import transferability
 
 CONFIG = (
     SMALL

@@ -15,18 +15,17 @@ from scipy.stats import spearmanr
 
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST
-from tl_dist.cli import report as cli_report
-from tl_dist.cli.explain import Request as ExplainRequest
-from tl_dist.cli.explain import explain
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.report import heat
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import figures, predictions
+from tl_dist.scores import figures, heat, predictions
 from tl_dist.scores.explanations import Request
-from tl_dist.worker.explain import explained
-from tl_dist.worker.loaded import loaded
-from tl_dist.worker.setup import process_as_it_was
+from tl_dist.tools.explain.command import Request as ExplainRequest
+from tl_dist.tools.explain.command import explain
+from tl_dist.tools.explain.work import explained
+from tl_dist.tools.report import command as cli_report
+from tl_dist.trainer.loaded import loaded
+from tl_dist.trainer.setup import process_as_it_was
 
 SIDE, MARKER = 64, 14
 CLASSES = ("<script>alert(1)", "<img src=x onerror=alert(1)>")

@@ -18,11 +18,11 @@ from PIL import Image
 
 import tl_dist as tl
 from tests.end_to_end.harness import SMALL, TL_DIST, Workspace
-from tl_dist.cli.prune import pruned
 from tl_dist.datasets import seen
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import flattered
+from tl_dist.tools.prune.command import pruned
 
 NUM = 120
 HELD_OUT = 30

@@ -25,13 +25,13 @@ from tensorflow.core.framework import types_pb2
 import tl_dist as tl
 from tests.doubles import digit_files
 from tests.end_to_end.harness import INSTALLED, STARTED, TL_DIST
-from tl_dist.cli.serve import listening_on, refuse_unusable
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker.serving.app import application
-from tl_dist.worker.serving.metrics import Metrics
-from tl_dist.worker.serving.requests import Answers
-from tl_dist.worker.serving.served import Served, of_export, of_run
+from tl_dist.tools.serve.app import application
+from tl_dist.tools.serve.command import listening_on, refuse_unusable
+from tl_dist.tools.serve.metrics import Metrics
+from tl_dist.tools.serve.requests import Answers
+from tl_dist.tools.serve.served import Served, of_export, of_run
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"

@@ -13,14 +13,14 @@ import tensorflow as tf
 
 import tl_dist as tl
 from tests.end_to_end.harness import Workspace, bits, losses, records
-from tl_dist.cli.prune import pruned
 from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
 from tl_dist.models import refit
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import refit as worker_refit
-from tl_dist.worker import teaching
-from tl_dist.worker.rank_zero import RankZero
+from tl_dist.tools.prune.command import pruned
+from tl_dist.trainer import distillation
+from tl_dist.trainer import refit as worker_refit
+from tl_dist.trainer.rank_zero import RankZero
 
 CONFIG = """\
 steps: 12
@@ -109,7 +109,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_the_step(
 ) -> None:
     """Of the very view that the step sees: the teacher is given the augmented images instead."""
     kept = workspace.train_here("kept", *TAUGHT)
-    monkeypatch.setattr(teaching, "taught_in_steps", lambda cfg: True)
+    monkeypatch.setattr(distillation, "taught_in_steps", lambda cfg: True)
     seen = workspace.train_here("seen", *TAUGHT)
     notes = [" ".join(record["text"] for record in records(run, "note")) for run in (kept, seen)]
     assert "from its kept outputs" in notes[0] and "in each step" in notes[1]

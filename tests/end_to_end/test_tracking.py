@@ -20,7 +20,7 @@ from tests.end_to_end.harness import (
     step_of,
     wait_for,
 )
-from tests.unit.tracking.mlflow_server import mlflow_server
+from tests.unit.tools.mlflow_server import mlflow_server
 
 
 def test_a_server_that_hangs_costs_a_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

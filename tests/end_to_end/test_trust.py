@@ -17,11 +17,11 @@ from tl_dist.datasets.files import unlabelled
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, figures, neighbours, predictions, robustness
-from tl_dist.worker.evaluate import evaluate_checkpoint
-from tl_dist.worker.loaded import loaded
-from tl_dist.worker.predict import predict
-from tl_dist.worker.robustness import evaluate_corrupted
-from tl_dist.worker.setup import process_as_it_was, setup
+from tl_dist.tools.evaluate.corruptions import evaluate_corrupted
+from tl_dist.trainer.evaluate import evaluate_checkpoint
+from tl_dist.trainer.loaded import loaded
+from tl_dist.trainer.predict import predict
+from tl_dist.trainer.setup import process_as_it_was, setup
 
 CONFIG = (
     SMALL

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-FORKED = ("tl_dist.worker", "tl_dist.models.backbones.weights", "tests.")
+FORKED = ("tl_dist.trainer", "tl_dist.models.weights", "tests.")
 """how the names of modules begin that a server's fork runs"""
 LATE = ("COMP_", "HOROVOD_", "MLFLOW_", "NCCL_", "TL_", "PYTEST_")
 """Variables that a process reads after its imports, if at all; a server has one value of every other one."""

@@ -23,15 +23,15 @@ from typing import Any
 
 from tl_dist import cli
 from tl_dist.files.failpoint import failpoint
-from tl_dist.worker.__main__ import import_keras
+from tl_dist.trainer.__main__ import import_keras
 
 OF_COMMANDS = (
     *(module.name for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}.")),
     "sklearn.model_selection",
 )
 OF_WORKERS = (
-    "tl_dist.worker.attempt",
-    "tl_dist.worker.setup",
+    "tl_dist.trainer.attempt",
+    "tl_dist.trainer.setup",
     "sklearn.metrics",
     "sklearn.model_selection",
     "scipy.stats",

@@ -19,7 +19,7 @@ from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import export_place, model_card
+from tl_dist.tools.export import model_card, place
 
 CASES = Cases()
 CONFIG = """\
@@ -75,12 +75,12 @@ def _(arena: Arena) -> Sequence[str]:
 
 def export(target: Path, text: str = "model") -> None:
     """What a worker does, with a model of a few files in it."""
-    with export_place.directory(target) as made:
+    with place.directory(target) as made:
         (made / "savedmodel" / "assets").mkdir(parents=True)
         (made / "savedmodel" / "saved_model.pb").write_text(text)
         (made / "classes.json").write_text("{}")
         (made / "MODEL_CARD.md").write_text("card")
-        export_place.write_report(made, REPORT)
+        place.write_report(made, REPORT)
 
 
 def refused(target: Path) -> str:
@@ -124,13 +124,13 @@ def test_what_comes_while_it_is_made_stays(tmp_path: Path, monkeypatch: pytest.M
     export(target)
 
     def comes() -> None:
-        with export_place.directory(target):
+        with place.directory(target):
             (target / "notes.md").write_text("mine")
 
     with pytest.raises(Refusal, match=r"notes\.md"):
         comes()
     assert (target / "notes.md").read_text() == "mine"
-    monkeypatch.setattr(export_place, "_refuse_foreign", lambda target: None)
+    monkeypatch.setattr(place, "_refuse_foreign", lambda target: None)
     with pytest.raises(Refusal, match="what came into it meanwhile") as caught:
         export(target, "new")
     (left,) = tmp_path.glob(".tmp-e-*")

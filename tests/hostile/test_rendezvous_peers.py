@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.parallel import peers
-from tl_dist.parallel.meeting import await_peers
-from tl_dist.parallel.peers import user_of
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous import peers
+from tl_dist.rendezvous.barrier import await_peers
+from tl_dist.rendezvous.peers import user_of
+from tl_dist.rendezvous.server import Rendezvous
 
 CHECKOUT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -119,7 +119,7 @@ def test_a_kernel_that_does_not_say_who_it_is_stops_no_run(
     def silent(*ends: object) -> int:
         raise OSError("not here")
 
-    monkeypatch.setattr("tl_dist.launcher.rendezvous.user_of", silent)
+    monkeypatch.setattr("tl_dist.rendezvous.server.user_of", silent)
     assert status(connect(port_of(rendezvous)), "PUT", "/global/0", b"x") == 200
 
 
@@ -191,7 +191,7 @@ def test_another_host_is_known_by_the_jobs_token_and_then_by_its_address(
 def test_a_worker_that_is_not_known_is_told_so(
     rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tl_dist.launcher.rendezvous._Server.of_this_user", lambda server, peer: None)
+    monkeypatch.setattr("tl_dist.rendezvous.server._Server.of_this_user", lambda server, peer: None)
     env = rendezvous.worker_environment(0)
     with pytest.raises(Refusal, match=r"does not know this worker.*Fix: ") as refusal:
         await_peers(env | {TOKEN: "0" * 32}, timeout_s=5)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import file as config_file
-from tl_dist.report import examples, facts
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, label_errors, predictions
+from tl_dist.tools.report import examples, facts
 
 CASES = Cases()
 CONFIG = """\

@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from tests.hostile.arena import WORKER_SECONDS, Arena, Case, Cases
-from tl_dist.cli.compare import compare
-from tl_dist.cli.report import Request, report
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, checkpoint_format
@@ -27,6 +25,8 @@ from tl_dist.runs.table import runs
 from tl_dist.scores import calibration, neighbours, predictions
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_end
+from tl_dist.tools.compare.command import compare
+from tl_dist.tools.report.command import Request, report
 
 CASES = Cases()
 CONFIG = """\

@@ -24,7 +24,7 @@ from PIL import Image
 from tests.hostile.arena import SECONDS, TL_DIST, Arena, Case, Cases
 from tl_dist.config import file as config_file
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.owner import encoded, this_process
+from tl_dist.runs.lock.owner import encoded, this_process
 
 CASES = Cases()
 

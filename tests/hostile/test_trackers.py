@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.arena import TL_DIST, Arena
-from tests.unit.tracking.mlflow_server import mlflow_server
+from tests.unit.tools.mlflow_server import mlflow_server
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.runs.directory import RunDir

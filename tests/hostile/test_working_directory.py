@@ -82,7 +82,7 @@ def test_an_empty_or_relative_entry_of_a_path_does_not_reach_what_is_started(
         "main._import_nothing_from_here()\n"
         f"print(os.environ[{variable!r}])\n"
         "subprocess.run([sys.executable, '-c', 'import random, yaml'], check=True)\n"
-        "from tl_dist.cli.environment import collect; collect()\n"
+        "from tl_dist.tools.doctor.environment import collect; collect()\n"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=poisoned.folder, env=poisoned.environment, text=True,
@@ -105,7 +105,7 @@ def test_a_module_that_a_relative_entry_leads_to_is_not_found(poisoned: Arena) -
 
 DRAW = """
 import numpy as np
-from tl_dist.report import charts
+from tl_dist.tools.report import charts
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 confusion_picture(np.eye(2, dtype=int), ["cat", "dog"])
 grid_picture(np.zeros((1, 8, 8, 3), np.uint8), ["cat"])

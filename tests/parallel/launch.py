@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from tests import forks
-from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.rendezvous.server import Rendezvous
 
 TIMEOUT_S = 280
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]

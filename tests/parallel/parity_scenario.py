@@ -38,9 +38,9 @@ from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
 from tl_dist.parallel.feed import gpu_of_process
+from tl_dist.trainer.precise_statistics import averaging
 from tl_dist.training import chunk, evaluation, loop, optim, step
 from tl_dist.training.state import Report, TrainState
-from tl_dist.worker.precise_statistics import averaging
 
 NUM_STEPS = 20
 GLOBAL_BATCH = 10  # uneven over 3 and 4 workers

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tl_dist.config import ModelConfig, registry
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 from tl_dist.data.augment import drawn_view
 from tl_dist.data.order import Order
 from tl_dist.models import classifier

@@ -16,9 +16,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from tests.doubles import drawn
 from tl_dist.config import ClassifierConfig
 from tl_dist.features import classifiers
-from tl_dist.features.classifiers import selection, tuning
+from tl_dist.features.classifiers import selection
 from tl_dist.features.classifiers.nested import Examples, Nested
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.tools.tune import search as tuning
 from tl_dist.training.class_weights import balanced_class_weights
 
 

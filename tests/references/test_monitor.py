@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tl_dist.config import Config
-from tl_dist.config.deciding import FIGURES
+from tl_dist.config.model_selection import FIGURES
 from tl_dist.config.stages import plan
 from tl_dist.scores import figures
 from tl_dist.training.monitor import Monitor

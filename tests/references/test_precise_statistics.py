@@ -18,7 +18,7 @@ import torch
 from tests.doubles import PARALLEL, labelled, normalised
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
-from tl_dist.worker.precise_statistics import averaging
+from tl_dist.trainer.precise_statistics import averaging
 
 NUM_BATCHES = 5
 RNG = np.random.default_rng(0)

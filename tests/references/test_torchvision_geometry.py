@@ -16,7 +16,7 @@ from torchvision.transforms import RandomErasing, RandomResizedCrop, v2
 
 from tests.doubles import HeldFiles, labelled
 from tl_dist.config import AugmentConfig
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes, random_erasing, random_resized_crop
 from tl_dist.data.crop import cropped, cropped_rows
 from tl_dist.data.pipeline import plain

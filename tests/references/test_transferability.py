@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 
-from tl_dist.scores import ranking, transferability
+from tl_dist.tools.rank import agreement, transferability
 
 SHAPES = [(60, 7, 3), (40, 100, 2), (90, 20, 5)]
 """examples, features, classes: also more features than examples"""
@@ -163,9 +163,9 @@ def test_better_features_score_better_and_none_of_them_helps_where_labels_are_dr
 
 def test_the_order_of_the_trained_and_what_the_first_choice_loses() -> None:
     trained: list[float | None] = [0.9, 0.8, None, 0.95, 0.7]
-    right = ranking.agreement("right", [3.0, 2.0, 9.0, 4.0, 1.0], trained)
-    wrong = ranking.agreement("wrong", [2.0, 3.0, None, 1.0, 4.0], trained)
-    tied = ranking.agreement("tied", [5.0, 1.0, 0.0, 5.0, 1.0], trained)
+    right = agreement.agreement("right", [3.0, 2.0, 9.0, 4.0, 1.0], trained)
+    wrong = agreement.agreement("wrong", [2.0, 3.0, None, 1.0, 4.0], trained)
+    tied = agreement.agreement("tied", [5.0, 1.0, 0.0, 5.0, 1.0], trained)
     assert right is not None and wrong is not None and tied is not None
     assert (right.num, right.kendall, right.spearman, right.regret) == (
         4,
@@ -175,11 +175,11 @@ def test_the_order_of_the_trained_and_what_the_first_choice_loses() -> None:
     )
     assert wrong.regret == pytest.approx(0.25) and wrong.kendall == pytest.approx(-1)
     assert tied.regret == pytest.approx(0.025)  # the mean of 0.9 and 0.95 in place of 0.95
-    assert ranking.agreement("unknown", [None, 1.0, 1.0, 1.0, 1.0], trained) is None
-    assert ranking.best_of([wrong, tied]) is tied
-    assert ranking.verdict([right, wrong], [tied]) == {"right": True, "wrong": False}
-    assert ranking.verdict([tied], [tied]) == {"tied": False}  # as good is no better
-    two = ranking.agreement("two", [1.0, 2.0], [0.5, 0.6])
+    assert agreement.agreement("unknown", [None, 1.0, 1.0, 1.0, 1.0], trained) is None
+    assert agreement.best_of([wrong, tied]) is tied
+    assert agreement.verdict([right, wrong], [tied]) == {"right": True, "wrong": False}
+    assert agreement.verdict([tied], [tied]) == {"tied": False}  # as good is no better
+    two = agreement.agreement("two", [1.0, 2.0], [0.5, 0.6])
     assert two is not None and two.kendall is None and two.regret == 0
 
 
@@ -189,16 +189,16 @@ def test_the_error_of_a_regret_is_that_of_the_paired_difference_and_of_the_sprea
     num = 2000
     best = rng.random((1, num)) < 0.8
     worse = best & (rng.random((1, num)) < 0.9)  # right about no other image: far less varied than by itself
-    found = ranking.agreement("worse", [1.0, 2.0], [0.8, 0.72], ranking.resample([best, worse]))
+    found = agreement.agreement("worse", [1.0, 2.0], [0.8, 0.72], agreement.resample([best, worse]))
     share = float((best & ~worse).mean())
     assert found is not None and found.error == pytest.approx(np.sqrt(share * (1 - share) / num), rel=0.1)
-    right = ranking.agreement("right", [2.0, 1.0], [0.8, 0.72], ranking.resample([best, worse]))
+    right = agreement.agreement("right", [2.0, 1.0], [0.8, 0.72], agreement.resample([best, worse]))
     assert right is not None and right.error == 0  # the better one in every draw
     runs = np.zeros((2, num), bool)
     runs[1] = (
         True  # accuracies 0 and 1, whatever the images: the mean of two draws has a deviation of sqrt(1 / 8)
     )
-    whole = ranking.agreement(
-        "seeds", [2.0, 1.0], [0.5, 1.0], ranking.resample([runs, np.ones((1, num), bool)])
+    whole = agreement.agreement(
+        "seeds", [2.0, 1.0], [0.5, 1.0], agreement.resample([runs, np.ones((1, num), bool)])
     )
     assert whole is not None and whole.error == pytest.approx(np.sqrt(1 / 8), rel=0.1)

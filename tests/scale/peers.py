@@ -2,7 +2,7 @@
 
     python -m tests.scale.peers PORT NUM [--mesh]
 
-Each asks as `parallel.meeting` does; with --mesh also as Horovod's Gloo does then: every worker gets the addresses of
+Each asks as `rendezvous.barrier` does; with --mesh also as Horovod's Gloo does then: every worker gets the addresses of
 every other, twice. A connection for each request, as theirs. Prints {"meet_s", "mesh_s", "requests"}.
 """
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.promises import TESTS
-from tl_dist.launcher.rendezvous import Rendezvous
+from tl_dist.rendezvous.server import Rendezvous
 
 
 @pytest.mark.timing

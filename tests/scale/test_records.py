@@ -17,10 +17,10 @@ from tl_dist.runs import heartbeats
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import progress_line
+from tl_dist.trainer import agreement
+from tl_dist.trainer.metrics import Metrics
 from tl_dist.training import evaluation
 from tl_dist.training.state import Report
-from tl_dist.worker import agreement
-from tl_dist.worker.metrics import Metrics
 
 NUM = 1024
 VARIABLES = 320  # of a ResNet-50

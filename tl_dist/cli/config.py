@@ -16,8 +16,8 @@ config_app = typer.Typer(help="Show a config, or every key that a config may hol
 @config_app.command()
 def show(config: ConfigFile, overrides: Overrides = None) -> int:
     """Print a config with every default filled in. Runs no code that it names of other packages."""
-    from tl_dist.cli.train import Request
     from tl_dist.config.file import dump
+    from tl_dist.launcher.train import Request
 
     print(dump(Request(config, overrides or ()).load(imports=False)), end="")
     return ExitCode.DONE

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.parallel import cores, slots
+from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
+from tl_dist.rendezvous import rank_layout
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -37,8 +38,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> int:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
-    from tl_dist.cli import data_inspect
     from tl_dist.datasets.curation import inspection
+    from tl_dist.tools.curate import inspect as data_inspect
 
     _show(inspection.inspect(path, sheet), data_inspect.show, as_json)
     return ExitCode.DONE
@@ -59,11 +60,11 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Decode every image. Exit code 65 for bad files, or for images that are in two splits."""
-    from tl_dist.cli import data_verify
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.curate import verify
 
-    found = data_verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
-    _show(found, data_verify.show, as_json)
+    found = verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
+    _show(found, verify.show, as_json)
     return ExitCode.DONE if found["ok"] else ExitCode.DATA
 
 
@@ -86,12 +87,12 @@ def split(
     as_json: AsJson = False,
 ) -> int:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
-    from tl_dist.cli import data_split
+    from tl_dist.tools.curate import split
 
-    made = data_split.split(
+    made = split.split(
         path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
     )
-    _show(made, data_split.show, as_json)
+    _show(made, split.show, as_json)
     return ExitCode.DONE
 
 
@@ -123,7 +124,7 @@ def pack(
     from tl_dist.datasets.curation import layout
     from tl_dist.terminal.console import Console
 
-    rank, size_of_job = slots.rank_in(os.environ), slots.expected_world_size(os.environ) or 1
+    rank, size_of_job = rank_layout.rank_in(os.environ), rank_layout.expected_world_size(os.environ) or 1
     splits = layout.opened_whole(source)
     console = Console()
     columns = (

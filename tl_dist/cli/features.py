@@ -24,9 +24,9 @@ def features_extract(
     runs: Root = Path("runs"),
 ) -> int:
     """Compute the features that a config needs, with all of its workers."""
-    from tl_dist.cli.feature_sets import extract
-    from tl_dist.cli.train import Request
+    from tl_dist.launcher.train import Request
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.features.command import extract
 
     return extract(Request(config, overrides or (), strategy, workers, runs), Console())
 
@@ -34,8 +34,8 @@ def features_extract(
 @features_app.command("list")
 def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
     """List the feature sets beside the runs in DIR, most recently used first."""
-    from tl_dist.cli.feature_sets import sets, show
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.features.command import sets, show
 
     show(sets(runs), Console())
     return ExitCode.DONE
@@ -55,8 +55,8 @@ def features_prune(
     ] = False,
 ) -> int:
     """Remove feature sets that are not needed, and leftovers of interrupted extractions."""
-    from tl_dist.cli.feature_sets import prune, show_pruned
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.features.command import prune, show_pruned
 
     console = Console()
     gone = prune(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Strategy, Workers
-from tl_dist.cli.complaint import INTERRUPTED, complain
 from tl_dist.cli.config import config_app
 from tl_dist.cli.data import data_app
+from tl_dist.cli.errors import INTERRUPTED, complain
 from tl_dist.cli.features import features_app
-from tl_dist.cli.ranking import ranking_app
+from tl_dist.cli.rank import ranking_app
 from tl_dist.cli.trained import trained_app
 from tl_dist.files.search_paths import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
@@ -52,7 +52,7 @@ def begin(
     out: Annotated[Path | None, typer.Option("--out", metavar="YAML", help="default: DATA.yaml")] = None,
 ) -> int:
     """Write a short config for a data set, and the manifest of its splits. Replaces no file."""
-    from tl_dist.cli.init import init
+    from tl_dist.tools.curate.init import init
 
     console = _console()
     init(data, out, console.say)
@@ -73,9 +73,9 @@ def train(
     runs: Root = Path("runs"),
 ) -> int:
     """Train to the end. The same command resumes a run that was stopped or failed."""
-    from tl_dist.cli.init import config_for, is_data, refuse_launcher
-    from tl_dist.cli.train import Request
-    from tl_dist.parallel.slots import started_by_launcher
+    from tl_dist.launcher.train import Request
+    from tl_dist.rendezvous.rank_layout import started_by_launcher
+    from tl_dist.tools.curate.init import config_for, is_data, refuse_launcher
 
     if is_data(config):
         refuse_launcher(config, started_by_launcher(os.environ))
@@ -83,10 +83,10 @@ def train(
         config = config_for(config, console.say)
     request = Request(config, overrides or (), strategy, workers, runs)
     if started_by_launcher(os.environ):
-        from tl_dist.cli.join import join
+        from tl_dist.launcher.under_launcher import join
 
         join(request, os.environ)
-    from tl_dist.cli.train import train_config
+    from tl_dist.launcher.train import train_config
 
     return train_config(request.load(), runs, _console())
 
@@ -94,7 +94,7 @@ def train(
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
     """Fetch the data and the weights of a config once, as train does before it starts; as on a login node."""
-    from tl_dist.cli.train import Request, prepare_config
+    from tl_dist.launcher.train import Request, prepare_config
 
     prepare_config(Request(config, overrides or ()), _console())
     return ExitCode.DONE
@@ -103,7 +103,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
 @app.command()
 def worker(run: RunPath) -> int:
     """Act as one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
-    from tl_dist.cli.join import become_worker
+    from tl_dist.launcher.under_launcher import become_worker
 
     become_worker(run)
 
@@ -125,8 +125,8 @@ def cross_validate(
     runs: Root = Path("runs"),
 ) -> int:
     """Cross-validate a config: mean with interval, scores by fold and group, out-of-fold predictions."""
-    from tl_dist.cli.cross_validation import cross_validate as run_folds
-    from tl_dist.cli.train import Request
+    from tl_dist.launcher.train import Request
+    from tl_dist.tools.cross_validate.command import cross_validate as run_folds
 
     if by is not None and (folds or seeds):
         what = "--by leaves out each group once, and has no other folds or seeds."
@@ -145,8 +145,8 @@ def tune(
     runs: Root = Path("runs"),
 ) -> int:
     """Search for the best classifier on cached features, without the test split, and write it as YAML."""
-    from tl_dist.cli.train import Request
-    from tl_dist.cli.tune import tune as search
+    from tl_dist.launcher.train import Request
+    from tl_dist.tools.tune.command import tune as search
 
     return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
 
@@ -159,7 +159,7 @@ def augment_preview(
     rows: Annotated[int, typer.Option(min=1, max=64, help="number of images, one per row")] = 4,
 ) -> int:
     """Show a few training images, each unchanged and then augmented eight times."""
-    from tl_dist.cli.augment_preview import preview
+    from tl_dist.tools.augment.command import preview
 
     preview(config, overrides or (), out, rows)
     _console().say(f"each row: an image, then the same augmented at eight positions: {out}")
@@ -169,7 +169,7 @@ def augment_preview(
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
     """Describe this machine and installation, for a bug report."""
-    from tl_dist.cli.environment import as_text, collect
+    from tl_dist.tools.doctor.environment import as_text, collect
 
     facts = collect()
     print(json.dumps(facts, indent=1) if as_json else printable(as_text(facts), lines=True))
@@ -179,7 +179,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 @app.command()
 def doctor() -> int:
     """Show what is built in, and check it with a sum over two workers. Exit code 1 if something is broken."""
-    from tl_dist.cli.doctor import examine
+    from tl_dist.tools.doctor.command import examine
 
     console = _console()
     healthy = True
@@ -232,8 +232,8 @@ def submit(
     runs: Root = Path("runs"),
 ) -> int:
     """Submit a run to Slurm. The job saves and requeues itself before its time limit."""
-    from tl_dist.cli.submit import submit_run
-    from tl_dist.cli.train import Request
+    from tl_dist.launcher.slurm.submit import submit_run
+    from tl_dist.launcher.train import Request
 
     options: dict[str, Any] = {
         "nodes": nodes,
@@ -256,11 +256,11 @@ def submit(
 @app.command(hidden=True)
 def srun(run: RunPath) -> int:
     """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
-    from tl_dist.cli.sync import copying
     from tl_dist.config import file as config_file
     from tl_dist.launcher.slurm.driver import drive
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.progress import Progress
+    from tl_dist.tools.track.command import copying
 
     opened = RunDir.open(run)
     with copying(opened, config_file.load(opened.config_file)), Progress(_console()) as progress:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tl_dist.cli.arguments import At, Computation, Overrides, RunPath, Split, Strategy, Workers
-from tl_dist.cli.prediction import predict
+from tl_dist.cli.predict import predict
 from tl_dist.refusal import ExitCode, Refusal
 
 trained_app = typer.Typer()
@@ -52,7 +52,7 @@ def evaluate(
     workers: Workers = None,
 ) -> int:
     """Evaluate a checkpoint of a run."""
-    from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.launcher.task import evaluate as evaluate_run
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative, show_evaluation, show_flattered
 
@@ -83,9 +83,9 @@ def evaluate(
 def _evaluate_data(
     run: Path, data: Path, split: Split | None, how: Computation, groups: Sequence[str]
 ) -> int:
-    from tl_dist.cli.evaluate_data import evaluate_data, show_matching
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_evaluation
+    from tl_dist.tools.evaluate.command import evaluate_data, show_matching
 
     console = Console()
     with console.busy(f"evaluating {run}"):
@@ -96,9 +96,9 @@ def _evaluate_data(
 
 
 def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
-    from tl_dist.cli import robustness
-    from tl_dist.cli.evaluate import evaluate as evaluate_run
+    from tl_dist.launcher.task import evaluate as evaluate_run
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.compare import corruptions as robustness
 
     console, asked = Console(), robustness.asked(corruptions, severity)
     with console.busy(f"evaluating {run}"):
@@ -118,9 +118,9 @@ def calibrate(
     workers: Workers = None,
 ) -> int:
     """Fit a temperature to the validation split, so that probabilities can be believed; the classes stay."""
-    from tl_dist.cli.calibrate import calibrate as calibrate_run
-    from tl_dist.cli.calibrate import show
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.calibrate.command import calibrate as calibrate_run
+    from tl_dist.tools.calibrate.command import show
 
     console = Console()
     with console.busy(f"calibrating {run}"):
@@ -143,10 +143,10 @@ def prune(
     workers: Workers = None,
 ) -> int:
     """Train a run that has ended without a share of its channels, taught by itself as it is: RUN-pruned-SHARE."""
-    from tl_dist.cli.prune import pruned
-    from tl_dist.cli.train import Request, train_config
+    from tl_dist.launcher.train import Request, train_config
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.prune.command import pruned
 
     of = RunDir.open(run)
     request = Request(of.config_file, overrides or (), strategy, workers, of.path.parent)
@@ -172,11 +172,11 @@ def export(
     at: At = "",
 ) -> int:
     """Export the model of a run for another runtime, and compare it with the run image by image."""
-    from tl_dist.cli.export import default_directory, numbers_of, show
-    from tl_dist.cli.export import export as export_run
     from tl_dist.models.export import Request
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.export.command import default_directory, numbers_of, show
+    from tl_dist.tools.export.command import export as export_run
 
     console, numbers, opened = Console(), numbers_of(to, int8=int8, float16=float16), RunDir.open(run)
     target = (out or default_directory(opened, to, numbers)).absolute()
@@ -209,11 +209,11 @@ def report(
     workers: Workers = None,
 ) -> int:
     """Write a page about a run: figures, errors with heat maps, doubtful labels, curves. It opens anywhere, offline."""
-    from tl_dist.cli.report import Request
-    from tl_dist.cli.report import report as report_runs
-    from tl_dist.cli.sync import after_report
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative
+    from tl_dist.tools.report.command import Request
+    from tl_dist.tools.report.command import report as report_runs
+    from tl_dist.tools.track.command import after_report
 
     console = Console()
     request = Request(runs, out, split, heat_maps, Computation("", strategy, workers))
@@ -228,9 +228,9 @@ def report(
 @trained_app.command()
 def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=True)] = False) -> int:
     """Send the trackers of a run (report.track) what they do not have of it. Twice sends nothing twice."""
-    from tl_dist.cli.sync import beside
-    from tl_dist.cli.sync import sync as sync_run
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.track.command import beside
+    from tl_dist.tools.track.command import sync as sync_run
 
     if keep_on:
         return beside(run)
@@ -258,9 +258,9 @@ def explain(
     workers: Workers = None,
 ) -> int:
     """Show which part of an image speaks for its class: LayerCAM and integrated gradients, as a picture."""
-    from tl_dist.cli.explain import Request
-    from tl_dist.cli.explain import explain as explain_images
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.explain.command import Request
+    from tl_dist.tools.explain.command import explain as explain_images
 
     console = Console()
     request = Request(run, images, out, method, of_class, Computation(at, strategy, workers))
@@ -279,8 +279,8 @@ def serve(
     at: At = "",
 ) -> int:
     """Answer HTTP requests with a model, in the shape of TensorFlow Serving, and show a page to drop images on."""
-    from tl_dist.cli.serve import become_server, reachable_by_others
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.serve.command import become_server, reachable_by_others
 
     if reachable_by_others(host):
         warning = f"whoever can reach {host} can use this server: it asks for no password"
@@ -298,11 +298,11 @@ def compare(
     ] = False,
 ) -> int:
     """Test whether two runs differ, by a paired test on the same examples."""
-    from tl_dist.cli import robustness
-    from tl_dist.cli.compare import compare as compare_runs
-    from tl_dist.cli.compare import show
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_flattered
+    from tl_dist.tools.compare import corruptions as robustness
+    from tl_dist.tools.compare.command import compare as compare_runs
+    from tl_dist.tools.compare.command import show
 
     console = Console()
     for run in (first, second):

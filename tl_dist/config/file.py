@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tl_dist.config import Config, DataConfig, batch_norm, options, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
-from tl_dist.config.deciding import metrics_of
+from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.config.training import PLATEAU
 from tl_dist.refusal import ExitCode, Refusal

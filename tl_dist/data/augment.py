@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 from tl_dist.data.colour import clipped, jittered
 from tl_dist.data.rand_augment import rand_augmented
 from tl_dist.data.resize import stretch

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 from tl_dist.data.augment import ATTEMPTS, crop_boxes
 from tl_dist.data.resize import stretch
 from tl_dist.datasets import Source

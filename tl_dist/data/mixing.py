@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 
 _QUANTILES = 4097
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 
 VERSION = 2
 """of the order, in the identity of every run: what changes which example is at a position must count it up"""

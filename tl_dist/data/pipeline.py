@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tl_dist.config import AugmentConfig
-from tl_dist.data import draws
+from tl_dist.data import random as draws
 from tl_dist.data.augment import augment
 from tl_dist.data.batch import Batch
 from tl_dist.data.crop import cropped, cropped_rows, drawn

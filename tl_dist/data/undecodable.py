@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.headers import Fault
+from tl_dist.datasets.open_files import MACHINE_FAULTS, machine_refusal
 from tl_dist.refusal import telling_line
 
 READ_ERRORS = (

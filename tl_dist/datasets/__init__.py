@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets.annotations import Annotations
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.decoding import VERSION, decode_rgb
-from tl_dist.datasets.location import Location
 from tl_dist.datasets.store import EncodedStore, PixelStore, without_cached
 
 ALIGNMENT = 64

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.store import EncodedStore, PixelStore, Store
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig, registry
-from tl_dist.datasets import Source, Splits, listing, pool_of
+from tl_dist.datasets import Source, Splits, directory_cache, pool_of
 from tl_dist.datasets.concatenated import concatenated
+from tl_dist.datasets.csv_columns import columns_of, values_of
 from tl_dist.datasets.split import divide, folds_of, hold_out_each
-from tl_dist.datasets.table import columns_of, values_of
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
@@ -39,7 +39,7 @@ def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
 
 def _opened(data: DataConfig) -> Splits:
     """Refuses what is no data set, as the function of another package may return."""
-    with listing.once():
+    with directory_cache.once():
         splits = registry.dataset(data.name).open(data)
     if not (isinstance(splits, Mapping) and isinstance(splits.get("train"), Source)):
         raise Refusal(

@@ -12,9 +12,9 @@ import struct
 from typing import Any, NamedTuple
 
 from tl_dist.datasets import gif, jpeg, png, tiff
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.gif import CutOff
-from tl_dist.datasets.handles import MACHINE_FAULTS, machine_refusal
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.open_files import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.preprocess import orientation
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path
 
-from tl_dist.datasets import listing
+from tl_dist.datasets import directory_cache
 from tl_dist.datasets.files import Folders, count_folders
 
 
@@ -31,7 +31,7 @@ def matching(pattern: str) -> Iterator[str]:
                 yield folder + part
             continue
         try:
-            listed = listing.folder(Path(folder or "."))
+            listed = directory_cache.folder(Path(folder or "."))
         except OSError:  # no folder, or none that may be listed
             continue
         if listed.identity in met[k]:
@@ -44,5 +44,5 @@ def matching(pattern: str) -> Iterator[str]:
                 continue
             if is_last:
                 yield folder + name
-            if kind == listing.FOLDER and (deep or not is_last):
+            if kind == directory_cache.FOLDER and (deep or not is_last):
                 left.append((f"{folder}{name}/", k if deep else k + 1))

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.handles import MACHINE_FAULTS, shared_handles
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.byte_range import Location
+from tl_dist.datasets.open_files import MACHINE_FAULTS, shared_handles
 from tl_dist.datasets.store import EncodedStore
 
 

@@ -24,14 +24,14 @@ from PIL import Image
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
-from tl_dist.config.deciding import SPLIT, metrics_of
+from tl_dist.config.model_selection import SPLIT, metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.config.source import of_source
 from tl_dist.datasets import Source, Splits, pool_of
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.headers import Fault, look
-from tl_dist.datasets.location import Location
 from tl_dist.datasets.quarantine import stamp_of
 from tl_dist.datasets.store import PixelStore
 from tl_dist.files import limits

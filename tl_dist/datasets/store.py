@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.byte_range import Location
 
 if TYPE_CHECKING:
     from tl_dist.datasets import Source

@@ -9,11 +9,11 @@ from glob import has_magic
 from pathlib import Path
 from typing import BinaryIO
 
-from tl_dist.datasets import listing
+from tl_dist.datasets import directory_cache
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.files import Folders, count_folders
 from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
 from tl_dist.datasets.headers import fault
-from tl_dist.datasets.location import Location
 from tl_dist.datasets.patterns import matching
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
@@ -33,7 +33,7 @@ def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = 
     """
     found: list[str] = []
     met: Folders = {}
-    with listing.once():
+    with directory_cache.once():
         for name in names:
             found += _on(stdin, null) if name == STDIN and stdin else _named(name, met)
             count_folders(name, met, {}, len(found))

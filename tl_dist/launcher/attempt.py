@@ -15,14 +15,14 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.files.atomic import write_atomically
+from tl_dist.launcher.classify_exits import ORDERLY, End, judged
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.end import ORDERLY, End, judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.workers import GRACE_S, Workers
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 from tl_dist.runs.heartbeats import Beat
 from tl_dist.runs.records import NewRecords
 from tl_dist.terminal.progress import Progress

@@ -125,7 +125,7 @@ def are_processes(cfg: Config) -> bool:
 
 def worker_argv(run: Path, task: Sequence[str] = ()) -> tuple[str, ...]:
     """The command line of every worker, whoever starts it. `task`: what it does other than train."""
-    return (sys.executable, "-P", "-m", "tl_dist.worker", str(run), *task)
+    return (sys.executable, "-P", "-m", "tl_dist.trainer", str(run), *task)
 
 
 def worker_environment(

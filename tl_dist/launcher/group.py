@@ -18,7 +18,7 @@ from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.workers import Exit, Workers
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 
 
 class Group(Workers):

@@ -10,8 +10,8 @@ from pathlib import Path
 from tl_dist.config import Config
 from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command, are_processes, local_commands, num_processes, visible_gpus
-from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.parallel.slots import GLOO_TIMEOUT_VARIABLE
+from tl_dist.rendezvous.rank_layout import GLOO_TIMEOUT_VARIABLE
+from tl_dist.rendezvous.server import Rendezvous
 
 
 def local_launch(cfg: Config, run: Path, task: Sequence[str] = ()) -> Launch:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tl_dist.config import Config, registry
 from tl_dist.files import downloads, packages
-from tl_dist.models.backbones import weights
+from tl_dist.models import weights
 from tl_dist.refusal import shortened
 
 Say = Callable[[str], None]

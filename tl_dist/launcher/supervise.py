@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tl_dist.config import Config
 from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
-from tl_dist.launcher.end import End
+from tl_dist.launcher.classify_exits import End
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder

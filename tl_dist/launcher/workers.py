@@ -17,7 +17,7 @@ from typing import Self
 
 from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher.command import Command
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 
 GRACE_S = 7.0  # for workers to notice a lost peer by themselves: Gloo needs 0.2 s, MPI's shutdown a few
 TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, what they started may not

@@ -17,8 +17,8 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, cut, head, precision, pruning
-from tl_dist.models.backbones import Backbone, blocks
+from tl_dist.models import batch_norm, blocks, cut, head, precision, pruning
+from tl_dist.models.backbones import Backbone
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 

@@ -26,11 +26,12 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from tl_dist.config import Config
-from tl_dist.parallel import endpoint, gpus, slots
+from tl_dist.parallel import gpus
 from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.meeting import TOKEN_VARIABLE, await_peers, said_by_all
 from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal, telling_line
+from tl_dist.rendezvous import endpoint, rank_layout
+from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, said_by_all
 
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
 _ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
@@ -51,12 +52,12 @@ class Collective(OneOfMany):
         self.rank: int = 0
         self.world_size: int = 1
         if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
-            self.rank = slots.integer(os.environ, "HOROVOD_RANK")
-            self.world_size = slots.integer(os.environ, "HOROVOD_SIZE")
-        expected = slots.expected_world_size(os.environ)
+            self.rank = rank_layout.integer(os.environ, "HOROVOD_RANK")
+            self.world_size = rank_layout.integer(os.environ, "HOROVOD_SIZE")
+        expected = rank_layout.expected_world_size(os.environ)
         if expected not in (None, self.world_size):
             raise Refusal(
-                f"rank {slots.rank_in(os.environ)}: its launcher started {expected} workers, which cannot meet.",
+                f"rank {rank_layout.rank_in(os.environ)}: its launcher started {expected} workers, which cannot meet.",
                 fix="start with 'tl-dist train' or 'tl-dist submit', or use strategy=horovod.",
                 code=ExitCode.UNSAFE,
             )
@@ -71,7 +72,7 @@ class Collective(OneOfMany):
         local_rank, local_size = 0, 1
         if self.world_size > 1:
             local_rank, local_size = (
-                slots.integer(os.environ, f"HOROVOD_LOCAL_{x}") for x in ("RANK", "SIZE")
+                rank_layout.integer(os.environ, f"HOROVOD_LOCAL_{x}") for x in ("RANK", "SIZE")
             )
         self._on_gpu = bool(gpus.take_own(local_rank, local_size, os.environ))
         if self.world_size > 1:
@@ -93,7 +94,7 @@ class Collective(OneOfMany):
             _start_server(self.rank, endpoints, timeout_s)
             if door:
                 door.check()
-            task = f"/job:worker/replica:0/task:{self.rank}/device:"
+            task = f"/job:trainer/replica:0/task:{self.rank}/device:"
             self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
             # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
             ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
@@ -213,9 +214,9 @@ class Collective(OneOfMany):
 
 def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None:
     """TensorFlow's server, through which the workers exchange and watch each other; waits until all have theirs."""
-    task = f"/job:worker/replica:0/task:{rank}"
-    leader = "/job:worker/replica:0/task:0"
-    quiet_s = slots.gloo_timeout_s(len(endpoints), os.environ)
+    task = f"/job:trainer/replica:0/task:{rank}"
+    leader = "/job:trainer/replica:0/task:0"
+    quiet_s = rank_layout.gloo_timeout_s(len(endpoints), os.environ)
     here = context.context()
     on_term = signal.getsignal(signal.SIGTERM)
     here.configure_collective_ops(

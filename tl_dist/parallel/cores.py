@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from tl_dist.parallel.slots import in_slurm_step, integer, local_workers
+from tl_dist.rendezvous.rank_layout import in_slurm_step, integer, local_workers
 
 
 def share(own: int, host: int, workers: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tl_dist.parallel.slots import in_slurm_step, integer, started_by_launcher
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous.rank_layout import in_slurm_step, integer, started_by_launcher
 
 
 def take_first(count: int) -> list[str]:

@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.config import Config
-from tl_dist.parallel import failures, gpus, slots
+from tl_dist.parallel import failures, gpus
 from tl_dist.parallel.buckets import buckets, num_bytes
 from tl_dist.parallel.horovod_settings import settings
-from tl_dist.parallel.meeting import await_peers
 from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous import rank_layout
+from tl_dist.rendezvous.barrier import await_peers
 
 HOST = "CPU:0"
 """Where everything but gradients is exchanged, on machines with GPUs too: the way that tests on CPUs prove."""
@@ -37,7 +38,7 @@ class Horovod(OneOfMany):
         self._hvd = _import_horovod()
         self.wire = config.runtime.wire
         on_gpus = bool(tf.config.list_physical_devices("GPU") and self._hvd.nccl_built())
-        expected = slots.expected_world_size(os.environ)
+        expected = rank_layout.expected_world_size(os.environ)
         chosen = settings(gpus=on_gpus, workers=expected or 1, stall_s=longest_s)
         self.bucket_bytes, self.last_bytes = chosen.bucket_bytes, chosen.last_bytes
         for key, value in chosen.environment.items():

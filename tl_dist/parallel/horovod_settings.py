@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tl_dist.parallel import slots
+from tl_dist.rendezvous import rank_layout
 
 MIB = 2**20
 
@@ -36,7 +36,7 @@ def settings(*, gpus: bool, workers: int, stall_s: float) -> Settings:
             **({} if gpus else {"OMPI_MCA_mpi_yield_when_idle": "1"}),
             # Else the thread that starts reductions waits for each of them to end on the GPU.
             **({"HOROVOD_ENABLE_ASYNC_COMPLETION": "1"} if gpus else {}),
-            slots.GLOO_TIMEOUT_VARIABLE: str(slots.gloo_timeout_s(workers)),
+            rank_layout.GLOO_TIMEOUT_VARIABLE: str(rank_layout.gloo_timeout_s(workers)),
             "HOROVOD_STALL_CHECK_TIME_SECONDS": "30",
             "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": f"{stall_s:.0f}",
         },

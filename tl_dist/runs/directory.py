@@ -20,11 +20,11 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import shape
-from tl_dist.runs.claim import claim, claimant
 from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.owner import Owner, OwningJob
+from tl_dist.runs.lock.claim import claim, claimant
+from tl_dist.runs.lock.owner import Owner, OwningJob
 from tl_dist.runs.steps import step_name, steps_in
 
 __all__ = ["RunDir", "differences", "step_name", "steps_in"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tl_dist.config import Config
-from tl_dist.config.deciding import FIGURES, figure_of
+from tl_dist.config.model_selection import FIGURES, figure_of
 from tl_dist.config.stages import Stage
 
 KEY = "monitor"

@@ -20,17 +20,18 @@ import pytest
 from PIL import Image
 
 from tests.unit.cli.conftest import Became, become, ranks, said
-from tl_dist.cli import doctor, environment, join, train
-from tl_dist.cli.train import Request
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.files.packages import user_cache
-from tl_dist.launcher import prepare
+from tl_dist.launcher import prepare, train, under_launcher
 from tl_dist.launcher.attempt import Launch
 from tl_dist.launcher.command import Command
-from tl_dist.parallel.slots import rank_in
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous.rank_layout import rank_in
 from tl_dist.runs.directory import RunDir
+from tl_dist.tools.doctor import command as doctor
+from tl_dist.tools.doctor import environment
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """\
@@ -474,7 +475,7 @@ def test_a_full_or_read_only_disk_is_nobodys_bug(
     def fails(*_: Any, **__: Any) -> NoReturn:
         raise OSError(number, os.strerror(number), "split.json")
 
-    monkeypatch.setattr("tl_dist.cli.data_split.split", fails)
+    monkeypatch.setattr("tl_dist.tools.curate.split.split", fails)
     found, _, err = said(capsys, "data", "split", "fake.yaml", "--test", "0.5")
     assert found == code and err.startswith("error: ") and len(err.splitlines()) == 1
     if code != ExitCode.INTERNAL:
@@ -489,7 +490,7 @@ def test_ctrl_c_is_answered_by_a_line(
     def interrupted(*_: Any, **__: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tl_dist.cli.data_split.split", interrupted)
+    monkeypatch.setattr("tl_dist.tools.curate.split.split", interrupted)
     code, _, err = said(capsys, "data", "split", "fake.yaml", "--test", "0.5")
     assert (code, err) == (130, "error: interrupted. Fix: run the same command again.\n")
 
@@ -499,19 +500,19 @@ def test_ctrl_c_is_answered_by_a_line(
 
 @pytest.fixture
 def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join, "require_package", lambda cfg: None)
+    monkeypatch.setattr(under_launcher, "require_package", lambda cfg: None)
 
 
 @pytest.mark.usefixtures("_with_horovod")
 def test_ranks_of_a_launcher_become_workers_of_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ranks(2)
     outcome: list[Any] = []
-    looked, config_of = threading.Event(), join._config_of
-    monkeypatch.setattr(join, "_config_of", lambda run: (config_of(run), looked.set())[0])
+    looked, config_of = threading.Event(), under_launcher._config_of
+    monkeypatch.setattr(under_launcher, "_config_of", lambda run: (config_of(run), looked.set())[0])
 
     def second_rank() -> None:
         try:
-            join.join(Request(Path("fake.yaml")), second, become=become)
+            under_launcher.join(Request(Path("fake.yaml")), second, become=become)
         except (Became, Refusal) as end:
             outcome.append(end)
 
@@ -520,7 +521,7 @@ def test_ranks_of_a_launcher_become_workers_of_one_run(monkeypatch: pytest.Monke
     assert looked.wait(60)
     assert not outcome  # it waits for rank 0
     with pytest.raises(Became) as became:
-        join.join(Request(Path("fake.yaml")), first, become=become)
+        under_launcher.join(Request(Path("fake.yaml")), first, become=become)
     thread.join(60)
     assert became.value.args == (Path("runs/fake"),)
     assert isinstance(outcome[0], Became)
@@ -534,20 +535,20 @@ def test_a_rank_does_not_take_an_older_config_for_its_own() -> None:
     run = RunDir.create("runs", old, resolved=config_file.dump(old))
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
     with pytest.raises(Refusal, match="holds another config after 0 s") as refused:
-        join.wait_for_run(run, cfg, seconds=0.2)
+        under_launcher.wait_for_run(run, cfg, seconds=0.2)
     assert refused.value.code == ExitCode.CANNOT_CREATE
     with pytest.raises(Refusal, match="is not there after 0 s"):
-        join.wait_for_run(RunDir("runs/none"), cfg, seconds=0.2)
+        under_launcher.wait_for_run(RunDir("runs/none"), cfg, seconds=0.2)
 
 
 @pytest.mark.usefixtures("_with_horovod")
 def test_a_rank_that_waits_says_for_what(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(join, "SILENT_S", 0.1)
+    monkeypatch.setattr(under_launcher, "SILENT_S", 0.1)
     cfg = Request(Path("fake.yaml")).load("strategy=horovod", "workers=2")
     with pytest.raises(Refusal, match="is not there after 1 s"):
-        join.wait_for_run(RunDir("runs/none"), cfg, who="rank 1 of 2 (HOROVOD_RANK)", seconds=0.6)
+        under_launcher.wait_for_run(RunDir("runs/none"), cfg, who="rank 1 of 2 (HOROVOD_RANK)", seconds=0.6)
     line = "rank 1 of 2 (HOROVOD_RANK) waits for rank 0 to make runs/none, at most 1 s\n"
     assert capsys.readouterr().err == line
 
@@ -557,7 +558,7 @@ def test_a_left_over_rank_is_refused_at_once() -> None:
     with pytest.raises(
         Refusal, match=r"would be rank 5 of 2 \(HOROVOD_RANK\).*Fix: unset HOROVOD_RANK where"
     ) as refused:
-        join.join(Request(Path("fake.yaml")), env, become=become)
+        under_launcher.join(Request(Path("fake.yaml")), env, become=become)
     assert refused.value.code == ExitCode.UNSAFE
 
 
@@ -568,11 +569,11 @@ def test_an_old_stop_is_cleared_and_a_finished_run_is_not_started() -> None:
     run = RunDir.create("runs", cfg, resolved=config_file.dump(cfg))
     run.request_stop()
     with pytest.raises(Became):
-        join.join(Request(Path("fake.yaml")), lone, become=become)
+        under_launcher.join(Request(Path("fake.yaml")), lone, become=become)
     assert not run.stop_requested()
     run.mark_done({})
     with pytest.raises(SystemExit) as ended:
-        join.join(Request(Path("fake.yaml")), lone, become=become)
+        under_launcher.join(Request(Path("fake.yaml")), lone, become=become)
     assert ended.value.code == ExitCode.DONE
 
 
@@ -595,7 +596,7 @@ def test_the_command_becomes_a_worker_under_a_launcher(
     def joined(request: Request, env: Any) -> NoReturn:
         raise Refusal(f"joined {request.config}", fix="none.", code=ExitCode.PEER_LOST)
 
-    monkeypatch.setattr(join, "join", joined)
+    monkeypatch.setattr(under_launcher, "join", joined)
     monkeypatch.setenv("HOROVOD_RANK", "0")
     code, _, err = said(capsys, "train", "fake.yaml")
     assert (code, err) == (ExitCode.PEER_LOST, "error: joined fake.yaml Fix: none.\n")

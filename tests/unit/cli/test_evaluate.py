@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tl_dist.cli import evaluate
 from tl_dist.cli.arguments import Computation
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.launcher import task
 from tl_dist.launcher.command import Command
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
@@ -55,7 +55,7 @@ def test_workers_are_those_that_this_machine_has_unless_told(
     expected: tuple[str, int],
 ) -> None:
     cfg = config_of(strategy=run[0], workers=run[1])
-    layout = evaluate.workers_here(cfg, strategy, workers, gpus)
+    layout = task.workers_here(cfg, strategy, workers, gpus)
     assert layout == [f"strategy={expected[0]}", f"workers={expected[1]}"]
 
 
@@ -73,7 +73,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Co
             commands.append(found)
         (run.path / "evaluations" / "test.json").write_text('{"event": "evaluation"}')
 
-    monkeypatch.setattr(evaluate, "run_task", run_task)
+    monkeypatch.setattr(task, "run_task", run_task)
     return commands
 
 
@@ -81,7 +81,7 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
     started: list[Sequence[Command]], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    evaluate.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
+    task.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
     (commands,) = started
     assert len(commands) == 1 and "HOROVOD_RANK" not in commands[0].environment
     words = " ".join(commands[0].argv)
@@ -91,12 +91,12 @@ def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
 
 def test_what_is_asked_for_is_started(started: list[Sequence[Command]], tmp_path: Path) -> None:
     how = Computation("best", workers=3, overrides=["evaluation.views=[flip]"])
-    evaluate.evaluate(tmp_path / "large", "test", how)
+    task.evaluate(tmp_path / "large", "test", how)
     (commands,) = started
     assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
     assert "--override evaluation.views=[flip] --override strategy=horovod" in " ".join(commands[0].argv)
     assert commands[0].argv[-2:] == ("--at", "best")
     with pytest.raises(Refusal, match="'newest' names no checkpoint"):
-        evaluate.evaluate(tmp_path / "large", "test", Computation("newest"))
+        task.evaluate(tmp_path / "large", "test", Computation("newest"))
     with pytest.raises(Refusal, match="'single' has one worker, not 3"):
-        evaluate.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))
+        task.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import PREFIX, extract
-from tl_dist.cli import feature_sets
 from tl_dist.cli.main import main
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock
+from tl_dist.tools.features import command as feature_sets
 
 
 def three(root: Path) -> list[Path]:

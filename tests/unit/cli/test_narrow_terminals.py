@@ -8,19 +8,16 @@ from typing import Any
 
 import pytest
 
-from tl_dist.cli import (
-    compare,
-    cross_validation,
-    data_inspect,
-    data_split,
-    data_verify,
-    feature_sets,
-    rank,
-    robustness,
-)
 from tl_dist.runs.table import RunSummary
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_runs
+from tl_dist.tools.compare import command as compare
+from tl_dist.tools.compare import corruptions as robustness
+from tl_dist.tools.cross_validate import command as cross_validation
+from tl_dist.tools.curate import inspect as data_inspect
+from tl_dist.tools.curate import split, verify
+from tl_dist.tools.features import command as feature_sets
+from tl_dist.tools.rank import command as rank
 
 PATH = "/data/shared/a-long-name-of-a-directory/of-a-project/photographs-2024/Kätzchen and other animals"
 CLASS = "golden retriever of the mountains, with a name that is longer than any table column is wide"
@@ -112,13 +109,13 @@ RANKING = {
 SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
     # what is shown, what may go over several lines, what may not
     "data split": (
-        lambda c: data_split.show(SPLIT, c),
+        lambda c: split.show(SPLIT, c),
         [CLASS],
         [f"data.split={PATH}/split.json", "12,354", "functional", "109", "59", "groups"],
     ),
     "data inspect": (lambda c: data_inspect.show(FACTS, c), [CLASS], [f"in {PATH},", "123,456", " b ", REMARKED]),
     "data verify": (
-        lambda c: data_verify.show(VERIFIED, c),
+        lambda c: verify.show(VERIFIED, c),
         [],
         [f"train: {PATH}/a.jpg, byte 123456: {BAD['reason']}", f"  test: {PATH}/2.jpg", "1 across splits", REMARKED],
     ),

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tl_dist.cli.main import main
-from tl_dist.cli.prediction_files import Columns, Row, written
-from tl_dist.cli.sorting import Folders
 from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.refusal import Refusal
+from tl_dist.tools.predict.sorting import Folders
+from tl_dist.tools.predict.table import Columns, Row, written
 
 P = np.array([0.1, 1 / 3, 1e-9, 0.9], np.float32)
 ROWS = [

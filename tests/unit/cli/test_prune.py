@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tl_dist.cli.main import main
-from tl_dist.cli.prune import pruned
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.runs.directory import RunDir
+from tl_dist.tools.prune.command import pruned
 
 TEXT = """\
 name: whole

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist.cli import rank
-from tl_dist.cli.candidates import bare, candidates
-from tl_dist.cli.train import Request
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.console import Console
+from tl_dist.tools.rank import command as rank
+from tl_dist.tools.rank.candidates import bare, candidates
 
 CONFIG = """\
 data: {name: digits, image_size: 32}

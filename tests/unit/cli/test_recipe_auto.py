@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tl_dist.cli import recipe
 from tl_dist.config import Config, ScheduleConfig, auto
 from tl_dist.config import file as config_file
+from tl_dist.launcher import auto_config
 from tl_dist.refusal import ExitCode, Refusal
 
 LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
@@ -19,7 +19,7 @@ LEAST = "recipe: auto\ndata: {name: digits}\nmodel: {backbone: vgg16}\n"
 def load(folder: Path, text: str, *overrides: str) -> Config:
     file = folder / "x.yaml"
     file.write_text(text)
-    return config_file.load(file, overrides, choose=recipe.values_for)
+    return config_file.load(file, overrides, choose=auto_config.values_for)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_least_config_becomes_a_whole_one_that_loads_again(tmp_path: Path) -> 
     cfg = load(tmp_path, LEAST)
     assert (cfg.steps, cfg.data.image_size, cfg.global_batch, cfg.model.train_from) == (2000, 128, 128, "all")
     assert cfg.optimizer.learning_rate == 0.003 * 128 / 512
-    assert recipe.line(cfg).startswith("recipe auto: 2,000 steps of 128 images of 128 px")
+    assert auto_config.line(cfg).startswith("recipe auto: 2,000 steps of 128 images of 128 px")
     (tmp_path / "resolved.yaml").write_text(config_file.dump(cfg))
     assert config_file.load(tmp_path / "resolved.yaml") == cfg
 
@@ -104,7 +104,7 @@ def test_a_computed_classifier_has_a_frozen_backbone_and_no_training(tmp_path: P
     cfg = load(tmp_path, LEAST + "classifier: {name: logistic}\n")
     assert (cfg.model.train_from, cfg.steps, cfg.data.augment) == ("head", 1, ("flip",))
     assert cfg.data.augmentation.mixup == 0 and not cfg.optimizer.schedule.drop_at_epochs
-    assert recipe.line(cfg) == "recipe auto: logistic of images of 128 px, augment flip"
+    assert auto_config.line(cfg) == "recipe auto: logistic of images of 128 px, augment flip"
 
 
 def test_the_typical_size_is_that_of_the_whole_set_though_its_first_class_is_small(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.unit.cli.conftest import Became, become, ranks, said
-from tl_dist.cli import join, tasks, train
-from tl_dist.cli.train import Request
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.launcher import shown_task, train, under_launcher
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 
@@ -54,7 +54,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(train, "supervise", supervise)
     monkeypatch.setattr(train, "show_end", lambda run, console: None)
-    monkeypatch.setattr(tasks, "run_task", lambda run, *_, **__: reached(run))
+    monkeypatch.setattr(shown_task, "run_task", lambda run, *_, **__: reached(run))
     return names
 
 
@@ -87,7 +87,9 @@ def test_tuning_writes_a_config_that_starts_from_the_trained_source(
         '[{"classifier": {"name": "nearest_mean", "scaling": "none"}, "model": {"layers": ["block3"], '
         '"pooling": "average"}, "folds": 5, "accuracy": 0.5, "log_loss": 1.0}]'
     )
-    monkeypatch.setattr(tasks, "run_task", lambda run, *_, **__: (run.path / "tuning.json").write_text(found))
+    monkeypatch.setattr(
+        shown_task, "run_task", lambda run, *_, **__: (run.path / "tuning.json").write_text(found)
+    )
     chosen = ("classifier.l2=auto", "classifier.layers=auto", "model.layers=[block2, block3]")
     code, _, err = said(capsys, "tune", "src.yaml", *COMPUTED, *chosen)
     assert (code, err) == (0, "")
@@ -104,7 +106,7 @@ def submitted(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 
 def joined(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     try:
-        join.join(Request(Path("src.yaml")), ranks(1)[0], become=become)
+        under_launcher.join(Request(Path("src.yaml")), ranks(1)[0], become=become)
     except Refusal as refusal:
         return refusal.code, f"error: {refusal}\n"
     except Became:
@@ -118,7 +120,7 @@ def test_a_launcher_of_one_run_refuses_a_source_task_that_is_not_done(
     monkeypatch: pytest.MonkeyPatch,
     launch: Callable[[Any], tuple[int, str]],
 ) -> None:
-    monkeypatch.setattr(join, "require_package", lambda cfg: None)
+    monkeypatch.setattr(under_launcher, "require_package", lambda cfg: None)
     code, err = launch(capsys)
     assert code == ExitCode.USAGE and err.count("\n") == 1
     assert "the source task of 'src' has not been trained: runs/src-source is not done. Fix: " in err

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tl_dist.cli.submit import layout_of
 from tl_dist.config import Config
 from tl_dist.launcher.slurm.script import SubmitOptions
+from tl_dist.launcher.slurm.submit import layout_of
 
 RUN = {
     "name": "x", "global_batch": 64, "epochs": 1, "data": {"name": "synthetic"},

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from tl_dist.cli.main import app
-from tl_dist.cli.train import Request
 from tl_dist.config import file as config_file
+from tl_dist.launcher.train import Request
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -10,7 +10,7 @@ from tests.doubles import array_source
 from tl_dist.config import Config, DataConfig
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.worker import decidable
+from tl_dist.trainer import decidable
 
 CONFIG = """\
 epochs: 4
@@ -76,7 +76,7 @@ def test_what_decides_is_part_of_the_trajectory_and_else_nothing_is_that_was_not
 
 
 def test_a_metric_with_its_split_is_the_one_without() -> None:
-    from tl_dist.config.deciding import figure_of
+    from tl_dist.config.model_selection import figure_of
 
     assert figure_of("validation.mcc") == figure_of("mcc") == "mcc"
 

@@ -17,12 +17,12 @@ from tests.other_package import ROOT, written
 from tl_dist.config import Config, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
-from tl_dist.models.backbones import weights
+from tl_dist.models import weights
 from tl_dist.parallel import DataParallel, started
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.worker import agreement, cached, setup
+from tl_dist.trainer import agreement, cached, setup
 
 CONFIG = """\
 steps: 1

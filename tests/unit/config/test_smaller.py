@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.cli import cross_validation
-from tl_dist.cli.train import Request
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
+from tl_dist.launcher.train import Request
 from tl_dist.refusal import Refusal
 from tl_dist.terminal.console import Console
+from tl_dist.tools.cross_validate import command as cross_validation
 
 TEXT = """\
 data: {name: digits}

@@ -11,7 +11,7 @@ from tl_dist.config import ClassifierConfig, Config, LossConfig, OptimizerConfig
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import origin
+from tl_dist.runs import init_from
 from tl_dist.runs.directory import RunDir
 
 TARGET = """\
@@ -107,13 +107,13 @@ def test_only_a_run_of_the_same_backbone_with_a_commit_is_carried_over() -> None
 
     def why(cfg: Config) -> str:
         with pytest.raises(Refusal) as caught:
-            origin.opened(cfg)
+            init_from.opened(cfg)
         assert caught.value.code == ExitCode.USAGE
         return str(caught.value)
 
     assert "has no checkpoint" in why(later)
     (run.checkpoints / "step-00000004").mkdir()
-    found, its_config = origin.opened(later)
+    found, its_config = init_from.opened(later)
     assert found.path == run.path.absolute() and its_config.name == "earlier"
     other = load(f"{SIMPLE}source: {{run: runs/earlier}}\n", "model.backbone=vgg16", "data.image_size=32")
     assert "trained tiny, but model.backbone is vgg16" in why(other)

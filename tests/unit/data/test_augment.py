@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tests.doubles import HeldFiles, memory_source
 from tl_dist.config import AugmentConfig
-from tl_dist.data import crop, draws
+from tl_dist.data import crop
+from tl_dist.data import random as draws
 from tl_dist.data.augment import ATTEMPTS, OPERATIONS, augment, crop_boxes
 from tl_dist.data.crop import cropped_rows
 from tl_dist.data.crop import drawn as drawn_crops

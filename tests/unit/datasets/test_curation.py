@@ -15,7 +15,6 @@ from sklearn.datasets import load_sample_image
 from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
-from tl_dist.cli.data_inspect import blocks
 from tl_dist.cli.main import main
 from tl_dist.datasets.curation import duplicates
 from tl_dist.datasets.curation.inspection import inspect
@@ -23,6 +22,7 @@ from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
 from tl_dist.datasets.curation.verification import verify
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.tools.curate.inspect import blocks
 
 NAMES = [f"digit {k}" for k in range(10)]
 

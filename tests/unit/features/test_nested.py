@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from tests.doubles import drawn, given_to, memory_source, setup_of
-from tl_dist.cli.cross_validation import chosen_line
 from tl_dist.config import ClassifierConfig, Config
 from tl_dist.config import file as config_file
 from tl_dist.datasets import pool_of
@@ -21,10 +20,11 @@ from tl_dist.features.classifiers import nested, regressions, selection
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import cross_validation
 from tl_dist.scores.cross_validation import OutOfFold
-from tl_dist.worker import cached
-from tl_dist.worker import cross_validation as crossing
-from tl_dist.worker.setup import Setup
-from tl_dist.worker.stage_input import StageInput, TrainFeatures
+from tl_dist.tools.cross_validate import work as crossing
+from tl_dist.tools.cross_validate.command import chosen_line
+from tl_dist.trainer import cached
+from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.stage_input import StageInput, TrainFeatures
 
 COLUMNS = selection.columns_of(["a", "b"], [30, 10])
 SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")

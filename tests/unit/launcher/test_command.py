@@ -15,7 +15,6 @@ from unittest import mock
 
 import pytest
 
-from tl_dist.cli.environment import collect
 from tl_dist.config import Config, registry
 from tl_dist.files.search_paths import elsewhere
 from tl_dist.launcher import die_with_parent
@@ -29,9 +28,10 @@ from tl_dist.launcher.command import (
     worker_environment,
 )
 from tl_dist.launcher.local import local_launch, place
-from tl_dist.launcher.rendezvous import Rendezvous
-from tl_dist.parallel.slots import slot_environment
 from tl_dist.refusal import Refusal
+from tl_dist.rendezvous.rank_layout import slot_environment
+from tl_dist.rendezvous.server import Rendezvous
+from tl_dist.tools.doctor.environment import collect
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -224,7 +224,7 @@ def test_auto_that_nobody_has_settled_starts_nothing() -> None:
 
 def test_an_evaluation_is_the_same_command_with_a_split() -> None:
     argv = worker_argv(Path("runs/x"), ["--evaluate", "test"])
-    assert argv == (sys.executable, "-P", "-m", "tl_dist.worker", "runs/x", "--evaluate", "test")
+    assert argv == (sys.executable, "-P", "-m", "tl_dist.trainer", "runs/x", "--evaluate", "test")
 
 
 def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

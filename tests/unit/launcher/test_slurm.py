@@ -15,13 +15,14 @@ import pytest
 
 from tests.end_to_end.harness import state_of
 from tl_dist import config
+from tl_dist.launcher.classify_exits import judged
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.end import judged
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.slurm import script
 from tl_dist.launcher.slurm.job import Allocation, hostnames, rendezvous_address, tasks_per_node
 from tl_dist.launcher.slurm.step import Step, srun_command
-from tl_dist.parallel.slots import (
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous.rank_layout import (
     Slot,
     expected_world_size,
     network_interface_towards,
@@ -32,8 +33,7 @@ from tl_dist.parallel.slots import (
     slurm_task_environment,
     started_by_launcher,
 )
-from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 from tl_dist.runs.heartbeats import Beat
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -376,7 +376,7 @@ def test_dry_run_writes_nothing_and_shows_every_rank(tmp_path):
     assert len(result.rank_commands) == 4
     assert (
         result.rank_commands[3]
-        == f"rank 3, node 1, local rank 1: {sys.executable} -P -m tl_dist.worker {tmp_path}"
+        == f"rank 3, node 1, local rank 1: {sys.executable} -P -m tl_dist.trainer {tmp_path}"
     )
 
 
@@ -460,7 +460,7 @@ sys.exit(max(task.wait() for task in tasks))
 
 TASK = "import json, os, signal, sys, time\nact = json.loads(os.environ['ACTS'])[int(os.environ['SLURM_PROCID'])]\n"
 ACT = """
-from tl_dist.runs.endings import Ending, Endings
+from tl_dist.runs.exit_records import Ending, Endings
 if act == "refuse":
     Endings.from_env(os.environ).write(Ending(int(os.environ["SLURM_PROCID"]), 65, "x.png is torn.", "restore it."))
     os._exit(65)

@@ -27,14 +27,14 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher import attempt
 from tl_dist.launcher.attempt import Launch
+from tl_dist.launcher.classify_exits import explained, first_failure, judged
 from tl_dist.launcher.command import Command
-from tl_dist.launcher.end import explained, first_failure, judged
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.supervise import supervise
 from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import Progress
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[3]
 
 WORKER = r"""
 import faulthandler, json, os, pathlib, signal, subprocess, sys, time
-from tl_dist.runs.endings import Ending, Endings
+from tl_dist.runs.exit_records import Ending, Endings
 from tl_dist.runs.heartbeats import Heartbeats
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 beats = Heartbeats(run / "heartbeats")

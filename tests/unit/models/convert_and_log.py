@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from tl_dist.models.backbones import sources, weights
+from tl_dist.models import weights
+from tl_dist.models.weights import sources
 
 from_package = sources.from_package
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from tl_dist.config import registry
 from tl_dist.files import limits
-from tl_dist.models.backbones import foreign_files, weights
-from tl_dist.models.backbones.keras_files import counted_from_zero
-from tl_dist.models.backbones.weights import WeightsFile
+from tl_dist.models import weights
+from tl_dist.models.weights import WeightsFile, foreign_files
+from tl_dist.models.weights.keras_files import counted_from_zero
 from tl_dist.refusal import ExitCode, Refusal
 
 # Keras's own way to write a variable to a file.

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from tests import forks
 from tl_dist.config import registry
 from tl_dist.files import packages
-from tl_dist.models.backbones import hdf5, keras_files, preprocess, sources, weights
+from tl_dist.models import weights
+from tl_dist.models.backbones import preprocess
 from tl_dist.models.backbones.efficientnet import square_the_deviation
-from tl_dist.models.backbones.weights import WeightsFile
+from tl_dist.models.weights import WeightsFile, hdf5, keras_files, sources
 from tl_dist.refusal import ExitCode, Refusal
 
 # Keras's own way to write a variable to a file.
@@ -367,7 +368,7 @@ def test_without_internet_the_way_around_is_told(monkeypatch, cache):
     with pytest.raises(Refusal, match="cannot be obtained: URL fetch failure") as refusal:
         weights.convert("imagenet", "vgg16", cache=cache)
     assert refusal.value.code == ExitCode.DATA
-    assert "python -m tl_dist.models.backbones.weights imagenet vgg16" in refusal.value.fix
+    assert "python -m tl_dist.models.weights imagenet vgg16" in refusal.value.fix
     assert "model.weights" in refusal.value.fix
 
 

@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 
 from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from tl_dist.parallel import collective, endpoint
+from tl_dist.parallel import collective
 from tl_dist.parallel.collective import Collective
-from tl_dist.parallel.meeting import TOKEN_VARIABLE
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous import endpoint
+from tl_dist.rendezvous.barrier import TOKEN_VARIABLE
 
 CONFIG = Config(
     name="x",
@@ -95,7 +96,7 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
         (tf.errors.UnavailableError, "Collective ops is aborted by: failed to connect", "died or stalled"),
         (tf.errors.UnavailableError, "Collective ops is aborted by: Connection reset by peer", "died ("),
         (tf.errors.UnavailableError, "Collective ops is aborted by: Deadline Exceeded", "stalled or cannot"),
-        (tf.errors.InternalError, "RecvBuf of /job:worker/replica:0/task:1 failed", "died or stalled"),
+        (tf.errors.InternalError, "RecvBuf of /job:trainer/replica:0/task:1 failed", "died or stalled"),
         (tf.errors.DeadlineExceededError, "Collective has timed out", "stalled or cannot"),
     ],
 )

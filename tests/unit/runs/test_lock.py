@@ -15,7 +15,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import lock as locking
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.owner import OwningJob
+from tl_dist.runs.lock.owner import OwningJob
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE.parents[2])}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tl_dist.cli.robustness import show_compared
 from tl_dist.refusal import Refusal
 from tl_dist.scores import predictions, robustness
 from tl_dist.scores.robustness import VERSION, Hits
+from tl_dist.tools.compare.corruptions import show_compared
 
 NAMES = np.array(["fog", "snow", "rotate"])
 

@@ -18,9 +18,9 @@ from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import MAX_SIDE, confusion_picture, grid_picture
 from tl_dist.terminal.progress import confusion_table
+from tl_dist.trainer.metrics import Metrics, evaluation_record
 from tl_dist.training import evaluation
 from tl_dist.training.evaluation import example_hash
-from tl_dist.worker.metrics import Metrics, evaluation_record
 
 NUM, CLASSES, BATCH = 20_000, 500, 250
 LOGITS_MB = NUM * CLASSES * 4 / 2**20  # 38
@@ -174,8 +174,8 @@ def test_a_picture_that_fails_is_a_note(tmp_path: Path, monkeypatch: pytest.Monk
     def fails(*_: Any) -> bytes:
         raise MemoryError("none left")
 
-    monkeypatch.setattr("tl_dist.worker.metrics.confusion_picture", fails)
-    monkeypatch.setattr("tl_dist.worker.metrics.grid_picture", fails)
+    monkeypatch.setattr("tl_dist.trainer.metrics.confusion_picture", fails)
+    monkeypatch.setattr("tl_dist.trainer.metrics.grid_picture", fails)
     run = RunDir(tmp_path)
     writer = Metrics(
         run, from_step=0, total_steps=2, steps_per_epoch=1, epochs=2, num_workers=1, class_names=["a", "b"],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from tl_dist.config import Config, registry
-from tl_dist.config.rules import data, deciding, model, training
+from tl_dist.config.rules import data, model, model_selection, training
 from tl_dist.config.rules.rule import Broken
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
@@ -27,7 +27,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
             model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
             training.distill,
-            deciding.deciding, _safety, _profile,
+            model_selection.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
 

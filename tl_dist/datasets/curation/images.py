@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.location import Location
+from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.preprocess import rgb
 from tl_dist.datasets.store import PixelStore
 from tl_dist.files import limits

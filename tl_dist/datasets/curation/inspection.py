@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.curation import images, remarks
+from tl_dist.datasets.byte_range import Location
+from tl_dist.datasets.curation import findings, images
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.headers import DEEP, Fault, fault, look
-from tl_dist.datasets.location import Location
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.picture import refuse_other_picture
@@ -95,7 +95,7 @@ def _split(source: Source) -> dict[str, Any]:
         "formats": dict(Counter(header.format for header in known)),
         "bytes": sum(header.bytes for header in known),
         "unreadable": len(headers) - len(known),
-        "remarks": remarks.summed(
+        "remarks": findings.summed(
             [(source.ids[k], header.traits) for k, header in enumerate(headers) if header is not None]
             + [(source.ids[k], ["narrow"]) for k in narrow],
             total=len(known),
@@ -129,7 +129,7 @@ def _narrow(source: Source, rows: list[int]) -> list[int]:
     found = []
     for k in rows:
         with suppress(*_DAMAGED):
-            if remarks.is_narrow(images.pixels(every[k])):
+            if findings.is_narrow(images.pixels(every[k])):
                 found.append(k)
     return found
 

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from tl_dist.datasets import Splits
-from tl_dist.datasets.curation import duplicates, images, remarks
+from tl_dist.datasets.byte_range import Location
+from tl_dist.datasets.curation import duplicates, findings, images
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.headers import DEEP, Fault, look
-from tl_dist.datasets.location import Location
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.quarantine import left_out
 
@@ -37,8 +37,8 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
     """What is wrong with the data set at `path`, as JSON: `bad` files, `equal` and `near` duplicates, `leaks`.
 
     `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; below
-    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `remarks` are on what
-    training does to some images (see `remarks`). `ok` is whether there is neither a bad file nor a leak.
+    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `findings` are on what
+    training does to some images (see `findings`). `ok` is whether there is neither a bad file nor a leak.
     """
     data, splits = opened(path)
     every = images.everything(splits)
@@ -62,7 +62,7 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
         "equal": named(equal),
         "near": named(pairs),
         "leaks": leaks,
-        "remarks": remarks.summed(
+        "remarks": findings.summed(
             ((name, found.traits) for (_, name, _), found in zip(every, checked, strict=True)),
             total=len(every),
             total_16_bits=sum(DEEP in found.traits for found in checked),
@@ -138,7 +138,7 @@ def _check_one(image: images.Stored) -> _Checked:
         return _Checked(Fault(offset, f"cannot be decoded: {error}"))
     picture = Image.fromarray(pixels)
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-    if DEEP in traits and remarks.is_narrow(pixels):
+    if DEEP in traits and findings.is_narrow(pixels):
         traits |= {"narrow"}
     return _Checked(None, digest, int(str(imagehash.phash(picture)), 16), traits)
 

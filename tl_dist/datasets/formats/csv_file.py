@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Splits, listing
+from tl_dist.datasets import Splits, directory_cache
 from tl_dist.datasets.annotations import Annotations
+from tl_dist.datasets.csv_columns import opened, wrong
 from tl_dist.datasets.files import file_source, size_of
 from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
-from tl_dist.datasets.table import opened, wrong
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = ("path", "label", "weight", "split", "group")
@@ -137,7 +137,7 @@ def _sizes(table: Path, rows: Sequence[_Row]) -> list[int]:
     by_folder: dict[str, list[str]] = defaultdict(list)
     for folder, name in places:
         by_folder[folder].append(name)
-    known = listing.sizes_in(by_folder)
+    known = directory_cache.sizes_in(by_folder)
     sizes = [known[folder].get(name, 0) for folder, name in places]
     for row, size in zip(rows, sizes, strict=True):
         if not size:

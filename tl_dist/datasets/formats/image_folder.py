@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, listing
+from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.files import Folders, count_folders, directory_of, file_source, unusable
 from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
@@ -84,21 +84,21 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(name for name, kind, _ in _visible(path) if kind == listing.FOLDER)
+    return sorted(name for name, kind, _ in _visible(path) if kind == directory_cache.FOLDER)
 
 
 def _visible(path: Path) -> list[tuple[str, int, int]]:
     return _of_people(_listed(path))
 
 
-def _of_people(listed: listing.Folder) -> list[tuple[str, int, int]]:
+def _of_people(listed: directory_cache.Folder) -> list[tuple[str, int, int]]:
     """(name, kind, size) of what is there because somebody wants it there."""
     return [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
 
 
-def _listed(path: Path) -> listing.Folder:
+def _listed(path: Path) -> directory_cache.Folder:
     try:
-        return listing.folder(path)
+        return directory_cache.folder(path)
     except OSError as error:
         raise unusable(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
@@ -118,10 +118,10 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
     prefix = "" if folder == root else f"{folder.name}/"
     left_out: dict[str, list[str]] = {}
     for name, kind, _ in _visible(folder):
-        if kind != listing.FOLDER:
+        if kind != directory_cache.FOLDER:
             _check_link(folder / name, kind)
             left_out.setdefault(_suffix(name), []).append(prefix + name)
-    listing.look_at([folder / name for name in classes])
+    directory_cache.look_at([folder / name for name in classes])
     images: list[_Image] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -163,7 +163,7 @@ def images_below(
     for entry, kind, size in _of_people(listed):
         name = f"{prefix}/{entry}"
         suffix = _suffix(entry)
-        if kind == listing.FOLDER:
+        if kind == directory_cache.FOLDER:
             folders.append(entry)
         elif suffix in READABLE:
             yield _Image(name, size)
@@ -188,7 +188,7 @@ def _too_few(folder: Path, classes: list[str]) -> Refusal:
 
 def _check_link(path: Path, kind: int) -> None:
     """Refuse a link that leads nowhere where it may have led to a folder of images."""
-    if kind == listing.GONE:
+    if kind == directory_cache.GONE:
         raise unusable(f"{path} is a link that leads nowhere", "restore what it led to, or delete it")
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tl_dist.config import DataConfig
-from tl_dist.datasets import Source, Splits, listing
+from tl_dist.datasets import Source, Splits, directory_cache
+from tl_dist.datasets.csv_columns import opened
+from tl_dist.datasets.directory_cache import FOLDER
 from tl_dist.datasets.files import (
     Folders,
     count_folders,
@@ -20,9 +22,7 @@ from tl_dist.datasets.files import (
     unusable,
 )
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
-from tl_dist.datasets.listing import FOLDER
 from tl_dist.datasets.split import beside_official, divide
-from tl_dist.datasets.table import opened
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE = (".jpeg", ".jpg", ".png")  # one image of ILSVRC is a PNG named .JPEG
@@ -72,14 +72,14 @@ def open_imagenet(data: DataConfig) -> Splits:
 
 
 def _by_folder(base: Path, split: str, wnids: list[str], met: Folders) -> Source:
-    listing.look_at([base / split / wnid for wnid in wnids])
+    directory_cache.look_at([base / split / wnid for wnid in wnids])
     ids: list[str] = []
     sizes: list[int] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
         found = _images(base / split / wnid)
         if found:
-            identity = listing.folder(base / split / wnid).identity
+            identity = directory_cache.folder(base / split / wnid).identity
             count_folders(base, met, {identity: f"{split}/{wnid}"}, len(ids))
         if not found:
             raise unusable(f"{base / split / wnid} holds no image", "restore it")
@@ -107,7 +107,7 @@ def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: 
 def _in(folder: Path) -> list[tuple[str, int, int]]:
     """(name, kind, size) of what is in a folder; nothing where there is none."""
     try:
-        return list(listing.folder(folder).entries())
+        return list(directory_cache.folder(folder).entries())
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

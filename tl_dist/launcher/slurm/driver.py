@@ -17,12 +17,12 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.attempt import Attempt
 from tl_dist.launcher.command import Command, worker_environment
-from tl_dist.launcher.rendezvous import Rendezvous
 from tl_dist.launcher.slurm.job import Allocation, rendezvous_address
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.launcher.supervise import failure, report, signals_counted
-from tl_dist.parallel.slots import integer, plan_text, slots_of
 from tl_dist.refusal import ExitCode
+from tl_dist.rendezvous.rank_layout import integer, plan_text, slots_of
+from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
 

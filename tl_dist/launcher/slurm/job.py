@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tl_dist.files import limits
-from tl_dist.parallel.slots import integer, interface_address, slurm_tasks
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous.rank_layout import integer, interface_address, slurm_tasks
 
 INTERFACE_VARIABLE = "TL_DIST_INTERFACE"
 

@@ -23,8 +23,8 @@ from tl_dist.config.registry import nearest
 from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import worker_argv
 from tl_dist.launcher.slurm.step import srun_command
-from tl_dist.parallel.slots import slots_of
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous.rank_layout import slots_of
 
 TEMPLATE = Path("slurm", "train.sbatch")
 SCRIPT_NAME = "train.sbatch"

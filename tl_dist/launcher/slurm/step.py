@@ -12,7 +12,7 @@ from pathlib import Path
 from tl_dist.launcher.command import Command, worker_argv
 from tl_dist.launcher.workers import Exit, Workers
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.endings import Endings
+from tl_dist.runs.exit_records import Endings
 
 _LOOK_S = 0.5  # between looks at the run directory, which may be far away
 _KILLED = 128 + signal.SIGKILL

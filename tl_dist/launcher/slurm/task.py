@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from tl_dist.launcher import die_with_parent
-from tl_dist.runs.endings import Ending, Endings
+from tl_dist.runs.exit_records import Ending, Endings
 
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),

@@ -1,0 +1,190 @@
+"""`tl-dist train`: from a config file to a finished run on this host."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl_dist.config import Config, registry
+from tl_dist.config import file as config_file
+from tl_dist.config import source as config_source
+from tl_dist.launcher import auto_config
+from tl_dist.launcher.attempt import newest_checkpoint
+from tl_dist.launcher.command import (
+    are_processes,
+    has_horovod,
+    num_workers,
+    require_package,
+    resolved,
+    visible_gpus,
+)
+from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.prepare import prepare
+from tl_dist.launcher.supervise import supervise
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import init_from, teacher
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.progress import Progress
+from tl_dist.terminal.tables import relative, show_end, show_losses
+from tl_dist.tools import track
+from tl_dist.tools.track.command import copying, left_for_sync
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for. `strategy` and `workers` are short forms of overrides."""
+
+    config: Path
+    overrides: Sequence[str] = ()
+    strategy: str | None = None
+    workers: int | None = None
+    runs: Path = Path("runs")
+
+    @property
+    def all_overrides(self) -> list[str]:
+        """The short forms among them."""
+        short = [f"strategy={self.strategy}"] if self.strategy else []
+        return [*self.overrides, *short, *([f"workers={self.workers}"] if self.workers else [])]
+
+    def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
+        """The config with everything that the command line says, and `extra`, put over it.
+
+        With `resolve`, `strategy: auto` is what it means on this host.
+        """
+        overrides = [*self.all_overrides, *extra]
+        cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
+        return resolved_here(cfg) if resolve else cfg
+
+
+def resolved_here(cfg: Config) -> Config:
+    """The config with `strategy: auto` as what it means on this host."""
+    return resolved(cfg, gpus=visible_gpus(os.environ), horovod=has_horovod())
+
+
+def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
+    """Train to the end with workers on this host, and show the figures, unless they are a part of others."""
+    code, cfg = after_source_task(with_workers(cfg), runs, console)
+    return _train(cfg, runs, console, figures=figures) if code == ExitCode.DONE else code
+
+
+def with_workers(cfg: Config) -> Config:
+    """The config, with its strategy on this host, and the number of its workers where they are processes."""
+    cfg = resolved_here(cfg)
+    require_package(cfg)
+    if are_processes(cfg) and cfg.workers is None:
+        return cfg.model_copy(update={"workers": num_workers(cfg, visible_gpus(os.environ))})
+    return cfg
+
+
+def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
+    """DONE and the config that starts from its source task, which is trained first where it is not done yet.
+
+    Another code where that was stopped.
+    """
+    first = config_source.of_source(cfg)
+    if first is None:
+        return ExitCode.DONE, cfg
+    run = RunDir(runs / first.name)
+    code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
+    return code, config_source.after_source(cfg, run.path)
+
+
+def with_trained_source(cfg: Config, runs: Path) -> Config:
+    """The config that starts from its source task, where that is done; refuses where it is not.
+
+    For launchers whose workers are there for one run alone.
+    """
+    first = config_source.of_source(cfg)
+    if first is None:
+        return cfg
+    run = RunDir(runs / first.name)
+    if run.done is None:
+        raise Refusal(
+            f"the source task of '{cfg.name}' has not been trained: {relative(run.path)} is not done.",
+            fix=f"make 'source.data' a config of its own with 'name: {first.name}', launch that first, and write "
+            f"'source: {{run: {relative(run.path)}}}' here; or train both by 'tl-dist train' without a launcher.",
+            code=ExitCode.USAGE,
+        )
+    _unchanged(first, runs)
+    return config_source.after_source(cfg, run.path)
+
+
+def _unchanged(cfg: Config, runs: Path) -> int:
+    """Refuses a finished run that was made by another config."""
+    RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
+    return ExitCode.DONE
+
+
+def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
+    run = open_run(runs, cfg)
+    console.say(headline(cfg, run), style="bold")
+    if cfg.recipe:
+        console.say(auto_config.line(cfg))
+    if run.done is not None:
+        console.say("this run is done; another name=NAME starts a new one")
+        if figures:
+            show_end(run, console)
+        return ExitCode.DONE
+    prepare_shown(cfg, console)
+    with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
+        code = supervise(run, cfg, local_launch(cfg, run.path), progress)
+    if (line := left_for_sync(run, cfg)) is not None:
+        console.say(line, style="yellow")
+    if code != ExitCode.DONE:
+        step = max(newest_checkpoint(run), 0)
+        console.say(f"stopped; saved up to step {step:,}: the same command resumes from there")
+    elif figures:
+        show_end(run, console)
+        if cfg.source is not None and cfg.source.run is not None:
+            show_losses({"source": RunDir(cfg.source.run), "target": run}, console)
+    return code
+
+
+def open_run(root: Path, cfg: Config) -> RunDir:
+    """The run directory of a config, made or found, private to this user, on storage that works."""
+    if cfg.source is not None:
+        init_from.opened(cfg)
+    if cfg.distill is not None:
+        teacher.opened(cfg)
+    track.require(cfg.report.track)
+    run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
+    run.probe_storage()
+    return run
+
+
+def headline(cfg: Config, run: RunDir) -> str:
+    """What will run, in one line."""
+    step = newest_checkpoint(run)
+    start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
+    count = num_workers(cfg, visible_gpus(os.environ))
+    workers = f"{count} workers" if count > 1 else "1 worker"
+    one = registry.strategy(cfg.strategy).workers == "one"
+    strategy = cfg.strategy if one else f"{cfg.strategy}, {workers}"
+    return (
+        f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
+    )
+
+
+def prepare_shown(cfg: Config, console: Console) -> None:
+    """`prepare`, with a sign of life on a terminal."""
+    with console.busy("preparing") as show_text:
+        prepare(
+            cfg,
+            say=lambda text: console.say(text, style="dim"),
+            busy=lambda text: show_text(f"preparing {text}"),
+        )
+
+
+def prepare_config(request: Request, console: Console) -> None:
+    """Fetch what a config, and its source task, would fetch before they train."""
+    cfg = request.load()
+    for task in filter(None, (config_source.of_source(cfg), cfg)):
+        prepare_shown(task, console)
+    console.say(f"ready: {shlex.join(['tl-dist', 'train', str(request.config), *request.overrides])}")

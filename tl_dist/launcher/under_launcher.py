@@ -1,0 +1,98 @@
+"""`tl-dist train` under horovodrun, mpirun or srun: this process is one of several, and becomes a worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.launcher.command import require_package, worker_argv
+from tl_dist.launcher.prepare import prepare
+from tl_dist.launcher.train import Request, open_run, with_trained_source
+from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.rendezvous.barrier import SILENT_S
+from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable
+from tl_dist.runs.directory import RunDir
+from tl_dist.tools.track.command import start
+
+JOIN_S = 60.0
+"""how long a worker waits for rank 0 to make the run directory"""
+
+
+def join(
+    request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
+) -> NoReturn:
+    """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
+    rank, size, variable = rank_in(env), expected_world_size(env), rank_variable(env)
+    who = f"rank {rank} of {size or 'unknown'} ({variable})"
+    if not 0 <= rank < (size or rank + 1):
+        raise Refusal(
+            f"this process would be {who}.",
+            fix=f"unset {variable} where no launcher has started this process.",
+            code=ExitCode.UNSAFE,
+        )
+    cfg = request.load("strategy=horovod", f"workers={size or 1}")
+    require_package(cfg)
+    cfg = with_trained_source(cfg, request.runs)
+    run = RunDir(request.runs / cfg.name)
+    if rank == 0:
+        run = open_run(request.runs, cfg)
+        if run.done is None:
+            run.clear_stop()  # what asked an earlier start to stop
+            prepare(cfg, say=lambda text: None, busy=lambda text: None)
+    else:
+        wait_for_run(run, cfg, who=who)
+    if run.done is not None:
+        sys.exit(ExitCode.DONE)
+    if rank == 0 and cfg.report.track:
+        until, held = os.pipe()
+        # Inherited by the worker that this process becomes; its end is the end of the pipe.
+        os.set_inheritable(held, True)
+        start(run, until)
+        os.close(until)
+    (become or become_worker)(run.path)
+
+
+def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds: float = JOIN_S) -> None:
+    """Wait until rank 0 has written the config that this worker was asked for; say so when it takes long."""
+    deadline = time.monotonic() + seconds
+    say_at = time.monotonic() + SILENT_S
+    while True:
+        found = _config_of(run)
+        if found is not None and _same_run(found, cfg):
+            return
+        if time.monotonic() >= deadline:
+            why = "is not there" if found is None else "holds another config"
+            raise Refusal(
+                f"{run.config_file} {why} after {seconds:.0f} s.",
+                fix="start all workers with one command line, on storage that all hosts share.",
+                code=ExitCode.CANNOT_CREATE,
+            )
+        if time.monotonic() >= say_at:
+            say_at = deadline
+            what = f"{who} waits for rank 0 to make {run.path}, at most {seconds:.0f} s"
+            sys.stderr.write(printable(what) + "\n")
+        time.sleep(0.1)
+
+
+def become_worker(run: Path) -> NoReturn:
+    """Replace this process by a worker of the run."""
+    argv = worker_argv(run)
+    os.execv(argv[0], argv)
+
+
+def _config_of(run: RunDir) -> Config | None:
+    try:
+        return config_file.load(run.config_file, imports=False)
+    except Refusal:
+        return None
+
+
+def _same_run(found: Config, cfg: Config) -> bool:
+    same_layout = (found.strategy, found.workers) == (cfg.strategy, cfg.workers)
+    return same_layout and config_file.digest(found) == config_file.digest(cfg)

@@ -1,0 +1,211 @@
+"""The two layouts in which Keras writes weights to HDF5, and the name that each array has in tl_dist.
+
+A file may hold more than the network: a head behind it, or a whole model of which it is one layer. The order of
+layers is what Keras itself goes by: names of layers without one of their own depend on the process that wrote the
+file. What fits in two places is refused. Nothing is built from the file, and no configuration in it is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.models.weights.hdf5 import Contents
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NO_LAYER = re.compile(r"(?:^|/)(?:optimizer|\w*metrics?\w*|seed_generator)/")
+"""what Keras 3 keeps beside the weights of layers"""
+
+
+def arrays_of(contents: Contents, network: Any) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of a file of Keras under the variable paths of `network`, and the other layers of the file.
+
+    Raises ValueError, with a reason to show, when the file is of neither layout, does not hold the network with
+    the shapes of its variables, or holds it more than once.
+    """
+    for group in ("", "model_weights"):
+        layers = contents.names(group, "layer_names")
+        if layers is not None:
+            return _by_layer(contents, f"{group}/" if group else "", layers, network)
+    roots = sorted({path[: at.start(1)] for path in contents.arrays for at in _LAYERS.finditer(path)})
+    if roots:
+        return _by_class(contents.arrays, roots, network)
+    raise ValueError("it has the layout of neither .weights.h5 nor the older .h5 files of Keras")
+
+
+def only(fits: Iterable[str], network: Any, found: str) -> str:
+    """The one place that the network `fits`; raises ValueError, with what was `found`, if there is not one."""
+    places = list(fits)
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise ValueError(
+            f"it fits in {len(places)} places: {', '.join(place or 'its layers' for place in places)}"
+        )
+    wanted = sum(bool(layer.weights) for layer in network.layers)
+    raise ValueError(f"it has {found}, where the network's {wanted} do not all fit by order, name and shape")
+
+
+# ----------------------------------------------------------------------------------------------- Keras 3
+
+_LAYERS = re.compile(r"(?:^|/)(layers/)")
+
+
+def _by_class(
+    arrays: Mapping[str, np.ndarray], roots: Sequence[str], network: Any
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`layers/CLASS_N/vars/I`, where N counts the layers of a class in order; below each layer that is a model, too."""
+    places = dict(_places(network.layers, "layers"))
+    shapes = {place: tuple(variable.shape) for place, variable in places.items()}
+    there = {
+        root: sum(root + place in arrays and arrays[root + place].shape == shapes[place] for place in places)
+        for root in roots
+    }
+    layers = {path.partition("/vars/")[0] for path in arrays if not _NO_LAYER.search(path)}
+    found = f"{len(layers)} layers with weights and at most {max(there.values())} of {len(places)} arrays"
+    root = only((root for root in roots if there[root] == len(places)), network, found)
+    refuse_one_too_many(
+        {_without_vars(place): shape for place, shape in shapes.items()},
+        {_without_vars(path.removeprefix(root)): array.shape for path, array in arrays.items()},
+    )
+    others = layers - {(root + place).partition("/vars/")[0] for place in places}
+    held = {variable.path: arrays[root + place] for place, variable in places.items()}
+    return held, sorted(layer.removeprefix("layers/") for layer in others)
+
+
+def _without_vars(place: str) -> str:
+    return place.replace("/vars/", "/")
+
+
+def _places(layers: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    from keras.src.utils.naming import to_snake_case
+
+    used: Counter[str] = Counter()
+    for layer in layers:
+        kind = to_snake_case(type(layer).__name__)
+        place = f"{prefix}/{kind}_{used[kind]}" if used[kind] else f"{prefix}/{kind}"
+        used[kind] += 1
+        if hasattr(layer, "layers"):
+            yield from _places(layer.layers, f"{place}/layers")
+        else:
+            for index, variable in enumerate(layer.weights):
+                yield f"{place}/vars/{index}", variable
+
+
+# ---------------------------------------------------------------------------- before Keras 3, and its .h5 files
+
+
+def _by_layer(
+    contents: Contents, prefix: str, layers: Sequence[str], network: Any
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The layers that have weights, in order; of each, trainable weights first."""
+    stored: dict[str, dict[str, np.ndarray]] = {}
+    for layer in layers:
+        names = contents.names(f"{prefix}{layer}", "weight_names") or []
+        missing = [name for name in names if f"{prefix}{layer}/{name}" not in contents.arrays]
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} arrays that it lists, first '{layer}/{missing[0]}'")
+        if names:
+            stored[layer] = {name: contents.arrays[f"{prefix}{layer}/{name}"] for name in names}
+    fits = dict(_in_a_row(stored, network))
+    rows = [used for _, used in fits.values()]  # a network of one layer is both
+    fits |= {place: fit for place, fit in _in_one_layer(stored, network) if fit[1] not in rows}
+    place = only(fits, network, f"{len(stored)} layers with weights")
+    held, used = fits[place]
+    others: list[str] = []
+    for layer, weights in stored.items():
+        left = [name for name in weights if (layer, name) not in used]
+        others += [layer] if len(left) == len(weights) else dict.fromkeys(n.rpartition("/")[0] for n in left)
+    return held, others
+
+
+Fit = tuple[str, tuple[dict[str, Any], set[tuple[str, str]]]]
+"""where the network is, its arrays, and the layers and names that they have in the file"""
+
+
+def _in_a_row(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator[Fit]:
+    """Layers of the file, one behind the other, with the shapes of the network's."""
+    wanted = [
+        [*layer.trainable_weights, *layer.non_trainable_weights] for layer in network.layers if layer.weights
+    ]
+    names = list(stored)
+    shapes = [[array.shape for array in stored[name].values()] for name in names]
+    own = [[tuple(variable.shape) for variable in variables] for variables in wanted]
+    for start in range(len(names) - len(own) + 1):
+        row = names[start : start + len(own)]
+        if shapes[start : start + len(own)] == own:
+            variables = [variable.path for layer in wanted for variable in layer]
+            used = [(layer, name) for layer in row for name in stored[layer]]
+            arrays = {v: stored[layer][name] for v, (layer, name) in zip(variables, used, strict=True)}
+            yield f"layers from '{row[0]}' on", (arrays, set(used))
+
+
+def _in_one_layer(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator[Fit]:
+    """A layer that is a model. Which weights of it were trained decides their order: here names must tell."""
+    own = counted_from_zero(variable.path for variable in network.weights)
+    for layer, weights in stored.items():
+        names = {counted: name for name, counted in counted_from_zero(weights).items()}
+        used = {path: names.get(counted, "") for path, counted in own.items()}
+        there = all(used[v.path] and weights[used[v.path]].shape == tuple(v.shape) for v in network.weights)
+        if there and len(names) == len(weights):
+            refuse_one_too_many(
+                {own[v.path]: tuple(v.shape) for v in network.weights},
+                {counted: weights[name].shape for counted, name in names.items()},
+            )
+            arrays = {path: weights[name] for path, name in used.items()}
+            yield f"layer '{layer}'", (arrays, {(layer, name) for name in used.values()})
+
+
+def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
+    """Each path `LAYER/VARIABLE` as it is called here: with its layer's number counted among these paths alone.
+
+    Keras counts layers without a name of their own over the whole process: `conv2d_7` may be a network's first.
+    """
+    all_paths = dict.fromkeys(paths)
+    parts = {path: _NUMBERED.fullmatch(path) for path in all_paths}
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for part in parts.values():
+        if part is not None:
+            numbers[part[1]].add(int(part[2] or 0))
+    ranks = {kind: {number: rank for rank, number in enumerate(sorted(of))} for kind, of in numbers.items()}
+    counted = {}
+    for path, part in parts.items():
+        if part is None:
+            counted[path] = path
+            continue
+        variable = part[3]
+        # Keras 2 called the kernel of a depthwise convolution so; that of a separable one still is.
+        if variable == "depthwise_kernel" and path.replace("/depthwise_", "/pointwise_") not in all_paths:
+            variable = "kernel"
+        counted[path] = f"{part[1]}_{ranks[part[1]][int(part[2] or 0)]}/{variable}"
+    return counted
+
+
+def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError where a kind of layer `KIND_N/VARIABLE` is there once more than in the network, all of one shape.
+
+    Else a layer before the network's, counted with them, would have to fit in the place of the next: shapes tell.
+    """
+    kinds: defaultdict[str, defaultdict[int, dict[str, tuple[int, ...]]]]
+    kinds = defaultdict(lambda: defaultdict(dict))
+    for path, shape in wanted.items():
+        part = _NUMBERED.fullmatch(path)
+        if part is not None:
+            kinds[part[1]][int(part[2] or 0)][part[3]] = shape
+    for kind, layers in kinds.items():
+        more = {
+            variable: there.get(f"{kind}_{len(layers)}/{variable}")
+            for variable in next(iter(layers.values()))
+        }
+        if all(layer == more for layer in layers.values()):
+            raise ValueError(
+                f"it has a layer '{kind.removeprefix('layers/')}' more than the network, of the same shape: "
+                "nothing tells which is the network's"
+            )
+
+
+_NUMBERED = re.compile(r"(.+?)(?:_(\d{1,9}))?/([^/]+?)(?::0)?")

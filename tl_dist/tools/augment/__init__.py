@@ -1,0 +1,1 @@
+"""See what augmentations do to images."""

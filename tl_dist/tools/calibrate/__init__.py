@@ -1,0 +1,1 @@
+"""Make the probabilities of a run honest."""

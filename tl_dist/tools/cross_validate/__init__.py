@@ -1,0 +1,1 @@
+"""Every example predicted by models that have not seen it."""

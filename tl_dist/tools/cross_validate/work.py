@@ -1,0 +1,137 @@
+"""Cross-validation of a classifier on cached features: one extraction, then every fold of every seed in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.datasets import Source, pool_of, strata_of
+from tl_dist.datasets.division import groups_of
+from tl_dist.datasets.grouping import one_fold_each
+from tl_dist.datasets.split import folds_of
+from tl_dist.features import extraction
+from tl_dist.features.classifiers import nested
+from tl_dist.features.stored import FeatureSet
+from tl_dist.scores.cross_validation import OutOfFold
+from tl_dist.tools.tune import search as tuning
+from tl_dist.trainer import cached
+from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.stage_input import from_images
+
+
+def tune(
+    setup: Setup, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
+) -> list[tuning.Tried] | None:
+    """Classifiers on the cached features, best first, evaluated within the training examples; None on other ranks.
+
+    By the validation split where there is one, else by `folds` folds of the training split. When asked to stop before
+    the end, None or `Stopped`.
+    """
+    cfg, splits = setup.cfg, setup.splits
+    given = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
+    if given is None or not setup.is_first:
+        return None
+    assert given.features is not None
+    built, found, rows = given.model, given.features.found, given.features.rows
+    train = splits["train"]
+    source = train if rows is None else pool_of(train)[0]
+    rows = np.arange(train.num_examples) if rows is None else rows
+    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, train.annotations.groups)
+    if "validation" in splits:
+        pool, held_out = pool_of(splits["validation"])
+        if pool is source:
+            fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
+            rows = np.concatenate([rows, held_out])
+    examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
+    candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
+    say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
+    return tuning.search(candidates, cached.classifier_of(setup, given, stop_requested), examples, fold)
+
+
+def cross_validate(
+    setup: Setup,
+    folds: int,
+    seeds: int,
+    stop_requested: Callable[[], bool],
+    say: extraction.Say,
+    *,
+    by: str | None = None,
+) -> OutOfFold | None:
+    """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
+
+    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
+    evaluation.views. When asked to stop before the end, None or `Stopped`. `by`: each group of this kind is a fold,
+    once.
+    """
+    cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
+    grouped = None if by is None else one_fold_each(pool, by)
+    given = from_images(setup, setup.stages[0])
+    find = cached.finder(setup, given, stop_requested, say)
+
+    def loaded(features: FeatureSet) -> NDArray[np.float32]:
+        """[examples, views, features]"""
+        return cached.normalized(setup, given, features.array())
+
+    views = [cfg.data.augment]
+    if cfg.evaluation.views not in ((), cfg.data.augment):
+        views.append(cfg.evaluation.views)
+    sets: list[FeatureSet] = []
+    for some in views:
+        found = find(pool, augmentations=some, split="all examples")
+        if found is None:
+            return None
+        cached.refer(setup, found)
+        sets.append(found)
+    if not setup.is_first:  # the only one that has them in its memory
+        return None
+    examples = cached.examples_of(pool, loaded(sets[0]), cfg)
+    if len(sets) > 1:
+        examples = replace(examples, evaluated=loaded(sets[1]))
+    classifier = cached.classifier_of(setup, given, stop_requested)
+    if by is not None and grouped is not None:
+        if len(grouped[1]) > 2:  # what is left of two is one: it has no folds by group
+            examples = replace(examples, groups=[grouped[1][k] for k in grouped[0]])
+        by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
+        return replace(by_group, held_out=(by, grouped[1]))
+    fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
+    return _out_of_fold(setup, classifier, pool, examples, fold, say)
+
+
+def _out_of_fold(
+    setup: Setup,
+    classifier: nested.Nested,
+    pool: Source,
+    examples: nested.Examples,
+    fold: NDArray[np.int64],
+    say: extraction.Say,
+) -> OutOfFold:
+    """Every fold [seeds, examples] in turn."""
+    labels = examples.labels
+    seeds, folds = len(fold), int(fold.max()) + 1
+    probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))
+    chosen: list[list[dict[str, Any]]] = [[] for _ in range(seeds)]
+    for seed, k in np.ndindex(seeds, folds):
+        held_out = fold[seed] == k
+        predicted, fitted, choice = classifier.predict(examples, held_out)
+        probabilities[seed, held_out] = predicted
+        accuracy = float((predicted.argmax(axis=1) == labels[held_out]).mean())
+        text = f"seed {seed} fold {k}: accuracy {accuracy:.4f}"
+        text += "" if fitted.converged else ", NOT converged"
+        if choice is not None:
+            text += f", {nested.described(choice, setup.cfg.classifier)}"
+            chosen[seed].append({"l2": choice.l2, "layers": choice.layers, "edge": choice.edge})
+        say({"event": "note", "text": text})
+    return OutOfFold(
+        np.array(pool.ids),
+        labels,
+        np.array(pool.annotations.types, np.str_),
+        np.array(pool.class_names),
+        fold,
+        probabilities,
+        chosen if setup.cfg.classifier.chosen else None,
+        groups=np.array(groups_of(pool, setup.cfg.data), np.str_),
+    )

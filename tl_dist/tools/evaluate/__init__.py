@@ -1,0 +1,1 @@
+"""The figures of a checkpoint, on its own data set or another."""

@@ -1,0 +1,84 @@
+"""The figures of a checkpoint on corrupted images of a split, each as exact as those of the split itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.data import corruptions, pipeline
+from tl_dist.data.pipeline import Read
+from tl_dist.datasets.division import groups_of
+from tl_dist.features.views import in_views
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import predictions, robustness
+from tl_dist.scores.robustness import Hits
+from tl_dist.trainer import evaluate
+from tl_dist.trainer.setup import Setup
+
+
+def evaluate_corrupted(
+    setup: Setup, split: str, names: list[str], severities: list[int], at: str = ""
+) -> dict[str, Any]:
+    """The record of a checkpoint under every corruption at every severity; on rank 0 the run keeps what was right.
+
+    Images are corrupted at the size of the model, by their place in the split: the same on any number of workers.
+    """
+    source, size, cfg = evaluate.split_of(setup, split), setup.built.image_size, setup.cfg
+    if size < corruptions.LEAST_SIDE:
+        raise Refusal(
+            f"the model takes images of {size} pixels; the corruptions are made for {corruptions.LEAST_SIDE} or more.",
+            fix="evaluate a run with a larger data.image_size.",
+            code=ExitCode.USAGE,
+        )
+    corruptions.prepare(names)
+    evaluate.restored(setup, at)
+    evaluator = evaluate.Evaluator.of_state(setup)
+    plain = pipeline.plain(source, size, cfg.data.kept_fraction)
+
+    def hits(read: Read) -> np.ndarray:
+        """bool [examples] on rank 0."""
+        result = evaluate.stopped_refused(evaluator.counted(split, in_views(read, cfg.evaluation.views)))
+        if not setup.is_first:
+            return np.zeros(source.num_examples, bool)
+        logits = evaluate.kept_logits(result, "kept")
+        return np.asarray(logits.argmax(axis=1) == source.labels)
+
+    clean = hits(plain)
+    right = np.stack(
+        [np.stack([hits(corrupted(plain, name, severity)) for severity in severities]) for name in names]
+    )
+    found = Hits(
+        ids=np.array(source.ids, np.str_),
+        names=np.array(names, np.str_),
+        severities=np.array(severities, np.int64),
+        clean=clean,
+        right=right,
+        step=setup.state.step,
+        image_size=size,
+        groups=np.array(groups_of(source, cfg.data), np.str_),
+        version=robustness.VERSION,
+    )
+    if setup.is_first:
+        predictions.save(robustness.file_of(setup.run.path, split), **vars(found))
+    return {"split": split, **robustness.record(found)}
+
+
+def corrupted(read: Read, name: str, severity: int) -> Read:
+    """The same images, corrupted by their position."""
+
+    def finish(images: Any, positions: Any) -> Any:
+        def each(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
+            return np.stack(
+                [
+                    corruptions.corrupted(image, name, severity, place)
+                    for image, place in zip(pixels, places.tolist(), strict=True)
+                ]
+            )
+
+        images = read.finish(images, positions)
+        return tf.ensure_shape(tf.numpy_function(each, [images, positions], tf.uint8), images.shape)
+
+    return replace(read, finish=finish)

@@ -1,0 +1,1 @@
+"""Which part of an image speaks for a class."""

@@ -1,0 +1,123 @@
+"""`tl-dist explain`: which part of an image speaks for a class, as a picture beside it; computed by workers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tl_dist.cli.arguments import Computation
+from tl_dist.config import file as config_file
+from tl_dist.datasets.unlabelled import listed, unreadable
+from tl_dist.files.atomic import write_output
+from tl_dist.files.picture import refuse_other_picture
+from tl_dist.launcher import read_only
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import identity_of
+from tl_dist.scores import explanations, figures, heat
+from tl_dist.scores.explanations import Explained
+
+ENDING = ".explained.png"
+_TITLES = {"layercam": "LayerCAM", "gradcam": "Grad-CAM"}
+_LARGE_GAP = 0.01
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    run: Path
+    images: Sequence[str]
+    out: Path | None = None
+    cam: str = "layercam"
+    of_class: str | None = None
+    """default: of each image the one that is predicted"""
+    how: Computation = field(default_factory=Computation)
+
+
+def explain(request: Request, say: Callable[[str], None]) -> None:
+    """Write a picture for each image, and say of each what it is taken for, and where the picture is."""
+    if request.cam not in _TITLES:
+        raise Refusal(
+            f"there is no method '{request.cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE
+        )
+    run = RunDir.open(request.run)
+    names = list(identity_of(run)["class_names"])
+    number = -1 if request.of_class is None else _number(request.of_class, names)
+    paths = [path for path in listed(request.images) if not path.endswith(ENDING)]
+    if not paths or len(paths) > explanations.MAX_IMAGES:
+        what = f"{len(paths):,} images are named; explained are 1 to {explanations.MAX_IMAGES:,} at a time."
+        raise Refusal(what, fix="name some of them.", code=ExitCode.USAGE)
+    for faults in unreadable(paths):
+        for k, reason in faults.items():
+            raise Refusal(f"{paths[k]} {reason}.", fix="leave it out.", code=ExitCode.DATA)
+    targets = _targets(paths, request.out, run)
+    for target in targets:
+        refuse_other_picture(target, heat.is_side_by_side, option="--out")
+    asked = explanations.Request(request.cam, True, files=paths, classes=[number] * len(paths))
+    found = ask(run, asked, request.how)
+    for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        content = io.BytesIO()
+        _picture(found, k, names, request.cam).save(content, "PNG")
+        write_output(target, content.getvalue(), option="--out")
+        line = f"{path}: {_said(found, k, names)} | {target}"
+        if found.gaps[k] > _LARGE_GAP:
+            line += f" | integrated gradients miss their sum by {found.gaps[k]:.1%}"
+        say(line)
+
+
+def ask(run: RunDir, request: explanations.Request, how: Computation) -> Explained:
+    """What workers answer with the model of a run, which may be in use."""
+    with read_only.directory() as into:
+        request.save(into)
+        read_only.work(run, ["--explain"], into, how, what="explanation")
+        return Explained.load(into)
+
+
+def _number(name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        fix = f"use one of {', '.join(names[:20])}."
+        raise Refusal(f"the run has no class '{name}'.", fix=fix, code=ExitCode.USAGE)
+    return names.index(name)
+
+
+def _targets(paths: Sequence[str], out: Path | None, run: RunDir) -> list[Path]:
+    """Beside each image, or in `out`; refuses (64) to put a picture among the images that a run trains on."""
+    if out is None:
+        data = config_file.load(run.config_file, imports=False).data.path
+        root = Path(data).expanduser().resolve() if data else None
+        for path in paths:
+            if root is not None and Path(path).resolve().is_relative_to(root):
+                what = f"{path} belongs to the data set of the run: a picture beside it would be trained on."
+                raise Refusal(what, fix="name another folder with --out DIR.", code=ExitCode.USAGE)
+        return [Path(f"{path}{ENDING}") for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    used: dict[str, int] = {}
+    targets = []
+    for path in paths:
+        name = Path(path).name
+        used[name] = used.get(name, 0) + 1
+        again = f"-{used[name]}" if used[name] > 1 else ""
+        targets.append(out / f"{name}{again}{ENDING}")
+    return targets
+
+
+def _picture(found: Explained, k: int, names: Sequence[str], cam: str) -> Image.Image:
+    title = f"{_TITLES[cam]} of {names[found.classes[k]]}"
+    panels = [
+        (_said(found, k, names), found.images[k]),
+        (title, heat.overlay(found.images[k], found.cam[k])),
+        ("integrated gradients", heat.signed(found.integrated[k])),
+    ]
+    return heat.side_by_side(panels)
+
+
+def _said(found: Explained, k: int, names: Sequence[str]) -> str:
+    probabilities = figures.softmax(found.logits[k : k + 1])[0]
+    best = int(np.argmax(probabilities))
+    return f"{names[best]} {probabilities[best]:.2f}"

@@ -1,0 +1,90 @@
+"""`tl-dist export`: a run's model as a file for another runtime, made and compared by a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.config import file as config_file
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.task import refuse_in_use, run_task
+from tl_dist.models.export import Request, format_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.tables import narrow_table, relative
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+
+def numbers_of(to: str, *, int8: bool, float16: bool) -> str:
+    """What the weights are kept in; refuses (64) both at once, and what the format does not have."""
+    if int8 and float16:
+        raise Refusal(
+            "--int8 and --float16 exclude each other.", fix="give one of them.", code=ExitCode.USAGE
+        )
+    numbers = "int8" if int8 else "float16" if float16 else "float32"
+    format_of(to, numbers)
+    return numbers
+
+
+def default_directory(run: RunDir, to: str, numbers: str) -> Path:
+    """RUN/exports/FORMAT, with the numbers behind where they are not float32."""
+    return run.path / "exports" / (to if numbers == "float32" else f"{to}-{numbers}")
+
+
+def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Have a worker export the run; the report."""
+    refuse_in_use(run)
+    cfg = config_file.load(run.config_file, ["strategy=single", "workers=1"])
+    say(
+        f"exporting to {request.to}"
+        + ("" if request.check == "none" else f", and comparing on {request.check}")
+    )
+    task = ["--export", json.dumps(asdict(request))]
+    run_task(run, local_launch(cfg, run.path, task), what="export", heading=f"{request.to} {request.numbers}")
+    return json.loads(read_file(Path(request.out) / "export.json", max_bytes=limits.EVALUATION))
+
+
+def show(target: Path, report: dict[str, Any], console: Console) -> None:
+    """What was made, how far it is from the run, and how fast: a line each, and a table of the times."""
+    console.say(
+        f"{relative(target / report['file'])}: {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB, "
+        f"of step {report['step']:,}",
+        style="bold",
+    )
+    if report["temperature"] is not None:
+        console.say(f"its probabilities are calibrated: temperature {report['temperature']:.3f}")
+    if "split" not in report:
+        console.say("not compared with the run (--check none)", style="yellow")
+        return
+    first, second = report["paired"]["accuracies"]
+    console.say(
+        f"{report['num_agreeing']:,} of {report['num_examples']:,} images of '{report['split']}' have the class that "
+        f"the run gives them | largest difference of a probability {report['largest_difference']:.2g}"
+    )
+    console.say(
+        f"accuracy {second:.4f}, of the run {first:.4f} "
+        f"({report['paired'].get('test', 'exact McNemar test')} p = {report['paired']['p_value']:.3g})"
+    )
+    if "encoded" in report:
+        own = report["encoded"]
+        console.say(
+            f"its own decoding of JPEG and PNG: {own['num_agreeing']:,} of {own['num_examples']:,} the same class | "
+            f"largest difference {own['largest_difference']:.2g}"
+        )
+    table = narrow_table("batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
+    for rows, times in report["latency_ms"].items():
+        table.add_row(
+            rows,
+            *(f"{times[q]:.2f}" for q in ("p50", "p90", "p99")),
+            f"{1e3 * int(rows) / times['p50']:,.1f}",
+        )
+    console.print(table)
+    console.say(f"with MODEL_CARD.md, classes.json and preprocess.py in {os.path.join(relative(target), '')}")

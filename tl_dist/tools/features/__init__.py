@@ -1,0 +1,1 @@
+"""Cached feature sets: computed, listed and removed."""

@@ -1,0 +1,1 @@
+"""Which pretrained network to start from, before any is trained."""

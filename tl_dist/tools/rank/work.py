@@ -1,0 +1,88 @@
+"""`tl-dist rank` for one network: its features of the training examples, by all workers, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tl_dist.datasets import Source, pool_of
+from tl_dist.datasets.split import hold_out
+from tl_dist.features import extraction
+from tl_dist.features.classifiers import nested, selection
+from tl_dist.scores import figures
+from tl_dist.tools.rank import transferability
+from tl_dist.trainer import cached
+from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.stage_input import from_images
+
+
+def rank(
+    setup: Setup, request: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
+) -> None:
+    """Leave the scores of the config's network with the run, by at most `request["images"]` training examples.
+
+    Nothing of another split is scored. Leaves nothing when asked to stop before the end, or raises `Stopped`.
+    `request` is kept as well: it says what the scores are of.
+    """
+    source, rows = _examples(setup, request["images"])
+    given = from_images(setup, setup.stages[0])
+    features = cached.finder(setup, given, stop_requested, say)(source, augmentations=(), split="examples")
+    if features is None:
+        return
+    cached.refer(setup, features)
+    if not setup.is_first:
+        return
+    values = cached.normalized(setup, given, features.array()[rows])
+    examples = cached.examples_of(source.subset(rows), values, setup.cfg)
+    found = _scores(examples, cached.classifier_of(setup, given, stop_requested))
+    used = setup.model.network.layers[: max(setup.model.stage_ends)]
+    found |= {
+        "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
+        "features": int(values.shape[-1]),
+        "examples": len(rows),
+        "data": {name: split.fingerprint for name, split in setup.examples.opened.items()},
+        "weights_sha256": setup.built.weights_sha256,
+        "request": dict(request),
+    }
+    setup.run.mark_done({"ranking": found})
+
+
+def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
+    """What is extracted, and which of its rows are training examples that are scored.
+
+    Of few enough that is the whole that they were cut from, as for every other command; else a sample, by class.
+    """
+    train = setup.splits["train"]
+    if train.num_examples <= most:
+        return pool_of(train)
+    every, labels = np.arange(train.num_examples), np.asarray(train.labels)
+    share = most / train.num_examples
+    _, chosen = hold_out(every, labels, share, seed=setup.cfg.data.split_seed, key="--images")
+    return train.subset(chosen), np.arange(len(chosen))
+
+
+def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
+    """Every score. The probe counts each example by its weight, since it chooses; the others know no weights."""
+    examples = examples.counting()
+    rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
+    values, weights = examples.values, examples.counts
+    choice = selection.choose(values, examples.evaluated, labels, fold, weights=weights, watch=probe.watch)
+    right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
+    sizes = np.bincount(fold)
+    accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
+    test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
+    found: dict[str, Any] = {
+        "linear_probe": float(np.mean(accuracies)),
+        "interval": figures.accuracy_interval(accuracies, test_to_train),
+        "fold_accuracies": accuracies,
+        "test_to_train": test_to_train,
+        "weighted": examples.weights is not None,
+        "l2": choice.l2,
+        "nearest": transferability.nearest(rows, labels, examples.groups),
+    }
+    for score in (transferability.logme, transferability.h_score, transferability.nleep):
+        probe.watch()
+        found[score.__name__] = score(rows, labels)
+    return found

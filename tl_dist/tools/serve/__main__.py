@@ -1,0 +1,146 @@
+"""The process of `tl-dist serve`, which has looked at the command line and opened the socket."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.refusal import ExitCode, Refusal, printable, shortened, telling_line
+from tl_dist.runs.directory import RunDir
+from tl_dist.terminal.console import Console
+
+if TYPE_CHECKING:
+    from tl_dist.tools.serve.served import Served
+
+
+def main() -> int:
+    """Serve until a signal says to stop, which is the orderly end; a refusal is one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m tl_dist.tools.serve", description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--socket", type=int, required=True, help="descriptor of one that listens")
+    parser.add_argument("--public", action="store_true", help="others than this machine may ask, by any name")
+    parser.add_argument("--at", default="")
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped_early)
+    try:
+        return _serve(options, Console())
+    except Refusal as refusal:
+        Console(stderr=True).say(f"error: {refusal}")
+        return refusal.code
+
+
+def _serve(options: argparse.Namespace, console: Console) -> int:
+    cores = len(os.sched_getaffinity(0))
+    with _remarks_held_back():
+        from tl_dist.trainer.__main__ import import_keras
+
+        import_keras()
+        from tl_dist.tools.serve import served
+
+        if (options.path / "export.json").is_file():
+            model = served.of_export(options.path, cores=cores)
+        else:
+            model = served.of_run(RunDir.open(options.path), options.at, cores=cores)
+    with socket.socket(fileno=options.socket) as listening:
+        return _answer(model, listening, console, cores=cores, public=options.public)
+
+
+def _answer(model: Served, listening: socket.socket, console: Console, *, cores: int, public: bool) -> int:
+    """Answer requests until a signal comes."""
+    import uvicorn
+
+    from tl_dist.tools.serve.app import application
+    from tl_dist.tools.serve.connections import Connection
+    from tl_dist.tools.serve.metrics import Metrics
+    from tl_dist.tools.serve.requests import Answers
+
+    host, port = listening.getsockname()[:2]
+    metrics = Metrics()
+    names = ["*"] if public else [host, f"[{host}]", "localhost"]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            kind = ", calibrated" if model.calibrated else ""
+            console.say(
+                f"{model.name}, step {model.version:,}{kind}, on {address} (Ctrl-C stops it)", style="bold"
+            )
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
+            sys.stdout.flush()
+            os._exit(ExitCode.DONE)  # a thread may be in the middle of an image, and nothing would end it
+
+    logging.basicConfig(handlers=[_Lines()], force=True)
+    config = uvicorn.Config(
+        application(Answers(model, metrics, cores=cores), hosts=names),
+        http=Connection,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        backlog=512,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Also while it starts; and at the end uvicorn raises the signal that has stopped it once more.
+        signal.signal(number, server.handle_exit)
+    gc.freeze()  # what is there stays: to look at all of it takes half a second, in which nobody is answered
+    server.run([listening])
+    return ExitCode.INTERNAL  # it ends above
+
+
+class _Lines(logging.Handler):
+    """One line for each event, whatever a request has brought about."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            frame = traceback.extract_tb(error.__traceback__)[-1:]
+            place = "".join(f" ({Path(each.filename).name}:{each.lineno})" for each in frame)
+            text = f"{text}: {type(error).__name__}: {telling_line(str(error))}{place}"
+        Console(stderr=True).say(f"{record.levelname.lower()}: {shortened(printable(text), 1000)}")
+
+
+@contextmanager
+def _remarks_held_back() -> Iterator[None]:
+    """What TensorFlow writes as it starts is shown only with a failure; no setting of it is silent."""
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                log.seek(0)
+                os.write(shown, log.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+def _stopped_early(*_: Any) -> None:
+    os.write(1, b"stopped before the model was loaded\n")
+    os._exit(ExitCode.DONE)  # TensorFlow may be in the middle of its import
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The addresses of the server: TensorFlow Serving's REST shape, files by a form, health, metrics and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tl_dist.files import limits
+from tl_dist.tools.serve.batches import Full
+from tl_dist.tools.serve.metrics import Metrics
+from tl_dist.tools.serve.requests import Answers, Bad
+from tl_dist.tools.serve.served import Served
+
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+BODY_S = 15.0
+"""how long a server waits for a body beyond what it takes at BODY_BYTES_PER_S"""
+BODY_BYTES_PER_S = 32 << 10
+
+
+def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
+    """`hosts`: by which names it may be asked, since a page elsewhere may give its own name our address; "*": any."""
+    served = answers.served
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(Guard, metrics=answers.metrics)
+    for kind, code in ((Bad, 400), (ClientDisconnect, 400), (Full, 503), (Exception, 500)):
+        app.add_exception_handler(kind, _refusing(code))
+    app.add_exception_handler(AnyHTTPException, _http_error)
+
+    def check(name: str, version: str | None) -> None:
+        if name != served.name:
+            raise HTTPException(404, "no model has this name; GET /healthz tells it")
+        if version not in (None, str(served.version)):
+            raise HTTPException(404, f"the model has no other version than {served.version}")
+
+    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name}/versions/{version}")
+    async def status(name: str, version: str | None = None) -> Any:
+        check(name, version)
+        fine = {"error_code": "OK", "error_message": ""}
+        state = {"version": str(served.version), "state": "AVAILABLE", "status": fine}
+        return {"model_version_status": [state]}
+
+    @app.get("/v1/models/{name}/metadata")
+    @app.get("/v1/models/{name}/versions/{version}/metadata")
+    async def metadata(name: str, version: str | None = None) -> Any:
+        check(name, version)
+        return _metadata(served)
+
+    @app.post("/v1/models/{name}:predict")
+    @app.post("/v1/models/{name}/versions/{version}:predict")
+    async def predict(request: Request, name: str, version: str | None = None) -> Any:
+        check(name, version)
+        body = await request.body()
+        return JSONResponse(await run_in_threadpool(answers.to_json, body))
+
+    @app.post("/predict")
+    async def predict_files(request: Request) -> Any:
+        files = await _files(request)
+        return JSONResponse(await run_in_threadpool(answers.to_files, files))
+
+    @app.get("/healthz")
+    async def health() -> Any:
+        return {"status": "ok", "model": served.name, "version": str(served.version)}
+
+    @app.get("/metrics")
+    async def metrics() -> Any:
+        return PlainTextResponse(answers.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/")
+    async def page() -> Any:
+        return HTMLResponse(PAGE)
+
+    return app
+
+
+async def _files(request: Request) -> list[tuple[str, bytes]]:
+    """(name, bytes) of each file in a form; none in one of the kind that has no files, whose fields nothing bounds."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return []
+    # Names are UTF-8, as browsers and curl send them: the codecs that a client may name make what cannot be sent back.
+    headers = [
+        (name, re.sub(rb"(?i)charset", b"-", value) if name == b"content-type" else value)
+        for name, value in request.scope["headers"]
+    ]
+    sent = Request({**request.scope, "headers": headers}, request.receive)
+    async with sent.form(max_files=limits.SERVED_IMAGES, max_fields=16) as form:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [(one.filename or "", await one.read()) for one in files]
+
+
+class Guard:
+    """Around every request: how much of it is taken, from where, what is counted, and the headers of its answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+        self._requests = self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        began, taken, held, code, is_whole = time.monotonic(), 0, 0, 500, False
+
+        async def taking() -> Message:
+            nonlocal taken, held, is_whole
+            wait_s = began + BODY_S + taken / BODY_BYTES_PER_S - time.monotonic()
+            try:
+                async with asyncio.timeout(None if is_whole else wait_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "the rest of the request did not come") from None
+            if is_whole or message["type"] != "http.request":
+                return message
+            taken += len(message.get("body", b""))
+            if taken > limits.SERVED_BODY:
+                raise HTTPException(413, _TOO_LARGE)
+            more = max(0, taken - limits.SERVED_SMALL) - held
+            if self._held + more > limits.SERVED_IN_FLIGHT:
+                raise Full
+            held, self._held = held + more, self._held + more
+            if not message.get("more_body", False) and scope["method"] == "POST":
+                if self._requests >= limits.SERVED_REQUESTS:
+                    raise Full
+                is_whole, self._requests = True, self._requests + 1
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            refused = _refused(scope)
+            await (self._app if refused is None else refused)(scope, taking, sending)
+        finally:
+            self._held, self._requests = self._held - held, self._requests - is_whole
+            if scope["method"] == "POST":
+                self._metrics.request(code, time.monotonic() - began)
+        return None
+
+
+def _refused(scope: Scope) -> JSONResponse | None:
+    """The answer to what need not be looked at further."""
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > limits.SERVED_BODY:
+        return JSONResponse({"error": _TOO_LARGE}, 413)
+    if scope["method"] != "GET" and not _of_own_page(headers):
+        return JSONResponse({"error": "a page of another site may not use this server"}, 403)
+    return None
+
+
+def _of_own_page(headers: Headers) -> bool:
+    """Whether a request comes from no page or from ours, as far as its browser says."""
+    host = headers.get("host", "").lower()
+    own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
+    sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
+    return (
+        sites <= {"same-origin", "none"} and {origin.lower() for origin in headers.getlist("origin")} <= own
+    )
+
+
+def _refusing(code: int) -> Any:
+    said = {
+        503: "too much is waiting here; try again in a moment",
+        500: "internal error; see the terminal",
+    }
+
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        headers = {"Retry-After": "1"} if code == 503 else None
+        return JSONResponse({"error": said.get(code, str(error))}, code, headers)
+
+    return refuse
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AnyHTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _metadata(served: Served) -> dict[str, Any]:
+    """As TensorFlow Serving describes the export of this model."""
+
+    def tensor(name: str, kind: str, *sizes: int) -> dict[str, Any]:
+        dims = [{"size": str(size), "name": ""} for size in (-1, *sizes)]
+        return {name: {"dtype": kind, "tensor_shape": {"dim": dims, "unknown_rank": False}, "name": name}}
+
+    def signature(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = tensor("probabilities", "DT_FLOAT", len(served.class_names)) | tensor("class", "DT_STRING")
+        return {"inputs": inputs, "outputs": outputs, "method_name": "tensorflow/serving/predict"}
+
+    size = served.image_size
+    signatures = {
+        "serving_default": signature(tensor("images", "DT_UINT8", size, size, 3)),
+        "encoded": signature(tensor("encoded", "DT_STRING")),
+    }
+    return {
+        "model_spec": {"name": served.name, "signature_name": "", "version": str(served.version)},
+        "metadata": {"signature_def": {"signature_def": signatures}, "class_names": list(served.class_names)},
+    }
+
+
+def _digest(tag: str) -> str:
+    """The element of the page that may act although it stands in it."""
+    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_TOO_LARGE = f"the request is larger than {limits.SERVED_BODY:,} bytes"
+_HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_digest('script')}; style-src {_digest('style')}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}

@@ -1,0 +1,77 @@
+"""`tl-dist serve`: the command line is looked at and the port taken, then this process becomes the server."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from tl_dist.files.atomic import reason
+from tl_dist.files.packages import require
+from tl_dist.launcher.command import SAFE_PATH, is_secret
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.checkpoint_reader import refuse_unknown
+from tl_dist.runs.directory import RunDir
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart")
+
+
+def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
+    """Replace this process by the server of a run or an export, with a socket that listens."""
+    refuse_unusable(path, at)
+    listening = listening_on(host, port)
+    listening.set_inheritable(True)
+    options = ["--socket", str(listening.fileno()), *(["--at", at] if at else [])]
+    options += ["--public"] if reachable_by_others(host) else []
+    argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute()), *options]
+    kept = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
+    # TensorFlow warns of each image that cannot be decoded; the answer says it.
+    os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | kept | {SAFE_PATH: "1"})
+
+
+def refuse_unusable(path: Path, at: str) -> None:
+    """Refuse what the server would refuse only after some seconds."""
+    require(PACKAGES, extra="serve")
+    refuse_unknown(at)
+    if not (path / "export.json").is_file():
+        RunDir.open(path)
+    elif at:
+        raise Refusal(f"{path} is an export, of one checkpoint.", fix="leave out --at.", code=ExitCode.USAGE)
+
+
+def listening_on(host: str, port: int) -> socket.socket:
+    """A socket that listens there; refuses (73) a port that is taken, and (64) what is no address of this machine."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # From here on: of two servers that only bind, neither would know of the other.
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except (socket.gaierror, UnicodeError) as error:
+        raise _no_address(host, error) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host, error) from error
+        raise Refusal(
+            f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0)}).",
+            fix="name another port with --port; 0 takes a free one.",
+            code=ExitCode.CANNOT_CREATE,
+        ) from error
+
+
+def _no_address(host: str, error: Exception) -> Refusal:
+    return Refusal(
+        f"--host {host} is no address of this machine ({reason(error)}).",
+        fix="name one, such as 127.0.0.1 or 0.0.0.0.",
+        code=ExitCode.USAGE,
+    )
+
+
+def reachable_by_others(host: str) -> bool:
+    """Whether it is more than this machine that can reach a server there."""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"

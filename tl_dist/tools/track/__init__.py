@@ -1,0 +1,280 @@
+"""A run's copy in MLflow or Weights & Biases: the run directory is the record, and a copy is made from it.
+
+Training knows nothing of it. A copy is made by a process of its own while the run is there, and by `tl-dist sync RUN`
+at any time; what has been sent is noted in RUN/track, so nothing is sent twice. No password, query or key of an
+address is written there or shown.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tl_dist.config import file as config_file
+from tl_dist.files import packages
+from tl_dist.files.atomic import reason, write_atomically
+from tl_dist.files.private import refuse_unsafe
+from tl_dist.refusal import ExitCode, Refusal, printable, shortened
+from tl_dist.runs.directory import RunDir, read_json
+from tl_dist.runs.records import records
+from tl_dist.runs.table import state_of
+
+TRACKERS = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
+MAX_VALUE = 500
+"""characters of a parameter"""
+_MAX_NAME, _MAX_NUMBERS = 200, 500
+_NOT_CURVES = {"step", "total_steps", "epochs", "eta_s"}
+_NOT_IN_NAMES = re.compile(r"[^\w. /-]", re.ASCII)
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>/?#]*)([^\s'\"<>]*)")
+_HOST = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::\d*)?[.,:;)]*")
+_AT = re.compile(r"/[^\s'\"<>()/]+@[^\s'\"<>()]*")
+_QUERY = re.compile(r"\?[^\s'\"<>()]+")  # libraries also show an address without its host
+_LOCK_WAIT_S = 10.0
+
+Keep = Callable[[], None]
+"""notes on the disk what a tracker has taken"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of one record."""
+
+    key: str
+    """train, SPLIT:STEP, or done: a row of training by its step is the only one of it"""
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What there is to copy of a run, and where what has been sent is noted."""
+
+    run: RunDir
+    id: str
+    """of this run in every tracker"""
+    state: str
+    """running, done, stopped or failed"""
+    place: Path
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The config, by dotted key."""
+        found = config_file.flat(config_file.load(self.run.config_file, imports=False))
+        return {name_of(key): _text(value) for key, value in found.items()}
+
+    @property
+    def files(self) -> list[Path]:
+        """What is sent as it is, where it is there."""
+        files = (self.run.config_file, self.run.path / "report.html")
+        return [path for path in files if path.is_file() and not path.is_symlink()]
+
+    def rows(self) -> Iterator[Row]:
+        """All numbers of the run, in the order in which they were written down; at its end its figures."""
+        for record in records(self.run.metrics_file):
+            step = record.get("step")
+            if not isinstance(step, int) or abs(step) >= 2**63:
+                continue
+            plain = {key: value for key, value in record.items() if key not in _NOT_CURVES}
+            if record.get("event") == "train":
+                yield Row("train", step, dict(_numbers(plain, "train/")))
+            elif record.get("event") == "evaluation":
+                split = record.get("split")
+                figures = plain.pop("figures", None)
+                plain |= figures if isinstance(figures, Mapping) else {}
+                plain.pop("class_names", None)
+                yield Row(f"{split}:{step}", step, dict(_numbers(plain, f"{split}/")))
+        if (done := self.run.done) is not None:
+            step = done.get("step")
+            figures = done.get("figures")
+            numbers = {**done, **(figures if isinstance(figures, Mapping) else {})}
+            numbers.pop("figures", None)
+            at = step if isinstance(step, int) and abs(step) < 2**63 else 0
+            yield Row("done", at, dict(_numbers(numbers, "final/")))
+
+
+class NotTaken(Exception):
+    """A tracker does not have it, for the reason that it says."""
+
+
+def unsent(rows: Iterable[Row], sent: dict[str, int]) -> Iterator[Row]:
+    """Those that `sent` does not know yet, which it does when the next one is asked for.
+
+    Of training it keeps the last step: what a restart does again is the same, and is not sent again. Of evaluations
+    how many there were of a split at a step.
+    """
+    met: Counter[str] = Counter()
+    for row in rows:
+        met[row.key] += 1
+        number = row.step if row.key == "train" else met[row.key]
+        if number > sent.get(row.key, 0):
+            yield row
+            sent[row.key] = number
+
+
+def require(trackers: Iterable[str]) -> None:
+    """Refuse (64) a tracker whose library is not installed."""
+    for name in trackers:
+        module = import_module(f"tl_dist.tools.track.to_{name}")
+        packages.require(module.LIBRARIES, extra=name, what=f"report.track: {name}")
+
+
+def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
+    """Send each tracker what it does not have yet; a line on each. Refuses (75) when one did not take all of it.
+
+    `live`: from beside the run, which goes on: a tracker that is sent whole runs alone is left for its end.
+    """
+    require(trackers)
+    said, failed = [], []
+    whole = RunDir(run.path.absolute())  # a library may be given another working directory
+    with _place(whole) as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries tell their own authors
+        for name in trackers:
+            copied = Copied(whole, _id(place), "running" if live else state_of(run), place)
+            try:
+                with (
+                    redirect_stdout(io.StringIO()),
+                    redirect_stderr(io.StringIO()),
+                ):  # MLflow prints the address
+                    said.append(f"{name}: {_send(copied, name, live)}")
+            except Refusal:
+                raise
+            except Exception as error:  # of a library, a server or the way there: none of them is ours
+                what = str(error) if isinstance(error, NotTaken) else reason(error)
+                what = _AT.sub("/...", without_secrets(" ".join(what.split()))).rstrip(".")
+                failed.append(f"{TRACKERS[name]} has not taken all of {run.name}: {shortened(what, 300)}")
+    if failed:
+        raise Refusal(
+            f"{'; '.join(failed)}.",
+            fix=f"see that it can be reached, then: tl-dist sync {run.path}.",
+            code=ExitCode.REQUEUE,
+        )
+    return said
+
+
+def _send(copied: Copied, name: str, live: bool) -> str:
+    """Send it to one tracker, with what has been sent noted as that is known."""
+    file = copied.place / f"{name}.json"
+    known = read_json(file) or {}
+    size = _size(copied.run)
+
+    def keep() -> None:
+        write_atomically(file, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n")
+
+    where: str = import_module(f"tl_dist.tools.track.to_{name}").send(copied, known, keep, live=live)
+    known["seen"] = {} if live else {"bytes": size, "state": copied.state}
+    keep()
+    return without_secrets(where)
+
+
+def unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
+    """The trackers that do not have all of a run."""
+    seen = {"bytes": _size(run), "state": state_of(run)}
+    return [name for name in trackers if (read_json(_path(run) / f"{name}.json") or {}).get("seen") != seen]
+
+
+def without_secrets(text: str) -> str:
+    """The text, its addresses without who asks there, with what password, and without what follows a `?` or `#`."""
+    return _QUERY.sub("", _ADDRESS.sub(_bare, text))
+
+
+def _bare(match: re.Match[str]) -> str:
+    scheme, server, rest = match.groups()
+    host = server.rpartition("@")[2]
+    if server and ("@" in rest or not _HOST.fullmatch(host)):  # of a password that has a / or ? in it
+        return f"{scheme}..."
+    return scheme + host + re.split("[?#]", rest, maxsplit=1)[0]
+
+
+def name_of(key: str) -> str:
+    """A name that every tracker takes: with no part between slashes that is empty, or all dots."""
+    name = shortened(_NOT_IN_NAMES.sub("_", key), _MAX_NAME)
+    return "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in name.split("/"))
+
+
+def _path(run: RunDir) -> Path:
+    return run.path / "track"
+
+
+def _size(run: RunDir) -> int:
+    with suppress(FileNotFoundError):
+        return run.metrics_file.stat().st_size
+    return 0
+
+
+@contextmanager
+def _place(run: RunDir) -> Iterator[Path]:
+    """Where notes lie, for one process at a time, which makes files for this user alone; refuses (75) a second one."""
+    place = _path(run)
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    refuse_unsafe(place, instead="remove it")
+    refuse_links(*place.iterdir())
+    if (lock := place / "lock").exists() and not lock.is_file():
+        raise Refusal(f"{lock} is no file.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
+    mask, deadline = os.umask(0o077), time.monotonic() + _LOCK_WAIT_S
+    try:
+        while time.monotonic() < deadline:
+            with packages.locked(lock, wait=False) as is_mine:
+                if is_mine:
+                    yield place
+                    return
+            time.sleep(0.1)
+    finally:
+        os.umask(mask)
+    what = f"another process sends {run.path} just now."
+    raise Refusal(what, fix="run the same command again later.", code=ExitCode.REQUEUE)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuse (78) to write through a link that somebody laid where copies lie."""
+    for path in paths:
+        if path.is_symlink():
+            raise Refusal(f"{path} is a symbolic link.", fix="remove it.", code=ExitCode.UNSAFE)
+
+
+def _id(place: Path) -> str:
+    """The name of this run in trackers, made once."""
+    file = place / "id.json"
+    with suppress(FileExistsError):
+        if not file.exists():
+            write_atomically(file, json.dumps({"id": os.urandom(8).hex()}).encode(), exclusive=True)
+    found = str((read_json(file) or {}).get("id"))
+    if not re.fullmatch(r"[0-9a-f]{16}", found):
+        raise Refusal(f"{file} holds no id.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
+    return found
+
+
+def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Every number in a record, those in sections of it and the two ends of an interval; at most _MAX_NUMBERS."""
+    for number, pair in enumerate(_all_numbers(values, prefix)):
+        if number == _MAX_NUMBERS:
+            return
+        yield pair
+
+
+def _all_numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        name = name_of(f"{prefix}{key}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                yield name, float(value)
+        elif isinstance(value, Mapping):
+            yield from _all_numbers(value, f"{prefix}{key}/")
+        elif key == "interval" and isinstance(value, list):
+            yield from _all_numbers(dict(zip(("low", "high"), value, strict=False)), f"{prefix}interval_")
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return printable(shortened(text, MAX_VALUE))

@@ -1,0 +1,171 @@
+"""`tl-dist sync`: copy a run to its trackers; and the process that does so beside a run, for as long as it lasts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tl_dist.config import Config
+from tl_dist.config import file as config_file
+from tl_dist.files.atomic import open_to_append
+from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.runs.directory import RunDir
+from tl_dist.tools import track
+
+_EVERY_S = 30.0
+_LAST_S = {True: 15.0, False: 5.0}
+"""how long the copy of a run that is done, or was stopped, is waited for"""
+_QUIET = {
+    # A server that does not answer is not waited for as long as the libraries would.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+    "WANDB_DISABLE_GIT": "true",  # it would ask git about the directory
+    "WANDB_HTTP_TIMEOUT": "20",
+    **{
+        f"WANDB__{what}_RETRY_{limit}": value
+        for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+        for limit, value in (("MAX", "3"), ("WAIT_MAX_SECONDS", "5"))
+    },
+}
+_PATHS = re.compile(r"NETRC|(?:SSL_CERT|(?:REQUESTS|CURL)_CA|WANDB)\w*_(?:DIR|FILE|BUNDLE)")
+
+
+def sync(path: Path) -> list[str]:
+    """Send each tracker of the run what it does not have yet; a line on each."""
+    run = RunDir.open(path)
+    trackers = _trackers(run)
+    if not trackers:
+        raise Refusal(
+            f"{run.config_file} names no tracker.",
+            fix="train it again with report.track=[mlflow]: it resumes where it is.",
+            code=ExitCode.USAGE,
+        )
+    _set_libraries()
+    return track.sync(run, trackers)
+
+
+def after_report(path: Path, page: Path) -> list[str]:
+    """Send a new page of a tracked run; what failed is a line, too: the page is written."""
+    run = RunDir.open(path)
+    trackers = _trackers(run)
+    if not trackers or page.resolve() != (run.path / "report.html").resolve():
+        return []
+    try:
+        _set_libraries()
+        return track.sync(run, trackers)
+    except Refusal as refusal:
+        return [str(refusal)]
+
+
+@contextmanager
+def copying(run: RunDir, cfg: Config) -> Iterator[None]:
+    """Copy a run to its trackers while the body trains it, by a process beside it that nothing waits for.
+
+    At the end it has some seconds for the rest. It has the environment of this command, with the keys that workers do
+    not get.
+    """
+    if not cfg.report.track:
+        yield
+        return
+    hold, end = os.pipe()
+    process = start(run, hold)
+    os.close(hold)
+    try:
+        yield
+    finally:
+        os.close(end)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LAST_S[run.done is not None])
+        process.kill()
+        process.wait()
+
+
+def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
+    """The process, which ends soon after the other end of the pipe `until` is closed, or its owner dies."""
+    log = open_to_append(run.logs / "track.out")
+    try:
+        # Ctrl-C is for the run; what it still says is to be sent.
+        argv = [sys.executable, "-m", "tl_dist", "sync", str(run.path.absolute()), "--beside"]
+        return subprocess.Popen(argv, stdin=until, stdout=log, stderr=log, start_new_session=True)
+    finally:
+        os.close(log)
+
+
+def left_for_sync(run: RunDir, cfg: Config) -> str | None:
+    """A line that says what has not been sent; None where all has."""
+    names = track.unsent_to(run, cfg.report.track)
+    if not names:
+        return None
+    return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}"
+
+
+def beside(path: Path) -> int:
+    """Copy a run until standard input ends, and then what is left, as long as that takes no longer than it may."""
+    run, ended = RunDir.open(path), threading.Event()
+    threading.Thread(target=_watch, args=(ended, run), daemon=True).start()
+    os.nice(10)
+    _set_libraries()
+    trackers, said = _trackers(run), ""
+    while not ended.is_set():
+        said = _told(run, trackers, said, live=True)
+        ended.wait(_EVERY_S)
+    said = _told(run, trackers, said)
+    if _write_page(run):
+        _told(run, trackers, said)
+    return ExitCode.DONE
+
+
+def _watch(ended: threading.Event, run: RunDir) -> None:
+    while os.read(0, 1):
+        pass
+    ended.set()
+    threading.Event().wait(_LAST_S[True])
+    os._exit(ExitCode.REQUEUE)  # a library may be waiting for a server, and cannot be interrupted
+
+
+def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
+    """Send what is new, and write down how that went where it is not as `before`."""
+    try:
+        text = "; ".join(track.sync(run, trackers, live=live))
+    except Refusal as refusal:
+        text = str(refusal)
+    if text != before:
+        sys.stdout.write(f"{printable(text)}\n")
+        sys.stdout.flush()
+    return text
+
+
+def _write_page(run: RunDir) -> bool:
+    """A page of a run that is done, without pictures, which need the data set; whether one was missing, and made."""
+    from tl_dist.tools.report.command import Request, report
+
+    if run.done is None or os.path.lexists(run.path / "report.html"):
+        return False
+    with suppress(Refusal):
+        report(Request([run.path], pictures=False), lambda text: None)
+        return True
+    return False
+
+
+def _trackers(run: RunDir) -> tuple[str, ...]:
+    return config_file.load(run.config_file, imports=False).report.track
+
+
+def _set_libraries() -> None:
+    """Set what the libraries take from the environment, before they are imported and look elsewhere."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ.pop("WANDB_DIR", None)  # where it looks for settings; copies lie in RUN/track
+    for name, value in os.environ.items():
+        if _PATHS.fullmatch(name) and value:
+            os.environ[name] = os.path.abspath(os.path.expanduser(value))

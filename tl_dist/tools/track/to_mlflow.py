@@ -1,0 +1,125 @@
+"""MLflow: a run's numbers row by row, to the server that its own variables name, or a database beside the runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.tools.track import Copied, Keep, NotTaken, Row, refuse_links, unsent, without_secrets
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LIBRARIES = ("mlflow", "sqlalchemy", "alembic")
+_SQLITE = ("", "-journal", "-wal", "-shm")
+_TAG = "tl_dist.id"
+_EXPERIMENT = "tl_dist"
+_STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_MOST_METRICS, _MOST_PARAMETERS = 1_000, 100  # of one request
+
+
+def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
+    """Send what is new; where to. `known` is what an earlier call left, for each address."""
+    import mlflow
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    for name in ("mlflow", "alembic", "urllib3"):
+        # A person has not asked how a database is made, and a server's address may hold a token.
+        logging.getLogger(name).setLevel(logging.ERROR)
+    beside = copied.run.path.parent
+    own = mlflow.is_tracking_uri_set()
+    address = mlflow.get_tracking_uri() if own else f"sqlite:///{beside}/mlflow.db"
+    sent = known.setdefault(without_secrets(address), {})
+    if not own:
+        refuse_links(*(beside / name for name in ("mlflow", *(f"mlflow.db{end}" for end in _SQLITE))))
+    client = mlflow.MlflowClient(tracking_uri=address)
+    if "run" not in sent:
+        sent["run"] = _run(client, copied, None if own else f"file://{beside}/mlflow")
+        keep()
+    number = sent["run"]
+    if not own:
+        place = local_file_uri_to_path(client.get_run(number).info.artifact_uri)
+        if (beside / "mlflow").resolve() not in Path(place).resolve().parents:
+            raise NotTaken(f"{beside}/mlflow.db keeps files elsewhere than in {beside}/mlflow: move it away")
+    if not sent.get("parameters"):
+        _send_parameters(client, number, copied)
+        sent["parameters"] = True
+    _send_rows(client, number, copied, sent, keep)
+    if (status := _STATUS[copied.state]) != sent.get("status"):
+        if copied.state == "running":
+            client.update_run(number, status=status)
+        else:
+            client.set_terminated(number, status)
+        sent["status"] = status
+    files = sent.setdefault("files", {})
+    for path in copied.files:
+        digest = hashlib.sha256(read_file(path, max_bytes=limits.REPORT)).hexdigest()
+        if files.get(path.name) != digest:
+            client.log_artifact(number, str(path))
+            files[path.name] = digest
+            keep()
+    return f"run {number} at {address}"
+
+
+def _run(client: MlflowClient, copied: Copied, artifacts: str | None) -> str:
+    """The run with this id, made now or by an earlier call that could not note it."""
+    import mlflow.environment_variables as variables
+
+    name = variables.MLFLOW_EXPERIMENT_NAME.get() or _EXPERIMENT
+    experiment = client.get_experiment_by_name(name)
+    number = client.create_experiment(name, artifacts) if experiment is None else experiment.experiment_id
+    found = client.search_runs([number], f"tags.`{_TAG}` = '{copied.id}'", max_results=1)
+    run = found[0] if found else client.create_run(number, run_name=copied.run.name, tags={_TAG: copied.id})
+    return str(run.info.run_id)
+
+
+def _send_parameters(client: MlflowClient, number: str, copied: Copied) -> None:
+    """The config that it was first sent with: MLflow's parameters cannot change, its config.yaml does."""
+    from mlflow.entities import Param
+
+    there = client.get_run(number).data.params
+    new = [Param(key, value) for key, value in copied.parameters.items() if key not in there]
+    for first in range(0, len(new), _MOST_PARAMETERS):
+        client.log_batch(number, params=new[first : first + _MOST_PARAMETERS])
+
+
+def _send_rows(client: MlflowClient, number: str, copied: Copied, sent: dict[str, Any], keep: Keep) -> None:
+    """In requests of many rows. One that was not noted as sent is sent again with its time: MLflow knows it by that."""
+    rows = sent.setdefault("rows", {})
+    batch: list[Row] = []
+    noted = dict(rows)
+    for row in unsent(copied.rows(), rows):
+        if batch and sum(len(one.values) for one in (*batch, row)) > _MOST_METRICS:
+            _send_batch(client, number, batch, sent, noted, keep)
+            batch, noted = [], dict(rows)
+        batch.append(row)
+    if batch:
+        _send_batch(client, number, batch, sent, noted, keep)
+
+
+def _send_batch(
+    client: MlflowClient,
+    number: str,
+    batch: Sequence[Row],
+    sent: dict[str, Any],
+    before: dict[str, int],
+    keep: Keep,
+) -> None:
+    from mlflow.entities import Metric
+
+    rows = sent["rows"]
+    sent["rows"] = before  # what is noted as sent until the server has said so
+    sent.setdefault("at", round(time.time() * 1000))
+    keep()
+    metrics = [
+        Metric(name, value, sent["at"], row.step) for row in batch for name, value in row.values.items()
+    ]
+    client.log_batch(number, metrics=metrics)
+    sent["rows"] = rows
+    del sent["at"]

@@ -1,0 +1,130 @@
+"""Weights & Biases: a whole run as one file of its offline mode, made anew when there is more, and uploaded by it.
+
+The library sends the API key to whatever server a file `wandb/settings` of the working directory names, which may have
+come with a data set: it works in an empty directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from tl_dist.files import limits
+from tl_dist.files.foreign import read_file
+from tl_dist.tools.track import Copied, Keep, NotTaken
+
+LIBRARIES = ("wandb",)
+_PROJECT = "tl_dist"
+_UPLOAD_S = 300.0
+
+
+def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
+    """Write the copy, and upload it unless the library is set to work offline; where it is.
+
+    An upload replaces what there was of the run by the same and more, so it is left for the end of an attempt.
+    """
+    place = copied.place / "wandb"
+    if live:
+        return f"at the end of the run, in {place}"
+    content = _content(copied)
+    empty = copied.place / "wandb.new"
+    shutil.rmtree(empty, ignore_errors=True)
+    empty.mkdir(mode=0o700)
+    with chdir(empty):
+        import wandb
+
+        offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
+        there = known.get("content") == content and _files_in(place)
+        # What is uploaded has just been written: a file that came with the run could name others, to be sent with it.
+        if not there or not (offline or known.get("uploaded") == content):
+            _write(copied, place, empty)
+            known["content"] = content
+            keep()
+        if not offline and known.get("uploaded") != content:
+            _upload(place)
+            known["uploaded"] = content
+    shutil.rmtree(empty)
+    return f"offline in {place}" if offline else f"run {copied.id}, and in {place}"
+
+
+def _content(copied: Copied) -> str:
+    """A name for all that is copied."""
+    digest = hashlib.sha256(copied.state.encode())
+    for row in copied.rows():
+        digest.update(json.dumps([row.key, row.step, row.values]).encode())
+    for path in copied.files:
+        digest.update(hashlib.sha256(read_file(path, max_bytes=limits.REPORT)).digest())
+    return digest.hexdigest()
+
+
+def _write(copied: Copied, place: Path, empty: Path) -> None:
+    """A file of the whole run in place of the one before, made in the directory `empty`."""
+    import wandb
+
+    shutil.rmtree(place, ignore_errors=True)
+    # Nothing of this machine, of the packages and the repository that happen to be there: they are not the run's.
+    settings = wandb.Settings(
+        console="off",
+        disable_git=True,
+        save_code=False,
+        silent=True,
+        symlink=False,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        id=copied.id,
+        name=copied.run.name,
+        project=wandb.setup().settings.project or _PROJECT,
+        config=copied.parameters,
+        dir=str(empty),
+        mode="offline",
+        settings=settings,
+    )
+    run.define_metric("*", step_metric="step")
+    for row in copied.rows():
+        if row.key == "done":
+            run.summary.update(row.values)
+        else:
+            run.log({"step": row.step, **row.values})
+    for path in copied.files:
+        if path.suffix == ".html":
+            page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
+            run.log({"report": wandb.Html(page, inject=False)})
+    run.finish(exit_code=int(copied.state == "failed"))
+    (empty / "wandb").rename(place)
+
+
+def _files_in(place: Path) -> list[Path]:
+    return sorted(place.glob("offline-run-*/run-*.wandb"))
+
+
+def _upload(place: Path) -> None:
+    """Raises NotTaken where it did not succeed in time."""
+    (file,) = _files_in(place)
+    argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_UPLOAD_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
+    if not file.with_name(f"{file.name}.synced").exists():
+        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
+        told = [
+            line.removeprefix("Error: ") for line in lines if file.name not in line and "Syncing" not in line
+        ]
+        raise NotTaken(told[-1] if told else "its server did not take the upload")

@@ -1,0 +1,67 @@
+"""`tl-dist tune`: the best classifier on the cached features of a config, as a config of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tl_dist.config import file as config_file
+from tl_dist.config import yaml_text
+from tl_dist.datasets import seen
+from tl_dist.files import limits
+from tl_dist.files.atomic import write_atomically
+from tl_dist.files.foreign import read_file
+from tl_dist.launcher.shown_task import run_shown
+from tl_dist.launcher.train import Request
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.tables import relative
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
+
+SHOWN = 10
+
+
+def tune(request: Request, folds: int, console: Console) -> int:
+    """Search, show the best settings, and write the best one to NAME-tune/best.yaml."""
+    cfg = request.load()
+    if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
+        raise Refusal(
+            "tuning searches classifiers that are computed from pooled features as they are.",
+            fix="write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'.",
+            code=ExitCode.USAGE,
+        )
+    seen.flattered(cfg, request.runs, "tune")
+    cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
+    run = run_shown(request, cfg, ("--tune", str(folds)), "tuning", console)
+    found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
+    show(found, console)
+    if cfg.loss.class_weights is not None:
+        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")
+    values = config_file.load(run.config_file).model_dump(mode="json")  # after its source task
+    values["name"] = f"{request.load().name}-best"
+    for section in ("model", "classifier"):
+        values[section] |= found[0][section]
+    values["classifier"]["layers"] = "all"  # model.layers has those that were chosen
+    if values["classifier"]["name"] != "logistic":
+        del values["classifier"]["l2"]
+    best = run.path / "best.yaml"
+    write_atomically(best, yaml_text.dump(values).encode())
+    console.say(f"best setting: tl-dist train {relative(best)}")
+    return ExitCode.DONE
+
+
+def show(found: list[dict[str, Any]], console: Console) -> None:
+    """The best settings, with what they were evaluated by."""
+    from rich.table import Table
+
+    table = Table("classifier", "l2", "scaling", "layers", "pooling", "folds", "accuracy", "log loss")
+    for one in found[:SHOWN]:
+        kind, model = one["classifier"], one["model"]
+        l2 = f"{kind['l2']:g}" if "l2" in kind else ""
+        table.add_row(
+            kind["name"], l2, kind["scaling"], " ".join(model["layers"]), model["pooling"],
+            str(one["folds"]), f"{one['accuracy']:.4f}", f"{one['log_loss']:.4f}",
+        )  # fmt: skip
+    console.print(table)
+    console.say(f"best of {len(found)}; scored on training or validation examples, so a little optimistic")

@@ -1,0 +1,173 @@
+"""The proof that all workers run the same thing, before the first step and while they train."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import Config, extensions, registry
+from tl_dist.config import file as config_file
+from tl_dist.data import order
+from tl_dist.datasets import Splits, decoding, manifest
+from tl_dist.files.atomic import write_atomically
+from tl_dist.files.foreign import read_slice
+from tl_dist.models.digest import digest
+from tl_dist.parallel import DataParallel
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.identity import decoding_of
+from tl_dist.trainer.setup import Setup
+
+_CODE = Path(__file__).parents[1]
+_code_digest = functools.cache(extensions.code_digest)
+
+
+def versions(cfg: Config, code: str | None = None) -> dict[str, str]:
+    """What this worker computes with: library versions, and digests of this package's code and of a strategy's.
+
+    `code`: the first of these digests, where it is known.
+    """
+    found = {"python": platform.python_version(), "code": code or _code_digest(_CODE)}
+    for package in ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    if cfg.strategy not in registry.STRATEGIES:
+        found["strategy"] = " ".join(registry.code_of(registry.STRATEGY, cfg.strategy).values())
+    return found
+
+
+def code_of(parallel: DataParallel) -> str:
+    """The digest of this package's code, read by one worker of each host: hundreds of files. Blocks."""
+    place = json.dumps([socket.gethostname(), str(_CODE)]).encode()
+    places = parallel.gather(place)
+    reader = places.index(place)
+    digests = parallel.gather(_code_digest(_CODE).encode() if reader == parallel.rank else b"")
+    return digests[reader].decode()
+
+
+def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
+    """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
+    cfg, examples, built = setup.cfg, setup.examples, setup.built
+    facts: dict[str, Any] = {
+        "trajectory": config_file.trajectory(cfg),
+        "precision": setup.precision,
+        "order": order.VERSION,
+        "decoding": decoding_of(setup.run, new=decoding.VERSION),
+        "data": {name: source.fingerprint for name, source in examples.opened.items()},
+        "class_names": list(setup.splits["train"].class_names),
+        "weights_sha256": built.weights_sha256,
+        "frozen_sha256": setup.model.frozen_digest(),
+        "start_sha256": digest({path: v.numpy() for path, v in setup.optimizer.start.items()}),
+        "collectives": plan(setup.model.moving),
+    }
+    if cfg.model.batch_norm == "train":
+        # What a replica's own batch statistics depend on: the one setting by which the worker count is visible.
+        facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
+    if built.origin_sha256 is not None:
+        facts["source_sha256"] = built.origin_sha256
+    if teacher_sha256 is not None:
+        facts["teacher_sha256"] = teacher_sha256
+    if examples.split_digest is not None:
+        facts["split"] = examples.split_digest
+    if others := registry.code_of_others(cfg):
+        facts["extensions"] = others
+    used = {name: source.fingerprint for name, source in setup.splits.items()}
+    agree(setup.parallel, {**facts, "used": used, "versions": versions(cfg, code_of(setup.parallel))})
+    if setup.is_first:
+        # Newer libraries may resume a run; other data, weights or settings may not.
+        setup.run.freeze_identity(facts)
+        _write_split(setup.run.path / "split.json", examples.opened)
+
+
+def _write_split(path: Path, splits: Splits) -> None:
+    """Which example is in which split, unless the file says so already: that of ImageNet is 49 MB."""
+    content = json.dumps(found := manifest(splits)).encode()
+    begin = json.dumps({"digest": found["digest"]}).encode().rstrip(b"}")
+    with suppress(OSError):
+        if path.lstat().st_size == len(content) and read_slice(path, 0, len(begin)) == begin:
+            return
+    write_atomically(path, content)
+
+
+def plan(variables: Mapping[str, Any]) -> str:
+    """Digest of the order, names, types and shapes of what is reduced: the collectives that each worker will call."""
+    lines = [f"{path} {v.dtype.name} {tuple(v.shape)}" for path, v in variables.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def agree(parallel: DataParallel, facts: Mapping[str, Any]) -> None:
+    """Compare `facts` over all workers; refuses (78) with the first rank and key that differ from rank 0."""
+    mine = json.dumps(facts, sort_keys=True).encode()
+    if len(set(parallel.gather(hashlib.sha256(mine).digest()))) == 1:
+        return  # the facts themselves, some 15 KB of each worker, travel only where they differ
+    everyone = [json.loads(text) for text in parallel.gather(mine)]
+    for rank, theirs in enumerate(everyone):
+        for key in sorted(everyone[0].keys() | theirs.keys()):
+            if theirs.get(key) != everyone[0].get(key):
+                raise Refusal(
+                    f"rank {rank} and rank 0 disagree on {key}: "
+                    f"{_short(theirs.get(key))} against {_short(everyone[0].get(key))}.",
+                    fix="run all workers from one environment, one checkout and one data directory.",
+                    code=ExitCode.UNSAFE,
+                )
+
+
+def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
+    """Refuses (70) unless each row of the global batch is read by exactly one worker; `rows` are this one's."""
+    readers = np.zeros(global_batch)
+    readers[rows.start : rows.stop] += 1
+    totals = parallel.total({"readers": readers, "rows": len(rows)})
+    wrong = np.flatnonzero(np.rint(totals["readers"]) != 1)
+    if wrong.size or round(float(totals["rows"])) != global_batch:
+        row = int(wrong[0]) if wrong.size else global_batch
+        raise Refusal(
+            f"row {row} of each batch of {global_batch} is read by {round(float(totals['readers'][row]))} workers"
+            if wrong.size
+            else f"workers read {round(float(totals['rows']))} rows of each batch of {global_batch}.",
+            fix="report this as a bug: the workers do not share the batch as they must.",
+            code=ExitCode.INTERNAL,
+        )
+
+
+def compare_weights(
+    parallel: DataParallel, rows: NDArray[np.float64], names: Sequence[str], step: int
+) -> None:
+    """Refuses (76, to restart from the last checkpoint) when the weights of two replicas differ.
+
+    `rows` is [replica of this process, variable]: checksums below 2**40. Names the first replica that differs from
+    replica 0 and its first variable. What travels does not grow with the workers, but where they differ.
+    """
+    # n numbers are equal if and only if n times the sum of their squares is the square of their sum. In two halves,
+    # every sum is exact in float64, and its square in 64 bits, for 2,048 replicas.
+    low, high = rows % 2**20, rows // 2**20
+    sums = {"low": low.sum(0), "high": high.sum(0), "low2": (low**2).sum(0), "high2": (high**2).sum(0)}
+    total = {key: np.rint(value).astype(np.int64) for key, value in parallel.total(sums).items()}
+    if all(np.array_equal(parallel.num_replicas * total[f"{k}2"], total[k] ** 2) for k in ("low", "high")):
+        return
+    everyones = [np.frombuffer(text).reshape(-1, len(names)) for text in parallel.gather(rows.tobytes())]
+    checksums = np.concatenate(everyones)
+    different = np.argwhere(checksums != checksums[0])
+    replica, variable = different[0]
+    raise Refusal(
+        f"after step {step} the weights of replica {replica} differ from those of replica 0, first in "
+        f"{names[variable]} ({len(set(different[:, 1]))} of {len(names)} variables).",
+        fix="the run resumes from its last checkpoint; if it happens again, suspect that host's memory or device.",
+        code=ExitCode.PEER_LOST,
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

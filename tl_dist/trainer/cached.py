@@ -1,0 +1,313 @@
+"""The frozen part of a stage's model computed once: its outputs in place of images, and heads computed from them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tl_dist.config import Config, registry
+from tl_dist.config.rules.training import endless_augmentations
+from tl_dist.datasets import Source, pool_of, strata_of
+from tl_dist.features import classifiers, extraction
+from tl_dist.features import views as feature_views
+from tl_dist.features.classifiers import nested, selection
+from tl_dist.features.classifiers.regressions import Stopped, watching
+from tl_dist.features.stored import FeatureSet
+from tl_dist.files.failpoint import failpoint
+from tl_dist.parallel import rows_of
+from tl_dist.trainer import projector
+from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.stage_input import StageInput, TrainFeatures
+from tl_dist.training.class_weights import balanced_class_weights
+
+LARGEST_ROW = 8
+"""times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
+
+
+def finder(
+    setup: Setup, given: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
+) -> Callable[..., FeatureSet | None]:
+    """`extraction.cached` of this stage's frozen part; what is left open: source, augmentations, split."""
+    return partial(
+        extraction.cached,
+        prefix=prefix_of(setup, given),
+        root=setup.run.path.parent / "features",
+        parallel=setup.parallel,
+        stop_requested=stop_requested,
+        say=say,
+        threads=setup.threads,
+    )
+
+
+def normalized(setup: Setup, given: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features as the head gets them."""
+    if not setup.cfg.model.normalize:
+        return values
+    found: NDArray[np.float32] = given.model.normalized(tf.constant(values)).numpy()
+    return found
+
+
+def is_wanted(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
+    """Whether this stage reads features in place of images; where `auto` decides, `say` is told why, on rank 0."""
+    cached = setup.cfg.runtime.prefix_cache
+    if setup.cfg.classifier.computed or (cached == "on" and given.stage.train_from != "all"):
+        return True
+    return cached == "auto" and _pays(setup, given, say)
+
+
+def from_features(
+    setup: Setup, given: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
+) -> StageInput | None:
+    """The same stage on the outputs of its frozen part, computed now or found computed; all splits are read from there.
+
+    None when asked to stop before the end.
+    """
+    find = finder(setup, given, stop_requested, say)
+    evaluated = setup.cfg.evaluation.views
+    on_features = replace(given, model=given.model.on_features())
+    read = dict(given.read)
+    for names, source in _sets(setup):
+        views = _views(setup, names)
+        share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
+        # A pool is read only where all of it can be read: only a split of its own can hold a bad example.
+        with setup.examples.naming_bad(names[0], partial(iter, share)):
+            features = find(source, augmentations=views, split=" and ".join(names))
+        if features is None:
+            return None
+        refer(setup, features)
+        for name in names:
+            split = setup.splits[name]
+            rows = None if source is split else pool_of(split)[1]
+            if name == "train":
+                projector.show(setup, split, features, rows)
+                on_features = replace(
+                    on_features,
+                    features=TrainFeatures(features, rows),
+                    read_train=feature_views.reader(features, split, views, setup.cfg.seed, rows),
+                )
+            if evaluated and views == evaluated:
+                read[name] = feature_views.reader_of_views(features, split, rows)
+            elif not evaluated:
+                read[name] = feature_views.reader(features, split, (), setup.cfg.seed, rows)
+    return replace(on_features, read=read)
+
+
+def prefix_of(setup: Setup, given: StageInput) -> extraction.Prefix:
+    """The frozen part of a stage's model, and what determines its outputs."""
+    backbone = setup.cfg.model.backbone
+    facts: dict[str, Any] = {
+        "backbone": backbone,
+        "cut": given.model.cut_at,
+        "frozen_sha256": given.model.frozen_digest(),
+        "precision": setup.precision,
+    }
+    if backbone not in registry.BACKBONES:
+        facts["code"] = registry.code_of(registry.BACKBONE, backbone)["code"]
+    return extraction.Prefix(
+        given.model.prefix,
+        setup.built.image_size,
+        facts,
+        setup.cfg.features.dtype,
+        setup.cfg.data.kept_fraction,
+        given.model.prefix_shape,
+    )
+
+
+def refer(setup: Setup, features: FeatureSet) -> None:
+    """Note in the run directory that the run reads this set."""
+    if setup.is_first:
+        setup.run.refer_to_features(features.directory.name)
+
+
+def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
+    """Which splits are kept in one feature set, and the source of its rows.
+
+    Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
+    the training split needs other views than the rest, unless that is the plain one alone and many divisions are
+    likely: then the others would be computed in all views as well. A fold is one of many divisions for certain: where
+    its views differ, the pool is kept once for training and once for the rest.
+    """
+    augment, evaluated = setup.cfg.data.augment, setup.cfg.evaluation.views
+    is_fold, bad = setup.cfg.data.folds is not None, setup.examples.bad
+    shared = augment == evaluated or ((setup.cfg.classifier.computed or is_fold) and not evaluated)
+    pools: dict[int, list[str]] = {}
+    for name, source in setup.splits.items():
+        pools.setdefault(id(pool_of(source)[0]), []).append(name)
+    for names in pools.values():
+        if not bad and shared:
+            yield names, pool_of(setup.splits[names[0]])[0]
+        elif not bad and is_fold:
+            for part in (["train"], [name for name in names if name != "train"]):
+                if set(part) <= set(names) and part:
+                    yield part, pool_of(setup.splits[part[0]])[0]
+        else:
+            yield from (([name], setup.splits[name]) for name in names)
+
+
+def _views(setup: Setup, names: list[str]) -> tuple[str, ...]:
+    """In which views the examples of these splits are kept."""
+    return setup.cfg.data.augment if "train" in names else setup.cfg.evaluation.views
+
+
+def _pays(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
+    """Whether caching saves time: by a rule on sizes and counts, so that the same run always has the same answer."""
+    cfg = setup.cfg
+    endless = [*endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
+    if endless:
+        on, why = False, f"{endless[0]} makes images that cannot be cached"
+    elif given.stage.train_from == "all" or not given.model.has_prefix:
+        on, why = False, "no frozen part"
+    else:
+        on, why = choose(
+            passes=_passes(setup, given),
+            missing=_missing(setup, given),
+            row_bytes=_row_bytes(setup, given),
+            image_bytes=3 * setup.built.image_size**2,
+            free_bytes=_free_bytes(setup),
+        )
+    if setup.is_first:
+        say({"event": "note", "text": f"prefix cache: {'on' if on else 'off'}: {why}"})
+    return on
+
+
+def choose(
+    *, passes: float, missing: int, row_bytes: int, image_bytes: int, free_bytes: int
+) -> tuple[bool, str]:
+    """Whether to cache, and why: `passes` images go through the frozen part without, `missing` once with a cache."""
+    size = missing * row_bytes
+    if missing and passes < 2 * missing:
+        return (
+            False,
+            f"{passes:,.0f} images go through the frozen part, {missing:,} would have to for the cache",
+        )
+    if row_bytes > LARGEST_ROW * image_bytes:
+        return False, f"its output is {row_bytes / image_bytes:.0f} times as large as an image"
+    if 2 * size > free_bytes:
+        return (
+            False,
+            f"{size / 1e6:,.1f} MB do not fit into half of the {free_bytes / 1e6:,.1f} MB that are free",
+        )
+    return (
+        True,
+        f"{missing:,} images go through the frozen part in place of {passes:,.0f}; {size / 1e6:,.1f} MB",
+    )
+
+
+def _passes(setup: Setup, given: StageInput) -> float:
+    """Images that go through the frozen part in what is left of the stage, evaluation included."""
+    cfg, stage = setup.cfg, given.stage
+    steps = stage.end - max(setup.state.step, stage.first_step)
+    evaluations = steps / max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
+    held_out = {name: source.num_examples for name, source in setup.splits.items() if name != "train"}
+    evaluated = evaluations * held_out.get("validation", 0)
+    if stage is setup.stages[-1]:
+        evaluated += sum(held_out.values())
+    return steps * cfg.global_batch + evaluated * feature_views.views_of(cfg.evaluation.views)
+
+
+def _missing(setup: Setup, given: StageInput) -> int:
+    """Images, in all their views, whose features are not kept yet; the same on all workers."""
+    prefix, root = prefix_of(setup, given), setup.run.path.parent / "features"
+    missing = 0
+    for names, source in _sets(setup):
+        views = _views(setup, names)
+        kept = extraction.is_kept(source, prefix, views, root)
+        if setup.parallel.total({"kept": float(kept)})["kept"] < setup.parallel.world_size:
+            missing += source.num_examples * feature_views.views_of(views)
+    return missing
+
+
+def _row_bytes(setup: Setup, given: StageInput) -> int:
+    """Of the frozen part's output for one image, at most."""
+    shape = given.model.prefix_shape
+    assert shape is not None  # there is a frozen part
+    return prod(shape) * (4 if setup.precision == "float32" else 2)
+
+
+def _free_bytes(setup: Setup) -> int:
+    """On the disk of the feature sets, as rank 0 sees it."""
+    free = float(shutil.disk_usage(setup.run.path.parent).free) if setup.is_first else 0.0
+    return int(setup.parallel.total({"free": free})["free"])
+
+
+def classifier_of(setup: Setup, given: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
+    """How the config's classifier is fitted to features of this stage's model; `Stopped` when asked to stop."""
+    cfg, built, train = setup.cfg, given.model, setup.splits["train"]
+    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
+    balanced = cfg.loss.class_weights == "balanced"
+    return nested.Nested(
+        cfg.classifier,
+        train.num_classes,
+        selection.columns_of(built.stage_names, widths),
+        # By the examples that are fitted: those that are held out may not even be counted.
+        lambda labels, weights: (
+            balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
+        ),
+        cfg.data.split_seed,
+        watching(stop_requested),
+    )
+
+
+def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nested.Examples:
+    """The examples of `source` with their features, values [examples, views, features].
+
+    They are evaluated in all these views where evaluation takes the same, else in the plain one.
+    """
+    evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
+    labels, known = np.asarray(source.labels), source.annotations
+    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, known.weights)
+
+
+def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
+    """Compute the last layer from the features of every training example in every view: the one step of the run.
+
+    Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result. False, and nothing is
+    changed, when asked to stop before the end.
+    """
+    # The only beat: the other workers have no more of them.
+    setup.beat("fitting the classifier", alone=True)
+    stopped = False
+    if setup.is_first:
+        began = time.monotonic()
+        failpoint("classifier.fit")
+        cfg, train = setup.cfg, setup.splits["train"]
+        assert given.features is not None
+        values = normalized(setup, given, given.features.values())
+        try:
+            classifier = classifier_of(setup, given, setup.run.stop_requested)
+            fitted, choice = classifier.fit(examples_of(train, values, cfg))
+        except Stopped:
+            stopped = True
+        else:
+            given.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
+            given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
+            say(_fitted(setup, fitted, choice, time.monotonic() - began))
+    if setup.parallel.total({"stopped": float(stopped)})["stopped"]:
+        return False
+    setup.parallel.broadcast(list(setup.state.variables.values()))
+    setup.state.advance(1)
+    return True
+
+
+def _fitted(
+    setup: Setup, fitted: classifiers.Linear, choice: selection.Choice | None, seconds: float
+) -> dict[str, Any]:
+    """The record of a computed head; what was chosen is also kept in the state's history."""
+    settings = setup.cfg.classifier
+    how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
+    text = f"{settings.name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
+    facts: dict[str, Any] = {}
+    if choice is not None:
+        text += f", {nested.described(choice, settings)}"
+        facts = {"l2": choice.l2, "layers": choice.layers, "edge": choice.edge}
+        setup.state.history["classifier"] = facts
+    return {"event": "note", "text": f"{text}, {seconds:.1f} s", **facts}

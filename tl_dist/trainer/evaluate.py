@@ -1,0 +1,166 @@
+"""Exact figures of a held-out split, over all workers: in training, and of a checkpoint on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.config import stages
+from tl_dist.data import pipeline
+from tl_dist.datasets import Source
+from tl_dist.datasets.division import groups_of
+from tl_dist.features.views import views_of
+from tl_dist.files.failpoint import failpoint
+from tl_dist.parallel import rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.checkpoint_format import Checkpoint
+from tl_dist.runs.identity import identity_of
+from tl_dist.scores import calibration, figures, predictions
+from tl_dist.scores.evaluation import Evaluation
+from tl_dist.trainer.precise_statistics import PreciseStatistics
+from tl_dist.trainer.setup import Setup, restore, take
+from tl_dist.trainer.stage_input import StageInput, from_images
+from tl_dist.training import evaluation
+from tl_dist.training.step import Objective
+
+
+class Evaluator:
+    """The evaluation of a stage's model, compiled once. `tell` is that of `PreciseStatistics`: of batch norm."""
+
+    def __init__(
+        self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None] = lambda record: None
+    ) -> None:
+        self._setup, self._given = setup, given
+        self.precise = PreciseStatistics(setup, given, tell)
+        self._evaluate_batch = evaluation.evaluation_step(
+            given.model,
+            Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
+            setup.parallel,
+            global_batch=setup.cfg.evaluation_batch,
+            views=views_of(setup.cfg.evaluation.views),
+        )
+
+    @classmethod
+    def of_state(cls, setup: Setup) -> Evaluator:
+        """That of the weights that the state was set to: of the stage of its step, from images."""
+        return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
+
+    def evaluate(self, split: str, temperature: float | None = None) -> Evaluation | None:
+        """Figures over every example of a split, over all workers; None when asked to stop before the end.
+
+        They are those of the averaged weights where the run keeps an average. `temperature`: that of a calibrated run,
+        for what it changes.
+        """
+        setup, source = self._setup, self._setup.splits[split]
+        result = self.counted(split)
+        setup.beat(f"writing the figures of {split}", alone=True)
+        if result is None or not setup.is_first:
+            return result
+        failpoint("evaluation.figures")
+        return predictions.with_figures(
+            result,
+            setup.run.path,
+            step=setup.state.step,
+            ids=source.ids,
+            labels=source.labels,
+            class_names=source.class_names,
+            types=source.annotations.types,
+            groups=groups_of(source, setup.cfg.data),
+            temperature=temperature,
+            trained=setup.splits["train"].labels,
+        )
+
+    def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:
+        """What `evaluate` gives, with the logits and without the figures; `read` in place of what the stage reads."""
+        setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
+        batch = setup.cfg.evaluation_batch
+        batches = pipeline.evaluation_batches(
+            read or self._given.read[split],
+            source.num_examples,
+            rows=rows_of(parallel.rank, parallel.world_size, batch),
+            global_batch=batch,
+            threads=setup.threads,
+        )
+        with (
+            setup.optimizer.averaged(self._given.stage.number),
+            self.precise.in_force(),
+            setup.examples.naming_bad(split, lambda: range(source.num_examples)),
+        ):
+            return evaluation.evaluate(
+                split,
+                source.num_examples,
+                -(-source.num_examples // batch),
+                parallel.feed(batches),
+                self._evaluate_batch,
+                parallel,
+                stop_requested=partial(setup.stop_requested, f"evaluating {split}"),
+            )
+
+
+def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
+    """Figures of a checkpoint on a split: `at` as in `checkpoint.find`. Trains nothing."""
+    split_of(setup, split)
+    saved = restored(setup, at)
+    temperature = _temperature(setup, saved, setup.cfg.evaluation.views)
+    return stopped_refused(Evaluator.of_state(setup).evaluate(split, temperature))
+
+
+def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
+    """[examples, classes] of a checkpoint, on this process alone; calibrated where the run is. Writes nothing."""
+    split_of(setup, split)
+    take(setup, saved)
+    temperature = _temperature(setup, saved)
+    result = stopped_refused(Evaluator.of_state(setup).counted(split))
+    return figures.Softmax(kept_logits(result, "compared"), temperature or 1.0)[:]
+
+
+def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
+    """Those of each example on rank 0; refuses (64) a split that is too large for them to be `what`, one by one."""
+    if result.logits is None:
+        raise Refusal(
+            f"split '{result.split}' has too many examples and classes to be {what} one by one.",
+            fix="name a smaller split.",
+            code=ExitCode.USAGE,
+        )
+    return result.logits
+
+
+def _temperature(setup: Setup, saved: Checkpoint, views: Sequence[str] | None = None) -> float | None:
+    """Of a checkpoint, where one was fitted in these views; None: in any."""
+    found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
+    return None if found is None else found.temperature
+
+
+def split_of(setup: Setup, split: str) -> Source:
+    """A split by its name; refuses (64) one that is not there."""
+    if split not in setup.splits:
+        raise Refusal(
+            f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
+            fix=f"use one of {', '.join(setup.splits)}.",
+            code=ExitCode.USAGE,
+        )
+    return setup.splits[split]
+
+
+def restored(setup: Setup, at: str) -> Checkpoint:
+    """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuses (64) a run that has none."""
+    saved = restore(setup, lambda text: None, at)
+    if saved is None:
+        identity_of(setup.run)  # a cross-validation will never have one
+        raise Refusal(
+            f"{setup.run.path} has no checkpoint to evaluate.",
+            fix="train it first: tl-dist train CONFIG.",
+            code=ExitCode.USAGE,
+        )
+    return saved
+
+
+def stopped_refused(result: Evaluation | None) -> Evaluation:
+    """The evaluation, where it was not stopped."""
+    if result is None:
+        raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
+    return result

@@ -1,0 +1,95 @@
+"""The model of a run on its workers, as its evaluation computes it; from the run directory, which is only read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tl_dist.config import Config, registry
+from tl_dist.config import file as config_file
+from tl_dist.datasets.decoding import VERSION
+from tl_dist.models.classifier import Classifier
+from tl_dist.parallel import DataParallel, started
+from tl_dist.runs.directory import RunDir
+from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.scores import calibration
+from tl_dist.scores.calibration import Calibration
+from tl_dist.trainer import init_from
+from tl_dist.trainer.networks import image_size_of, network_of
+from tl_dist.trainer.setup import start_tensorflow
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what its evaluation depends on; the same on every worker."""
+
+    run: RunDir
+    cfg: Config
+    parallel: DataParallel
+    threads: int
+    model: Classifier
+    """with the weights that the run evaluates: averages, where it keeps them"""
+    class_names: Sequence[str]
+    step: int
+    decoding: int
+    """the version of the rule by which it reads images"""
+    sha256: str = ""
+    """of the checkpoint"""
+    calibration: Calibration | None = None
+    """of this very checkpoint, where the run was calibrated: its temperature belongs to the probabilities"""
+    moving_statistics: bool = False
+    """whether its batch norm has moving averages as they are, which the end of the run would have settled"""
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @property
+    def image_size(self) -> int:
+        return image_size_of(self.cfg)
+
+
+def loaded(
+    run: RunDir,
+    at: str = "",
+    *,
+    cores: int | None,
+    overrides: Sequence[str] = (),
+    precision: str | None = None,
+) -> Loaded:
+    """The model of a checkpoint, `at` as in `checkpoint.find`, on these workers; `cores` as for `setup`.
+
+    It computes in `precision`, by default that of the run.
+
+    Rank 0 reads it, so that all have the same one, of a run that is being trained as well. Refuses what
+    `init_from.restore` refuses.
+    """
+    cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
+    threads = start_tensorflow(cfg, cores)
+    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
+    with parallel.scope():
+        built = network_of(run, cfg, precision or identity["precision"])
+        variables = {**built.moving, **built.frozen}
+        found: tuple[int, str] | None = None
+        if parallel.rank == 0:
+            saved = init_from.restore(run, cfg, built.network, variables, at)
+            found = saved.step, saved.sha256
+    parallel.broadcast(list(variables.values()))
+    step, sha256 = json.loads(parallel.gather(json.dumps(found).encode())[0])
+    model = built.trained_from(cfg.parts[-1])
+    unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
+    return Loaded(
+        run,
+        cfg,
+        parallel,
+        threads,
+        model,
+        identity["class_names"],
+        step,
+        decoding_of(run, new=VERSION),
+        sha256,
+        calibration.of_checkpoint(run.path, sha256, cfg.evaluation.views),
+        unsettled,
+    )

@@ -1,0 +1,221 @@
+"""What the model of a run says of images, over all workers.
+
+Batches have the shape and the order of those of the run's evaluation, and go through the same compiled step: on the
+same files the bits are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tl_dist.data import pipeline
+from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
+from tl_dist.datasets import Source
+from tl_dist.datasets.files import unlabelled
+from tl_dist.features.views import in_views, views_of
+from tl_dist.parallel import rows_of
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores import conformal, figures, neighbours
+from tl_dist.scores.neighbours import Neighbours
+from tl_dist.scores.predictions import Predicted
+from tl_dist.tools.predict import exchange
+from tl_dist.trainer.loaded import Loaded
+from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
+from tl_dist.training.step import Objective
+
+ROUND_S = 1.0
+"""how often the workers meet, and rank 0 hands on what there is"""
+
+_kept: list[object] = []
+"""iterators that a fault has ended, until the process ends: as in `stage`"""
+
+
+class Found(NamedTuple):
+    """The next examples of a source, each once: their logits, or why they cannot be decoded."""
+
+    examples: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    """[examples, classes] on rank 0 alone"""
+    faults: Mapping[int, str]
+    """in place of logits: the reason by example"""
+    features: NDArray[np.float32]
+    """[examples, features] on rank 0 alone, where they were asked for"""
+
+
+def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterator[Found]:
+    """Of every example of `source`, about ROUND_S at a time; call it on all workers, where the rounds are the same.
+
+    An example that cannot be decoded is as if it had never been there: those after it move up, as in an evaluation
+    that knows of it. Those with logits come in the order of the source.
+    """
+    step = evaluation_step(
+        model.model,
+        Objective(len(model.class_names), model.cfg.global_batch),
+        model.parallel,
+        global_batch=model.cfg.evaluation_batch,
+        views=views_of(model.cfg.evaluation.views),
+        features=features,
+    )
+    widths = [len(model.class_names), model.model.num_features if features else 0]
+    left = np.arange(source.num_examples)
+    with model.parallel.naming_lost_peers(), naming_machine_faults("an image"):
+        while left.size:
+            members = left
+            part = source if left.size == source.num_examples else source.subset(left)
+            for rows, values, faults in _rounds(model, part, step, sum(widths)):
+                logits, wide = np.split(values[: left.size], widths[:1], axis=1)
+                if faults:
+                    lost = members[list(faults)]
+                    yield Found(lost, logits, dict(zip(lost.tolist(), faults.values(), strict=True)), wide)
+                    left = left[~np.isin(left, lost)]
+                else:
+                    yield Found(left[:rows], np.ascontiguousarray(logits), {}, wide)
+                    left = left[rows:]
+
+
+def _rounds(
+    model: Loaded, source: Source, step: Callable[[Any], dict[str, Any]], width: int
+) -> Iterator[tuple[int, NDArray[np.float32], dict[int, str]]]:
+    """Of so many examples logits and features [examples, width], on rank 0; or the examples that end it, and why."""
+    parallel, batch = model.parallel, model.cfg.evaluation_batch
+    mine = rows_of(parallel.rank, parallel.world_size, batch)
+    batches = parallel.feed(_batches(model, source, mine))
+    num_batches = -(-source.num_examples // batch)
+    most = max(1, PIECE_BYTES // (4 * batch * width))
+    done, at_once = 0, 1
+    while done < num_batches:
+        at_once = min(at_once, num_batches - done)
+        began = time.monotonic()
+        own: list[NDArray[np.float32]] = []
+        reasons: dict[int, str] = {}
+        try:
+            own = [_values(step(batches))[mine.start : mine.stop] for _ in range(at_once)]
+        except READ_ERRORS:
+            to_come = (k * batch + row for k in range(done, num_batches) for row in mine)
+            left = (index for index in to_come if index < source.num_examples)
+            reasons = {k: fault.reason for k, fault in undecodable(source, left, model.threads).items()}
+            if not reasons:
+                raise
+        report = {"took_s": time.monotonic() - began, "reasons": reasons}
+        reports = [json.loads(text) for text in parallel.gather(json.dumps(report).encode())]
+        faults = {int(k): reason for one in reports for k, reason in one["reasons"].items()}
+        if faults:
+            _kept.append(batches)
+            yield 0, np.empty((0, width), np.float32), dict(sorted(faults.items()))
+            return
+        everyone = parallel.gather(np.stack(own).tobytes())
+        values = np.empty((at_once if parallel.rank == 0 else 0, batch, width), np.float32)
+        if parallel.rank == 0:
+            put_together(everyone, values)
+        yield at_once * batch, values.reshape(-1, width), {}
+        done += at_once
+        slowest = max(one["took_s"] for one in reports)
+        at_once = min(most, max(1, int(at_once * ROUND_S / max(slowest, 1e-3))))
+
+
+def _values(found: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The logits, and the features beside them where they were computed."""
+    logits: NDArray[np.float32] = found["logits"].numpy()
+    return np.concatenate([logits, found["features"].numpy()], axis=1) if "features" in found else logits
+
+
+def _batches(model: Loaded, source: Source, rows: range) -> Any:
+    data, views = model.cfg.data, model.cfg.evaluation.views
+    return pipeline.evaluation_batches(
+        in_views(pipeline.plain(source, model.image_size, data.kept_fraction), views),
+        source.num_examples,
+        rows=rows,
+        global_batch=model.cfg.evaluation_batch,
+        threads=model.threads,
+    )
+
+
+def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> Predicted:
+    """All at once, in this process alone; `known` has the reason for each file that is not worth an attempt."""
+    errors = {paths[k]: reason for k, reason in known.items()}
+    good = [path for k, path in enumerate(paths) if k not in known]
+    source = unlabelled(good, model.class_names, model.decoding)
+    rows = [np.empty((0, len(model.class_names)), np.float32)]
+    examples = [np.empty(0, np.int64)]
+    for found in predict(model, source):
+        errors |= {good[k]: reason for k, reason in found.faults.items()}
+        if not found.faults:
+            rows.append(figures.Softmax(found.logits, model.temperature).in_place())
+            examples.append(found.examples)
+    ids = np.array([good[k] for k in np.concatenate(examples)], np.str_)
+    return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
+
+
+def answer(model: Loaded, directory: Path, wanted: exchange.Wanted) -> None:
+    """Have the files that `directory` lists predicted; rank 0 leaves there what is wanted of each."""
+    least = None if wanted.coverage is None else _least(model, wanted.coverage, wanted.of_type)
+    known = None if wanted.unknown is None else _known(model, wanted.unknown)
+    source = unlabelled(exchange.asked(directory), model.class_names, model.decoding)
+    if model.parallel.rank == 0:
+        temperature = None if model.calibration is None else model.temperature
+        exchange.put_facts(
+            directory,
+            step=model.step,
+            moving_statistics=model.moving_statistics,
+            temperature=temperature,
+            least=least,
+        )
+    for number, found in enumerate(predict(model, source, features=known is not None)):
+        if model.parallel.rank == 0:
+            every = figures.Softmax(found.logits, model.temperature).in_place()
+            in_set = np.empty(0, np.int32) if least is None else conformal.sets(every, least)
+            classes, probabilities = figures.largest(every, max(wanted.top, int(in_set.max(initial=0))))
+            p_known = np.empty(0, np.float32)
+            if known is not None:
+                p_known = conformal.p_values(
+                    known.distances(found.features, model.cfg.evaluation_batch), known.of_known
+                )
+            piece = exchange.Piece(found.examples, classes, probabilities, found.faults, in_set, p_known)
+            exchange.put(directory, number, piece)
+
+
+def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
+    """The probability from which on a class is in the set of an image, perhaps of a type."""
+    if model.calibration is None:
+        raise _not_calibrated(model, "coverage", "")
+    of_true, types = model.calibration.of_true, model.calibration.types
+    if of_type is not None:
+        if of_type not in types:
+            names = ", ".join(sorted(set(types.tolist()))[:20])
+            raise Refusal(
+                f"no validation image of run '{model.run.name}' is of type or group '{of_type}'.",
+                fix=f"use one of {names}." if names else "leave out --type: its data set has neither.",
+                code=ExitCode.USAGE,
+            )
+        of_true = of_true[types == of_type]
+    return conformal.least_probability(of_true, coverage)
+
+
+def _known(model: Loaded, rate: float) -> Neighbours:
+    found = neighbours.of_checkpoint(model.run.path, model.sha256)
+    if found is None or model.calibration is None:
+        raise _not_calibrated(model, "unknown", " --unknown")
+    if found.features.shape[1] != model.model.num_features:
+        raise Refusal(
+            f"{model.run.path / neighbours.FILE} is of {found.features.shape[1]:,} features an image, and the network "
+            f"has {model.model.num_features:,}.",
+            fix=f"make it again: tl-dist calibrate {model.run.path} --unknown.",
+            code=ExitCode.DATA,
+        )
+    conformal.refuse_rate(len(found.of_known), rate)
+    return found
+
+
+def _not_calibrated(model: Loaded, option: str, more: str) -> Refusal:
+    return Refusal(
+        f"--{option} needs what validation images say of step {model.step:,} of run '{model.run.name}'.",
+        fix=f"tl-dist calibrate RUN{more}, with the same --at.",
+        code=ExitCode.USAGE,
+    )

@@ -1,0 +1,84 @@
+"""Before the first step of a pruned network: its layers are fitted to what its source says of the training images.
+
+All workers share the images, and the sums are in float64 over groups of images that do not depend on who takes which:
+so the number of workers moves the last bits alone. Rank 0 solves, and all have its solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tl_dist.data.resize import resize
+from tl_dist.models import refit
+from tl_dist.parallel import rows_of
+from tl_dist.runs import init_from as origins
+from tl_dist.trainer import init_from
+from tl_dist.trainer.networks import network_of
+from tl_dist.trainer.setup import Setup
+from tl_dist.training.step import compiled
+
+KEY = "refit"
+"""in the history of a state: the number of layers that were fitted"""
+_GROUP_BYTES = 2**27
+"""of the inputs that a group of images is made into, at most, where one image does not need more"""
+
+
+def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
+    """Fit what the config asks for, once in a run; False when asked to stop before the end, with nothing changed."""
+    source = setup.cfg.source
+    if source is None or not source.refit or setup.state.step or KEY in setup.state.history:
+        return True
+    setup.prepare_for("loading the source")
+    run, cfg = origins.opened(setup.cfg)
+    with setup.parallel.scope():
+        whole = network_of(run, cfg)
+        init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
+    variables = setup.model.moving
+    before = {path: variable.numpy() for path, variable in variables.items()}
+    used = []
+    for fit in refit.fits(whole, setup.model):
+        used.append(fit.num_images(setup.splits["train"].num_examples))
+        sums = _sums(setup, fit, used[-1])
+        if sums["stop"]:
+            for path, value in before.items():
+                variables[path].assign(value)
+            return False
+        if setup.is_first:
+            fit.solve(variables, sums["squares"], sums["products"])
+        setup.parallel.broadcast([variables[path] for path in fit.paths])
+    setup.optimizer.begin(0)
+    setup.state.history[KEY] = len(used)
+    images = f"{max(used, default=0):,} images"
+    say({"event": "note", "text": f"{len(used)} layers fitted to {run.path} by least squares on {images}"})
+    return True
+
+
+def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
+    """What of the equations of all images the solution depends on, and whether to stop."""
+    parallel, source = setup.parallel, setup.splits["train"]
+    size, crop = setup.built.image_size, setup.cfg.data.kept_fraction
+    chosen = np.linspace(0, source.num_examples - 1, num_images).round().astype(np.int64)
+    at_once = max(1, min(32, _GROUP_BYTES // (4 * fit.rows * fit.num_inputs)))
+    groups = rows_of(parallel.rank, parallel.world_size, -(-num_images // at_once))
+    mine = chosen[groups.start * at_once : groups.stop * at_once]
+    images = tf.data.Dataset.from_tensor_slices(mine).map(
+        lambda index: resize(source.read(index)[0], size, crop), num_parallel_calls=setup.threads
+    )
+    of_group = compiled(partial(fit.sums, num_images=num_images), reduce_retracing=True)
+    squares = np.zeros((fit.num_inputs, fit.num_inputs))
+    products = np.zeros((fit.num_inputs, fit.num_outputs))
+    stop = False
+    setup.prepare_for("fitting layers")
+    with setup.examples.naming_bad("train", lambda: mine.tolist()):
+        for group in images.batch(at_once).prefetch(1):
+            x, y = (values.numpy().astype(np.float64) for values in of_group(group))
+            squares += x
+            products += y
+            # Looked for without a beat: of these all workers have the same number, and of groups they have not.
+            stop = stop or (setup.is_first and setup.run.stop_requested())
+    return parallel.total({"squares": squares, "products": products, "stop": float(stop)})

@@ -1,0 +1,269 @@
+"""What one worker needs for a run, built from the run directory in the order in which it must be built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tl_dist.config import Config, registry
+from tl_dist.config import file as config_file
+from tl_dist.config.stages import Stage, plan
+from tl_dist.data.order import Order
+from tl_dist.datasets import Splits
+from tl_dist.models import classifier, precision, weights
+from tl_dist.models.classifier import Classifier
+from tl_dist.parallel import DataParallel, rows_of, started
+from tl_dist.parallel.feed import gpu_of_process
+from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs import checkpoint
+from tl_dist.runs.checkpoint_reader import LAST
+from tl_dist.runs.directory import RunDir
+from tl_dist.trainer import audit, examples, init_from
+from tl_dist.trainer.examples import Examples
+from tl_dist.trainer.networks import refuse_changed_code
+from tl_dist.training import monitor, optim
+from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.training.optim import Optimizer
+from tl_dist.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model and its optimizer with their start, and where that comes from."""
+
+    model: Classifier
+    """takes images, and trains whatever any stage trains"""
+    image_size: int
+    optimizer: Optimizer
+    statistics: Mapping[str, NDArray[Any]]
+    """of batch norm, at the start"""
+    weights_sha256: str | None
+    """digest of the file of pretrained weights"""
+    origin_sha256: str | None
+    """digest of the backbone that was carried over from another run"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that one attempt works with, the same on every worker but for `parallel.rank`.
+
+    Variables and `state` change as the run proceeds; nothing here is ever replaced.
+    """
+
+    run: RunDir
+    cfg: Config
+    parallel: DataParallel
+    threads: int
+    precision: str
+    examples: Examples
+    order: Order
+    stages: Sequence[Stage]
+    built: Built
+    state: TrainState
+    on_gpu: bool = False
+
+    @property
+    def splits(self) -> Splits:
+        """What can be read of each split."""
+        return self.examples.splits
+
+    @property
+    def model(self) -> Classifier:
+        """The model that takes images, and trains whatever any stage trains."""
+        return self.built.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of all stages."""
+        return self.built.optimizer
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return self.parallel.rank == 0
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Not rounded: an epoch ends within a batch."""
+        return self.splits["train"].num_examples / self.cfg.global_batch
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.stages[-1].end
+
+    @property
+    def stages_left(self) -> list[Stage]:
+        """The stages that have steps to do, or whose best the next one begins with; else the last, to be evaluated."""
+        step, decided = self.state.step, self.state.history.get(monitor.KEY, {}).get("stage")
+        left = [s for s in self.stages if s.end > step or (s.end == step and s.number == decided)]
+        return left or [self.stages[-1]]
+
+    def beat(self, phase: str, *, alone: bool = False) -> None:
+        """Show that this worker lives, and what it does. Every worker says every phase: their beats are compared.
+
+        `alone`: rank 0 does it, for as long as `safety.alone_s`, while the others wait.
+        """
+        patience_s = self.cfg.safety.alone_s if alone and self.is_first else 0.0
+        self.run.beats.beat(self.parallel.rank, phase, self.state.step, patience_s)
+
+    def prepare_for(self, phase: str) -> None:
+        """The same where all workers build and compile, or read back what is large: as before the first step."""
+        self.run.beats.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
+
+    def stop_requested(self, phase: str, *, alone: bool = False) -> bool:
+        """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
+        self.beat(phase, alone=alone)
+        return self.is_first and self.run.stop_requested()
+
+    def upcoming(self, num_steps: int) -> Iterator[int]:
+        """The training examples of this worker in so many steps from now on, in the order in which it reads them."""
+        rows = np.array(rows_of(self.parallel.rank, self.parallel.world_size, self.order.global_batch))
+        for step in range(self.state.step, self.state.step + num_steps):
+            yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
+
+    def class_weights(self) -> list[float] | None:
+        """The loss weight of each class, as the config asks."""
+        wanted = self.cfg.loss.class_weights
+        train = self.splits["train"]
+        if wanted == "balanced":
+            return balanced_class_weights(train.labels, train.num_classes, train.annotations.weights)
+        if wanted is not None and len(wanted) != train.num_classes:
+            raise Refusal(
+                f"loss.class_weights has {len(wanted)} numbers for {train.num_classes} classes.",
+                fix=f"give one for each of {', '.join(train.class_names)}.",
+                code=ExitCode.USAGE,
+            )
+        return list(wanted) if wanted else None
+
+
+def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> Setup:
+    """Everything of one attempt, as `run`'s config says. The first thing that a process does with TensorFlow.
+
+    That is, of a process of our own, which computes on `cores`; None in one that others use too: its TensorFlow stays
+    as it was started.
+    """
+    cfg = config_file.load(run.config_file, overrides)
+    refuse_changed_code(run, cfg)
+    threads = start_tensorflow(cfg, cores)
+    run.beats.space(cfg.safety.heartbeat_s)
+    parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
+    found = examples.readable(cfg, run, parallel, threads)
+    computed_in = precision.resolve(cfg.precision)
+    on_gpu = gpu_of_process() is not None
+    if on_gpu and cores is not None:
+        tf.config.optimizer.set_experimental_options(precision.gpu_graph_options(computed_in))
+    data = cfg.data
+    block = data.shuffle_block if data.shuffle == "blocks" else 0
+    order = Order(cfg.seed, found.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window)
+    run_stages = plan(cfg, order.steps)
+    built = _build(cfg, run_stages, found.splits, parallel, computed_in)
+    found = examples.decoded_once(found, cfg, parallel, built.image_size)
+    state = TrainState({**built.model.moving, **built.optimizer.variables})
+    return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state, on_gpu)
+
+
+def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:
+    """Set the state to a checkpoint, where there is one, on this process alone: `at` as in `checkpoint.find`.
+
+    `log` gets a line for each checkpoint that had to be passed over.
+    """
+    saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
+    if saved is not None:
+        take(setup, saved)
+    return saved
+
+
+def take(setup: Setup, saved: checkpoint.Checkpoint) -> None:
+    """Set the state to what was read of a checkpoint."""
+    setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
+
+
+def go_back(setup: Setup, step: int) -> None:
+    """Set the variables and the step to those of an earlier checkpoint, on all workers; the history stays."""
+    state = setup.state
+    setup.beat("loading a checkpoint", alone=True)
+    if setup.is_first:
+        saved = checkpoint.read(setup.run, step, expected=state.layout)
+        state.resume(saved.arrays, step=step, history=state.history)
+    setup.parallel.broadcast(list(state.variables.values()))
+    state.agree_on(step, state.history)
+
+
+@contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Within it a run may change what belongs to the whole process, and makes files that are private; not after it."""
+    policy, umask = keras.config.dtype_policy(), os.umask(0o077)
+    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        keras.config.set_dtype_policy(policy)
+
+
+def start_tensorflow(cfg: Config, cores: int | None) -> int:
+    """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
+    tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
+    if cores is None:
+        return cfg.runtime.threads or len(os.sched_getaffinity(0))
+    threads = cfg.runtime.threads or cores
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    keras.utils.set_random_seed(cfg.seed)
+    if cfg.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return threads
+
+
+def _build(
+    cfg: Config, run_stages: Sequence[Stage], splits: Splits, parallel: DataParallel, computed_in: str
+) -> Built:
+    keras.config.set_dtype_policy(computed_in)
+    backbone = registry.backbone(cfg.model.backbone)
+    file = origin_sha256 = None
+    if cfg.source is None:
+        file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
+    image_size = cfg.data.image_size or backbone.input_size
+    with parallel.scope():
+        built = classifier.build(
+            backbone,
+            cfg.model,
+            image_size=image_size,
+            num_classes=splits["train"].num_classes,
+            seed=cfg.seed,
+            carried=cfg.source is not None,
+        )
+        views = [built.trained_from(stage.train_from) for stage in run_stages]
+        whole = classifier.widest(views)
+        for view in views:
+            view.refuse_frozen_random()
+        with whole.keeping_new():
+            if file is not None:
+                weights.load(built.network, file)
+            if cfg.source is not None:
+                every = {**whole.moving, **whole.frozen}
+                heads = () if cfg.source.head else ("head/",)
+                carried = {path: v for path, v in every.items() if not path.startswith(heads)}
+                origin_sha256 = init_from.carry(built.network, carried, cfg, splits["train"].class_names)
+        statistics = audit.statistics(whole)
+        optimizer = Optimizer(
+            cfg.optimizer,
+            whole.trainable,
+            # Whatever is computed or travels in float16 needs to stay within its range.
+            scale_loss=computed_in == "mixed_float16" or cfg.runtime.wire == "float16",
+            stages=[
+                optim.rules(stage.optimizer, view.trainable, built.depths, built.new)
+                for stage, view in zip(run_stages, views, strict=True)
+            ],
+        )
+    return Built(whole, image_size, optimizer, statistics, file.sha256 if file else None, origin_sha256)
