@@ -188,12 +188,13 @@ class Run:
         tracked run is sent. Raises `Refusal` without predictions, without jinja2, and rather than replace a file that
         is no such page.
         """
+        from tl_dist.tools.explain.command import ask
         from tl_dist.tools.report.command import Request, report
         from tl_dist.tools.track.command import after_report
 
         paths = [self.path, *(run.path for run in against)]
         target = None if out is None else Path(out)
-        made = report(Request(paths, target, split, heat_maps), lambda text: None)
+        made = report(Request(paths, target, split, heat_maps, explain=ask), lambda text: None)
         if not against:
             after_report(self.path, made)
         return made
@@ -227,7 +228,7 @@ class Run:
         Raises `Refusal` for an export that gives fewer images than `min_agreement` the class that the run gives them;
         then nothing is written.
         """
-        from tl_dist.models.export import Request
+        from tl_dist.tools.export import Request
         from tl_dist.tools.export.command import default_directory
         from tl_dist.tools.export.work import export
         from tl_dist.trainer.setup import process_as_it_was
@@ -235,5 +236,9 @@ class Run:
         target = Path(out) if out is not None else default_directory(self._directory, to, numbers)
         with process_as_it_was():
             return export(
-                self._directory, Request(to, numbers, str(target), check, min_agreement, at), cores=None
+                self._directory,
+                Request(
+                    to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at
+                ),
+                cores=None,
             )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -46,16 +44,3 @@ Strategy = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", "-n", min=1, help="how many; default: one per visible GPU, or one")
 ]
-
-
-@dataclass(frozen=True)
-class Computation:
-    """How workers on this machine compute what a run says: the same for any number of them."""
-
-    at: str = ""
-    """the checkpoint: "best", "last", a step, or "": the best where the run keeps one"""
-    strategy: str | None = None
-    workers: int | None = None
-    """default: no more than this machine has GPUs, or one"""
-    overrides: Sequence[str] = ()
-    """of the config of the run"""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tl_dist.cli.arguments import At, Computation, RunPath, Strategy, Workers
+from tl_dist.cli.arguments import At, RunPath, Strategy, Workers
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -56,13 +56,17 @@ def predict(
     workers: Workers = None,
 ) -> int:
     """Say which class images belong to, by a checkpoint of a run, which may be in use."""
+    from tl_dist.launcher.task import Computation
+    from tl_dist.tools.predict import Request as Wanted
     from tl_dist.tools.predict.command import Request, shown
-    from tl_dist.tools.predict.exchange import Wanted
 
     if of_type is not None and coverage is None:
         raise Refusal(
             "--type says for which images --coverage holds.", fix="add --coverage 0.95.", code=ExitCode.USAGE
         )
-    wanted, how = Wanted(top, coverage, of_type, unknown), Computation(at, strategy, workers)
+    wanted, how = (
+        Wanted(top=top, coverage=coverage, of_type=of_type, unknown=unknown),
+        Computation(at, strategy, workers),
+    )
     shown(Request(run, images, wanted, how, out, sort_into, null, max_bad))
     return ExitCode.DONE

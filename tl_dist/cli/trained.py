@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from tl_dist.cli.arguments import At, Computation, Overrides, RunPath, Split, Strategy, Workers
+from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
 from tl_dist.cli.predict import predict
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 
 trained_app = typer.Typer()
@@ -52,9 +53,9 @@ def evaluate(
     workers: Workers = None,
 ) -> int:
     """Evaluate a checkpoint of a run."""
-    from tl_dist.launcher.task import evaluate as evaluate_run
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative, show_evaluation, show_flattered
+    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
 
     console = Console()
     how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
@@ -96,14 +97,14 @@ def _evaluate_data(
 
 
 def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
-    from tl_dist.launcher.task import evaluate as evaluate_run
     from tl_dist.terminal.console import Console
-    from tl_dist.tools.compare import corruptions as robustness
+    from tl_dist.tools.evaluate import corruptions_shown
+    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
 
-    console, asked = Console(), robustness.asked(corruptions, severity)
+    console, asked = Console(), corruptions_shown.asked(corruptions, severity)
     with console.busy(f"evaluating {run}"):
         record = evaluate_run(run, split, how, corruptions=asked)
-    robustness.show(record, console)
+    corruptions_shown.show(record, console)
     return ExitCode.DONE
 
 
@@ -172,15 +173,17 @@ def export(
     at: At = "",
 ) -> int:
     """Export the model of a run for another runtime, and compare it with the run image by image."""
-    from tl_dist.models.export import Request
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
+    from tl_dist.tools.export import Request
     from tl_dist.tools.export.command import default_directory, numbers_of, show
     from tl_dist.tools.export.command import export as export_run
 
     console, numbers, opened = Console(), numbers_of(to, int8=int8, float16=float16), RunDir.open(run)
     target = (out or default_directory(opened, to, numbers)).absolute()
-    request = Request(to, numbers, str(target), check, min_agreement, at)
+    request = Request(
+        to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at
+    )
     with console.busy(f"exporting {run}"):
         report = export_run(opened, request, say=lambda text: console.say(text, style="dim"))
     show(target, report, console)
@@ -211,12 +214,13 @@ def report(
     """Write a page about a run: figures, errors with heat maps, doubtful labels, curves. It opens anywhere, offline."""
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative
+    from tl_dist.tools.explain.command import ask
     from tl_dist.tools.report.command import Request
     from tl_dist.tools.report.command import report as report_runs
     from tl_dist.tools.track.command import after_report
 
     console = Console()
-    request = Request(runs, out, split, heat_maps, Computation("", strategy, workers))
+    request = Request(runs, out, split, heat_maps, Computation("", strategy, workers), ask)
     with console.busy("reading the run") as show_text:
         made = report_runs(request, show_text)
     console.say(f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
@@ -259,11 +263,11 @@ def explain(
 ) -> int:
     """Show which part of an image speaks for its class: LayerCAM and integrated gradients, as a picture."""
     from tl_dist.terminal.console import Console
-    from tl_dist.tools.explain.command import Request
+    from tl_dist.tools.explain.command import Images
     from tl_dist.tools.explain.command import explain as explain_images
 
     console = Console()
-    request = Request(run, images, out, method, of_class, Computation(at, strategy, workers))
+    request = Images(run, images, out, method, of_class, Computation(at, strategy, workers))
     with console.busy("explaining"):
         explain_images(request, console.say)
     return ExitCode.DONE

@@ -123,9 +123,9 @@ def are_processes(cfg: Config) -> bool:
     return registry.strategy(cfg.strategy).workers == "processes"
 
 
-def worker_argv(run: Path, task: Sequence[str] = ()) -> tuple[str, ...]:
-    """The command line of every worker, whoever starts it. `task`: what it does other than train."""
-    return (sys.executable, "-P", "-m", "tl_dist.trainer", str(run), *task)
+def worker_argv(run: Path, request: Path | None = None) -> tuple[str, ...]:
+    """The command line of every worker, whoever starts it. `request`: the file of what it does other than train."""
+    return (sys.executable, "-P", "-m", "tl_dist.trainer", str(run), *([str(request)] if request else []))
 
 
 def worker_environment(
@@ -163,12 +163,12 @@ def local_commands(
     *,
     processes: int,
     place: Callable[[int], Mapping[str, str]] | None = None,
-    task: Sequence[str] = (),
+    request: Path | None = None,
 ) -> Sequence[Command]:
     """The workers of a run on this host, in rank order.
 
     `place(rank)` gives the variables by which Horovod's workers find each other; a lone process has none.
     """
-    argv, cores = worker_argv(run, task), len(os.sched_getaffinity(0))
+    argv, cores = worker_argv(run, request), len(os.sched_getaffinity(0))
     common = worker_environment(cfg, inherited, processes=processes, cores=cores)
     return [Command(k, argv, common | dict(place(k) if place else {})) for k in range(processes)]

@@ -14,10 +14,10 @@ from tl_dist.rendezvous.rank_layout import GLOO_TIMEOUT_VARIABLE
 from tl_dist.rendezvous.server import Rendezvous
 
 
-def local_launch(cfg: Config, run: Path, task: Sequence[str] = ()) -> Launch:
+def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
     """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt.
 
-    `task` is added to each worker's command line: see `worker_argv`.
+    `request` is the file of what they do other than train.
     """
     processes = num_processes(cfg, visible_gpus(os.environ))
 
@@ -32,7 +32,7 @@ def local_launch(cfg: Config, run: Path, task: Sequence[str] = ()) -> Launch:
                 os.environ,
                 processes=processes,
                 place=None if meeting is None else lambda rank: place(meeting, rank),
-                task=task,
+                request=request,
             )
 
     return launch

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.files.scratch import keep, scratch
-from tl_dist.launcher.local import local_launch
-from tl_dist.launcher.task import for_workers, run_task
+from tl_dist.launcher.task import Computation, config_for, overrides_for, run_task
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.request import Request
 
 
 @contextmanager
@@ -30,14 +30,14 @@ def directory() -> Iterator[Path]:
 
 def work(
     run: RunDir,
-    task: Sequence[str],
+    request: Request,
     into: Path,
     how: Computation,
     *,
     what: str,
     watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have workers do `task` (options of the worker) with the model of `run`, and leave the answer in `into`."""
-    cfg, options = for_workers(run, how)
-    launch = local_launch(cfg, run.path, ["--apart", str(into), *task, *options])
-    run_task(RunDir(into), launch, what=what, heading=what, watch=watch)
+    """Have workers answer `request` with the model of `run`, and leave the answer in `into`."""
+    cfg = config_for(run, how)
+    request = replace(request, at=how.at, overrides=overrides_for(cfg, how), into=str(into))
+    run_task(run, cfg, request, what=what, watch=watch)

@@ -1,20 +1,17 @@
-"""`tl-dist eval`: the figures of a checkpoint of a run, computed by workers as in training."""
+"""Have workers do one thing other than train: what a tool asks of them, with the progress shown where it takes long."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
-from tl_dist.data.corruptions import prepare
-from tl_dist.files import limits
-from tl_dist.files.foreign import read_file
-from tl_dist.launcher.attempt import Launch
+from tl_dist.launcher import train
 from tl_dist.launcher.classify_exits import ORDERLY, judged
 from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
 from tl_dist.launcher.group import Group
@@ -25,47 +22,66 @@ from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.exit_records import Endings
 from tl_dist.runs.lock import holder
-from tl_dist.terminal.progress import Record
+from tl_dist.runs.records import NewRecords
+from tl_dist.runs.request import Request
+from tl_dist.terminal.progress import Progress
+
+if TYPE_CHECKING:
+    from tl_dist.terminal.console import Console
 
 
-def evaluate(
-    path: Path,
-    split: str,
-    how: Computation,
-    *,
-    by: Sequence[str] = (),
-    corruptions: tuple[Sequence[str], Sequence[int]] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Record:
-    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
+@dataclass(frozen=True)
+class Computation:
+    """How workers on this machine compute what a run says: the same for any number of them."""
 
-    `say` is told the workers. `by`: figures by group as well, as `datasets.grouping.named` has it. `corruptions`: in
-    place of all that, the record of images with these at these severities.
-    """
-    run = RunDir.open(path)
-    cfg, options = for_workers(run, how)
-    say(f"evaluating with strategy={cfg.strategy} workers={cfg.workers}")
-    refuse_in_use(run)
-    task = ["--evaluate", split, *options, *(word for name in by for word in ("--by", name))]
-    result = f"{split}.json"
-    if corruptions is not None:
-        prepare(corruptions[0])
-        task += ["--corruptions", *(",".join(map(str, one)) for one in corruptions)]
-        result = f"{split}_corruptions.json"
-    run_task(run, local_launch(cfg, run.path, task), what="evaluation", heading=split)
-    record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
-    return record
+    at: str = ""
+    """the checkpoint: "best", "last", a step, or "": the best where the run keeps one"""
+    strategy: str | None = None
+    workers: int | None = None
+    """default: no more than this machine has GPUs, or one"""
+    overrides: Sequence[str] = ()
+    """of the config of the run"""
 
 
-def for_workers(run: RunDir, how: Computation) -> tuple[Config, list[str]]:
-    """The config that workers compute by, and their options that make it out of that of the run."""
+def config_for(run: RunDir, how: Computation) -> Config:
+    """The config that workers on this host compute by: that of the run, with what `how` changes."""
     refuse_unknown(how.at)
     cfg = config_file.load(run.config_file)
     overrides = [*how.overrides, *workers_here(cfg, how.strategy, how.workers, visible_gpus(os.environ))]
     cfg = config_file.load(run.config_file, overrides)
     require_package(cfg)
-    options = [word for override in overrides for word in ("--override", override)]
-    return cfg, [*options, *(["--at", how.at] if how.at else [])]
+    return cfg
+
+
+def overrides_for(cfg: Config, how: Computation) -> list[str]:
+    """What makes `cfg`, as `config_for` gives it, out of the config of its run."""
+    return [*how.overrides, f"strategy={cfg.strategy}", f"workers={cfg.workers}"]
+
+
+def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, console: Console) -> RunDir:
+    """Have the workers of `cfg` answer `request` to the end, with the progress shown; returns the run directory.
+
+    A source task comes first; it is the one that training the config that is `wanted` makes or finds.
+    """
+    if cfg.source is not None and cfg.source.data is not None:
+        name = cfg.source.name or f"{wanted.load().name}-source"
+        cfg = cfg.model_copy(update={"source": cfg.source.model_copy(update={"name": name})})
+        code, cfg = train.after_source_task(cfg, wanted.runs, console)
+        if code != ExitCode.DONE:
+            stopped = f"the source task of the {what} was stopped."
+            raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
+    require_package(cfg)
+    run = train.open_run(wanted.runs, cfg)
+    train.prepare_shown(cfg, console)
+    records = NewRecords(run.metrics_file)
+    with Progress(console, every_s=cfg.report.every_s) as progress:
+
+        def watch() -> None:
+            for record in records.read():
+                progress.show(record)
+
+        run_task(run, cfg, request, what=what, watch=watch)
+    return run
 
 
 def refuse_in_use(run: RunDir) -> None:
@@ -93,34 +109,51 @@ def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: i
 
 
 def run_task(
-    run: RunDir, launch: Launch, *, what: str, heading: str, watch: Callable[[], None] = lambda: None
+    run: RunDir,
+    cfg: Config,
+    request: Request,
+    *,
+    what: str,
+    heading: str = "",
+    watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have the workers do one thing, and wait for it; a failure or a stop is refused with its reason.
+    """Have the workers of `cfg` answer a request about `run`, and wait for the answer.
 
-    `watch` is called while they work. Their output is in logs/WHAT_rank_0000.out.
+    Refuses a failure, and a stop, with its reason. `watch` is called while they work.
+    Their output is in logs/WHAT_rank_0000.out of the run, or of `request.into`.
     """
-    run.clear_stop()
-    endings = Endings(run.attempts / f"{what}-{os.getpid()}")
-    with (
-        signals_counted() as signals,
-        launch() as commands,
-        Group(
-            commands, lambda rank: run.logs / f"{what}_rank_{rank:04d}.out", endings, heading=heading
-        ) as group,
-    ):
-        while not group.wait(0.1) and not signals.stop and _orderly(group):
+    place = RunDir(request.into) if request.into else run
+    place.clear_stop()
+    task = place.attempts / f"{what}-{os.getpid()}"
+    endings, file = Endings(task), task.with_suffix(".request")
+    request.save(file)
+    launch = local_launch(cfg, run.path, file)
+    try:
+        with (
+            signals_counted() as signals,
+            launch() as commands,
+            Group(
+                commands,
+                lambda rank: place.logs / f"{what}_rank_{rank:04d}.out",
+                endings,
+                heading=heading or what,
+            ) as group,
+        ):
+            while not group.wait(0.1) and not signals.stop and _orderly(group):
+                watch()
+            group.end(grace_s=0 if signals.stop else None)
             watch()
-        group.end(grace_s=0 if signals.stop else None)
-        watch()
-        run.clear_stop()
+    finally:
+        file.unlink(missing_ok=True)
+        place.clear_stop()
         endings.clear()
-        if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
-            stopped = f"the {what} was stopped."
-            raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-        end = judged(group.exits, done=True)
-        if not end.orderly:
-            log = Path(os.path.relpath(run.logs / f"{what}_rank_{end.rank:04d}.out"))
-            raise failure(end, end.code, socket.gethostname(), log)
+    if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
+        stopped = f"the {what} was stopped."
+        raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
+    end = judged(group.exits, done=True)
+    if not end.orderly:
+        log = Path(os.path.relpath(place.logs / f"{what}_rank_{end.rank:04d}.out"))
+        raise failure(end, end.code, socket.gethostname(), log)
 
 
 def _orderly(group: Group) -> bool:

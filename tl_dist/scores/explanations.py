@@ -1,46 +1,17 @@
-"""What is asked of workers that explain images, and what they answer: two files in a private directory."""
+"""What workers answer that explain images: a file in a private directory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.atomic import write_atomically
 from tl_dist.files.npz import read_npz
 from tl_dist.scores import predictions
 
-MAX_IMAGES = 1_000
-"""of one request: what is said of them is in memory"""
-
-_REQUEST, _ANSWER = "request.json", "explained.npz"
-
-
-@dataclass(frozen=True)
-class Request:
-    """Images to explain: files, or examples of a split of the run's own data set."""
-
-    cam: str
-    """layercam or gradcam"""
-    integrated: bool
-    """integrated gradients as well"""
-    files: Sequence[str] = ()
-    split: str = ""
-    examples: Sequence[int] = ()
-    classes: Sequence[int] = ()
-    """the class to explain of each; default: the one that is predicted"""
-
-    def save(self, directory: Path) -> None:
-        write_atomically(directory / _REQUEST, json.dumps(asdict(self)).encode())
-
-    @classmethod
-    def load(cls, directory: Path) -> Request:
-        return cls(**json.loads((directory / _REQUEST).read_text()))
+_ANSWER = "explained.npz"
 
 
 class Explained(NamedTuple):

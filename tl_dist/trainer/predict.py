@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source
-from tl_dist.datasets.files import unlabelled
+from tl_dist.datasets import Source, decoded_by, quarantine
+from tl_dist.datasets.files import unlabelled, unusable
 from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
-from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import conformal, figures, neighbours
-from tl_dist.scores.neighbours import Neighbours
+from tl_dist.scores import figures
 from tl_dist.scores.predictions import Predicted
-from tl_dist.tools.predict import exchange
 from tl_dist.trainer.loaded import Loaded
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
 from tl_dist.training.step import Objective
@@ -153,69 +150,30 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
 
 
-def answer(model: Loaded, directory: Path, wanted: exchange.Wanted) -> None:
-    """Have the files that `directory` lists predicted; rank 0 leaves there what is wanted of each."""
-    least = None if wanted.coverage is None else _least(model, wanted.coverage, wanted.of_type)
-    known = None if wanted.unknown is None else _known(model, wanted.unknown)
-    source = unlabelled(exchange.asked(directory), model.class_names, model.decoding)
-    if model.parallel.rank == 0:
-        temperature = None if model.calibration is None else model.temperature
-        exchange.put_facts(
-            directory,
-            step=model.step,
-            moving_statistics=model.moving_statistics,
-            temperature=temperature,
-            least=least,
-        )
-    for number, found in enumerate(predict(model, source, features=known is not None)):
-        if model.parallel.rank == 0:
-            every = figures.Softmax(found.logits, model.temperature).in_place()
-            in_set = np.empty(0, np.int32) if least is None else conformal.sets(every, least)
-            classes, probabilities = figures.largest(every, max(wanted.top, int(in_set.max(initial=0))))
-            p_known = np.empty(0, np.float32)
-            if known is not None:
-                p_known = conformal.p_values(
-                    known.distances(found.features, model.cfg.evaluation_batch), known.of_known
-                )
-            piece = exchange.Piece(found.examples, classes, probabilities, found.faults, in_set, p_known)
-            exchange.put(directory, number, piece)
-
-
-def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
-    """The probability from which on a class is in the set of an image, perhaps of a type."""
-    if model.calibration is None:
-        raise _not_calibrated(model, "coverage", "")
-    of_true, types = model.calibration.of_true, model.calibration.types
-    if of_type is not None:
-        if of_type not in types:
-            names = ", ".join(sorted(set(types.tolist()))[:20])
-            raise Refusal(
-                f"no validation image of run '{model.run.name}' is of type or group '{of_type}'.",
-                fix=f"use one of {names}." if names else "leave out --type: its data set has neither.",
-                code=ExitCode.USAGE,
-            )
-        of_true = of_true[types == of_type]
-    return conformal.least_probability(of_true, coverage)
-
-
-def _known(model: Loaded, rate: float) -> Neighbours:
-    found = neighbours.of_checkpoint(model.run.path, model.sha256)
-    if found is None or model.calibration is None:
-        raise _not_calibrated(model, "unknown", " --unknown")
-    if found.features.shape[1] != model.model.num_features:
-        raise Refusal(
-            f"{model.run.path / neighbours.FILE} is of {found.features.shape[1]:,} features an image, and the network "
-            f"has {model.model.num_features:,}.",
-            fix=f"make it again: tl-dist calibrate {model.run.path} --unknown.",
-            code=ExitCode.DATA,
-        )
-    conformal.refuse_rate(len(found.of_known), rate)
-    return found
-
-
-def _not_calibrated(model: Loaded, option: str, more: str) -> Refusal:
-    return Refusal(
-        f"--{option} needs what validation images say of step {model.step:,} of run '{model.run.name}'.",
-        fix=f"tl-dist calibrate RUN{more}, with the same --at.",
-        code=ExitCode.USAGE,
+def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
+    """The examples without those whose header says that they cannot be decoded, and these; as the run decodes them."""
+    parallel = model.parallel
+    found = quarantine.screen(
+        {"test": source},
+        cache=directory / "header_checks",
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        gather=parallel.gather,
     )
+    source = decoded_by({"test": source}, model.decoding, found.unusual)["test"]
+    if not found.bad:
+        return source, {}
+    names = {one.id: one.reason for one in found.bad}
+    return source.subset(np.flatnonzero([name not in names for name in source.ids])), names
+
+
+def refuse_beyond_budget(
+    model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
+) -> None:
+    """Refuse (65) more images that cannot be decoded than the run puts up with; `path`: where they are from."""
+    most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
+    if len(faults) > most:
+        name, reason = next(iter(faults.items()))
+        of = path or f"run '{model.run.name}'"
+        what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
+        raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")

@@ -56,19 +56,3 @@ def format_of(name: str, numbers: str) -> Format:
             code=ExitCode.USAGE,
         )
     return found
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to export, and what it must reach."""
-
-    to: str
-    numbers: str
-    out: str
-    """a directory"""
-    check: str = "test"
-    """the split on which it is compared with the run; "none": on none"""
-    min_agreement: float | None = None
-    """None: 0.999 where it computes as the run does, 0.99 where it does not, 0.98 in int8"""
-    at: str = ""
-    """which checkpoint, as in `checkpoint.find`"""

@@ -1,1 +1,14 @@
-"""Make the probabilities of a run honest."""
+"""Make the probabilities of a run honest, by its validation split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tl_dist.runs import request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(request.Request):
+    """Fit a temperature; with `unknown` also keep the features of training images."""
+
+    unknown: bool = False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.files.atomic import copy_into
 from tl_dist.launcher import read_only
+from tl_dist.launcher.task import Computation
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, evaluation, neighbours
 from tl_dist.scores.calibration import Calibration
+from tl_dist.tools.calibrate import Request
 
 
 def calibrate(path: Path, how: Computation, *, unknown: bool = False) -> Calibration:
@@ -20,8 +21,7 @@ def calibrate(path: Path, how: Computation, *, unknown: bool = False) -> Calibra
     """
     run = RunDir.open(path)
     with read_only.directory() as place:
-        task = ["--calibrate", "unknown" if unknown else "probabilities"]
-        read_only.work(run, task, place, how, what="calibration")
+        read_only.work(run, Request(unknown=unknown), place, how, what="calibration")
         return keep(place, run)
 
 

@@ -13,14 +13,22 @@ from numpy.typing import NDArray
 from tl_dist.datasets import Source, decoded_by
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
 from tl_dist.scores import calibration, figures, neighbours, predictions
 from tl_dist.scores.calibration import Calibration
 from tl_dist.scores.neighbours import Neighbours
-from tl_dist.tools.evaluate.other_data import readable, refuse_beyond_budget
+from tl_dist.tools.calibrate import Request
 from tl_dist.trainer.agreement import agree
-from tl_dist.trainer.loaded import Loaded
-from tl_dist.trainer.predict import predict
+from tl_dist.trainer.loaded import Loaded, loaded
+from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
+
+
+def run(run: RunDir, request: Request, cores: int) -> ExitCode:
+    """Calibrate a run, which is only read; rank 0 leaves the files in `request.into`."""
+    model = loaded(run, request.at, cores=cores, overrides=request.overrides)
+    calibrate(model, Path(request.into or ""), unknown=request.unknown)
+    return ExitCode.DONE
 
 
 def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:

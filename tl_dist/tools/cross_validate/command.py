@@ -16,7 +16,7 @@ from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.features.classifiers import selection
 from tl_dist.files.atomic import write_output
 from tl_dist.files.private import make_private
-from tl_dist.launcher.shown_task import run_shown
+from tl_dist.launcher.task import run_shown
 from tl_dist.launcher.train import Request, after_source_task, open_run, train_config, with_workers
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -24,6 +24,7 @@ from tl_dist.runs.identity import split_ids
 from tl_dist.scores import cross_validation, figures, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
+from tl_dist.tools.cross_validate import Request as Folds
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -59,7 +60,7 @@ def _on_features(
     request: Request, name: str, folds: int, seeds: int, console: Console, by: str | None
 ) -> dict[str, Any]:
     cfg = request.load(f"name={json.dumps(name)}")
-    task = ["--cross-validate", str(folds), str(seeds), *(["--by", by] if by is not None else [])]
+    task = Folds(folds=folds, seeds=seeds, by=by)
     run = run_shown(request, cfg, task, "cross-validation", console)
     return dict((run.done or {})["cross_validation"])
 

@@ -9,47 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, pool_of, strata_of
+from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.division import groups_of
 from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import extraction
 from tl_dist.features.classifiers import nested
 from tl_dist.features.stored import FeatureSet
-from tl_dist.scores.cross_validation import OutOfFold
-from tl_dist.tools.tune import search as tuning
+from tl_dist.refusal import ExitCode
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold, summary
+from tl_dist.tools.cross_validate import Request
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import from_images
+from tl_dist.trainer.task import on_features
 
 
-def tune(
-    setup: Setup, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
-) -> list[tuning.Tried] | None:
-    """Classifiers on the cached features, best first, evaluated within the training examples; None on other ranks.
-
-    By the validation split where there is one, else by `folds` folds of the training split. When asked to stop before
-    the end, None or `Stopped`.
-    """
-    cfg, splits = setup.cfg, setup.splits
-    given = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
-    if given is None or not setup.is_first:
-        return None
-    assert given.features is not None
-    built, found, rows = given.model, given.features.found, given.features.rows
-    train = splits["train"]
-    source = train if rows is None else pool_of(train)[0]
-    rows = np.arange(train.num_examples) if rows is None else rows
-    fold = folds_of(strata_of(train), folds, cfg.data.split_seed, train.annotations.groups)
-    if "validation" in splits:
-        pool, held_out = pool_of(splits["validation"])
-        if pool is source:
-            fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
-            rows = np.concatenate([rows, held_out])
-    examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
-    candidates = tuning.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
-    say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
-    return tuning.search(candidates, cached.classifier_of(setup, given, stop_requested), examples, fold)
+def run(run: RunDir, request: Request, cores: int) -> ExitCode:
+    """Keep the out-of-fold predictions with the run, and mark it done; returns REQUEUE if a stop was requested."""
+    predicted = None
+    with on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
+        predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
+    if predicted is not None:
+        predicted.save(run.path / OUT_OF_FOLD)
+        run.mark_done({"cross_validation": summary(predicted)})
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def cross_validate(

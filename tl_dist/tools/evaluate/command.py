@@ -1,4 +1,4 @@
-"""`tl-dist eval RUN --data DIR|CONFIG`: the figures of a run on any labelled data set, and how often it was seen."""
+"""`tl-dist eval`: the figures of a checkpoint of a run, computed by workers as in training."""
 
 from __future__ import annotations
 
@@ -7,15 +7,51 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tl_dist.cli.arguments import Computation
+from tl_dist.data.corruptions import prepare
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
 from tl_dist.launcher import read_only
+from tl_dist.launcher.task import Computation, config_for, overrides_for, refuse_in_use, run_task
 from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.terminal.progress import Record
+from tl_dist.tools.evaluate import Request
 
 _NAMED = 8
+
+
+def evaluate(
+    path: Path,
+    split: str,
+    how: Computation,
+    *,
+    by: Sequence[str] = (),
+    corruptions: tuple[Sequence[str], Sequence[int]] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """The evaluation of a split, as a record of `metrics.jsonl` has it. Of the run it writes only its predictions.
+
+    `say` is told the workers. `by`: figures by group as well, as `datasets.grouping.named` has it. `corruptions`: in
+    place of all that, the record of images with these at these severities.
+    """
+    run = RunDir.open(path)
+    cfg = config_for(run, how)
+    say(f"evaluating with strategy={cfg.strategy} workers={cfg.workers}")
+    refuse_in_use(run)
+    names, severities = corruptions or ((), ())
+    prepare(names)
+    request = Request(
+        at=how.at,
+        overrides=overrides_for(cfg, how),
+        split=str(split),
+        by=by,
+        corruptions=names,
+        severities=severities,
+    )
+    run_task(run, cfg, request, what="evaluation", heading=split)
+    result = f"{split}_corruptions.json" if names else f"{split}.json"
+    record: Record = json.loads(read_file(run.evaluations / result, max_bytes=limits.EVALUATION))
+    return record
 
 
 def evaluate_data(
@@ -31,10 +67,9 @@ def evaluate_data(
     `split` is one of the data set; default: its test split, and all of a set without one. The run may be in use.
     """
     run = RunDir.open(path)
-    task = ["--data", str(data), *(["--split", split] if split else [])]
-    task += [word for name in by for word in ("--by", name)]
+    request = Request(split=split, data=str(data), by=tuple(by))
     with read_only.directory() as place:
-        read_only.work(run, task, place, how, what="evaluation")
+        read_only.work(run, request, place, how, what="evaluation")
         record = json.loads(read_file(place / "evaluation.json", max_bytes=limits.EVALUATION))
     run.evaluations.mkdir(mode=0o700, exist_ok=True)
     file = run.evaluations / f"{record['split']}.json"

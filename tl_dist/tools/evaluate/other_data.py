@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, decoded_by, pool_of, quarantine, seen
+from tl_dist.datasets import Source, pool_of, seen
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
 from tl_dist.datasets.files import unusable
@@ -25,7 +25,7 @@ from tl_dist.tools.evaluate import groups as grouped
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.loaded import Loaded
 from tl_dist.trainer.metrics import class_records, evaluation_record
-from tl_dist.trainer.predict import predict
+from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
 from tl_dist.training.evaluation import MAX_LOGITS
 
 RESULT = "evaluation.json"
@@ -120,23 +120,6 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
     return renamed.subset(rows[known]), dict(sorted(counts.items()))
 
 
-def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """The examples without those whose header says that they cannot be decoded, and these; as the run decodes them."""
-    parallel = model.parallel
-    found = quarantine.screen(
-        {"test": source},
-        cache=directory / "header_checks",
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        gather=parallel.gather,
-    )
-    source = decoded_by({"test": source}, model.decoding, found.unusual)["test"]
-    if not found.bad:
-        return source, {}
-    names = {one.id: one.reason for one in found.bad}
-    return source.subset(np.flatnonzero([name not in names for name in source.ids])), names
-
-
 class _Sums:
     """Counts of a confusion matrix and the loss; the logits too, unless they are too many."""
 
@@ -166,15 +149,3 @@ class _Sums:
             confusion=self._confusion,
             logits=None if self._logits is None else np.concatenate(self._logits),
         )
-
-
-def refuse_beyond_budget(
-    model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
-) -> None:
-    """Refuse (65) more images that cannot be decoded than the run puts up with; `path`: where they are from."""
-    most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
-    if len(faults) > most:
-        name, reason = next(iter(faults.items()))
-        of = path or f"run '{model.run.name}'"
-        what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
-        raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")

@@ -6,21 +6,23 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.files.atomic import write_output
 from tl_dist.files.picture import refuse_other_picture
 from tl_dist.launcher import read_only
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import explanations, figures, heat
+from tl_dist.scores import figures, heat
 from tl_dist.scores.explanations import Explained
+from tl_dist.tools.explain import MAX_IMAGES, Request
 
 ENDING = ".explained.png"
 _TITLES = {"layercam": "LayerCAM", "gradcam": "Grad-CAM"}
@@ -28,7 +30,7 @@ _LARGE_GAP = 0.01
 
 
 @dataclass(frozen=True)
-class Request:
+class Images:
     """What a command line asks for."""
 
     run: Path
@@ -40,7 +42,7 @@ class Request:
     how: Computation = field(default_factory=Computation)
 
 
-def explain(request: Request, say: Callable[[str], None]) -> None:
+def explain(request: Images, say: Callable[[str], None]) -> None:
     """Write a picture for each image, and say of each what it is taken for, and where the picture is."""
     if request.cam not in _TITLES:
         raise Refusal(
@@ -50,8 +52,8 @@ def explain(request: Request, say: Callable[[str], None]) -> None:
     names = list(identity_of(run)["class_names"])
     number = -1 if request.of_class is None else _number(request.of_class, names)
     paths = [path for path in listed(request.images) if not path.endswith(ENDING)]
-    if not paths or len(paths) > explanations.MAX_IMAGES:
-        what = f"{len(paths):,} images are named; explained are 1 to {explanations.MAX_IMAGES:,} at a time."
+    if not paths or len(paths) > MAX_IMAGES:
+        what = f"{len(paths):,} images are named; explained are 1 to {MAX_IMAGES:,} at a time."
         raise Refusal(what, fix="name some of them.", code=ExitCode.USAGE)
     for faults in unreadable(paths):
         for k, reason in faults.items():
@@ -59,8 +61,8 @@ def explain(request: Request, say: Callable[[str], None]) -> None:
     targets = _targets(paths, request.out, run)
     for target in targets:
         refuse_other_picture(target, heat.is_side_by_side, option="--out")
-    asked = explanations.Request(request.cam, True, files=paths, classes=[number] * len(paths))
-    found = ask(run, asked, request.how)
+    classes = [number] * len(paths)
+    found = ask(run, request.how, cam=request.cam, integrated=True, files=paths, classes=classes)
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
         content = io.BytesIO()
         _picture(found, k, names, request.cam).save(content, "PNG")
@@ -71,11 +73,10 @@ def explain(request: Request, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def ask(run: RunDir, request: explanations.Request, how: Computation) -> Explained:
-    """What workers answer with the model of a run, which may be in use."""
+def ask(run: RunDir, how: Computation, **wanted: Any) -> Explained:
+    """Have workers explain images with the model of a run, which may be in use; `wanted`: fields of `Request`."""
     with read_only.directory() as into:
-        request.save(into)
-        read_only.work(run, ["--explain"], into, how, what="explanation")
+        read_only.work(run, Request(**wanted), into, how, what="explanation")
         return Explained.load(into)
 
 

@@ -17,15 +17,25 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.models.attribution import class_activation, integrated_gradients
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores.explanations import Explained, Request
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.runs.directory import RunDir
+from tl_dist.scores.explanations import Explained
+from tl_dist.tools.explain import Request
+from tl_dist.trainer.loaded import Loaded, loaded
 
 _AT_ONCE = 8
 
 
-def explain(model: Loaded, directory: Path) -> None:
-    """Answer the request in `directory`; call it on all workers."""
-    request, parallel = Request.load(directory), model.parallel
+def run(run: RunDir, request: Request, cores: int) -> ExitCode:
+    """Answer a request with the model of a run."""
+    # A sum of gradients needs all its digits.
+    model = loaded(run, request.at, cores=cores, overrides=request.overrides, precision="float32")
+    explain(model, request)
+    return ExitCode.DONE
+
+
+def explain(model: Loaded, request: Request) -> None:
+    """Leave the maps in `request.into`; call it on all workers."""
+    parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
         source = unlabelled(request.files, model.class_names, model.decoding)
@@ -49,7 +59,7 @@ def explain(model: Loaded, directory: Path) -> None:
         np.savez(packed, **own._asdict())
         shares = parallel.gather(packed.getvalue())
     if parallel.rank == 0:
-        _in_turn(shares).save(directory)
+        _in_turn(shares).save(Path(request.into or ""))
 
 
 def _split_of(model: Loaded, split: str) -> Source:

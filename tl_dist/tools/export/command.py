@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl_dist.config import file as config_file
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
-from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.task import refuse_in_use, run_task
-from tl_dist.models.export import Request, format_of
+from tl_dist.models.export import format_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.tables import narrow_table, relative
+from tl_dist.tools.export import Request
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -47,8 +46,7 @@ def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict
         f"exporting to {request.to}"
         + ("" if request.check == "none" else f", and comparing on {request.check}")
     )
-    task = ["--export", json.dumps(asdict(request))]
-    run_task(run, local_launch(cfg, run.path, task), what="export", heading=f"{request.to} {request.numbers}")
+    run_task(run, cfg, request, what="export", heading=f"{request.to} {request.numbers}")
     return json.loads(read_file(Path(request.out) / "export.json", max_bytes=limits.EVALUATION))
 
 

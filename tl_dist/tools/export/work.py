@@ -17,17 +17,23 @@ from tl_dist.data.resize import resize
 from tl_dist.datasets import preprocess
 from tl_dist.datasets.decoding import decode_jpeg, decode_png
 from tl_dist.files.atomic import reason, write_atomically
-from tl_dist.models.export import Format, Request, format_of
+from tl_dist.models.export import Format, format_of
 from tl_dist.models.export.runtime import Predict, opened
 from tl_dist.models.export.write import write
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.tools.export import Request, model_card, place
 from tl_dist.tools.export import check as export_check
-from tl_dist.tools.export import model_card, place
 from tl_dist.trainer.restored import Restored, restored
 from tl_dist.trainer.setup import Setup, setup
 
 MIN_AGREEMENT = {"float32": 0.999, "other precision": 0.99, "float16": 0.99, "int8": 0.98}
+
+
+def run(run: RunDir, request: Request, cores: int) -> ExitCode:
+    """Export the run as requested."""
+    export(run, request, cores=cores)
+    return ExitCode.DONE
 
 
 def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any]:

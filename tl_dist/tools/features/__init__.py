@@ -1,1 +1,12 @@
 """Cached feature sets: computed, listed and removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tl_dist.runs import request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(request.Request):
+    """Compute the features that a config would read."""

@@ -23,6 +23,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
 from tl_dist.terminal.tables import ago, narrow_table
+from tl_dist.tools.features import Request as Extraction
 
 if TYPE_CHECKING:
     from tl_dist.launcher.train import Request
@@ -56,9 +57,9 @@ def sets(root: Path) -> list[FeatureSetOnDisk]:
 
 def extract(request: Request, console: Console) -> int:
     """Compute the features that a config needs, by all of its workers, so that every later run finds them."""
-    from tl_dist.launcher.shown_task import run_shown
+    from tl_dist.launcher.task import run_shown
 
-    run_shown(request, request.load(), ("--extract",), "extraction", console)
+    run_shown(request, request.load(), Extraction(), "extraction", console)
     show(sets(request.runs), console)
     return ExitCode.DONE
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.config import file as config_file
 from tl_dist.datasets import quarantine
 from tl_dist.datasets.files import unlabelled
 from tl_dist.datasets.unlabelled import STDIN, listed, unreadable
 from tl_dist.launcher import read_only
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
+from tl_dist.tools.predict import Request as Wanted
 from tl_dist.tools.predict import exchange
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Columns, Row, written
@@ -40,7 +40,7 @@ class Request:
     run: Path
     images: Sequence[str]
     """files, folders, patterns; `-`: standard input lists them"""
-    wanted: exchange.Wanted
+    wanted: Wanted
     how: Computation
     out: Path | None = None
     sort_into: Path | None = None
@@ -76,7 +76,7 @@ def predict(request: Request, progress: Progress, show: Show) -> None:
     run = RunDir.open(request.run)
     names = list(identity_of(run)["class_names"])
     paths = listed(request.images, sys.stdin.buffer, null=request.null)
-    wanted = request.wanted._replace(top=min(request.wanted.top, len(names)))
+    wanted = replace(request.wanted, top=min(request.wanted.top, len(names)))
     tally = _Tally(len(paths), progress)
     folders = None
     with ExitStack() as held:
@@ -125,7 +125,7 @@ def _refuse_run_behind(request: Request) -> None:
 def _compute(
     request: Request,
     run: RunDir,
-    wanted: exchange.Wanted,
+    wanted: Wanted,
     rows: _InOrder,
     sinks: Sequence[Callable[[Sequence[Row]], None]],
 ) -> dict[str, Any]:
@@ -145,8 +145,7 @@ def _compute(
             for piece in inbox.new():
                 hand_on(rows.after(piece))
 
-        task = ["--predict", json.dumps(wanted._asdict())]
-        read_only.work(run, task, place, request.how, what="prediction", watch=watch)
+        read_only.work(run, wanted, place, request.how, what="prediction", watch=watch)
         facts = inbox.facts()
     hand_on(rows.rest())
     return facts
@@ -155,7 +154,7 @@ def _compute(
 class _InOrder:
     """Rows in the order of the files, while what is known of them comes piece by piece."""
 
-    def __init__(self, paths: Sequence[str], class_names: Sequence[str], wanted: exchange.Wanted) -> None:
+    def __init__(self, paths: Sequence[str], class_names: Sequence[str], wanted: Wanted) -> None:
         self._paths, self._class_names = paths, class_names
         self._top, self._rate = wanted.top, wanted.unknown
         self._faults: dict[int, str] = {}
@@ -268,7 +267,7 @@ def _summarize(
         progress.say(f"{relative(request.sort_into or Path())}: {folders.said}")
 
 
-def _of_calibration(wanted: exchange.Wanted, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
+def _of_calibration(wanted: Wanted, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
     if facts["temperature"] is not None:
         yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
     if wanted.coverage is not None:

@@ -24,19 +24,6 @@ _LIST, _FACTS = "images", "facts.json"
 _POLL_S = 0.02
 
 
-class Wanted(NamedTuple):
-    """What is asked of each image."""
-
-    top: int
-    """how many classes"""
-    coverage: float | None = None
-    """a set that holds the true class at this rate"""
-    of_type: str | None = None
-    """by the validation images of this type alone"""
-    unknown: float | None = None
-    """whether it is unlike the training images, at this rate of false alarms"""
-
-
 class Piece(NamedTuple):
     """Of some images, by their numbers: the most probable classes, first the most; or why there are none."""
 

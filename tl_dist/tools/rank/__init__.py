@@ -1,1 +1,16 @@
 """Which pretrained network to start from, before any is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tl_dist.runs import request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(request.Request):
+    """Score the network of a run. `scored` says what the scores are of, and is kept beside them."""
+
+    scored: Mapping[str, Any]

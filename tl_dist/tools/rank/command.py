@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,13 +19,14 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, write_output
 from tl_dist.files.foreign import read_file
-from tl_dist.launcher.shown_task import run_shown
+from tl_dist.launcher.task import run_shown
 from tl_dist.launcher.train import Request
 from tl_dist.models import weights
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import clusters, figures, predictions
 from tl_dist.terminal.tables import narrow_table, relative
+from tl_dist.tools.rank import Request as Scored
 from tl_dist.tools.rank import agreement
 from tl_dist.tools.rank.candidates import Candidate, bare, candidates
 
@@ -99,7 +99,7 @@ def _scored(request: Request, one: Candidate, wanted: Mapping[str, Any], console
     kept = (run.done or {}).get("ranking")
     if not isinstance(kept, dict) or kept.get("request") != wanted:
         console.say(f"{one.label}: {relative(run.path)}", style="bold")
-        run = run_shown(request, one.features, ("--rank", json.dumps(wanted)), "ranking", console)
+        run = run_shown(request, one.features, Scored(scored=wanted), "ranking", console)
         kept = (run.done or {})["ranking"]
     return {key: value for key, value in kept.items() if key != "request"}
 

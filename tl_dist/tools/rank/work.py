@@ -11,11 +11,21 @@ from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.split import hold_out
 from tl_dist.features import extraction
 from tl_dist.features.classifiers import nested, selection
+from tl_dist.refusal import ExitCode
+from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures
-from tl_dist.tools.rank import transferability
+from tl_dist.tools.rank import Request, transferability
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import from_images
+from tl_dist.trainer.task import on_features
+
+
+def run(run: RunDir, request: Request, cores: int) -> ExitCode:
+    """Leave the scores of the network with the run; returns REQUEUE if a stop was requested."""
+    with on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
+        rank(setup, request.scored, stop_requested, say)
+    return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def rank(

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits, pooled
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.records import flattered
-from tl_dist.scores import explanations, heat
-from tl_dist.tools.explain.command import ask
+from tl_dist.scores import heat
+from tl_dist.scores.explanations import Explained
 from tl_dist.tools.report import comparison, single
 from tl_dist.tools.report.duplicates import Twin, twins_in
 from tl_dist.tools.report.examples import MAX_SUSPECTS, Examples, examples_of
@@ -41,6 +41,8 @@ class Request:
     """of so many errors"""
     how: Computation = field(default_factory=Computation)
     """of the heat maps"""
+    explain: Callable[..., Explained] | None = None
+    """`tools.explain.command.ask`; without, there are no heat maps"""
     pictures: bool = True
     """without, the data set is not opened"""
 
@@ -149,18 +151,15 @@ def _heat(
     facts = examples.facts
     place = {name: k for k, name in enumerate(splits[facts.split].ids)} if facts.split in splits else {}
     worst = [k for k in examples.errors[: request.heat_maps].tolist() if facts.said.ids[k] in place]
-    if not worst:
+    if not worst or request.explain is None:
         return {}
     say(f"computing heat maps of {len(worst)} errors")
-    asked = explanations.Request(
-        "layercam",
-        False,
-        split=facts.split,
-        examples=[place[facts.said.ids[k]] for k in worst],
-        classes=[int(examples.predicted[k]) for k in worst],
-    )
+    examples_of_split = [place[facts.said.ids[k]] for k in worst]
+    classes = [int(examples.predicted[k]) for k in worst]
     try:
-        found = ask(facts.run, asked, request.how)
+        found = request.explain(
+            facts.run, request.how, split=facts.split, examples=examples_of_split, classes=classes
+        )
     except Refusal as refusal:
         if refusal.code == ExitCode.REQUEUE:
             raise

@@ -11,10 +11,11 @@ from tl_dist.datasets import seen
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.launcher.shown_task import run_shown
+from tl_dist.launcher.task import run_shown
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.tables import relative
+from tl_dist.tools.tune import Request as Folds
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -33,7 +34,7 @@ def tune(request: Request, folds: int, console: Console) -> int:
         )
     seen.flattered(cfg, request.runs, "tune")
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
-    run = run_shown(request, cfg, ("--tune", str(folds)), "tuning", console)
+    run = run_shown(request, cfg, Folds(folds=folds), "tuning", console)
     found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
     show(found, console)
     if cfg.loss.class_weights is not None:
