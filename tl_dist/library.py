@@ -78,10 +78,10 @@ def _train_here(cfg: Config, runs: Path) -> int:
             fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
             code=ExitCode.USAGE,
         )
+    from tl_dist.launcher.companion import copying
     from tl_dist.launcher.train import open_run, with_trained_source
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.progress import Progress
-    from tl_dist.tools.track.command import copying
     from tl_dist.trainer import attempt
     from tl_dist.trainer.setup import process_as_it_was, setup
 

@@ -19,9 +19,8 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, heat, predictions
-from tl_dist.scores.explanations import Request
-from tl_dist.tools.explain.command import Request as ExplainRequest
-from tl_dist.tools.explain.command import explain
+from tl_dist.tools.explain import Request
+from tl_dist.tools.explain.command import Images, explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
 from tl_dist.trainer.loaded import loaded
@@ -95,14 +94,18 @@ def test_a_map_points_at_what_the_label_depends_on(run: tl.Run, markers: Markers
     with process_as_it_was():
         model = loaded(RunDir.open(run.path), cores=None, overrides=("strategy=single", "workers=1"))
         every = np.arange(source.num_examples)
-        request = Request("layercam", False)
+        request = Request(cam="layercam", integrated=False)
         found = explained(model, source, every, np.full(len(every), -1, np.int32), request)
-        few = explained(model, source, every[:6], np.full(6, -1, np.int32), Request("gradcam", True))
+        few = explained(
+            model, source, every[:6], np.full(6, -1, np.int32), Request(cam="gradcam", integrated=True)
+        )
         # Adebayo et al. (arXiv 1810.03292): a map that stays when the weights are shuffled explains nothing.
         for variable in model.model.moving.values():
             values = np.random.default_rng(0).permutation(variable.numpy().ravel())
             variable.assign(values.reshape(variable.shape))
-        random = explained(model, source, every[:6], found.classes[:6].copy(), Request("layercam", True))
+        random = explained(
+            model, source, every[:6], found.classes[:6].copy(), Request(cam="layercam", integrated=True)
+        )
     np.testing.assert_allclose(found.logits[:6], few.logits, atol=1e-5)
     assert (few.gaps <= 0.01).all()
     for trained, shuffled in ((found.cam[:6], random.cam), (few.integrated, random.integrated)):
@@ -239,5 +242,5 @@ def test_pictures_of_what_speaks_for_a_class(run: tl.Run, markers: Markers, tmp_
         with Image.open(f"{file}.explained.png") as picture:
             assert heat.is_side_by_side(*picture.size)
     with pytest.raises(Refusal, match="would be trained on") as refused:
-        explain(ExplainRequest(run.path, [str(markers.root / names[0])]), lambda text: None)
+        explain(Images(run.path, [str(markers.root / names[0])]), lambda text: None)
     assert refused.value.code == ExitCode.USAGE

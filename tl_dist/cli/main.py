@@ -257,10 +257,10 @@ def submit(
 def srun(run: RunPath) -> int:
     """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
     from tl_dist.config import file as config_file
+    from tl_dist.launcher.companion import copying
     from tl_dist.launcher.slurm.driver import drive
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.progress import Progress
-    from tl_dist.tools.track.command import copying
 
     opened = RunDir.open(run)
     with copying(opened, config_file.load(opened.config_file)), Progress(_console()) as progress:

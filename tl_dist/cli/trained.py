@@ -237,7 +237,10 @@ def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=
     from tl_dist.tools.track.command import sync as sync_run
 
     if keep_on:
-        return beside(run)
+        from tl_dist.tools.report.command import Request, report
+
+        # Without pictures, which need the data set.
+        return beside(run, lambda path: report(Request([path], pictures=False), lambda text: None))
     console = Console()
     with console.busy(f"sending {run}"):
         said = sync_run(run)

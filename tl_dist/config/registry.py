@@ -75,6 +75,20 @@ STRATEGIES: Mapping[str, Strategy] = {
     "collective": Strategy("tl_dist.parallel.collective:Collective", workers="processes"),
 }
 
+
+class Tracker(NamedTuple):
+    """What keeps copies of runs: `tools.track.to_NAME`."""
+
+    title: str
+    packages: tuple[str, ...]
+    """that have to be installed"""
+
+
+TRACKERS: Mapping[str, Tracker] = {
+    "mlflow": Tracker("MLflow", ("mlflow", "sqlalchemy", "alembic")),
+    "wandb": Tracker("Weights & Biases", ("wandb",)),
+}
+
 _FORMATS = "tl_dist.datasets.formats"
 
 DATASETS: Mapping[str, Dataset] = {

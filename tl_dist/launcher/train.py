@@ -22,6 +22,7 @@ from tl_dist.launcher.command import (
     resolved,
     visible_gpus,
 )
+from tl_dist.launcher.companion import copying, left_for_sync, require_trackers
 from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
@@ -30,8 +31,6 @@ from tl_dist.runs import init_from, teacher
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative, show_end, show_losses
-from tl_dist.tools import track
-from tl_dist.tools.track.command import copying, left_for_sync
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -153,7 +152,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
         init_from.opened(cfg)
     if cfg.distill is not None:
         teacher.opened(cfg)
-    track.require(cfg.report.track)
+    require_trackers(cfg.report.track)
     run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()
     return run

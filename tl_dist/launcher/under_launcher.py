@@ -12,13 +12,13 @@ from typing import NoReturn
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import require_package, worker_argv
+from tl_dist.launcher.companion import start
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.train import Request, open_run, with_trained_source
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.barrier import SILENT_S
 from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable
 from tl_dist.runs.directory import RunDir
-from tl_dist.tools.track.command import start
 
 JOIN_S = 60.0
 """how long a worker waits for rank 0 to make the run directory"""

@@ -8,19 +8,24 @@ from typing import Any
 
 import pytest
 
-from tl_dist.cli.arguments import Computation
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher import task
 from tl_dist.launcher.command import Command
+from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.task import Computation
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.tools.evaluate import Request, command
 
 RUN = {
     "name": "large", "strategy": "horovod", "workers": 64, "global_batch": 64, "epochs": 1,
     "data": {"name": "synthetic"}, "model": {"backbone": "tiny", "weights": "random"},
     "optimizer": {"learning_rate": 0.1},
 }  # fmt: skip
+
+
+Started = tuple[Sequence[Command], Request]
 
 
 def config_of(**changes: Any) -> Config:
@@ -60,43 +65,40 @@ def test_workers_are_those_that_this_machine_has_unless_told(
 
 
 @pytest.fixture
-def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Command]]:
-    """The commands of each task that would have been run; it leaves a result."""
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """The commands and the request of each task that would have been run; it leaves a result."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cfg = config_of()
     run = RunDir.create(tmp_path, cfg, resolved=config_file.dump(cfg))
     (run.path / "evaluations").mkdir()
-    commands: list[Sequence[Command]] = []
+    started: list[Started] = []
 
-    def run_task(run: RunDir, launch: Any, **_: Any) -> None:
-        with launch() as found:
-            commands.append(found)
+    def run_task(run: RunDir, cfg: Config, request: Request, **_: Any) -> None:
+        with local_launch(cfg, run.path, run.path / "request")() as commands:
+            started.append((commands, request))
         (run.path / "evaluations" / "test.json").write_text('{"event": "evaluation"}')
 
-    monkeypatch.setattr(task, "run_task", run_task)
-    return commands
+    monkeypatch.setattr(command, "run_task", run_task)
+    return started
 
 
-def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(
-    started: list[Sequence[Command]], tmp_path: Path
-) -> None:
+def test_a_run_of_64_workers_is_evaluated_by_one_without_gpus(started: list[Started], tmp_path: Path) -> None:
     said: list[str] = []
-    task.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
-    (commands,) = started
+    command.evaluate(tmp_path / "large", "test", Computation(), say=said.append)
+    ((commands, request),) = started
     assert len(commands) == 1 and "HOROVOD_RANK" not in commands[0].environment
-    words = " ".join(commands[0].argv)
-    assert "--override strategy=single --override workers=1" in words
+    assert [*request.overrides] == ["strategy=single", "workers=1"]
     assert said == ["evaluating with strategy=single workers=1"]
 
 
-def test_what_is_asked_for_is_started(started: list[Sequence[Command]], tmp_path: Path) -> None:
+def test_what_is_asked_for_is_started(started: list[Started], tmp_path: Path) -> None:
     how = Computation("best", workers=3, overrides=["evaluation.views=[flip]"])
-    task.evaluate(tmp_path / "large", "test", how)
-    (commands,) = started
+    command.evaluate(tmp_path / "large", "test", how)
+    ((commands, request),) = started
     assert [command.environment["HOROVOD_SIZE"] for command in commands] == ["3"] * 3
-    assert "--override evaluation.views=[flip] --override strategy=horovod" in " ".join(commands[0].argv)
-    assert commands[0].argv[-2:] == ("--at", "best")
+    assert [*request.overrides] == ["evaluation.views=[flip]", "strategy=horovod", "workers=3"]
+    assert (request.at, request.split) == ("best", "test")
     with pytest.raises(Refusal, match="'newest' names no checkpoint"):
-        task.evaluate(tmp_path / "large", "test", Computation("newest"))
+        command.evaluate(tmp_path / "large", "test", Computation("newest"))
     with pytest.raises(Refusal, match="'single' has one worker, not 3"):
-        task.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))
+        command.evaluate(tmp_path / "large", "test", Computation(strategy="single", workers=3))

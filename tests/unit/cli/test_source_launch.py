@@ -11,7 +11,7 @@ import pytest
 from tests.unit.cli.conftest import Became, become, ranks, said
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher import shown_task, train, under_launcher
+from tl_dist.launcher import task, train, under_launcher
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -54,7 +54,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(train, "supervise", supervise)
     monkeypatch.setattr(train, "show_end", lambda run, console: None)
-    monkeypatch.setattr(shown_task, "run_task", lambda run, *_, **__: reached(run))
+    monkeypatch.setattr(task, "run_task", lambda run, *_, **__: reached(run))
     return names
 
 
@@ -87,9 +87,7 @@ def test_tuning_writes_a_config_that_starts_from_the_trained_source(
         '[{"classifier": {"name": "nearest_mean", "scaling": "none"}, "model": {"layers": ["block3"], '
         '"pooling": "average"}, "folds": 5, "accuracy": 0.5, "log_loss": 1.0}]'
     )
-    monkeypatch.setattr(
-        shown_task, "run_task", lambda run, *_, **__: (run.path / "tuning.json").write_text(found)
-    )
+    monkeypatch.setattr(task, "run_task", lambda run, *_, **__: (run.path / "tuning.json").write_text(found))
     chosen = ("classifier.l2=auto", "classifier.layers=auto", "model.layers=[block2, block3]")
     code, _, err = said(capsys, "tune", "src.yaml", *COMPUTED, *chosen)
     assert (code, err) == (0, "")

@@ -223,8 +223,8 @@ def test_auto_that_nobody_has_settled_starts_nothing() -> None:
 
 
 def test_an_evaluation_is_the_same_command_with_a_split() -> None:
-    argv = worker_argv(Path("runs/x"), ["--evaluate", "test"])
-    assert argv == (sys.executable, "-P", "-m", "tl_dist.trainer", "runs/x", "--evaluate", "test")
+    argv = worker_argv(Path("runs/x"), Path("asked"))
+    assert argv == (sys.executable, "-P", "-m", "tl_dist.trainer", "runs/x", "asked")
 
 
 def test_each_attempt_meets_at_a_rendezvous_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tl_dist.features.classifiers.regressions import Stopped
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as cross_validation
 from tl_dist.tools.tune import search as tuning
+from tl_dist.tools.tune import work as tune
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import TrainFeatures
@@ -55,7 +56,8 @@ def setup(
 
 @pytest.fixture(autouse=True)
 def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_validation, "from_images", lambda setup, stage: given_to(setup))
+    for module in (cross_validation, tune):
+        monkeypatch.setattr(module, "from_images", lambda setup, stage: given_to(setup))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
     monkeypatch.setattr(cached, "refer", lambda setup, found: None)
 
@@ -130,7 +132,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, made: Setup) -> tuple[np.ndarray, 
     monkeypatch.setattr(
         tuning, "search", lambda candidates, classifier, *given, **more: seen.extend(given) or []
     )
-    cross_validation.tune(made, 4, lambda: False, lambda record: None)
+    tune.tune(made, 4, lambda: False, lambda record: None)
     examples, fold = seen
     views = examples.values.shape[1] if made.cfg.evaluation.views else 1
     np.testing.assert_array_equal(examples.evaluated, examples.values[:, :views])

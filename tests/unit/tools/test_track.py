@@ -22,6 +22,7 @@ import pytest
 from tests.unit.tools.mlflow_server import MlflowServer, mlflow_server
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.launcher import companion
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
@@ -289,9 +290,9 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else real(name, *rest)
     )
-    track.require(["mlflow"])
+    companion.require_trackers(["mlflow"])
     with pytest.raises(Refusal, match=r"Fix: pip install 'wandb>=[\d.]+'\.$") as refused:
-        track.require(["mlflow", "wandb"])
+        companion.require_trackers(["mlflow", "wandb"])
     assert refused.value.code == ExitCode.USAGE
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer import __main__ as main
-from tl_dist.trainer import evaluate, setup
+from tl_dist.tools.evaluate import Request, work
+from tl_dist.trainer import evaluate
 
 CODE = """
 import gc, sys
@@ -45,10 +45,10 @@ def test_only_the_worker_that_has_the_figures_writes_them_down(
         splits={"test": SimpleNamespace(class_names=["a", "b"])},
         state=SimpleNamespace(step=1),
     )
-    monkeypatch.setattr(setup, "setup", lambda *given, **options: made)
+    monkeypatch.setattr(work, "setup", lambda *given, **options: made)
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *given: result)
-    options = main._parser().parse_args([str(tmp_path), "--evaluate", "test"])
-    assert main._evaluate(RunDir(tmp_path), options) == 0
+    monkeypatch.setattr(evaluate, "split_of", lambda setup, split: setup.splits[split])
+    assert work.run(RunDir(tmp_path), Request(split="test"), 1) == 0
     written = tmp_path / "evaluations" / "test.json"
     assert written.exists() == (rank == 0)
     assert rank or json.loads(written.read_text())["figures"] == {"mcc": 1.0}

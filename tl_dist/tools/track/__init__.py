@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.config import file as config_file
+from tl_dist.config import registry
 from tl_dist.files import packages
 from tl_dist.files.atomic import reason, write_atomically
 from tl_dist.files.private import refuse_unsafe
+from tl_dist.launcher.companion import bytes_of, place_of, require_trackers
 from tl_dist.refusal import ExitCode, Refusal, printable, shortened
 from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.runs.records import records
 from tl_dist.runs.table import state_of
 
-TRACKERS = {"mlflow": "MLflow", "wandb": "Weights & Biases"}
 MAX_VALUE = 500
 """characters of a parameter"""
 _MAX_NAME, _MAX_NUMBERS = 200, 500
@@ -122,19 +123,12 @@ def unsent(rows: Iterable[Row], sent: dict[str, int]) -> Iterator[Row]:
             sent[row.key] = number
 
 
-def require(trackers: Iterable[str]) -> None:
-    """Refuse (64) a tracker whose library is not installed."""
-    for name in trackers:
-        module = import_module(f"tl_dist.tools.track.to_{name}")
-        packages.require(module.LIBRARIES, extra=name, what=f"report.track: {name}")
-
-
 def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
     """Send each tracker what it does not have yet; a line on each. Refuses (75) when one did not take all of it.
 
     `live`: from beside the run, which goes on: a tracker that is sent whole runs alone is left for its end.
     """
-    require(trackers)
+    require_trackers(trackers)
     said, failed = [], []
     whole = RunDir(run.path.absolute())  # a library may be given another working directory
     with _place(whole) as place, warnings.catch_warnings():
@@ -152,7 +146,8 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
             except Exception as error:  # of a library, a server or the way there: none of them is ours
                 what = str(error) if isinstance(error, NotTaken) else reason(error)
                 what = _AT.sub("/...", without_secrets(" ".join(what.split()))).rstrip(".")
-                failed.append(f"{TRACKERS[name]} has not taken all of {run.name}: {shortened(what, 300)}")
+                title = registry.TRACKERS[name].title
+                failed.append(f"{title} has not taken all of {run.name}: {shortened(what, 300)}")
     if failed:
         raise Refusal(
             f"{'; '.join(failed)}.",
@@ -166,7 +161,7 @@ def _send(copied: Copied, name: str, live: bool) -> str:
     """Send it to one tracker, with what has been sent noted as that is known."""
     file = copied.place / f"{name}.json"
     known = read_json(file) or {}
-    size = _size(copied.run)
+    size = bytes_of(copied.run)
 
     def keep() -> None:
         write_atomically(file, json.dumps(known, indent=1, sort_keys=True).encode() + b"\n")
@@ -175,12 +170,6 @@ def _send(copied: Copied, name: str, live: bool) -> str:
     known["seen"] = {} if live else {"bytes": size, "state": copied.state}
     keep()
     return without_secrets(where)
-
-
-def unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
-    """The trackers that do not have all of a run."""
-    seen = {"bytes": _size(run), "state": state_of(run)}
-    return [name for name in trackers if (read_json(_path(run) / f"{name}.json") or {}).get("seen") != seen]
 
 
 def without_secrets(text: str) -> str:
@@ -202,20 +191,10 @@ def name_of(key: str) -> str:
     return "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in name.split("/"))
 
 
-def _path(run: RunDir) -> Path:
-    return run.path / "track"
-
-
-def _size(run: RunDir) -> int:
-    with suppress(FileNotFoundError):
-        return run.metrics_file.stat().st_size
-    return 0
-
-
 @contextmanager
 def _place(run: RunDir) -> Iterator[Path]:
     """Where notes lie, for one process at a time, which makes files for this user alone; refuses (75) a second one."""
-    place = _path(run)
+    place = place_of(run)
     with suppress(FileExistsError):
         place.mkdir(mode=0o700)
     refuse_unsafe(place, instead="remove it")

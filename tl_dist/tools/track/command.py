@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.files.atomic import open_to_append
+from tl_dist.launcher.companion import LAST_S
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools import track
 
 _EVERY_S = 30.0
-_LAST_S = {True: 15.0, False: 5.0}
-"""how long the copy of a run that is done, or was stopped, is waited for"""
 _QUIET = {
     # A server that does not answer is not waited for as long as the libraries would.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -67,50 +63,11 @@ def after_report(path: Path, page: Path) -> list[str]:
         return [str(refusal)]
 
 
-@contextmanager
-def copying(run: RunDir, cfg: Config) -> Iterator[None]:
-    """Copy a run to its trackers while the body trains it, by a process beside it that nothing waits for.
+def beside(path: Path, write_page: Callable[[Path], object]) -> int:
+    """Copy a run until standard input ends, and then what is left, as long as that takes no longer than it may.
 
-    At the end it has some seconds for the rest. It has the environment of this command, with the keys that workers do
-    not get.
+    `write_page` writes the report of a run that is done and has none.
     """
-    if not cfg.report.track:
-        yield
-        return
-    hold, end = os.pipe()
-    process = start(run, hold)
-    os.close(hold)
-    try:
-        yield
-    finally:
-        os.close(end)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_LAST_S[run.done is not None])
-        process.kill()
-        process.wait()
-
-
-def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
-    """The process, which ends soon after the other end of the pipe `until` is closed, or its owner dies."""
-    log = open_to_append(run.logs / "track.out")
-    try:
-        # Ctrl-C is for the run; what it still says is to be sent.
-        argv = [sys.executable, "-m", "tl_dist", "sync", str(run.path.absolute()), "--beside"]
-        return subprocess.Popen(argv, stdin=until, stdout=log, stderr=log, start_new_session=True)
-    finally:
-        os.close(log)
-
-
-def left_for_sync(run: RunDir, cfg: Config) -> str | None:
-    """A line that says what has not been sent; None where all has."""
-    names = track.unsent_to(run, cfg.report.track)
-    if not names:
-        return None
-    return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}"
-
-
-def beside(path: Path) -> int:
-    """Copy a run until standard input ends, and then what is left, as long as that takes no longer than it may."""
     run, ended = RunDir.open(path), threading.Event()
     threading.Thread(target=_watch, args=(ended, run), daemon=True).start()
     os.nice(10)
@@ -120,7 +77,7 @@ def beside(path: Path) -> int:
         said = _told(run, trackers, said, live=True)
         ended.wait(_EVERY_S)
     said = _told(run, trackers, said)
-    if _write_page(run):
+    if _write_page(run, write_page):
         _told(run, trackers, said)
     return ExitCode.DONE
 
@@ -129,7 +86,7 @@ def _watch(ended: threading.Event, run: RunDir) -> None:
     while os.read(0, 1):
         pass
     ended.set()
-    threading.Event().wait(_LAST_S[True])
+    threading.Event().wait(LAST_S[True])
     os._exit(ExitCode.REQUEUE)  # a library may be waiting for a server, and cannot be interrupted
 
 
@@ -145,14 +102,12 @@ def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = Fal
     return text
 
 
-def _write_page(run: RunDir) -> bool:
-    """A page of a run that is done, without pictures, which need the data set; whether one was missing, and made."""
-    from tl_dist.tools.report.command import Request, report
-
+def _write_page(run: RunDir, write_page: Callable[[Path], object]) -> bool:
+    """Write the page of a run that is done and has none; returns whether it was written."""
     if run.done is None or os.path.lexists(run.path / "report.html"):
         return False
     with suppress(Refusal):
-        report(Request([run.path], pictures=False), lambda text: None)
+        write_page(run.path)
         return True
     return False
 

@@ -16,7 +16,6 @@ from tl_dist.tools.track import Copied, Keep, NotTaken, Row, refuse_links, unsen
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LIBRARIES = ("mlflow", "sqlalchemy", "alembic")
 _SQLITE = ("", "-journal", "-wal", "-shm")
 _TAG = "tl_dist.id"
 _EXPERIMENT = "tl_dist"

@@ -19,7 +19,6 @@ from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.tools.track import Copied, Keep, NotTaken
 
-LIBRARIES = ("wandb",)
 _PROJECT = "tl_dist"
 _UPLOAD_S = 300.0
 

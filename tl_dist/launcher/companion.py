@@ -1,0 +1,85 @@
+"""The process beside a run that copies it to its trackers, and what of a run these have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tl_dist.config import Config, registry
+from tl_dist.files import packages
+from tl_dist.files.atomic import open_to_append
+from tl_dist.runs.directory import RunDir, read_json
+from tl_dist.runs.table import state_of
+
+LAST_S = {True: 15.0, False: 5.0}
+"""how long the copy of a run that is done, or was stopped, is waited for"""
+
+
+def require_trackers(trackers: Iterable[str]) -> None:
+    """Refuse (64) a tracker whose library is not installed."""
+    for name in trackers:
+        packages.require(registry.TRACKERS[name].packages, extra=name, what=f"report.track: {name}")
+
+
+@contextmanager
+def copying(run: RunDir, cfg: Config) -> Iterator[None]:
+    """Copy a run to its trackers while the body trains it, by a process beside it that nothing waits for.
+
+    At the end it has some seconds for the rest. It has the environment of this command, with the keys that workers do
+    not get.
+    """
+    if not cfg.report.track:
+        yield
+        return
+    hold, end = os.pipe()
+    process = start(run, hold)
+    os.close(hold)
+    try:
+        yield
+    finally:
+        os.close(end)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LAST_S[run.done is not None])
+        process.kill()
+        process.wait()
+
+
+def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
+    """The process, which ends soon after the other end of the pipe `until` is closed, or its owner dies."""
+    log = open_to_append(run.logs / "track.out")
+    try:
+        # Ctrl-C is for the run; what it still says is to be sent.
+        argv = [sys.executable, "-m", "tl_dist", "sync", str(run.path.absolute()), "--beside"]
+        return subprocess.Popen(argv, stdin=until, stdout=log, stderr=log, start_new_session=True)
+    finally:
+        os.close(log)
+
+
+def left_for_sync(run: RunDir, cfg: Config) -> str | None:
+    """A line that says what has not been sent; None where all has."""
+    names = _unsent_to(run, cfg.report.track)
+    if not names:
+        return None
+    return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}"
+
+
+def _unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
+    """The trackers that do not have all of a run."""
+    seen = {"bytes": bytes_of(run), "state": state_of(run)}
+    return [
+        name for name in trackers if (read_json(place_of(run) / f"{name}.json") or {}).get("seen") != seen
+    ]
+
+
+def place_of(run: RunDir) -> Path:
+    return run.path / "track"
+
+
+def bytes_of(run: RunDir) -> int:
+    with suppress(FileNotFoundError):
+        return run.metrics_file.stat().st_size
+    return 0
