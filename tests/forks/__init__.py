@@ -8,6 +8,7 @@ of how processes start, hang and die take the program as it is installed.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ VARIABLE = "FORKS_OF_THE_TESTS"
 """the directory of the programs `tl-dist` and `python`; the environment takes it to every process of a test run"""
 
 _PROGRAM = """\
-#!{executable} -IS
+{first_line}
 import sys
 sys.path.insert(0, {here!r})
 import client
@@ -30,6 +31,7 @@ def install(directory: Path) -> None:
     """Write the two programs."""
     for name, main in (("python", "as_python"), ("tl-dist", "as_tl_dist")):
         words = {
+            "first_line": first_line(sys.executable),
             "executable": sys.executable,
             "here": str(Path(__file__).parent),
             "directory": str(directory),
@@ -37,6 +39,14 @@ def install(directory: Path) -> None:
         (directory / name).write_text(_PROGRAM.format(main=main, **words))
         (directory / name).chmod(0o700)
     (directory / "owner").write_text(str(os.getpid()))
+
+
+def first_line(executable: str) -> str:
+    """What has a script run by a Python; the kernel cuts a path off at a blank, and after 127 bytes."""
+    if " " not in executable and len(executable) < 120:
+        return f"#!{executable} -IS"
+    # Of a shell a command, and of Python a string.
+    return f"#!/bin/sh\n'''exec' {shlex.quote(executable)} -IS \"$0\" \"$@\"\n' '''"
 
 
 def remove(directory: Path) -> None:

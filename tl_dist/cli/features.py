@@ -11,7 +11,7 @@ from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
 from tl_dist.refusal import ExitCode
 
 features_app = typer.Typer(
-    help="Cached outputs of frozen backbones: compute, list, prune.", no_args_is_help=True
+    help="Compute, list and prune cached outputs of frozen backbones.", no_args_is_help=True
 )
 
 

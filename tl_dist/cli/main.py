@@ -20,6 +20,7 @@ from tl_dist.cli.config import config_app
 from tl_dist.cli.data import data_app
 from tl_dist.cli.errors import INTERRUPTED, complain
 from tl_dist.cli.features import features_app
+from tl_dist.cli.groups import GroupedCommands
 from tl_dist.cli.rank import ranking_app
 from tl_dist.cli.trained import trained_app
 from tl_dist.files.search_paths import elsewhere
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tl-dist",
+    cls=GroupedCommands,
     help="Distributed transfer learning of vision networks: one config file, any number of workers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -40,7 +42,7 @@ app.add_typer(ranking_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
-augment_app = typer.Typer(help="See what the augmentations of a config do.", no_args_is_help=True)
+augment_app = typer.Typer(help="Preview the augmentations of a config.", no_args_is_help=True)
 app.add_typer(augment_app, name="augment")
 
 
@@ -93,7 +95,7 @@ def train(
 
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
-    """Fetch the data and the weights of a config once, as train does before it starts; as on a login node."""
+    """Download the data and weights of a config, as on a login node before a job starts."""
     from tl_dist.launcher.train import Request, prepare_config
 
     prepare_config(Request(config, overrides or ()), _console())
@@ -102,7 +104,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
 
 @app.command()
 def worker(run: RunPath) -> int:
-    """Act as one worker of a run, as in `horovodrun -np 4 tl-dist worker runs/NAME`; also for mpirun and srun."""
+    """Run as one worker under horovodrun, mpirun or srun: `horovodrun -np 4 tl-dist worker runs/NAME`."""
     from tl_dist.launcher.under_launcher import become_worker
 
     become_worker(run)
@@ -113,11 +115,13 @@ def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
     folds: Annotated[int | None, typer.Option(min=2, help="default: 5")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="how often to divide anew; default: 5")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="number of random divisions into folds; default: 5")
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option(
-            metavar="type|group|COLUMN|REGEX", help="leave each group out once, in place of folds and seeds"
+            metavar="type|group|COLUMN|REGEX", help="leave each group out once, instead of random folds"
         ),
     ] = None,
     strategy: Strategy = None,
@@ -144,7 +148,7 @@ def tune(
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Search for the best classifier on cached features, without the test split, and write it as YAML."""
+    """Search for the best classifier on cached features, without the test split; write it as YAML."""
     from tl_dist.launcher.train import Request
     from tl_dist.tools.tune.command import tune as search
 
@@ -168,7 +172,7 @@ def augment_preview(
 
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
-    """Describe this machine and installation, for a bug report."""
+    """Describe this machine and installation for a bug report."""
     from tl_dist.tools.doctor.environment import as_text, collect
 
     facts = collect()
@@ -178,7 +182,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def doctor() -> int:
-    """Show what is built in, and check it with a sum over two workers. Exit code 1 if something is broken."""
+    """Check this installation, with a sum over two workers. Exit code 1 if something is broken."""
     from tl_dist.tools.doctor.command import examine
 
     console = _console()

@@ -55,7 +55,7 @@ def predict(
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Say which class images belong to, by a checkpoint of a run, which may be in use."""
+    """Classify images with a trained run, which may still be training."""
     from tl_dist.launcher.task import Computation
     from tl_dist.tools.predict import Request as Wanted
     from tl_dist.tools.predict.command import Request, shown

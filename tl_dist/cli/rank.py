@@ -1,4 +1,4 @@
-"""`tl-dist rank`: the command line of `rank.py`."""
+"""`tl-dist rank`: its options."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def calibrate(
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Fit a temperature to the validation split, so that probabilities can be believed; the classes stay."""
+    """Fit a temperature on the validation split, so that probabilities can be trusted; no class changes."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.calibrate.command import calibrate as calibrate_run
     from tl_dist.tools.calibrate.command import show
@@ -143,7 +143,7 @@ def prune(
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Train a run that has ended without a share of its channels, taught by itself as it is: RUN-pruned-SHARE."""
+    """Train a smaller copy of a run, without a share of its channels and taught by the run: RUN-pruned-SHARE."""
     from tl_dist.launcher.train import Request, train_config
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
@@ -211,7 +211,7 @@ def report(
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Write a page about a run: figures, errors with heat maps, doubtful labels, curves. It opens anywhere, offline."""
+    """Write a self-contained page about a run: figures, errors with heat maps, doubtful labels, curves."""
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative
     from tl_dist.tools.explain.command import ask
@@ -231,7 +231,7 @@ def report(
 
 @trained_app.command()
 def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=True)] = False) -> int:
-    """Send the trackers of a run (report.track) what they do not have of it. Twice sends nothing twice."""
+    """Send a run to its trackers (report.track); nothing is sent twice."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.track.command import beside
     from tl_dist.tools.track.command import sync as sync_run
@@ -264,7 +264,7 @@ def explain(
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Show which part of an image speaks for its class: LayerCAM and integrated gradients, as a picture."""
+    """Show which part of an image decides its class: LayerCAM and integrated gradients, as a picture."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.explain.command import Images
     from tl_dist.tools.explain.command import explain as explain_images
@@ -285,7 +285,7 @@ def serve(
     ] = "127.0.0.1",
     at: At = "",
 ) -> int:
-    """Answer HTTP requests with a model, in the shape of TensorFlow Serving, and show a page to drop images on."""
+    """Serve a model over HTTP, in TensorFlow Serving's REST format, with a page to drop images on."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.serve.command import become_server, reachable_by_others
 

@@ -1,0 +1,22 @@
+"""`tl-dist --help` shows every command once, in the group in which it is looked for."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+from typer.testing import CliRunner
+
+from tl_dist.cli.groups import GROUPS
+from tl_dist.cli.main import app
+
+
+def test_every_command_has_one_group_and_is_shown_in_it() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    visible = [name for name, command in commands.items() if not command.hidden]
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(visible)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", CliRunner().invoke(app, ["--help"]).output)
+    panels = re.findall(r"╭─ (\w+) ─+╮\n(.*?)╰", shown, flags=re.DOTALL)
+    listed = {title: tuple(re.findall(r"^│ ([a-z]\w+) ", rows, flags=re.MULTILINE)) for title, rows in panels}
+    assert {title: names for title, names in listed.items() if title in GROUPS} == dict(GROUPS)
+    assert [title for title in listed if title in GROUPS] == [*GROUPS]

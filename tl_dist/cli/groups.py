@@ -1,0 +1,36 @@
+"""The groups in which `tl-dist --help` shows its commands, in the order in which a user meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperGroup
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Start": ("init", "config"),
+    "Train": ("train", "runs", "prepare", "submit", "worker", "sync"),
+    "Use": ("predict", "serve", "export", "prune"),
+    "Trust": ("eval", "report", "explain", "compare", "calibrate", "cv"),
+    "Choose": ("rank", "tune"),
+    "Data": ("data", "features", "augment"),
+    "Machine": ("doctor", "env"),
+}
+
+
+class GroupedCommands(TyperGroup):
+    """The commands by `GROUPS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands, group by group; those of no group last."""
+        names = super().list_commands(ctx)
+        order = [name for group in GROUPS.values() for name in group]
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, which knows its group."""
+        command = super().get_command(ctx, cmd_name)
+        for title, names in GROUPS.items():
+            if cmd_name in names:
+                command.rich_help_panel = title  # type: ignore[union-attr]
+        return command
