@@ -1,4 +1,4 @@
-"""Many steps in one graph call: the loop in the graph, fetching batches, clocks."""
+"""Many steps in one graph call: the loop over steps in the graph, how batches are fetched, and clocks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def train_chunk(step: TrainStep) -> Callable[[Any, Any, Any], dict[str, Any]]:
     `norm` (of the last step), `data_wait_s` and `reduction_s` (what is not hidden behind computation; both times are
     0 where the step has no clock).
 
-    On a GPU only the last step is timed, and stands for all: a clock is the host's, and asked for the time after a
-    result it would wait for that, while the GPU's queue runs dry. There the host waits for the results in any case.
+    On a GPU only the last step is timed, and stands for all: reading the host's clock after a result waits for that
+    result, while the GPU's queue runs dry. At the end of a chunk the host waits for its results in any case.
     """
     parallel = step.parallel
     one_replica_each = parallel.num_replicas == parallel.world_size > 1
-    chunk = _Ahead(step) if one_replica_each and step.has_frozen else _Chunk(step)
+    chunk = PrefetchedPrefix(step) if one_replica_each and step.has_frozen else SequentialSteps(step)
     return compiled(chunk.run_steps)
 
 
-class _Chunk:
-    """Batch after batch."""
+class SequentialSteps:
+    """Take one batch after another through the whole step."""
 
     def __init__(self, step: TrainStep) -> None:
         self._step = step
@@ -42,19 +42,21 @@ class _Chunk:
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
         n, nothing = tf.cast(n, tf.int32), dict.fromkeys(SUMS, 0.0)
         in_loop = n - 1 if self._samples_times else n
-        sums = _repeated(in_loop, first, partial(self._one, batches, timed=not self._step.gpu), nothing)
+        sums = _graph_loop(
+            in_loop, first, partial(self._step_once, batches, timed=not self._step.gpu), nothing
+        )
         if not self._samples_times:
             return sums
-        last = self._one(batches, first + tf.cast(in_loop, first.dtype), sums, timed=True)
-        return _as_of_all(last, n)
+        last = self._step_once(batches, first + tf.cast(in_loop, first.dtype), sums, timed=True)
+        return _scale_times(last, n)
 
-    def _one(self, batches: Any, at: Any, sums: dict[str, Any], *, timed: bool) -> dict[str, Any]:
+    def _step_once(self, batches: Any, at: Any, sums: dict[str, Any], *, timed: bool) -> dict[str, Any]:
         batch, waited = self._fetch(batches, list(sums.values()) if timed else [], timed=timed)
-        one = self._step.parallel.run(partial(self._step, timed=timed), batch, at)
-        return _summed(sums, {**one, "data_wait_s": waited})
+        metrics = self._step.parallel.run(partial(self._step, timed=timed), batch, at)
+        return _accumulate(sums, {**metrics, "data_wait_s": waited})
 
     def _fetch(self, batches: Any, after: Sequence[Any], *, timed: bool) -> tuple[Batch, Any]:
-        """The next batch, and the seconds until it was there once `after` was."""
+        """Return the next batch, and the seconds that it took to arrive after `after` was computed."""
         if not timed:
             return batches.get_next(), tf.constant(0.0)
         # Nothing but these dependencies orders a clock: iterations of a loop may overlap.
@@ -63,15 +65,15 @@ class _Chunk:
         with tf.control_dependencies([before]):
             batch = batches.get_next()
         with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-            there = self._step.clock()
+            arrived = self._step.clock()
         # On few threads the clock would otherwise be read when the computation leaves one free.
-        with tf.control_dependencies([there]):
+        with tf.control_dependencies([arrived]):
             batch = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
-        return batch, tf.cast(there - before, tf.float32)
+        return batch, tf.cast(arrived - before, tf.float32)
 
 
-class _Ahead(_Chunk):
-    """The same, with the frozen part one batch ahead: it fills the time in which the gradients travel."""
+class PrefetchedPrefix(SequentialSteps):
+    """Compute the frozen part one batch ahead, in the time in which the gradients travel."""
 
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
         step, n, timed = self._step, tf.cast(n, tf.int32), not self._step.gpu
@@ -91,33 +93,34 @@ class _Ahead(_Chunk):
                 more, partial(fetch_ahead, timed=timed), lambda: (batch, tf.constant(0.0))
             )
             meanwhile = [upcoming.images, upcoming.teacher]
-            one = step.update(batch, at, own, meanwhile=meanwhile, timed=timed)
-            return _summed(sums, {**one, "data_wait_s": waited}), upcoming, wait, left - 1
+            metrics = step.update(batch, at, own, meanwhile=meanwhile, timed=timed)
+            return _accumulate(sums, {**metrics, "data_wait_s": waited}), upcoming, wait, left - 1
 
         # The first fetch of a chunk: the queue of a GPU is empty then.
         fetched, waited = fetch_ahead(timed=timed or self._samples_times)
         start = (dict.fromkeys(SUMS, 0.0), fetched, waited, n)
-        sums, batch, waited, _ = _repeated(in_loop, first, body, start)
+        sums, batch, waited, _ = _graph_loop(in_loop, first, body, start)
         if not self._samples_times:
             return sums
-        one = step.update(batch, first + tf.cast(in_loop, first.dtype), step.gradients(batch))
-        return _as_of_all(_summed(sums, {**one, "data_wait_s": waited}), n)
+        metrics = step.update(batch, first + tf.cast(in_loop, first.dtype), step.gradients(batch))
+        return _scale_times(_accumulate(sums, {**metrics, "data_wait_s": waited}), n)
 
 
-def _as_of_all(sums: dict[str, Any], n: Any) -> dict[str, Any]:
-    """With the times of one step for those of n."""
+def _scale_times(sums: dict[str, Any], n: Any) -> dict[str, Any]:
+    """Return the sums with the times of the one step that was timed taken for all n steps."""
     return {key: value * tf.cast(n, value.dtype) if key in TIMES else value for key, value in sums.items()}
 
 
-def _summed(sums: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    return {key: one[key] if key in LATEST else sums[key] + one[key] for key in SUMS}
+def _accumulate(sums: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the sums with the metrics of one more step."""
+    return {key: metrics[key] if key in LATEST else sums[key] + metrics[key] for key in SUMS}
 
 
-def _repeated(n: Any, first: Any, body: Callable[[Any, Any], Any], state: Any) -> Any:
-    """The state after `state = body(step, state)` for each of the n steps from `first` on, as a loop in the graph."""
+def _graph_loop(n: Any, first: Any, body: Callable[[Any, Any], Any], state: Any) -> Any:
+    """Return the state after n times `state = body(step, state)`, from step `first` on, by a loop in the graph."""
     state = tf.nest.map_structure(tf.convert_to_tensor, state)
-    # Turns are counted in int32, which TensorFlow keeps in the host's memory: the host would wait for a GPU's own count
-    # before each turn. Steps are counted beside it, on the device where the rate is computed from them.
+    # The loop counter is int32 because TensorFlow keeps int32 in host memory; an int64 counter would force a device
+    # sync per iteration. The step is counted beside it, on the device, where the rate is computed from it.
     _, _, state = tf.while_loop(
         lambda k, at, state: k < n,
         lambda k, at, state: (k + 1, at + 1, body(at, state)),
