@@ -53,7 +53,7 @@ def doorkeeper_of(worker: int) -> int:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == worker and b"doorkeeper" in (process / "cmdline").read_bytes():
+            if int(parent) == worker and b"port_guard_process" in (process / "cmdline").read_bytes():
                 return int(process.name)
     raise AssertionError(f"no doorkeeper of {worker}")
 
