@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,8 +29,8 @@ from tl_dist.runs import teacher as teachers
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 from tl_dist.trainer import cached, init_from
-from tl_dist.trainer.networks import image_size_of, network_of
-from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.init_from import image_size_of, network_of
+from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput
 
 
@@ -105,17 +106,15 @@ def note(teacher: Teacher, cfg: Config) -> str:
     return f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"
 
 
-def by(
-    teacher: Teacher,
-    setup: Setup,
-    given: StageInput,
-    stop_requested: Callable[[], bool],
-    say: extraction.Say,
-) -> StageInput | None:
-    """The same stage with what the teacher says of its training images; None when asked to stop before the end."""
+def add_teacher(
+    teacher: Teacher | None, setup: Setup, stage_input: StageInput, say: extraction.Say
+) -> StageInput:
+    """Return the same stage with the teacher's logits for its training images; without a teacher, as it is."""
     cfg, source = setup.cfg, setup.splits["train"]
+    if teacher is None or setup.state.step >= stage_input.stage.end:
+        return stage_input
     if taught_in_steps(cfg):
-        return replace(given, teacher=teacher.logits)
+        return replace(stage_input, teacher=teacher.logits)
     prefix = extraction.Prefix(
         teacher.model,
         image_size_of(teacher.cfg),
@@ -125,22 +124,22 @@ def by(
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
     with setup.examples.naming_bad("train", lambda: share):
-        kept = extraction.cached(
+        logits = extraction.cached(
             source,
             prefix,
             cfg.data.augment,
             root=setup.run.path.parent / "features",
             split="train by the teacher",
             parallel=setup.parallel,
-            stop_requested=stop_requested,
+            stop_requested=partial(setup.stop_requested, cached.PHASE),
             say=say,
         )
-    if kept is None:
-        return None
-    cached.refer(setup, kept)
+    if logits is None:
+        raise StopRequested
+    cached.refer(setup, logits)
 
     def look_up(indices: Any, positions: Any) -> Any:
         views = feature_views.drawn_views(cfg.data.augment, cfg.seed, positions)
-        return teacher.in_order(kept.rows(indices, views))
+        return teacher.in_order(logits.rows(indices, views))
 
-    return replace(given, look_up=look_up)
+    return replace(stage_input, look_up=look_up)

@@ -32,12 +32,15 @@ class Evaluator:
     """The evaluation of a stage's model, compiled once. `tell` is that of `PreciseStatistics`: of batch norm."""
 
     def __init__(
-        self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None] = lambda record: None
+        self,
+        setup: Setup,
+        stage_input: StageInput,
+        tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> None:
-        self._setup, self._given = setup, given
-        self.precise = PreciseStatistics(setup, given, tell)
+        self._setup, self._stage_input = setup, stage_input
+        self.precise = PreciseStatistics(setup, stage_input, tell)
         self._evaluate_batch = evaluation.evaluation_step(
-            given.model,
+            stage_input.model,
             Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
             setup.parallel,
             global_batch=setup.cfg.evaluation_batch,
@@ -79,14 +82,14 @@ class Evaluator:
         setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
         batch = setup.cfg.evaluation_batch
         batches = pipeline.evaluation_batches(
-            read or self._given.read[split],
+            read or self._stage_input.read[split],
             source.num_examples,
             rows=rows_of(parallel.rank, parallel.world_size, batch),
             global_batch=batch,
             threads=setup.threads,
         )
         with (
-            setup.optimizer.averaged(self._given.stage.number),
+            setup.optimizer.averaged(self._stage_input.stage.number),
             self.precise.in_force(),
             setup.examples.naming_bad(split, lambda: range(source.num_examples)),
         ):

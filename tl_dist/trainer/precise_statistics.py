@@ -32,16 +32,18 @@ NUM_EXAMPLES = 1024
 class PreciseStatistics:
     """Those of one stage in one attempt; `tell` gets one record that says so, when they are first computed."""
 
-    def __init__(self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        self._setup, self._given, self._tell = setup, given, tell
-        self._statistics = given.model.statistics
-        self._momentum = max(given.model.momentum.values(), default=0.0)
-        self._enough = given.stage.first_step + round(3 / (1 - self._momentum))
+    def __init__(
+        self, setup: Setup, stage_input: StageInput, tell: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._setup, self._stage_input, self._tell = setup, stage_input, tell
+        self._statistics = stage_input.model.statistics
+        self._momentum = max(stage_input.model.momentum.values(), default=0.0)
+        self._enough = stage_input.stage.first_step + round(3 / (1 - self._momentum))
         examples = min(NUM_EXAMPLES, setup.splits["train"].num_examples)
         cfg = setup.cfg
         self._num_batches = -(-examples // cfg.global_batch)
         self._average = averaging(
-            given.model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
+            stage_input.model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
         )
         self._told = False
 
@@ -72,7 +74,7 @@ class PreciseStatistics:
         setup, parallel = self._setup, self._setup.parallel
         step, number = setup.state.step, self._num_batches
         batches = pipeline.train_batches(
-            self._given.read_train,
+            self._stage_input.read_train,
             setup.order,
             rows=rows_of(parallel.rank, parallel.world_size, setup.cfg.global_batch),
             from_step=step,

@@ -23,7 +23,7 @@ from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
 from tl_dist.scores import figures
 from tl_dist.scores.predictions import Predicted
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.trainer.load_model import Loaded
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
 from tl_dist.training.step import Objective
 

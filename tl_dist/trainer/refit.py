@@ -18,8 +18,8 @@ from tl_dist.models import refit
 from tl_dist.parallel import rows_of
 from tl_dist.runs import init_from as origins
 from tl_dist.trainer import init_from
-from tl_dist.trainer.networks import network_of
-from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.init_from import network_of
+from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
 KEY = "refit"
@@ -28,11 +28,11 @@ _GROUP_BYTES = 2**27
 """of the inputs that a group of images is made into, at most, where one image does not need more"""
 
 
-def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
-    """Fit what the config asks for, once in a run; False when asked to stop before the end, with nothing changed."""
+def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
+    """Fit the layers of a pruned network where the config asks for it, once in a run. A stop changes nothing."""
     source = setup.cfg.source
     if source is None or not source.refit or setup.state.step or KEY in setup.state.history:
-        return True
+        return
     setup.prepare_for("loading the source")
     run, cfg = origins.opened(setup.cfg)
     with setup.parallel.scope():
@@ -47,7 +47,7 @@ def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
         if sums["stop"]:
             for path, value in before.items():
                 variables[path].assign(value)
-            return False
+            raise StopRequested
         if setup.is_first:
             fit.solve(variables, sums["squares"], sums["products"])
         setup.parallel.broadcast([variables[path] for path in fit.paths])
@@ -55,7 +55,6 @@ def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
     setup.state.history[KEY] = len(used)
     images = f"{max(used, default=0):,} images"
     say({"event": "note", "text": f"{len(used)} layers fitted to {run.path} by least squares on {images}"})
-    return True
 
 
 def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:

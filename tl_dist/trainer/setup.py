@@ -28,11 +28,15 @@ from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import audit, examples, init_from
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.networks import refuse_changed_code
+from tl_dist.trainer.init_from import refuse_changed_code
 from tl_dist.training import monitor, optim
 from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
+
+
+class StopRequested(Exception):
+    """The user or Slurm has asked the run to stop; raised by all workers at the same point."""
 
 
 @dataclass(frozen=True)

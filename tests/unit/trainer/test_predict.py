@@ -18,7 +18,7 @@ from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets.files import unlabelled
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.trainer.load_model import Loaded
 from tl_dist.trainer.predict import Found, predict
 
 NAMES = ("a", "b", "c")
