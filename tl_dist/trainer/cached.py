@@ -1,4 +1,4 @@
-"""The frozen part of a stage's model computed once: its outputs in place of images, and heads computed from them."""
+"""Compute the frozen part of a stage's model once, and read its outputs, the features, instead of images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tl_dist.training.class_weights import balanced_class_weights
 PHASE = "extracting features"
 """of the heartbeats"""
 LARGEST_ROW = 8
-"""times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
+"""times the bytes of its image: reading a larger row is not much faster than computing it"""
 
 
 def finder(
     setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> Callable[..., FeatureSet | None]:
-    """`extraction.cached` of this stage's frozen part; what is left open: source, augmentations, split."""
+    """Return `extraction.cached` of this stage's frozen part as a function of source, augmentations and split."""
     return partial(
         extraction.cached,
         prefix=prefix_of(setup, stage_input),
@@ -49,19 +49,19 @@ def finder(
 
 
 def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features as the head gets them."""
+    """Return features as the head gets them."""
     if not setup.cfg.model.normalize:
         return values
-    found: NDArray[np.float32] = stage_input.model.normalized(tf.constant(values)).numpy()
-    return found
+    features: NDArray[np.float32] = stage_input.model.normalized(tf.constant(values)).numpy()
+    return features
 
 
 def is_wanted(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
-    """Whether this stage reads features in place of images; where `auto` decides, `say` is told why, on rank 0."""
-    cached = setup.cfg.runtime.prefix_cache
-    if setup.cfg.classifier.computed or (cached == "on" and stage_input.stage.train_from != "all"):
+    """Return whether this stage reads features instead of images; where `auto` decides, tell `say` why, on rank 0."""
+    mode = setup.cfg.runtime.prefix_cache
+    if setup.cfg.classifier.computed or (mode == "on" and stage_input.stage.train_from != "all"):
         return True
-    return cached == "auto" and _pays(setup, stage_input, say)
+    return mode == "auto" and _pays(setup, stage_input, say)
 
 
 def use_features(setup: Setup, stage_input: StageInput, say: extraction.Say) -> StageInput:
@@ -77,9 +77,9 @@ def use_features(setup: Setup, stage_input: StageInput, say: extraction.Say) -> 
 def from_features(
     setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> StageInput | None:
-    """The same stage on the outputs of its frozen part, computed now or found computed; all splits are read from there.
+    """Return the same stage with all splits read from the outputs of its frozen part, which are computed if missing.
 
-    None when asked to stop before the end.
+    Returns None if a stop was requested.
     """
     find = finder(setup, stage_input, stop_requested, say)
     evaluated = setup.cfg.evaluation.views
@@ -88,7 +88,7 @@ def from_features(
     for names, source in _sets(setup):
         views = _views(setup, names)
         share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
-        # A pool is read only where all of it can be read: only a split of its own can hold a bad example.
+        # A whole pool is kept only where no example is bad, so a bad one belongs to a set of a single split.
         with setup.examples.naming_bad(names[0], partial(iter, share)):
             features = find(source, augmentations=views, split=" and ".join(names))
         if features is None:
@@ -112,7 +112,7 @@ def from_features(
 
 
 def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
-    """The frozen part of a stage's model, and what determines its outputs."""
+    """Return the frozen part of a stage's model, and what determines its outputs."""
     backbone = setup.cfg.model.backbone
     facts: dict[str, Any] = {
         "backbone": backbone,
@@ -133,18 +133,18 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
 
 
 def refer(setup: Setup, features: FeatureSet) -> None:
-    """Note in the run directory that the run reads this set."""
+    """Record in the run directory that the run reads this feature set."""
     if setup.is_first:
         setup.run.refer_to_features(features.directory.name)
 
 
 def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
-    """Which splits are kept in one feature set, and the source of its rows.
+    """Yield the splits that share a feature set, and the source of its rows.
 
-    Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
-    the training split needs other views than the rest, unless that is the plain one alone and many divisions are
-    likely: then the others would be computed in all views as well. A fold is one of many divisions for certain: where
-    its views differ, the pool is kept once for training and once for the rest.
+    Splits of one pool share a set of the whole pool, which can be reused however the pool is divided. Where training
+    needs other views than evaluation, each split has its own set, with two exceptions. If evaluation needs the plain
+    view alone and other divisions are likely, the pool is kept in the views of training. A fold is certainly one of
+    many divisions: if its views differ, the pool is kept once for training and once for the rest.
     """
     augment, evaluated = setup.cfg.data.augment, setup.cfg.evaluation.views
     is_fold, bad = setup.cfg.data.folds is not None, setup.examples.bad
@@ -164,12 +164,12 @@ def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
 
 
 def _views(setup: Setup, names: list[str]) -> tuple[str, ...]:
-    """In which views the examples of these splits are kept."""
+    """Return the views in which the examples of these splits are kept."""
     return setup.cfg.data.augment if "train" in names else setup.cfg.evaluation.views
 
 
 def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
-    """Whether caching saves time: by a rule on sizes and counts, so that the same run always has the same answer."""
+    """Return whether caching saves time, by a rule on sizes and counts alone, so that a run always decides the same."""
     cfg = setup.cfg
     endless = [*endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
     if endless:
@@ -192,7 +192,7 @@ def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
 def choose(
     *, passes: float, missing: int, row_bytes: int, image_bytes: int, free_bytes: int
 ) -> tuple[bool, str]:
-    """Whether to cache, and why: `passes` images go through the frozen part without, `missing` once with a cache."""
+    """Return whether to cache, and why: the frozen part takes `passes` images without a cache, `missing` with one."""
     size = missing * row_bytes
     if missing and passes < 2 * missing:
         return (
@@ -213,7 +213,7 @@ def choose(
 
 
 def _passes(setup: Setup, stage_input: StageInput) -> float:
-    """Images that go through the frozen part in what is left of the stage, evaluation included."""
+    """Return how many images the rest of the stage passes through the frozen part, evaluation included."""
     cfg, stage = setup.cfg, stage_input.stage
     steps = stage.end - max(setup.state.step, stage.first_step)
     evaluations = steps / max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
@@ -225,40 +225,40 @@ def _passes(setup: Setup, stage_input: StageInput) -> float:
 
 
 def _missing(setup: Setup, stage_input: StageInput) -> int:
-    """Images, in all their views, whose features are not kept yet; the same on all workers."""
+    """Return how many views of images have no features yet; the same on all workers."""
     prefix, root = prefix_of(setup, stage_input), setup.run.path.parent / "features"
     missing = 0
     for names, source in _sets(setup):
         views = _views(setup, names)
-        kept = extraction.is_kept(source, prefix, views, root)
-        if setup.parallel.total({"kept": float(kept)})["kept"] < setup.parallel.world_size:
+        is_kept = extraction.is_kept(source, prefix, views, root)
+        if setup.parallel.total({"kept": float(is_kept)})["kept"] < setup.parallel.world_size:
             missing += source.num_examples * feature_views.views_of(views)
     return missing
 
 
 def _row_bytes(setup: Setup, stage_input: StageInput) -> int:
-    """Of the frozen part's output for one image, at most."""
+    """Return the most bytes that the frozen part's output takes for one image."""
     shape = stage_input.model.prefix_shape
     assert shape is not None  # there is a frozen part
     return prod(shape) * (4 if setup.precision == "float32" else 2)
 
 
 def _free_bytes(setup: Setup) -> int:
-    """On the disk of the feature sets, as rank 0 sees it."""
+    """Return the free bytes on the disk of the feature sets, as rank 0 sees it."""
     free = float(shutil.disk_usage(setup.run.path.parent).free) if setup.is_first else 0.0
     return int(setup.parallel.total({"free": free})["free"])
 
 
 def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
-    """How the config's classifier is fitted to features of this stage's model; `Stopped` when asked to stop."""
-    cfg, built, train = setup.cfg, stage_input.model, setup.splits["train"]
-    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
+    """Return the config's classifier, to be fitted to features of this stage; a fit raises `Stopped` on a stop."""
+    cfg, model, train = setup.cfg, stage_input.model, setup.splits["train"]
+    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in model.stage_channels]
     balanced = cfg.loss.class_weights == "balanced"
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
-        selection.columns_of(built.stage_names, widths),
-        # By the examples that are fitted: those that are held out may not even be counted.
+        selection.columns_of(model.stage_names, widths),
+        # Counted over the fitted examples alone: held-out labels must not influence the fit.
         lambda labels, weights: (
             balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
         ),
@@ -268,10 +268,12 @@ def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callabl
 
 
 def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nested.Examples:
-    """The examples of `source` with their features, values [examples, views, features].
+    """Return the examples of `source` with their features, `values` [examples, views, features].
 
-    They are evaluated in all these views where evaluation takes the same, else in the plain one.
+    They are evaluated in all these views if evaluation has the same views, else in the plain view alone.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    labels, known = np.asarray(source.labels), source.annotations
-    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, known.weights)
+    labels, annotations = np.asarray(source.labels), source.annotations
+    return nested.Examples(
+        values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights
+    )

@@ -1,4 +1,4 @@
-"""The last layer of a stage's model computed from cached features instead of trained."""
+"""Compute the last layer of a stage's model from cached features instead of training it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def fit_head(setup: Setup, stage_input: StageInput, say: extraction.Say) -> Stag
         values = normalized(setup, stage_input, stage_input.features.values())
         try:
             classifier = classifier_of(setup, stage_input, setup.run.stop_requested)
-            fitted, choice = classifier.fit(examples_of(train, values, cfg))
+            head, choice = classifier.fit(examples_of(train, values, cfg))
         except Stopped:
             stopped = True
         else:
-            stage_input.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
-            stage_input.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
-            say(_record(setup, fitted, choice, time.monotonic() - began))
+            stage_input.model.trainable["head/logits/kernel"].assign(head.kernel.astype(np.float32))
+            stage_input.model.trainable["head/logits/bias"].assign(head.bias.astype(np.float32))
+            say(_record(setup, head, choice, time.monotonic() - began))
     if setup.parallel.total({"stopped": float(stopped)})["stopped"]:
         raise StopRequested
     setup.parallel.broadcast(list(setup.state.variables.values()))
@@ -50,12 +50,12 @@ def fit_head(setup: Setup, stage_input: StageInput, say: extraction.Say) -> Stag
 
 
 def _record(
-    setup: Setup, fitted: classifiers.Linear, choice: selection.Choice | None, seconds: float
+    setup: Setup, head: classifiers.Linear, choice: selection.Choice | None, seconds: float
 ) -> dict[str, Any]:
     """Return the record of a computed head; keep what was chosen in the state's history as well."""
     settings = setup.cfg.classifier
-    how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
-    text = f"{settings.name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
+    how = f" after {head.iterations} iterations" if head.iterations else ""
+    text = f"{settings.name}: {'fitted' if head.converged else 'NOT converged'}{how}"
     facts: dict[str, Any] = {}
     if choice is not None:
         text += f", {nested.described(choice, settings)}"

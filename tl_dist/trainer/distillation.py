@@ -1,8 +1,8 @@
-"""A trained run whose outputs this one learns: computed once where that can be, else in each step.
+"""Learn the outputs of a trained run, the teacher: computed once where possible, else in each step.
 
-The teacher sees each image as the model does (Beyer et al., arXiv 2106.05237, call it consistent). Where few
-augmentations can be, every view of an example goes through it once, over all workers, and its logits are looked up as
-features are; where they are endless, or images are mixed, it is a frozen part of the step.
+The teacher sees each image as the model does ("consistent teaching", Beyer et al., arXiv 2106.05237). If there are few
+augmentations, it computes every view of an example once, over all workers, and its logits are looked up as features
+are; if the augmentations are endless, or images are mixed, the teacher is a frozen part of the step.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ class Teacher:
     cfg: Config
     model: Classifier
     columns: Sequence[int]
-    """of its logits: where each class of the model that learns is"""
+    """of the teacher's logits, one for each class of the student"""
     facts: dict[str, Any]
-    """all that determines its logits"""
+    """all that determines the logits"""
 
     def logits(self, images: Any) -> Any:
-        """uint8 [rows, size, size, 3] -> float32 [rows, classes], in the order of the model that learns."""
+        """Return logits of uint8 images [rows, size, size, 3], float32 [rows, classes] in the student's class order."""
         return self.in_order(self.model(images))
 
     def in_order(self, logits: Any) -> Any:
-        """Its logits in the order of the classes of the model that learns."""
+        """Return the teacher's logits with the classes in the student's order."""
         return tf.gather(logits, self.columns, axis=-1)
 
     @property
     def sha256(self) -> str:
-        """Of all that determines its logits."""
+        """The digest of all that determines the logits."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
 def loaded(setup: Setup) -> Teacher | None:
-    """The teacher that the config names, as rank 0 reads it; None where it names none.
+    """Return the teacher that the config names, as rank 0 reads it; None where it names none.
 
     Refuses what `runs.teacher.opened` refuses, other classes, and another teacher than the run began with.
     """
@@ -101,7 +101,7 @@ def loaded(setup: Setup) -> Teacher | None:
 
 
 def note(teacher: Teacher, cfg: Config) -> str:
-    """What rank 0 writes down of a teacher."""
+    """Return rank 0's note on a teacher."""
     how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
     return f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"
 

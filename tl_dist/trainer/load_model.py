@@ -28,32 +28,33 @@ from tl_dist.trainer.setup import process_as_it_was, start_tensorflow
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and what its evaluation depends on; the same on every worker."""
+    """A trained model and all that its evaluation depends on; the same on every worker."""
 
     run: RunDir
     cfg: Config
     parallel: DataParallel
     threads: int
     model: Classifier
-    """with the weights that the run evaluates: averages, where it keeps them"""
+    """with the weights that the run evaluates: their averages, where it keeps these"""
     class_names: Sequence[str]
     step: int
     decoding: int
-    """the version of the rule by which it reads images"""
+    """the version of the rule by which images are decoded"""
     sha256: str = ""
     """of the checkpoint"""
     calibration: Calibration | None = None
-    """of this very checkpoint, where the run was calibrated: its temperature belongs to the probabilities"""
+    """of this checkpoint, where the run was calibrated: probabilities are computed with its temperature"""
     moving_statistics: bool = False
-    """whether its batch norm has moving averages as they are, which the end of the run would have settled"""
+    """whether batch norm uses moving averages that the end of the run would have recomputed"""
 
     @property
     def temperature(self) -> float:
-        """By which logits are divided."""
+        """The number by which logits are divided; 1 for a run that was not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def image_size(self) -> int:
+        """The side in pixels of the square images that the model takes."""
         return image_size_of(self.cfg)
 
 
@@ -65,12 +66,10 @@ def loaded(
     overrides: Sequence[str] = (),
     precision: str | None = None,
 ) -> Loaded:
-    """The model of a checkpoint, `at` as in `checkpoint.find`, on these workers; `cores` as for `setup`.
+    """Load the model of a checkpoint, `at` as in `checkpoint.find`, on all workers; `cores` as for `setup`.
 
-    It computes in `precision`, by default that of the run.
-
-    Rank 0 reads it, so that all have the same one, of a run that is being trained as well. Refuses what
-    `init_from.restore` refuses.
+    It computes in `precision`, by default the run's own. Rank 0 reads the checkpoint, so that all workers have the same
+    one even while the run is being trained. Refuses what `init_from.restore` refuses.
     """
     cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
     threads = start_tensorflow(cfg, cores)
@@ -78,12 +77,12 @@ def loaded(
     with parallel.scope():
         built = network_of(run, cfg, precision or identity["precision"])
         variables = {**built.moving, **built.frozen}
-        found: tuple[int, str] | None = None
+        facts: tuple[int, str] | None = None
         if parallel.rank == 0:
             saved = init_from.restore(run, cfg, built.network, variables, at)
-            found = saved.step, saved.sha256
+            facts = saved.step, saved.sha256
     parallel.broadcast(list(variables.values()))
-    step, sha256 = json.loads(parallel.gather(json.dumps(found).encode())[0])
+    step, sha256 = json.loads(parallel.gather(json.dumps(facts).encode())[0])
     model = built.trained_from(cfg.parts[-1])
     unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
     return Loaded(
@@ -103,7 +102,7 @@ def loaded(
 
 @dataclass(frozen=True)
 class Restored:
-    """A run's model, and what is known of it."""
+    """A trained model of one process, and what is known of it."""
 
     model: Any
     """uint8 images [batch, size, size, 3] -> probabilities [batch, classes]"""
@@ -111,16 +110,16 @@ class Restored:
     class_names: Sequence[str]
     checkpoint: Checkpoint
     decoding: int
-    """the version of the rule by which it reads images"""
+    """the version of the rule by which images are decoded"""
     precision: str
     trained_in: str
     """the precision of the run"""
     temperature: float | None
-    """by which the logits of a calibrated checkpoint are to be divided"""
+    """by which the logits of a calibrated checkpoint are divided"""
 
     @property
     def step(self) -> int:
-        """Of the checkpoint."""
+        """The step of the checkpoint."""
         return self.checkpoint.step
 
 
@@ -132,11 +131,10 @@ def restored(
     dense_head: bool = True,
     calibrated: bool = True,
 ) -> Restored:
-    """The model of a checkpoint, `at` as in `checkpoint.find`; `precision` in place of the run's own.
+    """Restore the model of a checkpoint, `at` as in `checkpoint.find`, in `precision`, by default the run's own.
 
-    `dense_head` as `assemble` has it. Unless `calibrated`, the temperature is left to the caller.
-
-    Refuses a run that has none, and what `init_from.restore` refuses.
+    `dense_head` as for `assemble`. With `calibrated=False` the caller has to apply the temperature. Refuses what
+    `init_from.restore` refuses.
     """
     cfg, identity = config_file.load(run.config_file), identity_of(run)
     class_names, precision = identity["class_names"], precision or identity["precision"]
@@ -144,8 +142,8 @@ def restored(
         built = network_of(run, cfg, precision)
         variables = {**built.moving, **built.frozen}
         saved = init_from.restore(run, cfg, built.network, variables, at)
-        found = calibration.of_checkpoint(run.path, saved.sha256)
-        temperature = None if found is None else found.temperature
+        fit = calibration.of_checkpoint(run.path, saved.sha256)
+        temperature = None if fit is None else fit.temperature
         head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
         backbone = registry.backbone(cfg.model.backbone)
         model = assemble(

@@ -1,7 +1,7 @@
-"""Before the first step of a pruned network: its layers are fitted to what its source says of the training images.
+"""Fit the layers of a pruned network to its source's outputs on training images, before the first step.
 
-All workers share the images, and the sums are in float64 over groups of images that do not depend on who takes which:
-so the number of workers moves the last bits alone. Rank 0 solves, and all have its solution.
+All workers share the images, and sum in float64 over groups of images that are the same for any number of workers,
+which so changes the last bits alone. Rank 0 solves the equations, and all workers get its solution.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
 KEY = "refit"
-"""in the history of a state: the number of layers that were fitted"""
+"""of the number of fitted layers, in the history of a state"""
 _GROUP_BYTES = 2**27
-"""of the inputs that a group of images is made into, at most, where one image does not need more"""
+"""bound on the size of a layer's inputs for a group of images, unless a single image exceeds it"""
 
 
 def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
@@ -58,7 +58,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
 
 
 def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
-    """What of the equations of all images the solution depends on, and whether to stop."""
+    """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
     size, crop = setup.built.image_size, setup.cfg.data.kept_fraction
     chosen = np.linspace(0, source.num_examples - 1, num_images).round().astype(np.int64)
@@ -78,6 +78,6 @@ def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
             x, y = (values.numpy().astype(np.float64) for values in of_group(group))
             squares += x
             products += y
-            # Looked for without a beat: of these all workers have the same number, and of groups they have not.
+            # Without a beat: all workers must have the same number of beats, but not of groups.
             stop = stop or (setup.is_first and setup.run.stop_requested())
     return parallel.total({"squares": squares, "products": products, "stop": float(stop)})

@@ -27,7 +27,7 @@ from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
 from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, weight_checksums
 
-_kept: list[object] = []
+_iterators: list[object] = []
 """keeps iterators alive until the process ends: destroying one waits for its threads, and was seen to hang"""
 
 
@@ -125,7 +125,7 @@ class StageTraining:
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
         batches = setup.parallel.feed(_train_batches(setup, self._stage_input, rows))
-        _kept.append(batches)
+        _iterators.append(batches)
         for report in loop.train(
             setup.state,
             batches,

@@ -40,6 +40,7 @@ class SequentialSteps:
         self._samples_times = step.gpu and step.clock is not no_clock
 
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
+        """Run n steps from step `first` on; return the sums of `train_chunk`."""
         n, nothing = tf.cast(n, tf.int32), dict.fromkeys(SUMS, 0.0)
         in_loop = n - 1 if self._samples_times else n
         sums = _graph_loop(
@@ -76,6 +77,7 @@ class PrefetchedPrefix(SequentialSteps):
     """Compute the frozen part one batch ahead, in the time in which the gradients travel."""
 
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
+        """Run n steps from step `first` on; return the sums of `train_chunk`."""
         step, n, timed = self._step, tf.cast(n, tf.int32), not self._step.gpu
         in_loop = n - 1 if self._samples_times else n
 
