@@ -32,7 +32,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.exit_records import Ending, Endings
 from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.runs.request import Request
-from tl_dist.trainer.failing import told
+from tl_dist.trainer.failing import report_error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(import_module(work).run(run, request, cores.own_share(os.environ)))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
-        return _leave(rank, *told(rank, error, shown))
+        return _leave(rank, *report_error(rank, error, shown))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -30,9 +30,9 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.lock.owner import OwningJob
-from tl_dist.trainer import agreement, cached, computed_head, distillation, model_selection, rank_zero, refit
+from tl_dist.trainer import agreement, cached, computed_head, distillation, model_selection, refit
 from tl_dist.trainer.distillation import Teacher
-from tl_dist.trainer.rank_zero import Listen, Recorder
+from tl_dist.trainer.recorder import Listen, Recorder, recorder_of
 from tl_dist.trainer.setup import Setup, StopRequested, restore
 from tl_dist.trainer.stage import StageTraining
 from tl_dist.trainer.stage_input import StageInput, from_images
@@ -51,7 +51,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
         leaks = _leak_notes(setup)
-        teacher = distillation.loaded(setup)
+        teacher = distillation.load_teacher(setup)
         agreement.prove(setup, None if teacher is None else teacher.sha256)
         if setup.is_first:
             seen.record(setup.run, setup.cfg, setup.examples.opened)
@@ -61,7 +61,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
             if restored is not None:
                 checkpointer.resume_from(restored.step)
         _same_state(setup)
-        recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
+        recorder = held.enter_context(recorder_of(setup, checkpointer, notes, listen))
         for text in leaks:
             recorder.tell({"event": "note", "text": text, "flattered": True})
         try:

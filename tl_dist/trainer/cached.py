@@ -56,17 +56,14 @@ def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32
     return features
 
 
-def is_wanted(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
-    """Return whether this stage reads features instead of images; where `auto` decides, tell `say` why, on rank 0."""
-    mode = setup.cfg.runtime.prefix_cache
-    if setup.cfg.classifier.computed or (mode == "on" and stage_input.stage.train_from != "all"):
-        return True
-    return mode == "auto" and _pays(setup, stage_input, say)
-
-
 def use_features(setup: Setup, stage_input: StageInput, say: extraction.Say) -> StageInput:
-    """Return the same stage reading features instead of images, where that is wanted, else as it is."""
-    if not is_wanted(setup, stage_input, say):
+    """Return the same stage reading features instead of images, where that is wanted, else as it is.
+
+    Where `prefix_cache: auto` decides, `say` is told why, on rank 0.
+    """
+    mode = setup.cfg.runtime.prefix_cache
+    wanted = setup.cfg.classifier.computed or (mode == "on" and stage_input.stage.train_from != "all")
+    if not wanted and not (mode == "auto" and _pays(setup, stage_input, say)):
         return stage_input
     on_features = from_features(setup, stage_input, partial(setup.stop_requested, PHASE), say)
     if on_features is None:

@@ -29,7 +29,6 @@ from tl_dist.runs import teacher as teachers
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 from tl_dist.trainer import cached, init_from
-from tl_dist.trainer.init_from import image_size_of, network_of
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput
 
@@ -60,7 +59,7 @@ class Teacher:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def loaded(setup: Setup) -> Teacher | None:
+def load_teacher(setup: Setup) -> Teacher | None:
     """Return the teacher that the config names, as rank 0 reads it; None where it names none.
 
     Refuses what `runs.teacher.opened` refuses, other classes, and another teacher than the run began with.
@@ -73,7 +72,7 @@ def loaded(setup: Setup) -> Teacher | None:
     identity, policy = identity_of(run), keras.config.dtype_policy()
     try:
         with setup.parallel.scope():
-            model = network_of(run, cfg, identity["precision"])
+            model = init_from.network_of(run, cfg, identity["precision"])
             variables = {**model.moving, **model.frozen}
             if setup.is_first:
                 init_from.restore(run, cfg, model.network, variables)
@@ -85,7 +84,7 @@ def loaded(setup: Setup) -> Teacher | None:
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": identity["precision"],
-        "image_size": image_size_of(cfg),
+        "image_size": init_from.image_size_of(cfg),
         "crop_fraction": cfg.data.kept_fraction,
     }
     teacher = Teacher(run, cfg, model, places, facts)
@@ -117,7 +116,7 @@ def add_teacher(
         return replace(stage_input, teacher=teacher.logits)
     prefix = extraction.Prefix(
         teacher.model,
-        image_size_of(teacher.cfg),
+        init_from.image_size_of(teacher.cfg),
         {"cut": "logits", **teacher.facts},
         crop_fraction=teacher.cfg.data.kept_fraction,
         shape=(len(teacher.columns),),

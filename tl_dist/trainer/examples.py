@@ -99,9 +99,8 @@ def _screened(
     """
     first, cache = parallel.rank == 0, run.path.parent
     run.beats.beat(parallel.rank, "listing files", 0, cfg.safety.alone_s if first else 0.0)
-    meet = functools.cache(
-        functools.partial(parallel.gather, b"")
-    )  # once: other ranks wait for rank 0's listing
+    # Once: the other ranks wait for rank 0's listing.
+    meet = functools.cache(functools.partial(parallel.gather, b""))
     folders = directory_cache.kept(
         cache / "listings",
         cfg.data.path or "",

@@ -20,7 +20,7 @@ _OUT_OF_MEMORY = re.compile(
 _DEVICE = re.compile(r"\b(GPU|CPU)[:_](\d+)")
 
 
-def told(rank: int, error: Exception, shown: TextIO) -> tuple[ExitCode, str, str]:
+def report_error(rank: int, error: Exception, shown: TextIO) -> tuple[ExitCode, str, str]:
     """Write one line on the error for the user; return the exit code, what happened, and the fix.
 
     A stream that cannot be written, such as a log on a full disk, does not hide the error.

@@ -22,7 +22,6 @@ from tl_dist.runs.identity import decoding_of, identity_of
 from tl_dist.scores import calibration
 from tl_dist.scores.calibration import Calibration
 from tl_dist.trainer import init_from
-from tl_dist.trainer.init_from import image_size_of, network_of
 from tl_dist.trainer.setup import process_as_it_was, start_tensorflow
 
 
@@ -55,7 +54,7 @@ class Loaded:
     @property
     def image_size(self) -> int:
         """The side in pixels of the square images that the model takes."""
-        return image_size_of(self.cfg)
+        return init_from.image_size_of(self.cfg)
 
 
 def loaded(
@@ -75,7 +74,7 @@ def loaded(
     threads = start_tensorflow(cfg, cores)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
     with parallel.scope():
-        built = network_of(run, cfg, precision or identity["precision"])
+        built = init_from.network_of(run, cfg, precision or identity["precision"])
         variables = {**built.moving, **built.frozen}
         facts: tuple[int, str] | None = None
         if parallel.rank == 0:
@@ -139,7 +138,7 @@ def restored(
     cfg, identity = config_file.load(run.config_file), identity_of(run)
     class_names, precision = identity["class_names"], precision or identity["precision"]
     with process_as_it_was():
-        built = network_of(run, cfg, precision)
+        built = init_from.network_of(run, cfg, precision)
         variables = {**built.moving, **built.frozen}
         saved = init_from.restore(run, cfg, built.network, variables, at)
         fit = calibration.of_checkpoint(run.path, saved.sha256)

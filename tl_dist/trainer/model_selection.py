@@ -20,7 +20,7 @@ from tl_dist.files.failpoint import failpoint
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer.rank_zero import Recorder
+from tl_dist.trainer.recorder import Recorder
 from tl_dist.trainer.setup import Setup
 from tl_dist.training.evaluation import MAX_LOGITS
 from tl_dist.training.monitor import Monitor, better
@@ -106,10 +106,10 @@ class ModelSelection:
             self._recorder.tell({"event": "note", "step": step, "text": text})
 
     def averages(self) -> bool:
-        """Set the weights to the mean of the best, on all workers; whether there are several to take the mean of.
+        """Set the weights to the mean of the best steps, on all workers; return False if there are too few for a mean.
 
-        The rest of the state is that of the best of them. Moving averages become the same mean, since they are what
-        is evaluated.
+        The rest of the state stays as it is at the best step. Moving averages become the same mean, since they are
+        evaluated.
         """
         steps, setup = [step for step, _ in self.best], self._setup
         if setup.cfg.checkpoint.average is None or len(steps) < 2:

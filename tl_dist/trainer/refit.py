@@ -18,7 +18,6 @@ from tl_dist.models import refit
 from tl_dist.parallel import rows_of
 from tl_dist.runs import init_from as origins
 from tl_dist.trainer import init_from
-from tl_dist.trainer.init_from import network_of
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
@@ -36,7 +35,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     setup.prepare_for("loading the source")
     run, cfg = origins.opened(setup.cfg)
     with setup.parallel.scope():
-        whole = network_of(run, cfg)
+        whole = init_from.network_of(run, cfg)
         init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}

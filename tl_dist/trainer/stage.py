@@ -19,7 +19,7 @@ from tl_dist.trainer import agreement, audit
 from tl_dist.trainer.evaluate import Evaluator
 from tl_dist.trainer.model_selection import ModelSelection
 from tl_dist.trainer.profile import Profile
-from tl_dist.trainer.rank_zero import Recorder
+from tl_dist.trainer.recorder import Recorder
 from tl_dist.trainer.setup import Setup, StopRequested, go_back
 from tl_dist.trainer.stage_input import StageInput, from_images
 from tl_dist.training import loop, optim
@@ -205,7 +205,7 @@ class StageTraining:
         """Return the figure of the averaged weights, with batch statistics of their own."""
         if self._stage_input.model.statistics:
             self._precise.compute()
-        self._evaluated_at.pop("validation", None)  # its predictions on disk become those of the average
+        self._evaluated_at.pop("validation", None)  # the predictions on disk are now the average's
         return self._selection.value_of(self._evaluate("validation"))
 
     def _next_epoch(self) -> Iterator[int]:

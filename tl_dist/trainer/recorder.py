@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
@@ -21,51 +21,29 @@ from tl_dist.training.state import Report
 Listen = Callable[[Mapping[str, Any]], None]
 
 
-class Recorder:
-    """Accept what training reports, and keep nothing: the recorder of every rank but 0."""
+class Silent:
+    """Ignore whatever a Recorder is told: the recorder of every rank but 0."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Wait for the last save."""
+        pass
 
-    def report(self, report: Report) -> None:
-        """Record a chunk of steps."""
-
-    def evaluated(self, result: Evaluation) -> None:
-        """Record the evaluation of a split."""
-
-    def images(self, images: Any, labels: Any) -> None:
-        """Show the first training images, as the network sees them."""
-
-    def tell(self, record: Mapping[str, Any]) -> None:
-        """Write one more record."""
-
-    def save(self, *, wait: bool = False) -> None:
-        """Save the state of this step, unless it is saved already."""
-
-    def save_if(self, due: bool) -> None:
-        """Save between two steps, where that is due or the last save is long ago."""
-
-    def nothing_to_save(self) -> None:
-        """Take the state of this step as saved: it was read from a checkpoint."""
-
-    def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
-        """Take this state as the run's last; `save` it as the best, where no checkpoint holds it."""
-
-    def done(self) -> None:
-        """Mark the run as done, once all figures are known."""
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
-def recorder(
+def recorder_of(
     setup: Setup, checkpointer: Checkpointer | None, notes: Sequence[str], listen: Listen | None
 ) -> Recorder:
     """Return the recorder of this worker; rank 0, which alone has a checkpointer, first records `notes`."""
-    return Recorder() if checkpointer is None else RankZero(setup, checkpointer, notes, listen)
+    if checkpointer is None:
+        return cast(Recorder, Silent())
+    return Recorder(setup, checkpointer, notes, listen)
 
 
-class RankZero(Recorder):
+class Recorder:
     """Record a run on rank 0. Saves when told, and between steps `checkpoint.every_s` after the last save.
 
     A failed save is a note; only several in a row are an error.
@@ -113,7 +91,7 @@ class RankZero(Recorder):
         self._stack.close()
 
     def report(self, report: Report) -> None:
-        """Record a chunk of steps, and what the writer has saved meanwhile."""
+        """Record a chunk of steps, and what the background writer has saved meanwhile."""
         self._metrics.train(report)
         self._settle()
 
@@ -133,7 +111,7 @@ class RankZero(Recorder):
             self._state.history["best_validation"] = {"accuracy": result.accuracy, "step": self._state.step}
 
     def images(self, images: Any, labels: Any) -> None:
-        """Show training images in TensorBoard."""
+        """Show the first training images, as the network sees them, in TensorBoard."""
         self._metrics.images(self._state.step, images, labels)
 
     def tell(self, record: Mapping[str, Any]) -> None:
@@ -141,7 +119,7 @@ class RankZero(Recorder):
         self._metrics.tell(record)
 
     def save(self, *, wait: bool = False) -> None:
-        """Save the state unless it is saved; `wait` until it is on disk."""
+        """Save the state of this step unless it is saved; `wait` until it is on disk."""
         if self._saved_step != self._state.step:
             start = time.monotonic()
             self._checkpointer.wait()  # the snapshot is written over the one before
@@ -153,16 +131,16 @@ class RankZero(Recorder):
             self._settle()
 
     def save_if(self, due: bool) -> None:
-        """Save where that is due, or `checkpoint.every_s` have passed."""
+        """Save between two steps, where that is due or `checkpoint.every_s` have passed since the last save."""
         if due or time.monotonic() - self._last_save >= self._save_every_s:
             self.save()
 
     def nothing_to_save(self) -> None:
-        """Take the state of this step as saved."""
+        """Take the state of this step as saved: it was read from a checkpoint."""
         self._saved_step = self._state.step
 
     def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
-        """Keep `best` for the summary; `save` the state as the best."""
+        """Keep `best` for the summary; `save` the state as the best, where no checkpoint holds it."""
         self._best = {"best": dict(best)}
         if save:
             self._checkpointer.save_best(self._state.step, self._state.arrays(), self._facts())
