@@ -114,9 +114,9 @@ def test_the_split_is_written_where_it_has_changed(tmp_path: Path) -> None:
 
 
 def test_versions_name_the_code_itself() -> None:
-    found = agreement.versions(CONFIG)
-    assert len(found["code"]) == 16
-    assert found["keras"].startswith("3.")
+    facts = agreement.versions(CONFIG)
+    assert len(facts["code"]) == 16
+    assert facts["keras"].startswith("3.")
 
 
 def test_the_order_and_the_split_are_part_of_what_a_run_is(tmp_path: Path) -> None:

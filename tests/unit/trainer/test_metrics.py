@@ -25,9 +25,9 @@ from tl_dist.training.state import Report
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = RunDir(tmp_path / "run")
-    made.path.mkdir()
-    return made
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    return run_dir
 
 
 def report(step: int, **changes: Any) -> Report:
@@ -90,8 +90,8 @@ def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
     second = metrics(run, from_step=20)
     second.train(report(30, mean_loss=9.0))
     second.close()
-    found = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
-    assert found == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
+    events = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
+    assert events == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
     assert run.metrics_file.read_bytes().startswith(before)
     board = EventAccumulator(str(run.tensorboard)).Reload()
     scalars = board.Scalars("train/loss")

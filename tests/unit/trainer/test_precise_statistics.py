@@ -69,11 +69,11 @@ def accuracy(net: classifier.Classifier) -> float:
     num = SPLITS["test"].num_examples
     batches = evaluation_batches(plain(SPLITS["test"], 32), num, rows=range(BATCH), global_batch=BATCH)
     judge = evaluation.evaluation_step(net, step.Objective(10, BATCH), PARALLEL, global_batch=BATCH)
-    found = evaluation.evaluate(
+    computed = evaluation.evaluate(
         "test", num, -(-num // BATCH), iter(batches), judge, PARALLEL, stop_requested=lambda: False
     )
-    assert found is not None
-    return found.accuracy
+    assert computed is not None
+    return computed.accuracy
 
 
 def statistics(net: classifier.Classifier) -> dict[str, np.ndarray]:
@@ -111,10 +111,10 @@ def test_they_are_those_of_the_1024_images_that_come_next() -> None:
     )
     conv1 = keras.Model(net.network.inputs, net.network.get_layer("conv1").output)
     outputs = np.stack([conv1(tf.cast(b.images, tf.float32) / 127.5 - 1.0) for b in batches]).astype(float)
-    found = statistics(net)
+    computed = statistics(net)
     expected = {"mean": outputs.mean(axis=(0, 1, 2, 3)), "variance": outputs.var(axis=(0, 1, 2, 3))}
     for name, value in expected.items():
-        np.testing.assert_allclose(found[f"backbone/norm1/moving_{name}"], value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(computed[f"backbone/norm1/moving_{name}"], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("at", "total_steps"), [(3000, 5000), (1000, 1000)], ids=["enough steps", "the end"])
