@@ -28,7 +28,7 @@ from tl_dist.trainer.stage_input import StageInput, TrainFeatures
 from tl_dist.training.class_weights import balanced_class_weights
 
 PHASE = "extracting features"
-"""of the heartbeats"""
+"""of heartbeats while features are computed"""
 LARGEST_ROW = 8
 """times the bytes of its image: reading a larger row is not much faster than computing it"""
 

@@ -93,7 +93,7 @@ def load_teacher(setup: Setup) -> Teacher | None:
         raise Refusal(
             f"distill.teacher {run.path} is not what {setup.run.path} began with: its outputs are determined by "
             f"sha256 {teacher.sha256[:12]}, not {began_with[:12]}.",
-            fix="say where that one lies now (distill.teacher=DIRECTORY), or start a new run with another name=NAME.",
+            fix="set distill.teacher to the directory of that teacher, or start a new run with another name=NAME.",
             code=ExitCode.UNSAFE,
         )
     return teacher

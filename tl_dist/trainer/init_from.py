@@ -95,7 +95,7 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
     frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
     if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
-            f"run {run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
+            f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )

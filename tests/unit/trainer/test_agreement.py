@@ -169,13 +169,13 @@ def test_rows_that_are_shared_out_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "said"),
+    ("others", "message"),
     [
         (range(3, 7), "row 3 of each batch of 7 is read by 2 workers"),
         (range(5, 7), "row 4 of each batch of 7 is read by 0 workers"),
         (range(4, 9), "workers read 9 rows of each batch of 7"),
     ],
 )
-def test_rows_that_overlap_or_are_left_out_are_refused(others: range, said: str) -> None:
-    with pytest.raises(Refusal, match=said):
+def test_rows_that_overlap_or_are_left_out_are_refused(others: range, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
         agreement.prove_rows(TwoRanks(others, 7), range(4), 7)  # type: ignore[arg-type]

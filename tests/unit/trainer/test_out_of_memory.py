@@ -49,7 +49,7 @@ def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "where"),
+    ("kind", "message", "where"),
     [
         (
             "ResourceExhaustedError",
@@ -64,8 +64,8 @@ def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
         ("InvalidArgumentError", "Incompatible shapes: [3] vs. [4]", None),
     ],
 )
-def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, said: str, where: str | None) -> None:
-    answer = out_of_memory(getattr(tf.errors, kind)(None, None, said))
+def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, message: str, where: str | None) -> None:
+    answer = out_of_memory(getattr(tf.errors, kind)(None, None, message))
     assert (answer and answer.what.partition(" is not enough")[0]) == (where and f"the memory of {where}")
 
 

@@ -81,9 +81,9 @@ def statistics(net: classifier.Classifier) -> dict[str, np.ndarray]:
 
 
 def test_a_short_run_is_evaluated_by_what_its_weights_give_and_goes_on_undisturbed() -> None:
-    net, said = trained(), []
+    net, notes = trained(), []
     moving, stale = statistics(net), accuracy(net)
-    precise = precise_of(net, said.append)
+    precise = precise_of(net, notes.append)
     with precise.in_force():
         first, fitting = statistics(net), accuracy(net)
     assert stale < 0.6 and fitting > 0.9
@@ -92,7 +92,7 @@ def test_a_short_run_is_evaluated_by_what_its_weights_give_and_goes_on_undisturb
     for path, value in statistics(net).items():
         np.testing.assert_array_equal(value, moving[path])
         np.testing.assert_array_equal(again[path], first[path])  # of the weights and the step alone
-    (record,) = said
+    (record,) = notes
     assert record["text"].startswith(
         "before step 3,000 batch norm is evaluated by statistics recomputed over 1,024 training images"
     )
@@ -119,12 +119,12 @@ def test_they_are_those_of_the_1024_images_that_come_next() -> None:
 
 @pytest.mark.parametrize(("at", "total_steps"), [(3000, 5000), (1000, 1000)], ids=["enough steps", "the end"])
 def test_statistics_that_have_moved_enough_or_are_computed_for_good_stay(at: int, total_steps: int) -> None:
-    net, said = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999), []
+    net, notes = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999), []
     before = statistics(net)
-    with precise_of(net, said.append, at=at, total_steps=total_steps).in_force():
+    with precise_of(net, notes.append, at=at, total_steps=total_steps).in_force():
         for path, value in statistics(net).items():
             np.testing.assert_array_equal(value, before[path])
-    assert not said
+    assert not notes
 
 
 def test_where_no_statistic_moves_none_is_recomputed() -> None:
