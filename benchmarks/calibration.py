@@ -24,7 +24,7 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, conformal, figures, neighbours
-from tl_dist.trainer.loaded import Loaded, loaded
+from tl_dist.trainer.load_model import Loaded, loaded
 from tl_dist.trainer.predict import predict
 from tl_dist.trainer.setup import process_as_it_was
 

@@ -142,7 +142,7 @@ class Run:
         `Refusal` without a checkpoint, and for a name for which there is nothing.
         """
         from tl_dist.datasets.unlabelled import listed, unreadable
-        from tl_dist.trainer.loaded import loaded
+        from tl_dist.trainer.load_model import loaded
         from tl_dist.trainer.predict import predicted
         from tl_dist.trainer.setup import process_as_it_was
 
@@ -164,7 +164,7 @@ class Run:
         from tl_dist.launcher import read_only
         from tl_dist.tools.calibrate.command import keep
         from tl_dist.tools.calibrate.work import calibrate
-        from tl_dist.trainer.loaded import loaded
+        from tl_dist.trainer.load_model import loaded
         from tl_dist.trainer.setup import process_as_it_was
 
         with process_as_it_was(), read_only.directory() as place:
@@ -207,7 +207,7 @@ class Run:
         holds but for batch norm, whose moving statistics are taken as they are. Made of Keras's own
         layers. Raises `Refusal` without a checkpoint.
         """
-        from tl_dist.trainer.restored import restored
+        from tl_dist.trainer.load_model import restored
 
         return restored(self._directory, at).model
 

@@ -189,7 +189,7 @@ def test_litert(run: tl.Run, folder: Path, tmp_path: Path, numbers: str) -> None
 
 def test_eight_bits_keep_what_a_logistic_regression_tells_apart(folder: Path, tmp_path: Path) -> None:
     """Features of unlike scale, standardized before the fit: their weights are as unlike."""
-    from tl_dist.trainer.restored import restored
+    from tl_dist.trainer.load_model import restored
 
     config = folder / "logistic.yaml"
     text = CONFIG.format(path=folder / "images", precision="float32", resize="resize: stretch")

@@ -23,7 +23,7 @@ from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.command import Images, explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
-from tl_dist.trainer.loaded import loaded
+from tl_dist.trainer.load_model import loaded
 from tl_dist.trainer.setup import process_as_it_was
 
 SIDE, MARKER = 64, 14

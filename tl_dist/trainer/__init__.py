@@ -1,1 +1,1 @@
-"""One process of a run, from its run directory to its exit code; `attempt` tells the story."""
+"""Run one worker process, from its run directory to its exit code; start reading at `attempt`."""

@@ -1,9 +1,9 @@
-"""One process's life: wire everything from the run directory, drive the loop, leave with an exit code.
+"""Run one worker process: train a run, or do a tool's work on it, and end with an exit code.
 
     python -m tl_dist.trainer RUN_DIR [REQUEST]
 
-REQUEST is a file of `runs.request`: what a tool asks for; without one, the run is trained.
-Started by `tl-dist`, horovodrun, mpirun or srun; all it knows comes from RUN_DIR/config.yaml and the environment.
+REQUEST is a tool's request, a file of `runs.request`; without one, the run is trained.
+`tl-dist`, horovodrun, mpirun or srun starts it; all its settings come from RUN_DIR/config.yaml and the environment.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.exit_records import Ending, Endings
 from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.runs.request import Request
-from tl_dist.trainer.failing import told
+from tl_dist.trainer.failing import report_error
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one worker and return its exit code; a refusal is one line on standard error, `refused: rank R: ...`."""
+    """Run one worker and return its exit code; a refusal is one line on standard error: `refused: rank R: ...`."""
     options = _parser().parse_args(arguments)
-    os.umask(0o077)  # a run is private, whoever starts its workers
+    os.umask(0o077)  # a run is private, however its workers are started
     allow_many_open_files()
     rank = rank_layout.rank_in(os.environ)
     shown = sys.stderr
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(import_module(work).run(run, request, cores.own_share(os.environ)))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
-        return _leave(rank, *told(rank, error, shown))
+        return _leave(rank, *report_error(rank, error, shown))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,21 +69,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work_of(file: Path) -> tuple[str, Request]:
-    """The module that answers a request, by the name of its tool, and the request."""
+    """Return the name of the module that answers a request, and the request."""
     fields = json.loads(read_file(file, max_bytes=limits.RUN_JSON))
     package = f"tl_dist.tools.{fields.pop('tool')}"
     return f"{package}.work", import_module(package).Request(**fields)
 
 
 def import_keras() -> None:
-    """Keras and TensorFlow, without what Keras imports where it finds it, for wrappers that no worker uses.
+    """Import Keras and TensorFlow without the optional packages that Keras imports for wrappers that no worker uses.
 
-    Those are scikit-learn, with SciPy's statistics, matplotlib, pandas, with PyArrow, and IPython: 1,100 of 4,200
-    modules, and a third of the time that the import takes on each worker. Whoever needs one of them imports it
-    afterwards, as always.
+    These are scikit-learn (with SciPy's statistics), matplotlib, pandas (with PyArrow) and IPython: 1,100 of 4,200
+    modules, and a third of the import time of each worker. Code that needs one of them imports it afterwards as usual.
 
-    What the modules hold lives as long as the process: the garbage collector waits, and then never looks at it again.
-    That is 1.5 of 4.4 CPU seconds of a worker with a hundred short steps, in the import, while tracing and at the exit.
+    Modules live as long as the process, so garbage collection is off during the import and then skips all that was
+    imported: it would take 1.5 of 4.4 CPU seconds of a worker with a hundred short steps.
     """
     optional = {"sklearn", "matplotlib", "pandas", "IPython"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(optional))  # type: ignore[arg-type]  # None: the import fails
@@ -108,8 +107,8 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
             from tl_dist.terminal.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
-        made = setup(run, cores=cores.own_share(os.environ))
-        return attempt.train(made, job=_slurm_job(os.environ), listen=listen)
+        worker = setup(run, cores=cores.own_share(os.environ))
+        return attempt.train(worker, job=_slurm_job(os.environ), listen=listen)
 
 
 def _slurm_job(env: Mapping[str, str]) -> OwningJob | None:
@@ -120,7 +119,7 @@ def _slurm_job(env: Mapping[str, str]) -> OwningJob | None:
 
 
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
-    """End at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
+    """Exit at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
     if (endings := Endings.from_env(os.environ)) is not None:
         endings.write(Ending(rank, code, what, fix))
     for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
@@ -130,18 +129,18 @@ def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
 
 
 def _stop_on_signals(run: RunDir) -> None:
-    """A signal only leaves a mark; the loop stops at a step boundary that all workers agree on."""
+    """Let a signal only request a stop; the loop stops at a step boundary that all workers agree on."""
 
-    def leave_mark(*_: object) -> None:
+    def request_stop(*_: object) -> None:
         with contextlib.suppress(OSError):
             run.request_stop()
 
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, leave_mark)
+        signal.signal(name, request_stop)
 
 
 def _log_to_file(path: Path, *, keep_output: bool) -> Any:
-    """Send this process's noise to its own log, append mode; returns the stream that a person still sees."""
+    """Append this process's output to its own log; return the stream that the user still sees."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = os.fdopen(os.dup(2), "w", buffering=1)
     log = open_to_append(path)

@@ -1,4 +1,4 @@
-"""The proof that all workers run the same thing, before the first step and while they train."""
+"""Prove that all workers run the same thing, before the first step and while they train."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ _code_digest = functools.cache(extensions.code_digest)
 
 
 def versions(cfg: Config, code: str | None = None) -> dict[str, str]:
-    """What this worker computes with: library versions, and digests of this package's code and of a strategy's.
+    """Return the versions of the libraries of this worker, and digests of this package's code and of its strategy's.
 
-    `code`: the first of these digests, where it is known.
+    `code` is the digest of this package's code, where it is known.
     """
-    found = {"python": platform.python_version(), "code": code or _code_digest(_CODE)}
+    facts = {"python": platform.python_version(), "code": code or _code_digest(_CODE)}
     for package in ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy"):
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
             continue
     if cfg.strategy not in registry.STRATEGIES:
-        found["strategy"] = " ".join(registry.code_of(registry.STRATEGY, cfg.strategy).values())
-    return found
+        facts["strategy"] = " ".join(registry.code_of(registry.STRATEGY, cfg.strategy).values())
+    return facts
 
 
 def code_of(parallel: DataParallel) -> str:
-    """The digest of this package's code, read by one worker of each host: hundreds of files. Blocks."""
+    """Return the digest of this package's code: hundreds of files, read by one worker of each host. Blocks."""
     place = json.dumps([socket.gethostname(), str(_CODE)]).encode()
     places = parallel.gather(place)
     reader = places.index(place)
@@ -58,7 +58,7 @@ def code_of(parallel: DataParallel) -> str:
 
 
 def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
-    """Refuses unless all workers have one code, config, data set and plan of collectives, and the run's own."""
+    """Refuse workers whose code, config, data set or plan of collectives differs from another's, or from the run's."""
     cfg, examples, built = setup.cfg, setup.examples, setup.built
     facts: dict[str, Any] = {
         "trajectory": config_file.trajectory(cfg),
@@ -73,7 +73,7 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
         "collectives": plan(setup.model.moving),
     }
     if cfg.model.batch_norm == "train":
-        # What a replica's own batch statistics depend on: the one setting by which the worker count is visible.
+        # Batch statistics of a replica depend on these: the only setting in which the worker count shows.
         facts["batch_statistics_of"] = [setup.parallel.num_replicas, cfg.accumulate]
     if built.origin_sha256 is not None:
         facts["source_sha256"] = built.origin_sha256
@@ -92,9 +92,9 @@ def prove(setup: Setup, teacher_sha256: str | None = None) -> None:
 
 
 def _write_split(path: Path, splits: Splits) -> None:
-    """Which example is in which split, unless the file says so already: that of ImageNet is 49 MB."""
-    content = json.dumps(found := manifest(splits)).encode()
-    begin = json.dumps({"digest": found["digest"]}).encode().rstrip(b"}")
+    """Write which example is in which split, unless the file is up to date: ImageNet's has 49 MB."""
+    content = json.dumps(table := manifest(splits)).encode()
+    begin = json.dumps({"digest": table["digest"]}).encode().rstrip(b"}")
     with suppress(OSError):
         if path.lstat().st_size == len(content) and read_slice(path, 0, len(begin)) == begin:
             return
@@ -102,30 +102,30 @@ def _write_split(path: Path, splits: Splits) -> None:
 
 
 def plan(variables: Mapping[str, Any]) -> str:
-    """Digest of the order, names, types and shapes of what is reduced: the collectives that each worker will call."""
+    """Return a digest of the order, names, types and shapes of what each worker reduces."""
     lines = [f"{path} {v.dtype.name} {tuple(v.shape)}" for path, v in variables.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def agree(parallel: DataParallel, facts: Mapping[str, Any]) -> None:
-    """Compare `facts` over all workers; refuses (78) with the first rank and key that differ from rank 0."""
+    """Compare `facts` over all workers; refuse (78) with the first rank and key that differ from rank 0."""
     mine = json.dumps(facts, sort_keys=True).encode()
     if len(set(parallel.gather(hashlib.sha256(mine).digest()))) == 1:
-        return  # the facts themselves, some 15 KB of each worker, travel only where they differ
-    everyone = [json.loads(text) for text in parallel.gather(mine)]
-    for rank, theirs in enumerate(everyone):
-        for key in sorted(everyone[0].keys() | theirs.keys()):
-            if theirs.get(key) != everyone[0].get(key):
+        return  # the facts themselves, some 15 KB per worker, travel only where they differ
+    reports = [json.loads(text) for text in parallel.gather(mine)]
+    for rank, theirs in enumerate(reports):
+        for key in sorted(reports[0].keys() | theirs.keys()):
+            if theirs.get(key) != reports[0].get(key):
                 raise Refusal(
                     f"rank {rank} and rank 0 disagree on {key}: "
-                    f"{_short(theirs.get(key))} against {_short(everyone[0].get(key))}.",
+                    f"{_short(theirs.get(key))} against {_short(reports[0].get(key))}.",
                     fix="run all workers from one environment, one checkout and one data directory.",
                     code=ExitCode.UNSAFE,
                 )
 
 
 def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
-    """Refuses (70) unless each row of the global batch is read by exactly one worker; `rows` are this one's."""
+    """Refuse (70) unless exactly one worker reads each row of the global batch; `rows` are this worker's."""
     readers = np.zeros(global_batch)
     readers[rows.start : rows.stop] += 1
     totals = parallel.total({"readers": readers, "rows": len(rows)})
@@ -144,20 +144,20 @@ def prove_rows(parallel: DataParallel, rows: range, global_batch: int) -> None:
 def compare_weights(
     parallel: DataParallel, rows: NDArray[np.float64], names: Sequence[str], step: int
 ) -> None:
-    """Refuses (76, to restart from the last checkpoint) when the weights of two replicas differ.
+    """Refuse (76, to restart from the last checkpoint) when the weights of two replicas differ.
 
-    `rows` is [replica of this process, variable]: checksums below 2**40. Names the first replica that differs from
-    replica 0 and its first variable. What travels does not grow with the workers, but where they differ.
+    `rows` is [replica of this process, variable]: checksums below 2**40. The refusal names the first replica that
+    differs from replica 0, and its first variable. Traffic grows with the number of workers only where they differ.
     """
-    # n numbers are equal if and only if n times the sum of their squares is the square of their sum. In two halves,
-    # every sum is exact in float64, and its square in 64 bits, for 2,048 replicas.
+    # n numbers are equal if and only if n times the sum of their squares is the square of their sum. In two halves of
+    # 20 bits, every sum is exact in float64, and its square in 64 bits, for up to 2,048 replicas.
     low, high = rows % 2**20, rows // 2**20
     sums = {"low": low.sum(0), "high": high.sum(0), "low2": (low**2).sum(0), "high2": (high**2).sum(0)}
     total = {key: np.rint(value).astype(np.int64) for key, value in parallel.total(sums).items()}
     if all(np.array_equal(parallel.num_replicas * total[f"{k}2"], total[k] ** 2) for k in ("low", "high")):
         return
-    everyones = [np.frombuffer(text).reshape(-1, len(names)) for text in parallel.gather(rows.tobytes())]
-    checksums = np.concatenate(everyones)
+    tables = [np.frombuffer(text).reshape(-1, len(names)) for text in parallel.gather(rows.tobytes())]
+    checksums = np.concatenate(tables)
     different = np.argwhere(checksums != checksums[0])
     replica, variable = different[0]
     raise Refusal(

@@ -1,7 +1,18 @@
-"""One attempt at a run: from the newest checkpoint through the stages that are left, to DONE or a stop.
+"""Train a run from its newest checkpoint through the stages that are left, to DONE or a stop: one attempt.
 
-Start here to read how a run goes. What each worker holds is made by `setup`, what falls due between the steps of a
-stage is in `stage`, the loop over steps in `training.loop`, and a step's arithmetic in `training.step`.
+Start here to read how a run is trained. The calls from a worker's process to a gradient, in order:
+
+1. `trainer.__main__.main` parses the arguments; its `_train` builds what the worker holds (`trainer.setup.setup`).
+2. `trainer.attempt.train` restores the newest checkpoint, and proves that all workers agree.
+3. `trainer.attempt._train_stage` adapts what the stage reads: images, a teacher's logits, cached features.
+4. `trainer.stage.StageTraining.run` trains and evaluates the stage, and chooses its weights.
+5. `trainer.stage.StageTraining._train` does what falls due between steps: evaluate, compare weights, save.
+6. `training.loop.train` runs one chunk of steps after another; it yields a report of each.
+7. `training.chunk.SequentialSteps.run_steps` loops over the steps of a chunk in the graph.
+8. `training.step.TrainStep.__call__` computes one step: forward, backward, reduce, update.
+9. `training.step.TrainStep._forward_backward` computes the gradient of a micro-batch, called by `gradients`.
+
+A stop is a `StopRequested`, raised at the same step on all workers from wherever it was noticed, and caught in `train`.
 """
 
 from __future__ import annotations
@@ -19,10 +30,10 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.lock.owner import OwningJob
-from tl_dist.trainer import agreement, cached, decidable, distillation, rank_zero, refit
+from tl_dist.trainer import agreement, cached, computed_head, distillation, model_selection, refit
 from tl_dist.trainer.distillation import Teacher
-from tl_dist.trainer.rank_zero import Listen, Recorder
-from tl_dist.trainer.setup import Setup, restore
+from tl_dist.trainer.recorder import Listen, Recorder, recorder_of
+from tl_dist.trainer.setup import Setup, StopRequested, restore
 from tl_dist.trainer.stage import StageTraining
 from tl_dist.trainer.stage_input import StageInput, from_images
 
@@ -32,15 +43,15 @@ REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None = None) -> ExitCode:
     """Train from the newest checkpoint to the end, then evaluate every held-out split. Returns DONE or REQUEUE.
 
-    `job` is the Slurm job that this is a part of; `listen` gets each record that rank 0 writes down.
+    `job` is the Slurm job that this process belongs to; `listen` gets each record that rank 0 writes.
     """
-    decidable.refuse(setup.cfg, setup.splits)
+    model_selection.refuse_undecidable(setup.cfg, setup.splits)
     with ExitStack() as held, setup.parallel.naming_lost_peers():
-        held.callback(setup.run.beats.space, 0.0)  # the last word of this worker, before it ends
+        held.callback(setup.run.beats.space, 0.0)  # the last heartbeat of this worker, before it ends
         checkpointer = held.enter_context(_checkpointer(setup, job, held)) if setup.is_first else None
         setup.beat("starting")
-        flattered = _flattered(setup)
-        teacher = distillation.loaded(setup)
+        leaks = _leak_notes(setup)
+        teacher = distillation.load_teacher(setup)
         agreement.prove(setup, None if teacher is None else teacher.sha256)
         if setup.is_first:
             seen.record(setup.run, setup.cfg, setup.examples.opened)
@@ -50,10 +61,15 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
             if restored is not None:
                 checkpointer.resume_from(restored.step)
         _same_state(setup)
-        recorder = held.enter_context(rank_zero.recorder(setup, checkpointer, notes, listen))
-        for text in flattered:
+        recorder = held.enter_context(recorder_of(setup, checkpointer, notes, listen))
+        for text in leaks:
             recorder.tell({"event": "note", "text": text, "flattered": True})
-        finished = all(_train_stage(setup, stage, teacher, recorder) for stage in setup.stages_left)
+        try:
+            for stage in setup.stages_left:
+                _train_stage(setup, stage, teacher, recorder)
+            finished = True
+        except StopRequested:
+            finished = False
         setup.beat("saving", alone=True)
         recorder.save(wait=True)
         if finished:
@@ -62,7 +78,7 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
 
 
 def _checkpointer(setup: Setup, job: OwningJob | None, held: ExitStack) -> Checkpointer:
-    """The run's only writer of checkpoints: takes the lock, and removes what an earlier owner left unfinished."""
+    """Take the run's lock, and return its only writer of checkpoints; remove what an earlier owner left unfinished."""
     # A job that was requeued may start while the heartbeat of its first life, on another host, is still fresh.
     wait_s = REQUEUE_WAIT_S if job and job.restart_count else 0.0
     lock = held.enter_context(Lock.acquire(setup.run, job=job, wait_s=wait_s))
@@ -80,37 +96,24 @@ def _same_state(setup: Setup) -> None:
     state.agree_on(*json.loads(first))
 
 
-def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: Recorder) -> bool:
-    """Do what is left of a stage; whether its end was reached, rather than a stop."""
-    first_step = setup.state.step
+def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, recorder: Recorder) -> None:
+    """Do what is left of a stage."""
+    begins = setup.state.step == stage.first_step
     setup.prepare_for(f"preparing stage {stage.number + 1}")
-    given = from_images(setup, stage)
-    for text in _of_stage(setup, given):
+    stage_input = from_images(setup, stage)
+    for text in _stage_notes(setup, stage_input):
         recorder.tell({"event": "note", "text": text})
-    if not refit.refitted(setup, recorder.tell):
-        return False
-    if stage.number and first_step == stage.first_step:
+    refit.fit_layers(setup, recorder.tell)
+    if stage.number and begins:
         setup.optimizer.begin(stage.number)
-    stop_requested = partial(setup.stop_requested, "extracting features")
-    if teacher is not None and first_step < stage.end:
-        taught = distillation.by(teacher, setup, given, stop_requested, recorder.tell)
-        if taught is None:
-            return False
-        given = taught
-    if cached.is_wanted(setup, given, recorder.tell):
-        features = cached.from_features(setup, given, stop_requested, recorder.tell)
-        if features is None:
-            return False
-        given = features
-    computed = setup.cfg.classifier.computed and first_step == 0
-    if computed and not cached.fit_head(setup, given, recorder.tell):
-        return False
+    for adapt in (partial(distillation.add_teacher, teacher), cached.use_features, computed_head.fit_head):
+        stage_input = adapt(setup, stage_input, recorder.tell)
     setup.prepare_for(f"compiling stage {stage.number + 1}")
-    return StageTraining(setup, given, recorder).run()
+    StageTraining(setup, stage_input, recorder).run()
 
 
-def _flattered(setup: Setup) -> list[str]:
-    """What is to be said of held-out images that were seen before this run; it is refused before it begins."""
+def _leak_notes(setup: Setup) -> list[str]:
+    """Return notes on held-out images that were seen before this run; refuse a new run that may not have seen any."""
     run, begun = setup.run, setup.run.read_identity() is not None
     setup.beat("comparing with what its start has seen", alone=True)
     if not setup.is_first:
@@ -119,7 +122,7 @@ def _flattered(setup: Setup) -> list[str]:
 
 
 def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
-    """What rank 0 writes down before anything else."""
+    """Return the notes that rank 0 records before any other."""
     notes, bad = [], setup.examples.bad
     if bad:
         several = "s" if len(bad) > 1 else ""
@@ -141,31 +144,32 @@ def _notes(setup: Setup, teacher: Teacher | None) -> list[str]:
 
 
 def _how_mixed(setup: Setup) -> str:
+    """Describe how well block-wise shuffling mixes the classes, beside a full shuffle."""
     order, labels = setup.order, setup.splits["train"].labels
-    ours, full = (batch_deviation(made, labels) for made in (order, replace(order, block=0)))
+    ours, full = (batch_deviation(shuffled, labels) for shuffled in (order, replace(order, block=0)))
     return (
         f"shuffled in blocks of {order.block:,} and windows of {order.window:,}: the classes of a batch deviate by "
         f"{ours:.3f} from those of the set, {full:.3f} if fully shuffled"
     )
 
 
-def _of_stage(setup: Setup, given: StageInput) -> list[str]:
-    """What rank 0 writes down of a stage that begins or resumes."""
-    notes, stage = [], given.stage
+def _stage_notes(setup: Setup, stage_input: StageInput) -> list[str]:
+    """Return the notes that rank 0 records when a stage begins or resumes."""
+    notes, stage = [], stage_input.stage
     if setup.cfg.stages:
         notes.append(
             f"stage {stage.number + 1} of {len(setup.stages)}: train_from '{stage.train_from}' to step {stage.end}"
         )
     if stage.optimizer.layer_decay < 1 and stage.train_from != "head":
-        notes.append(_rates(setup, given))
+        notes.append(_rates(setup, stage_input))
     return notes
 
 
-def _rates(setup: Setup, given: StageInput) -> str:
-    """What layer_decay makes of the learning rate: published values mean little without the number of blocks."""
-    settings = given.stage.optimizer
-    path, factor = setup.optimizer.slowest(given.stage.number)
-    blocks = {depth for path, depth in setup.model.depths.items() if path in given.model.trainable}
+def _rates(setup: Setup, stage_input: StageInput) -> str:
+    """Describe the learning rates under layer_decay: published values mean little without the number of blocks."""
+    settings = stage_input.stage.optimizer
+    path, factor = setup.optimizer.slowest(stage_input.stage.number)
+    blocks = {depth for path, depth in setup.model.depths.items() if path in stage_input.model.trainable}
     return (
         f"layer_decay {settings.layer_decay:g} over {len(blocks)} block{'s' * (len(blocks) > 1)}: "
         f"{path.split('/')[1]} learns at {settings.learning_rate * factor:.2g}, "

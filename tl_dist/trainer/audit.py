@@ -1,4 +1,4 @@
-"""What became of the batch-norm layers of a run: measured on every worker, not read from the config."""
+"""Record what became of the batch-norm layers of a run, as measured on every worker, not as configured."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tl_dist.parallel import DataParallel
 
 
 def statistics(model: Classifier) -> dict[str, np.ndarray]:
-    """A host copy of the moving statistics of every batch-norm layer, by path."""
-    found = {**model.moving, **model.frozen}
-    return {path: np.array(v.numpy()) for path, v in found.items() if path.endswith(MOVING)}
+    """Return a host copy of the moving statistics of every batch-norm layer, by path."""
+    variables = {**model.moving, **model.frozen}
+    return {path: np.array(v.numpy()) for path, v in variables.items() if path.endswith(MOVING)}
 
 
 def batch_norm(
     model: Classifier, policy: str, start: Mapping[str, np.ndarray], parallel: DataParallel
 ) -> dict[str, Any] | None:
-    """A record of every batch-norm layer, the same on every worker; None where there is none. Blocks.
+    """Return a record of every batch-norm layer, the same on every worker; None where there is none. Blocks.
 
-    `model` trains what any stage trains, `start` is what `statistics` gave before the first step. Of each layer: is
-    its scale or offset trained, how does it normalize in training, did its statistics move, and how far are those of
-    the workers apart (largest absolute difference from their mean).
+    `model` trains what any stage trains; `start` is the result of `statistics` before the first step. The record tells
+    for each layer whether its scale or offset is trained, how it normalizes in training, whether its statistics
+    moved, and the largest absolute difference of a worker's statistics from the mean over all workers.
     """
     now = statistics(model)
     if not now:
@@ -33,7 +33,7 @@ def batch_norm(
     mean = {path: total / parallel.world_size for path, total in parallel.total(now).items()}
     spread = np.zeros((parallel.world_size, len(now)))
     spread[parallel.rank] = [float(np.abs(value - mean[path]).max()) for path, value in now.items()]
-    apart = dict(zip(now, parallel.total({"spread": spread})["spread"].max(axis=0).tolist(), strict=True))
+    spreads = dict(zip(now, parallel.total({"spread": spread})["spread"].max(axis=0).tolist(), strict=True))
     moving = "sync" if policy == "auto" else policy
     layers = []
     for layer in filter(is_batch_norm, model.network.layers):
@@ -45,7 +45,7 @@ def batch_norm(
                 "trainable": any(f"{path}/{name}" in model.trainable for name in ("gamma", "beta")),
                 "mode": moving if any(p in model.statistics for p in own) else "inference",
                 "statistics_moved": any(not np.array_equal(now[p], start[p]) for p in own),
-                "spread": max(apart[p] for p in own),
+                "spread": max(spreads[p] for p in own),
             }
         )
     return {"event": "batch_norm", "policy": policy, "layers": layers}

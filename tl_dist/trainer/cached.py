@@ -1,9 +1,8 @@
-"""The frozen part of a stage's model computed once: its outputs in place of images, and heads computed from them."""
+"""Compute the frozen part of a stage's model once, and read its outputs, the features, instead of images."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,29 +16,30 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
-from tl_dist.features import classifiers, extraction
+from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
 from tl_dist.features.classifiers import nested, selection
-from tl_dist.features.classifiers.regressions import Stopped, watching
+from tl_dist.features.classifiers.regressions import watching
 from tl_dist.features.stored import FeatureSet
-from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.trainer import projector
-from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput, TrainFeatures
 from tl_dist.training.class_weights import balanced_class_weights
 
+PHASE = "extracting features"
+"""of heartbeats while features are computed"""
 LARGEST_ROW = 8
-"""times the bytes of its image: from there on, reading a row back is no longer much faster than computing it"""
+"""times the bytes of its image: reading a larger row is not much faster than computing it"""
 
 
 def finder(
-    setup: Setup, given: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
+    setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> Callable[..., FeatureSet | None]:
-    """`extraction.cached` of this stage's frozen part; what is left open: source, augmentations, split."""
+    """Return `extraction.cached` of this stage's frozen part as a function of source, augmentations and split."""
     return partial(
         extraction.cached,
-        prefix=prefix_of(setup, given),
+        prefix=prefix_of(setup, stage_input),
         root=setup.run.path.parent / "features",
         parallel=setup.parallel,
         stop_requested=stop_requested,
@@ -48,37 +48,44 @@ def finder(
     )
 
 
-def normalized(setup: Setup, given: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features as the head gets them."""
+def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return features as the head gets them."""
     if not setup.cfg.model.normalize:
         return values
-    found: NDArray[np.float32] = given.model.normalized(tf.constant(values)).numpy()
-    return found
+    features: NDArray[np.float32] = stage_input.model.normalized(tf.constant(values)).numpy()
+    return features
 
 
-def is_wanted(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
-    """Whether this stage reads features in place of images; where `auto` decides, `say` is told why, on rank 0."""
-    cached = setup.cfg.runtime.prefix_cache
-    if setup.cfg.classifier.computed or (cached == "on" and given.stage.train_from != "all"):
-        return True
-    return cached == "auto" and _pays(setup, given, say)
+def use_features(setup: Setup, stage_input: StageInput, say: extraction.Say) -> StageInput:
+    """Return the same stage reading features instead of images, where that is wanted, else as it is.
+
+    Where `prefix_cache: auto` decides, `say` is told why, on rank 0.
+    """
+    mode = setup.cfg.runtime.prefix_cache
+    wanted = setup.cfg.classifier.computed or (mode == "on" and stage_input.stage.train_from != "all")
+    if not wanted and not (mode == "auto" and _pays(setup, stage_input, say)):
+        return stage_input
+    on_features = from_features(setup, stage_input, partial(setup.stop_requested, PHASE), say)
+    if on_features is None:
+        raise StopRequested
+    return on_features
 
 
 def from_features(
-    setup: Setup, given: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
+    setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> StageInput | None:
-    """The same stage on the outputs of its frozen part, computed now or found computed; all splits are read from there.
+    """Return the same stage with all splits read from the outputs of its frozen part, which are computed if missing.
 
-    None when asked to stop before the end.
+    Returns None if a stop was requested.
     """
-    find = finder(setup, given, stop_requested, say)
+    find = finder(setup, stage_input, stop_requested, say)
     evaluated = setup.cfg.evaluation.views
-    on_features = replace(given, model=given.model.on_features())
-    read = dict(given.read)
+    on_features = replace(stage_input, model=stage_input.model.on_features())
+    read = dict(stage_input.read)
     for names, source in _sets(setup):
         views = _views(setup, names)
         share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
-        # A pool is read only where all of it can be read: only a split of its own can hold a bad example.
+        # A whole pool is kept only where no example is bad, so a bad one belongs to a set of a single split.
         with setup.examples.naming_bad(names[0], partial(iter, share)):
             features = find(source, augmentations=views, split=" and ".join(names))
         if features is None:
@@ -101,40 +108,40 @@ def from_features(
     return replace(on_features, read=read)
 
 
-def prefix_of(setup: Setup, given: StageInput) -> extraction.Prefix:
-    """The frozen part of a stage's model, and what determines its outputs."""
+def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
+    """Return the frozen part of a stage's model, and what determines its outputs."""
     backbone = setup.cfg.model.backbone
     facts: dict[str, Any] = {
         "backbone": backbone,
-        "cut": given.model.cut_at,
-        "frozen_sha256": given.model.frozen_digest(),
+        "cut": stage_input.model.cut_at,
+        "frozen_sha256": stage_input.model.frozen_digest(),
         "precision": setup.precision,
     }
     if backbone not in registry.BACKBONES:
         facts["code"] = registry.code_of(registry.BACKBONE, backbone)["code"]
     return extraction.Prefix(
-        given.model.prefix,
+        stage_input.model.prefix,
         setup.built.image_size,
         facts,
         setup.cfg.features.dtype,
         setup.cfg.data.kept_fraction,
-        given.model.prefix_shape,
+        stage_input.model.prefix_shape,
     )
 
 
 def refer(setup: Setup, features: FeatureSet) -> None:
-    """Note in the run directory that the run reads this set."""
+    """Record in the run directory that the run reads this feature set."""
     if setup.is_first:
         setup.run.refer_to_features(features.directory.name)
 
 
 def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
-    """Which splits are kept in one feature set, and the source of its rows.
+    """Yield the splits that share a feature set, and the source of its rows.
 
-    Splits of one pool share a set of the whole pool, which serves again however it is divided another time. Not where
-    the training split needs other views than the rest, unless that is the plain one alone and many divisions are
-    likely: then the others would be computed in all views as well. A fold is one of many divisions for certain: where
-    its views differ, the pool is kept once for training and once for the rest.
+    Splits of one pool share a set of the whole pool, which can be reused however the pool is divided. Where training
+    needs other views than evaluation, each split has its own set, with two exceptions. If evaluation needs the plain
+    view alone and other divisions are likely, the pool is kept in the views of training. A fold is certainly one of
+    many divisions: if its views differ, the pool is kept once for training and once for the rest.
     """
     augment, evaluated = setup.cfg.data.augment, setup.cfg.evaluation.views
     is_fold, bad = setup.cfg.data.folds is not None, setup.examples.bad
@@ -154,23 +161,23 @@ def _sets(setup: Setup) -> Iterator[tuple[list[str], Source]]:
 
 
 def _views(setup: Setup, names: list[str]) -> tuple[str, ...]:
-    """In which views the examples of these splits are kept."""
+    """Return the views in which the examples of these splits are kept."""
     return setup.cfg.data.augment if "train" in names else setup.cfg.evaluation.views
 
 
-def _pays(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
-    """Whether caching saves time: by a rule on sizes and counts, so that the same run always has the same answer."""
+def _pays(setup: Setup, stage_input: StageInput, say: extraction.Say) -> bool:
+    """Return whether caching saves time, by a rule on sizes and counts alone, so that a run always decides the same."""
     cfg = setup.cfg
     endless = [*endless_augmentations(cfg), *(["mixing"] if cfg.data.augmentation.mixes else [])]
     if endless:
         on, why = False, f"{endless[0]} makes images that cannot be cached"
-    elif given.stage.train_from == "all" or not given.model.has_prefix:
+    elif stage_input.stage.train_from == "all" or not stage_input.model.has_prefix:
         on, why = False, "no frozen part"
     else:
         on, why = choose(
-            passes=_passes(setup, given),
-            missing=_missing(setup, given),
-            row_bytes=_row_bytes(setup, given),
+            passes=_passes(setup, stage_input),
+            missing=_missing(setup, stage_input),
+            row_bytes=_row_bytes(setup, stage_input),
             image_bytes=3 * setup.built.image_size**2,
             free_bytes=_free_bytes(setup),
         )
@@ -182,7 +189,7 @@ def _pays(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
 def choose(
     *, passes: float, missing: int, row_bytes: int, image_bytes: int, free_bytes: int
 ) -> tuple[bool, str]:
-    """Whether to cache, and why: `passes` images go through the frozen part without, `missing` once with a cache."""
+    """Return whether to cache, and why: the frozen part takes `passes` images without a cache, `missing` with one."""
     size = missing * row_bytes
     if missing and passes < 2 * missing:
         return (
@@ -202,9 +209,9 @@ def choose(
     )
 
 
-def _passes(setup: Setup, given: StageInput) -> float:
-    """Images that go through the frozen part in what is left of the stage, evaluation included."""
-    cfg, stage = setup.cfg, given.stage
+def _passes(setup: Setup, stage_input: StageInput) -> float:
+    """Return how many images the rest of the stage passes through the frozen part, evaluation included."""
+    cfg, stage = setup.cfg, stage_input.stage
     steps = stage.end - max(setup.state.step, stage.first_step)
     evaluations = steps / max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
     held_out = {name: source.num_examples for name, source in setup.splits.items() if name != "train"}
@@ -214,41 +221,41 @@ def _passes(setup: Setup, given: StageInput) -> float:
     return steps * cfg.global_batch + evaluated * feature_views.views_of(cfg.evaluation.views)
 
 
-def _missing(setup: Setup, given: StageInput) -> int:
-    """Images, in all their views, whose features are not kept yet; the same on all workers."""
-    prefix, root = prefix_of(setup, given), setup.run.path.parent / "features"
+def _missing(setup: Setup, stage_input: StageInput) -> int:
+    """Return how many views of images have no features yet; the same on all workers."""
+    prefix, root = prefix_of(setup, stage_input), setup.run.path.parent / "features"
     missing = 0
     for names, source in _sets(setup):
         views = _views(setup, names)
-        kept = extraction.is_kept(source, prefix, views, root)
-        if setup.parallel.total({"kept": float(kept)})["kept"] < setup.parallel.world_size:
+        is_kept = extraction.is_kept(source, prefix, views, root)
+        if setup.parallel.total({"kept": float(is_kept)})["kept"] < setup.parallel.world_size:
             missing += source.num_examples * feature_views.views_of(views)
     return missing
 
 
-def _row_bytes(setup: Setup, given: StageInput) -> int:
-    """Of the frozen part's output for one image, at most."""
-    shape = given.model.prefix_shape
+def _row_bytes(setup: Setup, stage_input: StageInput) -> int:
+    """Return the most bytes that the frozen part's output takes for one image."""
+    shape = stage_input.model.prefix_shape
     assert shape is not None  # there is a frozen part
     return prod(shape) * (4 if setup.precision == "float32" else 2)
 
 
 def _free_bytes(setup: Setup) -> int:
-    """On the disk of the feature sets, as rank 0 sees it."""
+    """Return the free bytes on the disk of the feature sets, as rank 0 sees it."""
     free = float(shutil.disk_usage(setup.run.path.parent).free) if setup.is_first else 0.0
     return int(setup.parallel.total({"free": free})["free"])
 
 
-def classifier_of(setup: Setup, given: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
-    """How the config's classifier is fitted to features of this stage's model; `Stopped` when asked to stop."""
-    cfg, built, train = setup.cfg, given.model, setup.splits["train"]
-    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in built.stage_channels]
+def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool]) -> nested.Nested:
+    """Return the config's classifier, to be fitted to features of this stage; a fit raises `Stopped` on a stop."""
+    cfg, model, train = setup.cfg, stage_input.model, setup.splits["train"]
+    widths = [channels * (2 if cfg.model.pooling == "both" else 1) for channels in model.stage_channels]
     balanced = cfg.loss.class_weights == "balanced"
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
-        selection.columns_of(built.stage_names, widths),
-        # By the examples that are fitted: those that are held out may not even be counted.
+        selection.columns_of(model.stage_names, widths),
+        # Counted over the fitted examples alone: held-out labels must not influence the fit.
         lambda labels, weights: (
             balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()
         ),
@@ -258,56 +265,12 @@ def classifier_of(setup: Setup, given: StageInput, stop_requested: Callable[[], 
 
 
 def examples_of(source: Source, values: NDArray[np.float32], cfg: Config) -> nested.Examples:
-    """The examples of `source` with their features, values [examples, views, features].
+    """Return the examples of `source` with their features, `values` [examples, views, features].
 
-    They are evaluated in all these views where evaluation takes the same, else in the plain one.
+    They are evaluated in all these views if evaluation has the same views, else in the plain view alone.
     """
     evaluated = values if cfg.evaluation.views == cfg.data.augment else values[:, :1]
-    labels, known = np.asarray(source.labels), source.annotations
-    return nested.Examples(values, evaluated, labels, strata_of(source), known.groups, known.weights)
-
-
-def fit_head(setup: Setup, given: StageInput, say: extraction.Say) -> bool:
-    """Compute the last layer from the features of every training example in every view: the one step of the run.
-
-    Rank 0 does it, and `say` is told what was fitted and chosen; all workers have the result. False, and nothing is
-    changed, when asked to stop before the end.
-    """
-    # The only beat: the other workers have no more of them.
-    setup.beat("fitting the classifier", alone=True)
-    stopped = False
-    if setup.is_first:
-        began = time.monotonic()
-        failpoint("classifier.fit")
-        cfg, train = setup.cfg, setup.splits["train"]
-        assert given.features is not None
-        values = normalized(setup, given, given.features.values())
-        try:
-            classifier = classifier_of(setup, given, setup.run.stop_requested)
-            fitted, choice = classifier.fit(examples_of(train, values, cfg))
-        except Stopped:
-            stopped = True
-        else:
-            given.model.trainable["head/logits/kernel"].assign(fitted.kernel.astype(np.float32))
-            given.model.trainable["head/logits/bias"].assign(fitted.bias.astype(np.float32))
-            say(_fitted(setup, fitted, choice, time.monotonic() - began))
-    if setup.parallel.total({"stopped": float(stopped)})["stopped"]:
-        return False
-    setup.parallel.broadcast(list(setup.state.variables.values()))
-    setup.state.advance(1)
-    return True
-
-
-def _fitted(
-    setup: Setup, fitted: classifiers.Linear, choice: selection.Choice | None, seconds: float
-) -> dict[str, Any]:
-    """The record of a computed head; what was chosen is also kept in the state's history."""
-    settings = setup.cfg.classifier
-    how = f" after {fitted.iterations} iterations" if fitted.iterations else ""
-    text = f"{settings.name}: {'fitted' if fitted.converged else 'NOT converged'}{how}"
-    facts: dict[str, Any] = {}
-    if choice is not None:
-        text += f", {nested.described(choice, settings)}"
-        facts = {"l2": choice.l2, "layers": choice.layers, "edge": choice.edge}
-        setup.state.history["classifier"] = facts
-    return {"event": "note", "text": f"{text}, {seconds:.1f} s", **facts}
+    labels, annotations = np.asarray(source.labels), source.annotations
+    return nested.Examples(
+        values, evaluated, labels, strata_of(source), annotations.groups, annotations.weights
+    )

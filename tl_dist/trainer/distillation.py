@@ -1,16 +1,17 @@
-"""A trained run whose outputs this one learns: computed once where that can be, else in each step.
+"""Learn the outputs of a trained run, the teacher: computed once where possible, else in each step.
 
-The teacher sees each image as the model does (Beyer et al., arXiv 2106.05237, call it consistent). Where few
-augmentations can be, every view of an example goes through it once, over all workers, and its logits are looked up as
-features are; where they are endless, or images are mixed, it is a frozen part of the step.
+The teacher sees each image as the model does ("consistent teaching", Beyer et al., arXiv 2106.05237). If there are few
+augmentations, it computes every view of an example once, over all workers, and its logits are looked up as features
+are; if the augmentations are endless, or images are mixed, the teacher is a frozen part of the step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -28,8 +29,7 @@ from tl_dist.runs import teacher as teachers
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 from tl_dist.trainer import cached, init_from
-from tl_dist.trainer.networks import image_size_of, network_of
-from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput
 
 
@@ -41,26 +41,26 @@ class Teacher:
     cfg: Config
     model: Classifier
     columns: Sequence[int]
-    """of its logits: where each class of the model that learns is"""
+    """of the teacher's logits, one for each class of the student"""
     facts: dict[str, Any]
-    """all that determines its logits"""
+    """all that determines the logits"""
 
     def logits(self, images: Any) -> Any:
-        """uint8 [rows, size, size, 3] -> float32 [rows, classes], in the order of the model that learns."""
+        """Return logits of uint8 images [rows, size, size, 3], float32 [rows, classes] in the student's class order."""
         return self.in_order(self.model(images))
 
     def in_order(self, logits: Any) -> Any:
-        """Its logits in the order of the classes of the model that learns."""
+        """Return the teacher's logits with the classes in the student's order."""
         return tf.gather(logits, self.columns, axis=-1)
 
     @property
     def sha256(self) -> str:
-        """Of all that determines its logits."""
+        """The digest of all that determines the logits."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def loaded(setup: Setup) -> Teacher | None:
-    """The teacher that the config names, as rank 0 reads it; None where it names none.
+def load_teacher(setup: Setup) -> Teacher | None:
+    """Return the teacher that the config names, as rank 0 reads it; None where it names none.
 
     Refuses what `runs.teacher.opened` refuses, other classes, and another teacher than the run began with.
     """
@@ -72,7 +72,7 @@ def loaded(setup: Setup) -> Teacher | None:
     identity, policy = identity_of(run), keras.config.dtype_policy()
     try:
         with setup.parallel.scope():
-            model = network_of(run, cfg, identity["precision"])
+            model = init_from.network_of(run, cfg, identity["precision"])
             variables = {**model.moving, **model.frozen}
             if setup.is_first:
                 init_from.restore(run, cfg, model.network, variables)
@@ -84,7 +84,7 @@ def loaded(setup: Setup) -> Teacher | None:
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": identity["precision"],
-        "image_size": image_size_of(cfg),
+        "image_size": init_from.image_size_of(cfg),
         "crop_fraction": cfg.data.kept_fraction,
     }
     teacher = Teacher(run, cfg, model, places, facts)
@@ -93,54 +93,52 @@ def loaded(setup: Setup) -> Teacher | None:
         raise Refusal(
             f"distill.teacher {run.path} is not what {setup.run.path} began with: its outputs are determined by "
             f"sha256 {teacher.sha256[:12]}, not {began_with[:12]}.",
-            fix="say where that one lies now (distill.teacher=DIRECTORY), or start a new run with another name=NAME.",
+            fix="set distill.teacher to the directory of that teacher, or start a new run with another name=NAME.",
             code=ExitCode.UNSAFE,
         )
     return teacher
 
 
 def note(teacher: Teacher, cfg: Config) -> str:
-    """What rank 0 writes down of a teacher."""
+    """Return rank 0's note on a teacher."""
     how = "in each step" if taught_in_steps(cfg) else "from its kept outputs"
     return f"taught by {teacher.cfg.model.backbone} of {teacher.run.path}, {how}"
 
 
-def by(
-    teacher: Teacher,
-    setup: Setup,
-    given: StageInput,
-    stop_requested: Callable[[], bool],
-    say: extraction.Say,
-) -> StageInput | None:
-    """The same stage with what the teacher says of its training images; None when asked to stop before the end."""
+def add_teacher(
+    teacher: Teacher | None, setup: Setup, stage_input: StageInput, say: extraction.Say
+) -> StageInput:
+    """Return the same stage with the teacher's logits for its training images; without a teacher, as it is."""
     cfg, source = setup.cfg, setup.splits["train"]
+    if teacher is None or setup.state.step >= stage_input.stage.end:
+        return stage_input
     if taught_in_steps(cfg):
-        return replace(given, teacher=teacher.logits)
+        return replace(stage_input, teacher=teacher.logits)
     prefix = extraction.Prefix(
         teacher.model,
-        image_size_of(teacher.cfg),
+        init_from.image_size_of(teacher.cfg),
         {"cut": "logits", **teacher.facts},
         crop_fraction=teacher.cfg.data.kept_fraction,
         shape=(len(teacher.columns),),
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
     with setup.examples.naming_bad("train", lambda: share):
-        kept = extraction.cached(
+        logits = extraction.cached(
             source,
             prefix,
             cfg.data.augment,
             root=setup.run.path.parent / "features",
             split="train by the teacher",
             parallel=setup.parallel,
-            stop_requested=stop_requested,
+            stop_requested=partial(setup.stop_requested, cached.PHASE),
             say=say,
         )
-    if kept is None:
-        return None
-    cached.refer(setup, kept)
+    if logits is None:
+        raise StopRequested
+    cached.refer(setup, logits)
 
     def look_up(indices: Any, positions: Any) -> Any:
         views = feature_views.drawn_views(cfg.data.augment, cfg.seed, positions)
-        return teacher.in_order(kept.rows(indices, views))
+        return teacher.in_order(logits.rows(indices, views))
 
-    return replace(given, look_up=look_up)
+    return replace(stage_input, look_up=look_up)

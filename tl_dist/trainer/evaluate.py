@@ -1,4 +1,4 @@
-"""Exact figures of a held-out split, over all workers: in training, and of a checkpoint on its own."""
+"""Evaluate a held-out split exactly, over all workers: while training, or for a checkpoint on its own."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ from tl_dist.training.step import Objective
 
 
 class Evaluator:
-    """The evaluation of a stage's model, compiled once. `tell` is that of `PreciseStatistics`: of batch norm."""
+    """Evaluate a stage's model, compiled once. `tell` gets the record of `PreciseStatistics`."""
 
     def __init__(
-        self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None] = lambda record: None
+        self,
+        setup: Setup,
+        stage_input: StageInput,
+        tell: Callable[[Mapping[str, Any]], None] = lambda record: None,
     ) -> None:
-        self._setup, self._given = setup, given
-        self.precise = PreciseStatistics(setup, given, tell)
+        self._setup, self._stage_input = setup, stage_input
+        self.precise = PreciseStatistics(setup, stage_input, tell)
         self._evaluate_batch = evaluation.evaluation_step(
-            given.model,
+            stage_input.model,
             Objective(setup.splits["train"].num_classes, setup.cfg.global_batch),
             setup.parallel,
             global_batch=setup.cfg.evaluation_batch,
@@ -46,14 +49,14 @@ class Evaluator:
 
     @classmethod
     def of_state(cls, setup: Setup) -> Evaluator:
-        """That of the weights that the state was set to: of the stage of its step, from images."""
+        """Evaluate the weights that the state holds, in the stage of its step, from images."""
         return cls(setup, from_images(setup, stages.at(setup.stages, setup.state.step)))
 
     def evaluate(self, split: str, temperature: float | None = None) -> Evaluation | None:
-        """Figures over every example of a split, over all workers; None when asked to stop before the end.
+        """Return figures over every example of a split, over all workers; None if a stop was requested.
 
-        They are those of the averaged weights where the run keeps an average. `temperature`: that of a calibrated run,
-        for what it changes.
+        The averaged weights are evaluated where the run keeps an average. `temperature` of a calibrated run: it divides
+        the logits in the figures that depend on it.
         """
         setup, source = self._setup, self._setup.splits[split]
         result = self.counted(split)
@@ -75,18 +78,18 @@ class Evaluator:
         )
 
     def counted(self, split: str, read: pipeline.Read | None = None) -> Evaluation | None:
-        """What `evaluate` gives, with the logits and without the figures; `read` in place of what the stage reads."""
+        """Return the evaluation with logits and without figures; `read` replaces the stage's own reader."""
         setup, source, parallel = self._setup, self._setup.splits[split], self._setup.parallel
         batch = setup.cfg.evaluation_batch
         batches = pipeline.evaluation_batches(
-            read or self._given.read[split],
+            read or self._stage_input.read[split],
             source.num_examples,
             rows=rows_of(parallel.rank, parallel.world_size, batch),
             global_batch=batch,
             threads=setup.threads,
         )
         with (
-            setup.optimizer.averaged(self._given.stage.number),
+            setup.optimizer.averaged(self._stage_input.stage.number),
             self.precise.in_force(),
             setup.examples.naming_bad(split, lambda: range(source.num_examples)),
         ):
@@ -102,7 +105,7 @@ class Evaluator:
 
 
 def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
-    """Figures of a checkpoint on a split: `at` as in `checkpoint.find`. Trains nothing."""
+    """Return figures of a checkpoint on a split, `at` as in `checkpoint.find`; train nothing."""
     split_of(setup, split)
     saved = restored(setup, at)
     temperature = _temperature(setup, saved, setup.cfg.evaluation.views)
@@ -110,7 +113,7 @@ def evaluate_checkpoint(setup: Setup, split: str, at: str = "") -> Evaluation:
 
 
 def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.float64]:
-    """[examples, classes] of a checkpoint, on this process alone; calibrated where the run is. Writes nothing."""
+    """Return a checkpoint's probabilities [examples, classes], calibrated if the run is; one process, no files."""
     split_of(setup, split)
     take(setup, saved)
     temperature = _temperature(setup, saved)
@@ -119,7 +122,7 @@ def probabilities(setup: Setup, split: str, saved: Checkpoint) -> NDArray[np.flo
 
 
 def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
-    """Those of each example on rank 0; refuses (64) a split that is too large for them to be `what`, one by one."""
+    """Return the logits of each example on rank 0; refuse (64) a split that is too large for them to be `what`."""
     if result.logits is None:
         raise Refusal(
             f"split '{result.split}' has too many examples and classes to be {what} one by one.",
@@ -130,13 +133,13 @@ def kept_logits(result: Evaluation, what: str) -> NDArray[np.float32]:
 
 
 def _temperature(setup: Setup, saved: Checkpoint, views: Sequence[str] | None = None) -> float | None:
-    """Of a checkpoint, where one was fitted in these views; None: in any."""
-    found = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
-    return None if found is None else found.temperature
+    """Return the temperature that was fitted to a checkpoint in these views, by default in any; None without one."""
+    fit = calibration.of_checkpoint(setup.run.path, saved.sha256, views)
+    return None if fit is None else fit.temperature
 
 
 def split_of(setup: Setup, split: str) -> Source:
-    """A split by its name; refuses (64) one that is not there."""
+    """Return a split by its name; refuse (64) one that does not exist."""
     if split not in setup.splits:
         raise Refusal(
             f"'{setup.cfg.data.name}' has no split '{split}' under this config.",
@@ -147,7 +150,7 @@ def split_of(setup: Setup, split: str) -> Source:
 
 
 def restored(setup: Setup, at: str) -> Checkpoint:
-    """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuses (64) a run that has none."""
+    """Set the state to a checkpoint, `at` as in `checkpoint.find`; refuse (64) a run that has none."""
     saved = restore(setup, lambda text: None, at)
     if saved is None:
         identity_of(setup.run)  # a cross-validation will never have one
@@ -160,7 +163,7 @@ def restored(setup: Setup, at: str) -> Checkpoint:
 
 
 def stopped_refused(result: Evaluation | None) -> Evaluation:
-    """The evaluation, where it was not stopped."""
+    """Return the evaluation; refuse one that was stopped."""
     if result is None:
         raise Refusal("the evaluation was stopped.", fix="run the same command again.", code=ExitCode.REQUEUE)
     return result

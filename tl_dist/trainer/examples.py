@@ -1,4 +1,4 @@
-"""The examples of a run: what of its data set can be read, the same on all workers, and what is put in quarantine."""
+"""Find the examples of a run that can be read, the same on all workers, and quarantine the others."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Examples:
 
     run: RunDir
     opened: Splits
-    """as the data set has them"""
+    """all examples of the data set"""
     splits: Splits
-    """what can be read of them"""
+    """the examples that can be read"""
     bad: list[quarantine.Bad]
-    """what cannot"""
+    """the examples that cannot"""
     budget: int
     """how many examples may be bad"""
     split_digest: str | None
-    """of the manifest that divided them, where one did"""
+    """of the manifest that divided the data set, where there is one"""
     threads: int
 
     @contextmanager
     def naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
-        """A failure inside, of which an example of `split` is the cause, names it and puts it in quarantine.
+        """If an example of `split` makes the body fail, quarantine it, and refuse with its name.
 
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
-        the last checkpoint without them. A fault of the machine is no example's: it is refused as one of storage.
+        the last checkpoint without the example. A fault of the machine is refused as a fault of storage.
         """
         with naming_machine_faults(f"split '{split}'"), self._naming_bad(split, indices):
             yield
@@ -71,17 +71,17 @@ class Examples:
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
-    """The data set without what cannot be read, by its header or since an earlier attempt failed on it.
+    """Return the data set without examples whose header is bad, or on which an earlier attempt failed.
 
     Images are decoded by the rule that the run began with.
     """
     (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
     try:
-        opened, digest, found = _screened(cfg, run, parallel)
-    except quarantine.Changed:  # in its place, which no folder shows
-        opened, digest, found = _screened(cfg, run, parallel, anew=True)
-    opened = decoded_by(opened, decoding_of(run, new=VERSION), found.unusual)
-    named = [*quarantine.left_out(opened), *found.bad]
+        opened, digest, screening = _screened(cfg, run, parallel)
+    except quarantine.Changed:  # a file was rewritten in place, which the listing of its folder does not show
+        opened, digest, screening = _screened(cfg, run, parallel, list_again=True)
+    opened = decoded_by(opened, decoding_of(run, new=VERSION), screening.unusual)
+    named = [*quarantine.left_out(opened), *screening.bad]
     bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], named)
     if bad and parallel.rank == 0:
         quarantine.write(run.quarantine_file, bad)
@@ -91,39 +91,40 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
 
 
 def _screened(
-    cfg: Config, run: RunDir, parallel: DataParallel, *, anew: bool = False
+    cfg: Config, run: RunDir, parallel: DataParallel, *, list_again: bool = False
 ) -> tuple[Splits, str | None, quarantine.Screened]:
-    """The data set, the digest of its manifest, and what the headers show.
+    """Return the data set, the digest of its manifest, and the result of reading the headers.
 
-    Rank 0 looks at the folders first, and what it has listed is there for the others: `directory_cache.kept`.
+    Rank 0 lists the folders first, and the others read its listing (`directory_cache.kept`).
     """
     first, cache = parallel.rank == 0, run.path.parent
     run.beats.beat(parallel.rank, "listing files", 0, cfg.safety.alone_s if first else 0.0)
-    met = functools.cache(functools.partial(parallel.gather, b""))  # once, as soon as one of the others lists
+    # Once: the other ranks wait for rank 0's listing.
+    meet = functools.cache(functools.partial(parallel.gather, b""))
     folders = directory_cache.kept(
         cache / "listings",
         cfg.data.path or "",
         writes=first,
-        anew=anew and first,
-        begin=(lambda: None) if first else met,
+        anew=list_again and first,
+        begin=(lambda: None) if first else meet,
     )
     try:
         with folders:
             opened, digest = open_splits(cfg.data)
-    finally:  # also where it is refused: each worker says so itself
-        met()
-    found = quarantine.screen(
+    finally:  # also where it is refused: each worker refuses it by itself
+        meet()
+    screening = quarantine.screen(
         opened,
         cache=cache / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    return opened, digest, found
+    return opened, digest, screening
 
 
 def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:
-    """The same with their images decoded now, into memory or a local file, where the config asks for it."""
+    """Return the same with images decoded now, into memory or a local file, where the config asks for it."""
     where, run, splits = cfg.runtime.decoded_images, examples.run, examples.splits
     if where == "off":
         return examples
@@ -134,12 +135,12 @@ def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_
 
     with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
         if where == "memory":
-            made = decoded.in_memory(
+            splits = decoded.in_memory(
                 splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction
             )
         else:
             with parallel.naming_lost_peers():
-                made = decoded.on_disk(
+                splits = decoded.on_disk(
                     splits,
                     image_size,
                     examples.threads,
@@ -148,4 +149,4 @@ def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_
                     parallel=parallel,
                     stop_requested=stop_requested,
                 )
-    return replace(examples, splits=made)
+    return replace(examples, splits=splits)

@@ -1,56 +1,92 @@
-"""The weights of an earlier run: its best or newest checkpoint over what it kept frozen."""
+"""Build the network of a run and set its weights, from its directory alone, for another run or a tool to start from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl_dist.config import Config
-from tl_dist.models import pruning, weights
+import keras
+
+from tl_dist.config import Config, registry
+from tl_dist.models import classifier, pruning, weights
+from tl_dist.models.classifier import Classifier
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
+from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import columns
-from tl_dist.trainer.networks import network_of
+from tl_dist.runs.identity import columns, identity_of
+
+
+def refuse_changed_code(run: RunDir, cfg: Config) -> None:
+    """Refuse a run if code of other packages, of its data set or backbone, has changed since the run began."""
+    identity = run.read_identity()
+    used = registry.code_of_others(cfg)
+    changes = differences(identity or {}, {"extensions": used} if used else {}, ("extensions",))
+    if identity is not None and changes:
+        raise Refusal(
+            f"{run.identity_file}: code of other packages has changed since the run began: {'; '.join(changes)}.",
+            fix="install the version that it began with, or start a new run with another name=NAME.",
+            code=ExitCode.UNSAFE,
+        )
+
+
+def network_of(run: RunDir, cfg: Config, precision: str | None = None) -> Classifier:
+    """Return the classifier of a run with random weights, in a precision that is set for the process; None keeps it."""
+    refuse_changed_code(run, cfg)
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
+    return classifier.build(
+        registry.backbone(cfg.model.backbone),
+        cfg.model,
+        image_size=image_size_of(cfg),
+        num_classes=len(identity_of(run)["class_names"]),
+        seed=cfg.seed,
+        carried=cfg.source is not None,
+    )
+
+
+def image_size_of(cfg: Config) -> int:
+    """Return the side in pixels of the square images that the network takes."""
+    return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)
 
 
 def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: Sequence[str] = ()) -> str:
-    """Give `network` the backbone of `cfg.source.run`, or what `model.prune` keeps of it; the digest of all of it.
+    """Give `network` the backbone of `cfg.source.run`, or what `model.prune` keeps of it; return the digest of all.
 
-    `variables` are those of the network by path, `backbone/LAYER/VARIABLE`, and of the head of these classes where it
-    is to be carried as well. Refuses what `restore` refuses, and a head of other classes.
+    `variables` are the network's by path, `backbone/LAYER/VARIABLE`, and the head's, of these classes, if it is to be
+    carried as well. Refuses what `restore` refuses, and a head of other classes.
     """
-    run, found = init_from.opened(cfg)
+    run, source = init_from.opened(cfg)
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
-    if found.model.prune == cfg.model.prune:
-        restore(run, found, network, variables)
+    if source.model.prune == cfg.model.prune:
+        restore(run, source, network, variables)
     else:
-        whole = network_of(run, found)
-        restore(run, found, whole.network, {**whole.moving, **whole.frozen})
-        kept = pruning.kept(whole, network)
+        whole = network_of(run, source)
+        restore(run, source, whole.network, {**whole.moving, **whole.frozen})
+        weights_left = pruning.kept(whole, network)
         for path, variable in variables.items():
-            variable.assign(kept[path])
+            variable.assign(weights_left[path])
     for path in heads:
         variables[path].assign(variables[path].numpy()[..., places])
     return digest({path: v.numpy() for path, v in variables.items()})
 
 
 def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> Checkpoint:
-    """Set `variables`, those of `network` and perhaps of a head by path, to a checkpoint of `run`, of this config.
+    """Set `variables`, by path, to a checkpoint of `run`, whose config this is; return the checkpoint.
 
-    To what it ended with, or `at` as in `checkpoint.find`; returns what was read. Averages are taken where the
-    run kept them: the weights that it evaluated (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one
-    whose frozen weights are not to be had as they were.
+    `variables` are the network's, and the head's if it is wanted. The checkpoint is the one that the run ended with, or
+    `at` as in `checkpoint.find`. Averaged weights are taken where the run kept them, since it evaluated these
+    (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one whose frozen weights cannot be loaded again.
     """
     saved = checkpoint.find(run, at)
     if saved is None:
         raise Refusal(
             f"{run.path} has no checkpoint.", fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE
         )
-    if not variables.keys() <= saved.arrays.keys():  # what a run trains as a whole, it keeps as a whole
+    if not variables.keys() <= saved.arrays.keys():  # a run that trains all variables also saves all of them
         _load_start(network, variables, cfg)
     for path, variable in variables.items():
         value = saved.arrays.get(f"optimizer/ema/{path}", saved.arrays.get(path))
@@ -59,7 +95,7 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
     frozen = {path: v.numpy() for path, v in variables.items() if path not in saved.arrays}
     if digest(frozen) != (run.read_identity() or {}).get("frozen_sha256"):
         raise Refusal(
-            f"run {run.path} kept weights frozen that are not those of '{cfg.model.weights}' here.",
+            f"the weights that run {run.path} kept frozen differ from '{cfg.model.weights}' here.",
             fix="bring back the file of its weights, or name another run.",
             code=ExitCode.UNSAFE,
         )
@@ -67,7 +103,7 @@ def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any]
 
 
 def _load_start(network: Any, variables: Mapping[str, Any], cfg: Config) -> None:
-    """Give `network` the backbone that a run of this config begins with."""
+    """Give `network` the backbone with which a run of this config begins."""
     if cfg.source is not None:
         carry(network, {path: v for path, v in variables.items() if path.startswith("backbone/")}, cfg)
     else:

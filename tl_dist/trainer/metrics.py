@@ -1,7 +1,7 @@
-"""What rank 0 writes down: JSON lines, which everything else reads, and TensorBoard. Imports no TensorFlow.
+"""Write the records of rank 0: JSON lines, which everything else reads, and TensorBoard. Imports no TensorFlow.
 
-After a restart both continue at the restored step, and are told from which: what they hold of later steps is void,
-for it is done again, so that no curve folds back.
+After a restart both continue from the restored step, and record it: what they hold of later steps is void, since these
+steps are trained again, and no curve folds back.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAX_ERRORS = 10  # in the record of an evaluation that leaves out its confusion 
 
 
 class Metrics:
-    """The writer of one attempt; used by rank 0 alone.
+    """Write the records of one attempt; used by rank 0 alone.
 
-    `listen` gets each record as it is written: the terminal's progress line, where no supervisor reads the file.
+    `listen` gets each record as it is written, for the terminal's progress line where no supervisor reads the file.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Metrics:
             self.tell({"event": "resumed", "step": from_step})
 
     def train(self, report: Report) -> None:
-        """One chunk of steps."""
+        """Record a chunk of steps."""
         seconds = max(report.elapsed_s, 1e-9)
         per_step = report.elapsed_s / report.steps
         waits = [wait / seconds for wait in report.data_wait_s]
@@ -113,7 +113,7 @@ class Metrics:
             )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
-        """Figures of a whole split, and its confusion matrix as a picture."""
+        """Record the figures of a whole split, and show its confusion matrix as a picture."""
         self.tell(evaluation_record(step, result, self._class_names))
         if self._board and (step >= self._trained or result.split == "test"):  # else its curve has that step
             self._board.scalars(
@@ -127,45 +127,47 @@ class Metrics:
                 lambda: confusion_picture(result.confusion, self._class_names),
             )
 
-    def predicted(self, split: str, said: Predictions) -> None:
-        """Precision-recall curves of what a run ends with: of the second class of two, else each against the rest."""
-        names = [str(name) for name in said.class_names]
-        if self._board and len(names) <= MAX_CHARTS and np.isfinite(said.probabilities).all():
+    def predicted(self, split: str, predictions: Predictions) -> None:
+        """Show the final precision-recall curves: of the second class of two, else of each class against the rest."""
+        names = [str(name) for name in predictions.class_names]
+        probabilities, labels = predictions.probabilities, predictions.labels
+        if self._board and len(names) <= MAX_CHARTS and np.isfinite(probabilities).all():
             for k, name in enumerate(names):
                 if len(names) > 2 or k == 1:
                     tag = f"{split}_precision_recall/{printable(name)}"
-                    self._board.precision_recall(said.step, tag, said.labels == k, said.probabilities[:, k])
+                    self._board.precision_recall(predictions.step, tag, labels == k, probabilities[:, k])
 
     def images(self, step: int, images: np.ndarray, labels: Sequence[int]) -> None:
-        """A grid of augmented training images, as the network gets them: uint8 [n, h, w, 3]."""
+        """Show a grid of augmented training images, uint8 [n, h, w, 3], as the network gets them."""
         if self._board:
             names = [self._class_names[label] for label in labels]
             self._picture(step, "train/augmented_images", lambda: grid_picture(images, names))
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """The flat config, for TensorBoard's HParams page, and as text."""
+        """Show the flat config on TensorBoard's HParams page, and as text."""
         if self._board:
             self._board.hyperparameters(values)
             rows = "".join(f"| {printable(key)} | `{_cell(value)}` |\n" for key, value in values.items())
             self._board.text(0, "config", f"| key | value |\n|--|--|\n{rows}")
 
     def note(self, text: str) -> None:
-        """A sentence for the person who watches."""
+        """Record a sentence for the user."""
         self.tell({"event": "note", "text": text})
 
     def tell(self, record: Mapping[str, Any]) -> None:
-        """Any record, written down as it is."""
+        """Write a record as it is, and hand it to the listener."""
         self._lines.write(json.dumps(record) + "\n")
         if self._listen:
             self._listen(record)
 
     def close(self) -> None:
+        """Close both files."""
         self._lines.close()
         if self._board:
             self._board.close()
 
     def _picture(self, step: int, tag: str, draw: Callable[[], bytes]) -> None:
-        """Show a picture; one that cannot be drawn is a note, and no reason to end a run."""
+        """Show a picture; record a note where it cannot be drawn, which is no reason to end a run."""
         assert self._board
         try:
             self._board.image(step, tag, draw())
@@ -174,16 +176,16 @@ class Metrics:
 
 
 def _waits(shares: Sequence[float]) -> dict[str, Any]:
-    """What each worker has waited for data; of many the median, and which waited longest: a line for every 2 s."""
+    """Return how long each worker waited for data; of many workers the median, and which waited longest."""
     if len(shares) <= MAX_WAITS:
         return {"data_wait_shares": list(shares)}
     return {"data_wait_median": float(np.median(shares)), "data_wait_rank": int(np.argmax(shares))}
 
 
 def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
-    """An evaluation as a line of metrics.jsonl.
+    """Return an evaluation as a record of metrics.jsonl.
 
-    Beyond MAX_RECORDED_CLASSES it has the largest errors in place of the confusion matrix, which lies beside the
+    Beyond MAX_RECORDED_CLASSES it has the largest errors instead of the confusion matrix, which is kept beside the
     predictions.
     """
     counts: dict[str, Any] = (
@@ -210,18 +212,18 @@ def evaluation_record(step: int, result: Evaluation, class_names: Sequence[str])
 
 
 def class_records(result: Evaluation, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """`figures.by_class` with the names."""
+    """Return the rows of `figures.by_class` with the names of the classes."""
     rows = zip(class_names, by_class(result.confusion, result.class_intervals), strict=True)
     return [{"class": name, **figures} for name, figures in rows]
 
 
 def _of_classes(result: Evaluation, class_names: Sequence[str]) -> dict[str, float]:
-    """Recall, precision and F1 of each class, by tag; those that are not defined are left out."""
+    """Return recall, precision and F1 of each class, by tag, without undefined values."""
     return {
-        f"{result.split}_{key}/{printable(one['class'])}": one[key]
-        for one in class_records(result, class_names)
+        f"{result.split}_{key}/{printable(row['class'])}": row[key]
+        for row in class_records(result, class_names)
         for key in ("recall", "precision", "f1")
-        if one[key] is not None
+        if row[key] is not None
     }
 
 
@@ -230,7 +232,7 @@ def _cell(value: object) -> str:
 
 
 class Board:
-    """TensorBoard's event file, written by its own writer thread."""
+    """Write TensorBoard's event file, by the thread of its writer."""
 
     def __init__(self, directory: str, from_step: int) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -240,18 +242,22 @@ class Board:
         self._add(from_step + 1, session_log={"status": "START"})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each curve, by tag."""
         self._show(step, *({"tag": tag, "simple_value": float(value)} for tag, value in values.items()))
 
     def image(self, step: int, tag: str, png: bytes) -> None:
+        """Show a picture in PNG format."""
         self._show(step, {"tag": tag, "image": {"encoded_image_string": png, "colorspace": 3}})
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Show the settings of the run on the HParams page."""
         from tensorboard.plugins.hparams import summary_v2
 
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in values.items()}
         self._add(0, summary=summary_v2.hparams_pb(plain))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
+        """Show a text in Markdown."""
         from tensorboard.plugins.text.metadata import create_summary_metadata
 
         self._tensor(step, tag, np.array(markdown, object), create_summary_metadata("", ""))
@@ -259,14 +265,14 @@ class Board:
     def precision_recall(
         self, step: int, tag: str, labels: NDArray[np.bool_], probabilities: NDArray[np.floating]
     ) -> None:
-        """Counts at thresholds spread evenly over 0 to 1, as TensorBoard's page wants them."""
+        """Show a curve by counts at evenly spread thresholds from 0 to 1, as TensorBoard's page expects them."""
         from tensorboard.plugins.pr_curve.metadata import create_summary_metadata
 
         bins = np.linspace(0, 1, NUM_THRESHOLDS)
         # At each threshold, how many of the class, and of the others, are at or above it.
         of_class, of_others = (
-            (len(some) - np.searchsorted(np.sort(some), bins)).astype(np.float64)
-            for some in (probabilities[labels], probabilities[~labels])
+            (len(values) - np.searchsorted(np.sort(values), bins)).astype(np.float64)
+            for values in (probabilities[labels], probabilities[~labels])
         )
         missed, spared = labels.sum() - of_class, (~labels).sum() - of_others
         precision = of_class / np.maximum(of_class + of_others, 1)
@@ -275,6 +281,7 @@ class Board:
         self._tensor(step, tag, rows, create_summary_metadata("", "", NUM_THRESHOLDS))
 
     def close(self) -> None:
+        """Close the event file."""
         self._writer.close()
 
     def _tensor(self, step: int, tag: str, values: NDArray[Any], metadata: Any) -> None:
@@ -285,8 +292,8 @@ class Board:
     def _show(self, step: int, *values: Mapping[str, Any]) -> None:
         self._add(step, summary={"value": values})
 
-    def _add(self, step: int, **what: Any) -> None:
-        """An event; of its fields that are messages, a mapping will do."""
+    def _add(self, step: int, **fields: Any) -> None:
+        """Write an event with these fields, where a mapping may stand for a message."""
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.add_event(Event(step=step, wall_time=time.time(), **what))
+        self._writer.add_event(Event(step=step, wall_time=time.time(), **fields))

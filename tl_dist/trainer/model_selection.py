@@ -1,7 +1,7 @@
-"""What the figures of the validation split decide in a stage, on all workers alike, and the weights that it ends with.
+"""Decide by figures of the validation split, the same on all workers: early stop, learning rate, final weights.
 
-Rank 0 alone knows all figures, and gives the others those that decide: then every worker feeds its own monitor, and
-has the same state.
+Rank 0 alone knows all figures, and sends the others those that decide; then each worker feeds its own monitor, so that
+all monitors have the same state.
 """
 
 from __future__ import annotations
@@ -12,30 +12,60 @@ from typing import Any
 
 import numpy as np
 
+from tl_dist.config import Config
 from tl_dist.config.model_selection import SPLIT, figure_of, metrics_of
 from tl_dist.config.stages import Stage
+from tl_dist.datasets import Splits, pool_of
 from tl_dist.files.failpoint import failpoint
+from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer.rank_zero import Recorder
+from tl_dist.trainer.recorder import Recorder
 from tl_dist.trainer.setup import Setup
+from tl_dist.training.evaluation import MAX_LOGITS
 from tl_dist.training.monitor import Monitor, better
 
 
+def refuse_undecidable(cfg: Config, splits: Splits) -> None:
+    """Refuse a metric that decides something which the validation split cannot tell, or must not decide."""
+    for path, metric in metrics_of(cfg).items():
+        problem = _problem(cfg, splits, figure_of(metric))
+        if problem is not None:
+            what, fix = problem
+            raise Refusal(f"{'.'.join(path)} is '{metric}', but {what}.", fix=fix, code=ExitCode.USAGE)
+
+
+def _problem(cfg: Config, splits: Splits, figure: str) -> tuple[str, str] | None:
+    source, test = splits.get(SPLIT), splits.get("test")
+    if source is None:
+        what = f"'{cfg.data.name}' has no validation split under this config"
+        return what, "write 'validation_fraction: 0.1' below 'data:'."
+    if cfg.data.folds is not None and test is not None and pool_of(test)[0] is not pool_of(source)[0]:
+        # The fold's figures are the result of the run: choosing by them would bias them upwards.
+        what = "the validation split is the fold that is held out, since the test split is official"
+        return what, "remove it, or 'folds' and 'fold'."
+    if figure == "roc_auc" and len(np.unique(source.labels)) < source.num_classes:
+        return "a class has no validation example", f"write 'metric: {SPLIT}.macro_f1'."
+    if figure != "accuracy" and source.num_examples * source.num_classes > MAX_LOGITS:
+        what = f"of {source.num_examples:,} examples of {source.num_classes:,} classes only the accuracy is computed"
+        return what, f"write 'metric: {SPLIT}.accuracy'."
+    return None
+
+
 class ModelSelection:
-    """That of one stage in one attempt; it decides nothing where the config names no metric."""
+    """Select the model of one stage in one attempt; decide nothing where the config names no metric."""
 
     def __init__(self, setup: Setup, stage: Stage, recorder: Recorder) -> None:
         self._setup, self._stage, self._recorder = setup, stage, recorder
         self._monitor: Monitor | None = None
-        self._kept = -1
+        self._kept_step = -1
         if metrics_of(setup.cfg):
             self._monitor = Monitor(setup.cfg, stage, setup.state.history)
             setup.optimizer.lower_rate(self._monitor.factor)
 
     @property
     def factor(self) -> float:
-        """Of the plateau, on the learning rate."""
+        """The factor of schedule 'plateau' on the learning rate."""
         return self._monitor.factor if self._monitor else 1.0
 
     @property
@@ -51,17 +81,17 @@ class ModelSelection:
     @property
     def keeps_step(self) -> bool:
         """Whether the state of this step is to be saved, since it is among the best."""
-        return self._kept == self._setup.state.step
+        return self._kept_step == self._setup.state.step
 
     def is_open(self, *, due: bool) -> bool:
-        """Whether this step is yet to be decided on: an evaluation is `due`, or the stage ends."""
+        """Return whether this step is yet to be decided on: an evaluation is `due`, or the stage ends."""
         step = self._setup.state.step
         if self._monitor is None or self.stopped or not self._stage.first_step < step:
             return False
         return self._monitor.step < step and (due or step == self._stage.end)
 
     def decide(self, result: Evaluation) -> None:
-        """Take in the figures of an evaluation, and say what follows from them."""
+        """Decide by the figures of an evaluation, and record what follows from them."""
         if self._monitor is None or result.split != SPLIT:
             return
         step, monitor = self._setup.state.step, self._monitor
@@ -70,16 +100,16 @@ class ModelSelection:
         decision = monitor.feed(step, self._shared(result))
         failpoint("selection.decided")
         if decision.among_best:
-            self._kept = step
+            self._kept_step = step
         self._setup.optimizer.lower_rate(monitor.factor)
-        for text in self._said(lowered=decision.lowered):
+        for text in self._messages(lowered=decision.lowered):
             self._recorder.tell({"event": "note", "step": step, "text": text})
 
     def averages(self) -> bool:
-        """Set the weights to the mean of the best, on all workers; whether there are several to take the mean of.
+        """Set the weights to the mean of the best steps, on all workers; return False if there are too few for a mean.
 
-        The rest of the state is that of the best of them. Moving averages become the same mean, since they are what
-        is evaluated.
+        The rest of the state stays as it is at the best step. Moving averages become the same mean, since they are
+        evaluated.
         """
         steps, setup = [step for step, _ in self.best], self._setup
         if setup.cfg.checkpoint.average is None or len(steps) < 2:
@@ -93,22 +123,22 @@ class ModelSelection:
         return True
 
     def value_of(self, result: Evaluation) -> float:
-        """The figure by which the best is chosen."""
+        """Return the figure by which the best is chosen."""
         return self._shared(result)[figure_of(self._metric)]
 
     def is_better(self, value: float) -> bool:
-        """Than the best."""
+        """Return whether a figure is better than the best."""
         return better(figure_of(self._metric), value, self.best[0][1])
 
-    def ending(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What is written down of the weights that the run ends with, once a person has been told."""
-        average, best = found["average_of"], (found["step"], found["value"])
-        text = f"ends with the best: {said_of(best, self._metric)}"
+    def ending(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """Record a note on the weights that the run ends with; return their entry for the run's summary."""
+        average, best = choice["average_of"], (choice["step"], choice["value"])
+        text = f"ends with the best: {described(best, self._metric)}"
         if self._setup.cfg.checkpoint.average is not None:
             of = ", ".join(f"{step:,}" for step in average)
             text += f", the mean of steps {of}" if average else ", which no mean of the best improves"
-        self._recorder.tell({"event": "note", "step": found["step"], "text": text})
-        return {**found, "metric": f"{SPLIT}.{figure_of(self._metric)}"}
+        self._recorder.tell({"event": "note", "step": choice["step"], "text": text})
+        return {**choice, "metric": f"{SPLIT}.{figure_of(self._metric)}"}
 
     @property
     def _metric(self) -> str:
@@ -117,25 +147,25 @@ class ModelSelection:
         return best.metric
 
     def _evaluated(self, step: int) -> dict[str, np.ndarray]:
-        """The weights that were evaluated at a step: the averaged ones, where the run keeps an average."""
+        """Return the weights that were evaluated at a step: the averaged ones, where the run keeps an average."""
         setup = self._setup
         arrays = checkpoint.read(setup.run, step, expected=setup.state.layout).arrays
         return {path: arrays.get(_average_of(path), arrays[path]) for path in setup.model.moving}
 
     def _shared(self, result: Evaluation) -> dict[str, float]:
-        """The figures that decide, as rank 0 has them; NaN where one is not defined."""
+        """Return the figures that decide, as rank 0 has them; NaN where one is undefined."""
         names = sorted({figure_of(metric) for metric in metrics_of(self._setup.cfg).values()})
-        known = {**result.figures, "accuracy": result.accuracy} if self._setup.is_first else {}
-        mine = [0.0 if not known else math.nan if known[n] is None else float(known[n]) for n in names]
+        figures = {**result.figures, "accuracy": result.accuracy} if self._setup.is_first else {}
+        mine = [0.0 if not figures else math.nan if figures[n] is None else float(figures[n]) for n in names]
         total = self._setup.parallel.total({"figures": np.array(mine)})["figures"]
         return dict(zip(names, total.tolist(), strict=True))
 
-    def _said(self, *, lowered: bool) -> Iterator[str]:
-        """What a person wants to know of the decision."""
+    def _messages(self, *, lowered: bool) -> Iterator[str]:
+        """Yield what the user wants to know of the decision."""
         cfg, monitor = self._setup.cfg, self._monitor
         assert monitor is not None
         if cfg.checkpoint.best is not None and monitor.best:
-            yield f"best so far: {said_of(self.best[0], self._metric)}"
+            yield f"best so far: {described(self.best[0], self._metric)}"
         if lowered:
             schedule = self._stage.optimizer.schedule
             rate = self._stage.optimizer.learning_rate * monitor.factor
@@ -145,12 +175,12 @@ class ModelSelection:
             )
         if monitor.stopped:
             assert cfg.early_stopping is not None
-            to_beat = said_of(monitor.to_beat, cfg.early_stopping.metric)
+            to_beat = described(monitor.to_beat, cfg.early_stopping.metric)
             yield f"stops early: {monitor.waited} evaluations in a row were no better than {to_beat}"
 
 
-def said_of(best: tuple[int, float | None], metric: str) -> str:
-    """ "step 120, validation macro_f1 0.873" """
+def described(best: tuple[int, float | None], metric: str) -> str:
+    """Return the step and its figure as text: `step 120, validation macro_f1 0.873`."""
     step, value = best
     if value is None:
         return f"a {SPLIT} {figure_of(metric)} that is no number"
@@ -158,7 +188,7 @@ def said_of(best: tuple[int, float | None], metric: str) -> str:
 
 
 def mean_of(weights: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The mean of several sets of arrays, one after another, in float64; each as the type that it has."""
+    """Return the mean of several sets of arrays, summed in float64 one set after another, in the arrays' own types."""
     sums: dict[str, np.ndarray] = {}
     dtypes: dict[str, Any] = {}
     number = 0
@@ -171,5 +201,5 @@ def mean_of(weights: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray
 
 
 def _average_of(path: str) -> str:
-    """Where the state has the moving average of a variable."""
+    """Return the path of a variable's moving average in the state."""
     return f"optimizer/ema/{path}"

@@ -1,11 +1,11 @@
-"""Statistics of batch norm recomputed over training batches, where too few steps have moved the moving ones.
+"""Recompute the statistics of batch norm over training batches, until enough steps have moved the moving averages.
 
 A moving average needs about 3 / (1 - momentum) steps to forget where it began: 3,000 in MobileNet. Until then
-evaluation takes mean and variance of the population of some batches, with the weights as they are: E[m] and
-E[s^2 + m^2] - E[m]^2 over the means m and variances s^2 of what was normalized together, weighted by its rows
-(PreciseBN: Wu and Johnson, arXiv 2105.07576, appendix, and fvcore's update_bn_stats). How far batches differ from each
-other is part of it: so a layer whose inputs no other one has normalized gets the variance of all of them, however they
-were divided. The batches are those that training would see next, a function of seed and step.
+evaluation uses the mean and variance over some batches, computed with the current weights: E[m] and
+E[s^2 + m^2] - E[m]^2 over the means m and variances s^2 of rows that were normalized together, weighted by their number
+(PreciseBN: Wu and Johnson, arXiv 2105.07576, appendix, and fvcore's update_bn_stats). The variance between batches is
+included, so a layer above no other batch norm gets the variance of all its inputs, however they were divided. The
+batches are the next ones of training, a function of seed and step.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ from tl_dist.trainer.stage_input import StageInput
 from tl_dist.training.step import compiled
 
 NUM_EXAMPLES = 1024
-"""over which they are computed, in whole batches, or all of the training split where that is smaller"""
+"""over which statistics are computed, rounded up to whole batches; at most the training split"""
 
 
 class PreciseStatistics:
-    """Those of one stage in one attempt; `tell` gets one record that says so, when they are first computed."""
+    """Recompute the statistics of one stage in one attempt; `tell` gets a note when that is first done."""
 
-    def __init__(self, setup: Setup, given: StageInput, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        self._setup, self._given, self._tell = setup, given, tell
-        self._statistics = given.model.statistics
-        self._momentum = max(given.model.momentum.values(), default=0.0)
-        self._enough = given.stage.first_step + round(3 / (1 - self._momentum))
+    def __init__(
+        self, setup: Setup, stage_input: StageInput, tell: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._setup, self._stage_input, self._tell = setup, stage_input, tell
+        self._statistics = stage_input.model.statistics
+        self._momentum = max(stage_input.model.momentum.values(), default=0.0)
+        self._enough = stage_input.stage.first_step + round(3 / (1 - self._momentum))
         examples = min(NUM_EXAMPLES, setup.splits["train"].num_examples)
         cfg = setup.cfg
         self._num_batches = -(-examples // cfg.global_batch)
         self._average = averaging(
-            given.model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
+            stage_input.model, setup.parallel, global_batch=cfg.global_batch, accumulate=cfg.accumulate
         )
         self._told = False
 
     @property
     def needed(self) -> bool:
-        """Whether the moving statistics are still those of the begin of the stage."""
+        """Whether the moving averages still depend on where they began."""
         return bool(self._statistics) and self._setup.state.step < self._enough
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Within it the statistics are the recomputed ones where those are needed; training's own are not touched.
+        """Recompute the statistics within the body, where needed; restore training's own after it.
 
-        At the end of the run they have been computed for good.
+        At the end of the run they have been recomputed for good, and are used as they are.
         """
         if not self.needed or self._setup.state.step == self._setup.total_steps:
             yield
@@ -68,11 +70,11 @@ class PreciseStatistics:
                 self._statistics[path].assign(value)
 
     def compute(self) -> None:
-        """Set the statistics to the recomputed ones, on every replica. Blocks."""
+        """Set the statistics of every replica to recomputed ones. Blocks."""
         setup, parallel = self._setup, self._setup.parallel
         step, number = setup.state.step, self._num_batches
         batches = pipeline.train_batches(
-            self._given.read_train,
+            self._stage_input.read_train,
             setup.order,
             rows=rows_of(parallel.rank, parallel.world_size, setup.cfg.global_batch),
             from_step=step,
@@ -99,26 +101,26 @@ class PreciseStatistics:
 def averaging(
     model: Classifier, parallel: DataParallel, *, global_batch: int, accumulate: int = 1
 ) -> Callable[[Any, Any], Any]:
-    """`average(batches, k)`: make the statistics those of the population of k batches; the next one is the k-th."""
+    """Return `average(batches, k)`, which takes the k-th batch and sets the statistics to those of all k batches."""
     paths = [*model.statistics]
-    mean_of = [paths.index(path.replace(MOVING[1], MOVING[0])) for path in paths]
-    """of each statistic, where the mean of its layer is"""
+    mean_index = [paths.index(path.replace(MOVING[1], MOVING[0])) for path in paths]
+    """for each statistic, the index of its layer's mean"""
 
     def moments_of(images: Any, centres: list[Any]) -> list[Any]:
-        """Of each statistic: the rows times their mean, or times their mean square about the centre of that."""
+        """Return for each statistic the rows times their mean, or times their mean square about its centre."""
         with model.batch_statistics(parallel.total_in_step) as moments:
             model.suffix(model.prefix(images))
-        found, rows = model.moments_in_order(moments), tf.cast(tf.shape(images)[0], tf.float32)
+        layer_moments, rows = model.moments_in_order(moments), tf.cast(tf.shape(images)[0], tf.float32)
         return [
-            moment if k == mean else moment + rows * tf.square(found[mean] / rows - centres[mean])
-            for k, (moment, mean) in enumerate(zip(found, mean_of, strict=True))
+            moment if k == mean else moment + rows * tf.square(layer_moments[mean] / rows - centres[mean])
+            for k, (moment, mean) in enumerate(zip(layer_moments, mean_index, strict=True))
         ]
 
     def replica_step(batch: Any, k: Any) -> Any:
-        """As in training a replica takes its rows in micro-batches."""
+        """Update the statistics by one batch, in micro-batches as in training."""
         num_rows = int(batch.images.shape[0])
         parts = [rows_of(part, accumulate, num_rows) for part in range(min(accumulate, num_rows))]
-        # About the mean of the batches so far, which all replicas have: squares of what is near 0 lose no digits.
+        # Squares about the mean of the batches so far, which all replicas have, are small and lose no digits.
         centres = [batch_norm.read(variable) for variable in model.statistics.values()]
         sums: list[list[Any]] = []
         for rows in parts:
@@ -127,10 +129,10 @@ def averaging(
         reduced = parallel.reduce_gradients([tf.add_n(same) for same in zip(*sums, strict=True)])
         share = 1.0 / tf.cast(k, tf.float32)
         moments = [moment / global_batch for moment in reduced]
-        # The mean moves by a share of what it is off: so much less is the mean square about it, once it has moved.
+        # The mean moves by `share` of its distance, and the mean square about it shrinks accordingly.
         moments = [
             moment if j == mean else tf.nn.relu(moment - share * tf.square(moments[mean] - centres[mean]))
-            for j, (moment, mean) in enumerate(zip(moments, mean_of, strict=True))
+            for j, (moment, mean) in enumerate(zip(moments, mean_index, strict=True))
         ]
         model.move_statistics(moments, tf.constant(0.0), momentum=1.0 - share)
         return tf.constant(0.0)

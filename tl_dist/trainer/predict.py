@@ -1,7 +1,7 @@
-"""What the model of a run says of images, over all workers.
+"""Predict images with the model of a run, over all workers.
 
-Batches have the shape and the order of those of the run's evaluation, and go through the same compiled step: on the
-same files the bits are the same.
+Batches have the shape and order of the run's evaluation, and go through the same compiled step: the same files give the
+same bits.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
 from tl_dist.scores import figures
 from tl_dist.scores.predictions import Predicted
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.trainer.load_model import Loaded
 from tl_dist.training.evaluation import PIECE_BYTES, evaluation_step, put_together
 from tl_dist.training.step import Objective
 
 ROUND_S = 1.0
-"""how often the workers meet, and rank 0 hands on what there is"""
+"""how often the workers exchange results, and rank 0 yields them"""
 
-_kept: list[object] = []
-"""iterators that a fault has ended, until the process ends: as in `stage`"""
+_iterators: list[object] = []
+"""keeps iterators that a fault has ended until the process ends, as in `stage`"""
 
 
 class Found(NamedTuple):
-    """The next examples of a source, each once: their logits, or why they cannot be decoded."""
+    """Some examples of a source, each yielded once: their logits, or why they cannot be decoded."""
 
     examples: NDArray[np.int64]
     logits: NDArray[np.float32]
     """[examples, classes] on rank 0 alone"""
     faults: Mapping[int, str]
-    """in place of logits: the reason by example"""
+    """the reason by example, for examples without logits"""
     features: NDArray[np.float32]
-    """[examples, features] on rank 0 alone, where they were asked for"""
+    """[examples, features] on rank 0 alone; no columns unless asked for"""
 
 
 def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterator[Found]:
-    """Of every example of `source`, about ROUND_S at a time; call it on all workers, where the rounds are the same.
+    """Yield every example of `source`, those of about ROUND_S at a time; all workers call it, and have the same rounds.
 
-    An example that cannot be decoded is as if it had never been there: those after it move up, as in an evaluation
-    that knows of it. Those with logits come in the order of the source.
+    An example that cannot be decoded counts as absent: the ones after it move up, as in an evaluation of a source
+    without it. Examples with logits come in the order of the source.
     """
     step = evaluation_step(
         model.model,
@@ -80,7 +80,7 @@ def predict(model: Loaded, source: Source, *, features: bool = False) -> Iterato
 def _rounds(
     model: Loaded, source: Source, step: Callable[[Any], dict[str, Any]], width: int
 ) -> Iterator[tuple[int, NDArray[np.float32], dict[int, str]]]:
-    """Of so many examples logits and features [examples, width], on rank 0; or the examples that end it, and why."""
+    """Yield a number of examples, their logits and features [examples, width] on rank 0; or faults, and then end."""
     parallel, batch = model.parallel, model.cfg.evaluation_batch
     mine = rows_of(parallel.rank, parallel.world_size, batch)
     batches = parallel.feed(_batches(model, source, mine))
@@ -102,25 +102,25 @@ def _rounds(
                 raise
         report = {"took_s": time.monotonic() - began, "reasons": reasons}
         reports = [json.loads(text) for text in parallel.gather(json.dumps(report).encode())]
-        faults = {int(k): reason for one in reports for k, reason in one["reasons"].items()}
+        faults = {int(k): reason for each in reports for k, reason in each["reasons"].items()}
         if faults:
-            _kept.append(batches)
+            _iterators.append(batches)
             yield 0, np.empty((0, width), np.float32), dict(sorted(faults.items()))
             return
-        everyone = parallel.gather(np.stack(own).tobytes())
+        shares = parallel.gather(np.stack(own).tobytes())
         values = np.empty((at_once if parallel.rank == 0 else 0, batch, width), np.float32)
         if parallel.rank == 0:
-            put_together(everyone, values)
+            put_together(shares, values)
         yield at_once * batch, values.reshape(-1, width), {}
         done += at_once
-        slowest = max(one["took_s"] for one in reports)
+        slowest = max(each["took_s"] for each in reports)
         at_once = min(most, max(1, int(at_once * ROUND_S / max(slowest, 1e-3))))
 
 
-def _values(found: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The logits, and the features beside them where they were computed."""
-    logits: NDArray[np.float32] = found["logits"].numpy()
-    return np.concatenate([logits, found["features"].numpy()], axis=1) if "features" in found else logits
+def _values(outputs: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return the logits, and beside them the features where they were computed."""
+    logits: NDArray[np.float32] = outputs["logits"].numpy()
+    return np.concatenate([logits, outputs["features"].numpy()], axis=1) if "features" in outputs else logits
 
 
 def _batches(model: Loaded, source: Source, rows: range) -> Any:
@@ -135,42 +135,42 @@ def _batches(model: Loaded, source: Source, rows: range) -> Any:
 
 
 def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> Predicted:
-    """All at once, in this process alone; `known` has the reason for each file that is not worth an attempt."""
+    """Predict files in this process alone; `known` has the reason for each file that cannot be decoded."""
     errors = {paths[k]: reason for k, reason in known.items()}
     good = [path for k, path in enumerate(paths) if k not in known]
     source = unlabelled(good, model.class_names, model.decoding)
     rows = [np.empty((0, len(model.class_names)), np.float32)]
     examples = [np.empty(0, np.int64)]
-    for found in predict(model, source):
-        errors |= {good[k]: reason for k, reason in found.faults.items()}
-        if not found.faults:
-            rows.append(figures.Softmax(found.logits, model.temperature).in_place())
-            examples.append(found.examples)
+    for part in predict(model, source):
+        errors |= {good[k]: reason for k, reason in part.faults.items()}
+        if not part.faults:
+            rows.append(figures.Softmax(part.logits, model.temperature).in_place())
+            examples.append(part.examples)
     ids = np.array([good[k] for k in np.concatenate(examples)], np.str_)
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
 
 
 def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """The examples without those whose header says that they cannot be decoded, and these; as the run decodes them."""
+    """Return the source, as the run decodes it, without files whose header is bad; and the reasons by id of these."""
     parallel = model.parallel
-    found = quarantine.screen(
+    screening = quarantine.screen(
         {"test": source},
         cache=directory / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    source = decoded_by({"test": source}, model.decoding, found.unusual)["test"]
-    if not found.bad:
+    source = decoded_by({"test": source}, model.decoding, screening.unusual)["test"]
+    if not screening.bad:
         return source, {}
-    names = {one.id: one.reason for one in found.bad}
-    return source.subset(np.flatnonzero([name not in names for name in source.ids])), names
+    reasons = {bad.id: bad.reason for bad in screening.bad}
+    return source.subset(np.flatnonzero([name not in reasons for name in source.ids])), reasons
 
 
 def refuse_beyond_budget(
     model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
 ) -> None:
-    """Refuse (65) more images that cannot be decoded than the run puts up with; `path`: where they are from."""
+    """Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in."""
     most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
     if len(faults) > most:
         name, reason = next(iter(faults.items()))

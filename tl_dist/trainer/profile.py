@@ -1,4 +1,4 @@
-"""The steps that `report.profile` names, traced on rank 0: what TensorBoard's profile page shows."""
+"""Trace the steps of `report.profile` on rank 0, for TensorBoard's profile page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tl_dist.trainer.setup import Setup
 
 
 class Profile:
-    """A trace of some steps, each marked as one; without `report.profile`, and on other ranks, nothing."""
+    """Trace some steps, each marked as a step; trace nothing without `report.profile` and on other ranks."""
 
     def __init__(self, setup: Setup) -> None:
         self._first, self._last = setup.cfg.report.profile or (0, -1)
@@ -21,7 +21,7 @@ class Profile:
 
     @property
     def steps(self) -> range:
-        """At each of them a chunk must end, on every rank: what is marked as a step is one."""
+        """The steps at which a chunk must end, on every rank, so that each marked chunk is one step."""
         return range(self._first, self._last + 1)
 
     def __enter__(self) -> Self:
@@ -32,7 +32,7 @@ class Profile:
         self._end()
 
     def reached(self, step: int) -> None:
-        """Begin after the first of the steps, end after the last; a run that resumes between them traces nothing."""
+        """Begin at the first of the steps, end at the last; a run that resumes between them traces nothing."""
         if step not in self.steps or not self._setup.is_first:
             return
         self._step.close()
@@ -43,7 +43,7 @@ class Profile:
         if step == self._last:
             self._end()
         elif self._running:
-            # The name and the argument by which the page knows a step.
+            # TensorBoard recognizes a step by this name and argument.
             self._step.enter_context(tf.profiler.experimental.Trace("train", step_num=step + 1, _r=1))
 
     def _end(self) -> None:

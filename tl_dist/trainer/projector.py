@@ -1,4 +1,4 @@
-"""Features of training examples for TensorBoard's projector: points that can be turned, searched and coloured."""
+"""Write features of training examples for TensorBoard's projector, which shows them as points in space."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ embeddings {
 
 
 def show(setup: Setup, source: Source, features: FeatureSet, rows: NDArray[np.integer] | None) -> None:
-    """Write the first view of up to MAX_POINTS examples, spread evenly, a map as its mean; once, on rank 0.
+    """Write the first view of up to MAX_POINTS evenly spread examples, averaged over positions; once, on rank 0.
 
-    `rows`: where the examples of `source` are in the set, if not in their order.
+    `rows` are the rows of `source`'s examples in the feature set; None if they have the same order.
     """
     place = setup.run.tensorboard
     config = place / "projector_config.pbtxt"
     if not (setup.is_first and setup.cfg.report.tensorboard) or config.exists():
         return
     chosen = np.unique(np.linspace(0, source.num_examples - 1, MAX_POINTS).astype(np.int64))
-    found = features.some(chosen if rows is None else np.asarray(rows)[chosen])
-    points = found.reshape(len(chosen), -1, found.shape[-1]).mean(axis=1)
+    values = features.some(chosen if rows is None else np.asarray(rows)[chosen])
+    points = values.reshape(len(chosen), -1, values.shape[-1]).mean(axis=1)
     write_atomically(place / "features.tsv", _table(points.tolist(), "{:.5g}"))
     labels = [[source.class_names[source.labels[k]], str(source.ids[k])] for k in chosen.tolist()]
     write_atomically(place / "features_labels.tsv", _table([["class", "id"], *labels], "{}"))

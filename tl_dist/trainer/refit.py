@@ -1,7 +1,7 @@
-"""Before the first step of a pruned network: its layers are fitted to what its source says of the training images.
+"""Fit the layers of a pruned network to its source's outputs on training images, before the first step.
 
-All workers share the images, and the sums are in float64 over groups of images that do not depend on who takes which:
-so the number of workers moves the last bits alone. Rank 0 solves, and all have its solution.
+All workers share the images, and sum in float64 over groups of images that are the same for any number of workers,
+which so changes the last bits alone. Rank 0 solves the equations, and all workers get its solution.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from tl_dist.models import refit
 from tl_dist.parallel import rows_of
 from tl_dist.runs import init_from as origins
 from tl_dist.trainer import init_from
-from tl_dist.trainer.networks import network_of
-from tl_dist.trainer.setup import Setup
+from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
 KEY = "refit"
-"""in the history of a state: the number of layers that were fitted"""
+"""of the number of fitted layers, in the history of a state"""
 _GROUP_BYTES = 2**27
-"""of the inputs that a group of images is made into, at most, where one image does not need more"""
+"""bound on the size of a layer's inputs for a group of images, unless a single image exceeds it"""
 
 
-def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
-    """Fit what the config asks for, once in a run; False when asked to stop before the end, with nothing changed."""
+def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
+    """Fit the layers of a pruned network where the config asks for it, once in a run. A stop changes nothing."""
     source = setup.cfg.source
     if source is None or not source.refit or setup.state.step or KEY in setup.state.history:
-        return True
+        return
     setup.prepare_for("loading the source")
     run, cfg = origins.opened(setup.cfg)
     with setup.parallel.scope():
-        whole = network_of(run, cfg)
+        whole = init_from.network_of(run, cfg)
         init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}
@@ -47,7 +46,7 @@ def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
         if sums["stop"]:
             for path, value in before.items():
                 variables[path].assign(value)
-            return False
+            raise StopRequested
         if setup.is_first:
             fit.solve(variables, sums["squares"], sums["products"])
         setup.parallel.broadcast([variables[path] for path in fit.paths])
@@ -55,11 +54,10 @@ def refitted(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> bool:
     setup.state.history[KEY] = len(used)
     images = f"{max(used, default=0):,} images"
     say({"event": "note", "text": f"{len(used)} layers fitted to {run.path} by least squares on {images}"})
-    return True
 
 
 def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
-    """What of the equations of all images the solution depends on, and whether to stop."""
+    """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
     size, crop = setup.built.image_size, setup.cfg.data.kept_fraction
     chosen = np.linspace(0, source.num_examples - 1, num_images).round().astype(np.int64)
@@ -79,6 +77,6 @@ def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
             x, y = (values.numpy().astype(np.float64) for values in of_group(group))
             squares += x
             products += y
-            # Looked for without a beat: of these all workers have the same number, and of groups they have not.
+            # Without a beat: all workers must have the same number of beats, but not of groups.
             stop = stop or (setup.is_first and setup.run.stop_requested())
     return parallel.total({"squares": squares, "products": products, "stop": float(stop)})

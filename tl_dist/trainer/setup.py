@@ -1,4 +1,4 @@
-"""What one worker needs for a run, built from the run directory in the order in which it must be built."""
+"""Build what one worker needs for a run from the run directory, in the order in which it must be built."""
 
 from __future__ import annotations
 
@@ -28,23 +28,27 @@ from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import audit, examples, init_from
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.networks import refuse_changed_code
+from tl_dist.trainer.init_from import refuse_changed_code
 from tl_dist.training import monitor, optim
 from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
 
 
+class StopRequested(Exception):
+    """The user or Slurm has asked the run to stop; raised by all workers at the same point."""
+
+
 @dataclass(frozen=True)
 class Built:
-    """A model and its optimizer with their start, and where that comes from."""
+    """A model and its optimizer with their initial values, and where these come from."""
 
     model: Classifier
-    """takes images, and trains whatever any stage trains"""
+    """takes images; trains every variable that any stage trains"""
     image_size: int
     optimizer: Optimizer
     statistics: Mapping[str, NDArray[Any]]
-    """of batch norm, at the start"""
+    """initial statistics of batch norm"""
     weights_sha256: str | None
     """digest of the file of pretrained weights"""
     origin_sha256: str | None
@@ -55,7 +59,7 @@ class Built:
 class Setup:
     """All that one attempt works with, the same on every worker but for `parallel.rank`.
 
-    Variables and `state` change as the run proceeds; nothing here is ever replaced.
+    Variables and `state` change as the run proceeds; no field is ever replaced.
     """
 
     run: RunDir
@@ -72,17 +76,17 @@ class Setup:
 
     @property
     def splits(self) -> Splits:
-        """What can be read of each split."""
+        """The readable examples of each split."""
         return self.examples.splits
 
     @property
     def model(self) -> Classifier:
-        """The model that takes images, and trains whatever any stage trains."""
+        """The model that takes images, and trains every variable that any stage trains."""
         return self.built.model
 
     @property
     def optimizer(self) -> Optimizer:
-        """Of all stages."""
+        """The optimizer of all stages."""
         return self.built.optimizer
 
     @property
@@ -92,46 +96,46 @@ class Setup:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Not rounded: an epoch ends within a batch."""
+        """Steps per epoch, not rounded: an epoch may end within a batch."""
         return self.splits["train"].num_examples / self.cfg.global_batch
 
     @property
     def total_steps(self) -> int:
-        """Of all stages."""
+        """Steps of all stages."""
         return self.stages[-1].end
 
     @property
     def stages_left(self) -> list[Stage]:
-        """The stages that have steps to do, or whose best the next one begins with; else the last, to be evaluated."""
+        """The stages with steps left, or whose best the next stage begins with; else the last, to be evaluated."""
         step, decided = self.state.step, self.state.history.get(monitor.KEY, {}).get("stage")
         left = [s for s in self.stages if s.end > step or (s.end == step and s.number == decided)]
         return left or [self.stages[-1]]
 
     def beat(self, phase: str, *, alone: bool = False) -> None:
-        """Show that this worker lives, and what it does. Every worker says every phase: their beats are compared.
+        """Write a heartbeat with the phase. All workers must write the same phases: their heartbeats are compared.
 
-        `alone`: rank 0 does it, for as long as `safety.alone_s`, while the others wait.
+        With `alone`, rank 0 alone works in this phase, for at most `safety.alone_s`, while the others wait.
         """
         patience_s = self.cfg.safety.alone_s if alone and self.is_first else 0.0
         self.run.beats.beat(self.parallel.rank, phase, self.state.step, patience_s)
 
     def prepare_for(self, phase: str) -> None:
-        """The same where all workers build and compile, or read back what is large: as before the first step."""
+        """Write a heartbeat before a phase as long as the first step: all workers compile, or read large files."""
         self.run.beats.beat(self.parallel.rank, phase, self.state.step, self.cfg.safety.first_step_s)
 
     def stop_requested(self, phase: str, *, alone: bool = False) -> bool:
-        """Rank 0 looks for the stop file; what it finds reaches the others with the next total."""
+        """Return whether rank 0 sees a stop file; the caller shares that with the other workers by a total."""
         self.beat(phase, alone=alone)
         return self.is_first and self.run.stop_requested()
 
     def upcoming(self, num_steps: int) -> Iterator[int]:
-        """The training examples of this worker in so many steps from now on, in the order in which it reads them."""
+        """Yield the training examples of this worker in the next `num_steps` steps, in the order of reading."""
         rows = np.array(rows_of(self.parallel.rank, self.parallel.world_size, self.order.global_batch))
         for step in range(self.state.step, self.state.step + num_steps):
             yield from self.order.index(self.order.positions(step, rows)).numpy().tolist()
 
     def class_weights(self) -> list[float] | None:
-        """The loss weight of each class, as the config asks."""
+        """Return the loss weight of each class that the config asks for; None without weights."""
         wanted = self.cfg.loss.class_weights
         train = self.splits["train"]
         if wanted == "balanced":
@@ -146,35 +150,37 @@ class Setup:
 
 
 def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> Setup:
-    """Everything of one attempt, as `run`'s config says. The first thing that a process does with TensorFlow.
+    """Build all that one attempt needs, as the run's config says. Must be the first use of TensorFlow in a worker.
 
-    That is, of a process of our own, which computes on `cores`; None in one that others use too: its TensorFlow stays
-    as it was started.
+    A worker computes on `cores`; None stands for a process that other code uses, too, such as a notebook, in which
+    TensorFlow stays as it was started.
     """
     cfg = config_file.load(run.config_file, overrides)
     refuse_changed_code(run, cfg)
     threads = start_tensorflow(cfg, cores)
     run.beats.space(cfg.safety.heartbeat_s)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
-    found = examples.readable(cfg, run, parallel, threads)
+    readable = examples.readable(cfg, run, parallel, threads)
     computed_in = precision.resolve(cfg.precision)
     on_gpu = gpu_of_process() is not None
     if on_gpu and cores is not None:
         tf.config.optimizer.set_experimental_options(precision.gpu_graph_options(computed_in))
     data = cfg.data
     block = data.shuffle_block if data.shuffle == "blocks" else 0
-    order = Order(cfg.seed, found.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window)
+    order = Order(
+        cfg.seed, readable.splits["train"].num_examples, cfg.global_batch, block, data.shuffle_window
+    )
     run_stages = plan(cfg, order.steps)
-    built = _build(cfg, run_stages, found.splits, parallel, computed_in)
-    found = examples.decoded_once(found, cfg, parallel, built.image_size)
+    built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
+    decoded = examples.decoded_once(readable, cfg, parallel, built.image_size)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
-    return Setup(run, cfg, parallel, threads, computed_in, found, order, run_stages, built, state, on_gpu)
+    return Setup(run, cfg, parallel, threads, computed_in, decoded, order, run_stages, built, state, on_gpu)
 
 
 def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpoint.Checkpoint | None:
-    """Set the state to a checkpoint, where there is one, on this process alone: `at` as in `checkpoint.find`.
+    """Set the state of this process to a checkpoint, `at` as in `checkpoint.find`; return it, or None without one.
 
-    `log` gets a line for each checkpoint that had to be passed over.
+    `log` gets a line for each damaged checkpoint that was passed over.
     """
     saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
     if saved is not None:
@@ -183,7 +189,7 @@ def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpo
 
 
 def take(setup: Setup, saved: checkpoint.Checkpoint) -> None:
-    """Set the state to what was read of a checkpoint."""
+    """Set the state to a checkpoint that was read."""
     setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
 
 
@@ -200,7 +206,7 @@ def go_back(setup: Setup, step: int) -> None:
 
 @contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Within it a run may change what belongs to the whole process, and makes files that are private; not after it."""
+    """Let the body change global settings of the process and create private files; restore the settings after it."""
     policy, umask = keras.config.dtype_policy(), os.umask(0o077)
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     try:
@@ -212,7 +218,7 @@ def process_as_it_was() -> Iterator[None]:
 
 
 def start_tensorflow(cfg: Config, cores: int | None) -> int:
-    """Threads and determinism, before TensorFlow touches a device; returns the threads of this worker."""
+    """Set threads and determinism before TensorFlow touches a device; return the number of threads of this worker."""
     tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
     if cores is None:
         return cfg.runtime.threads or len(os.sched_getaffinity(0))
@@ -235,7 +241,7 @@ def _build(
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
     image_size = cfg.data.image_size or backbone.input_size
     with parallel.scope():
-        built = classifier.build(
+        model = classifier.build(
             backbone,
             cfg.model,
             image_size=image_size,
@@ -243,26 +249,26 @@ def _build(
             seed=cfg.seed,
             carried=cfg.source is not None,
         )
-        views = [built.trained_from(stage.train_from) for stage in run_stages]
+        views = [model.trained_from(stage.train_from) for stage in run_stages]
         whole = classifier.widest(views)
         for view in views:
             view.refuse_frozen_random()
         with whole.keeping_new():
             if file is not None:
-                weights.load(built.network, file)
+                weights.load(model.network, file)
             if cfg.source is not None:
                 every = {**whole.moving, **whole.frozen}
                 heads = () if cfg.source.head else ("head/",)
                 carried = {path: v for path, v in every.items() if not path.startswith(heads)}
-                origin_sha256 = init_from.carry(built.network, carried, cfg, splits["train"].class_names)
+                origin_sha256 = init_from.carry(model.network, carried, cfg, splits["train"].class_names)
         statistics = audit.statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,
             whole.trainable,
-            # Whatever is computed or travels in float16 needs to stay within its range.
+            # Values that are computed or sent in float16 must stay within its range.
             scale_loss=computed_in == "mixed_float16" or cfg.runtime.wire == "float16",
             stages=[
-                optim.rules(stage.optimizer, view.trainable, built.depths, built.new)
+                optim.rules(stage.optimizer, view.trainable, model.depths, model.new)
                 for stage, view in zip(run_stages, views, strict=True)
             ],
         )

@@ -1,8 +1,8 @@
-"""One stage of a run: what it reads, its compiled functions, and what falls due between its steps."""
+"""Train one stage of a run: compile its step, and do what falls due between steps and at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -14,28 +14,29 @@ from tl_dist.data.batch import Batch
 from tl_dist.files.failpoint import failpoint
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer import agreement, audit
 from tl_dist.trainer.evaluate import Evaluator
 from tl_dist.trainer.model_selection import ModelSelection
 from tl_dist.trainer.profile import Profile
-from tl_dist.trainer.rank_zero import Recorder
-from tl_dist.trainer.setup import Setup, go_back
+from tl_dist.trainer.recorder import Recorder
+from tl_dist.trainer.setup import Setup, StopRequested, go_back
 from tl_dist.trainer.stage_input import StageInput, from_images
 from tl_dist.training import loop, optim
 from tl_dist.training.chunk import train_chunk
 from tl_dist.training.state import Report
 from tl_dist.training.step import Distillation, Objective, TrainStep, no_clock, weight_checksums
 
-_kept: list[object] = []
-"""iterators, until the process ends: destroying one waits for its threads, and was seen to hang"""
+_iterators: list[object] = []
+"""keeps iterators alive until the process ends: destroying one waits for its threads, and was seen to hang"""
 
 
 class StageTraining:
-    """The compiled functions of one stage in one attempt, and the events around them."""
+    """Train one stage in one attempt: its compiled functions, and the events between their calls."""
 
-    def __init__(self, setup: Setup, given: StageInput, recorder: Recorder) -> None:
-        self._setup, self._given, self._recorder = setup, given, recorder
-        self._stage = stage = given.stage
+    def __init__(self, setup: Setup, stage_input: StageInput, recorder: Recorder) -> None:
+        self._setup, self._stage_input, self._recorder = setup, stage_input, recorder
+        self._stage = stage = stage_input.stage
         cfg, parallel = setup.cfg, setup.parallel
         self._rate = lambda at: optim.learning_rate(
             stage.optimizer,
@@ -56,7 +57,7 @@ class StageTraining:
         self._selection = ModelSelection(setup, stage, recorder)
         plateau = stage.optimizer.schedule.name == "plateau"
         step = TrainStep(
-            given.model,
+            stage_input.model,
             setup.optimizer,
             objective,
             parallel,
@@ -66,52 +67,65 @@ class StageTraining:
             xla=cfg.runtime.compiles(on_gpu=setup.on_gpu),
             gpu=setup.on_gpu,
             wire=cfg.runtime.wire,
-            teacher=given.teacher,
+            teacher=stage_input.teacher,
             clock=no_clock if cfg.runtime.deterministic else tf.timestamp,
         )
         self._run_steps = train_chunk(step)
         self._checksums = weight_checksums(setup.model, parallel)
-        self._evaluator = Evaluator(setup, given, recorder.tell)
+        self._evaluator = Evaluator(setup, stage_input, recorder.tell)
         self._precise = self._evaluator.precise
         self._profile = Profile(setup)
         self._skipped_in_a_row = 0
         self._evaluate_every = max(1, round(cfg.evaluation.every_epochs * setup.steps_per_epoch))
         self._evaluated_at: dict[str, int] = {}
 
-    def run(self) -> bool:
-        """Train to the end of the stage; evaluate after the last. Whether the end was reached, rather than a stop."""
+    def run(self) -> None:
+        """Train and evaluate the stage; raise StopRequested where that is left to the next attempt."""
+        with self._profile, self._setup.examples.naming_bad("train", self._next_epoch):
+            self._decide_on_current_step()  # a kill may have come between the save and the decision
+            if not self._selection.stopped:
+                self._train()
+            self._decide_on_current_step()
+        self._recorder.save()  # before figures, or the frozen part of the next stage, take time
+        if self._is_last:
+            self._finish_run()
+        else:
+            self._hand_over_to_next_stage()
+
+    @property
+    def _is_last(self) -> bool:
+        return self._stage is self._setup.stages[-1]
+
+    def _decide_on_current_step(self) -> None:
+        """Evaluate where model selection has yet to decide on this step."""
+        due = loop.is_due(self._setup.state.step, self._evaluate_every)
+        if self._selection.is_open(due=due):
+            self.evaluate("validation")
+
+    def _hand_over_to_next_stage(self) -> None:
+        self._go_back_to_best()
+        self._setup.state.advance(self._stage.end - self._setup.state.step)
+
+    def _finish_run(self) -> None:
+        self._audit()
+        if self._selection.best:
+            self._end_with_best()
+        for split in ("validation", "test"):
+            if split in self._setup.splits:
+                self.evaluate(split)
+
+    def _train(self) -> None:
+        """Train to the end of the stage, or to an early stop; do what falls due between steps."""
         setup, cfg = self._setup, self._setup.cfg
-        every: dict[Callable[[], bool], int] = {self._same_weights: cfg.safety.checksum_every_steps}
+        every: dict[Callable[[], None], int] = {self._compare_weights: cfg.safety.checksum_every_steps}
         if "validation" in setup.splits:
             every[partial(self.evaluate, "validation")] = self._evaluate_every
-        with self._profile, setup.examples.naming_bad("train", self._next_epoch):
-            if not (self._decide() and (self._selection.stopped or self._train(every)) and self._decide()):
-                return False
-        # The weights of the stage are final: keep them before spending time on figures or on another prefix.
-        self._recorder.save()
-        if self._stage is not setup.stages[-1]:
-            self._go_back_to_best()
-            setup.state.advance(self._stage.end - setup.state.step)
-            return True
-        self._audit()
-        if self._selection.best and not self._end_with_best():
-            return False
-        return all(self.evaluate(split) for split in ("validation", "test") if split in setup.splits)
-
-    def _decide(self) -> bool:
-        """Evaluate where this step is yet to be decided on, as after a kill before; False when asked to stop."""
-        due = loop.is_due(self._setup.state.step, self._evaluate_every)
-        return not self._selection.is_open(due=due) or self.evaluate("validation")
-
-    def _train(self, every: Mapping[Callable[[], bool], int]) -> bool:
-        """All steps, and what falls due between them; False when asked to stop."""
-        setup, cfg = self._setup, self._setup.cfg
         self._show_images()
         save_every = cfg.checkpoint.every_steps or self._stage.end
         rows = rows_of(setup.parallel.rank, setup.parallel.world_size, cfg.global_batch)
         agreement.prove_rows(setup.parallel, rows, cfg.global_batch)
-        batches = setup.parallel.feed(_train_batches(setup, self._given, rows))
-        _kept.append(batches)
+        batches = setup.parallel.feed(_train_batches(setup, self._stage_input, rows))
+        _iterators.append(batches)
         for report in loop.train(
             setup.state,
             batches,
@@ -125,40 +139,42 @@ class StageTraining:
         ):
             if report.step == self._stage.end:
                 self._settle_statistics()
-            setup.beat("reporting", alone=True)  # rank 0 writes it down, and may have to wait for a save
+            setup.beat("reporting", alone=True)  # rank 0 writes it, and may have to wait for a save
             self._profile.reached(report.step)
             failpoint("train.chunk_done")
             self._recorder.report(report)
             self._count_skipped(report)
             if report.stop:
-                return False
+                raise StopRequested
             for event, period in every.items():
-                if loop.is_due(report.step, period) and not event():
-                    return False
+                if loop.is_due(report.step, period):
+                    event()
             if self._selection.stopped:
                 self._settle_statistics()
                 break
-            # After what decides, so that no checkpoint lacks a decision about its own step; `run` keeps the last one.
+            # After the evaluation, so that no checkpoint lacks the decision on its own step; `run` saves the last step.
             if report.step < self._stage.end:
                 due = loop.is_due(report.step, save_every) or self._selection.keeps_step
                 self._recorder.save_if(due)
             setup.beat("stepping")
-        return True
 
-    def evaluate(self, split: str) -> bool:
-        """Figures of a whole split, written down once per step; False when asked to stop before the end."""
+    def evaluate(self, split: str) -> None:
+        """Record the figures of a whole split, once per step, and decide by them."""
         if self._evaluated_at.get(split) == self._setup.state.step:
-            return True
-        result = self._evaluator.evaluate(split)
-        if result is None:
-            return False
+            return
+        result = self._evaluate(split)
         self._recorder.evaluated(result)
         self._evaluated_at[split] = self._setup.state.step
         self._selection.decide(result)
-        return True
+
+    def _evaluate(self, split: str) -> Evaluation:
+        result = self._evaluator.evaluate(split)
+        if result is None:
+            raise StopRequested
+        return result
 
     def _go_back_to_best(self) -> None:
-        """Set the state to the best of the stage, where that is kept and not the last, with statistics that fit it."""
+        """Set the state to the best step of the stage, where one is kept, with batch statistics that fit it."""
         if self._selection.best:
             (step, _), *_ = self._selection.best
             self._setup.beat("saving", alone=True)
@@ -167,54 +183,48 @@ class StageTraining:
                 go_back(self._setup, step)
                 self._settle_statistics()
 
-    def _end_with_best(self) -> bool:
-        """Give the model the weights that the run ends with, and say which those are; False when asked to stop."""
+    def _end_with_best(self) -> None:
+        """Give the model the weights that the run ends with, and record which these are."""
         setup, selection, last = self._setup, self._selection, self._setup.state.step
         self._go_back_to_best()
         self._recorder.nothing_to_save()
-        found = {"step": setup.state.step, "value": selection.best[0][1], "average_of": []}
+        choice = {"step": setup.state.step, "value": selection.best[0][1], "average_of": []}
         changed = self._precise.needed and setup.state.step != last
         if selection.averages():
             value = self._value_of_average()
-            if value is None:
-                return False
             if selection.is_better(value):
-                found |= {"value": value, "average_of": [step for step, _ in selection.best]}
+                choice |= {"value": value, "average_of": [step for step, _ in selection.best]}
                 changed = True
             else:
                 go_back(setup, setup.state.step)
                 self._settle_statistics()
         setup.beat("saving", alone=True)
-        self._recorder.ends_with(selection.ending(found), save=changed)
-        return True
+        self._recorder.ends_with(selection.ending(choice), save=changed)
 
-    def _value_of_average(self) -> float | None:
-        """The figure of the averaged weights, with statistics of their own; None when asked to stop."""
-        if self._given.model.statistics:
+    def _value_of_average(self) -> float:
+        """Return the figure of the averaged weights, with batch statistics of their own."""
+        if self._stage_input.model.statistics:
             self._precise.compute()
-        result = self._evaluator.evaluate("validation")
-        self._evaluated_at.pop("validation", None)  # what was predicted is no longer what that step predicts
-        return None if result is None else self._selection.value_of(result)
+        self._evaluated_at.pop("validation", None)  # the predictions on disk are now the average's
+        return self._selection.value_of(self._evaluate("validation"))
 
     def _next_epoch(self) -> Iterator[int]:
-        """What this worker reads after the last report."""
+        """Return the examples that this worker may read before the next report."""
         return self._setup.upcoming(self._setup.order.steps(1.0))
 
     def _settle_statistics(self) -> None:
-        """After the last step, before any checkpoint of it: statistics that fit what the stage ends with.
+        """Recompute the batch statistics for the weights that the stage ends with, before a checkpoint of them.
 
-        Of the last stage that are the averaged weights, where there are any; the next stage continues with the others.
+        The last stage ends with the averaged weights, where there are any; the next stage continues with the others.
         """
-        last = self._stage is self._setup.stages[-1]
         if self._precise.needed:
-            with self._setup.optimizer.averaged(self._stage.number) if last else nullcontext():
+            with self._setup.optimizer.averaged(self._stage.number) if self._is_last else nullcontext():
                 self._precise.compute()
 
-    def _same_weights(self) -> bool:
+    def _compare_weights(self) -> None:
         setup = self._setup
         rows = self._checksums().numpy()
         agreement.compare_weights(setup.parallel, rows, list(setup.model.moving), setup.state.step)
-        return True
 
     def _audit(self) -> None:
         setup = self._setup
@@ -225,7 +235,7 @@ class StageTraining:
             self._recorder.tell({**record, "step": setup.state.step})
 
     def _count_skipped(self, report: Report) -> None:
-        """Under loss scaling a few skipped steps are normal; many in a row are a run that has diverged."""
+        """Refuse to continue after many skipped steps in a row; under loss scaling a few are normal."""
         self._skipped_in_a_row = (
             self._skipped_in_a_row + report.steps if report.num_skipped == report.steps else 0
         )
@@ -238,7 +248,7 @@ class StageTraining:
             )
 
     def _show_images(self) -> None:
-        """Put the first training images, augmented, where TensorBoard shows them."""
+        """Show the first training images, augmented, in TensorBoard."""
         setup = self._setup
         if setup.is_first and setup.state.step == 0 and setup.cfg.report.tensorboard:
             rows = range(min(16, setup.cfg.global_batch))
@@ -246,19 +256,19 @@ class StageTraining:
             self._recorder.images(batch.images.numpy(), batch.labels.numpy())
 
 
-def _train_batches(setup: Setup, given: StageInput, rows: range) -> tf.data.Dataset:
+def _train_batches(setup: Setup, stage_input: StageInput, rows: range) -> tf.data.Dataset:
     annotations = setup.splits["train"].annotations
     batches = pipeline.train_batches(
-        given.read_train,
+        stage_input.read_train,
         setup.order,
         rows=rows,
         from_step=setup.state.step,
-        to_step=given.stage.end,
-        mask_features=given.model.mask_features,
+        to_step=stage_input.stage.end,
+        mask_features=stage_input.model.mask_features,
         dropout=setup.cfg.model.dropout,
         weights=annotations.weights,
         soft=annotations.soft,
-        teacher=given.look_up,
+        teacher=stage_input.look_up,
         threads=setup.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

@@ -1,4 +1,4 @@
-"""What a stage of a run trains and what it reads: images, or what the frozen part made of them."""
+"""Describe what a stage trains and reads: images, or features, the frozen part's outputs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class TrainFeatures:
 
     found: FeatureSet
     rows: np.ndarray | None
-    """which of the set's examples they are; None: all"""
+    """the rows of the split in the set; None: all"""
 
     def values(self) -> np.ndarray:
-        """float32 [examples, views, features]"""
+        """Return them as float32 [examples, views, features]."""
         return self.found.array() if self.rows is None else self.found.array()[self.rows]
 
 
 @dataclass(frozen=True)
 class StageInput:
-    """What a stage trains, and what it reads: images, or what the frozen part made of them."""
+    """The model that a stage trains, and the readers of its input: images, or features computed from them."""
 
     stage: Stage
     model: Classifier
@@ -39,15 +39,15 @@ class StageInput:
     read: Mapping[str, pipeline.Read]
     """how evaluation reads each split"""
     features: TrainFeatures | None = None
-    """where they are read in place of images"""
+    """where features are read instead of images"""
     look_up: pipeline.LookUp | None = None
-    """what a teacher said of the training examples, where that is kept"""
+    """the teacher's logits of training examples, where they are computed once"""
     teacher: Callable[[Any], Any] | None = None
-    """images -> logits, of a teacher that sees the images of each step"""
+    """images -> logits, where the teacher is computed in each step"""
 
 
 def from_images(setup: Setup, stage: Stage) -> StageInput:
-    """The input of a stage as the data set has it; training images are augmented."""
+    """Return the input of a stage that reads images; training images are augmented."""
     cfg, size = setup.cfg, setup.built.image_size
     data, crop = cfg.data, cfg.data.kept_fraction
     return StageInput(

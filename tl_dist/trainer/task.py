@@ -1,4 +1,4 @@
-"""A task of workers on the features of a run, which is opened, recorded and stopped as one that is trained."""
+"""Open a run for a tool that works on its features, with records and stops as in training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def on_features(
 
     `Stopped`, which a fit raises when a stop was requested, ends the body.
     """
-    opened = setup(run, cores=cores)
-    with append_to(run.metrics_file) as lines, opened.parallel.naming_lost_peers():
-        stop_requested = partial(opened.stop_requested, phase, alone=alone)
+    run_setup = setup(run, cores=cores)
+    with append_to(run.metrics_file) as lines, run_setup.parallel.naming_lost_peers():
+        stop_requested = partial(run_setup.stop_requested, phase, alone=alone)
         with suppress(Stopped):
 
             def say(record: Mapping[str, Any]) -> None:
                 lines.write(json.dumps(record) + "\n")
 
-            yield opened, stop_requested, say
+            yield run_setup, stop_requested, say

@@ -1,1 +1,1 @@
-"""The arithmetic of a run, which knows no file and no directory: a step, the chunk of steps in a graph, the loop."""
+"""Compute a run: a step, the chunk of steps in a graph, the loop. Knows no file and no directory."""

@@ -1,4 +1,4 @@
-"""Many steps in one graph call: the loop over steps in the graph, how batches are fetched, and clocks."""
+"""Run many steps in one graph call: the loop over steps in the graph, how batches are fetched, and clocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TIMES = ("reduction_s", "data_wait_s")
 
 
 def train_chunk(step: TrainStep) -> Callable[[Any, Any, Any], dict[str, Any]]:
-    """`run_steps(batches, first, n)`: n training steps in one graph call, without returning to Python.
+    """Return `run_steps(batches, first, n)`, which runs n training steps in one graph call, with no Python in between.
 
-    Returns this process's sums over the chunk as scalars: `loss` (of examples), `correct`, `examples`, `skipped`,
+    It returns this process's sums over the chunk as scalars: `loss` (of examples), `correct`, `examples`, `skipped`,
     `norm` (of the last step), `data_wait_s` and `reduction_s` (what is not hidden behind computation; both times are
     0 where the step has no clock).
 
@@ -40,6 +40,7 @@ class SequentialSteps:
         self._samples_times = step.gpu and step.clock is not no_clock
 
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
+        """Run n steps from step `first` on; return the sums of `train_chunk`."""
         n, nothing = tf.cast(n, tf.int32), dict.fromkeys(SUMS, 0.0)
         in_loop = n - 1 if self._samples_times else n
         sums = _graph_loop(
@@ -76,6 +77,7 @@ class PrefetchedPrefix(SequentialSteps):
     """Compute the frozen part one batch ahead, in the time in which the gradients travel."""
 
     def run_steps(self, batches: Any, first: Any, n: Any) -> dict[str, Any]:
+        """Run n steps from step `first` on; return the sums of `train_chunk`."""
         step, n, timed = self._step, tf.cast(n, tf.int32), not self._step.gpu
         in_loop = n - 1 if self._samples_times else n
 

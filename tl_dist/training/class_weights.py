@@ -1,4 +1,4 @@
-"""Weights of classes in the loss."""
+"""Compute the weights of classes in the loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 def balanced_class_weights(
     labels: Sequence[int] | np.ndarray, num_classes: int, weights: np.ndarray | None = None
 ) -> list[float]:
-    """num_examples / (classes that occur * examples of the class): the mean over the examples is 1.
+    """Return num_examples / (classes that occur * examples of the class): their mean over the examples is 1.
 
-    0 for a class without examples. The same as scikit-learn's compute_class_weight: where examples have `weights`, they
-    are counted by these, so that one of weight 2 is the example twice here, too.
+    A class without examples has weight 0. Examples with `weights` are counted by these, as by scikit-learn's
+    compute_class_weight, so that an example of weight 2 counts like two equal ones.
     """
     counts = np.bincount(np.asarray(labels), weights, num_classes)
     present, total = np.count_nonzero(counts), float(counts.sum())

@@ -1,4 +1,4 @@
-"""Exact figures of a split: the compiled evaluation step, and the loop over all batches and workers."""
+"""Evaluate a split exactly: the compiled evaluation step, and the loop over all batches and workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tl_dist.training.loop import MAX_CHUNK_S
 from tl_dist.training.step import Objective, compiled, counted
 
 MAX_LOGITS = 1 << 26  # of a split that rank 0 gathers: 256 MiB, ImageNet's 50,000 x 1,000 among them
-MOST = -math.log(figures.LEAST)  # that an example adds to the loss, as to the log loss of its figures
+MOST = -math.log(figures.LEAST)  # that one example adds to the loss, as in the log loss
 PIECE_BYTES = 8 << 20  # of logits that are exchanged at a time
 
 
@@ -33,20 +33,20 @@ def evaluation_step(
     views: int = 1,
     features: bool = False,
 ) -> Callable[[Any], dict[str, Any]]:
-    """`evaluate_batch(batches)`: this process's sums over its rows of the next batch.
+    """Return `evaluate_batch(batches)`, which returns this process's sums over its rows of the next batch.
 
     `loss`, `examples` and `confusion` [true class, predicted class] leave padding out; `seen` sums a hash of the
     index of each example, so that the total proves that each was seen once. `logits` [global_batch, classes] holds
-    those of this process's rows in their place in the global batch, and 0 elsewhere.
+    this process's rows at their places in the global batch, and 0 elsewhere.
 
     With several `views` images are [rows, views, ...], and `logits` the logarithms of the mean probabilities. With
-    `features` these are given as the logits are: what the last layer takes, of the first view, in float32.
+    `features` the result also has `features`, laid out like `logits`: the last layer's float32 input for view 0.
     """
 
     def replica_step(batch: Batch, step: Any) -> dict[str, Any]:
         del step
-        found = _computed(model, batch.images, objective.num_classes, views, features=features)
-        logits, real = found["logits"], counted(batch)
+        outputs = _outputs(model, batch.images, objective.num_classes, views, features=features)
+        logits, real = outputs["logits"], counted(batch)
         return {
             "loss": tf.cast(tf.reduce_sum(tf.minimum(objective.losses(logits, batch), MOST)), tf.float64),
             "examples": tf.cast(tf.reduce_sum(real), tf.float64),
@@ -60,7 +60,7 @@ def evaluation_step(
             "seen": tf.reduce_sum(
                 tf.cast(example_hash(batch.positions), tf.float64) * tf.cast(real, tf.float64)
             ),
-            **{name: _in_place(rows, batch, global_batch) for name, rows in found.items()},
+            **{name: _in_place(rows, batch, global_batch) for name, rows in outputs.items()},
         }
 
     @compiled
@@ -70,29 +70,29 @@ def evaluation_step(
     return evaluate_batch
 
 
-def _computed(
+def _outputs(
     model: Classifier, images: Any, num_classes: int, views: int, *, features: bool
 ) -> dict[str, Any]:
-    """`logits`, and perhaps `features`, of the rows of a replica."""
-    found: dict[str, Any] = {}
+    """Return `logits`, and `features` if wanted, of a replica's rows."""
+    outputs: dict[str, Any] = {}
     if features:
-        logits, found["features"] = model.with_features(images if views == 1 else images[:, 0])
+        logits, outputs["features"] = model.with_features(images if views == 1 else images[:, 0])
     elif views == 1:
         logits = model(images)
     if views > 1:
-        # One view at a time is in memory.
-        each = tf.map_fn(
+        # Only one view at a time is in memory.
+        log_probabilities = tf.map_fn(
             lambda view: tf.nn.log_softmax(model(tf.gather(images, view, axis=1))),
             tf.range(views),
             fn_output_signature=tf.TensorSpec([images.shape[0], num_classes], tf.float32),
             parallel_iterations=1,
         )
-        logits = tf.reduce_logsumexp(each, axis=0) - math.log(views)
-    return {"logits": logits, **found}
+        logits = tf.reduce_logsumexp(log_probabilities, axis=0) - math.log(views)
+    return {"logits": logits, **outputs}
 
 
 def _in_place(rows: Any, batch: Batch, global_batch: int) -> Any:
-    """Rows of examples that count, where they belong in the global batch; 0 elsewhere."""
+    """Scatter the rows of real examples to their places in the global batch; 0 elsewhere."""
     return tf.scatter_nd(
         (batch.positions % global_batch)[:, None],
         tf.where(counted(batch)[:, None] > 0, rows, 0.0),
@@ -101,7 +101,7 @@ def _in_place(rows: Any, batch: Batch, global_batch: int) -> Any:
 
 
 def example_hash(index: Any) -> Any:
-    """An integer below 2**31 for each index (Knuth's multiplicative hash); works on tensors and NumPy arrays."""
+    """Return an integer below 2**31 for each index of a tensor or array (Knuth's multiplicative hash)."""
     return (index * 2654435761) % 2147483647
 
 
@@ -115,21 +115,24 @@ def evaluate(
     *,
     stop_requested: Callable[[], bool],
 ) -> Evaluation | None:
-    """Figures over all `num_examples`, each counted once whatever the worker count; None if asked to stop.
+    """Evaluate all `num_examples`, each counted once for any number of workers; return None if a stop was requested.
 
-    Refuses a result that does not stand for exactly N of N examples: a hash of the indices that were seen is
-    compared with that of all of them.
+    Refuses a result that does not count exactly N of N examples: the sum of hashes of the indices that were seen must
+    be the sum over all indices.
     """
     sums: dict[str, Any] = {}
     gathered: _Logits | None = None
     interval, next_check, checked = 1, 1, time.monotonic()
     for done in range(1, num_batches + 1):
-        found = evaluate_batch(batches)
-        logits = found.pop("logits").numpy()
+        outputs = evaluate_batch(batches)
+        logits = outputs.pop("logits").numpy()
         if num_examples * logits.shape[1] <= MAX_LOGITS:
             gathered = gathered or _Logits(parallel, num_batches, *logits.shape)
             gathered.add(logits)
-        for key, value in found.items():  # where they were computed: of 1,000 classes the confusion has 8 MB
+        for (
+            key,
+            value,
+        ) in outputs.items():  # summed on the device: for 1,000 classes the confusion matrix has 8 MB
             sums[key] = sums[key] + value if key in sums else value
         # Workers look at the stop flag after the same batch, since the interval comes from a total.
         if done == next_check:
@@ -160,9 +163,9 @@ def evaluate(
 
 
 class _Logits:
-    """The logits of a split, a few batches at a time brought to rank 0, which alone keeps them.
+    """Gather the logits of a split on rank 0, a few batches at a time.
 
-    Each row comes from one worker, as it is: any number of workers gathers the same bits.
+    Each row comes unchanged from one worker, so any number of workers gathers the same bits.
     """
 
     def __init__(self, parallel: DataParallel, num_batches: int, batch: int, classes: int) -> None:
@@ -174,28 +177,28 @@ class _Logits:
         self._all = np.empty((num_batches if parallel.rank == 0 else 0, batch, classes), np.float32)
 
     def add(self, logits: np.ndarray) -> None:
-        """Those of the next batch, [batch, classes], of which this worker's rows count."""
+        """Add the logits of the next batch, [batch, classes]; only this worker's rows are used."""
         self._own.append(logits[self._share.start : self._share.stop].copy())
         if len(self._own) == self._at_once:
             self._exchange()
 
     def of_all(self, num_examples: int) -> np.ndarray | None:
-        """float32 [examples, classes] on rank 0, without the padding of the last batch."""
+        """Return all logits, float32 [examples, classes], without padding, on rank 0; None on other ranks."""
         if self._own:
             self._exchange()
         return None if self._parallel.rank else self._all.reshape(-1, self._all.shape[-1])[:num_examples]
 
     def _exchange(self) -> None:
-        everyone = self._parallel.gather(np.stack(self._own).tobytes())
+        shares = self._parallel.gather(np.stack(self._own).tobytes())
         batches = slice(self._done, self._done + len(self._own))
         if self._parallel.rank == 0:
-            put_together(everyone, self._all[batches])
+            put_together(shares, self._all[batches])
         self._done, self._own = batches.stop, []
 
 
-def put_together(everyone: Sequence[bytes], whole: np.ndarray) -> None:
-    """Fill float32 [batches, batch, classes] with the rows of each worker, which come in the order of the ranks."""
-    for rank, rows in enumerate(everyone):
-        share = rows_of(rank, len(everyone), whole.shape[1])
+def put_together(shares: Sequence[bytes], whole: np.ndarray) -> None:
+    """Fill `whole`, float32 [batches, batch, classes], with the workers' rows, `shares` in the order of their ranks."""
+    for rank, rows in enumerate(shares):
+        share = rows_of(rank, len(shares), whole.shape[1])
         place = whole[:, share.start : share.stop]
         place[:] = np.frombuffer(rows, np.float32).reshape(place.shape)

@@ -1,7 +1,7 @@
-"""The training loop, as a generator that yields a Report when something is due; and what is due when.
+"""Train chunk by chunk, in a generator that yields a Report when something is due; tell what is due when.
 
-The loop owns no framework object, opens no file and knows no rank: it asks `parallel` for totals, and everything it
-decides, it decides on totals, so that all workers decide the same.
+The loop owns no framework object, opens no file and knows no rank: it decides on totals from `parallel` alone, so that
+all workers decide the same.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ MAX_CHUNK_S = 2.0  # a stop is noticed within about this time
 
 @dataclass(frozen=True)
 class Cadence:
-    """Which events fall due at which step; each of `every` is a period in steps, each of `once` a step."""
+    """The steps at which events fall due: each of `every` is a period in steps, each of `once` a step."""
 
     every: Sequence[int]
     total_steps: int
     once: Sequence[int] = ()
 
     def steps_to_next(self, step: int) -> int:
-        """Steps from `step` to the nearest event or to the end."""
+        """Return the number of steps from `step` to the nearest event or the end."""
         ahead = [at - step for at in self.once if at > step]
         return min([period - step % period for period in self.every] + [self.total_steps - step, *ahead])
 
 
 def is_due(step: int, period: int) -> bool:
-    """Whether an event of this period falls on `step` (never on 0)."""
+    """Return whether an event of this period falls on `step` (never on 0)."""
     return step > 0 and step % period == 0
 
 
@@ -80,7 +80,7 @@ def train(
 def report_of(
     totals: dict[str, Any], *, step: int, steps: int, elapsed_s: float, rate: float, stop: bool
 ) -> Report:
-    """Means and rates of a chunk from its totals."""
+    """Return the means and rates of a chunk from its totals."""
     examples = float(totals["examples"])
     return Report(
         step=step,

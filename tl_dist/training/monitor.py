@@ -1,8 +1,8 @@
-"""What the figures of the validation split decide in a stage: the best steps, an early stop, a lower learning rate.
+"""Decide by figures of the validation split: the best steps of a stage, an early stop, a lower learning rate.
 
-A state machine without a clock, a file or a tensor: fed the same figures in the order of their steps it decides the
-same, in however many attempts. Its state is JSON, and is kept in the history of the run with each checkpoint. Early
-stopping and the plateau are those of Keras's callbacks.
+The monitor is a state machine without a clock, a file or a tensor: fed the same figures in the order of their steps it
+decides the same, in any number of attempts. Its state is JSON, kept in the history of the run with each checkpoint.
+Early stopping and the plateau follow Keras's callbacks.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tl_dist.config.model_selection import FIGURES, figure_of
 from tl_dist.config.stages import Stage
 
 KEY = "monitor"
-"""of the state in the history of a run"""
+"""of the monitor's state in the history of a run"""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one evaluation has decided."""
+    """The decision after one evaluation."""
 
     among_best: bool = False
-    """whether its weights are among the best, so that they have to be kept"""
+    """whether the weights are among the best, so that they must be kept"""
     lowered: bool = False
     """whether the learning rate is lower from the next step on"""
 
 
 class Monitor:
-    """That of a stage, which goes on from `history` where that is of the same stage, and writes its state there."""
+    """Monitor one stage; resume from `history` if that is of the same stage, and keep the state in it."""
 
     def __init__(self, cfg: Config, stage: Stage, history: dict[str, Any]) -> None:
         self._best = cfg.checkpoint.best
@@ -53,7 +53,7 @@ class Monitor:
 
     @property
     def step(self) -> int:
-        """Of the last evaluation that it was fed; -1 before."""
+        """The step of the last evaluation; -1 before the first."""
         return int(self._state["step"])
 
     @property
@@ -63,17 +63,17 @@ class Monitor:
 
     @property
     def factor(self) -> float:
-        """On the learning rate."""
+        """The plateau's factor on the learning rate."""
         return float(self._state["factor"])
 
     @property
     def best(self) -> list[tuple[int, float]]:
-        """The best steps and their figures, the best first; of equal ones the earlier."""
+        """The best steps and their figures, the best first; of equal figures the earlier step."""
         return [(step, value) for step, value in self._state["best"]]
 
     @property
     def waited(self) -> int:
-        """Evaluations since the one that early stopping compares with."""
+        """The number of evaluations since the one that early stopping compares with."""
         return int(self._state["stopping"]["waited"])
 
     @property
@@ -82,7 +82,7 @@ class Monitor:
         return self._state["stopping"]["step"], self._state["stopping"]["best"]
 
     def feed(self, step: int, figures: Mapping[str, float]) -> Decision:
-        """The figures of an evaluation after `step` steps, NaN where one is not defined. A step counts once."""
+        """Decide by the figures of an evaluation after `step` steps, NaN where undefined. A step counts once."""
         if step <= self.step:
             return Decision()
         self._state["step"] = step
@@ -102,8 +102,8 @@ class Monitor:
         if math.isnan(value):
             return False
         sign = -1 if FIGURES[figure] == "max" else 1
-        ranked = sorted([*self.best, (step, value)], key=lambda one: (sign * one[1], one[0]))
-        self._state["best"] = [list(one) for one in ranked[: self._num_best]]
+        ranked = sorted([*self.best, (step, value)], key=lambda pair: (sign * pair[1], pair[0]))
+        self._state["best"] = [list(pair) for pair in ranked[: self._num_best]]
         return [step, value] in self._state["best"]
 
     def _lower(self, step: int, figures: Mapping[str, float]) -> bool:
@@ -119,12 +119,12 @@ class Monitor:
 
 
 def best_steps(history: Mapping[str, Any]) -> list[int]:
-    """The steps whose weights a run with this history may still need, the best first."""
+    """Return the steps whose weights a run with this history may still need, the best first."""
     return [step for step, _ in history.get(KEY, {}).get("best", ())]
 
 
 def better(figure: str, value: float, than: float | None, min_delta: float = 0.0) -> bool:
-    """Whether a figure has improved by more than `min_delta`; anything but NaN is better than nothing."""
+    """Return whether a figure has improved by more than `min_delta`; any number is better than None."""
     if than is None or math.isnan(value):
         return not math.isnan(value)
     return value - min_delta > than if FIGURES[figure] == "max" else value + min_delta < than
@@ -133,7 +133,7 @@ def better(figure: str, value: float, than: float | None, min_delta: float = 0.0
 def _compare(
     watched: dict[str, Any], step: int, figures: Mapping[str, float], figure: str, min_delta: float
 ) -> None:
-    """Count the evaluations since the last that was better by `min_delta`."""
+    """Count the evaluations since the last improvement by `min_delta`."""
     if better(figure, figures[figure], watched["best"], min_delta):
         watched.update(best=figures[figure], step=step, waited=0)
     else:

@@ -1,9 +1,9 @@
-"""Update rule, schedule and dynamic loss scale, applied to gradients that have already been reduced.
+"""Apply update rule, schedule and dynamic loss scale to gradients that have already been reduced.
 
-The rules are those of Keras (a test compares 20 steps of each), on TensorFlow's fused update kernels. They are not
-Keras's optimizer classes, since those clip and test for finiteness before MirroredStrategy reduces: an Inf on one
-replica then reaches the weights of all. Here every replica sees the same reduced gradient, decides the same, and
-updates its own copy, so no optimizer ever communicates.
+The updates are Keras's (a test compares 20 steps of each), on TensorFlow's fused kernels. Keras's optimizer classes are
+not used: they clip and test for finiteness before MirroredStrategy reduces, so that an Inf on one replica would reach
+the weights of all. Here every replica sees the same reduced gradient, decides the same, and updates its own copy; the
+optimizer never communicates.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ GROW_AFTER = 2000  # finite steps in a row, then the scale doubles (Micikevicius
 
 
 def learning_rate(config: OptimizerConfig, step: Any, *, steps_per_epoch: float, total_steps: int) -> Any:
-    """The rate of `step` (int64 tensor), float32: linear warm-up from 0, then constant, cosine or steps down.
+    """Return the rate of `step` (int64 tensor) as float32: linear warm-up from 0, then constant, cosine or steps down.
 
-    Under 'plateau' constant: what the figures make of it is in `Optimizer.lowered`.
+    It is constant under 'plateau', which lowers it in `Optimizer.lowered`.
     """
     schedule: ScheduleConfig = config.schedule
     now = tf.cast(step, tf.float32)
@@ -48,18 +48,18 @@ class _Factors(NamedTuple):
     """Scalars of one step that depend on how many updates a variable has had."""
 
     toward_weights: Any
-    """how far its average moves"""
+    """how far the average moves toward the weight, 0 to 1"""
     beta_1_power: Any
-    """of Adam, as the next one"""
+    """of Adam, as is beta_2_power"""
     beta_2_power: Any
 
 
 class Optimizer:
-    """State and update of all trainable variables; create it inside the strategy's scope, once they have their start.
+    """Update all trainable variables. Create it inside the strategy's scope, once they have their initial values.
 
-    `rules` (default: those of the config for variables that are all equally deep) has one table for each stage of
-    the run: the variables that are trained in it. `variables` holds the slots, the averages, the number of applied
-    updates and the loss scale by path, for checkpoints; the start of the weights, which L2-SP needs, is not in it.
+    `stages` has a table for each stage of the run: the rules of the variables that are trained in it (default: the
+    config's rules for variables of equal depth). `variables` holds the slots, the averages, the number of applied
+    updates and the loss scale by path, for checkpoints, but not the initial weights, which L2-SP needs.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Optimizer:
             for slot in slots
         }
         self.averages: dict[str, Any] = {}
-        """moving averages of the weights by path; empty without"""
+        """moving averages of the weights by path; empty if none are kept"""
         if config.ema:
             self.averages = {
                 path: tf.Variable(v.numpy(), trainable=False, name=f"ema_{k}")
@@ -96,10 +96,10 @@ class Optimizer:
             for k, (path, v) in enumerate(self._trainable.items())
             if any(path in stage and stage[path].toward_start for stage in self._stages)
         }
-        """the weights that L2-SP pulls toward, by path: constants, which the digest of the weights' file pins"""
+        """the initial weights that L2-SP pulls toward, by path: constants, pinned by the digest of the weights' file"""
         self._scale_loss = scale_loss
-        # Steps skipped by overflow are no updates: Adam's bias correction counts these, not the steps. Counted by
-        # stage, since a variable has had the updates of those stages alone in which it was trained.
+        # Adam's bias correction counts updates, not steps, of which overflow skips some; by stage, since a variable is
+        # updated only in those stages in which it is trained.
         self._updates = [
             tf.Variable(0, dtype=tf.int64, trainable=False, name=f"updates_{k}")
             for k in range(len(self._stages))
@@ -108,7 +108,9 @@ class Optimizer:
             INITIAL_LOSS_SCALE if scale_loss else 1.0, trainable=False, name="loss_scale"
         )
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
-        self._rate_factor = tf.Variable(1.0, trainable=False)  # not saved: a checkpoint's history decides it
+        self._rate_factor = tf.Variable(
+            1.0, trainable=False
+        )  # not saved: set from the history of a checkpoint
         self.variables: dict[str, Any] = {
             **{
                 "optimizer/updates" + (f"/{k}" if k else ""): variable
@@ -124,33 +126,33 @@ class Optimizer:
         }
 
     def slowest(self, stage: int) -> tuple[str, float]:
-        """The path of the variable with the lowest rate in a stage, and its factor on the learning rate."""
+        """Return the path of the variable with the lowest rate in a stage, and its factor on the learning rate."""
         path, rule = min(self._stages[stage].items(), key=lambda item: item[1].rate)
         return path, rule.rate
 
     def lower_rate(self, factor: float) -> None:
-        """Outside a graph: from now on the rate of schedule 'plateau' is this fraction of the learning rate."""
+        """Set the rate of schedule 'plateau' to this fraction of the learning rate. Call it outside a graph."""
         self._rate_factor.assign(factor)
 
     def lowered(self, rate: Any) -> Any:
-        """Inside a replica: a rate, times what `lower_rate` says."""
+        """Return a rate times the factor of `lower_rate`. Call it inside a replica."""
         return rate * _read(self._rate_factor)
 
     def begin(self, stage: int) -> None:
-        """Outside a graph, before the first step of a stage that follows another.
+        """Prepare the averages before the first step of a stage that follows another. Call it outside a graph.
 
-        The average of a variable continues where it is trained on. Otherwise it is set to the weights: from there it
-        begins, and they are what is evaluated while nothing trains them. So the averages in a checkpoint are at any
-        time the weights that `averaged` shows.
+        The average of a variable continues if both stages train it. Otherwise it is set to the weight, where it begins,
+        and which is evaluated while no stage trains it. So the averages in a checkpoint are always the weights that
+        `averaged` shows.
         """
-        goes_on = self._stages[stage - 1].keys() & self._stages[stage].keys()
+        continued = self._stages[stage - 1].keys() & self._stages[stage].keys()
         for path, average in self.averages.items():
-            if path not in goes_on:
+            if path not in continued:
                 average.assign(tf.identity(self._trainable[path]))
 
     @contextmanager
     def averaged(self, stage: int = 0) -> Iterator[None]:
-        """Outside a graph: within it the variables of the stage hold their averages, where they are kept."""
+        """Let the variables of the stage hold their averages, if any, within the body. Call it outside a graph."""
         paths = [path for path in self._stages[stage] if path in self.averages]
         weights = {path: tf.identity(self._trainable[path]) for path in paths}
         for path in paths:
@@ -162,19 +164,19 @@ class Optimizer:
                 self._trainable[path].assign(value)
 
     def scale(self) -> Any:
-        """The factor on the loss before the backward pass; 1 without loss scaling."""
+        """Return the factor on the loss before the backward pass; 1 without loss scaling."""
         return _read(self._loss_scale)
 
     def apply(
         self, grads: Sequence[Any], rate: Any, stage: int = 0, *, select: bool = False
     ) -> tuple[Any, Any]:
-        """Inside a replica: check, unscale, clip, decay, update. Returns (1.0 if the step was skipped, norm).
+        """Check, unscale, clip, decay, update, inside a replica. Returns (1.0 if the step was skipped, norm).
 
         `grads` are the reduced gradients of the scaled loss, in the order of the stage's variables; all replicas
         hold the same ones. A step whose global norm is not finite changes nothing but the loss scale.
 
-        `select`: compute the update in any case, and keep it where the norm is finite. A branch would have the host
-        wait for a GPU to learn which way to go; what XLA compiles reads and writes each value once either way.
+        With `select` the update is always computed, and kept where the norm is finite. A branch would make the host
+        wait for the GPU to decide it; XLA's code reads and writes each value once either way.
         """
         if self._scale_loss:
             inverse = 1.0 / self.scale()
@@ -197,7 +199,7 @@ class Optimizer:
         return skipped, norm
 
     def _written(self, stage: int) -> list[Any]:
-        """Every variable that an update of the stage may write, but for those of the loss scale."""
+        """Return every variable that an update of the stage may write, except for the loss scale's."""
         paths = self._stages[stage]
         slots = [table[path] for table in self._slots.values() for path in paths if path in table]
         return [self._updates[stage], *(self._trainable[path] for path in paths), *slots]
@@ -209,12 +211,12 @@ class Optimizer:
             grads = [g * factor for g in grads]
         tf.raw_ops.AssignAddVariableOp(resource=self._updates[stage].handle, value=tf.constant(1, tf.int64))
         counts = [_read(variable) for variable in self._updates]
-        # What several variables share is computed once: each of these scalars would be a kernel of its own on a GPU.
+        # Scalars that variables share are computed once: each would be a kernel of its own on a GPU.
         rates = {rule.rate: rate * rule.rate for rule in self._stages[stage].values()}
         pulls = {
             (rule.rate, rule.decay): rates[rule.rate] * rule.decay for rule in self._stages[stage].values()
         }
-        factors: dict[tuple[int, ...], _Factors] = {}  # by the stages that have trained a variable
+        factors: dict[tuple[int, ...], _Factors] = {}  # by the stages that have trained the variable
         for (path, rule), grad in zip(self._stages[stage].items(), grads, strict=True):
             variable = self._trainable[path]
             within = tuple(k for k in range(stage + 1) if path in self._stages[k])
@@ -243,7 +245,7 @@ class Optimizer:
         return tf.constant(0.0)
 
     def _factors(self, num_updates: Any) -> _Factors:
-        """After few updates the average follows faster, so that the start soon counts little."""
+        """Compute the scalars of a step; after few updates averages move faster, to forget the start soon."""
         config, updates = self._config, tf.cast(num_updates, tf.float32)
         before = updates - 1.0
         decay = tf.minimum(config.ema, (1.0 + before) / (10.0 + before)) if config.ema else 0.0
@@ -279,7 +281,7 @@ class Optimizer:
             )
 
     def _adams_direction(self, path: str, grad: Any, factors: _Factors) -> Any:
-        """Move Adam's two averages; the step that Adam would take at a rate of 1."""
+        """Move Adam's two averages; return the step that Adam would take at a rate of 1."""
         config = self._config
         m, v = self._slots["m"][path], self._slots["v"][path]
         mean = _read(m) + (grad - _read(m)) * (1.0 - config.beta_1)
@@ -300,8 +302,8 @@ class Optimizer:
         )
 
 
-# Inside a replica a variable is reached by its handle: that is this replica's own copy, and writing it starts no
-# communication, as MirroredVariable.assign would.
+# Inside a replica a variable's handle is the replica's own copy; writing it starts no communication, unlike
+# MirroredVariable.assign.
 
 
 def _read(variable: Any) -> Any:

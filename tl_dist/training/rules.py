@@ -1,4 +1,4 @@
-"""How each variable departs from the common update: rates by depth, which ones decay, and toward what."""
+"""Say how each variable departs from the common update: rates by depth, decay, and decay toward what."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Rule(NamedTuple):
     """factor on the learning rate"""
     decay: float = 0.0
     toward_start: bool = False
-    """decay toward the value that the variable had when the optimizer was made, in place of 0; under sgd its gradient
-    is added to that of the loss, under lars and lamb it is part of the update, else it is decoupled"""
+    """decay toward the initial value of the variable instead of 0; under sgd its gradient is added to the loss's, under
+    lars and lamb it is part of the update, else it is decoupled"""
 
 
 def rules(
@@ -25,23 +25,23 @@ def rules(
     depths: Mapping[str, int] | None = None,
     new: Collection[str] = (),
 ) -> dict[str, Rule]:
-    """The rule of each variable. `depths` counts from the head (0) down; `new` are paths that were not pretrained.
+    """Return the rule of each variable. `depths` counts from the head (0) down; `new` has paths without pretraining.
 
-    Weight decay and L2-SP leave out what has fewer than two axes; so do the authors of L2-SP (`_decay`, mode 1, in
-    model/network_base.py of github.com/holyseven/TransferLearningClassification).
+    Weight decay and L2-SP leave out variables with fewer than two axes, as do the authors of L2-SP (`_decay`, mode 1,
+    in model/network_base.py of github.com/holyseven/TransferLearningClassification).
     """
     head_rate = (config.head_learning_rate or config.learning_rate) / config.learning_rate
     new_decay = config.weight_decay if config.head_weight_decay is None else config.head_weight_decay
-    found = {}
+    table = {}
     for path, variable in trainable.items():
         depth = (depths or {}).get(path, 0)
         is_head = path.startswith("head/")
         rate = head_rate if is_head else config.layer_decay**depth
         is_new = is_head or path in new
         if len(variable.shape) < 2:
-            found[path] = Rule(rate)
+            table[path] = Rule(rate)
         elif config.l2_sp and not is_new:
-            found[path] = Rule(rate, config.l2_sp, toward_start=True)
+            table[path] = Rule(rate, config.l2_sp, toward_start=True)
         else:
-            found[path] = Rule(rate, new_decay if is_new else config.weight_decay)
-    return found
+            table[path] = Rule(rate, new_decay if is_new else config.weight_decay)
+    return table

@@ -1,4 +1,4 @@
-"""What training changes, and what it reports."""
+"""Hold what training changes, and what it reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 @dataclass
 class TrainState:
-    """All that a run needs to resume: variables by path, and the number of the next step.
+    """All that a run needs to resume: variables by path, and the number of steps done.
 
     `variables` holds what training changes (trainable weights, optimizer slots, counters, loss scale), each under a
-    name that does not depend on the strategy. Frozen weights are not in it: they are pinned by digest.
+    name that does not depend on the strategy. It does not hold frozen weights, which are pinned by digest.
     """
 
     variables: Mapping[str, Any]
@@ -24,16 +24,16 @@ class TrainState:
     _host: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """A host copy of every variable; later updates do not reach it, but the next call writes over it.
+        """Copy every variable to the host; later updates do not reach the copy, but the next call overwrites it.
 
-        The memory is taken once: to fault in fresh pages for each copy would take five times as long as to fill them.
+        Its memory is allocated once: faulting in fresh pages for each copy would take five times as long as filling it.
         """
         if not self._host:
             self._host = {
                 path: np.empty(v.shape, v.dtype.as_numpy_dtype) for path, v in self.variables.items()
             }
         for path, variable in self.variables.items():
-            # The tensor's own memory, where it is on the host: Tensor.numpy() would copy it to fresh pages first.
+            # Read the tensor's own memory if it is on the host: Tensor.numpy() would first copy it to fresh pages.
             np.copyto(self._host[path], np.asarray(memoryview(variable.read_value())))
         return self._host
 
@@ -43,23 +43,23 @@ class TrainState:
         return {path: (v.dtype.name, tuple(v.shape)) for path, v in self.variables.items()}
 
     def resume(self, arrays: Mapping[str, np.ndarray], *, step: int, history: Mapping[str, Any]) -> None:
-        """Become what was saved; refuses nothing: `checkpoint.restore` has compared the sets before."""
+        """Set the state to what was saved; the caller has compared its layout."""
         for path, variable in self.variables.items():
             variable.assign(arrays[path])
         self.step, self.history = step, dict(history)
 
     def agree_on(self, step: int, history: Mapping[str, Any]) -> None:
-        """Take what rank 0 has, whose variables have been broadcast."""
+        """Take step and history of rank 0, whose variables have been broadcast."""
         self.step, self.history = step, dict(history)
 
     def advance(self, steps: int) -> None:
-        """So many more steps are done."""
+        """Count this many more steps as done."""
         self.step += steps
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one chunk of steps did, over all workers. Means are over the examples of the chunk; times are seconds."""
+    """The result of a chunk of steps, over all workers. Means are over the chunk's examples; times are in seconds."""
 
     step: int  # steps done, after the chunk
     steps: int  # in this chunk

@@ -1,7 +1,7 @@
-"""One training step: forward and backward on a replica's rows, the sum over all replicas, the update.
+"""Compute one training step: forward and backward on a replica's rows, the sum over all replicas, the update.
 
-Everything that looks at the gradient (finite check, unscale, clip, decay, update) comes after the reduction, on every
-strategy, so that all replicas see the same one and decide the same.
+What depends on the gradient (finite check, unscale, clip, decay, update) comes after the reduction, on every strategy,
+so that all replicas see the same gradient and decide the same.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.training.optim import Optimizer
 
 compiled = partial(tf.function, autograph=False)
-"""AutoGraph rewrites every function that is called, ours and Keras's: 2 of 4 s of tracing, for one loop."""
+"""without AutoGraph, which rewrites every function that is called: 2 of 4 s of tracing, of no use here"""
 
 
 def no_clock() -> Any:
-    """TensorFlow refuses to read a clock inside a graph in its deterministic mode."""
+    """Return 0 s: in its deterministic mode TensorFlow refuses to read a clock inside a graph."""
     return tf.constant(0.0, tf.float64)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much of the loss is the divergence from a teacher's classes, both softened by `temperature`."""
+    """The part of the loss that is the divergence from a teacher's probabilities, both softened by `temperature`."""
 
     temperature: float
     weight: float
 
     def losses(self, logits: Any, teacher: Any) -> Any:
-        """float32 [rows]: temperature^2 times the Kullback-Leibler divergence, whose gradient keeps its size.
+        """Return float32 [rows]: temperature^2 times the Kullback-Leibler divergence, to keep the size of gradients.
 
-        Hinton et al., arXiv 1503.02531, section 2: their cross-entropy with the teacher less its entropy, so that 0
-        is reached, and with the same gradient.
+        Hinton et al., arXiv 1503.02531, section 2, use the cross-entropy with the teacher. Less the teacher's entropy,
+        it can reach 0, and has the same gradient.
         """
         theirs, ours = (tf.nn.log_softmax(values / self.temperature) for values in (teacher, logits))
         return self.temperature**2 * tf.reduce_sum(tf.exp(theirs) * (theirs - ours), axis=-1)
@@ -53,13 +53,13 @@ class Objective:
     label_smoothing: float = 0.0
     class_weights: Sequence[float] | None = None
     mixed: bool = False
-    """whether labels are mixtures of two (mixup, cutmix, soft labels)"""
+    """whether each label is a mixture of two classes (mixup, cutmix, soft labels)"""
     distillation: Distillation | None = None
 
     def losses(self, logits: Any, batch: Batch) -> Any:
-        """float32 [rows]: the loss of each example times its weight; of a mixture, the mixture of the losses.
+        """Return float32 [rows]: the loss of each example times its weight; for a mixture, the mixture of the losses.
 
-        Smoothing and the weights of classes are of the labels: what a teacher says is taken as it is.
+        Smoothing and class weights apply to labels, not to the teacher's predictions.
         """
         own = self._losses(logits, batch.labels)
         if self.mixed:
@@ -82,7 +82,7 @@ class Objective:
 
 
 class Gradients(NamedTuple):
-    """What the forward and backward pass of some rows gives: sums over these rows."""
+    """The results of the forward and backward pass of some rows: sums over these rows."""
 
     loss: Any
     """of the examples' losses, not divided by anything"""
@@ -95,12 +95,12 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What a replica does in each step; called inside the strategy's `run`, in a graph.
+    """The training step of a replica; called inside the strategy's `run`, in a graph.
 
-    `rate(step)` is the learning rate; `stage` says which of the optimizer's stages is trained. A replica takes its
-    rows in `accumulate` micro-batches, one after another. `clock()` gives seconds, or 0 where it must not be read.
+    `rate(step)` is the learning rate; `stage` is the index of the optimizer's stage that is trained. A replica takes
+    its rows in `accumulate` micro-batches, one after another. `clock()` gives seconds, or 0 where it must not be read.
 
-    A GPU works off a queue that the host fills. With `gpu` nothing in a step has the host wait for a result, but for
+    The host fills a queue that the GPU works off. With `gpu` nothing in a step makes the host wait for a result, except
     the clock where a step is timed.
     """
 
@@ -114,14 +114,14 @@ class TrainStep:
     wire: str = "auto"
     """number format of gradients between processes"""
     xla: bool = False
-    """compile what needs no sums over replicas: sums within the forward pass leave the update alone to be compiled"""
+    """compile all that needs no sum over replicas; if the forward pass needs one, that is the update alone"""
     gpu: bool = False
     teacher: Callable[[Any], Any] | None = None
-    """images -> logits, where it sees the images of each step; None: what it says comes with the batch, if at all"""
+    """images -> logits, if it is computed in each step; None: the batch has its logits, if there is a teacher"""
     clock: Callable[[], Any] = tf.timestamp
 
     def __call__(self, batch: Batch, step: Any, *, timed: bool = True) -> dict[str, Any]:
-        """Scalars of this replica that `run` and `total` may sum: see `chunk.SUMS`."""
+        """Run one step; return scalars of this replica that `run` and `total` may sum: see `chunk.SUMS`."""
         batch = self.through_frozen(batch)
         return self.update(batch, step, self.gradients(batch), timed=timed)
 
@@ -131,32 +131,32 @@ class TrainStep:
         return self.model.has_prefix or self.teacher is not None
 
     def through_frozen(self, batch: Batch) -> Batch:
-        """The batch with the outputs of the frozen part in place of its images, and what the teacher says of these."""
+        """Return the batch with outputs of the frozen part instead of images, and the teacher's logits of these."""
         if self.teacher is not None:
             batch = batch._replace(teacher=self.teacher(batch.images))
         return batch._replace(images=self._prefix(batch.images))
 
     def gradients(self, batch: Batch) -> Gradients:
-        """Forward and backward on this replica's rows, in micro-batches so that one at a time is in memory."""
-        scale, one = self.optimizer.scale(), self._one_micro_batch
+        """Run forward and backward on this replica's rows, in micro-batches so that one at a time is in memory."""
+        scale, micro_batch = self.optimizer.scale(), self._micro_batch
         if self.accumulate == 1:
-            return one(batch, scale)
+            return micro_batch(batch, scale)
         num_rows = int(batch.images.shape[0])
-        sums = one(_rows(batch, rows_of(0, self.accumulate, num_rows)), scale)
+        sums = micro_batch(_rows(batch, rows_of(0, self.accumulate, num_rows)), scale)
         for k in range(1, min(self.accumulate, num_rows)):
             with tf.control_dependencies(sums.gradients):
                 part = tf.nest.map_structure(tf.identity, _rows(batch, rows_of(k, self.accumulate, num_rows)))
-            sums = tf.nest.map_structure(lambda a, b: a + b, sums, one(part, scale))
+            sums = tf.nest.map_structure(lambda a, b: a + b, sums, micro_batch(part, scale))
         return sums
 
-    # One function each, however often a step is traced: XLA compiles it once.
+    # Cached, so that XLA compiles each function once, however often a step is traced.
 
     @cached_property
     def _prefix(self) -> Callable[[Any], Any]:
         return self._by_xla(self.model.prefix, unless=not self.model.has_prefix)
 
     @cached_property
-    def _one_micro_batch(self) -> Callable[[Batch, Any], Gradients]:
+    def _micro_batch(self) -> Callable[[Batch, Any], Gradients]:
         return self._by_xla(self._forward_backward, unless=self.model.sums_over_replicas)
 
     @cached_property
@@ -170,8 +170,8 @@ class TrainStep:
         model, trainable = self.model, list(self.model.trainable.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            # What XLA compiles it fuses itself. On CPUs a fused batch norm would change the last bits of every run, and
-            # TensorFlow refuses its backward pass on GPUs in deterministic mode, in which there is no clock either.
+            # XLA fuses by itself. On CPUs a fused batch norm would change the last bits of every run, and on GPUs
+            # TensorFlow refuses its backward pass in deterministic mode, in which there is no clock either.
             fused = self.gpu and self.clock is not no_clock and (model.sums_over_replicas or not self.xla)
             with model.batch_statistics(self.parallel.total_in_step, fused=fused) as moments:
                 logits = model.suffix(batch.images, batch.masks)
@@ -179,7 +179,7 @@ class TrainStep:
             scaled = loss * (scale / self.objective.global_batch)
         gradients = tape.gradient(scaled, trainable)
         if self.accumulate == 1:
-            # Where a layer computes in bfloat16 its gradient is bfloat16 that was widened: narrowing loses nothing.
+            # The gradient of a layer that computes in bfloat16 was widened from bfloat16: narrowing it loses nothing.
             gradients = [
                 tf.cast(g, tf.bfloat16) if path in model.bfloat16_paths else g
                 for path, g in zip(model.trainable, gradients, strict=True)
@@ -187,7 +187,7 @@ class TrainStep:
         return Gradients(loss, _num_correct(logits, batch), gradients, model.moments_in_order(moments))
 
     def _as_they_travel(self, gradients: Sequence[Any]) -> Sequence[Any]:
-        """In the number format that `runtime.wire` names, where there are others to whom they go."""
+        """Cast gradients to the number format of `runtime.wire`, where there are other replicas."""
         if self.wire == "auto" or self.parallel.num_replicas == 1:
             return gradients
         return [tf.cast(g, self.wire) for g in gradients]
@@ -201,7 +201,7 @@ class TrainStep:
         *,
         timed: bool = True,
     ) -> dict[str, Any]:
-        """Reduce and apply; what is computed `meanwhile` hides the reduction."""
+        """Reduce and apply the gradients; the computation of `meanwhile` hides the reduction."""
         clock = self.clock if timed else no_clock
         with tf.control_dependencies([*own.gradients, *meanwhile]):
             computed = clock()
@@ -210,7 +210,7 @@ class TrainStep:
         with tf.control_dependencies(gradients):
             reduced = clock()
         skipped, norm = self._apply(gradients, moments, step)
-        # `run` and `total` sum over replicas: what is equal on all of them is taken from the first.
+        # `run` and `total` sum over replicas: a value that is equal on all is taken from the first.
         first = tf.cast(tf.equal(self.parallel.replica(), 0), tf.float32)
         return {
             "loss": own.loss,
@@ -232,7 +232,7 @@ class TrainStep:
 
 
 def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], Any]:
-    """`checksums()`: float64 [replica of this process, moving variable].
+    """Return `checksums()`, which returns float64 [replica of this process, moving variable].
 
     Each entry is the sum of a variable's bits as integers, modulo 2**40, so that totals over processes are exact.
     """
@@ -247,14 +247,14 @@ def weight_checksums(model: Classifier, parallel: DataParallel) -> Callable[[], 
 
     @compiled
     def checksums() -> Any:
-        # Mirrored shares a batch out by rows: one row for each replica.
+        # Mirrored divides a batch by rows: one row for each replica.
         return parallel.run(replica_sums, (tf.zeros([local]),), tf.constant(0, tf.int64))
 
     return checksums
 
 
 def counted(batch: Batch) -> Any:
-    """float32 [rows]: 1 for an example, 0 for padding."""
+    """Return float32 [rows]: 1 for an example, 0 for padding."""
     return tf.cast(batch.weights > 0, tf.float32)
 
 

@@ -10,7 +10,7 @@ from tests.doubles import array_source
 from tl_dist.config import Config, DataConfig
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.trainer import decidable
+from tl_dist.trainer import model_selection
 
 CONFIG = """\
 epochs: 4
@@ -90,7 +90,7 @@ def test_a_split_that_cannot_or_must_not_decide_is_refused() -> None:
     def refusal(splits: object, metric: str = "roc_auc", **changes: object) -> str:
         cfg = load(f"checkpoint.best.metric={metric}").model_copy(update=changes)
         try:
-            decidable.refuse(cfg, splits)  # type: ignore[arg-type]
+            model_selection.refuse_undecidable(cfg, splits)  # type: ignore[arg-type]
         except Refusal as refused:
             return str(refused)
         return ""
@@ -103,4 +103,4 @@ def test_a_split_that_cannot_or_must_not_decide_is_refused() -> None:
     assert "a class has no validation example" in refusal(one_class)
     assert refusal(one_class, "mcc") == ""
     assert "is the fold that is held out" in refusal({**part, "test": official}, **folds)
-    decidable.refuse(load(), {"train": pool})  # where nothing is decided nothing is needed
+    model_selection.refuse_undecidable(load(), {"train": pool})  # where nothing is decided nothing is needed

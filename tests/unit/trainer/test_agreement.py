@@ -114,9 +114,9 @@ def test_the_split_is_written_where_it_has_changed(tmp_path: Path) -> None:
 
 
 def test_versions_name_the_code_itself() -> None:
-    found = agreement.versions(CONFIG)
-    assert len(found["code"]) == 16
-    assert found["keras"].startswith("3.")
+    facts = agreement.versions(CONFIG)
+    assert len(facts["code"]) == 16
+    assert facts["keras"].startswith("3.")
 
 
 def test_the_order_and_the_split_are_part_of_what_a_run_is(tmp_path: Path) -> None:
@@ -169,13 +169,13 @@ def test_rows_that_are_shared_out_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "said"),
+    ("others", "message"),
     [
         (range(3, 7), "row 3 of each batch of 7 is read by 2 workers"),
         (range(5, 7), "row 4 of each batch of 7 is read by 0 workers"),
         (range(4, 9), "workers read 9 rows of each batch of 7"),
     ],
 )
-def test_rows_that_overlap_or_are_left_out_are_refused(others: range, said: str) -> None:
-    with pytest.raises(Refusal, match=said):
+def test_rows_that_overlap_or_are_left_out_are_refused(others: range, message: str) -> None:
+    with pytest.raises(Refusal, match=message):
         agreement.prove_rows(TwoRanks(others, 7), range(4), 7)  # type: ignore[arg-type]

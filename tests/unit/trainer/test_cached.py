@@ -53,7 +53,7 @@ def test_large_rows_and_a_full_disk_turn_it_off() -> None:
     assert not on and why == "802.8 MB do not fit into half of the 1,000.0 MB that are free"
 
 
-def made(
+def a_setup(
     epochs: float, splits: Mapping[str, Any] | None = None, *, stages: Any = (), rank: int = 0, **data: Any
 ) -> Setup:
     """A run that trains `epochs` from block3 on."""
@@ -86,15 +86,15 @@ def test_the_choice_counts_training_and_evaluation(
     monkeypatch: pytest.MonkeyPatch, epochs: float, data: dict[str, Any], on: bool, why: str
 ) -> None:
     monkeypatch.setattr(cached, "_missing", lambda setup, given: 400)
-    told: list[Any] = []
-    setup = made(epochs, **data)
-    assert cached._pays(setup, given_to(setup), told.append) == on
-    (record,) = told
+    notes: list[Any] = []
+    setup = a_setup(epochs, **data)
+    assert cached._pays(setup, given_to(setup), notes.append) == on
+    (record,) = notes
     assert why in record["text"]
 
 
 def test_passes_are_those_of_what_is_left() -> None:
-    whole = made(2)
+    whole = a_setup(2)
     evaluations = 2 * 20 + 20 + 30
     assert cached._passes(whole, given_to(whole)) == 200 + 2 * evaluations
     whole.state.step = 10
@@ -103,21 +103,21 @@ def test_passes_are_those_of_what_is_left() -> None:
 
 def test_the_choice_is_told_once_and_mixtures_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "_missing", lambda setup, given: 400)
-    told: list[Any] = []
-    second = made(20, rank=1)
-    assert cached._pays(second, given_to(second), told.append) and not told
-    mixed = made(20, augmentation=AugmentConfig(mixup=0.2))
-    assert not cached._pays(mixed, given_to(mixed), told.append)
-    assert "mixing makes images that cannot be cached" in told[0]["text"]
+    notes: list[Any] = []
+    second = a_setup(20, rank=1)
+    assert cached._pays(second, given_to(second), notes.append) and not notes
+    mixed = a_setup(20, augmentation=AugmentConfig(mixup=0.2))
+    assert not cached._pays(mixed, given_to(mixed), notes.append)
+    assert "mixing makes images that cannot be cached" in notes[0]["text"]
 
 
 def test_what_is_missing_counts_every_view_and_not_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: set[int] = set()
-    monkeypatch.setattr(extraction, "is_kept", lambda source, *more: source.num_examples in kept)
-    setup = made(2)
+    kept_sizes: set[int] = set()
+    monkeypatch.setattr(extraction, "is_kept", lambda source, *more: source.num_examples in kept_sizes)
+    setup = a_setup(2)
     # Training is plain, evaluation has two views.
     assert cached._missing(setup, given_to(setup)) == 100 + 2 * 20 + 2 * 30
-    kept.add(30)
+    kept_sizes.add(30)
     assert cached._missing(setup, given_to(setup)) == 100 + 2 * 20
 
 
@@ -136,14 +136,14 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     augment: tuple[str, ...], judged: tuple[str, ...], computed: bool, bad: list[str], shared: bool
 ) -> None:
     classifier = ClassifierConfig(name="logistic" if computed else "head")
-    cfg = made(2, augment=augment).cfg.model_copy(
+    cfg = a_setup(2, augment=augment).cfg.model_copy(
         update={"classifier": classifier, "evaluation": EvaluationConfig(views=judged)}  # type: ignore[arg-type]
     )
     pool = memory_source(50)
     splits = {"train": pool.subset(np.arange(30)), "test": pool.subset(np.arange(30, 50))}
-    found = list(cached._sets(setup_of(cfg, splits, NET, bad=bad)))
-    assert [names for names, _ in found] == ([["train", "test"]] if shared else [["train"], ["test"]])
-    assert [source.num_examples for _, source in found] == ([50] if shared else [30, 20])
+    sets = list(cached._sets(setup_of(cfg, splits, NET, bad=bad)))
+    assert [names for names, _ in sets] == ([["train", "test"]] if shared else [["train"], ["test"]])
+    assert [source.num_examples for _, source in sets] == ([50] if shared else [30, 20])
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,18 @@ def test_splits_of_one_pool_share_their_features_where_they_need_the_same_views(
     ],
 )
 def test_a_fold_reads_sets_of_the_whole_pool(views: tuple[str, ...], expected: Any) -> None:
-    cfg = made(2, augment=("flip",), folds=4, fold=0).cfg.model_copy(
+    cfg = a_setup(2, augment=("flip",), folds=4, fold=0).cfg.model_copy(
         update={"evaluation": EvaluationConfig(views=views)}  # type: ignore[arg-type]
     )
     pool = memory_source(50)
     parts = {"train": range(30), "validation": range(30, 40), "test": range(40, 50)}
     splits = {name: pool.subset(np.array(rows)) for name, rows in parts.items()}
-    found = cached._sets(setup_of(cfg, splits, NET))
-    assert [(names, source.num_examples) for names, source in found] == expected
+    sets = cached._sets(setup_of(cfg, splits, NET))
+    assert [(names, source.num_examples) for names, source in sets] == expected
 
 
 def test_passes_of_a_stage_are_its_own_and_the_last_evaluation_is_of_the_last_stage() -> None:
     three = [{"train_from": place, "steps": 10} for place in ("head", "block3", "block2")]
-    setup = made(2, stages=three)  # evaluated after 2.5 steps: every second one
+    setup = a_setup(2, stages=three)  # evaluated after 2.5 steps: every second one
     given = given_to(setup, stage=setup.stages[1])
     assert cached._passes(setup, given) == 10 * 10 + 2 * 5 * 20

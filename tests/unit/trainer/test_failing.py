@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tl_dist.files.atomic import of_the_machine
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.trainer.failing import told
+from tl_dist.trainer.failing import report_error
 
 
 class Full(io.StringIO):
@@ -39,7 +39,7 @@ def test_it_is_told_although_nothing_can_be_written(
     error: Exception, code: ExitCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Full())
-    assert told(3, error, Full())[0] == code
+    assert report_error(3, error, Full())[0] == code
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

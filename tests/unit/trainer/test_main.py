@@ -40,12 +40,12 @@ def test_only_the_worker_that_has_the_figures_writes_them_down(
 ) -> None:
     """Of two that write the same file the last one wins: an evaluation lost its figures by chance."""
     result = Evaluation("test", 2, 2, 0.1, np.eye(2, dtype=np.int64), figures={} if rank else {"mcc": 1.0})
-    made = SimpleNamespace(
+    fake_setup = SimpleNamespace(
         is_first=rank == 0,
         splits={"test": SimpleNamespace(class_names=["a", "b"])},
         state=SimpleNamespace(step=1),
     )
-    monkeypatch.setattr(work, "setup", lambda *given, **options: made)
+    monkeypatch.setattr(work, "setup", lambda *given, **options: fake_setup)
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *given: result)
     monkeypatch.setattr(evaluate, "split_of", lambda setup, split: setup.splits[split])
     assert work.run(RunDir(tmp_path), Request(split="test"), 1) == 0

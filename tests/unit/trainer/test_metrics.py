@@ -25,9 +25,9 @@ from tl_dist.training.state import Report
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = RunDir(tmp_path / "run")
-    made.path.mkdir()
-    return made
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    return run_dir
 
 
 def report(step: int, **changes: Any) -> Report:
@@ -90,8 +90,8 @@ def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
     second = metrics(run, from_step=20)
     second.train(report(30, mean_loss=9.0))
     second.close()
-    found = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
-    assert found == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
+    events = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
+    assert events == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
     assert run.metrics_file.read_bytes().startswith(before)
     board = EventAccumulator(str(run.tensorboard)).Reload()
     scalars = board.Scalars("train/loss")
@@ -116,9 +116,9 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
     writer.images(0, np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
     writer.train(report(10))
     writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
-    said = np.array([0.1, 0.6, 0.4, 0.9])
+    scores = np.array([0.1, 0.6, 0.4, 0.9])
     labels, ids = np.array([0, 0, 1, 1]), np.array(list("abcd"))
-    both = np.stack([1 - said, said], axis=1)
+    both = np.stack([1 - scores, scores], axis=1)
     writer.predicted("test", Predictions(ids, labels, both, np.array(["cat", "dog"]), 10, np.full(4, "")))
     writer.close()
     board = EventAccumulator(str(run.tensorboard)).Reload()

@@ -14,17 +14,17 @@ from tl_dist.launcher.classify_exits import RESTARTABLE
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import __main__ as main
-from tl_dist.trainer.out_of_memory import refusal_of
+from tl_dist.trainer.failing import out_of_memory
 
 
 def test_tensorflows_own_error() -> None:
     """A real one: no machine has 4 EiB."""
     with pytest.raises(tf.errors.ResourceExhaustedError) as raised:
         tf.zeros([2**30, 2**30])
-    found = refusal_of(raised.value)
-    assert found is not None and "the memory of CPU:0 is not enough (" in found.what
-    assert "double accumulate" in found.fix and found.code not in RESTARTABLE
-    assert "\n" not in str(found) and len(found.what) < 400
+    answer = out_of_memory(raised.value)
+    assert answer is not None and "the memory of CPU:0 is not enough (" in answer.what
+    assert "double accumulate" in answer.fix and answer.code not in RESTARTABLE
+    assert "\n" not in str(answer) and len(answer.what) < 400
 
 
 def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
@@ -49,7 +49,7 @@ def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "where"),
+    ("kind", "message", "where"),
     [
         (
             "ResourceExhaustedError",
@@ -64,10 +64,10 @@ def test_a_worker_says_it_in_one_line_and_leaves_word_of_it(
         ("InvalidArgumentError", "Incompatible shapes: [3] vs. [4]", None),
     ],
 )
-def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, said: str, where: str | None) -> None:
-    found = refusal_of(getattr(tf.errors, kind)(None, None, said))
-    assert (found and found.what.partition(" is not enough")[0]) == (where and f"the memory of {where}")
+def test_what_speaks_of_memory_is_told_from_what_does_not(kind: str, message: str, where: str | None) -> None:
+    answer = out_of_memory(getattr(tf.errors, kind)(None, None, message))
+    assert (answer and answer.what.partition(" is not enough")[0]) == (where and f"the memory of {where}")
 
 
 def test_a_fault_of_the_program_that_mentions_memory_stays_one() -> None:
-    assert refusal_of(ValueError("out of memory of what was said")) is None
+    assert out_of_memory(ValueError("out of memory of what was said")) is None

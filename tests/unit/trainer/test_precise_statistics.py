@@ -69,11 +69,11 @@ def accuracy(net: classifier.Classifier) -> float:
     num = SPLITS["test"].num_examples
     batches = evaluation_batches(plain(SPLITS["test"], 32), num, rows=range(BATCH), global_batch=BATCH)
     judge = evaluation.evaluation_step(net, step.Objective(10, BATCH), PARALLEL, global_batch=BATCH)
-    found = evaluation.evaluate(
+    computed = evaluation.evaluate(
         "test", num, -(-num // BATCH), iter(batches), judge, PARALLEL, stop_requested=lambda: False
     )
-    assert found is not None
-    return found.accuracy
+    assert computed is not None
+    return computed.accuracy
 
 
 def statistics(net: classifier.Classifier) -> dict[str, np.ndarray]:
@@ -81,9 +81,9 @@ def statistics(net: classifier.Classifier) -> dict[str, np.ndarray]:
 
 
 def test_a_short_run_is_evaluated_by_what_its_weights_give_and_goes_on_undisturbed() -> None:
-    net, said = trained(), []
+    net, notes = trained(), []
     moving, stale = statistics(net), accuracy(net)
-    precise = precise_of(net, said.append)
+    precise = precise_of(net, notes.append)
     with precise.in_force():
         first, fitting = statistics(net), accuracy(net)
     assert stale < 0.6 and fitting > 0.9
@@ -92,7 +92,7 @@ def test_a_short_run_is_evaluated_by_what_its_weights_give_and_goes_on_undisturb
     for path, value in statistics(net).items():
         np.testing.assert_array_equal(value, moving[path])
         np.testing.assert_array_equal(again[path], first[path])  # of the weights and the step alone
-    (record,) = said
+    (record,) = notes
     assert record["text"].startswith(
         "before step 3,000 batch norm is evaluated by statistics recomputed over 1,024 training images"
     )
@@ -111,20 +111,20 @@ def test_they_are_those_of_the_1024_images_that_come_next() -> None:
     )
     conv1 = keras.Model(net.network.inputs, net.network.get_layer("conv1").output)
     outputs = np.stack([conv1(tf.cast(b.images, tf.float32) / 127.5 - 1.0) for b in batches]).astype(float)
-    found = statistics(net)
+    computed = statistics(net)
     expected = {"mean": outputs.mean(axis=(0, 1, 2, 3)), "variance": outputs.var(axis=(0, 1, 2, 3))}
     for name, value in expected.items():
-        np.testing.assert_allclose(found[f"backbone/norm1/moving_{name}"], value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(computed[f"backbone/norm1/moving_{name}"], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("at", "total_steps"), [(3000, 5000), (1000, 1000)], ids=["enough steps", "the end"])
 def test_statistics_that_have_moved_enough_or_are_computed_for_good_stay(at: int, total_steps: int) -> None:
-    net, said = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999), []
+    net, notes = normalised("all", "sync", num_classes=10, batch_norm_momentum=0.999), []
     before = statistics(net)
-    with precise_of(net, said.append, at=at, total_steps=total_steps).in_force():
+    with precise_of(net, notes.append, at=at, total_steps=total_steps).in_force():
         for path, value in statistics(net).items():
             np.testing.assert_array_equal(value, before[path])
-    assert not said
+    assert not notes
 
 
 def test_where_no_statistic_moves_none_is_recomputed() -> None:

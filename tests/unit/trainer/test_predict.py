@@ -18,7 +18,7 @@ from tl_dist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from tl_dist.datasets.files import unlabelled
 from tl_dist.parallel.single import SingleDevice
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.trainer.load_model import Loaded
 from tl_dist.trainer.predict import Found, predict
 
 NAMES = ("a", "b", "c")
@@ -49,7 +49,7 @@ class Thread(SingleDevice):
         return everyone
 
 
-def found(paths: Sequence[str], parallel: Any) -> list[Found]:
+def parts_of(paths: Sequence[str], parallel: Any) -> list[Found]:
     model = Loaded(RunDir(Path("runs/x")), CONFIG, parallel, 1, NET, NAMES, 1, 2)
     return list(predict(model, unlabelled(paths, NAMES, 2)))
 
@@ -57,14 +57,14 @@ def found(paths: Sequence[str], parallel: Any) -> list[Found]:
 def on_two(paths: Sequence[str]) -> list[list[Found]]:
     barrier, told = Barrier(2), dict[int, bytes]()
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda rank: found(paths, Thread(rank, barrier, told)), range(2)))
+        return list(pool.map(lambda rank: parts_of(paths, Thread(rank, barrier, told)), range(2)))
 
 
-def rows(some: Sequence[Found]) -> tuple[list[int], np.ndarray, dict[int, str]]:
+def rows(parts: Sequence[Found]) -> tuple[list[int], np.ndarray, dict[int, str]]:
     """The examples that have logits, these, and the reasons of the others."""
-    good = [one for one in some if not one.faults]
-    faults = {k: reason for one in some for k, reason in one.faults.items()}
-    return [k for one in good for k in one.examples], np.concatenate([one.logits for one in good]), faults
+    good = [each for each in parts if not each.faults]
+    faults = {k: reason for each in parts for k, reason in each.faults.items()}
+    return [k for each in good for k in each.examples], np.concatenate([each.logits for each in good]), faults
 
 
 def test_the_others_have_the_bits_that_they_have_without_it(tmp_path: Path) -> None:
@@ -85,5 +85,5 @@ def test_the_others_have_the_bits_that_they_have_without_it(tmp_path: Path) -> N
     expected = rows(on_two(good)[0])[1]
     assert logits.shape == (16, 3) and len(np.unique(logits)) > 40
     assert logits.tobytes() == expected.tobytes()
-    np.testing.assert_allclose(logits, rows(found(good, PARALLEL))[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, rows(parts_of(good, PARALLEL))[1], rtol=1e-4, atol=1e-4)
     assert rows(second)[::2] == (examples, faults) and not rows(second)[1].size

@@ -35,9 +35,9 @@ def evaluate(net: classifier.Classifier, read: Read, views: int) -> Evaluation:
     judge = evaluation.evaluation_step(
         net, step.Objective(3, BATCH), PARALLEL, global_batch=BATCH, views=views
     )
-    found = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
-    assert found is not None
-    return found
+    result = evaluation.evaluate("test", 11, 3, iter(batches), judge, PARALLEL, stop_requested=lambda: False)
+    assert result is not None
+    return result
 
 
 def expected(net: classifier.Classifier) -> np.ndarray:
@@ -55,22 +55,22 @@ def expected(net: classifier.Classifier) -> np.ndarray:
 
 def test_figures_are_those_of_the_mean_probabilities() -> None:
     net = with_a_head()
-    found = evaluate(net, feature_views.in_views(plain(SOURCE, 32), VIEWS), 16)
+    result = evaluate(net, feature_views.in_views(plain(SOURCE, 32), VIEWS), 16)
     mean = expected(net)
-    assert found.logits is not None
-    np.testing.assert_allclose(np.exp(found.logits), mean, rtol=2e-4, atol=1e-6)
+    assert result.logits is not None
+    np.testing.assert_allclose(np.exp(result.logits), mean, rtol=2e-4, atol=1e-6)
     own = mean[np.arange(11), SOURCE.labels]
-    assert found.mean_loss == pytest.approx(float(-np.log(own).mean()), rel=1e-4)
-    assert found.num_correct == int((mean.argmax(1) == SOURCE.labels).sum())
+    assert result.mean_loss == pytest.approx(float(-np.log(own).mean()), rel=1e-4)
+    assert result.num_correct == int((mean.argmax(1) == SOURCE.labels).sum())
     plainly = evaluate(net, plain(SOURCE, 32), 1)
-    assert plainly.mean_loss != pytest.approx(found.mean_loss, rel=1e-3)
+    assert plainly.mean_loss != pytest.approx(result.mean_loss, rel=1e-3)
 
 
 def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -> None:
     net = with_a_head(train_from="block3")
     whole = evaluate(net, feature_views.in_views(plain(SOURCE, 32), ("dihedral",)), 8)
     prefix = extraction.Prefix(net.prefix, 32, {})
-    kept = extraction.cached(
+    features = extraction.cached(
         SOURCE,
         prefix,
         ("dihedral",),
@@ -80,11 +80,11 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
         stop_requested=lambda: False,
         say=lambda record: None,
     )
-    assert kept is not None
-    cached = evaluate(net.on_features(), feature_views.reader_of_views(kept, SOURCE), 8)
+    assert features is not None
+    cached = evaluate(net.on_features(), feature_views.reader_of_views(features, SOURCE), 8)
     assert whole.logits is not None and cached.logits is not None
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
     rows = np.array([3, 1, 7])
-    read = feature_views.reader_of_views(kept, SOURCE, rows)
-    some, _ = read.batch(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
-    np.testing.assert_array_equal(some, kept.array()[rows])
+    read = feature_views.reader_of_views(features, SOURCE, rows)
+    values, _ = read.batch(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
+    np.testing.assert_array_equal(values, features.array()[rows])

@@ -64,10 +64,10 @@ def trained_by(net: Any, *, image_size: int, **settings: Any) -> tuple[step.Trai
     return step.TrainStep(net, optimizer, objective, PARALLEL, rate, **settings), batches
 
 
-def loop_of(one: step.TrainStep, batches: Any) -> tuple[Any, Any]:
+def loop_of(train_step: step.TrainStep, batches: Any) -> tuple[Any, Any]:
     """The condition and the body of a chunk's loop, as graphs."""
     scalars = tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int32)
-    graph = chunk.train_chunk(one).get_concrete_function(iter(batches), *scalars).graph
+    graph = chunk.train_chunk(train_step).get_concrete_function(iter(batches), *scalars).graph
     (loop,) = (op for op in graph.get_operations() if op.type == "While")
     return tuple(graph._get_function(loop.get_attr(part).name).graph for part in ("cond", "body"))
 
@@ -95,29 +95,29 @@ def on_the_host(graph: Any) -> list[tuple[str, str]]:
 
 def before(operation: Any) -> set[Any]:
     """All that must be done before it: by data or by order."""
-    found: set[Any] = set()
+    earlier: set[Any] = set()
     left = [operation]
     while left:
         op = left.pop()
-        more = {*(tensor.op for tensor in op.inputs), *op.control_inputs} - found
-        found |= more
+        more = {*(tensor.op for tensor in op.inputs), *op.control_inputs} - earlier
+        earlier |= more
         left += more
-    return found
+    return earlier
 
 
 def waits(condition: Any, body: Any) -> set[str]:
     """What in a loop would have the host wait for a GPU, in words."""
-    found = set()
+    reasons = set()
     if any(op.type == "Less" and op.inputs[0].dtype != tf.int32 for op in condition.get_operations()):
-        found.add("a count in the GPU's memory")
+        reasons.add("a count in the GPU's memory")
     for op in within(body):
         if op.type in ("If", "StatelessIf") or op.type == "Timestamp" or "CPU" in op.device:
-            found.add(op.type)
+            reasons.add(op.type)
     fetches = [op for op in body.get_operations() if op.type == "IteratorGetNext"]
     arguments = {op for op in before(fetches[0]) if op.type == "Placeholder"}
     if any(op.outputs[0].dtype != tf.resource for op in arguments):
-        found.add("batches after results")
-    return found
+        reasons.add("batches after results")
+    return reasons
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +242,8 @@ def forward_backward(policy: str, network: Callable[[], classifier.Classifier], 
     keras.config.set_dtype_policy(policy)
     try:
         net = network()
-        one, batches = trained_by(net, image_size=64, gpu=True, **settings)
-        return tf.function(one.gradients).get_concrete_function(batches.element_spec).graph
+        train_step, batches = trained_by(net, image_size=64, gpu=True, **settings)
+        return tf.function(train_step.gradients).get_concrete_function(batches.element_spec).graph
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -277,8 +277,8 @@ def test_an_h100_gets_few_kernels_and_no_transpose(policy: str, most: int) -> No
 def test_batch_norm_is_fused_on_gpus_alone_and_not_in_deterministic_mode(
     settings: dict[str, Any], num_fused: int
 ) -> None:
-    one, batches = trained_by(normalised("all", "inference"), image_size=32, **settings)
-    graph = tf.function(one.gradients).get_concrete_function(batches.element_spec).graph
+    train_step, batches = trained_by(normalised("all", "inference"), image_size=32, **settings)
+    graph = tf.function(train_step.gradients).get_concrete_function(batches.element_spec).graph
     assert sum(op.type == "FusedBatchNormV3" for op in graph.get_operations()) == num_fused
 
 

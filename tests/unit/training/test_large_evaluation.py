@@ -100,16 +100,16 @@ def test_any_number_of_workers_and_pieces_gathers_the_same_bits(
     every = np.random.default_rng(1).normal(size=(40, classes)).astype(np.float32)
     every[5] = [np.nan, -0.0, np.inf]
     every[num:] = 0
-    said: list[list[bytes]] = []  # by exchange: what each rank gives
+    texts: list[list[bytes]] = []  # by exchange: what each rank gives
     for rank in reversed(range(world_size)):  # rank 0 last, when all that the others give is known
         exchanges = iter(range(100))
 
         def gather(text: bytes, rank: int = rank, exchanges: Any = exchanges) -> list[bytes]:
             number = next(exchanges)
-            if len(said) <= number:
-                said.append([b""] * world_size)
-            said[number][rank] = text
-            return said[number]
+            if len(texts) <= number:
+                texts.append([b""] * world_size)
+            texts[number][rank] = text
+            return texts[number]
 
         worker = FakeWorker(rank, world_size)
         worker.gather = gather  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from tl_dist.scores.calibration import Calibration
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.calibrate import Request
 from tl_dist.trainer.agreement import agree
-from tl_dist.trainer.loaded import Loaded, loaded
+from tl_dist.trainer.load_model import Loaded, loaded
 from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
 
 

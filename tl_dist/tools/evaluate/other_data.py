@@ -23,7 +23,7 @@ from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.tools.evaluate import groups as grouped
 from tl_dist.trainer.agreement import agree
-from tl_dist.trainer.loaded import Loaded
+from tl_dist.trainer.load_model import Loaded
 from tl_dist.trainer.metrics import class_records, evaluation_record
 from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
 from tl_dist.training.evaluation import MAX_LOGITS

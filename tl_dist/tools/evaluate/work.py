@@ -11,7 +11,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.evaluate import Request, corruptions, groups, other_data
 from tl_dist.trainer import evaluate
-from tl_dist.trainer.loaded import loaded
+from tl_dist.trainer.load_model import loaded
 from tl_dist.trainer.metrics import class_records, evaluation_record
 from tl_dist.trainer.setup import Setup, setup
 

@@ -20,7 +20,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores.explanations import Explained
 from tl_dist.tools.explain import Request
-from tl_dist.trainer.loaded import Loaded, loaded
+from tl_dist.trainer.load_model import Loaded, loaded
 
 _AT_ONCE = 8
 

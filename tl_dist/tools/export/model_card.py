@@ -19,7 +19,7 @@ from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
 from tl_dist.scores.figures import summary_line
-from tl_dist.trainer.restored import Restored
+from tl_dist.trainer.load_model import Restored
 
 MAX_NAMED = 50  # classes
 

@@ -24,7 +24,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.export import Request, model_card, place
 from tl_dist.tools.export import check as export_check
-from tl_dist.trainer.restored import Restored, restored
+from tl_dist.trainer.load_model import Restored, restored
 from tl_dist.trainer.setup import Setup, setup
 
 MIN_AGREEMENT = {"float32": 0.999, "other precision": 0.99, "float16": 0.99, "int8": 0.98}

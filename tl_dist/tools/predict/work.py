@@ -12,7 +12,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import conformal, figures, neighbours
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.predict import Request, exchange
-from tl_dist.trainer.loaded import Loaded, loaded
+from tl_dist.trainer.load_model import Loaded, loaded
 from tl_dist.trainer.predict import predict
 
 

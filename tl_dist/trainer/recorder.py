@@ -1,11 +1,11 @@
-"""The side effects of training that rank 0 alone has: metrics, checkpoints, the DONE marker."""
+"""Record the run on rank 0, which alone writes: metrics, checkpoints, the DONE marker."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from tl_dist.config import file as config_file
 from tl_dist.runs import checkpoint_format
@@ -21,54 +21,32 @@ from tl_dist.training.state import Report
 Listen = Callable[[Mapping[str, Any]], None]
 
 
-class Recorder:
-    """What training tells. This one, of every rank but 0, keeps nothing."""
+class Silent:
+    """Ignore whatever a Recorder is told: the recorder of every rank but 0."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for the last save."""
+        pass
 
-    def report(self, report: Report) -> None:
-        """A chunk of steps is done."""
-
-    def evaluated(self, result: Evaluation) -> None:
-        """A split was evaluated."""
-
-    def images(self, images: Any, labels: Any) -> None:
-        """The first training images, as the network sees them."""
-
-    def tell(self, record: Mapping[str, Any]) -> None:
-        """One more record of the run."""
-
-    def save(self, *, wait: bool = False) -> None:
-        """Save the state of this step, unless it is saved already."""
-
-    def save_if(self, due: bool) -> None:
-        """The same between two steps, where it is due or the last one is long ago."""
-
-    def nothing_to_save(self) -> None:
-        """The state has been set to that of a checkpoint: it is no progress that could be lost."""
-
-    def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
-        """The run ends with this state: `save` it by that name, where it is no checkpoint of its step."""
-
-    def done(self) -> None:
-        """All figures are known: leave the marker that says so."""
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
-def recorder(
+def recorder_of(
     setup: Setup, checkpointer: Checkpointer | None, notes: Sequence[str], listen: Listen | None
 ) -> Recorder:
-    """That of this worker; rank 0 alone has a checkpointer, and writes down `notes`."""
-    return Recorder() if checkpointer is None else RankZero(setup, checkpointer, notes, listen)
+    """Return the recorder of this worker; rank 0, which alone has a checkpointer, first records `notes`."""
+    if checkpointer is None:
+        return cast(Recorder, Silent())
+    return Recorder(setup, checkpointer, notes, listen)
 
 
-class RankZero(Recorder):
-    """The recorder of rank 0. Saves when told, or asked to and `checkpoint.every_s` after the last checkpoint.
+class Recorder:
+    """Record a run on rank 0. Saves when told, and between steps `checkpoint.every_s` after the last save.
 
-    A failed save is a note, and an error only when several in a row have failed.
+    A failed save is a note; only several in a row are an error.
     """
 
     def __init__(
@@ -99,11 +77,11 @@ class RankZero(Recorder):
         self._announced: int | None = checkpointer.last_checkpoint
         self._figures: dict[str, Any] = {}
         self._best: dict[str, Any] = {}
-        self.blocked_s = 0.0  # that training has waited for snapshots, and for a save before the last
+        self.blocked_s = 0.0  # seconds that training has waited for snapshots, and for earlier saves
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        # In this order, since the last save is still written down.
+        # In this order: closing the checkpointer ends the last save, which is then recorded.
         self._stack.callback(self._metrics.close)
         self._stack.callback(self._settle)
         self._stack.enter_context(self._checkpointer)
@@ -113,10 +91,12 @@ class RankZero(Recorder):
         self._stack.close()
 
     def report(self, report: Report) -> None:
+        """Record a chunk of steps, and what the background writer has saved meanwhile."""
         self._metrics.train(report)
         self._settle()
 
     def evaluated(self, result: Evaluation) -> None:
+        """Record an evaluation; keep its figures for the summary."""
         self._metrics.evaluation(self._state.step, result)
         self._figures[result.split] = {
             "accuracy": result.accuracy,
@@ -131,12 +111,15 @@ class RankZero(Recorder):
             self._state.history["best_validation"] = {"accuracy": result.accuracy, "step": self._state.step}
 
     def images(self, images: Any, labels: Any) -> None:
+        """Show the first training images, as the network sees them, in TensorBoard."""
         self._metrics.images(self._state.step, images, labels)
 
     def tell(self, record: Mapping[str, Any]) -> None:
+        """Write a record to metrics.jsonl."""
         self._metrics.tell(record)
 
     def save(self, *, wait: bool = False) -> None:
+        """Save the state of this step unless it is saved; `wait` until it is on disk."""
         if self._saved_step != self._state.step:
             start = time.monotonic()
             self._checkpointer.wait()  # the snapshot is written over the one before
@@ -148,24 +131,28 @@ class RankZero(Recorder):
             self._settle()
 
     def save_if(self, due: bool) -> None:
+        """Save between two steps, where that is due or `checkpoint.every_s` have passed since the last save."""
         if due or time.monotonic() - self._last_save >= self._save_every_s:
             self.save()
 
     def nothing_to_save(self) -> None:
+        """Take the state of this step as saved: it was read from a checkpoint."""
         self._saved_step = self._state.step
 
     def ends_with(self, best: Mapping[str, Any], *, save: bool) -> None:
+        """Keep `best` for the summary; `save` the state as the best, where no checkpoint holds it."""
         self._best = {"best": dict(best)}
         if save:
             self._checkpointer.save_best(self._state.step, self._state.arrays(), self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        """What is kept with a checkpoint, beside the arrays."""
+        """Return what a checkpoint holds beside the arrays."""
         history = self._state.history
         needs = {checkpoint_format.NEEDS: monitor.best_steps(history)} if monitor.KEY in history else {}
         return {**self._meta, "history": history, **needs}
 
     def done(self) -> None:
+        """Write the summary and the DONE marker."""
         summary = {
             "step": self._state.step,
             "figures": self._figures,
@@ -182,7 +169,7 @@ class RankZero(Recorder):
         self._run.mark_done(summary)
 
     def _settle(self) -> None:
-        """Write down what the background writer has done since the last look."""
+        """Record what the background writer has done since the last call."""
         for message in self._checkpointer.poll():
             self._metrics.note(message)
         saved = self._checkpointer.last_checkpoint
