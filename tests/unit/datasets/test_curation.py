@@ -16,10 +16,9 @@ from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.cli.main import main
-from tl_dist.datasets.curation import duplicates
 from tl_dist.datasets.curation.inspection import inspect
 from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
-from tl_dist.datasets.curation.verification import verify
+from tl_dist.datasets.curation.verification import near_pairs, verify
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.tools.curate.inspect import blocks
@@ -165,10 +164,10 @@ def test_no_near_pair_is_missed(distance: int) -> None:
         )
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = np.argwhere(np.triu((bits <= distance) & (bits > 0), 1))
-    assert duplicates.near(hashes, distance).tolist() == expected.tolist()
+    assert near_pairs(hashes, distance).tolist() == expected.tolist()
     assert distance < 4 or len(expected) > 50
-    assert duplicates.near(np.array([5, 9, 5, 5], np.uint64), 0).tolist() == [[0, 2], [0, 3]]
-    assert duplicates.near(np.zeros(0, np.uint64), distance).shape == (0, 2)
+    assert near_pairs(np.array([5, 9, 5, 5], np.uint64), 0).tolist() == [[0, 2], [0, 3]]
+    assert near_pairs(np.zeros(0, np.uint64), distance).shape == (0, 2)
 
 
 def test_the_commands_answer_in_json_and_by_exit_code(splits: Path, tmp_path: Path, capsys: Any) -> None:
