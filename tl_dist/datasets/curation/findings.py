@@ -1,4 +1,4 @@
-"""What training does to images, though it may not be what their owner wants."""
+"""Report what training does to images that their owner may not expect."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NARROW = 1 << 6
 
 
 def is_narrow(pixels: NDArray[np.uint8]) -> bool:
-    """Whether an image of 16 bits uses the lowest quarter alone, by its 8-bit RGB."""
+    """Tell by its 8-bit RGB if an image of 16 bits uses only the lowest quarter of the range."""
     return int(pixels.max()) < _NARROW
 
 
 def summed(
-    found: Iterable[tuple[str, Collection[str]]], *, total: int, total_16_bits: int
+    kinds_by_image: Iterable[tuple[str, Collection[str]]], *, total: int, total_16_bits: int
 ) -> list[dict[str, Any]]:
-    """One record for each kind of remark that occurs: how many of how many images, and the id of the first."""
+    """Count the images of each kind of remark that occurs, as records with the total and the first id."""
     names: dict[str, list[str]] = {kind: [] for kind in _WHAT}
-    for name, kinds in found:
+    for name, kinds in kinds_by_image:
         for kind in kinds:
             if kind in names:
                 names[kind].append(name)

@@ -1,4 +1,4 @@
-"""Which data set lies at a path: by names of files and folders alone."""
+"""Recognise the data set at a path by the names of files and folders."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 def recognise(path: Path) -> DataConfig:
-    """The `data` section that reads what lies at `path`, without a split of its own making; refuses (65) else."""
+    """Return the `data` section for the data set at `path`, with no test split made; refuses (65) anything else."""
     if not path.exists():
         raise Refusal(f"there is nothing at {path}.", fix="correct the path.", code=ExitCode.DATA)
     try:
-        found = {name for name in os.listdir(path) if not name.startswith(".")} if path.is_dir() else set()
+        names = {name for name in os.listdir(path) if not name.startswith(".")} if path.is_dir() else set()
     except OSError as error:
         what = f"{path} cannot be listed: {error.strerror}."
         raise Refusal(what, fix="permit it, or correct the path.", code=ExitCode.DATA) from error
-    if path.is_dir() and not found:
+    if path.is_dir() and not names:
         fix = "correct the path, or put the data there."
         raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
     for name, dataset in registry.DATASETS.items():
-        if dataset.recognise is not None and registry.load(dataset.recognise)(path, found):
+        if dataset.recognise is not None and registry.load(dataset.recognise)(path, names):
             return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)
     others = extensions.offers(registry.DATASET.group)
     raise Refusal(
@@ -37,13 +37,13 @@ def recognise(path: Path) -> DataConfig:
 
 
 def opened(path: Path) -> tuple[DataConfig, Splits]:
-    """The data set of a config (.yaml), or the one that lies at `path`."""
+    """Open the data set of a config (.yaml), or the one at `path`."""
     data = _described(path)
     return data, open_splits(data)[0]
 
 
 def opened_whole(path: Path) -> Splits:
-    """The same with nothing held out: only splits that the files themselves make are there."""
+    """Open a data set as `opened` does with nothing held out: only the splits that its files define."""
     whole = {"validation_fraction": 0.0, "test_fraction": 0.0, "split": None, "folds": None, "fold": None}
     return open_splits(_described(path).model_copy(update=whole))[0]
 
