@@ -1,4 +1,4 @@
-"""Ways in which the examples of a data set fall into groups: by site, device, type, or whatever its table says."""
+"""Group the examples of a data set: by type, by its own groups, by a column of its table, by their paths."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from tl_dist.datasets.division import group_names
 from tl_dist.refusal import ExitCode, Refusal
 
 ANY = "any"
-"""in place of a name: whatever the data set has, of types and groups"""
+"""instead of a name: the types and groups that the data set has"""
 TYPE, GROUP = "type", "group"
 
 
 def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """The group of each example, for each way of `by`: "type", "group", a column of its table, a regular expression.
+    """Return the group of each example by each name in `by`: "type", "group", "any", a column, a regular expression.
 
     Refuses (65) what the data set does not have.
     """
     if not by:
         return {}
-    have: dict[str, Sequence[str]] = {}
+    own: dict[str, Sequence[str]] = {}
     if source.annotations.types:
-        have[TYPE] = source.annotations.types
+        own[TYPE] = source.annotations.types
     if source.annotations.groups is not None:
-        have[GROUP] = source.annotations.groups
-    found: dict[str, Sequence[str]] = {}
+        own[GROUP] = source.annotations.groups
+    groupings: dict[str, Sequence[str]] = {}
     for name in by:
-        if name == ANY and have:
-            found |= have
-        elif name in (ANY, TYPE, GROUP) and name not in have:
+        if name == ANY and own:
+            groupings |= own
+        elif name in (ANY, TYPE, GROUP) and name not in own:
             raise Refusal(
                 "the data set has neither types nor groups."
                 if name == ANY
@@ -41,17 +41,17 @@ def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
                 code=ExitCode.DATA,
             )
         else:
-            found[name] = have.get(name) or group_names(source, name) or ()
-    return found
+            groupings[name] = own.get(name) or group_names(source, name) or ()
+    return groupings
 
 
 def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]]:
-    """The fold of each example where every group is one, and the names of the groups.
+    """Return the fold of each example with one fold for each group, and the names of the groups.
 
-    Refuses (65) one group alone, and groups that hold all of their classes, which training would then not have seen.
+    Refuses (65) a single group, and groups so that each class is in one of them, unseen in training of its fold.
     """
-    ((_, of),) = named(source, [by]).items()
-    names, fold = np.unique(np.asarray(of, np.str_), return_inverse=True)
+    ((_, groups),) = named(source, [by]).items()
+    names, fold = np.unique(np.asarray(groups, np.str_), return_inverse=True)
     if len(names) < 2:
         raise Refusal(
             f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out.",
