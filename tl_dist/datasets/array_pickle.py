@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tl_dist.datasets.files import bytes_in
+from tl_dist.datasets.files import bytes_in, unusable
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -151,8 +151,6 @@ def _refuse(path: Path, what: str) -> NoReturn:
 
 
 def _damaged(path: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{path} cannot be read as a pickle of arrays: {why}.",
-        fix="obtain the file again from its publisher.",
-        code=ExitCode.DATA,
+    return unusable(
+        f"{path} cannot be read as a pickle of arrays: {why}", "obtain the file again from its publisher"
     )

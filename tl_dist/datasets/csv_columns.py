@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from tl_dist.datasets.files import unusable
 from tl_dist.files import limits
 from tl_dist.files.foreign import open_regular
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 
 @contextmanager
@@ -56,4 +57,4 @@ def values_of(table: Path, column: str, paths: Sequence[str]) -> list[str]:
 def wrong(table: Path, line: int | None, why: str, fix: str = "correct the file, or data.path") -> Refusal:
     """Make the refusal (65) of a table: what is wrong, and in which line."""
     place = f"{table}:{line}" if line else str(table)
-    return Refusal(f"{place}: {why}.", fix=f"{fix}.", code=ExitCode.DATA)
+    return unusable(f"{place}: {why}", fix)

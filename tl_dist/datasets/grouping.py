@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import group_names
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.datasets.files import unusable
 
 ANY = "any"
 """instead of a name: the types and groups that the data set has"""
@@ -33,12 +33,9 @@ def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
         if name == ANY and own:
             groupings |= own
         elif name in (ANY, TYPE, GROUP) and name not in own:
-            raise Refusal(
-                "the data set has neither types nor groups."
-                if name == ANY
-                else f"the data set says no {name} of its examples.",
-                fix="name a column of its table or a regular expression on its paths, as by --by '^([^/]*)/'.",
-                code=ExitCode.DATA,
+            raise unusable(
+                f"the data set has {'neither types nor groups' if name == ANY else f'no {name} for its examples'}",
+                "name a column of its table or a regular expression on its paths, as by --by '^([^/]*)/'",
             )
         else:
             groupings[name] = own.get(name) or group_names(source, name) or ()
@@ -53,16 +50,14 @@ def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]
     ((_, groups),) = named(source, [by]).items()
     names, fold = np.unique(np.asarray(groups, np.str_), return_inverse=True)
     if len(names) < 2:
-        raise Refusal(
-            f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out.",
-            fix="group them by something else with --by, or use --folds.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out",
+            "group them by something else with --by, or use --folds",
         )
     pairs = set(zip(source.labels.tolist(), fold.tolist(), strict=True))
     if len(pairs) == len(np.unique(source.labels)):
-        raise Refusal(
-            "each class is in one group alone: a model of the others has never seen it.",
-            fix="group them by something else with --by, or use --folds.",
-            code=ExitCode.DATA,
+        raise unusable(
+            "each class is in one group alone: a model of the others has never seen it",
+            "group them by something else with --by, or use --folds",
         )
     return fold.astype(np.int64), names.tolist()

@@ -23,6 +23,7 @@ import numpy as np
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import packed_text
 from tl_dist.datasets.decoding import VERSION
+from tl_dist.datasets.files import unusable
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import checked
 from tl_dist.datasets.preprocess import rgb
@@ -227,10 +228,9 @@ def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
         content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
-        raise Refusal(
-            f"{source.ids[k]} cannot be packed: {_why(error)}.",
-            fix="repair or delete the image, then run the same command again.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"{source.ids[k]} cannot be packed: {_why(error)}",
+            "repair or delete the image, then run the same command again",
         ) from error
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.files import FileStore
+from tl_dist.datasets.files import FileStore, unusable
 from tl_dist.datasets.headers import Fault, look
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
@@ -147,10 +147,9 @@ def refuse_beyond(most: int, bad: Sequence[Bad]) -> None:
     if len(bad) > most:
         shown = "; ".join(f"{example.id} {example.reason}" for example in bad[:_SHOWN])
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise Refusal(
-            f"{len(bad)} examples cannot be decoded, more than data.max_bad = {most}: {shown}{more}.",
-            fix="restore or delete these files (all are in quarantine.jsonl), or raise data.max_bad.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"{len(bad)} examples cannot be decoded, more than data.max_bad = {most}: {shown}{more}",
+            "restore or delete these files (all are in quarantine.jsonl), or raise data.max_bad",
         )
 
 
@@ -174,10 +173,9 @@ def without(splits: Splits, bad: Sequence[Bad]) -> Splits:
                 if lost and usable_rows.size
                 else f"split '{split}'"
             )
-            raise Refusal(
-                f"no example of {what} can be decoded: {bad[0].id} {bad[0].reason}.",
-                fix="restore the files that quarantine.jsonl names.",
-                code=ExitCode.DATA,
+            raise unusable(
+                f"no example of {what} can be decoded: {bad[0].id} {bad[0].reason}",
+                "restore the files that quarantine.jsonl names",
             )
         usable[split] = source.subset(substitutes(good) if split == "train" else usable_rows)
     return usable

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, strata_of
+from tl_dist.datasets.files import unusable
 from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
@@ -83,10 +84,9 @@ def folds_of(
     if min(smallest, num_groups) < folds:
         unit = "groups" if smallest >= folds else "examples of each class and type"
         most = min(smallest, num_groups)
-        raise Refusal(
-            f"{folds} folds need as many {unit}; there are {most}.",
-            fix=f"use at most {max(2, most)} folds, or add examples.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"{folds} folds need as many {unit}; there are {most}",
+            f"use at most {max(2, most)} folds, or add examples",
         )
     if groups is not None:
         return deal(groups, strata, [1 / folds] * folds, seed=seed)
@@ -146,7 +146,7 @@ def hold_out(
     single = sizes.min(initial=2) < 2
     if single or smaller < max(1, len(sizes)):
         why = "the smallest class has only 1" if single else f"{max(0, smaller)} for {len(sizes)} classes"
-        fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0."
+        fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0"
         raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
     rest, held_out = train_test_split(
         indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
@@ -175,7 +175,7 @@ def hold_out_groups(
         held_out = deal(names, strata[indices], [1 - share, share], seed=seed)
     if not 0 < held_out.sum() < len(indices):
         why = f"{len(np.unique(names))} groups, of which each stays whole"
-        fix = f"set {key} so that both parts hold a group, or use 0."
+        fix = f"set {key} so that both parts hold a group, or use 0"
         raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
     return np.sort(indices[held_out == 0]), np.sort(indices[held_out == 1])
 
@@ -228,4 +228,4 @@ def beside_official(
 
 
 def _cannot(part: str, why: str, fix: str) -> Refusal:
-    return Refusal(f"{part} cannot be held out: {why.rstrip('.')}.", fix=fix, code=ExitCode.DATA)
+    return unusable(f"{part} cannot be held out: {why}", fix)

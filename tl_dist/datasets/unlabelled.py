@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tl_dist.datasets import directory_cache
-from tl_dist.datasets.files import Folders, count_folders
+from tl_dist.datasets.files import Folders, count_folders, unusable
 from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.store import Location
 from tl_dist.files import limits
-from tl_dist.refusal import ExitCode, Refusal
 
 STDIN = "-"
 
@@ -38,10 +37,9 @@ def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = 
             files += _on(stdin, null) if name == STDIN and stdin else _named(name, met)
             count_folders(name, met, {}, len(files))
     if not files:
-        raise Refusal(
-            f"there is no image in {', '.join(names[:8])}.",
-            fix="name files, folders with images, or a list of files on standard input.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"there is no image in {', '.join(names[:8])}",
+            "name files, folders with images, or a list of files on standard input",
         )
     return list(dict.fromkeys(files))
 
@@ -59,7 +57,7 @@ def _named(name: str, met: Folders) -> Iterator[str]:
                 yield from _below(match, met)
     else:
         what = "matches" if has_magic(name) else "is at"
-        raise Refusal(f"nothing {what} {name}.", fix="correct the path.", code=ExitCode.DATA)
+        raise unusable(f"nothing {what} {name}", "correct the path")
 
 
 def _below(folder: str, met: Folders) -> list[str]:
@@ -72,11 +70,11 @@ def _below(folder: str, met: Folders) -> list[str]:
 def _on(stdin: BinaryIO, null: bool) -> list[str]:
     content = stdin.read(limits.LISTED_FILES + 1)
     if len(content) > limits.LISTED_FILES:
-        what = f"standard input lists more than {limits.LISTED_FILES:,} bytes of names."
-        raise Refusal(what, fix="name fewer files at a time.", code=ExitCode.DATA)
+        what = f"standard input lists more than {limits.LISTED_FILES:,} bytes of names"
+        raise unusable(what, "name fewer files at a time")
     if not null and b"\0" in content:
-        what = "standard input holds a NUL, which no name does."
-        raise Refusal(what, fix="add -0 (--null) if it comes from find -print0.", code=ExitCode.DATA)
+        what = "standard input holds a NUL, which no name does"
+        raise unusable(what, "add -0 (--null) if it comes from find -print0")
     return [os.fsdecode(name) for name in content.split(b"\0" if null else b"\n") if name]
 
 

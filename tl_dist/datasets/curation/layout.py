@@ -9,30 +9,29 @@ from tl_dist.config import DataConfig, extensions, registry
 from tl_dist.config import file as config_file
 from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.datasets.files import unusable
 
 
 def recognise(path: Path) -> DataConfig:
     """Return the `data` section for the data set at `path`, with no test split made; refuses (65) anything else."""
     if not path.exists():
-        raise Refusal(f"there is nothing at {path}.", fix="correct the path.", code=ExitCode.DATA)
+        raise unusable(f"there is nothing at {path}", "correct the path")
     try:
         names = {name for name in os.listdir(path) if not name.startswith(".")} if path.is_dir() else set()
     except OSError as error:
-        what = f"{path} cannot be listed: {error.strerror}."
-        raise Refusal(what, fix="permit it, or correct the path.", code=ExitCode.DATA) from error
+        raise unusable(
+            f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
+        ) from error
     if path.is_dir() and not names:
-        fix = "correct the path, or put the data there."
-        raise Refusal(f"{path} is an empty directory.", fix=fix, code=ExitCode.DATA)
+        raise unusable(f"{path} is an empty directory", "correct the path, or put the data there")
     for name, dataset in registry.DATASETS.items():
         if dataset.recognise is not None and registry.load(dataset.recognise)(path, names):
             return DataConfig(name=name, path=str(path.absolute()), test_fraction=0.0)
     others = extensions.offers(registry.DATASET.group)
-    raise Refusal(
-        f"{path} is no data set that is known here.",
-        fix=f"give a config (.yaml), or a directory of one of {', '.join(registry.DATASETS)}"
-        + (f"; {', '.join(others)} of other packages need a config." if others else "."),
-        code=ExitCode.DATA,
+    raise unusable(
+        f"{path} is no data set that is known here",
+        f"give a config (.yaml), or a directory of one of {', '.join(registry.DATASETS)}"
+        + (f"; {', '.join(others)} of other packages need a config" if others else ""),
     )
 
 

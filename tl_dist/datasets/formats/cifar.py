@@ -17,11 +17,11 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.array_pickle import load_array_pickle, text_of
 from tl_dist.datasets.arrays import array_source
-from tl_dist.datasets.files import bytes_in, directory_of, size_of
+from tl_dist.datasets.files import bytes_in, directory_of, size_of, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files import limits
 from tl_dist.files.downloads import Archive, fetch_archive
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 CIFAR10_ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -147,10 +147,9 @@ def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool
         for root in (path / folder, path):
             if any((root / f"{file}{suffix}").is_file() for file in files):
                 return root, bool(suffix)
-    raise Refusal(
-        f"there is neither {path / cifar.binary / files[0]}.bin nor {path / cifar.python / files[0]}.",
-        fix=f"unpack {address} and set data.path to the directory that it is in.",
-        code=ExitCode.DATA,
+    raise unusable(
+        f"there is neither {path / cifar.binary / files[0]}.bin nor {path / cifar.python / files[0]}",
+        f"unpack {address} and set data.path to the directory that it is in",
     )
 
 
@@ -230,4 +229,4 @@ def _source(
 
 
 def _wrong(file: Path, why: str) -> Refusal:
-    return Refusal(f"{file}: {why}.", fix="obtain the file again from its publisher.", code=ExitCode.DATA)
+    return unusable(f"{file}: {why}", "obtain the file again from its publisher")

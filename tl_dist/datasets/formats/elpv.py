@@ -15,10 +15,10 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.annotations import Annotations, SoftLabels
-from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
+from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files.packages import fetch
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 PACKAGE = "elpv-dataset==1.0.0.post1"
 NUM_CELLS = 2624
@@ -100,6 +100,4 @@ def _read_labels(file: Path) -> list[_Cell]:
 
 
 def _wrong(file: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{file}: {why}.", fix=f"restore the file from {PACKAGE}, or correct data.path.", code=ExitCode.DATA
-    )
+    return unusable(f"{file}: {why}", f"restore the file from {PACKAGE}, or correct data.path")

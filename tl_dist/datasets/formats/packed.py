@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
-from tl_dist.datasets.files import directory_of, size_of
+from tl_dist.datasets.files import directory_of, size_of, unusable
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
 from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 FORMAT = "tl_dist packed 1"
 MANIFEST = "manifest.json"
@@ -145,4 +145,4 @@ def _check(columns: Mapping[str, NDArray[Any]], number: int, size: int, num_clas
 
 
 def _wrong(what: str, fix: str = "pack the set again, or restore the file") -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+    return unusable(what, fix)

@@ -19,7 +19,6 @@ from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.packages import user_cache
-from tl_dist.refusal import ExitCode, Refusal
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
 _RECORDS = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
@@ -107,10 +106,9 @@ def open_shards(
     try:
         built = iter(index_shards(everything, user_cache() / "tfrecord", keys))
     except OSError as error:
-        raise Refusal(
-            f"the TFRecord files in {root} cannot be indexed: {reason(error)}.",
-            fix=f"permit it; the index is kept in {user_cache() / 'tfrecord'}.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"the TFRecord files in {root} cannot be indexed: {reason(error)}",
+            f"permit it; the index is kept in {user_cache() / 'tfrecord'}",
         ) from error
     for split, group in files.items():
         indexes[split] = [next(built) for _ in group]
