@@ -172,13 +172,13 @@ class _Listings:
         _ = self.before  # read it before the threads start
         with ThreadPoolExecutor(_THREADS) as pool:
             before = dict(zip(wanted, pool.map(known, wanted), strict=True))
-            left = {
+            missing = {
                 path: {*names, *(listed.names if listed else ())}
                 for path, names in wanted.items()
                 if (listed := before[path]) is None or not set(names) <= set(listed.names)
             }
-            asked = {path: self._new(path, entry) for path, entry in _asked(left, pool.map)}
-        return [listed for path in wanted if (listed := asked.get(path) or before[path])]
+            new = {path: self._new(path, entry) for path, entry in _asked(missing, pool.map)}
+        return [listed for path in wanted if (listed := new.get(path) or before[path])]
 
     def _now_or_before(self, path: str) -> Folder | None:
         entry = self._now.get(path) or self._as_before(path)

@@ -72,15 +72,14 @@ def division(
     """
     names = group_names(pool, group)
     groups = None if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
-    every = np.arange(pool.num_examples)
     content: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "group": group}
     if folds is not None:
         fold = folds_of(pool.labels, folds, seed, groups)
-        content["folds"] = [_ids(pool, every[fold == k]) for k in range(folds)]
+        content["folds"] = [_ids(pool, np.flatnonzero(fold == k)) for k in range(folds)]
     else:
-        fractions = {"test": test, "validation": validation}
+        num, fractions = pool.num_examples, {"test": test, "validation": validation}
         train, parts = hold_out_each(
-            every, pool.labels, groups, fractions, total=len(every), seed=seed, key="--{}"
+            np.arange(num), pool.labels, groups, fractions, total=num, seed=seed, key="--{}"
         )
         content["splits"] = {name: _ids(pool, part) for name, part in {"train": train, **parts}.items()}
     return {"digest": _digest(content), **content}
@@ -88,8 +87,7 @@ def division(
 
 def manifest_of_folds(pool: Source, fold: NDArray[np.int64]) -> dict[str, Any]:
     """Make a manifest of given folds, numbered from 0."""
-    every = np.arange(pool.num_examples)
-    folds = [_ids(pool, every[fold == k]) for k in range(int(fold.max()) + 1)]
+    folds = [_ids(pool, np.flatnonzero(fold == k)) for k in range(int(fold.max()) + 1)]
     content = {"schema": SCHEMA, "seed": 0, "group": None, "folds": folds}
     return {"digest": _digest(content), **content}
 

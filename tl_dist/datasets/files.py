@@ -138,12 +138,12 @@ def unusable(what: str, fix: str) -> Refusal:
     return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
 
 
-def count_folders(place: Path | str, met: Folders, more: Folders, num_images: int = 0) -> None:
-    """Add `more` folders to `met`; refuses (65) one that links put in two classes or splits, and too many."""
-    if twice := [(met[identity], more[identity]) for identity in met.keys() & more.keys()]:
+def count_folders(place: Path | str, met: Folders, added: Folders, num_images: int = 0) -> None:
+    """Add the folders `added` to `met`; refuses (65) one that links put in two classes or splits, and too many."""
+    if twice := [(met[identity], added[identity]) for identity in met.keys() & added.keys()]:
         what = f"{' and '.join(min(twice))} in {place} are one folder, of two classes or splits"
         raise unusable(what, "delete the link to it")
-    met |= more
+    met |= added
     if len(met) > limits.FOLDERS or num_images > limits.IMAGES:
         what = f"{place} holds more than {limits.FOLDERS:,} folders or {limits.IMAGES:,} images"
         raise unusable(what, "name a smaller part of it")

@@ -165,8 +165,8 @@ def _pack_shard(shard: _Shard, wait: bool) -> bool:
     commit, lock = _job.directory / f"{shard.name}.json", _job.directory / f".tmp-{shard.name}.lock"
     if commit.exists():
         return True
-    with locked(lock, wait=wait) as mine:
-        if mine and not commit.exists():
+    with locked(lock, wait=wait) as is_locked:
+        if is_locked and not commit.exists():
             try:
                 _write_shard(_job, shard)
             except FileNotFoundError:

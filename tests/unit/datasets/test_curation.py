@@ -254,6 +254,6 @@ def test_what_training_does_to_unusual_images_is_named(tmp_path: Path, capsys: A
     for remarks in (verified["remarks"], inspected["remarks"]):
         assert {r["kind"]: (r["count"], r["of"], r["example"]) for r in remarks} == expected
     assert main(["data", "verify", str(root), "--distance=-1"]) == ExitCode.DONE
-    assert "1 of 15 images may be transparent: they are put on white" in capsys.readouterr().out
+    assert "1 of 15 images may be transparent: they are composited on white" in capsys.readouterr().out
     assert main(["data", "inspect", str(root), "--sheet", str(tmp_path / "sheet.png")]) == ExitCode.DONE
-    assert "4 of 10 images of 16 bits use the lower 14" in capsys.readouterr().out
+    assert "4 of 10 images of 16 bits use only the lower 14" in capsys.readouterr().out

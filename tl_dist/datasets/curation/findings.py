@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from tl_dist.datasets.headers import ALPHA, CMYK, DEEP, ORIENTATION
 
 _WHAT = {
-    "narrow": "images of 16 bits use the lower 14 or fewer: of 0 to 255 training sees 0 to 63 at most",
-    ORIENTATION: "images are turned as their EXIF orientation says",
-    ALPHA: "images may be transparent: they are put on white",
+    "narrow": "images of 16 bits use only the lower 14 or fewer: training sees at most 0 to 63 of 0 to 255",
+    ORIENTATION: "images are turned by their EXIF orientation",
+    ALPHA: "images may be transparent: they are composited on white",
     DEEP: "images have more than 8 bits a channel: they are scaled to 8",
-    CMYK: "images are in the colours of print: they become RGB without a colour profile",
+    CMYK: "images are CMYK: they become RGB without a colour profile",
 }
 _NARROW = 1 << 6
 

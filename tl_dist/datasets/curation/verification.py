@@ -43,30 +43,30 @@ def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict
     does to some images (see `findings`). `ok` means no bad file and no leak.
     """
     data, splits = opened(path)
-    every = images.everything(splits)
-    checked = _check_all([image for _, _, image in every], workers, advance)
+    examples = images.everything(splits)
+    checked = _check_all([image for _, _, image in examples], workers, advance)
     equal, pairs = _twins(checked, distance)
     bad = [bad._asdict() for bad in left_out(splits)] + [
         {"split": split, "id": name, **check.fault._asdict()}
-        for (split, name, _), check in zip(every, checked, strict=True)
+        for (split, name, _), check in zip(examples, checked, strict=True)
         if check.fault is not None
     ]
-    leaks = sum(len({every[k][0] for k in group}) > 1 for group in [*equal, *pairs])
+    leaks = sum(len({examples[k][0] for k in group}) > 1 for group in [*equal, *pairs])
 
     def named(groups: Sequence[Sequence[int]]) -> list[list[str]]:
-        return [[f"{every[k][0]}: {every[k][1]}" for k in group] for group in groups]
+        return [[f"{examples[k][0]}: {examples[k][1]}" for k in group] for group in groups]
 
     return {
         "kind": data.name,
         "path": data.path,
-        "num_examples": len(every),
+        "num_examples": len(examples),
         "bad": bad,
         "equal": named(equal),
         "near": named(pairs),
         "leaks": leaks,
         "remarks": findings.summed(
-            ((name, check.traits) for (_, name, _), check in zip(every, checked, strict=True)),
-            total=len(every),
+            ((name, check.traits) for (_, name, _), check in zip(examples, checked, strict=True)),
+            total=len(examples),
             total_16_bits=sum(DEEP in check.traits for check in checked),
         ),
         "ok": not bad and not leaks,
@@ -84,10 +84,10 @@ class Twins(NamedTuple):
 def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]:
     """Find equal images, then those whose perceptual hashes differ in at most `distance` bits; decodes every image."""
     places = [(split, k) for split, source in splits.items() for k in range(source.num_examples)]
-    every = images.everything(splits)
-    if len(every) < len(places):  # a source generates its images
+    examples = images.everything(splits)
+    if len(examples) < len(places):  # a source generates its images
         return []
-    checked = _check_all([image for _, _, image in every], workers, lambda done, total: None)
+    checked = _check_all([image for _, _, image in examples], workers, lambda done, total: None)
     equal, near = _twins(checked, distance)
     # The first of equal images in each split represents all.
     firsts = [list({places[k][0]: k for k in reversed(group)}.values()) for group in equal]
@@ -106,13 +106,13 @@ def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]],
     return equal, [[distinct[i], distinct[j]] for i, j in near.tolist()]
 
 
-def _check_all(every: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
-    chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
+def _check_all(stored: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
+    chunks = [stored[k : k + _CHUNK] for k in range(0, len(stored), _CHUNK)]
     checked: list[_Checked] = []
     with process_pool(workers, "forkserver") as pool:
         for part in [pool.submit(_check, chunk) for chunk in chunks]:
             checked += part.result()
-            advance(len(checked), len(every))
+            advance(len(checked), len(stored))
     return checked
 
 
