@@ -64,7 +64,7 @@ def decode_jpeg(encoded: Any, decoding: int) -> Any:
 
 
 def decode_png(encoded: Any, decoding: int) -> Any:
-    """Decode a PNG likewise; for bytes that are no image, TensorFlow's error says so."""
+    """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
     import tensorflow as tf
 
     def plain() -> Any:
@@ -99,7 +99,7 @@ def turned(image: Any, orientation: Any) -> Any:
     import tensorflow as tf
 
     def transposed() -> Any:
-        # By tf.gather: for each graph with tf.transpose of uint8, oneDNN logs as an error that it leaves it to Eigen.
+        # By tf.gather: oneDNN logs an error for each graph that transposes uint8, which it leaves to Eigen.
         height, width, channels = tf.unstack(tf.shape(image))
         places = tf.range(width)[:, None] + tf.range(height) * width
         return tf.gather(tf.reshape(image, [-1, channels]), places)

@@ -45,7 +45,7 @@ def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
 def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]]:
     """Return the fold of each example with one fold for each group, and the names of the groups.
 
-    Refuses (65) a single group, and groups so that each class is in one of them, unseen in training of its fold.
+    Refuses (65) a single group, and groups of whole classes, which training without that group never sees.
     """
     ((_, groups),) = named(source, [by]).items()
     names, fold = np.unique(np.asarray(groups, np.str_), return_inverse=True)

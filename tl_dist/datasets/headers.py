@@ -165,8 +165,8 @@ def header_of(encoded: bytes) -> Header:
     """Parse the header in the first bytes of an image, or in all of them; raises ValueError for no image.
 
     The number of pieces before the pixels is bounded, since each costs Pillow and others time and memory. The size of a
-    GIF is the larger of canvas and first frame. A WebP with EXIF data has the trait ORIENTATION; it may
-    still be upright.
+    GIF is the larger of canvas and first frame. A WebP with EXIF data has the trait ORIENTATION; it
+    may still be upright.
     """
     if encoded[:4] in tiff.ORDERS:
         return _tiff(lambda at, num: encoded[at : at + num], len(encoded))[0]

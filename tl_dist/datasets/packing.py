@@ -68,8 +68,8 @@ def pack(
 
     `part` is (index, count) of commands that were started together: each begins at another shard.
 
-    With `size`, an image with a longer shorter side is scaled down to it (Pillow's Lanczos filter) and encoded as JPEG
-    of `quality`; all others keep their bytes. Images in memory become PNG. Refuses (64) a directory that holds
+    With `size`, an image whose shorter side exceeds it is scaled down to it (Pillow's Lanczos filter) and encoded as
+    JPEG of `quality`; all others keep their bytes. Images in memory become PNG. Refuses (64) a directory that holds
     something else, or another job; (65) an image that cannot be read or scaled.
     """
     shards = [

@@ -61,7 +61,7 @@ class _Pixels:
         return self.taken < _PART_BYTES or self.inflated >= _PHOTOGRAPH_RATIO * self.taken
 
     def add(self, part: bytes) -> None:
-        """Inflate a part; raises ValueError beyond the room."""
+        """Inflate a part; raises ValueError if the total exceeds the room."""
         self.taken += len(part)
         try:
             while part and not self._stream.eof:

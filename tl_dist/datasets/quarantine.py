@@ -1,6 +1,6 @@
-"""Quarantine examples that cannot be decoded: find, name and substitute them in training, leave them out of evaluation.
+"""Quarantine examples that cannot be decoded: training substitutes them, evaluation leaves them out.
 
-Training sees the next good example of the split instead, so the order of all others is unchanged and every number of
+Training sees the next good example of the split, so the order of all others is unchanged and every number of
 workers sees the same pixels. The run records bad examples in its quarantine.jsonl, which only grows.
 """
 

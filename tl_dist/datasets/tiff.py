@@ -28,7 +28,7 @@ class Page(NamedTuple):
     width: int
     height: int
     bits: int
-    """for each channel"""
+    """bits a channel"""
     orientation: int
     has_alpha: bool
     is_cmyk: bool

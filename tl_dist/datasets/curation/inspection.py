@@ -124,7 +124,7 @@ def _looked(image: Image.Image, size: int, traits: frozenset[str]) -> _Looked:
 
 
 def _narrow(source: Source, rows: list[int]) -> list[int]:
-    """Return the images of 16 bits among `rows` that use only a few of them."""
+    """Return which of `rows`, images of 16 bits, use only the lowest values."""
     stored = list(images.stored(source)) if rows else []
     narrow = []
     for k in rows:
@@ -135,7 +135,7 @@ def _narrow(source: Source, rows: list[int]) -> list[int]:
 
 
 def contact_sheet(source: Source) -> Image.Image | None:
-    """Draw a row of samples and the name of each class; None for a source that generates its images."""
+    """Draw a row of samples of each class under its name; None for a source that generates its images."""
     stored = list(images.stored(source))
     if not stored:
         return None

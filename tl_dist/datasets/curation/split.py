@@ -49,7 +49,7 @@ def split(
 
 
 def _refuse_other(file: Path, content: bytes) -> None:
-    """Refuse to overwrite other content: runs may refer to that division, or it is no manifest."""
+    """Refuse to overwrite other content: a division that runs may refer to, or a file of the user's."""
     if not os.path.lexists(file):
         return
     with suppress(OSError):

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 in their published files: Python pickles or binary records.
 
-Without `data.path` the publisher's archive of pickles is downloaded once and verified by the digest in Keras.
+Without `data.path` the publisher's archive of pickles is downloaded once and verified by the digest that Keras pins.
 """
 
 from __future__ import annotations

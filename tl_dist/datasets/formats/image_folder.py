@@ -34,11 +34,11 @@ def open_image_folder(data: DataConfig) -> Splits:
     """Open the images below `data.path` in class folders, or in `train`, `validation` and `test` with class folders.
 
     Classes are numbered in the order of their names; images may lie deeper in a class folder. If there is a `train`
-    folder, the folders beside it are the other splits, no test split is made, and validation_fraction is taken from
-    `train`. Otherwise the fractions divide all images. Hidden and system files (Thumbs.db) are ignored; other files
-    that are no images are skipped and counted in the log. A folder that several links of a class lead to counts once.
-    Refuses (65) image formats that cannot be decoded, a class without images, broken links, links that put a folder
-    into itself or into two classes or splits, and splits with different classes.
+    folder, the folders beside it are the other splits, no test split is made without a folder, and validation_fraction
+    is taken from `train`. Otherwise the fractions divide all images. Hidden and system files (Thumbs.db) are ignored;
+    other files that are no images are skipped and counted in the log. A folder that several links of a class lead to
+    counts once. Refuses (65) image formats that cannot be decoded, a class without images, broken links, links that put
+    a folder into itself or into two classes or splits, and splits with different classes.
     """
     root = directory_of(data, _EXPECTED)
     folders, met = _folders(root), Folders()
