@@ -162,7 +162,7 @@ def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
 
 
 def _in_column(pool: Source, name: str) -> Sequence[str] | None:
-    """Return a column of the examples' table in their order; None if there is no table, or `name` is no column."""
+    """Return a column of the examples' table in their order; None without a table, or for a regular expression."""
     table = pool.table
     if table is None:
         return None

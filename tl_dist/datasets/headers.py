@@ -208,7 +208,7 @@ def _png(head: bytes) -> Header:
 
 def _gif(head: bytes) -> Header:
     frame = gif.first_frame(head, limits.IMAGE_SEGMENTS)
-    canvas = _pair("<HH", head, 6)
+    canvas = _unpack("<HH", head, 6)
     width, height = max(canvas, frame.size, key=lambda size: size[0] * size[1])
     traits = {ALPHA: frame.is_transparent, PARTIAL: (0, 0, *canvas) != (*frame.corner, *frame.size)}
     return Header("GIF", width, height, _names_of(traits))
@@ -253,11 +253,6 @@ def _webp(head: bytes) -> Header:
         )
     width, height = _unpack("<HH", head, 26)
     return Header("WebP", width & 0x3FFF, height & 0x3FFF)
-
-
-def _pair(form: str, data: bytes, at: int) -> tuple[int, int]:
-    first, second = _unpack(form, data, at)
-    return first, second
 
 
 def _unpack(form: str, data: bytes, at: int) -> tuple[Any, ...]:
