@@ -20,9 +20,8 @@ from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, arrays
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.split import folds_of
-from tl_dist.datasets.store import EncodedStore
+from tl_dist.datasets.store import EncodedStore, Location
 from tl_dist.features import extraction
 from tl_dist.models import classifier
 from tl_dist.parallel.single import SingleDevice

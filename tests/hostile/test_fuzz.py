@@ -39,7 +39,6 @@ from tests.image_kinds import exif
 from tests.official_layouts import masked_crc32c, packed_columns, varint, write_python2_pickle
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.array_pickle import load_array_pickle
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.division import open_splits, read_manifest
 from tl_dist.datasets.example_proto import parse
 from tl_dist.datasets.formats.csv_file import open_csv
@@ -49,6 +48,7 @@ from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.preprocess import orientation
 from tl_dist.datasets.shard_index import read_shard
+from tl_dist.datasets.store import Location
 from tl_dist.models.weights import foreign_files, hdf5
 from tl_dist.refusal import Refusal
 

@@ -1,4 +1,4 @@
-"""What a dataset is: an index -> example mapping, in named splits. One file per format in formats/."""
+"""Datasets: named splits, each a random-access mapping from index to example. `formats/` has one file a format."""
 
 from __future__ import annotations
 
@@ -14,44 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.decoding import VERSION, decode_rgb
-from tl_dist.datasets.store import EncodedStore, PixelStore, without_cached
+from tl_dist.datasets.store import EncodedStore, Location, PixelStore, without_cached
 
 ALIGNMENT = 64
-"""bytes; TensorFlow reads in place only what begins at a multiple of it"""
+"""bytes; TensorFlow uses memory in place only if it begins at a multiple of it"""
 
 
 class Bad(NamedTuple):
-    """A record that cannot be used: it is in no split."""
+    """Describe a record that is in no split because it cannot be used."""
 
-    id: str  # of the record, or of the place from which on a file cannot be read
+    id: str  # of the record, or of the first one where the rest of a file is unreadable
     offset: int  # bytes
     reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Random access to labelled images: the store that keeps them, and what is known of each without decoding it.
+    """Give random access to labelled images: a store of images, and the metadata known without decoding them.
 
-    Example k is row k of the store; of a part (see `subset`), row `cut_from[1][k]`. Methods that take a tensor are
-    traced inside tf.data.
+    Example k is row k of the store or, in a subset, row `cut_from[1][k]`. Methods that take a tensor are traced inside
+    tf.data.
     """
 
     store: PixelStore | EncodedStore
     labels: NDArray[np.int32]
     ids: Sequence[str]
-    """what people call each example (a file, or file plus offset); unique within the dataset"""
+    """human-readable name of each example (a file, or file plus offset); unique within the dataset"""
     class_names: Sequence[str]
     annotations: Annotations = field(default_factory=Annotations)
     bad: Sequence[Bad] = ()
-    """records that the format left out"""
+    """records that the format reader left out"""
     table: Path | None = None
-    """the CSV file that lists the images, and perhaps more about them"""
+    """the CSV file that lists the images; it may have further columns"""
     decoding: int | None = None
-    """by which version of its rule `decode_rgb` decodes its images, as `decoded_by` sets it; None: by the newest"""
+    """version of the decoding rule for `decode_rgb`, set by `decoded_by`; None: the newest"""
     cut_from: tuple[Source, NDArray[np.int64]] | None = None
-    """of a part: the whole source, and which of its examples these are"""
+    """for a subset: the whole source, and the indices of these examples in it"""
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.ids):
@@ -59,39 +58,41 @@ class Source:
 
     @property
     def num_examples(self) -> int:
+        """Count the examples."""
         return len(self.ids)
 
     @property
     def num_classes(self) -> int:
+        """Count the classes."""
         return len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hex digest that changes when the examples, their order or their labels do.
+        """Return a hex digest that changes with the examples, their order and their labels.
 
-        Where `decoded_by` has said so, also when the rule does by which they are decoded.
+        It also changes with the decoding rule if `decoded_by` has set one other than the first.
         """
         if self.cut_from is None:
-            files = self.store.fingerprint(self)
+            digest = self.store.fingerprint(self)
             if not self.is_encoded or self.decoding in (None, 1):
-                return files
-            return hashlib.sha256(f"{files} decoding {self.decoding}".encode()).hexdigest()
+                return digest
+            return hashlib.sha256(f"{digest} decoding {self.decoding}".encode()).hexdigest()
         whole, indices = self.cut_from
         rows = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
         return hashlib.sha256(f"{whole.fingerprint} {rows}".encode()).hexdigest()
 
     def subset(self, indices: NDArray[np.int64]) -> Source:
-        """Some examples, in the given order; fingerprint, ids, labels and annotations follow.
+        """Select examples in the given order, with their ids, labels and annotations and a fingerprint of their own.
 
-        A part of a part is a part of the first source: how often a split was divided leaves no trace.
-        ValueError if an index lies outside.
+        A subset of a subset refers to the first source, so repeated division leaves no trace.
+        Raises ValueError for an index out of range.
         """
         indices = np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.num_examples:
             raise ValueError("an index lies outside the source")
         if self.cut_from is not None:
-            whole, mine = self.cut_from
-            return whole.subset(mine[indices])
+            whole, rows = self.cut_from
+            return whole.subset(rows[indices])
         ids = self.ids
         return Source(
             self.store,
@@ -106,9 +107,9 @@ class Source:
         )
 
     def read(self, index: Any) -> tuple[Any, Any]:
-        """Image uint8 [height, width, 3] (any size, RGB) and label, a scalar int32, at a scalar int64.
+        """Read the RGB image uint8 [height, width, 3] (any size) and the int32 label at a scalar int64 index.
 
-        With `reads_many` also of int64 [rows]: uint8 [rows, height, width, 3] and int32 [rows] at once.
+        If `reads_many`, int64 [rows] gives uint8 [rows, height, width, 3] and int32 [rows].
         """
         row = self._row(index)
         if isinstance(self.store, PixelStore):
@@ -117,32 +118,32 @@ class Source:
 
     @property
     def reads_many(self) -> bool:
-        """Whether `read` takes many indices at once: images of one size in memory."""
+        """Tell if `read` takes a vector of indices: the images are in memory and of one size."""
         return isinstance(self.store, PixelStore) and self.store.reads_many
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the examples are encoded images: files or parts of files."""
+        """Tell if the examples are encoded images: files or parts of files."""
         return isinstance(self.store, EncodedStore)
 
     def encoded(self, index: Any) -> tuple[Any, Any]:
-        """The bytes of the image file, a scalar string, and the label; of `is_encoded` alone."""
+        """Read the bytes of the image file, a scalar string, and the label; only if `is_encoded`."""
         return self._files.encoded(self._row(index)), self._label(index)
 
     def encoded_rows(self, indices: Any) -> tuple[Any, Any]:
-        """The same for int64 [rows]: string [rows], int32 [rows]."""
+        """Read image files string [rows] and labels int32 [rows] at int64 [rows]."""
         return self._files.encoded_rows(self._row(indices)), self._label(indices)
 
     def encoded_bytes(self, index: int) -> bytes:
-        """The same bytes without TensorFlow; OSError when they cannot be had."""
+        """Read the bytes of the image file without TensorFlow; raises OSError if that fails."""
         return self._files.encoded_bytes(self.row(index))
 
     def location(self, index: int) -> Location:
-        """Where the encoded image of an example lies."""
+        """Locate the encoded image of an example."""
         return self._files.location(self.row(index))
 
     def row(self, index: int) -> int:
-        """The row of the store that holds an example."""
+        """Return the row of the store that holds an example."""
         return index if self.cut_from is None else int(self.cut_from[1][index])
 
     @property
@@ -153,7 +154,7 @@ class Source:
 
     @cached_property
     def _tensors(self) -> tuple[Any, Any]:
-        """Labels, and the rows of a part."""
+        """Hold the labels, and the rows of a subset, as tensors."""
         rows = None if self.cut_from is None else host_tensor(self.cut_from[1])
         return host_tensor(np.asarray(self.labels, np.int32)), rows
 
@@ -172,34 +173,34 @@ class Source:
 
 
 Splits = Mapping[str, Source]
-"""The sources of one dataset by name: always "train", and "validation" or "test" where they exist."""
+"""the sources of one dataset by name: always "train", and "validation" or "test" where they exist"""
 
 
 def pool_of(source: Source) -> tuple[Source, NDArray[np.int64]]:
-    """The source that a split was cut from, and which of its examples the split holds."""
+    """Return the source that a split was cut from, and the indices in it of the split's examples."""
     return source.cut_from or (source, np.arange(source.num_examples))
 
 
 def decoded_by(splits: Splits, decoding: int, unusual: Collection[str]) -> Splits:
-    """The splits, decoded by a version of the rule; those named `unusual` have images that show the difference.
+    """Set the decoding rule of the splits named `unusual`, which hold images that decode differently under it.
 
-    All others are decoded by the first version, to the same pixels, and keep their fingerprints. Splits that were cut
-    from one source stay so, and are alike.
+    All others use the first rule, which gives the same pixels and keeps their fingerprints. Splits cut from one
+    source still share one afterwards, and so one rule.
     """
     pools: dict[int, Source] = {}
     for name in sorted(splits, key=lambda name: name not in unusual):
         pool, _ = pool_of(splits[name])
         pools.setdefault(id(pool), replace(pool, decoding=decoding if name in unusual else 1))
 
-    def of(source: Source) -> Source:
-        made = pools[id(pool_of(source)[0])]
-        return made if source.cut_from is None else made.subset(source.cut_from[1])
+    def redecoded(source: Source) -> Source:
+        pool = pools[id(pool_of(source)[0])]
+        return pool if source.cut_from is None else pool.subset(source.cut_from[1])
 
-    return {name: of(source) for name, source in splits.items()}
+    return {name: redecoded(source) for name, source in splits.items()}
 
 
 def strata_of(source: Source) -> NDArray[np.int32]:
-    """A number for each example: its class and, where there is one, its type. What splits are stratified by."""
+    """Number the stratum of each example for stratified splits: its class and, if it has one, its type; int32 [N]."""
     labels, types = np.asarray(source.labels, np.int32), source.annotations.types
     if not types:
         return labels
@@ -208,7 +209,7 @@ def strata_of(source: Source) -> NDArray[np.int32]:
 
 
 def host_tensor(values: Any) -> Any:
-    """`values` as an eager tensor in host memory, also when called while tf.data traces a function.
+    """Return `values` as an eager tensor in host memory, even while tf.data traces a function.
 
     A traced function captures an eager tensor by reference. A constant made during tracing would be a copy
     inside the graph, which is serialised, is limited to 2 GiB, and is copied again by every graph rewrite.
@@ -220,8 +221,8 @@ def host_tensor(values: Any) -> Any:
         return tf.constant(values)
 
 
-class _Lent:
-    """The memory of an array, said to be writable, since NumPy hands on no other. Keeps the array alive."""
+class _WritableView:
+    """Expose an array's memory as writable, since NumPy exports no read-only DLPack. Keeps the array alive."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
@@ -229,19 +230,18 @@ class _Lent:
 
 
 def tensor_in_place(array: NDArray[Any]) -> Any:
-    """An array or a mapped file as an eager tensor over the same memory: of any size, no byte of it copied.
+    """Return an array or mapped file of any size as an eager tensor over the same memory, without a copy.
 
-    That is, where it begins at a multiple of ALIGNMENT, as a mapped .npy file does; anything else is copied. The array
-    must not change any more. A file may be mapped for reading alone: TensorFlow writes into no tensor that somebody
-    else holds.
+    Memory that does not begin at a multiple of ALIGNMENT, as a mapped .npy file does, is copied. The array must not
+    change afterwards. A file may be mapped read-only: TensorFlow never writes into a tensor that has another owner.
     """
     import tensorflow as tf
 
-    return tf.experimental.dlpack.from_dlpack(np.asarray(_Lent(array)).__dlpack__())
+    return tf.experimental.dlpack.from_dlpack(np.asarray(_WritableView(array)).__dlpack__())
 
 
 def manifest(splits: Splits) -> dict[str, Any]:
-    """Which example is in which split, as JSON: class names, fingerprint and ids by split, and a digest."""
+    """Describe which example is in which split, as JSON: class names, fingerprint and ids by split, and a digest."""
     content: dict[str, Any] = {
         "class_names": list(splits["train"].class_names),
         "splits": {

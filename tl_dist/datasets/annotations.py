@@ -1,4 +1,4 @@
-"""What a source says of its examples beside image and label, as columns that can be kept in a file."""
+"""Annotations of examples beside image and label, as columns that can be stored in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class SoftLabels(NamedTuple):
-    """Labels that are a mixture of two: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
+    """Hold labels that mix two classes: `shares` float32 [N] of the example's own, the rest of `others` int32 [N]."""
 
     others: NDArray[np.int32]
     shares: NDArray[np.float32]
@@ -20,19 +20,19 @@ class SoftLabels(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """What is known of each example beside image and label. None or empty: nothing."""
+    """Hold what is known of each example beside image and label; None or empty if nothing is."""
 
     weights: NDArray[np.float32] | None = None
-    """of each example in the loss"""
+    """weight of each example in the loss, float32 [N]"""
     groups: Sequence[str] | None = None
-    """examples of one group stay in one split"""
+    """group of each example; a group stays in one split"""
     types: Sequence[str] = ()
-    """such as that of a solar module, where figures by type make sense"""
+    """type of each example, such as that of a solar module, if figures by type make sense"""
     soft: SoftLabels | None = None
-    """what to train toward in place of the labels"""
+    """training targets instead of the labels"""
 
     def of_rows(self, rows: NDArray[np.int64]) -> Annotations:
-        """Those of some examples, in this order."""
+        """Select the annotations of these examples, in this order."""
         numbers = rows.tolist()
         return Annotations(
             None if self.weights is None else self.weights[rows],
@@ -43,47 +43,47 @@ class Annotations:
 
     @classmethod
     def joined(cls, parts: Sequence[Annotations], sizes: Sequence[int]) -> Annotations:
-        """Those of parts of these sizes, one after the other: what all parts have; a part without weights has 1."""
+        """Concatenate the annotations that all parts, of these sizes, have; a part without weights has weights of 1."""
         weights = [part.weights for part in parts]
         groups = [part.groups for part in parts if part.groups is not None]
         soft = [part.soft for part in parts if part.soft is not None]
         filled = [np.ones(n, np.float32) if w is None else w for w, n in zip(weights, sizes, strict=True)]
         return cls(
             None if all(w is None for w in weights) else np.concatenate(filled),
-            [name for some in groups for name in some] if len(groups) == len(parts) else None,
+            [name for part in groups for name in part] if len(groups) == len(parts) else None,
             [name for part in parts for name in part.types] if all(part.types for part in parts) else (),
             SoftLabels(*map(np.concatenate, zip(*soft, strict=True))) if len(soft) == len(parts) else None,
         )
 
     def columns(self, rows: slice = slice(None)) -> dict[str, NDArray[Any]]:
-        """Arrays by name, of what there is."""
-        found: dict[str, NDArray[Any]] = {}
+        """Return the annotations that exist as arrays by name; the inverse of `from_columns`."""
+        arrays: dict[str, NDArray[Any]] = {}
         if self.weights is not None:
-            found["weights"] = self.weights[rows].astype(np.float32)
+            arrays["weights"] = self.weights[rows].astype(np.float32)
         if self.groups is not None:
-            found["groups"] = packed_text(self.groups[rows])
+            arrays["groups"] = packed_text(self.groups[rows])
         if self.types:
-            found["types"] = packed_text(self.types[rows])
+            arrays["types"] = packed_text(self.types[rows])
         if self.soft is not None:
-            found["soft_others"] = self.soft.others[rows].astype(np.int32)
-            found["soft_shares"] = self.soft.shares[rows].astype(np.float32)
-        return found
+            arrays["soft_others"] = self.soft.others[rows].astype(np.int32)
+            arrays["soft_shares"] = self.soft.shares[rows].astype(np.float32)
+        return arrays
 
     @classmethod
     def from_columns(cls, parts: Sequence[Mapping[str, NDArray[Any]]]) -> Annotations:
-        """The inverse, from the columns of consecutive rows; what one part lacks is taken to be in none."""
-        found = {
+        """Read annotations from the columns of consecutive parts; a column that one part lacks is ignored."""
+        arrays = {
             name: np.concatenate([part[name] for part in parts])
             for name in parts[0]
             if all(name in part for part in parts)
         }
-        soft = SoftLabels(found["soft_others"], found["soft_shares"]) if "soft_shares" in found else None
-        groups, types = (unpacked_text(found[k]) if k in found else None for k in ("groups", "types"))
-        return cls(found.get("weights"), groups, types or (), soft)
+        soft = SoftLabels(arrays["soft_others"], arrays["soft_shares"]) if "soft_shares" in arrays else None
+        groups, types = (unpacked_text(arrays[k]) if k in arrays else None for k in ("groups", "types"))
+        return cls(arrays.get("weights"), groups, types or (), soft)
 
     @property
     def digest(self) -> str:
-        """Of everything; empty where there is nothing."""
+        """Return a hex digest of all columns; empty if there are none."""
         digest = hashlib.sha256()
         columns = self.columns()
         for name, column in columns.items():
@@ -92,15 +92,15 @@ class Annotations:
 
 
 NAMES = ("weights", "groups", "types", "soft_others", "soft_shares")
-"""of all columns"""
+"""names of all columns"""
 
 
 def packed_text(texts: Iterable[str]) -> NDArray[np.uint8]:
-    """Texts as bytes, each ended by a zero: smaller and faster than an array of text, and no pickle."""
+    """Pack texts as zero-terminated bytes: smaller and faster than an array of text, and no pickle."""
     text = "".join(text.replace("\0", "") + "\0" for text in texts)
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
 
 
 def unpacked_text(content: NDArray[np.uint8]) -> list[str]:
-    """The inverse."""
+    """Unpack the texts of `packed_text`."""
     return content.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

@@ -1,4 +1,4 @@
-"""Reading a pickle of arrays and plain values, and of nothing else: no name in it is imported or called."""
+"""Read a pickle of arrays and plain values, and nothing else: no name in it is imported or called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tl_dist.datasets.files import bytes_in
+from tl_dist.datasets.files import bytes_in, unusable
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
@@ -18,7 +18,7 @@ _DTYPES = frozenset(
     f"{order}{kind}{size}" for order in ("", "|", "<") for kind in "iu" for size in (1, 2, 4, 8)
 )
 
-_NDARRAY = "numpy.ndarray"  # not the class itself, which a pickle could call with any shape and type
+_NDARRAY = "numpy.ndarray"  # not the class, which a pickle could call with any shape and type
 
 _TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
 _CONTAINERS = _TUPLES | {
@@ -37,10 +37,10 @@ _OPCODES = frozenset(
 
 
 def load_array_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary pickled in `path` by Python 2 or 3: integer arrays, lists, dictionaries, numbers, text.
+    """Load a dictionary pickled by Python 2 or 3: integer arrays, lists, dictionaries, numbers, text.
 
-    Text that Python 2 wrote stays bytes, except that all keys are str. Refuses a pickle that asks for
-    anything else (78) and one that is damaged or holds no dictionary (65).
+    Text from Python 2 stays bytes, except that all keys are str. Refuses a pickle that needs anything else (78), and
+    one that is damaged or holds no dictionary (65).
     """
     data = bytes_in(path, limits.CIFAR_FILE)
     try:
@@ -59,19 +59,19 @@ def load_array_pickle(path: Path) -> dict[str, Any]:
 
 
 def text_of(value: str | bytes) -> str:
-    """What Python 2 or 3 pickled as text, as text."""
+    """Return text that Python 2 or 3 pickled as str."""
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _check_opcodes(data: bytes, path: Path) -> None:
-    """Refuse what a pickle of arrays has no need of, before anything is made of it.
+    """Refuse opcodes that a pickle of arrays does not need, before it is loaded.
 
-    Without it some 200 bytes are enough to keep a process busy for ever: tuples that hold one another twice, as a key,
-    whose hash is the work of 2**60. So a list, a tuple or a dictionary may be used once, and tuples are few but for
-    the arguments of a call. Numbers of more than 64 bits could be given equal hashes.
+    Otherwise some 200 bytes can keep a process busy forever: nested tuples that hold each other twice, as a key, whose
+    hash takes 2**60 steps. So a list, tuple or dictionary may be used only once, and tuples other than arguments of a
+    call are few. Numbers of more than 64 bits could be chosen to have equal hashes.
     """
     before, num_memoized, num_tuples = "", 0, 0
-    memo: dict[Any, str] = {}  # by place, the opcode that made what lies there
+    memo: dict[Any, str] = {}  # by index, the opcode that created the object
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
         if name not in _OPCODES or count > limits.PICKLE_OPCODES:
@@ -79,11 +79,11 @@ def _check_opcodes(data: bytes, path: Path) -> None:
         if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
             _refuse(path, "a number of more than 64 bits")
         if name in _PUTS or name == "MEMOIZE":
-            place = num_memoized if argument is None else argument
-            if place > limits.PICKLE_OPCODES:
-                _refuse(path, f"a memory of {place:,} places")
-            num_memoized += place not in memo
-            memo[place] = before
+            index = num_memoized if argument is None else argument
+            if index > limits.PICKLE_OPCODES:
+                _refuse(path, f"a memory of {index:,} places")
+            num_memoized += index not in memo
+            memo[index] = before
             continue
         if name in _GETS and memo.get(argument) in _CONTAINERS:
             _refuse(path, "one container in two places")
@@ -95,10 +95,10 @@ def _check_opcodes(data: bytes, path: Path) -> None:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the names that an array's pickle needs and refuses all others.
+    """Resolve only the names that an array's pickle needs.
 
-    The method is that of "Restricting Globals" in the manual of Python's pickle module. What a known name
-    stands for is a method or a string, to which a pickle cannot attach anything.
+    This follows "Restricting Globals" in the documentation of pickle. A name resolves to a method or a string, to which
+    a pickle cannot attach anything.
     """
 
     def __init__(self, data: bytes, path: Path) -> None:
@@ -113,29 +113,30 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
+        """Resolve a known name; refuses (78) any other."""
         try:
             return self._known[module, name]
         except KeyError:
             _refuse(self._path, f"{module}.{name}")
 
     def _dtype(self, name: str | bytes, *_flags: Any) -> np.dtype[Any]:
-        # Only integers: an array of objects could hold anything.
+        # Integers only: an array of objects could hold anything.
         text = text_of(name)
         if text not in _DTYPES:
             _refuse(self._path, f"an array of type {text!r}")
         return np.dtype(text)
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        # How Python 3 writes bytes in the protocols that Python 2 can read.
+        # Python 3 pickles bytes as such a call in the protocols that Python 2 can read.
         if encoding != "latin1":
             _refuse(self._path, f"the codec {encoding!r}")
         self._to_encode -= len(text)
-        if self._to_encode < 0:  # each text is there once
+        if self._to_encode < 0:  # each text occurs once
             _refuse(self._path, "more text than it has")
         return text.encode("latin1")
 
     def _empty_array(self, kind: Any, _shape: Any, _typecode: Any) -> Any:
-        # Shape and type come again together with the bytes, where they cannot claim more memory than these.
+        # BUILD sets shape and type together with the bytes, so that they cannot claim more memory than these.
         if kind is not _NDARRAY:
             _refuse(self._path, "an array of another class")
         return np.empty(0, np.int8)
@@ -150,8 +151,6 @@ def _refuse(path: Path, what: str) -> NoReturn:
 
 
 def _damaged(path: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{path} cannot be read as a pickle of arrays: {why}.",
-        fix="obtain the file again from its publisher.",
-        code=ExitCode.DATA,
+    return unusable(
+        f"{path} cannot be read as a pickle of arrays: {why}", "obtain the file again from its publisher"
     )

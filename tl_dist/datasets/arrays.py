@@ -1,4 +1,4 @@
-"""Small images that are held in memory."""
+"""Sources of small images in memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tl_dist.datasets.store import PixelStore
 
 @dataclass(frozen=True, eq=False)
 class ArrayStore(PixelStore):
-    """Images of one size: uint8 [N, height, width, 3].
+    """Hold images of one size: uint8 [N, height, width, 3].
 
-    The fingerprint is over every pixel and label and the class names, so it is the same for any file format.
+    The fingerprint covers every pixel and label and the class names, so it is the same for any file format.
     """
 
     images: NDArray[np.uint8]
@@ -31,13 +31,16 @@ class ArrayStore(PixelStore):
 
     @property
     def size(self) -> tuple[int, int]:
+        """Return height and width."""
         return self.images.shape[1], self.images.shape[2]
 
     def kept(self, row: int) -> NDArray[np.uint8]:
+        """Return the pixels of an image without TensorFlow."""
         image: NDArray[np.uint8] = self.images[row]
         return image
 
     def fingerprint(self, source: Source) -> str:
+        """Return a hex digest of pixels, labels and class names."""
         digest = hashlib.sha256(json.dumps([self.images.shape, list(source.class_names)]).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(source.labels.astype("<i4").tobytes())
@@ -45,10 +48,11 @@ class ArrayStore(PixelStore):
 
     @cached_property
     def tensor(self) -> Any:
-        """The images, for TensorFlow."""
+        """Return the images as one tensor in host memory."""
         return host_tensor(self.images)
 
     def pixels(self, row: Any) -> Any:
+        """Return images at a scalar int64 or int64 [rows]."""
         import tensorflow as tf
 
         return tf.gather(self.tensor, row)
@@ -57,7 +61,7 @@ class ArrayStore(PixelStore):
 def array_source(
     images: NDArray[np.uint8], labels: NDArray[np.int32], class_names: Sequence[str], ids: Sequence[str]
 ) -> Source:
-    """Images in memory with their labels int32 [N]."""
+    """Make a source of images in memory with labels int32 [N]."""
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images for {len(labels)} labels")
     return Source(ArrayStore(images), labels, ids, class_names)

@@ -1,4 +1,4 @@
-"""Several sources as one."""
+"""Concatenate several sources into one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.byte_range import Location
-from tl_dist.datasets.store import EncodedStore, PixelStore, Store
+from tl_dist.datasets.store import EncodedStore, Location, PixelStore, Store
 
 
 def concatenated(parts: Sequence[Source]) -> Source:
-    """Sources with the same classes, one after the other; what one of them has, all have to have.
+    """Concatenate sources with the same classes. Only annotations that all of them have are kept.
 
-    Of weights alone a part may have none: they are 1 there.
+    A part without weights has weights of 1.
     """
     encoded = all(part.is_encoded for part in parts)
     return Source(
@@ -44,12 +43,12 @@ class _Joined(Store):
         return np.cumsum([0, *(part.num_examples for part in self.parts)])
 
     def place(self, row: int) -> tuple[Source, int]:
-        """Which part an image is in, and where in it."""
+        """Return the part that holds an image, and its index there."""
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.parts[part], row - int(self._starts[part])
 
     def of_part(self, row: Any, reads: Sequence[Callable[[Any], tuple[Any, Any]]]) -> Any:
-        """What the part that an image is in reads, by the function of each part."""
+        """Read an image from its part, with the function of that part in `reads`."""
         import tensorflow as tf
 
         starts = host_tensor(self._starts[:-1])

@@ -1,4 +1,4 @@
-"""Tables in CSV files: their columns by name, and errors with the line."""
+"""Read tables in CSV files: columns by name, errors with the line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from tl_dist.datasets.files import unusable
 from tl_dist.files import limits
 from tl_dist.files.foreign import open_regular
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 
 @contextmanager
 def opened(table: Path) -> Iterator[csv.DictReader[str]]:
-    """The rows by column name; refuses (65) what is no CSV, with its line."""
+    """Open a table as rows by column name; refuses (65) what is no CSV, naming the line."""
     try:
         fd = open_regular(table, links=True)
     except OSError as error:
@@ -38,24 +39,22 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def columns_of(table: Path) -> list[str]:
-    """The names in the first line, as they are compared: in lower case."""
+    """Return the column names of the first line, in lower case."""
     with opened(table) as reader:
         return list(reader.fieldnames or ())
 
 
 def values_of(table: Path, column: str, paths: Sequence[str]) -> list[str]:
-    """The value of a column for each of these images; refuses (65) one without a value."""
+    """Return the value of a column for each of these images; refuses (65) an empty value."""
     with opened(table) as reader:
-        found = {
-            (row["path"] or "").strip(): ((row[column] or "").strip(), reader.line_num) for row in reader
-        }
+        rows = {(row["path"] or "").strip(): ((row[column] or "").strip(), reader.line_num) for row in reader}
     for path in paths:
-        if not found[path][0]:
-            raise wrong(table, found[path][1], f"the {column} is empty")
-    return [found[path][0] for path in paths]
+        if not rows[path][0]:
+            raise wrong(table, rows[path][1], f"the {column} is empty")
+    return [rows[path][0] for path in paths]
 
 
 def wrong(table: Path, line: int | None, why: str, fix: str = "correct the file, or data.path") -> Refusal:
-    """What is wrong with a table, and where."""
+    """Make the refusal (65) of a table: what is wrong, and in which line."""
     place = f"{table}:{line}" if line else str(table)
-    return Refusal(f"{place}: {why}.", fix=f"{fix}.", code=ExitCode.DATA)
+    return unusable(f"{place}: {why}", fix)

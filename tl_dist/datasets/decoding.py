@@ -1,4 +1,4 @@
-"""Pixels from encoded images, inside tf.data: as `preprocess.rgb` makes them, by TensorFlow where it can."""
+"""Decode images inside tf.data to the pixels of `preprocess.rgb`, with TensorFlow where it can."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from numpy.typing import NDArray
 from tl_dist.datasets.gif import first_frame_alone
 
 VERSION = 2
-"""of the rule by which an image becomes pixels, in the identity of every run. 1: as files have them, alpha dropped, not
-turned, of 16 bits the high byte; 2: as a viewer shows them"""
+"""version of the decoding rule, part of every run's identity. 1: pixels as stored, alpha dropped, not oriented, the
+high byte of 16 bits; 2: as an image viewer shows them"""
 JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
-"""of every JPEG decoder: as Pillow and OpenCV have it. TensorFlow's default is up to 12 levels off, and no faster."""
+"""for every JPEG decoder, as in Pillow and OpenCV; TensorFlow's default is up to 12 levels off and no faster"""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SEGMENTS = 10_000
 
 
 def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
-    """uint8 [height, width, 3] from the bytes of a PNG, JPEG, GIF, BMP, WebP or TIFF, told apart by their content.
+    """Decode the bytes of a PNG, JPEG, GIF, BMP, WebP or TIFF, told apart by content, to uint8 [height, width, 3].
 
-    By this version of the rule, see `preprocess.rgb`. A damaged image is an InvalidArgumentError when the graph runs.
+    `decoding` is the version of the rule, see `preprocess.rgb`. A damaged image raises InvalidArgumentError when the
+    graph runs.
     """
     import tensorflow as tf
 
-    def of_gif() -> Any:
+    def gif() -> Any:
         return _decode_gif(encoded) if decoding == 1 else _by_pillow(encoded, decoding)
 
     head = tf.strings.substr(encoded, 0, 12)
@@ -36,7 +37,7 @@ def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
         [
             (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded, decoding)),
             (tf.strings.substr(head, 0, 2) == b"BM", _apart(lambda: _decode_bmp(encoded))),
-            (begin == b"GIF8", _apart(of_gif)),
+            (begin == b"GIF8", _apart(gif)),
             (
                 tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP")
                 | (begin == b"II*\0")
@@ -50,12 +51,12 @@ def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
 
 
 def by_pillow(kind: str, decoding: int) -> bool:
-    """Whether `decode_rgb` leaves images of this kind of header to `preprocess.rgb`."""
+    """Tell if `decode_rgb` leaves images of this header kind to `preprocess.rgb`."""
     return kind in ("WebP", "TIFF") or (kind == "GIF" and decoding != 1)
 
 
 def decode_jpeg(encoded: Any, decoding: int) -> Any:
-    """uint8 [height, width, 3] of a JPEG; of what TensorFlow Serving knows as well."""
+    """Decode a JPEG to uint8 [height, width, 3], with operations that TensorFlow Serving has."""
     import tensorflow as tf
 
     image = tf.io.decode_jpeg(encoded, **JPEG_OPTIONS)
@@ -63,7 +64,7 @@ def decode_jpeg(encoded: Any, decoding: int) -> Any:
 
 
 def decode_png(encoded: Any, decoding: int) -> Any:
-    """The same of a PNG. Of bytes that are of no image the error says so."""
+    """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
     import tensorflow as tf
 
     def plain() -> Any:
@@ -94,24 +95,24 @@ def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> 
 
 
 def turned(image: Any, orientation: Any) -> Any:
-    """[height, width, channels] as it is to be shown, by the orientation 1 to 8 of its EXIF data, a scalar int32."""
+    """Orient an image [height, width, channels] for display by its EXIF orientation 1 to 8, a scalar int32."""
     import tensorflow as tf
 
-    def across() -> Any:
-        # By places: of each graph that transposes bytes oneDNN says, as an error, that it leaves that to Eigen.
+    def transposed() -> Any:
+        # By tf.gather: oneDNN logs an error for each graph that transposes uint8, which it leaves to Eigen.
         height, width, channels = tf.unstack(tf.shape(image))
         places = tf.range(width)[:, None] + tf.range(height) * width
         return tf.gather(tf.reshape(image, [-1, channels]), places)
 
-    def moved() -> Any:
-        upright = tf.cond(orientation >= 5, across, lambda: image)
+    def oriented() -> Any:
+        upright = tf.cond(orientation >= 5, transposed, lambda: image)
         return tf.raw_ops.Reverse(tensor=upright, dims=tf.concat([_flips(orientation), [False]], 0))
 
-    return tf.cond(orientation > 1, _apart(moved), lambda: image)
+    return tf.cond(orientation > 1, _apart(oriented), lambda: image)
 
 
 def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
-    """Where in the files the boxes int32 [rows, (y, x, height, width)] of turned images of these extents lie."""
+    """Map boxes int32 [rows, (y, x, height, width)] of oriented images of these extents to boxes of the stored ones."""
     import tensorflow as tf
 
     begin, size = boxes[:, :2], boxes[:, 2:]
@@ -121,7 +122,7 @@ def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
 
 
 def _flips(orientations: Any) -> Any:
-    """bool [..., 2]: whether rows, and whether columns, are shown in the opposite order, once they are upright."""
+    """Return bool [..., 2]: if rows, and if columns, are reversed after the transposition."""
     import tensorflow as tf
 
     none, columns, both, rows = (False, False), (False, True), (True, True), (True, False)
@@ -130,27 +131,27 @@ def _flips(orientations: Any) -> Any:
 
 
 def jpeg_orientations(encoded: Any) -> Any:
-    """int32 [rows] from 1 to 8: `preprocess.orientation` of each of string [rows] that is a JPEG, 1 for the others."""
+    """Return int32 [rows]: `preprocess.orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
     import tensorflow as tf
 
     def is_exif(head: Any) -> Any:
-        begins = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
-        return begins & tf.reduce_all(head[:, 4:] == list(b"Exif\0\0"), 1)
+        is_app1 = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
+        return is_app1 & tf.reduce_all(head[:, 4:] == list(b"Exif\0\0"), 1)
 
-    def goes_on(at: Any, head: Any) -> Any:
-        others = (head[:, 0] == 0xFF) & ((head[:, 1] // 16 == 0xE) | (head[:, 1] == 0xFE))
-        return others & ~is_exif(head)
+    def is_skipped(head: Any) -> Any:
+        is_app_or_comment = (head[:, 0] == 0xFF) & ((head[:, 1] // 16 == 0xE) | (head[:, 1] == 0xFE))
+        return is_app_or_comment & ~is_exif(head)
 
-    def after(at: Any, head: Any) -> Any:
-        at = tf.where(goes_on(at, head), at + 2 + 256 * head[:, 2] + head[:, 3], at)
+    def next_segment(at: Any, head: Any) -> Any:
+        at = tf.where(is_skipped(head), at + 2 + 256 * head[:, 2] + head[:, 3], at)
         return at, _numbers(encoded, at, 10)
 
-    def looked_for() -> Any:
+    def search() -> Any:
         is_jpeg = tf.strings.substr(encoded, 0, 3) == _JPEG
         at = tf.where(is_jpeg, 2, tf.strings.length(encoded))
         at, head = tf.while_loop(
-            lambda at, head: tf.reduce_any(goes_on(at, head)),
-            after,
+            lambda at, head: tf.reduce_any(is_skipped(head)),
+            next_segment,
             (at, _numbers(encoded, at, 10)),
             maximum_iterations=_SEGMENTS,
             parallel_iterations=1,
@@ -158,24 +159,24 @@ def jpeg_orientations(encoded: Any) -> Any:
         size = tf.where(is_exif(head), 256 * head[:, 2] + head[:, 3] - 8, 0)
         return _orientations(encoded, at + 10, size)
 
-    # Most have the segment of JFIF, and then their tables.
+    # Most have a JFIF segment followed by their tables, and so no EXIF data.
     is_bare = (tf.strings.substr(encoded, 0, 6) == b"\xff\xd8\xff\xe0\0\x10") & (
         _text(encoded, 20, 2) == b"\xff\xdb"
     )
-    return tf.cond(tf.reduce_all(is_bare), lambda: tf.ones(tf.shape(encoded), tf.int32), _apart(looked_for))
+    return tf.cond(tf.reduce_all(is_bare), lambda: tf.ones(tf.shape(encoded), tf.int32), _apart(search))
 
 
 def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
-    """Whether a chunk before the pixels makes some of them transparent, and place and size of EXIF data before them."""
+    """Return from the chunks before the pixels: if there is a tRNS chunk, and begin and size of EXIF data."""
     import tensorflow as tf
 
     total = tf.strings.length(encoded)
 
-    def goes_on(at: Any, *found: Any) -> Any:
+    def is_before_pixels(at: Any, *_state: Any) -> Any:
         return (at < total) & (_text(encoded, at + 4, 4) != b"IDAT")
 
-    def after(at: Any, transparent: Any, begin: Any, length: Any) -> tuple[Any, ...]:
-        size = _value(_numbers(encoded[None], at[None], 4), False)[0]  # below 0 from 2^31 on
+    def next_chunk(at: Any, transparent: Any, begin: Any, length: Any) -> tuple[Any, ...]:
+        size = _value(_numbers(encoded[None], at[None], 4), False)[0]  # negative from 2^31 on
         size = tf.where((size < 0) | (size > total - at), total - at, size)
         kind = _text(encoded, at + 4, 4)
         first = (kind == b"eXIf") & (begin == 0)
@@ -187,12 +188,14 @@ def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
         )
 
     start = (tf.constant(8), tf.constant(False), tf.constant(0), tf.constant(0))
-    found = tf.while_loop(goes_on, after, start, maximum_iterations=_SEGMENTS, parallel_iterations=1)
-    return found[1:]
+    state = tf.while_loop(
+        is_before_pixels, next_chunk, start, maximum_iterations=_SEGMENTS, parallel_iterations=1
+    )
+    return state[1:]
 
 
 def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
-    """int32 [rows]: what the first directory of the EXIF data says that lies in each of string [rows]."""
+    """Return int32 [rows]: the orientation in the EXIF data of `size` bytes from `begin` of each of string [rows]."""
     import tensorflow as tf
 
     def read() -> Any:
@@ -210,14 +213,14 @@ def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
         ours = (tags == 0x0112) & (tf.range(most) < count[:, None])
         entry = tf.gather(entries, tf.argmax(tf.cast(ours, tf.int32), 1), batch_dims=1)
         kind, number, value = (_value(entry[:, a:b], little) for a, b in ((2, 4), (4, 8), (8, 10)))
-        right = tf.reduce_any(ours, 1) & (kind == 3) & (number == 1) & (value >= 1) & (value <= 8)
-        return tf.where(known & right, value, 1)
+        valid = tf.reduce_any(ours, 1) & (kind == 3) & (number == 1) & (value >= 1) & (value <= 8)
+        return tf.where(known & valid, value, 1)
 
     return tf.cond(tf.reduce_any(size > 0), read, lambda: tf.ones_like(size))
 
 
 def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
-    """The branch of a condition as a call in the graph: inlined, each of its nodes costs time where it is not taken."""
+    """Compile a branch of a condition as a function call: inlined, its nodes cost time even if it is not taken."""
     import tensorflow as tf
 
     if tf.executing_eagerly():
@@ -226,7 +229,7 @@ def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _text(encoded: Any, at: Any, num: int) -> Any:
-    """Up to so many bytes from a place on; a place outside has none."""
+    """Return up to `num` bytes from `at`; none if `at` is out of range."""
     import tensorflow as tf
 
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
@@ -234,7 +237,7 @@ def _text(encoded: Any, at: Any, num: int) -> Any:
 
 
 def _numbers(encoded: Any, at: Any, num: Any) -> Any:
-    """int32 [rows, num]: the bytes from a place in each of string [rows] on, with zeros behind its end."""
+    """Return int32 [rows, num]: the bytes of each of string [rows] from `at`, padded with zeros."""
     import tensorflow as tf
 
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
@@ -243,7 +246,7 @@ def _numbers(encoded: Any, at: Any, num: Any) -> Any:
 
 
 def _value(numbers: Any, little: Any) -> Any:
-    """int32 [...] of bytes [..., up to 4], which may be `little` endian."""
+    """Return int32 [...] from bytes [..., up to 4], little-endian where `little`."""
     import tensorflow as tf
 
     places = [1 << 8 * k for k in range(numbers.shape[-1])]
@@ -254,7 +257,7 @@ def _value(numbers: Any, little: Any) -> Any:
 
 
 def _on_white(pixels: Any) -> Any:
-    """uint8 RGB from int32 RGBA, in front of white."""
+    """Composite int32 RGBA on white, to uint8 RGB."""
     import tensorflow as tf
 
     shade = (255 - pixels[..., :3]) * pixels[..., 3:]
@@ -262,14 +265,14 @@ def _on_white(pixels: Any) -> Any:
 
 
 def _decode_bmp(encoded: Any) -> Any:
-    """TensorFlow ignores the palette of an 8-bit BMP, which alone says what its pixels mean."""
+    """Decode a BMP, with the palette of one of 8 bits: TensorFlow returns its indices."""
     import tensorflow as tf
 
     pixels = tf.io.decode_bmp(encoded)
 
     def with_palette() -> Any:
-        # File header of 14 bytes, whose last 4 say where the pixels begin; info header, whose first 4 give
-        # its size; palette of (blue, green, red, 0).
+        # File header: 14 bytes, the last 4 are the offset of the pixels. Info header: the first 4 are its size. Then
+        # the palette of (blue, green, red, 0).
         ends = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
         begin = 14 + ends[1]
         palette = tf.io.decode_raw(tf.strings.substr(encoded, begin, ends[0] - begin), tf.uint8)
@@ -280,7 +283,7 @@ def _decode_bmp(encoded: Any) -> Any:
 
 
 def _decode_gif(encoded: Any) -> Any:
-    """TensorFlow decodes every frame before it takes the first: of a few megabytes of them, many gigabytes."""
+    """Decode the first frame of a GIF: TensorFlow would decode them all, a few megabytes to many gigabytes."""
     import tensorflow as tf
 
     def alone(content: Any) -> bytes:
@@ -291,7 +294,7 @@ def _decode_gif(encoded: Any) -> Any:
 
 
 def _by_pillow(encoded: Any, decoding: int) -> Any:
-    """What TensorFlow cannot decode, or not as it should: an animated WebP ends a process with TensorFlow 2.21."""
+    """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21."""
     import tensorflow as tf
 
     def decode(content: Any) -> NDArray[np.uint8]:

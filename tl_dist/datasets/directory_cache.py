@@ -1,8 +1,8 @@
-"""What lies in the folders of a data set, and how large it is: looked at once, and then while nothing has changed.
+"""Cache the listings of a data set's folders, with sizes of files, until the folders change.
 
-A thousand workers that each ask for the sizes of a million files take hours of a file server. Within `kept` the folders
-come from a file that the first worker has written: whoever reads it asks for the times of the folders alone. That a
-file has been changed in its place, which no folder shows, is seen by `quarantine.screen`.
+A thousand workers that each ask for the sizes of a million files take hours of a file server. Within `kept` the
+listings come from a file that the first worker writes, and its readers only ask for the times of folders. A file
+changed in place, which its folder does not show, is detected by `quarantine.screen`.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from tl_dist.files.npz import read_npz
 from tl_dist.files.private import make_private, refuse_unsafe
 
 FILE, FOLDER, GONE = range(3)
-"""kinds of entries; GONE is a link that leads nowhere"""
+"""kinds of entries; GONE is a broken link"""
 
 SETTLED_S = 10.0
-"""A folder that changed so short a time before it was listed may have changed once more in the same tick of its clock,
-which is up to two seconds on some file servers: it is not believed to be as it was."""
+"""seconds; a folder that changed less than this before it was listed may change again in the same tick of its clock, up
+to two seconds on some file servers, so its listing is not reused"""
 
-_SCHEMA = 1  # raise it when what is kept means something else
+_SCHEMA = 1  # increment it when the file format changes
 _THREADS = 16  # a listing waits for the file server more than it computes
 _UNSETTLED = (0, 0, 0)
 
-_Stamp = tuple[int, int, int]  # inode, and both times: archives and rsync set the first one back
+_Stamp = tuple[int, int, int]  # inode, mtime, ctime: archives and rsync set mtime back
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The entries of one folder, in no order; links have the kind and size of what they lead to."""
+    """Hold the entries of one folder, unordered; a link has the kind and size of its target."""
 
     identity: tuple[int, int]
-    """the same for two paths of one folder"""
+    """device and inode: the same for all paths of a folder"""
     names: Sequence[str]
     kinds: bytes
     sizes: Sequence[int]
-    """bytes; 0 of what is no file"""
+    """bytes; 0 unless it is a file"""
 
     def entries(self) -> Iterator[tuple[str, int, int]]:
-        """(name, kind, size) of each."""
+        """Iterate over (name, kind, size) of the entries."""
         return zip(self.names, self.kinds, self.sizes, strict=True)
 
 
@@ -66,41 +66,41 @@ _Known = dict[str, tuple[_Stamp, Folder]]  # by path
 
 
 def folder(path: Path) -> Folder:
-    """What is in a folder, or behind a link to one; OSError where that cannot be said."""
+    """List a folder, or the target of a link to one; raises OSError if it cannot be listed."""
     current = _current.get()
     name = os.fspath(path)
     return _scanned(name)[1] if current is None else current.folder(name)
 
 
 def sizes_in(wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, int]]:
-    """By folder the bytes of these files in it, of many more perhaps; without those that cannot be asked."""
+    """Return the sizes in bytes of files by folder and name, perhaps of more; without files that cannot be read."""
     current = _current.get() or _Listings(dict)
-    # With a slash at its end a folder is kept beside itself, with the files alone that were asked for.
-    found = current.some_of({os.path.join(path, ""): names for path, names in wanted.items()})
+    # Under its path with a slash at the end, a folder is cached with only the files that were asked for.
+    listings = current.some_of({os.path.join(path, ""): names for path, names in wanted.items()})
     return {
         path: dict(zip(listed.names, listed.sizes, strict=True))
-        for path, listed in zip(wanted, found, strict=True)
+        for path, listed in zip(wanted, listings, strict=True)
     }
 
 
 def look_at(paths: Sequence[Path]) -> None:
-    """Look at many that will be asked for, at once: from a file server each answer takes its time."""
+    """Prefetch listings in parallel, since each answer of a file server takes its time."""
     current = _current.get()
     if current is None:
         return
 
     def look(path: str) -> None:
-        with suppress(OSError):  # for whoever asks for it
+        with suppress(OSError):  # the caller of `folder` gets it
             current.folder(path)
 
-    _ = current.before  # not by several threads
+    _ = current.before  # read it before the threads start
     with ThreadPoolExecutor(_THREADS) as pool:
         deque(pool.map(look, map(os.fspath, paths)), maxlen=0)
 
 
 @contextmanager
 def once() -> Iterator[None]:
-    """Within it no folder is looked at twice."""
+    """List each folder at most once within this context."""
     token = _current.set(_current.get() or _Listings(dict))
     try:
         yield
@@ -112,10 +112,10 @@ def once() -> Iterator[None]:
 def kept(
     cache: Path, root: str, *, writes: bool, anew: bool = False, begin: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Within it the folders of the data set at `root` come from the directory `cache`, where they are as they were.
+    """Take unchanged folders of the data set at `root` from the directory `cache` within this context.
 
-    `writes`: what is not there is added; only one worker does. With `anew` nothing that is there is believed. `begin`
-    is called before the first look at it.
+    One worker alone sets `writes`, to add new listings. With `anew` the cached ones are ignored. `begin` is called
+    before the cache is first read.
     """
     refuse_unsafe(cache, links=True)
     name = hashlib.sha256(os.fsencode(f"{_SCHEMA}\0{os.path.abspath(root)}")).hexdigest()[:32] + ".npz"
@@ -133,69 +133,70 @@ def kept(
     if writes and (anew or listings.has_news):
         with suppress(OSError):  # then the next start looks again
             make_private(cache)
-            if anew:  # also where there is no room for the new one
+            if anew:  # even if there is no room for the new one
                 (cache / name).unlink(missing_ok=True)
             write_atomically(cache / name, listings.dump())
 
 
 class _Listings:
-    """Those that an earlier start has kept, and those that this one has looked at. For any number of threads."""
+    """Hold the listings cached by an earlier start, and the new ones. Thread-safe."""
 
     def __init__(self, before: Callable[[], _Known]) -> None:
         self._read = before
         self._now: _Known = {}
         self._first: dict[tuple[int, int], Folder] = {}
-        """by identity: thousands of links may lead to one large folder"""
+        """first listing by identity: thousands of links may lead to one large folder"""
         self.has_news = False
-        """whether what this start has looked at is worth keeping"""
+        """there are new listings to cache"""
 
     @cached_property
     def before(self) -> _Known:
-        """What an earlier start has kept."""
+        """Return the listings cached by an earlier start."""
         return self._read()
 
     def folder(self, path: str) -> Folder:
+        """List a folder once, whatever links lead to it."""
         listed = self._now_or_before(path)
         if listed is None:
             listed = self._first.get(_looked_before(path)[0]) or self._new(path, _scanned(path))
         return self._first.setdefault(listed.identity, listed)
 
     def some_of(self, wanted: Mapping[str, Collection[str]]) -> list[Folder]:
-        """For each folder, whose path ends with a slash, these files at least."""
+        """List at least these files of each folder, whose path ends with a slash."""
 
         def known(path: str) -> Folder | None:
             with suppress(OSError):  # it is gone
                 return self._now_or_before(path)
             return None
 
-        _ = self.before  # not by several threads
+        _ = self.before  # read it before the threads start
         with ThreadPoolExecutor(_THREADS) as pool:
             before = dict(zip(wanted, pool.map(known, wanted), strict=True))
-            left = {
+            missing = {
                 path: {*names, *(listed.names if listed else ())}
                 for path, names in wanted.items()
                 if (listed := before[path]) is None or not set(names) <= set(listed.names)
             }
-            asked = {path: self._new(path, found) for path, found in _asked(left, pool.map)}
-        return [listed for path in wanted if (listed := asked.get(path) or before[path])]
+            new = {path: self._new(path, entry) for path, entry in _asked(missing, pool.map)}
+        return [listed for path in wanted if (listed := new.get(path) or before[path])]
 
     def _now_or_before(self, path: str) -> Folder | None:
-        found = self._now.get(path) or self._as_before(path)
-        if found is None:
+        entry = self._now.get(path) or self._as_before(path)
+        if entry is None:
             return None
-        self._now[path] = found
-        return found[1]
+        self._now[path] = entry
+        return entry[1]
 
-    def _new(self, path: str, found: tuple[_Stamp, Folder]) -> Folder:
-        self.has_news |= found[0] != _UNSETTLED
-        self._now[path] = found
-        return found[1]
+    def _new(self, path: str, entry: tuple[_Stamp, Folder]) -> Folder:
+        self.has_news |= entry[0] != _UNSETTLED
+        self._now[path] = entry
+        return entry[1]
 
     def _as_before(self, path: str) -> tuple[_Stamp, Folder] | None:
         stamp, listed = self.before.get(path, (_UNSETTLED, None))
         if listed is None or stamp == _UNSETTLED:
             return None
-        # Opened, not only looked at: an NFS client may answer for a minute from what it remembers.
+        # Opened, since an NFS client may answer a mere stat from its cache for a minute.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
@@ -206,16 +207,17 @@ class _Listings:
         return stamp, Folder((status.st_dev, status.st_ino), listed.names, listed.kinds, listed.sizes)
 
     def dump(self) -> bytes:
+        """Serialise the settled listings for the cache."""
         target = io.BytesIO()
-        found = [(path, *pair) for path, pair in sorted(self._now.items()) if pair[0] != _UNSETTLED]
+        entries = [(path, *pair) for path, pair in sorted(self._now.items()) if pair[0] != _UNSETTLED]
         np.savez(
             target,
-            paths=packed_text(path for path, _, _ in found),
-            stamps=np.array([stamp for _, stamp, _ in found], np.int64).reshape(-1, 3),
-            counts=np.array([len(listed.names) for _, _, listed in found], np.int64),
-            names=packed_text(name for _, _, listed in found for name in listed.names),
-            kinds=np.frombuffer(b"".join(listed.kinds for _, _, listed in found), np.uint8),
-            sizes=np.array([size for _, _, listed in found for size in listed.sizes], np.int64),
+            paths=packed_text(path for path, _, _ in entries),
+            stamps=np.array([stamp for _, stamp, _ in entries], np.int64).reshape(-1, 3),
+            counts=np.array([len(listed.names) for _, _, listed in entries], np.int64),
+            names=packed_text(name for _, _, listed in entries for name in listed.names),
+            kinds=np.frombuffer(b"".join(listed.kinds for _, _, listed in entries), np.uint8),
+            sizes=np.array([size for _, _, listed in entries for size in listed.sizes], np.int64),
         )
         return target.getvalue()
 
@@ -238,12 +240,12 @@ def _scanned(path: str) -> tuple[_Stamp, Folder]:
 def _asked(
     wanted: Mapping[str, Collection[str]], mapped: Callable[..., Iterator[Any]]
 ) -> Iterator[tuple[str, tuple[_Stamp, Folder]]]:
-    """As `_scanned`, of these names alone; what is not there has no size. `mapped` is a `map`."""
+    """Yield as `_scanned` does for only these names, omitting missing files. `mapped` is a `map`."""
 
     def place(path: str) -> tuple[tuple[int, int], _Stamp]:
         try:
             return _looked_before(path)
-        except (OSError, ValueError):  # it is gone, or there is a NUL: for whoever asks
+        except (OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
             return (0, 0), _UNSETTLED
 
     def size_of(path: str) -> int | None:
@@ -255,16 +257,19 @@ def _asked(
     places = list(mapped(place, wanted))
     sizes = mapped(size_of, (path + name for path, names in wanted.items() for name in names))
     for (path, names), (identity, stamp) in zip(wanted.items(), places, strict=True):
-        there = {
+        existing = {
             name: size
             for name, size in zip(names, islice(sizes, len(names)), strict=True)
             if size is not None
         }
-        yield path, (stamp, Folder(identity, [*there], bytes([FILE] * len(there)), [*there.values()]))
+        yield (
+            path,
+            (stamp, Folder(identity, [*existing], bytes([FILE] * len(existing)), [*existing.values()])),
+        )
 
 
 def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
-    """What tells a folder from others, and its times, taken first, so that what changes meanwhile shows later."""
+    """Return identity and times of a folder, to take before it is listed, so that changes meanwhile show later."""
     began_ns, status = time.time_ns(), os.stat(path)
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
     settled = changed_ns < began_ns - SETTLED_S * 1e9
@@ -276,7 +281,7 @@ def _stamp(status: os.stat_result) -> _Stamp:
 
 
 def _looked_at(entry: os.DirEntry[str]) -> tuple[int, int]:
-    """Kind and size; a file that cannot be looked at has 0, and is then quarantined like an empty one."""
+    """Return kind and size; a file without a readable size has 0, and is quarantined like an empty one."""
     with suppress(OSError):  # a link to itself
         if entry.is_dir():
             return FOLDER, 0
@@ -287,22 +292,26 @@ def _looked_at(entry: os.DirEntry[str]) -> tuple[int, int]:
 
 
 def _read(cache: Path, name: str) -> _Known:
-    """What is kept, by path; nothing where it cannot be read."""
+    """Read the cached listings by path; empty if they are unreadable."""
     try:
         with open_directory(Path(os.path.realpath(cache))) as fd:
             content = read_file(name, max_bytes=limits.LISTING, dir_fd=fd)
-        found = read_npz(io.BytesIO(content))
-        names, kinds, sizes = unpacked_text(found["names"]), found["kinds"].tobytes(), found["sizes"].tolist()
-        ends = np.cumsum(found["counts"]).tolist()
+        arrays = read_npz(io.BytesIO(content))
+        names, kinds, sizes = (
+            unpacked_text(arrays["names"]),
+            arrays["kinds"].tobytes(),
+            arrays["sizes"].tolist(),
+        )
+        ends = np.cumsum(arrays["counts"]).tolist()
         if not len(names) == len(kinds) == len(sizes) == (ends or [0])[-1] or max(kinds, default=0) > GONE:
             raise ValueError("its columns do not fit together")
-        kept = {}
+        listings = {}
         places = zip(
-            unpacked_text(found["paths"]), found["stamps"].tolist(), pairwise([0, *ends]), strict=True
+            unpacked_text(arrays["paths"]), arrays["stamps"].tolist(), pairwise([0, *ends]), strict=True
         )
         for path, (inode, modified, changed), (begin, end) in places:
             listed = Folder((0, 0), names[begin:end], kinds[begin:end], sizes[begin:end])
-            kept[path] = ((inode, modified, changed), listed)
-        return kept
+            listings[path] = ((inode, modified, changed), listed)
+        return listings
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         return {}

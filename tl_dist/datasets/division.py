@@ -1,4 +1,4 @@
-"""Splits and folds that are written down: a manifest of ids, with a digest, that any run can use.
+"""Record splits and folds in a manifest: ids and a digest, for any run to use.
 
 {"schema": 1, "digest": ..., "seed": ..., "group": ..., "splits": {"train": [ids], ...}}   or "folds": [[ids], ...]
 """
@@ -29,7 +29,7 @@ SCHEMA = 1
 
 
 def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
-    """The splits of a dataset, as its own rules or as `data.split` divides it; and the digest of that manifest."""
+    """Open the splits of a dataset, divided by its own rules or by `data.split`; with the digest of that manifest."""
     if data.split is None:
         return _opened(data), None
     whole = data.model_copy(update={"test_fraction": 0.0, "validation_fraction": 0.0, "split": None})
@@ -38,7 +38,7 @@ def open_splits(data: DataConfig) -> tuple[Splits, str | None]:
 
 
 def _opened(data: DataConfig) -> Splits:
-    """Refuses what is no data set, as the function of another package may return."""
+    """Open a dataset; refuses (64) what a package's function returns if it is none."""
     with directory_cache.once():
         splits = registry.dataset(data.name).open(data)
     if not (isinstance(splits, Mapping) and isinstance(splits.get("train"), Source)):
@@ -51,7 +51,7 @@ def _opened(data: DataConfig) -> Splits:
 
 
 def pooled(splits: Splits) -> Source:
-    """Every example of a dataset as one source, in the order of its splits."""
+    """Join all examples of a dataset into one source, in the order of its splits."""
     sources = list(splits.values())
     if len(sources) == 1:
         return sources[0]
@@ -64,46 +64,43 @@ def pooled(splits: Splits) -> Source:
 def division(
     pool: Source, *, test: float, validation: float, folds: int | None, group: str | None, seed: int
 ) -> dict[str, Any]:
-    """A manifest that divides `pool`, each part with the same share of each class.
+    """Divide `pool` in a manifest, stratified by class, into `folds` parts of equal size or by the given fractions.
 
-    `folds` parts of equal size, or the given fractions. `group` is a column of the table that the examples are listed
-    in, or a regular expression that is sought in the ids: examples with the same value, or the same match (its first
-    group, where it has one), stay together; fractions are then kept as nearly as groups allow. Default: the groups
-    that the data set has. Refuses (65) what cannot be divided so.
+    `group` is a column of the table that lists the examples, or a regular expression to search the ids for. Examples
+    with the same value or the same match (its first group, if it has one) stay together, and fractions are kept as
+    nearly as groups allow. Default: the groups of the data set. Refuses (65) what cannot be divided.
     """
     names = group_names(pool, group)
     groups = None if names is None else np.unique(names, return_inverse=True)[1].astype(np.int64)
-    every = np.arange(pool.num_examples)
     content: dict[str, Any] = {"schema": SCHEMA, "seed": seed, "group": group}
     if folds is not None:
         fold = folds_of(pool.labels, folds, seed, groups)
-        content["folds"] = [_ids(pool, every[fold == k]) for k in range(folds)]
+        content["folds"] = [_ids(pool, np.flatnonzero(fold == k)) for k in range(folds)]
     else:
-        fractions = {"test": test, "validation": validation}
-        kept, parts = hold_out_each(
-            every, pool.labels, groups, fractions, total=len(every), seed=seed, key="--{}"
+        num, fractions = pool.num_examples, {"test": test, "validation": validation}
+        train, parts = hold_out_each(
+            np.arange(num), pool.labels, groups, fractions, total=num, seed=seed, key="--{}"
         )
-        content["splits"] = {name: _ids(pool, part) for name, part in {"train": kept, **parts}.items()}
+        content["splits"] = {name: _ids(pool, part) for name, part in {"train": train, **parts}.items()}
     return {"digest": _digest(content), **content}
 
 
 def manifest_of_folds(pool: Source, fold: NDArray[np.int64]) -> dict[str, Any]:
-    """A manifest of folds that are given, 0 and up."""
-    every = np.arange(pool.num_examples)
-    folds = [_ids(pool, every[fold == k]) for k in range(int(fold.max()) + 1)]
+    """Make a manifest of given folds, numbered from 0."""
+    folds = [_ids(pool, np.flatnonzero(fold == k)) for k in range(int(fold.max()) + 1)]
     content = {"schema": SCHEMA, "seed": 0, "group": None, "folds": folds}
     return {"digest": _digest(content), **content}
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """A manifest whose digest is right; refuses (78) any other file."""
+    """Read a manifest and verify its digest; refuses (78) any other file."""
     try:
         content = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))
         digest = content.pop("digest")
-        whole = content["schema"] == SCHEMA and digest == _digest(content)
+        is_intact = content["schema"] == SCHEMA and digest == _digest(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refused(f"{file} is no manifest of splits ({reason(error)})") from error
-    if not whole:
+    if not is_intact:
         raise _refused(f"{file} was changed: its digest is not {str(digest)[:12]}")
     splits, folds, group = (content.get(key) for key in ("splits", "folds", "group"))
     parts = list(splits.values()) if isinstance(splits, dict) and "train" in splits else folds
@@ -119,22 +116,22 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 def _apply(content: Mapping[str, Any], pool: Source, data: DataConfig) -> Splits:
     parts = content.get("splits") or _parts_of_fold(content["folds"], data)
-    place = {name: k for k, name in enumerate(pool.ids)}
-    named = [name for names in parts.values() for name in names]
-    unknown = [name for name in named if name not in place]
-    missing = place.keys() - set(named)
-    if unknown or missing or len(named) != len(place):
+    row = {name: k for k, name in enumerate(pool.ids)}
+    listed = [name for names in parts.values() for name in names]
+    unknown = [name for name in listed if name not in row]
+    missing = row.keys() - set(listed)
+    if unknown or missing or len(listed) != len(row):
         example = (unknown or sorted(missing) or ["an example twice"])[0]
         raise _refused(
             f"data.split {data.split} is of another data set: {len(unknown)} of its ids are not in this one, and "
             f"{len(missing)} of this one not in it (first {example})"
         )
-    splits = {name: pool.subset(np.array([place[i] for i in ids], np.int64)) for name, ids in parts.items()}
+    splits = {name: pool.subset(np.array([row[i] for i in ids], np.int64)) for name, ids in parts.items()}
     if "splits" in content:
         return splits
     train = splits["train"]
     groups = group_names(train, content.get("group")) if data.validation_fraction > 0 else None
-    return {**splits, **divide(train, data, test=False, groups=groups, total=len(place))}
+    return {**splits, **divide(train, data, test=False, groups=groups, total=len(row))}
 
 
 def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str, Sequence[str]]:
@@ -149,23 +146,23 @@ def _parts_of_fold(folds: Sequence[Sequence[str]], data: DataConfig) -> dict[str
 
 
 def groups_of(source: Source, data: DataConfig) -> Sequence[str]:
-    """The group of each example of a split by what the data were divided: that of its manifest, or the data set's own.
+    """Return the group of each example of a split, by the rule of its manifest or the data set's own.
 
-    Empty where nothing groups them.
+    Empty if nothing groups them.
     """
     group = None if data.split is None else read_manifest(Path(data.split)).get("group")
     return group_names(source, group) or ()
 
 
 def group_names(pool: Source, group: str | None) -> Sequence[str] | None:
-    """The group of each example by the `group` of `division`; None where nothing groups them."""
+    """Return the group of each example by the `group` of `division`; None if nothing groups them."""
     if group is None:
         return pool.annotations.groups
     return _in_column(pool, group) or _matches(pool, group)
 
 
 def _in_column(pool: Source, name: str) -> Sequence[str] | None:
-    """The values of a column of the table behind the examples, in their order; None where it has no such column."""
+    """Return a column of the examples' table in their order; None without a table, or for a regular expression."""
     table = pool.table
     if table is None:
         return None
@@ -179,7 +176,7 @@ def _in_column(pool: Source, name: str) -> Sequence[str] | None:
 
 
 def _matches(pool: Source, group: str) -> Sequence[str]:
-    """What the regular expression finds in each id."""
+    """Return the match of the regular expression in each id; refuses (64) an id without one."""
     try:
         pattern = re.compile(group)
     except re.error as error:
@@ -187,12 +184,12 @@ def _matches(pool: Source, group: str) -> Sequence[str]:
         raise Refusal(
             f"group {group!r} is no regular expression: {error}.", fix=fix, code=ExitCode.USAGE
         ) from error
-    found = [pattern.search(name) for name in pool.ids]
-    for name, match in zip(pool.ids, found, strict=True):
+    matches = [pattern.search(name) for name in pool.ids]
+    for name, match in zip(pool.ids, matches, strict=True):
         if match is None:
             fix = "give a regular expression that each id matches; of a CSV file, also one of its columns."
             raise Refusal(f"group {group!r} is not found in {name}.", fix=fix, code=ExitCode.USAGE)
-    return [match[1] if pattern.groups else match[0] for match in found if match is not None]
+    return [match[1] if pattern.groups else match[0] for match in matches if match is not None]
 
 
 def _ids(pool: Source, indices: NDArray[np.int64]) -> list[str]:
@@ -203,5 +200,5 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _refused(what: str, code: ExitCode = ExitCode.UNSAFE) -> Refusal:
-    return Refusal(f"{what}.", fix="make a manifest with tl-dist data split.", code=code)
+def _refused(what: str) -> Refusal:
+    return Refusal(f"{what}.", fix="make a manifest with tl-dist data split.", code=ExitCode.UNSAFE)

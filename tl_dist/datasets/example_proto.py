@@ -1,6 +1,6 @@
-"""Where the image and the label are in a serialised tf.train.Example, without TensorFlow and without copying.
+"""Find the image and the label in a serialised tf.train.Example, without TensorFlow and without copying.
 
-The wire format is that of "Encoding" in the Protocol Buffers documentation. An Example is Features in field 1,
+The wire format is described in "Encoding" in the Protocol Buffers documentation. An Example is Features in field 1,
 which is a map in field 1: entries of key (1) and Feature (2), a list of bytes (1), floats (2) or integers (3).
 """
 
@@ -17,19 +17,19 @@ _FILENAMES = (b"image/filename", b"file_name")
 
 @dataclass(frozen=True)
 class Keys:
-    """Under which keys the image and the label are, the first that is there: default those of the usual writers."""
+    """Name the keys of image and label, the first present one wins; the defaults cover the usual writers."""
 
     image: tuple[str, ...] = ("image/encoded", "image")
     label: tuple[str, ...] = ("image/class/label", "label")
 
     @cached_property
     def as_bytes(self) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
-        """Of the image and of the label, as they are written."""
+        """Return the keys of the image and of the label as bytes."""
         return tuple(key.encode() for key in self.image), tuple(key.encode() for key in self.label)
 
     @cached_property
     def wanted(self) -> frozenset[bytes]:
-        """Every key that is looked at."""
+        """Return every key that `parse` reads."""
         image, label = self.as_bytes
         return frozenset((*image, *label, _SYNSET, _TEXT, *_FILENAMES))
 
@@ -38,7 +38,7 @@ KEYS = Keys()
 
 
 class Parsed(NamedTuple):
-    """What an Example says; offset and size are those of the encoded image inside its bytes."""
+    """Hold the parsed fields of an Example; `offset` and `size` locate the encoded image in its bytes."""
 
     offset: int
     size: int
@@ -49,7 +49,7 @@ class Parsed(NamedTuple):
 
 
 def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
-    """The parts of an Example with an encoded image and one integer label; ValueError says what is missing."""
+    """Parse an Example with an encoded image and one integer label; raises ValueError that says what is missing."""
     try:
         return _parse(data, keys)
     except IndexError:
@@ -57,9 +57,9 @@ def parse(data: bytes, keys: Keys = KEYS) -> Parsed:
 
 
 def _parse(data: bytes, keys: Keys) -> Parsed:
-    found = _features(data, keys.wanted)
+    features = _features(data, keys.wanted)
     image_keys, label_keys = keys.as_bytes
-    image, label = _first(found, image_keys), _first(found, label_keys)
+    image, label = _first(features, image_keys), _first(features, label_keys)
     if image is None:
         raise ValueError(f"it has no {keys.image[0]}")
     if label is None:
@@ -67,34 +67,34 @@ def _parse(data: bytes, keys: Keys) -> Parsed:
     begin, end = _bytes(data, *image)
     if begin == end:
         raise ValueError(f"its {keys.image[0]} is empty")
-    synset, text = _text(data, found.get(_SYNSET)), _text(data, found.get(_TEXT))
-    filename = _text(data, _first(found, _FILENAMES))
+    synset, text = _text(data, features.get(_SYNSET)), _text(data, features.get(_TEXT))
+    filename = _text(data, _first(features, _FILENAMES))
     return Parsed(begin, end - begin, _integer(data, *label), synset, text, filename)
 
 
 def _features(data: bytes, wanted: frozenset[bytes]) -> dict[bytes, tuple[int, int]]:
-    """Begin and end of each wanted Feature."""
+    """Return begin and end of each wanted Feature."""
     position, end = _field(data, 0, len(data), 0x0A)
-    found: dict[bytes, tuple[int, int]] = {}
+    features: dict[bytes, tuple[int, int]] = {}
     while position < end:
         position, stop = _field(data, position, end, 0x0A)
         begin, key_end = _field(data, position, stop, 0x0A)
         key = data[begin:key_end]
         if key in wanted:
-            found[key] = _field(data, key_end, stop, 0x12) if key_end < stop else (stop, stop)
+            features[key] = _field(data, key_end, stop, 0x12) if key_end < stop else (stop, stop)
         position = stop
-    return found
+    return features
 
 
-def _first(found: dict[bytes, tuple[int, int]], keys: tuple[bytes, ...]) -> tuple[int, int] | None:
+def _first(features: dict[bytes, tuple[int, int]], keys: tuple[bytes, ...]) -> tuple[int, int] | None:
     for key in keys:
-        if key in found:
-            return found[key]
+        if key in features:
+            return features[key]
     return None
 
 
 def _field(data: bytes, position: int, end: int, tag: int) -> tuple[int, int]:
-    """Begin and end of the content of the length-delimited field at `position`, which must have this tag."""
+    """Return begin and end of the content of the length-delimited field at `position`, which must have this tag."""
     if data[position] != tag:
         raise ValueError("it is no tf.train.Example")
     size = data[position + 1]
@@ -136,7 +136,7 @@ def _text(data: bytes, place: tuple[int, int] | None) -> bytes:
 
 
 def _integer(data: bytes, begin: int, end: int) -> int:
-    """The one number of an Int64List, packed or not."""
+    """Return the only number of an Int64List, packed or not."""
     if begin < end and data[begin] != 0x1A:
         raise ValueError("its label is no integer")
     begin, end = _field(data, begin, end, 0x1A) if begin < end else (end, end)

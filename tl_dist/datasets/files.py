@@ -1,4 +1,4 @@
-"""Images that are one file each, read and decoded when they are needed."""
+"""Sources of images in one file each, and helpers to open the files of a data set."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.byte_range import Location
-from tl_dist.datasets.store import EncodedStore
+from tl_dist.datasets.store import EncodedStore, Location
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
 
-if TYPE_CHECKING:  # the processes that index TFRecord files start in half of the time without the schema
+if TYPE_CHECKING:  # helper processes of `shard_index` start in half the time without the schema
     from tl_dist.config import DataConfig
 
 
 @dataclass(frozen=True, eq=False)
 class FileStore(EncodedStore):
-    """Image files: `paths` below `root`, `sizes` int64 [N] bytes.
+    """Read image files at `paths` below `root`, of `sizes` int64 [N] bytes.
 
-    The fingerprint is over path, size and label of each file in order, the class names, and `facts`: a digest of
-    whatever else came with the images. It reads no image, and does not depend on where `root` is.
+    The fingerprint covers path, size and label of each file in order, the class names, and `facts`, a digest of all
+    other metadata. It reads no image and does not depend on where `root` is.
     """
 
     root: Path
@@ -40,12 +39,14 @@ class FileStore(EncodedStore):
     facts: str = ""
 
     def fingerprint(self, source: Source) -> str:
+        """Return a hex digest of paths, sizes, labels, class names and `facts`."""
         digest = hashlib.sha256(json.dumps([list(source.class_names), self.facts]).encode())
         for name, size, label in zip(self.paths, self.sizes, source.labels, strict=True):
             digest.update(os.fsencode(name) + f"\0{size}\0{label}\n".encode())
         return digest.hexdigest()
 
     def location(self, row: int) -> Location:
+        """Locate an image: a whole file."""
         return Location(self.root / self.paths[row])
 
     @cached_property
@@ -53,16 +54,18 @@ class FileStore(EncodedStore):
         return host_tensor([os.fsencode(self.root / name) for name in self.paths])
 
     def encoded(self, row: Any) -> Any:
+        """Read the bytes of an image file, a scalar string."""
         import tensorflow as tf
 
         return tf.io.read_file(tf.gather(self._path_tensor, row))
 
     def encoded_bytes(self, row: int) -> bytes:
+        """Read the bytes of an image file without TensorFlow; raises OSError if that fails."""
         return read_file(self.root / self.paths[row], max_bytes=limits.ENCODED_IMAGE, links=True)
 
 
 Folders = dict[tuple[int, int], str]
-"""folders by their identity, each with the path that came first"""
+"""first path of each folder by its identity"""
 
 
 def file_source(
@@ -76,20 +79,20 @@ def file_source(
     annotations: Annotations = Annotations(),  # noqa: B008  (frozen)
     table: Path | None = None,
 ) -> Source:
-    """Image files that are called by their paths below `root`."""
+    """Make a source of image files, with their paths below `root` as ids."""
     store = FileStore(root, ids, sizes, facts)
     return Source(store, labels, ids, class_names, annotations, table=table)
 
 
 def unlabelled(paths: Sequence[str], class_names: Sequence[str], decoding: int | None = None) -> Source:
-    """Image files of whatever class: each has label 0. Relative paths are from the working directory."""
+    """Make a source of image files of unknown class, with label 0. Relative paths are from the working directory."""
     zeros = np.zeros(len(paths), np.int64)
     source = file_source(Path.cwd(), paths, zeros, zeros.astype(np.int32), class_names)
     return replace(source, decoding=decoding)
 
 
 def directory_of(data: DataConfig, expected: str) -> Path:
-    """The directory `data.path`; refuses it unset (64) or missing (65), saying what is `expected` in it."""
+    """Return the directory `data.path`; refuses it unset (64) or missing (65), saying what is `expected` in it."""
     if data.path is None:
         raise Refusal(
             f"dataset {data.name} needs the directory of its files.",
@@ -107,7 +110,7 @@ def directory_of(data: DataConfig, expected: str) -> Path:
 
 
 def bytes_in(path: Path, max_bytes: int) -> bytes:
-    """All of a file; refuses (65) one that is missing, no regular file, or larger."""
+    """Read a whole file; refuses (65) one that is missing, no regular file, or larger than `max_bytes`."""
     try:
         return read_file(path, max_bytes=max_bytes, links=True)
     except OSError as error:
@@ -115,12 +118,12 @@ def bytes_in(path: Path, max_bytes: int) -> bytes:
 
 
 def text_in(path: Path) -> str:
-    """The text of a file that describes a data set."""
+    """Read the text of a file that describes a data set."""
     return bytes_in(path, limits.DATASET_METADATA).decode("utf-8", "replace")
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, which must not be empty; refuses (65) one that is missing, naming it."""
+    """Return the size of a file in bytes; refuses (65) one that is missing or empty."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -131,16 +134,16 @@ def size_of(path: Path) -> int:
 
 
 def unusable(what: str, fix: str) -> Refusal:
-    """What is wrong with a data set (65), and what to do about it: two clauses, without their full stops."""
+    """Make the refusal (65) of a data set from two clauses without full stops: what is wrong, and what to do."""
     return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
 
 
-def count_folders(place: Path | str, met: Folders, more: Folders, num_images: int = 0) -> None:
-    """Add to the folders that were met; refuses (65) one that is in two classes or splits by a link, and too many."""
-    if twice := [(met[one], more[one]) for one in met.keys() & more.keys()]:
+def count_folders(place: Path | str, met: Folders, added: Folders, num_images: int = 0) -> None:
+    """Add the folders `added` to `met`; refuses (65) one that links put in two classes or splits, and too many."""
+    if twice := [(met[identity], added[identity]) for identity in met.keys() & added.keys()]:
         what = f"{' and '.join(min(twice))} in {place} are one folder, of two classes or splits"
         raise unusable(what, "delete the link to it")
-    met |= more
+    met |= added
     if len(met) > limits.FOLDERS or num_images > limits.IMAGES:
         what = f"{place} holds more than {limits.FOLDERS:,} folders or {limits.IMAGES:,} images"
         raise unusable(what, "name a smaller part of it")

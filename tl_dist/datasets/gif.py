@@ -1,4 +1,4 @@
-"""The blocks of a GIF (GIF89a Specification, W3C), as far as its first frame: no decoder needs to see the others."""
+"""Parse the blocks of a GIF (GIF89a Specification, W3C) up to its first frame, the only one that is decoded."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ _IMAGE, _EXTENSION, _CONTROL = 0x2C, 0x21, 0xF9
 
 
 class CutOff(ValueError):
-    """The bytes end before that which is looked for."""
+    """Report that the bytes end within the header."""
 
     def __init__(self) -> None:
         super().__init__("is cut off in its header")
 
 
 class Frame(NamedTuple):
-    """The first frame: where its block begins, and what of the canvas it covers."""
+    """Describe the first frame: where its block begins, and which part of the canvas it covers."""
 
     at: int
     corner: tuple[int, int]
     size: tuple[int, int]
     """width and height"""
     is_transparent: bool
-    """whether one of its colours is"""
+    """one of its colours is transparent"""
 
 
 def first_frame(data: bytes, most_blocks: int) -> Frame:
-    """The first frame; CutOff, or ValueError where more blocks come before it."""
+    """Find the first frame; raises CutOff, or ValueError if more than `most_blocks` come before it."""
     at = 13 + _colours(data, 10)
     blocks = 0
     is_transparent = False
@@ -50,13 +50,13 @@ def first_frame(data: bytes, most_blocks: int) -> Frame:
 
 
 def first_frame_alone(data: bytes) -> bytes:
-    """The file without the frames behind the first, to the same pixels: TensorFlow decodes them all to show one.
+    """Cut the file after the first frame, for the same pixels: TensorFlow decodes all frames to return one.
 
-    What is damaged before the end of the first frame stays as it is, for the decoder to say.
+    A file damaged before the end of the first frame is returned unchanged, for the decoder to report.
     """
     try:
         at = first_frame(data, len(data)).at
-        at += 10 + _colours(data, at + 9) + 1  # the descriptor, its colours, the width of a code
+        at += 10 + _colours(data, at + 9) + 1  # the descriptor, its colour table, the code size
         while size := _byte(data, at):
             at += 1 + size
     except ValueError:
@@ -65,7 +65,7 @@ def first_frame_alone(data: bytes) -> bytes:
 
 
 def _colours(data: bytes, at: int) -> int:
-    """Bytes of the table of colours that the flags at a place announce."""
+    """Return the size of the colour table that the flags at `at` announce."""
     flags = _byte(data, at)
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 

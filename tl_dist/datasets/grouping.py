@@ -1,4 +1,4 @@
-"""Ways in which the examples of a data set fall into groups: by site, device, type, or whatever its table says."""
+"""Group the examples of a data set: by type, by its own groups, by a column of its table, by their paths."""
 
 from __future__ import annotations
 
@@ -9,60 +9,55 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import group_names
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.datasets.files import unusable
 
 ANY = "any"
-"""in place of a name: whatever the data set has, of types and groups"""
+"""instead of a name: the types and groups that the data set has"""
 TYPE, GROUP = "type", "group"
 
 
 def named(source: Source, by: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """The group of each example, for each way of `by`: "type", "group", a column of its table, a regular expression.
+    """Return the group of each example by each name in `by`: "type", "group", "any", a column, a regular expression.
 
     Refuses (65) what the data set does not have.
     """
     if not by:
         return {}
-    have: dict[str, Sequence[str]] = {}
+    own: dict[str, Sequence[str]] = {}
     if source.annotations.types:
-        have[TYPE] = source.annotations.types
+        own[TYPE] = source.annotations.types
     if source.annotations.groups is not None:
-        have[GROUP] = source.annotations.groups
-    found: dict[str, Sequence[str]] = {}
+        own[GROUP] = source.annotations.groups
+    groupings: dict[str, Sequence[str]] = {}
     for name in by:
-        if name == ANY and have:
-            found |= have
-        elif name in (ANY, TYPE, GROUP) and name not in have:
-            raise Refusal(
-                "the data set has neither types nor groups."
-                if name == ANY
-                else f"the data set says no {name} of its examples.",
-                fix="name a column of its table or a regular expression on its paths, as by --by '^([^/]*)/'.",
-                code=ExitCode.DATA,
+        if name == ANY and own:
+            groupings |= own
+        elif name in (ANY, TYPE, GROUP) and name not in own:
+            raise unusable(
+                f"the data set has {'neither types nor groups' if name == ANY else f'no {name} for its examples'}",
+                "name a column of its table or a regular expression on its paths, as by --by '^([^/]*)/'",
             )
         else:
-            found[name] = have.get(name) or group_names(source, name) or ()
-    return found
+            groupings[name] = own.get(name) or group_names(source, name) or ()
+    return groupings
 
 
 def one_fold_each(source: Source, by: str) -> tuple[NDArray[np.int64], list[str]]:
-    """The fold of each example where every group is one, and the names of the groups.
+    """Return the fold of each example with one fold for each group, and the names of the groups.
 
-    Refuses (65) one group alone, and groups that hold all of their classes, which training would then not have seen.
+    Refuses (65) a single group, and groups of whole classes, which training without that group never sees.
     """
-    ((_, of),) = named(source, [by]).items()
-    names, fold = np.unique(np.asarray(of, np.str_), return_inverse=True)
+    ((_, groups),) = named(source, [by]).items()
+    names, fold = np.unique(np.asarray(groups, np.str_), return_inverse=True)
     if len(names) < 2:
-        raise Refusal(
-            f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out.",
-            fix="group them by something else with --by, or use --folds.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"all {source.num_examples:,} examples are of one group, '{names[0]}': none can be left out",
+            "group them by something else with --by, or use --folds",
         )
     pairs = set(zip(source.labels.tolist(), fold.tolist(), strict=True))
     if len(pairs) == len(np.unique(source.labels)):
-        raise Refusal(
-            "each class is in one group alone: a model of the others has never seen it.",
-            fix="group them by something else with --by, or use --folds.",
-            code=ExitCode.DATA,
+        raise unusable(
+            "each class is in one group alone: a model of the others has never seen it",
+            "group them by something else with --by, or use --folds",
         )
     return fold.astype(np.int64), names.tolist()

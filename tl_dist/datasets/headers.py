@@ -1,7 +1,7 @@
-"""What is wrong with an encoded image, as far as its first and last bytes tell: nothing is decoded.
+"""Check encoded images by their first and last bytes, without decoding them.
 
-Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649), TIFF 6.0. And what is unusual about it: what
-`decoding` turns, puts on white, converts or scales.
+Formats: PNG (ISO 15948), JPEG (ITU T.81), GIF89a, BMP, WebP (RFC 9649), TIFF 6.0. A header also has traits: what
+`decoding` orients, composites on white, converts or scales.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import struct
 from typing import Any, NamedTuple
 
 from tl_dist.datasets import gif, jpeg, png, tiff
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.gif import CutOff
 from tl_dist.datasets.open_files import MACHINE_FAULTS, machine_refusal
 from tl_dist.datasets.preprocess import orientation
+from tl_dist.datasets.store import Location
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 32
 _CHUNK_BYTES = 1 << 20
-_UNCOMPRESSED = (0, 3, 6)  # of a BMP: as it is, and by masks of bits
+_UNCOMPRESSED = (0, 3, 6)  # BMP compression: BI_RGB, BI_BITFIELDS and BI_ALPHABITFIELDS
 
 ORIENTATION, ALPHA, DEEP, CMYK, PARTIAL = "orientation", "alpha", "16 bits", "cmyk", "partial"
-"""Traits of images: turned by EXIF data; perhaps transparent; more than 8 bits a channel; for print; GIF whose first
-frame does not fill its canvas."""
+"""traits of images: oriented by EXIF data; perhaps transparent; more than 8 bits a channel; four-colour print; a GIF
+whose first frame does not fill its canvas"""
 
 
 class Fault(NamedTuple):
-    """What is wrong, and at which byte of the file."""
+    """Describe what is wrong, and at which byte of the file."""
 
     offset: int
     reason: str
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image say."""
+    """Hold the kind, size and traits of an image, from its first bytes."""
 
     kind: str
     width: int
@@ -46,27 +46,27 @@ class Header(NamedTuple):
 
     @property
     def is_unusual(self) -> bool:
-        """Whether the first version of the rule of decoding, which knew no TIFF, gave other pixels."""
+        """Tell if the first version of the decoding rule, which knew no TIFF, gives other pixels."""
         return self.kind != "TIFF" and bool(self.traits - {CMYK})
 
 
 def fault(location: Location) -> Fault | None:
-    """Why the image cannot be decoded; None for one that may be whole. Never raises for what a file holds.
+    """Return why an image cannot be decoded; None if it may be whole. Raises for no content of a file.
 
-    Refuses (74) where the machine fails, which says nothing about the image.
+    Refuses (74) if the machine fails, which says nothing about the image.
     """
-    found = look(location)
-    return found if isinstance(found, Fault) else None
+    header = look(location)
+    return header if isinstance(header, Fault) else None
 
 
 def look(location: Location, *, thorough: bool = True) -> Header | Fault:
-    """The header of an image that may be whole, or why it cannot be decoded: as `fault` has it.
+    """Return the header of an image that may be whole, or why it cannot be decoded; raises as `fault` does.
 
-    Of a PNG of more than a hundred kilobytes the pixels are inflated, to see that they are no more than they should be;
-    unless `thorough`, of one that begins like a photograph no more than its beginning is.
+    The pixels of a PNG of more than a hundred kilobytes are inflated, to check that they are no more than its size
+    needs; unless `thorough`, only the beginning if that resembles a photograph.
     """
     try:
-        # O_NONBLOCK: opening a named pipe would wait for its writer.
+        # O_NONBLOCK: otherwise opening a named pipe would wait for a writer.
         fd = os.open(location.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return _unreadable(location, error)
@@ -91,11 +91,11 @@ def look(location: Location, *, thorough: bool = True) -> Header | Fault:
 
 
 def checked(encoded: bytes) -> Header:
-    """The same of an image in memory; ValueError where it cannot be decoded, or would take too much."""
-    found = _look(lambda at, num: encoded[at : at + num], 0, len(encoded), True)
-    if isinstance(found, Fault):
-        raise ValueError(found.reason)
-    return found
+    """Return the header of an image in memory; raises ValueError if it cannot be decoded or would cost too much."""
+    header = _look(lambda at, num: encoded[at : at + num], 0, len(encoded), True)
+    if isinstance(header, Fault):
+        raise ValueError(header.reason)
+    return header
 
 
 def _unreadable(location: Location, error: OSError) -> Fault:
@@ -133,7 +133,7 @@ def _look(read: tiff.Read, offset: int, length: int, thorough: bool) -> Header |
 
 
 def _begin(read: tiff.Read, length: int) -> tuple[bytes, Header, int | None]:
-    """The first bytes, as many as there have to be to see what the image is; that; and of a TIFF where it ends."""
+    """Return as many first bytes as the header needs, the header, and for a TIFF the end of its pixels."""
     head = read(0, _HEAD_BYTES)
     if head[:4] in tiff.ORDERS:
         header, end = _tiff(read, length)
@@ -162,10 +162,11 @@ def _bounded(header: Header) -> Header:
 
 
 def header_of(encoded: bytes) -> Header:
-    """What the first bytes of an image say, or all of them; ValueError where they are those of no image.
+    """Parse the header in the first bytes of an image, or in all of them; raises ValueError for no image.
 
-    What comes before the pixels is bounded: Pillow and others take time and memory for each piece of it. The size of a
-    GIF is the larger of canvas and first frame. Of a WebP it is not known here if it is turned, only that it may be.
+    The number of pieces before the pixels is bounded, since each costs Pillow and others time and memory. The size of a
+    GIF is the larger of canvas and first frame. A WebP with EXIF data has the trait ORIENTATION; it
+    may still be upright.
     """
     if encoded[:4] in tiff.ORDERS:
         return _tiff(lambda at, num: encoded[at : at + num], len(encoded))[0]
@@ -199,7 +200,7 @@ def _png(head: bytes) -> Header:
                 ALPHA: colour >= 4 or b"tRNS" in kinds,
                 DEEP: bits == 16,
             }
-            return Header("PNG", width, height, _those(traits))
+            return Header("PNG", width, height, _names_of(traits))
         kinds.add(kind)
         at += 12 + size
     raise ValueError(f"PNG has more than {limits.IMAGE_SEGMENTS:,} chunks before its pixels")
@@ -207,10 +208,10 @@ def _png(head: bytes) -> Header:
 
 def _gif(head: bytes) -> Header:
     frame = gif.first_frame(head, limits.IMAGE_SEGMENTS)
-    canvas = _pair("<HH", head, 6)
+    canvas = _unpack("<HH", head, 6)
     width, height = max(canvas, frame.size, key=lambda size: size[0] * size[1])
     traits = {ALPHA: frame.is_transparent, PARTIAL: (0, 0, *canvas) != (*frame.corner, *frame.size)}
-    return Header("GIF", width, height, _those(traits))
+    return Header("GIF", width, height, _names_of(traits))
 
 
 def _jpeg(head: bytes) -> Header:
@@ -218,18 +219,18 @@ def _jpeg(head: bytes) -> Header:
         if marker in jpeg.FRAMES:
             height, width, channels = _unpack(">HHB", head, at + 5)
             traits = {ORIENTATION: orientation(head) != 1, CMYK: channels == 4}
-            return Header("JPEG", width, height, _those(traits))
+            return Header("JPEG", width, height, _names_of(traits))
         if marker in (0xDA, 0xD9):
             raise ValueError("JPEG without a frame header")
     raise CutOff
 
 
-def _those(traits: dict[str, bool]) -> frozenset[str]:
+def _names_of(traits: dict[str, bool]) -> frozenset[str]:
     return frozenset(name for name, has in traits.items() if has)
 
 
 def _tiff(read: tiff.Read, length: int) -> tuple[Header, int]:
-    """And where its pixels end."""
+    """Return the header of a TIFF and the end of its pixels."""
     page = tiff.first_page(read, length)
     traits = {
         ORIENTATION: 2 <= page.orientation <= 8,
@@ -237,26 +238,21 @@ def _tiff(read: tiff.Read, length: int) -> tuple[Header, int]:
         DEEP: page.bits > 8,
         CMYK: page.is_cmyk,
     }
-    return Header("TIFF", page.width, page.height, _those(traits)), page.end
+    return Header("TIFF", page.width, page.height, _names_of(traits)), page.end
 
 
 def _webp(head: bytes) -> Header:
     if head[12:16] == b"VP8X":
         flags, width, _, height, _ = (int.from_bytes(head[k : k + 3], "little") for k in (20, 24, 0, 27, 0))
         traits = {ORIENTATION: bool(flags & 8), ALPHA: bool(flags & 16)}
-        return Header("WebP", width + 1, height + 1, _those(traits))
+        return Header("WebP", width + 1, height + 1, _names_of(traits))
     if head[12:16] == b"VP8L":
         (bits,) = _unpack("<I", head, 21)
         return Header(
-            "WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, _those({ALPHA: bool(bits >> 28 & 1)})
+            "WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, _names_of({ALPHA: bool(bits >> 28 & 1)})
         )
     width, height = _unpack("<HH", head, 26)
     return Header("WebP", width & 0x3FFF, height & 0x3FFF)
-
-
-def _pair(form: str, data: bytes, at: int) -> tuple[int, int]:
-    first, second = _unpack(form, data, at)
-    return first, second
 
 
 def _unpack(form: str, data: bytes, at: int) -> tuple[Any, ...]:
@@ -267,7 +263,7 @@ def _unpack(form: str, data: bytes, at: int) -> tuple[Any, ...]:
 
 
 def _ends(kind: str, head: bytes, tail: bytes, length: int) -> bool:
-    """Whether the last bytes are those of a whole image of this kind."""
+    """Tell if the last bytes are the end of a whole image of this kind."""
     match kind:
         case "JPEG":
             return tail.endswith(b"\xff\xd9")
@@ -281,16 +277,16 @@ def _ends(kind: str, head: bytes, tail: bytes, length: int) -> bool:
 
 
 def _ends_earlier(kind: str, head: bytes, read: tiff.Read, length: int) -> bool:
-    """Whether something was appended to a whole image, as cameras and editors do."""
+    """Tell if a whole image is followed by appended data, as cameras and editors do."""
     if kind == "JPEG":
-        # In a scan every 0xFF of the data is followed by 0x00, so this is no chance.
+        # In a scan every 0xFF of the data is followed by 0x00, so data cannot look like the end.
         scan = next((at for at, marker in jpeg.segments(head) if marker == 0xDA), length)
         return _holds(read, b"\xff\xd9", scan, length)
     return kind == "PNG" and _holds(read, b"IEND\xaeB`\x82", 0, length)
 
 
 def _holds(read: tiff.Read, wanted: bytes, begin: int, end: int) -> bool:
-    """Whether these bytes are somewhere between two places of a file."""
+    """Tell if `wanted` occurs between two offsets of a file."""
     before = b""
     for at in range(begin, end, _CHUNK_BYTES):
         chunk = before + read(at, _CHUNK_BYTES)
@@ -301,7 +297,7 @@ def _holds(read: tiff.Read, wanted: bytes, begin: int, end: int) -> bool:
 
 
 def _bmp_bytes(head: bytes) -> int:
-    """Bytes that an uncompressed BMP must have."""
+    """Return the size that an uncompressed BMP must have."""
     begin, _, width, height, _, bits, compression = _unpack("<IIiiHHI", head, 10)
     rows = abs(height) * ((width * bits + 31) // 32 * 4)
     return begin + (rows if compression in (0, 3) else 0)

@@ -1,4 +1,4 @@
-"""The segments of a JPEG (ITU T.81), and how often its decoder would go over all of its pixels."""
+"""Parse the segments of a JPEG (ITU T.81), and refuse one that is costly to decode."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _SCAN, _END, _EXIF = 0xDA, 0xD9, 0xE1
 _NO_SIZE = frozenset({0xD8, 0x01, *range(0xD0, 0xD8)})  # markers without a segment
 _FILL = re.compile(b"\xff+")
-# In a scan a marker is what neither stands for a byte of 0xFF, nor restarts the decoder, nor is passed over by it.
+# A marker in a scan: neither a stuffed 0xFF, nor a restart, nor one that the decoder skips.
 _MARKER = re.compile(b"\xff[\xc0-\xcf\xd9-\xfe]")
 _CHUNK_BYTES = 1 << 20
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """(place, marker) of each segment up to the first scan, or as far as `data` goes."""
+    """Yield (offset, marker) of each segment up to the first scan, or to the end of `data`."""
     at = 0
     for _ in range(limits.IMAGE_SEGMENTS):
         if at + 4 > len(data):
@@ -38,11 +38,10 @@ def segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def refuse_costly(head: bytes, read: Callable[[int, int], bytes], pixels: int) -> None:
-    """Raise ValueError for a JPEG that takes minutes: of more scans than cameras and editors write, or of EXIF data
-    without end, to which Pillow adds piece by piece.
+    """Raise ValueError for a JPEG that would take minutes: too many scans, or too much EXIF data.
 
-    `head` is its beginning; CutOff where that ends before the first scan. The rest is read of an image of several scans
-    alone.
+    Pillow joins EXIF segments one by one, in quadratic time. `head` is the beginning of the file; raises CutOff if it
+    ends before the first scan. The rest is read only if there are several scans.
     """
     exif, channels, is_progressive = 0, b"", False
     for at, marker in segments(head):
@@ -65,8 +64,8 @@ def _refuse_scans(read: Callable[[int, int], bytes], first: int, pixels: int) ->
     for number, scan in enumerate(_scans(read, first), start=1):
         if number > limits.JPEG_SCANS:
             raise ValueError(f"JPEG has more than {limits.JPEG_SCANS} scans")
-        # As measured with scans that hold next to nothing: a first look at coefficients takes 0.3 ns a pixel, which
-        # are 8 here; a refinement looks at each of them, and the mean of a block has a bit in any case.
+        # Measured with nearly empty scans: a first pass over coefficients takes 0.3 ns a pixel, which is 8 units here;
+        # a refinement visits each coefficient, and a DC scan holds at least a bit for each block.
         begin, end, bits = scan[2 * scan[0] + 1 : 2 * scan[0] + 4].ljust(3, b"\0") if scan else bytes(3)
         work += pixels * (8 + (max(0, end - begin) if bits >> 4 else 0) if begin else 40)
         if work > 8 * limits.JPEG_SCANNED_PIXELS:
@@ -74,20 +73,20 @@ def _refuse_scans(read: Callable[[int, int], bytes], first: int, pixels: int) ->
 
 
 def _scans(read: Callable[[int, int], bytes], at: int) -> Iterator[bytes]:
-    """What follows the size in the segment that begins each scan, from the place of one on; as libjpeg finds them."""
+    """Yield the header behind the size of each scan from the one at `at` on, found as libjpeg does."""
     begin, chunk = at, b""
     for _ in range(limits.IMAGE_SEGMENTS):
-        while (found := _MARKER.search(chunk, at - begin)) is None or found.end() + 16 > len(chunk):
-            place = begin + (found.start() if found else max(at - begin, len(chunk) - 1))
-            is_last = len(chunk := read(place, _CHUNK_BYTES)) < 32
-            begin = at = place
+        while (marker := _MARKER.search(chunk, at - begin)) is None or marker.end() + 16 > len(chunk):
+            offset = begin + (marker.start() if marker else max(at - begin, len(chunk) - 1))
+            is_last = len(chunk := read(offset, _CHUNK_BYTES)) < 32
+            begin = at = offset
             if is_last:
-                found = _MARKER.search(chunk)
+                marker = _MARKER.search(chunk)
                 break
-        if found is None or chunk[found.start() + 1] == _END:
+        if marker is None or chunk[marker.start() + 1] == _END:
             return
-        after = found.end() + 2
-        if chunk[found.start() + 1] == _SCAN:
+        after = marker.end() + 2
+        if chunk[marker.start() + 1] == _SCAN:
             yield chunk[after : after + 14]
-        at = begin + found.end() + int.from_bytes(chunk[found.end() : after], "big")
+        at = begin + marker.end() + int.from_bytes(chunk[marker.end() : after], "big")
     raise ValueError(f"JPEG has more than {limits.IMAGE_SEGMENTS:,} segments")

@@ -1,4 +1,4 @@
-"""Open files, of which a process may have only so many, and faults of the machine, for which no example is to blame."""
+"""Share a limited number of open files, and tell faults of the machine from faults of examples."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 
 MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
-"""Too many open files, no memory, storage that fails or was mounted anew: another file would have met the same."""
+"""too many open files, no memory, storage that fails or was remounted: any other file would fail likewise"""
 
 MOST_OPEN = 256
 
 
 def machine_refusal(what: str, fault: str) -> Refusal:
-    """Of a run that cannot read, for a reason that is none of its data's."""
+    """Make the refusal (74) of a run that cannot read for a reason outside its data."""
     return Refusal(
         f"{what} cannot be read: {fault}. No example is to blame.",
         fix="see to the storage, the memory and the limit of open files (ulimit -n) of this host; then run the "
@@ -30,7 +30,7 @@ def machine_refusal(what: str, fault: str) -> Refusal:
 
 
 class Handle:
-    """A descriptor of a file for reading, closed when nobody holds this object any more."""
+    """Hold a file descriptor for reading, closed when the last reference to this object is gone."""
 
     def __init__(self, path: str) -> None:
         self.fd = open_regular(path, links=True)
@@ -41,9 +41,9 @@ class Handle:
 
 
 class Handles:
-    """The `most` files that were read last stay open. For any number of threads.
+    """Keep the `most` files that were read last open. Thread-safe.
 
-    A file that makes room for another is closed when the last of its readers is done.
+    A file that makes room for another is closed when its last reader is done.
     """
 
     def __init__(self, most: int) -> None:
@@ -52,28 +52,28 @@ class Handles:
         self._open: OrderedDict[str, Handle] = OrderedDict()
 
     def pread(self, path: str, size: int, offset: int) -> bytes:
-        """As `os.pread`, of a file that is opened where it is not open."""
-        handle = self.of(path)  # kept to the end: another thread may have it make room
+        """Read as `os.pread` does, opening the file if it is not open."""
+        handle = self.of(path)  # a reference, since another thread may evict it
         return os.pread(handle.fd, size, offset)
 
     def of(self, path: str) -> Handle:
-        """The file, open as long as the caller keeps what it gets; OSError where it cannot be opened."""
+        """Return a handle of a file, open as long as the caller holds it; raises OSError if it cannot be opened."""
         with self._lock:
-            found = self._open.get(path)
-            if found is not None:
+            handle = self._open.get(path)
+            if handle is not None:
                 self._open.move_to_end(path)
-                return found
-        opened = Handle(path)  # without the lock: far away it takes long
+                return handle
+        opened = Handle(path)  # without the lock: a remote file takes long to open
         with self._lock:
-            kept = self._open.setdefault(path, opened)  # another thread may have been faster
+            handle = self._open.setdefault(path, opened)  # another thread may have been faster
             self._open.move_to_end(path)
             while len(self._open) > self._most:
                 self._open.popitem(last=False)
-        return kept
+        return handle
 
 
 @cache
 def shared_handles() -> Handles:
-    """Those of all sources of this process: at most a quarter of the files that it may have open."""
+    """Return the handles of all sources of this process: at most a quarter of its limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return Handles(MOST_OPEN if soft == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, soft // 4)))

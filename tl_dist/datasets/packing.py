@@ -1,8 +1,8 @@
-"""Packing any data set into the files of `packed`: by several processes, shard by shard, each kept once it is whole.
+"""Pack a data set into the files of `formats/packed`: by several processes, shard by shard, each committed when whole.
 
-The same command resumes where it was stopped. Several at once, on one host or on many, share the shards out by locks
-that a holder's death frees, and each waits for all: whoever ends first then writes the manifest. Where a file system
-has no locks, shards are packed twice, to the same bytes.
+The same command resumes where it was stopped. Several commands at once, on one host or on many, divide the shards among
+them by locks, which are freed when the holder dies. Each waits for all shards, and the first to finish writes the
+manifest. On a file system without locks, shards are packed more than once, to the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import packed_text
 from tl_dist.datasets.decoding import VERSION
+from tl_dist.datasets.files import unusable
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import checked
 from tl_dist.datasets.preprocess import rgb
@@ -41,9 +42,9 @@ from tl_dist.files.packages import locked
 from tl_dist.refusal import ExitCode, Refusal
 
 ROWS = 4096
-"""examples in a shard"""
+"""number of examples in a shard"""
 Progress = Callable[[int, int], None]
-"""(examples packed, of how many)"""
+"""called with (examples packed, total)"""
 
 
 class _Shard(NamedTuple):
@@ -63,13 +64,13 @@ def pack(
     part: tuple[int, int] = (0, 1),
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write the splits to `directory`, or what is missing of them there.
+    """Write the splits to `directory`, or the shards that are missing there.
 
-    `part` is (which, of how many) commands that were started together: each begins at another shard.
+    `part` is (index, count) of commands that were started together: each begins at another shard.
 
-    With `size`, an image whose shorter side is longer is scaled down to it (Pillow's Lanczos filter) and encoded as
-    JPEG of `quality`; all others keep the bytes that they have. Images in memory become PNG. Refuses (64) a
-    directory in which something else is or is being packed, (65) an image that cannot be read or scaled.
+    With `size`, an image whose shorter side exceeds it is scaled down to it (Pillow's Lanczos filter) and encoded as
+    JPEG of `quality`; all others keep their bytes. Images in memory become PNG. Refuses (64) a directory that holds
+    something else, or another job; (65) an image that cannot be read or scaled.
     """
     shards = [
         _Shard(f"{split}-{k:05}-of-{-(-source.num_examples // rows):05}", split, range(first, last))
@@ -93,10 +94,10 @@ def pack(
 
 
 def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
-    """The first command says what is packed there; all others must say the same."""
+    """Record the job in the directory if this is its first command; refuse (64) another job than the recorded one."""
     facts = {"format": FORMAT, **options, "sources": {name: s.fingerprint for name, s in splits.items()}}
     if options["size"]:
-        # Of the images that are scaled; all others are decoded when they are read.
+        # Only scaled images are decoded here; the others are when they are read.
         facts["decoding"] = VERSION
     if digests := {name: d for name, source in splits.items() if (d := source.annotations.digest)}:
         facts["annotations"] = digests
@@ -108,10 +109,10 @@ def _claim(directory: Path, splits: Splits, options: dict[str, Any]) -> None:
         with suppress(FileExistsError):
             write_atomically(job, json.dumps(facts).encode(), exclusive=True)
     try:
-        found = json.loads(job.read_bytes())
+        recorded = json.loads(job.read_bytes())
     except ValueError:
-        found = {}
-    if different := sorted(key for key in facts if facts[key] != found.get(key)):
+        recorded = {}
+    if different := sorted(key for key in facts if facts[key] != recorded.get(key)):
         raise _occupied(directory, f"another set is packed there: {', '.join(different)} differ")
 
 
@@ -130,7 +131,7 @@ def _run(job: _Job, shards: list[_Shard], workers: int, progress: Progress) -> N
     total = sum(len(shard.rows) for shard in shards)
     missing = {s: None for s in shards if not (job.directory / f"{s.name}.json").exists()}
 
-    def is_there(shard: _Shard) -> None:
+    def finish(shard: _Shard) -> None:
         missing.pop(shard, None)
         progress(total - sum(len(s.rows) for s in missing), total)
 
@@ -140,15 +141,15 @@ def _run(job: _Job, shards: list[_Shard], workers: int, progress: Progress) -> N
         for wait in (False, True):
             for shard in list(missing):
                 if _pack_shard(shard, wait):
-                    is_there(shard)
+                    finish(shard)
         return
-    # Not by fork: the caller may run threads.
+    # Not fork: the caller may run threads.
     with process_pool(min(workers, len(missing)), "spawn", _start, job) as pool:
         for wait in (False, True):
             futures = {pool.submit(_pack_shard, shard, wait): shard for shard in missing}
             for future in as_completed(futures):
                 if future.result():
-                    is_there(futures[future])
+                    finish(futures[future])
 
 
 _job: _Job
@@ -160,16 +161,16 @@ def _start(job: _Job) -> None:
 
 
 def _pack_shard(shard: _Shard, wait: bool) -> bool:
-    """Pack a shard unless it is there, or unless another process packs it and `wait` is false; whether it is there."""
+    """Pack a shard unless it exists, or another process packs it and `wait` is false; returns if it exists."""
     commit, lock = _job.directory / f"{shard.name}.json", _job.directory / f".tmp-{shard.name}.lock"
     if commit.exists():
         return True
-    with locked(lock, wait=wait) as mine:
-        if mine and not commit.exists():
+    with locked(lock, wait=wait) as is_locked:
+        if is_locked and not commit.exists():
             try:
                 _write_shard(_job, shard)
             except FileNotFoundError:
-                # Without locks others pack it too, and who ends first sweeps up: what matters is that it is there.
+                # Without locks others pack it too, and the first to finish deletes temporary files: a commit suffices.
                 if not commit.exists():
                     raise
     return commit.exists()
@@ -188,7 +189,7 @@ def _write_shard(job: _Job, shard: _Shard) -> None:
             failpoint("pack.image", directory)
             yield content
 
-    written = {"images": _put(directory / f"{shard.name}.images", images())}
+    files = {"images": _put(directory / f"{shard.name}.images", images())}
     index = io.BytesIO()
     ends = np.cumsum(np.array(sizes, np.int64))
     rows = slice(shard.rows.start, shard.rows.stop)
@@ -201,9 +202,9 @@ def _write_shard(job: _Job, shard: _Shard) -> None:
         **source.annotations.columns(rows),
     }
     np.savez(index, allow_pickle=False, **columns)
-    written["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
+    files["index"] = _put(directory / f"{shard.name}.npz", iter([index.getvalue()]))
     fsync_directory(directory)
-    facts = {name: {"size": w.size, "sha256": w.sha256} for name, w in written.items()}
+    facts = {name: {"size": w.size, "sha256": w.sha256} for name, w in files.items()}
     content = {"name": shard.name, "num_examples": len(shard.rows), **facts}
     write_atomically(directory / f"{shard.name}.json", json.dumps(content).encode())
 
@@ -211,7 +212,7 @@ def _write_shard(job: _Job, shard: _Shard) -> None:
 def _put(path: Path, pieces: Iterator[bytes]) -> Written:
     temporary = temporary_name(path)
     written = write_file(temporary, pieces)
-    temporary.chmod(0o644)  # a data set is there to be shared
+    temporary.chmod(0o644)  # a data set is to be shared
     os.rename(temporary, path)
     return written
 
@@ -227,10 +228,9 @@ def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
         content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
-        raise Refusal(
-            f"{source.ids[k]} cannot be packed: {_why(error)}.",
-            fix="repair or delete the image, then run the same command again.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"{source.ids[k]} cannot be packed: {_why(error)}",
+            "repair or delete the image, then run the same command again",
         ) from error
 
 
@@ -248,11 +248,11 @@ def _png(source: Source, k: int) -> bytes:
 def _scaled(content: bytes, size: int, quality: int) -> bytes:
     from PIL import Image
 
-    header = checked(content)  # of one without end Pillow would find none
+    header = checked(content)  # before Pillow, whose header readers have no bound
     sides = header.width, header.height
     scale = size / min(sides)
     if scale >= 1:
-        rgb(content)  # a damaged image is found now, not in training
+        rgb(content)  # so that a damaged image fails now, not in training
         return content
     width, height = (max(size, round(side * scale)) for side in sides)
     # A JPEG is decoded at the scale that is needed.
@@ -266,10 +266,10 @@ def _scaled(content: bytes, size: int, quality: int) -> bytes:
 
 
 def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
-    """Name every shard with its digests; whoever packed the last of them, the content is the same."""
+    """Write the manifest of all shards with their digests; its content is the same from any process."""
     lock, manifest = directory / ".tmp-manifest.lock", directory / MANIFEST
     with locked(lock):
-        # Of commands that were killed; and locks, which nobody needs for shards that are there.
+        # Files of commands that were killed, and locks of shards that exist.
         ours = re.compile(r"\.tmp-.+(\.lock|-[0-9a-f]{32})")
         for leftover in directory.glob(".tmp-*"):
             if (
@@ -291,7 +291,7 @@ def _commit(directory: Path, splits: Splits, shards: list[_Shard]) -> None:
         try:
             write_atomically(manifest, json.dumps(content, indent=1).encode())
         except FileNotFoundError:
-            if not manifest.exists():  # another one, where there are no locks
+            if not manifest.exists():  # without locks, another command wrote it
                 raise
         manifest.chmod(0o644)
     lock.unlink(missing_ok=True)

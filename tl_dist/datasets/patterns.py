@@ -1,4 +1,4 @@
-"""Patterns of paths, such as `a/**/*.png`."""
+"""Match patterns of paths, such as `a/**/*.png`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tl_dist.datasets.files import Folders, count_folders
 
 
 def matching(pattern: str) -> Iterator[str]:
-    """What a pattern matches, as `glob` would say; but each folder is asked once at each place in the pattern.
+    """Yield what a pattern matches, as `glob` does, but list each folder once for each part of the pattern.
 
-    For `glob`, two links to the folder that they are in make as many paths as there is memory.
+    With `glob`, two links to the folder that holds them would give paths until memory is full.
     """
     parts = [part for part in pattern.split("/") if part]
     left: deque[tuple[str, int]] = deque([("/" * pattern.startswith("/"), 0)])
@@ -32,7 +32,7 @@ def matching(pattern: str) -> Iterator[str]:
             continue
         try:
             listed = directory_cache.folder(Path(folder or "."))
-        except OSError:  # no folder, or none that may be listed
+        except OSError:  # no folder, or not readable
             continue
         if listed.identity in met[k]:
             continue

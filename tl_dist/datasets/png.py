@@ -1,4 +1,4 @@
-"""The chunks of a PNG (ISO 15948), and what they inflate to: of a megabyte up to a gigabyte."""
+"""Refuse a PNG (ISO 15948) whose chunks inflate to too much: a megabyte can become a gigabyte."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Callable
 
 from tl_dist.files import limits
 
-_RATIO = 1032  # at most, of Deflate
+_RATIO = 1032  # the maximum of Deflate
 _PART_BYTES = 64 << 10
-_TEXT_BYTES = 8_000_000  # of one chunk, where libpng stops
+_TEXT_BYTES = 8_000_000  # of one chunk, libpng's limit
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_LIKE_PHOTOGRAPHS = 50  # inflated bytes for one
+_PHOTOGRAPH_RATIO = 50  # inflated bytes for a compressed one, which photographs stay below
 
 
 def refuse_costly(read: Callable[[int, int], bytes], length: int, *, thorough: bool) -> None:
-    """Raise ValueError for what inflates to much more than its pixels need, or has chunks without end.
+    """Raise ValueError for a PNG that inflates to much more than its pixels need, or has too many chunks.
 
-    Reads, and inflates, as much as can hold that; unless `thorough`, no more of what begins like a photograph.
+    Reads and inflates only as much as could exceed that; unless `thorough`, only the beginning if it resembles a
+    photograph.
     """
     if length * _RATIO <= limits.PNG_INFLATED:
         return
@@ -47,7 +48,7 @@ def refuse_costly(read: Callable[[int, int], bytes], length: int, *, thorough: b
 
 
 class _Pixels:
-    """What the chunks of the pixels inflate to, counted and not kept; damage is for the decoder to find."""
+    """Count the bytes that the pixel chunks inflate to, without storing them; the decoder reports damage."""
 
     def __init__(self, room: int) -> None:
         self.inflated = self.taken = 0
@@ -56,10 +57,11 @@ class _Pixels:
 
     @property
     def are_extreme(self) -> bool:
-        """Whether they have begun otherwise than a photograph does, or may still."""
-        return self.taken < _PART_BYTES or self.inflated >= _LIKE_PHOTOGRAPHS * self.taken
+        """Tell if the beginning is compressed more than a photograph, or is too short to tell."""
+        return self.taken < _PART_BYTES or self.inflated >= _PHOTOGRAPH_RATIO * self.taken
 
     def add(self, part: bytes) -> None:
+        """Inflate a part; raises ValueError if the total exceeds the room."""
         self.taken += len(part)
         try:
             while part and not self._stream.eof:

@@ -1,4 +1,4 @@
-"""From an image file to pixels as training has them: needs NumPy and Pillow alone, and classes.json beside it.
+"""Turn an image file into the pixels that training sees, with NumPy, Pillow and the classes.json beside this file.
 
 from preprocess import class_names, load
 
@@ -24,7 +24,7 @@ class_names: list[str] = _SETTINGS.get("class_names", [])
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 _SEGMENTS = 10_000
-"""before the pixels, in which EXIF data is looked for"""
+"""maximum number of segments before the pixels that are searched for EXIF data"""
 _ORIENTATION, _SHORT = 0x0112, 3
 _LOW_BYTES = {
     "RGB;16B": "RGB;16L",
@@ -33,25 +33,25 @@ _LOW_BYTES = {
     "RGB;16L": "RGB;16B",
     "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
 }
-"""Of 16 bits a channel Pillow keeps the high byte; of the same pixels in the other byte order it is the low one."""
+"""Pillow keeps the high byte of 16 bits a channel; read in the other byte order, that is the low byte."""
 
 
 def load(file: Any, size: int = 0, crop_fraction: float | None = None) -> np.ndarray:
-    """uint8 RGB [size, size, 3] from a path or an open file; both settings are those of the model by default."""
+    """Load uint8 RGB [size, size, 3] from a path or an open file; by default size and crop are the model's."""
     encoded = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
     if not size:
         size, crop_fraction = _SETTINGS["image_size"], _SETTINGS["crop_fraction"]
-    # Models that were exported before this was written down have the old rule.
+    # Models exported before "decoding" was recorded use the first rule.
     return resized(rgb(encoded, _SETTINGS.get("decoding", 1 if _SETTINGS else 2)), size, crop_fraction)
 
 
 def rgb(encoded: bytes, decoding: int = 2, at_least: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of an image file as a viewer shows it on a white page; its first frame or page.
+    """Decode the first frame or page of an image file to uint8 RGB [height, width, 3], as a viewer shows it on white.
 
-    It is turned as its EXIF data says, and what is transparent shows white; 16 bits become 8 by division by 257. With
-    `decoding` 1, the rule of older runs, it is not turned, hidden colours show, and of 16 bits the high byte is taken.
-    With `at_least` a JPEG may be decoded at a smaller scale, of this width and height or more. Raises what Pillow does
-    where it cannot be decoded.
+    It is oriented by its EXIF data and composited on white; 16 bits become 8 by division by 257. With `decoding` 1, the
+    rule of older runs, it is not oriented, alpha is dropped, and the high byte of 16 bits is taken. With `at_least` a
+    JPEG may be decoded at a smaller scale, of at least this width and height. Raises Pillow's errors if it cannot be
+    decoded.
     """
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
         if at_least is not None:
@@ -65,14 +65,14 @@ def rgb(encoded: bytes, decoding: int = 2, at_least: tuple[int, int] | None = No
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of [height, width, ...] as it is to be shown, by the orientation 1 to 8 of its EXIF data."""
+    """Orient [height, width, ...] for display by its EXIF orientation 1 to 8, as a view."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
 def on_white(pixels: np.ndarray) -> np.ndarray:
-    """uint8 RGB from RGB or RGBA, in front of white."""
+    """Composite uint8 RGB or RGBA on white, to uint8 RGB."""
     if pixels.shape[2] == 3:
         return pixels
     shade = (255 - pixels[..., :3].astype(np.uint16)) * pixels[..., 3:] + np.uint16(128)
@@ -80,7 +80,7 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
-    """uint8 RGB or RGBA of an opened image."""
+    """Return uint8 RGB or RGBA of an opened image."""
     raw = _raw_mode(image)
     if raw in _LOW_BYTES or image.mode.startswith("I;16"):
         return _scaled(_deep(image, encoded, raw), image)
@@ -94,27 +94,27 @@ def _eight_bits(image: Image.Image, encoded: bytes) -> np.ndarray:
 
 
 def _loaded(image: Image.Image, mode: str = "") -> np.ndarray:
-    """Its pixels, in this mode; of a TIFF turned, which Pillow has done, or leaves to this."""
+    """Return the pixels in this mode; a TIFF is oriented, by Pillow on loading or else here."""
     image.load()
     if image.format == "TIFF":
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes all of them for Adobe's, which are negatives
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, which are inverted
     return np.asarray(image.convert(mode) if mode else image)
 
 
 def _raw_mode(image: Any) -> str:
-    """How Pillow calls the pixels as they lie in the file."""
+    """Return Pillow's raw mode: the layout of the pixels in the file."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _deep(image: Any, encoded: bytes, raw: str) -> np.ndarray:
-    """uint16 [height, width, channels] of an image of up to 16 bits a channel."""
+    """Return uint16 [height, width, channels] of an image of up to 16 bits a channel."""
     if image.mode.startswith("I"):
         return _loaded(image).astype(np.uint16)[..., None]
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as other:
-        other.tile[:] = [tile._replace(args=_in_place_of(raw, tile.args)) for tile in other.tile]
+        other.tile[:] = [tile._replace(args=_low_byte_args(raw, tile.args)) for tile in other.tile]
         low = _loaded(other)
     if raw == "LA;16B":
         grey_alpha = low.astype(np.uint16)
@@ -122,12 +122,12 @@ def _deep(image: Any, encoded: bytes, raw: str) -> np.ndarray:
     return _loaded(image).astype(np.uint16) << 8 | low
 
 
-def _in_place_of(raw: str, arguments: Any) -> Any:
+def _low_byte_args(raw: str, arguments: Any) -> Any:
     return (_LOW_BYTES[raw], *arguments[1:]) if isinstance(arguments, tuple) else _LOW_BYTES[raw]
 
 
 def _scaled(values: np.ndarray, image: Any) -> np.ndarray:
-    """uint8 RGB or RGBA from uint16 of 1 to 4 channels."""
+    """Scale uint16 of 1 to 4 channels to uint8 RGB or RGBA."""
     is_tiff = image.format == "TIFF"
     top = 2 ** int(image.tag_v2[258][0]) - 1 if is_tiff else 65535
     if is_tiff and image.tag_v2.get(262) == 0:
@@ -143,10 +143,10 @@ def _scaled(values: np.ndarray, image: Any) -> np.ndarray:
 
 
 def orientation(encoded: bytes) -> int:
-    """1 to 8: how a JPEG, PNG or WebP is to be turned by its EXIF data; 1 where that is not said in the right way.
+    """Return the EXIF orientation 1 to 8 of a JPEG, PNG or WebP; 1 if it is missing or malformed.
 
-    As in browsers, one short number in the first directory says it. Of a JPEG it is in one of the segments before the
-    tables of its decoder, of a PNG in a chunk before its pixels.
+    As in browsers, it is one SHORT in the first directory. A JPEG has it in a segment before the decoder's tables, a
+    PNG in a chunk before the pixels.
     """
     if encoded[:3] == b"\xff\xd8\xff":
         return _orientation_in(_exif_of_jpeg(encoded))
@@ -195,7 +195,7 @@ def _exif_of_webp(data: bytes) -> bytes:
 
 
 def _orientation_in(block: bytes) -> int:
-    """What a directory of EXIF data says, a TIFF file without pixels."""
+    """Return the orientation in the first directory of EXIF data, which is a TIFF file without pixels."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return 1
@@ -209,9 +209,10 @@ def _orientation_in(block: bytes) -> int:
 
 
 def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.ndarray:
-    """Bilinear with antialiasing, as `tf.image.resize(antialias=True)`.
+    """Resize to [size, size, 3], bilinear with antialiasing as `tf.image.resize(antialias=True)`.
 
-    Stretched; or with `crop_fraction` the shorter side becomes size / crop_fraction and the middle square is kept.
+    The image is stretched; or with `crop_fraction` its shorter side becomes size / crop_fraction and the central square
+    is cropped.
     """
     extent = np.array(image.shape[:2])
     if (extent == size).all() and crop_fraction in (None, 1.0):
@@ -230,7 +231,7 @@ def resized(image: np.ndarray, size: int, crop_fraction: float | None) -> np.nda
 
 
 def _weights(length: int, size: int, scale: np.float32, begin: np.float32) -> np.ndarray:
-    """float32 [size, length]: what each pixel of a line adds to each of the resized line, a triangle."""
+    """Return float32 [size, length]: the weights of input pixels in each output pixel of a line, a triangle filter."""
     centre = (np.arange(size, dtype=np.float32) + np.float32(0.5) + begin) / scale
     width = max(np.float32(1), 1 / scale)
     distance = np.abs(np.arange(length, dtype=np.float32) + np.float32(0.5) - centre[:, None]) / width

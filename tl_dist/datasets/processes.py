@@ -1,4 +1,4 @@
-"""Processes that share out work, and end with it or at once."""
+"""A pool of processes that Ctrl-C ends at once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from typing import Any
 
 
 class Pool(ProcessPoolExecutor):
-    """Processes that leave Ctrl-C to the one that started them, though a terminal sends it to all.
+    """Run processes that leave Ctrl-C to their parent, though a terminal sends it to all.
 
-    Give it work by `submit`: `map` cancels its futures on the way out, and those the pool of Python 3.11 cannot end
+    Use `submit`: `map` cancels its futures when it is interrupted, and the pool of Python 3.11 cannot end those
     (InvalidStateError, in a traceback of its thread).
     """
 
-    def submit(self, *work: Any, **more: Any) -> Future[Any]:
-        with _interrupts_later():
-            return super().submit(*work, **more)
+    def submit(self, *work: Any, **options: Any) -> Future[Any]:
+        """Submit as ProcessPoolExecutor does, with Ctrl-C deferred while a process starts."""
+        with _interrupts_deferred():
+            return super().submit(*work, **options)
 
 
 @contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits until the end; a process that is started here keeps it blocked.
+def _interrupts_deferred() -> Iterator[None]:
+    """Defer Ctrl-C to the end of this context; a process that is started here keeps it blocked.
 
-    One that is half started is in no list of those that are to be ended. Blocking alone is not enough: another thread
+    A process that is half started is in no list of processes to end. Blocking alone is not enough, since another thread
     would take the signal.
     """
-    heard: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    signals: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-        for number in heard:
+        for number in signals:
             signal.raise_signal(number)
 
 
@@ -46,9 +47,9 @@ def _interrupts_later() -> Iterator[None]:
 def process_pool(
     number: int, method: str, prepare: Callable[..., None] | None = None, *arguments: Any
 ) -> Iterator[Pool]:
-    """A pool that Ctrl-C ends at once, in the middle of what its processes do; each calls `prepare(*arguments)` first.
+    """Open a pool that Ctrl-C ends at once, whatever its processes do; each calls `prepare(*arguments)` first.
 
-    `method` is how multiprocessing starts them. For the main thread.
+    `method` is the start method of multiprocessing. Call it in the main thread.
     """
     resource_tracker.ensure_running()  # which would unblock the signal
     with Pool(number, multiprocessing.get_context(method), prepare, arguments) as pool:

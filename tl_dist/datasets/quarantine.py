@@ -1,7 +1,7 @@
-"""Examples that cannot be decoded: found, named, substituted in training and left out of evaluation.
+"""Quarantine examples that cannot be decoded: training substitutes them, evaluation leaves them out.
 
-Training sees the next good example of the split instead, so the order of all others stays as it was and every
-worker count sees the same pixels. What is found belongs to the run, in quarantine.jsonl: it only grows.
+Training sees the next good example of the split, so the order of all others is unchanged and every number of
+workers sees the same pixels. The run records bad examples in its quarantine.jsonl, which only grows.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.files import FileStore
+from tl_dist.datasets.files import FileStore, unusable
 from tl_dist.datasets.headers import Fault, look
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
@@ -27,20 +28,20 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 4  # raise it when a check of headers changes
+SCHEMA = 4  # increment it when a check of headers changes
 _THREADS = 8  # a check waits for the disk more than it computes
 _SHOWN = 10
 
 Gather = Callable[[bytes], list[bytes]]
-"""Every rank's bytes, in rank order, on every rank."""
+"""gathers every rank's bytes, in rank order, on every rank"""
 
 
 class Changed(Refusal):
-    """A file has another size than when its folder was listed: the source is not what is on the disk."""
+    """Report a file whose size differs from the listing of its folder: the source is not what is on the disk."""
 
 
 class Bad(NamedTuple):
-    """An example that is not used: its split and id, the byte of its file where the fault lies, and the fault."""
+    """Describe an example that is not used: split, id, offset of the fault in its file in bytes, and the fault."""
 
     split: str
     id: str
@@ -49,22 +50,22 @@ class Bad(NamedTuple):
 
 
 class Screened(NamedTuple):
-    """What the headers of all examples say."""
+    """Hold the result of checking all headers."""
 
     bad: list[Bad]
-    """those that cannot be decoded, in the order of splits and examples"""
+    """examples that cannot be decoded, in the order of splits and examples"""
     unusual: frozenset[str]
-    """the splits with images to whose pixels the version of the rule of decoding makes a difference"""
+    """the splits with images that the versions of the decoding rule decode differently"""
 
 
 def screen(
     splits: Splits, *, cache: Path, rank: int = 0, world_size: int = 1, gather: Gather | None = None
 ) -> Screened:
-    """A look at the header of every example.
+    """Check the header of every example.
 
-    Each rank looks at its contiguous share, and all ranks get the same list. It is kept in the directory
-    `cache`, by the fingerprints of the splits and the times of their files: a second call looks at times alone.
-    Refuses, on all ranks, with `Changed`.
+    Each rank checks a contiguous share, and all ranks get the same result. It is cached in the directory `cache` under
+    the fingerprints of the splits and the times of their files, so a second call only reads times. Raises `Changed` on
+    all ranks if a file changed since it was listed.
     """
     gather = gather or (lambda text: [text])
     files = {split: source for split, source in splits.items() if source.is_encoded}
@@ -72,8 +73,8 @@ def screen(
         return Screened([], frozenset())
     refuse_unsafe(cache, links=True)
     stamp, changed = stamp_of(files, rank, world_size)
-    stamps, everyones = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
-    if changed := next(filter(None, everyones), ""):
+    stamps, changes = zip(*map(json.loads, gather(json.dumps([stamp, changed]).encode())), strict=True)
+    if changed := next(filter(None, changes), ""):
         raise Changed(
             f"{changed} has changed since its folder was listed.",
             fix="run the same command again.",
@@ -85,36 +86,35 @@ def screen(
         "files": sum(stamps) % 2**64,
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    kept = cache / f"{key}.jsonl"
-    # Rank 0 alone looks for the file: on a network filesystem others may see it later.
-    (text, *_) = gather(_kept(kept) if rank == 0 else b"")
+    file = cache / f"{key}.jsonl"
+    # Only rank 0 reads the file: on a network filesystem others may see it later.
+    (text, *_) = gather(_cached(file) if rank == 0 else b"")
     if text:
         return _screened(text)
-    mine = [_check(*place, rank, world_size) for place in files.items()]
-    bad = [one for found in mine for one in found.bad]
-    everyone = [
-        _screened(text) for text in gather(_text(bad, frozenset().union(*(found.unusual for found in mine))))
-    ]
+    own = _joined(_check(*entry, rank, world_size) for entry in files.items())
+    bad, unusual = _joined(map(_screened, gather(_text(*own))))
     order = list(files)
-    bad = sorted((one for found in everyone for one in found.bad), key=lambda bad: order.index(bad.split))
-    found = Screened(bad, frozenset().union(*(found.unusual for found in everyone)))
+    screened = Screened(sorted(bad, key=lambda bad: order.index(bad.split)), unusual)
     if rank == 0:
-        with suppress(OSError):  # then the next start looks again
+        with suppress(OSError):  # then the next start checks again
             make_private(cache)
-            write_atomically(kept, _text(*found))
-    return found
+            write_atomically(file, _text(*screened))
+    return screened
+
+
+def _joined(parts: Iterable[Screened]) -> Screened:
+    bad, unusual = zip(*parts, strict=True)
+    return Screened([*chain(*bad)], frozenset().union(*unusual))
 
 
 def left_out(splits: Splits) -> list[Bad]:
-    """Records that their format left out when it was opened: they are in no split, and only named."""
-    found: list[Bad] = []
-    for split, source in splits.items():
-        found += [Bad(split, *record) for record in source.bad]
-    return list({bad.id: bad for bad in reversed(found)}.values())[::-1]
+    """List the records that their format left out when it was opened: they are in no split, and only named."""
+    records = [Bad(split, *record) for split, source in splits.items() for record in source.bad]
+    return list({bad.id: bad for bad in reversed(records)}.values())[::-1]
 
 
 def read(file: Path) -> list[Bad]:
-    """What a quarantine.jsonl names; nothing where there is none. Refuses (78) a file that is no such thing."""
+    """Read a quarantine.jsonl; empty if there is none. Refuses (78) a file with other content."""
     try:
         return list(_parse(_read(file)))
     except (ValueError, TypeError, KeyError) as error:
@@ -125,65 +125,67 @@ def read(file: Path) -> list[Bad]:
         ) from error
 
 
-def write(file: Path, found: Sequence[Bad]) -> None:
-    """Put `found` in place of what the file holds."""
-    write_atomically(file, _format(found))
+def write(file: Path, bad: Sequence[Bad]) -> None:
+    """Replace the content of the file by `bad`."""
+    write_atomically(file, _format(bad))
 
 
 def merged(*lists: Sequence[Bad]) -> list[Bad]:
-    """One entry for each example, the first that names it."""
+    """Merge lists, with one entry for each example, the first that names it."""
     return list(
         {(bad.split, bad.id): bad for entries in reversed(lists) for bad in reversed(entries)}.values()
     )[::-1]
 
 
 def budget(max_bad: int | None, splits: Splits) -> int:
-    """How many bad examples a run puts up with: `max_bad`, by default the larger of 100 and 0.01 % of all."""
+    """Return how many bad examples a run tolerates: `max_bad`, by default the larger of 100 and 0.01 % of all."""
     return max(100, sum(s.num_examples for s in splits.values()) // 10_000) if max_bad is None else max_bad
 
 
-def refuse_beyond(most: int, found: Sequence[Bad]) -> None:
-    """Refuses (65) more than `most` bad examples, naming the first."""
-    if len(found) > most:
-        shown = "; ".join(f"{bad.id} {bad.reason}" for bad in found[:_SHOWN])
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise Refusal(
-            f"{len(found)} examples cannot be decoded, more than data.max_bad = {most}: {shown}{more}.",
-            fix="restore or delete these files (all are in quarantine.jsonl), or raise data.max_bad.",
-            code=ExitCode.DATA,
+def refuse_beyond(most: int, bad: Sequence[Bad]) -> None:
+    """Refuse (65) more than `most` bad examples, naming the first."""
+    if len(bad) > most:
+        shown = "; ".join(f"{example.id} {example.reason}" for example in bad[:_SHOWN])
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise unusable(
+            f"{len(bad)} examples cannot be decoded, more than data.max_bad = {most}: {shown}{more}",
+            "restore or delete these files (all are in quarantine.jsonl), or raise data.max_bad",
         )
 
 
-def without(splits: Splits, found: Sequence[Bad]) -> Splits:
-    """The splits as they are used: "train" of the same size with substitutes, the others without bad examples.
+def without(splits: Splits, bad: Sequence[Bad]) -> Splits:
+    """Return "train" at the same size with substitutes for bad examples, and the other splits without them.
 
     Refuses (65) a split, or a class of "train", in which no good example is left.
     """
     usable: dict[str, Source] = {}
     for split, source in splits.items():
-        names = {bad.id for bad in found if bad.split == split}
+        names = {example.id for example in bad if example.split == split}
         good = np.array([name not in names for name in source.ids]) if names else np.ones(0, bool)
         if good.all():
             usable[split] = source
             continue
-        kept = np.flatnonzero(good)
-        lost = set(source.labels) - set(source.labels[kept]) if split == "train" else set()
-        if lost or not kept.size:
-            what = f"class '{source.class_names[min(lost)]}'" if lost and kept.size else f"split '{split}'"
-            raise Refusal(
-                f"no example of {what} can be decoded: {found[0].id} {found[0].reason}.",
-                fix="restore the files that quarantine.jsonl names.",
-                code=ExitCode.DATA,
+        usable_rows = np.flatnonzero(good)
+        lost = set(source.labels) - set(source.labels[usable_rows]) if split == "train" else set()
+        if lost or not usable_rows.size:
+            what = (
+                f"class '{source.class_names[min(lost)]}'"
+                if lost and usable_rows.size
+                else f"split '{split}'"
             )
-        usable[split] = source.subset(substitutes(good) if split == "train" else kept)
+            raise unusable(
+                f"no example of {what} can be decoded: {bad[0].id} {bad[0].reason}",
+                "restore the files that quarantine.jsonl names",
+            )
+        usable[split] = source.subset(substitutes(good) if split == "train" else usable_rows)
     return usable
 
 
 def substitutes(good: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each index itself where it is good, else the next good index, around the end; int64 [N]."""
-    kept = np.flatnonzero(good)
-    following = np.searchsorted(kept, np.arange(len(good)))
-    return kept[following % len(kept)].astype(np.int64)
+    """Return int64 [N]: each index if it is good, else the next good one, wrapping around."""
+    good_rows = np.flatnonzero(good)
+    following = np.searchsorted(good_rows, np.arange(len(good)))
+    return good_rows[following % len(good_rows)].astype(np.int64)
 
 
 def _share(source: Source, rank: int, world_size: int) -> range:
@@ -192,9 +194,9 @@ def _share(source: Source, rank: int, world_size: int) -> range:
 
 
 def stamp_of(files: Splits, rank: int, world_size: int) -> tuple[int, str]:
-    """A sum over the examples of a share of hashes of file, size and time: no order, so no worker count, in it.
+    """Sum hashes of file, size and time over the examples of a rank's share: independent of order and world size.
 
-    And a file whose size is not that of its source, where there is one.
+    Returns it with the path of a file whose size differs from the source's, or "".
     """
     total, changed = 0, ""
     for split, source in files.items():
@@ -203,7 +205,7 @@ def stamp_of(files: Splits, rank: int, world_size: int) -> tuple[int, str]:
         for index in _share(source, rank, world_size):
             path, offset, *_ = source.location(index)
             if path not in stamps:
-                stamps = {path: _size_and_time(path)}  # neighbours share a file, if anybody does
+                stamps = {path: _size_and_time(path)}  # only neighbours share a file
             size, stamp = stamps[path]
             if sizes is not None and size not in (None, sizes[source.row(index)]):
                 changed = changed or os.fspath(path)
@@ -221,23 +223,23 @@ def _size_and_time(path: Path) -> tuple[int | None, str]:
 
 
 def _check(split: str, source: Source, rank: int, world_size: int) -> Screened:
-    """Of this worker's share of one split."""
+    """Check the headers of this rank's share of one split."""
     share = _share(source, rank, world_size)
     bad: list[Bad] = []
     is_unusual = False
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = pool.map(lambda index: look(source.location(index), thorough=False), share, chunksize=64)
-        for index, found in zip(share, headers, strict=True):
-            if isinstance(found, Fault):
-                bad.append(bad_example(split, source, index, found))
+        for index, header in zip(share, headers, strict=True):
+            if isinstance(header, Fault):
+                bad.append(bad_example(split, source, index, header))
             else:
-                is_unusual |= found.is_unusual
+                is_unusual |= header.is_unusual
     return Screened(bad, frozenset([split] if is_unusual else []))
 
 
-def bad_example(split: str, source: Source, index: int, found: Fault) -> Bad:
-    """The entry for one example."""
-    return Bad(split, source.ids[index], found.offset, found.reason)
+def bad_example(split: str, source: Source, index: int, fault: Fault) -> Bad:
+    """Make the entry for one example."""
+    return Bad(split, source.ids[index], fault.offset, fault.reason)
 
 
 def _read(file: Path) -> bytes:
@@ -247,8 +249,8 @@ def _read(file: Path) -> bytes:
         return b""
 
 
-def _kept(file: Path) -> bytes:
-    """What an earlier start has found; nothing where it cannot be read, and then all is looked at again."""
+def _cached(file: Path) -> bytes:
+    """Read an earlier result; empty if it is unreadable, and then all headers are checked again."""
     try:
         text = _read(file)
         _screened(text)
@@ -258,7 +260,7 @@ def _kept(file: Path) -> bytes:
 
 
 def _text(bad: Sequence[Bad], unusual: Collection[str]) -> bytes:
-    """A line with the names of splits, and one for each bad example."""
+    """Format a line with the names of the unusual splits, then one for each bad example."""
     return json.dumps({"unusual": sorted(unusual)}).encode() + b"\n" + _format(bad)
 
 
@@ -273,5 +275,5 @@ def _parse(text: bytes) -> Iterator[Bad]:
             yield Bad(**json.loads(line))
 
 
-def _format(found: Sequence[Bad]) -> bytes:
-    return "".join(json.dumps(bad._asdict()) + "\n" for bad in found).encode()
+def _format(bad: Sequence[Bad]) -> bytes:
+    return "".join(json.dumps(entry._asdict()) + "\n" for entry in bad).encode()

@@ -1,4 +1,4 @@
-"""Images that lie one after another in a few large files, each read by its byte range."""
+"""Images stored one after another in a few large files, each read by its byte range."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.open_files import MACHINE_FAULTS, shared_handles
-from tl_dist.datasets.store import EncodedStore
+from tl_dist.datasets.store import EncodedStore, Location
 
 
 @dataclass(frozen=True, eq=False)
 class RecordStore(EncodedStore):
-    """Byte ranges: image k, called `names[k]`, is `sizes[k]` bytes from `offsets[k]` of `files[shards[k]]`.
+    """Read image k, called `names[k]`, from `sizes[k]` bytes at `offsets[k]` of `files[shards[k]]`.
 
-    `files` are paths below `root`. `checks` uint32 [N] are checksums from which, with sizes and what the source says of
-    each image, the fingerprint is made; where the files lie is not in it. With `check_images` they are the CRC-32C of
-    each image, compared at each read: an image that was changed is an InvalidArgumentError when the graph runs.
+    `files` are paths below `root`. The fingerprint covers the checksums `checks` uint32 [N], the sizes and the source's
+    metadata, but not where the files lie. With `check_images`, `checks` are the CRC-32C of the images and are compared
+    at each read: a changed image raises InvalidArgumentError when the graph runs.
     """
 
     root: Path
@@ -40,6 +39,7 @@ class RecordStore(EncodedStore):
     check_images: bool = False
 
     def fingerprint(self, source: Source) -> str:
+        """Return a hex digest of sizes, checksums, labels, ids, annotations and class names."""
         digest = hashlib.sha256(json.dumps([list(source.class_names)]).encode())
         for column, kind in ((self.sizes, "<i8"), (self.checks, "<u4"), (source.labels, "<i4")):
             digest.update(column.astype(kind).tobytes())
@@ -48,13 +48,14 @@ class RecordStore(EncodedStore):
         return digest.hexdigest()
 
     def location(self, row: int) -> Location:
+        """Locate an image in its file."""
         path = self.root / self.files[self.shards[row]]
         checksum = int(self.checks[row]) if self.check_images else None
         return Location(path, int(self.offsets[row]), int(self.sizes[row]), checksum)
 
     @cached_property
     def _range(self) -> Callable[[int], bytes]:
-        """The bytes of an image; ValueError when the file has not got them, OSError when the machine failed."""
+        """Return a reader of bytes by row; it raises ValueError for a damaged file, OSError if the machine fails."""
         handles = shared_handles()
         paths = [os.fspath(self.root / file) for file in self.files]
         shards, offsets, sizes, checks = (
@@ -80,6 +81,7 @@ class RecordStore(EncodedStore):
         return read
 
     def encoded(self, row: Any) -> Any:
+        """Read the bytes of an image, a scalar string."""
         import tensorflow as tf
 
         read = self._range
@@ -87,7 +89,7 @@ class RecordStore(EncodedStore):
         return tf.ensure_shape(content, [])
 
     def encoded_rows(self, rows: Any) -> Any:
-        """In one call of Python, and of any number."""
+        """Read images string [rows] in one call of Python; the number of rows may be dynamic."""
         import tensorflow as tf
 
         read = self._range
@@ -95,10 +97,11 @@ class RecordStore(EncodedStore):
         def contents(numbers: NDArray[np.int64]) -> NDArray[np.object_]:
             return np.array([read(k) for k in numbers.tolist()], object)
 
-        found = tf.numpy_function(contents, [rows], tf.string, stateful=False)
-        return tf.ensure_shape(found, rows.shape)
+        strings = tf.numpy_function(contents, [rows], tf.string, stateful=False)
+        return tf.ensure_shape(strings, rows.shape)
 
     def encoded_bytes(self, row: int) -> bytes:
+        """Read the bytes of an image without TensorFlow; raises OSError if that fails."""
         try:
             return self._range(row)
         except ValueError as error:

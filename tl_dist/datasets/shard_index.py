@@ -1,9 +1,9 @@
-"""The index of TFRecord files: where each image lies, built once and kept in a cache that all workers share.
+"""Index TFRecord files: where each image lies, built once in a cache that all workers share.
 
 The format is TensorFlow's (tensorflow/core/lib/io/record_writer.h): length as uint64, its masked CRC-32C, the data,
-their masked CRC-32C, all little-endian. Each file has an index of its own, under a key made of its path, size and
-time. Whoever needs an index that is not there builds it, under a lock of that file alone: workers that start at
-once, and helper processes that one of them starts on each host, share the files out among them.
+its masked CRC-32C, all little-endian. Each file has its own index, under a key of its path, size and time. A process
+that needs a missing index builds it under a lock for that file: workers that start together, and helper processes that
+one of them starts on each host, divide the files among them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tl_dist.files.atomic import temporary_name, write_file
 from tl_dist.files.npz import read_npz
 from tl_dist.files.packages import locked
 
-SCHEMA = 1  # raise it when an index must be built anew
+SCHEMA = 1  # increment it when indexes must be built again
 _COLUMNS = ("offsets", "sizes", "labels", "checks", "starts")
 _HEADER = struct.Struct("<QI")
 _CHUNK = 1 << 18  # bytes read at a time
-_HELPER_BYTES = 64 << 20  # below this, starting helpers costs more than they save
+_HELPER_BYTES = 64 << 20  # with less to read, helpers cost more than they save
 
 
 class ShardIndex(NamedTuple):
-    """One file: arrays over its good records in order, and what is bad. `lost` estimates how many records are bad."""
+    """Index one file: arrays over its good records in order, and the bad ones. `lost` estimates how many are bad."""
 
     offsets: NDArray[np.int64]  # of the encoded image in the file
     sizes: NDArray[np.int64]
@@ -56,82 +56,82 @@ class ShardIndex(NamedTuple):
 
 
 def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[ShardIndex]:
-    """The index of each file, from `cache` or built now together with whoever else is building it.
+    """Return the index of each file, from `cache` or built now, together with other processes that need it.
 
     Raises OSError for a file that cannot be read or a cache that cannot be written.
     """
-    kept = [cache / f"{_key(file, keys)}.npz" for file in files]
-    missing = [k for k, path in enumerate(kept) if not path.exists()]
+    indexes = [cache / f"{_key(file, keys)}.npz" for file in files]
+    missing = [k for k, path in enumerate(indexes) if not path.exists()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        with _helpers([files[k] for k in missing], [kept[k] for k in missing], keys):
-            build_missing(files, kept, keys)
-    return [_load_or_build(file, path, keys) for file, path in zip(files, kept, strict=True)]
+        with _helpers([files[k] for k in missing], [indexes[k] for k in missing], keys):
+            build_missing(files, indexes, keys)
+    return [_load_or_build(file, path, keys) for file, path in zip(files, indexes, strict=True)]
 
 
-def _load_or_build(file: Path, kept: Path, keys: Keys) -> ShardIndex:
+def _load_or_build(file: Path, index: Path, keys: Keys) -> ShardIndex:
     try:
-        return _load(kept)
+        return _load(index)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        kept.unlink(missing_ok=True)
-        _build(file, kept, keys)
-        return _load(kept)
+        index.unlink(missing_ok=True)
+        _build(file, index, keys)
+        return _load(index)
 
 
-def build_missing(files: Sequence[Path], kept: Sequence[Path], keys: Keys) -> None:
-    """Build what is not there: first what nobody else works at, then whatever is left."""
+def build_missing(files: Sequence[Path], indexes: Sequence[Path], keys: Keys) -> None:
+    """Build the missing indexes: first those that no other process builds, then the rest."""
     order = list(range(len(files)))
-    first = os.getpid() % len(order)  # workers begin at different files
+    first = os.getpid() % len(order)  # so that workers begin at different files
     for wait in (False, True):
         for k in order[first:] + order[:first]:
-            if not kept[k].exists():
-                with locked(kept[k].with_suffix(".lock"), wait=wait) as mine:
-                    if mine:
-                        _build(files[k], kept[k], keys)
+            if not indexes[k].exists():
+                with locked(indexes[k].with_suffix(".lock"), wait=wait) as is_locked:
+                    if is_locked:
+                        _build(files[k], indexes[k], keys)
 
 
-def _build(file: Path, kept: Path, keys: Keys) -> None:
-    if not kept.exists():
-        temporary = temporary_name(kept)
-        # Not forced to the disk, which for many small files takes longer than to build them: one that a power
-        # cut leaves damaged is built again.
+def _build(file: Path, index: Path, keys: Keys) -> None:
+    if not index.exists():
+        temporary = temporary_name(index)
+        # No fsync, which for many small files takes longer than building them: an index that a power cut damages is
+        # built again.
         write_file(temporary, [_dump(read_shard(file, keys))], sync=False)
-        os.rename(temporary, kept)
+        os.rename(temporary, index)
         with suppress(FileNotFoundError):
-            kept.with_suffix(".lock").unlink()
+            index.with_suffix(".lock").unlink()
 
 
 @contextmanager
-def _helpers(files: Sequence[Path], kept: Sequence[Path], keys: Keys) -> Iterator[None]:
-    """Processes on the other cores of this host, started by one of its workers; they end when all is built.
+def _helpers(files: Sequence[Path], indexes: Sequence[Path], keys: Keys) -> Iterator[None]:
+    """Run helper processes on the other cores of this host, started by one of its workers, until all indexes are built.
 
-    No pool of multiprocessing: its processes would run the script of a person who calls this package once more, and
-    those of a worker that is killed would wait for ever.
+    Not a multiprocessing pool: its processes would run again the script of a user who calls this package, and those of
+    a killed worker would wait forever.
     """
-    with locked(kept[0].parent / f".helpers-{socket.gethostname()}.lock", wait=False) as mine:
+    with locked(indexes[0].parent / f".helpers-{socket.gethostname()}.lock", wait=False) as is_first:
         cores = len(os.sched_getaffinity(0))
         size = sum(file.stat().st_size for file in files)
-        number = min(cores, len(files)) - 1 if mine and size >= _HELPER_BYTES else 0
+        number = min(cores, len(files)) - 1 if is_first and size >= _HELPER_BYTES else 0
         command = [sys.executable, "-P", "-m", "tl_dist.datasets.shard_index"]
-        task = pickle.dumps((files, kept, keys))
-        # Of a process group of its own: a terminal's Ctrl-C is for this process to answer.
-        started = [subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0) for _ in range(number)]
+        task = pickle.dumps((files, indexes, keys))
+        # In a process group of their own: this process handles a terminal's Ctrl-C.
+        helpers = [subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0) for _ in range(number)]
         try:
-            for helper in started:
+            for helper in helpers:
                 assert helper.stdin is not None
                 with suppress(BrokenPipeError), helper.stdin:
                     helper.stdin.write(task)
             yield
         finally:
-            for helper in started:
-                helper.kill()  # by now it has nothing left to build, or this process has failed
+            for helper in helpers:
+                helper.kill()  # nothing is left to build, or this process has failed
                 helper.wait()
 
 
 def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
-    """Read a file from end to end and check every record.
+    """Read a whole file and check every record.
 
-    After a wrong length nothing behind it can be found: one bad entry stands for the rest of the file.
+    Nothing can be located after a wrong length, so one bad entry stands for the rest of the file.
     """
     rows: list[tuple[int, int, int, int, int]] = []
     filenames: list[str] = []
@@ -140,12 +140,12 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     lost = 0
     size = file.stat().st_size
 
-    def is_bad(start: int, reason: str) -> None:
+    def reject(start: int, reason: str) -> None:
         bad.append(Bad(f"{file.name}:{start}", start, reason))
 
     for start, data, check, problem in _records(file, size):
         if data is None:
-            is_bad(start, problem)
+            reject(start, problem)
             lost += max(1, (size - start) * len(rows) // max(1, start))
             continue
         try:
@@ -153,7 +153,7 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
                 raise ValueError(problem)
             example = parse(data, keys)
         except ValueError as error:
-            is_bad(start, str(error))
+            reject(start, str(error))
             lost += 1
             continue
         rows.append((start + 12 + example.offset, example.size, example.label, check, start))
@@ -168,11 +168,11 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
 
 
 def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, str]]:
-    """(start, data, checksum, problem) of each record; data None where the file cannot be followed any further."""
+    """Yield (start, data, checksum, problem) of each record; data is None where the rest of the file is unreadable."""
     unpack, crc32c = _HEADER.unpack_from, google_crc32c.value
     start = 0
     with file.open("rb", buffering=0) as raw:
-        ahead = _Ahead(raw)
+        ahead = _ReadAhead(raw)
         while start < size:
             if ahead.end - ahead.at < 12 and not ahead.has(12):
                 left = ahead.end - ahead.at
@@ -199,16 +199,16 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
             data = bytes(view[at + 12 : last])
             check = int.from_bytes(view[last : last + 4], "little")
             crc = crc32c(data)
-            right = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
-            yield start, data, check, "" if right else "the checksum of the data is wrong"
-            ahead.skip_to(last + 4)
+            matches = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
+            yield start, data, check, "" if matches else "the checksum of the data is wrong"
+            ahead.at = last + 4
             start += length + 16
 
 
-class _Ahead:
-    """What was read ahead of a file: bytes [at, end) of one buffer, which stays in the processor's cache.
+class _ReadAhead:
+    """Read a file ahead: bytes [at, end) of one buffer, which stays in the processor's cache.
 
-    New memory for each read would cost more than the reading: the kernel must clear it first.
+    New memory for each read would cost more than the read: the kernel must clear it first.
     """
 
     def __init__(self, raw: Any) -> None:
@@ -217,22 +217,18 @@ class _Ahead:
         self.at = self.end = 0
 
     def has(self, number: int) -> bool:
-        """Read on until there are `number` bytes, moving what is left to the front; false if the file ends before."""
+        """Read until the buffer has `number` bytes, moving unread ones to the front; false if the file ends before."""
         left = self.view[self.at : self.end]
         if number > len(self.view):
             self.view = memoryview(bytearray(number + _CHUNK))
         self.view[: len(left)] = left
         self.at, self.end = 0, len(left)
         while self.end < number:
-            got = self._raw.readinto(self.view[self.end :])
-            if not got:
+            count = self._raw.readinto(self.view[self.end :])
+            if not count:
                 return False
-            self.end += got
+            self.end += count
         return True
-
-    def skip_to(self, at: int) -> None:
-        """What lies before `at` in the buffer is done with."""
-        self.at = at
 
 
 def _key(file: Path, keys: Keys) -> str:
@@ -258,18 +254,18 @@ def _dump(index: ShardIndex) -> bytes:
 
 
 def _load(path: Path) -> ShardIndex:
-    kept = read_npz(io.BytesIO(path.read_bytes()))  # from memory: NumPy leaves a damaged file open
-    filenames, synsets, bad = (unpacked_text(kept[name]) for name in ("filenames", "synsets", "bad"))
+    arrays = read_npz(io.BytesIO(path.read_bytes()))  # from memory: NumPy leaves a damaged file open
+    filenames, synsets, bad = (unpacked_text(arrays[name]) for name in ("filenames", "synsets", "bad"))
     return ShardIndex(
-        **{name: kept[name] for name in _COLUMNS},
+        **{name: arrays[name] for name in _COLUMNS},
         filenames=filenames,
-        synsets={int(k): (synset, text) for k, synset, text in _threes(synsets)},
-        bad=[Bad(name, int(offset), reason) for name, offset, reason in _threes(bad)],
-        lost=int(kept["lost"]),
+        synsets={int(k): (synset, text) for k, synset, text in _triples(synsets)},
+        bad=[Bad(name, int(offset), reason) for name, offset, reason in _triples(bad)],
+        lost=int(arrays["lost"]),
     )
 
 
-def _threes(texts: list[str]) -> Iterator[tuple[str, str, str]]:
+def _triples(texts: list[str]) -> Iterator[tuple[str, str, str]]:
     return zip(texts[::3], texts[1::3], texts[2::3], strict=True)
 
 

@@ -1,4 +1,4 @@
-"""The one place where examples are divided into train, validation and test."""
+"""Divide examples into train, validation and test: the only place that does."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, strata_of
+from tl_dist.datasets.files import unusable
 from tl_dist.refusal import ExitCode, Refusal
 
 Indices = NDArray[np.int64]
 
-_TRIES = 32  # orders in which groups are dealt; the evenest is taken
+_TRIES = 32  # random orders in which groups are dealt; the most even result is used
 
 SPLIT_NAMES = {
     "train": "train",
@@ -23,7 +24,7 @@ SPLIT_NAMES = {
     "valid": "validation",
     "test": "test",
 }
-"""what files and tables call the splits"""
+"""names of splits in files and tables"""
 
 
 def divide(
@@ -35,27 +36,27 @@ def divide(
     test: bool = True,
     total: int | None = None,
 ) -> dict[str, Source]:
-    """The splits of `pool`: test_fraction of its examples is "test", and validation_fraction of them "validation".
+    """Divide `pool` into "train", "test" (data.test_fraction of it) and "validation" (data.validation_fraction of it).
 
-    `strata` numbers the stratum of each example; default: its type and label. `test=False` where the test split is
+    `strata` numbers the stratum of each example; default: its type and label. `test=False` if the test split is
     official. A fraction of 0 makes no split. With data.folds the fold data.fold is the test split, or the validation
-    split where the test split is official. With `groups`, by default those of the source, each of them stays in one
-    split (see `deal`). Fractions are of `total` examples where a part of them was held out before. Refuses (65) a
-    fraction that leaves a side too small.
+    split if the test split is official. Each of `groups`, by default the source's, stays in one split (see `deal`).
+    Fractions are of `total` examples, if some were held out before. Refuses (65) a fraction that leaves a part too
+    small.
     """
     strata = strata_of(pool) if strata is None else strata
     groups = pool.annotations.groups if groups is None else groups
-    kept = np.arange(pool.num_examples)
+    rest = np.arange(pool.num_examples)
     splits: dict[str, Source] = {}
     wanted = {"test": data.test_fraction} if test else {}
     if data.folds is not None:
         inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
-        kept, splits["test" if test else "validation"] = kept[~inside], pool.subset(kept[inside])
+        rest, splits["test" if test else "validation"] = rest[~inside], pool.subset(rest[inside])
         wanted = {}
         if not test:
-            return {"train": pool.subset(kept), **splits}
-    kept, parts = hold_out_each(
-        kept,
+            return {"train": pool.subset(rest), **splits}
+    rest, parts = hold_out_each(
+        rest,
         strata,
         groups,
         {**wanted, "validation": data.validation_fraction},
@@ -64,35 +65,34 @@ def divide(
         key="data.{}_fraction",
     )
     splits |= {name: pool.subset(part) for name, part in parts.items()}
-    train = pool.subset(kept) if splits else pool
+    train = pool.subset(rest) if splits else pool
     return {"train": train, **splits}
 
 
 def folds_of(
     strata: NDArray[np.int32], folds: int, seed: int, groups: Sequence[str] | NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """The fold of each example, 0 to `folds` - 1; each stratum is dealt out evenly (scikit-learn's StratifiedKFold).
+    """Return the fold of each example, 0 to `folds` - 1, stratified by scikit-learn's StratifiedKFold; int64 [N].
 
-    With `groups` each of them is in one fold, as evenly as that allows (see `deal`). Refuses (65) more folds than the
-    smallest stratum has examples, or than there are groups.
+    Each of `groups` is in one fold, as evenly as that allows (see `deal`). Refuses (65) more folds than the smallest
+    stratum has examples, or than there are groups.
     """
     from sklearn.model_selection import StratifiedKFold
 
     smallest = int(np.unique(strata, return_counts=True)[1].min())
     num_groups = smallest if groups is None else len(np.unique(groups))
     if min(smallest, num_groups) < folds:
-        few = "groups" if smallest >= folds else "examples of each class and type"
+        unit = "groups" if smallest >= folds else "examples of each class and type"
         most = min(smallest, num_groups)
-        raise Refusal(
-            f"{folds} folds need as many {few}; there are {most}.",
-            fix=f"use at most {max(2, most)} folds, or add examples.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"{folds} folds need as many {unit}; there are {most}",
+            f"use at most {max(2, most)} folds, or add examples",
         )
     if groups is not None:
         return deal(groups, strata, [1 / folds] * folds, seed=seed)
     fold = np.zeros(len(strata), np.int64)
-    dealt = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
-    for k, (_, inside) in enumerate(dealt):
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata)
+    for k, (_, inside) in enumerate(parts):
         fold[inside] = k
     return fold
 
@@ -107,19 +107,19 @@ def hold_out_each(
     seed: int,
     key: str,
 ) -> tuple[Indices, dict[str, Indices]]:
-    """What is left of `indices`, and the parts that are held out of them one after another, by name.
+    """Hold parts out of `indices` one after another; returns the remaining indices, and the parts by name.
 
-    Each is its fraction of `total` examples, whatever was held out before it; a fraction of 0 makes no part. `key` has
-    a {} for the name, for errors.
+    Each part is its fraction of `total` examples, whatever was held out before it; a fraction of 0 makes none. `key` is
+    the config key for errors, with {} for the name.
     """
     parts: dict[str, Indices] = {}
     for name, fraction in fractions.items():
         if fraction > 0:
-            more: dict[str, Any] = {"seed": seed, "key": key.format(name), "total": total}
+            options: dict[str, Any] = {"seed": seed, "key": key.format(name), "total": total}
             if groups is None:
-                indices, parts[name] = hold_out(indices, strata, fraction, **more)
+                indices, parts[name] = hold_out(indices, strata, fraction, **options)
             else:
-                indices, parts[name] = hold_out_groups(indices, strata, groups, fraction, **more)
+                indices, parts[name] = hold_out_groups(indices, strata, groups, fraction, **options)
     return indices, parts
 
 
@@ -132,10 +132,10 @@ def hold_out(
     key: str,
     total: int | None = None,
 ) -> tuple[Indices, Indices]:
-    """`indices` in two ascending parts, the second of round(total * fraction), by seed and strata.
+    """Divide `indices` into two ascending parts, the second of round(total * fraction), by seed and strata.
 
-    Each stratum is shared out to within one example (scikit-learn's stratified shuffle split). `total` is by default
-    the number of `indices`. Refuses (65) what cannot be shared out, naming the `key` of the config.
+    Each stratum is divided to within one example (scikit-learn's stratified shuffle split). `total` is by default the
+    number of `indices`. Refuses (65) what cannot be divided, naming the `key` of the config.
     """
     from sklearn.model_selection import train_test_split
 
@@ -143,17 +143,17 @@ def hold_out(
     num_held_out = int(total * fraction + 0.5)
     sizes = np.unique(strata[indices], return_counts=True)[1]
     smaller = min(num_held_out, len(indices) - num_held_out)
-    if sizes.min(initial=2) < 2 or smaller < max(1, len(sizes)):
-        alone = sizes.min(initial=2) < 2
-        why = "the smallest class has only 1" if alone else f"{max(0, smaller)} for {len(sizes)} classes"
-        fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0."
+    single = sizes.min(initial=2) < 2
+    if single or smaller < max(1, len(sizes)):
+        why = "the smallest class has only 1" if single else f"{max(0, smaller)} for {len(sizes)} classes"
+        fix = f"set {key} so that both parts hold every class, add examples to the smallest, or use 0"
         raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
-    kept, held_out = train_test_split(
+    rest, held_out = train_test_split(
         indices, test_size=num_held_out, stratify=strata[indices], random_state=seed
     )
-    if len(held_out) != num_held_out or len(kept) + len(held_out) != len(indices):
+    if len(held_out) != num_held_out or len(rest) + len(held_out) != len(indices):
         raise RuntimeError(f"{len(held_out)} examples of {len(indices)} held out instead of {num_held_out}")
-    return np.sort(kept), np.sort(held_out)
+    return np.sort(rest), np.sort(held_out)
 
 
 def hold_out_groups(
@@ -166,7 +166,7 @@ def hold_out_groups(
     key: str,
     total: int | None = None,
 ) -> tuple[Indices, Indices]:
-    """The same with whole groups, as near to `fraction` as they allow (see `deal`)."""
+    """Divide `indices` as `hold_out` does, but into whole groups, as near to `fraction` as they allow (see `deal`)."""
     total = total or len(indices)
     names = np.asarray(groups)[indices]
     share = fraction * total / len(indices)
@@ -175,7 +175,7 @@ def hold_out_groups(
         held_out = deal(names, strata[indices], [1 - share, share], seed=seed)
     if not 0 < held_out.sum() < len(indices):
         why = f"{len(np.unique(names))} groups, of which each stays whole"
-        fix = f"set {key} so that both parts hold a group, or use 0."
+        fix = f"set {key} so that both parts hold a group, or use 0"
         raise _cannot(f"{key} = {fraction} of {total} examples", why, fix)
     return np.sort(indices[held_out == 0]), np.sort(indices[held_out == 1])
 
@@ -183,40 +183,40 @@ def hold_out_groups(
 def deal(
     groups: Sequence[str] | NDArray[Any], strata: NDArray[np.int32], shares: Sequence[float], *, seed: int
 ) -> NDArray[np.int64]:
-    """The part of each example: whole groups, so that each part has its share of the examples and of each stratum.
+    """Return the part of each example: whole groups, so that each part has its share of examples and of each stratum.
 
-    Groups come in a random order; each goes where, after it, the parts are nearest to their `shares` (which add up to
-    1) of all that have come. Of 32 orders the one with the evenest end is taken. Of equal groups each part gets its
-    share to within one group; of unequal ones it may be off by about half of the largest.
+    Groups are dealt in a random order, each to the part that brings all parts nearest to their `shares` (which sum to
+    1) of the examples dealt so far. Of 32 orders the one with the most even result is used. If groups are equal, each
+    part gets its share to within one group; otherwise it may be off by about half of the largest.
 
-    Not scikit-learn's StratifiedGroupKFold: that one starts with the least balanced groups, which its seed does not
-    move, so the first fold always holds the same, and with many classes most seeds give one and the same division.
+    Not scikit-learn's StratifiedGroupKFold: it starts with the least balanced groups whatever its seed, so the first
+    fold is always the same, and with many classes most seeds give the same division.
     """
     numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
     columns = np.unique(strata, return_inverse=True)[1]
     counts = np.zeros((numbers.max() + 1, columns.max() + 2))
     np.add.at(counts, (numbers, columns), 1)
     counts[:, -1] = counts.sum(axis=1)
-    counts /= np.sqrt(counts.sum(axis=0))  # squares of what is missing are then those of a chi-square
+    counts /= np.sqrt(counts.sum(axis=0))  # so that squared differences are the terms of a chi-square
     orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(counts)), (_TRIES, 1)), axis=1)
     tries = np.arange(_TRIES)
     part = np.zeros(orders.shape, np.int64)
     excess = np.zeros((_TRIES, len(shares), counts.shape[1]))  # of each part over its share
-    for those in orders.T:
-        coming = counts[those]
+    for dealt in orders.T:
+        coming = counts[dealt]
         excess -= np.array(shares)[:, None] * coming[:, None]
         into = (excess * coming[:, None]).sum(axis=2).argmin(axis=1)
         excess[tries, into] += coming
-        part[tries, those] = into
+        part[tries, dealt] = into
     return part[(excess**2).sum(axis=(1, 2)).argmin()][numbers]
 
 
 def beside_official(
     official: Mapping[str, Source], data: DataConfig, validation: str, instead: str = ""
 ) -> dict[str, Source]:
-    """The splits that a data set has, and what is held out of its "train"; never a test split, which is official.
+    """Add a validation split held out of "train" to the official splits; never a test split, which is official.
 
-    Refuses a validation fraction beside a validation split, of which `validation` says in words where it is.
+    Refuses (64) a validation fraction beside a validation split; `validation` is a clause that says where that is.
     """
     if "validation" in official and data.validation_fraction > 0:
         raise Refusal(
@@ -228,4 +228,4 @@ def beside_official(
 
 
 def _cannot(part: str, why: str, fix: str) -> Refusal:
-    return Refusal(f"{part} cannot be held out: {why.rstrip('.')}.", fix=fix, code=ExitCode.DATA)
+    return unusable(f"{part} cannot be held out: {why}", fix)

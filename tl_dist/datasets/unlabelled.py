@@ -1,4 +1,4 @@
-"""Images without labels, to be predicted: which files a person names, and what of them cannot be decoded."""
+"""Images without labels, for prediction: the files that the user names, and which of them cannot be decoded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tl_dist.datasets import directory_cache
-from tl_dist.datasets.byte_range import Location
-from tl_dist.datasets.files import Folders, count_folders
+from tl_dist.datasets.files import Folders, count_folders, unusable
 from tl_dist.datasets.formats.image_folder import UNREADABLE, images_below
 from tl_dist.datasets.headers import fault
 from tl_dist.datasets.patterns import matching
+from tl_dist.datasets.store import Location
 from tl_dist.files import limits
-from tl_dist.refusal import ExitCode, Refusal
 
 STDIN = "-"
 
@@ -25,25 +24,24 @@ _AT_ONCE = 4096
 
 
 def listed(names: Sequence[str], stdin: BinaryIO | None = None, *, null: bool = False) -> list[str]:
-    """The files that are meant, each once: files as they are, the images below folders, patterns such as `a/**/*.png`.
+    """List the named files, each once: files as they are, the images below folders, patterns such as `a/**/*.png`.
 
-    A folder to which several links lead is listed once, by the path that comes first. `-` stands for what `stdin`,
-    where it is given, lists: a file on each line or, with `null`, up to each NUL; whether these are there is seen when
-    they are read. Refuses (65) another name for which there is nothing.
+    A folder that several links lead to is listed once, by the first path. `-` stands for the names on `stdin`, if there
+    is one, separated by newlines or, with `null`, by NULs; they are not checked here. Refuses (65) any other name
+    without a file.
     """
-    found: list[str] = []
+    files: list[str] = []
     met: Folders = {}
     with directory_cache.once():
         for name in names:
-            found += _on(stdin, null) if name == STDIN and stdin else _named(name, met)
-            count_folders(name, met, {}, len(found))
-    if not found:
-        raise Refusal(
-            f"there is no image in {', '.join(names[:8])}.",
-            fix="name files, folders with images, or a list of files on standard input.",
-            code=ExitCode.DATA,
+            files += _on(stdin, null) if name == STDIN and stdin else _named(name, met)
+            count_folders(name, met, {}, len(files))
+    if not files:
+        raise unusable(
+            f"there is no image in {', '.join(names[:8])}",
+            "name files, folders with images, or a list of files on standard input",
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(files))
 
 
 def _named(name: str, met: Folders) -> Iterator[str]:
@@ -55,15 +53,15 @@ def _named(name: str, met: Folders) -> Iterator[str]:
         for match in matches:
             if not os.path.isdir(match):
                 yield match
-            elif "**" not in name:  # which names what is in the folder as well
+            elif "**" not in name:  # "**" also matches what is in the folder
                 yield from _below(match, met)
     else:
         what = "matches" if has_magic(name) else "is at"
-        raise Refusal(f"nothing {what} {name}.", fix="correct the path.", code=ExitCode.DATA)
+        raise unusable(f"nothing {what} {name}", "correct the path")
 
 
 def _below(folder: str, met: Folders) -> list[str]:
-    """In the order of their paths; also those in formats that cannot be decoded, each of which then says so."""
+    """List images in the order of their paths, with those in formats that cannot be decoded, to be reported later."""
     left_out: dict[str, list[str]] = {}
     images = [image.id for image in images_below(Path(folder), folder.rstrip("/") or "/", left_out, met)]
     return sorted(images + [name for suffix in UNREADABLE & left_out.keys() for name in left_out[suffix]])
@@ -72,16 +70,16 @@ def _below(folder: str, met: Folders) -> list[str]:
 def _on(stdin: BinaryIO, null: bool) -> list[str]:
     content = stdin.read(limits.LISTED_FILES + 1)
     if len(content) > limits.LISTED_FILES:
-        what = f"standard input lists more than {limits.LISTED_FILES:,} bytes of names."
-        raise Refusal(what, fix="name fewer files at a time.", code=ExitCode.DATA)
+        what = f"standard input lists more than {limits.LISTED_FILES:,} bytes of names"
+        raise unusable(what, "name fewer files at a time")
     if not null and b"\0" in content:
-        what = "standard input holds a NUL, which no name does."
-        raise Refusal(what, fix="add -0 (--null) if it comes from find -print0.", code=ExitCode.DATA)
+        what = "standard input holds a NUL, which no name does"
+        raise unusable(what, "add -0 (--null) if it comes from find -print0")
     return [os.fsdecode(name) for name in content.split(b"\0" if null else b"\n") if name]
 
 
 def unreadable(paths: Sequence[str]) -> Iterator[dict[int, str]]:
-    """Which files cannot be decoded, as far as their first and last bytes tell, and why; some thousands at a time."""
+    """Yield why files cannot be decoded, as far as their first and last bytes tell, by index; thousands at a time."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(paths), _AT_ONCE):
             faults = pool.map(lambda path: fault(Location(Path(path))), paths[first : first + _AT_ONCE])

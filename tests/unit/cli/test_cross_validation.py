@@ -69,7 +69,7 @@ def test_the_groups_of_an_evaluation_are_those_that_the_data_were_divided_by(req
 
 
 def test_what_has_no_such_groups_is_refused(request_: Request) -> None:
-    with pytest.raises(Refusal, match=r"says no type of its examples\. Fix: name a column") as caught:
+    with pytest.raises(Refusal, match=r"has no type for its examples\. Fix: name a column") as caught:
         _folds_by_group(request_, request_.load(), "x", "type")
     assert caught.value.code == ExitCode.DATA
     with pytest.raises(Refusal, match="group 'kamera' is no column of"):

@@ -16,10 +16,9 @@ from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.cli.main import main
-from tl_dist.datasets.curation import duplicates
 from tl_dist.datasets.curation.inspection import inspect
 from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
-from tl_dist.datasets.curation.verification import verify
+from tl_dist.datasets.curation.verification import near_pairs, verify
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.tools.curate.inspect import blocks
@@ -165,10 +164,10 @@ def test_no_near_pair_is_missed(distance: int) -> None:
         )
     bits = np.bitwise_count(hashes[:, None] ^ hashes[None])
     expected = np.argwhere(np.triu((bits <= distance) & (bits > 0), 1))
-    assert duplicates.near(hashes, distance).tolist() == expected.tolist()
+    assert near_pairs(hashes, distance).tolist() == expected.tolist()
     assert distance < 4 or len(expected) > 50
-    assert duplicates.near(np.array([5, 9, 5, 5], np.uint64), 0).tolist() == [[0, 2], [0, 3]]
-    assert duplicates.near(np.zeros(0, np.uint64), distance).shape == (0, 2)
+    assert near_pairs(np.array([5, 9, 5, 5], np.uint64), 0).tolist() == [[0, 2], [0, 3]]
+    assert near_pairs(np.zeros(0, np.uint64), distance).shape == (0, 2)
 
 
 def test_the_commands_answer_in_json_and_by_exit_code(splits: Path, tmp_path: Path, capsys: Any) -> None:
@@ -255,6 +254,6 @@ def test_what_training_does_to_unusual_images_is_named(tmp_path: Path, capsys: A
     for remarks in (verified["remarks"], inspected["remarks"]):
         assert {r["kind"]: (r["count"], r["of"], r["example"]) for r in remarks} == expected
     assert main(["data", "verify", str(root), "--distance=-1"]) == ExitCode.DONE
-    assert "1 of 15 images may be transparent: they are put on white" in capsys.readouterr().out
+    assert "1 of 15 images may be transparent: they are composited on white" in capsys.readouterr().out
     assert main(["data", "inspect", str(root), "--sheet", str(tmp_path / "sheet.png")]) == ExitCode.DONE
-    assert "4 of 10 images of 16 bits use the lower 14" in capsys.readouterr().out
+    assert "4 of 10 images of 16 bits use only the lower 14" in capsys.readouterr().out

@@ -21,13 +21,13 @@ from tl_dist.data.pipeline import augmented, evaluation_batches, plain
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS
 from tl_dist.datasets import Source, Splits, decoded_by, packing, quarantine
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.decoding import VERSION, decode_rgb
 from tl_dist.datasets.files import unlabelled
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.datasets.headers import ALPHA, CMYK, DEEP, ORIENTATION, Fault, look
 from tl_dist.datasets.preprocess import load, rgb
+from tl_dist.datasets.store import Location
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.export import work as export
 from tl_dist.tools.serve.served import decoder

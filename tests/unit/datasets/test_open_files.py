@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from tl_dist.data.undecodable import MACHINE_ERRORS, READ_ERRORS, machine_fault, undecodable
 from tl_dist.datasets import Source, headers, open_files
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.files import file_source
 from tl_dist.datasets.open_files import Handles
 from tl_dist.datasets.records import RecordStore
+from tl_dist.datasets.store import Location
 from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir

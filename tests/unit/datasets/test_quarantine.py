@@ -35,11 +35,11 @@ from tl_dist.data.order import Order
 from tl_dist.data.pipeline import augmented, train_batches
 from tl_dist.data.undecodable import undecodable
 from tl_dist.datasets import Splits, headers, jpeg, quarantine
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
 from tl_dist.datasets.headers import Fault, checked, fault, look
 from tl_dist.datasets.quarantine import Bad
+from tl_dist.datasets.store import Location
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 

@@ -1,1 +1,1 @@
-"""What people do with a data set before they train on it: look at it, prove it whole, divide it. No TensorFlow."""
+"""Curate a data set before training: inspect, verify and divide it. No TensorFlow."""

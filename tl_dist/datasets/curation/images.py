@@ -1,4 +1,4 @@
-"""The images of a source through Pillow, for processes that have no TensorFlow."""
+"""Read the images of a source with Pillow, for processes without TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Source, Splits
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.preprocess import rgb
-from tl_dist.datasets.store import PixelStore
+from tl_dist.datasets.store import Location, PixelStore
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file, read_slice
 
 Stored = Location | NDArray[np.uint8]
-"""An encoded image on disk, or pixels [height, width, 3]."""
+"""an encoded image on disk, or pixels [height, width, 3]"""
 
 
 def stored(source: Source) -> Iterator[Stored]:
-    """Each example of a source, as it is kept; nothing for a source that makes its images up."""
+    """Yield each example of a source as it is stored; nothing for a source that generates its images."""
     return stored_rows(source, range(source.num_examples))
 
 
 def stored_rows(source: Source, examples: Iterable[int]) -> Iterator[Stored]:
-    """The same of some examples."""
+    """Yield these examples of a source as `stored` does."""
     store = source.store
     if not isinstance(store, PixelStore):
         yield from map(source.location, examples)
@@ -37,7 +36,7 @@ def stored_rows(source: Source, examples: Iterable[int]) -> Iterator[Stored]:
 
 
 def everything(splits: Splits) -> list[tuple[str, str, Stored]]:
-    """(split, id, image) of all examples."""
+    """List (split, id, image) of all examples."""
     return [
         (split, name, image)
         for split, source in splits.items()
@@ -46,25 +45,25 @@ def everything(splits: Splits) -> list[tuple[str, str, Stored]]:
 
 
 def encoded(image: Location) -> bytes:
-    """The bytes of an encoded image; OSError if they cannot be had."""
+    """Read the bytes of an encoded image; raises OSError if that fails."""
     if image.length is None:
         return read_file(image.path, max_bytes=limits.ENCODED_IMAGE, links=True)
     return read_slice(image.path, image.offset, image.length)
 
 
 def opened(image: Stored) -> Image.Image:
-    """The image with its header read and its pixels not; OSError or Image.DecompressionBombError if that fails.
+    """Open an image without decoding its pixels; raises OSError or Image.DecompressionBombError.
 
-    Pillow's reader of headers knows no bounds: whatever is nobody's own is to pass `headers.fault` before.
+    Pillow's header readers have no bounds, so untrusted images must pass `headers.fault` first.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
-    found = Image.open(io.BytesIO(encoded(image)))
-    if found.width * found.height > limits.IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{found.width} x {found.height} pixels")
-    return found
+    picture = Image.open(io.BytesIO(encoded(image)))
+    if picture.width * picture.height > limits.IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+    return picture
 
 
 def pixels(image: Stored) -> NDArray[np.uint8]:
-    """uint8 RGB [height, width, 3] as training sees them; what `opened` and `preprocess.rgb` raise."""
+    """Decode uint8 RGB [height, width, 3] as training sees it; raises as `encoded` and `preprocess.rgb` do."""
     return image if isinstance(image, np.ndarray) else rgb(encoded(image))

@@ -1,4 +1,4 @@
-"""What a data set holds: classes, sizes, kinds of files, and a picture of samples."""
+"""Inspect a data set: classes, sizes, kinds of files, and a contact sheet of samples."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tl_dist.datasets import Source
-from tl_dist.datasets.byte_range import Location
 from tl_dist.datasets.curation import findings, images
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.headers import DEEP, Fault, fault, look
+from tl_dist.datasets.store import Location
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular
 from tl_dist.files.picture import refuse_other_picture
@@ -29,7 +29,7 @@ _LABEL = 14
 _MAX_CLASSES = 20
 _SAMPLES = 8
 _DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-_LOOKED_AT = 64  # images of 16 bits that are decoded
+_DEEP_DECODED = 64  # number of images of 16 bits that are decoded
 
 
 class _Looked(NamedTuple):
@@ -42,10 +42,10 @@ class _Looked(NamedTuple):
 
 
 def inspect(path: Path, sheet: Path | None) -> dict[str, Any]:
-    """Facts about the data set at `path`, as JSON; with `sheet`, a PNG of samples of each class is put there.
+    """Return facts about the data set at `path`, as JSON; with `sheet`, write a PNG of samples of each class there.
 
-    No pixel is decoded but those of the samples, and of some images of 16 bits. `imbalance` is the largest class over
-    the smallest.
+    Only the samples and some images of 16 bits are decoded. `imbalance` is the size of the largest class over the
+    smallest.
     """
     if sheet is not None:
         refuse_other_picture(sheet, _is_sheet, option="--sheet")
@@ -73,13 +73,13 @@ def _is_sheet(width: int, height: int) -> bool:
 def _split(source: Source) -> dict[str, Any]:
     counts = np.bincount(source.labels, minlength=source.num_classes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on large images: the threads below share this setting
+        warnings.simplefilter("ignore")  # from Pillow, on large images: the threads below share this setting
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(_header, images.stored(source), chunksize=64))
     known = [header for header in headers if header is not None]
     sizes = np.array([header[:2] for header in known]).reshape(-1, 2)
     deep = [k for k, header in enumerate(headers) if header is not None and DEEP in header.traits]
-    deep = [deep[at] for at in np.linspace(0, len(deep) - 1, min(_LOOKED_AT, len(deep))).astype(int)]
+    deep = [deep[at] for at in np.linspace(0, len(deep) - 1, min(_DEEP_DECODED, len(deep))).astype(int)]
     narrow = _narrow(source, deep)
     return {
         "num_examples": source.num_examples,
@@ -108,13 +108,13 @@ def _header(image: images.Stored) -> _Looked | None:
     try:
         if isinstance(image, np.ndarray):
             return _looked(images.opened(image), image.nbytes, frozenset())
-        found = look(image, thorough=False)
-        if isinstance(found, Fault):
+        header = look(image, thorough=False)
+        if isinstance(header, Fault):
             return None
         if image.length is None:
             with os.fdopen(open_regular(image.path, links=True), "rb") as file:
-                return _looked(Image.open(file), os.fstat(file.fileno()).st_size, found.traits)
-        return _looked(images.opened(image), image.length, found.traits)
+                return _looked(Image.open(file), os.fstat(file.fileno()).st_size, header.traits)
+        return _looked(images.opened(image), image.length, header.traits)
     except _DAMAGED:
         return None
 
@@ -124,20 +124,20 @@ def _looked(image: Image.Image, size: int, traits: frozenset[str]) -> _Looked:
 
 
 def _narrow(source: Source, rows: list[int]) -> list[int]:
-    """Which of these images of 16 bits use few of them."""
-    every = list(images.stored(source)) if rows else []
-    found = []
+    """Return which of `rows`, images of 16 bits, use only the lowest values."""
+    stored = list(images.stored(source)) if rows else []
+    narrow = []
     for k in rows:
         with suppress(*_DAMAGED):
-            if findings.is_narrow(images.pixels(every[k])):
-                found.append(k)
-    return found
+            if findings.is_narrow(images.pixels(stored[k])):
+                narrow.append(k)
+    return narrow
 
 
 def contact_sheet(source: Source) -> Image.Image | None:
-    """A few samples of each class in a row with its name; None for a source that makes its images up."""
-    every = list(images.stored(source))
-    if not every:
+    """Draw a row of samples of each class under its name; None for a source that generates its images."""
+    stored = list(images.stored(source))
+    if not stored:
         return None
     labels = source.labels
     shown = np.unique(labels)[:_MAX_CLASSES]
@@ -150,15 +150,15 @@ def contact_sheet(source: Source) -> Image.Image | None:
         text = f"{source.class_names[label]} ({len(members):,})"
         draw.text((3, top + 1), text.encode("latin1", "replace").decode("latin1"), fill=(255, 255, 255))
         for column, k in enumerate(picked):
-            sheet.paste(_tile(every[k]), (column * _TILE, top + _LABEL))
+            sheet.paste(_tile(stored[k]), (column * _TILE, top + _LABEL))
     return sheet
 
 
 def _tile(image: images.Stored) -> Image.Image:
     tile = Image.new("RGB", (_TILE, _TILE), (24, 24, 24))
     try:
-        if isinstance(image, Location) and (found := fault(image)):
-            raise ValueError(found.reason)
+        if isinstance(image, Location) and (damage := fault(image)):
+            raise ValueError(damage.reason)
         pixels = Image.fromarray(images.pixels(image))
     except _DAMAGED:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)

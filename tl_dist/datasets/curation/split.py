@@ -1,4 +1,4 @@
-"""A manifest of splits or folds for the data set at a path."""
+"""Write a manifest of splits or folds for the data set at a path."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tl_dist.refusal import ExitCode, Refusal
 def split(
     path: Path, to: Path, *, group: str | None = None, force: bool = False, **options: Any
 ) -> dict[str, Any]:
-    """Divide all examples of the data set, whatever split they were in; counts by part and class, as JSON.
+    """Divide all examples of a data set, whatever split they were in; returns counts by part and class, as JSON.
 
-    `options` are those of `division`. The manifest is put at `to`, in the place of another file only with `force`.
+    `options` are passed to `division`. The manifest is written to `to`, over another file only with `force`.
     """
     _, splits = opened(path)
     pool = pooled(splits)
@@ -35,7 +35,7 @@ def split(
     parts = manifest.get("splits") or {f"fold {k}": ids for k, ids in enumerate(manifest["folds"])}
     label = dict(zip(pool.ids, pool.labels, strict=True))
     names = group_names(pool, group)
-    of = {} if names is None else dict(zip(pool.ids, names, strict=True))
+    groups = {} if names is None else dict(zip(pool.ids, names, strict=True))
     return {
         "file": str(to),
         "digest": manifest["digest"],
@@ -44,12 +44,12 @@ def split(
             name: np.bincount([label[i] for i in ids], minlength=pool.num_classes).tolist()
             for name, ids in parts.items()
         },
-        "groups": {name: len({of[i] for i in ids}) for name, ids in parts.items()} if of else None,
+        "groups": {name: len({groups[i] for i in ids}) for name, ids in parts.items()} if groups else None,
     }
 
 
 def _refuse_other(file: Path, content: bytes) -> None:
-    """Runs may refer to the division that is there, or it is somebody's own file."""
+    """Refuse to overwrite other content: a division that runs may refer to, or a file of the user's."""
     if not os.path.lexists(file):
         return
     with suppress(OSError):

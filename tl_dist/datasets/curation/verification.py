@@ -1,27 +1,29 @@
-"""The proof that a data set is whole: every image is decoded, and none is there twice across splits."""
+"""Verify a data set: decode every image, and find duplicates within and across splits."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Splits
-from tl_dist.datasets.byte_range import Location
-from tl_dist.datasets.curation import duplicates, findings, images
+from tl_dist.datasets.curation import findings, images
 from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.headers import DEEP, Fault, look
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.quarantine import left_out
+from tl_dist.datasets.store import Location
 
 Advance = Callable[[int, int], None]
-"""Told (done, total) as it goes on."""
+"""called with (done, total)"""
 
 _CHUNK = 64
 
@@ -34,45 +36,45 @@ class _Checked(NamedTuple):
 
 
 def verify(path: Path, *, workers: int, distance: int, advance: Advance) -> dict[str, Any]:
-    """What is wrong with the data set at `path`, as JSON: `bad` files, `equal` and `near` duplicates, `leaks`.
+    """Return what is wrong with the data set at `path`, as JSON: `bad` files, `equal` and `near` duplicates, `leaks`.
 
-    `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; below
-    0 none are looked for. `leaks` counts the groups and pairs that lie in more than one split. `findings` are on what
-    training does to some images (see `findings`). `ok` is whether there is neither a bad file nor a leak.
+    `near` are pairs whose perceptual hashes (phash of imagehash, 64 bits) differ in at most `distance` bits; a negative
+    distance skips the search. `leaks` counts the groups and pairs in more than one split. `remarks` say what training
+    does to some images (see `findings`). `ok` means no bad file and no leak.
     """
     data, splits = opened(path)
-    every = images.everything(splits)
-    checked = _check_all([image for _, _, image in every], workers, advance)
+    examples = images.everything(splits)
+    checked = _check_all([image for _, _, image in examples], workers, advance)
     equal, pairs = _twins(checked, distance)
     bad = [bad._asdict() for bad in left_out(splits)] + [
-        {"split": split, "id": name, "offset": found.fault.offset, "reason": found.fault.reason}
-        for (split, name, _), found in zip(every, checked, strict=True)
-        if found.fault is not None
+        {"split": split, "id": name, **check.fault._asdict()}
+        for (split, name, _), check in zip(examples, checked, strict=True)
+        if check.fault is not None
     ]
-    leaks = sum(len({every[k][0] for k in group}) > 1 for group in [*equal, *pairs])
+    leaks = sum(len({examples[k][0] for k in group}) > 1 for group in [*equal, *pairs])
 
     def named(groups: Sequence[Sequence[int]]) -> list[list[str]]:
-        return [[f"{every[k][0]}: {every[k][1]}" for k in group] for group in groups]
+        return [[f"{examples[k][0]}: {examples[k][1]}" for k in group] for group in groups]
 
     return {
         "kind": data.name,
         "path": data.path,
-        "num_examples": len(every),
+        "num_examples": len(examples),
         "bad": bad,
         "equal": named(equal),
         "near": named(pairs),
         "leaks": leaks,
         "remarks": findings.summed(
-            ((name, found.traits) for (_, name, _), found in zip(every, checked, strict=True)),
-            total=len(every),
-            total_16_bits=sum(DEEP in found.traits for found in checked),
+            ((name, check.traits) for (_, name, _), check in zip(examples, checked, strict=True)),
+            total=len(examples),
+            total_16_bits=sum(DEEP in check.traits for check in checked),
         ),
         "ok": not bad and not leaks,
     }
 
 
 class Twins(NamedTuple):
-    """Two images in different splits that are equal or nearly so: (split, number in it) of each."""
+    """Name two images in different splits that are equal or nearly so: (split, index in it) of each."""
 
     first: tuple[str, int]
     second: tuple[str, int]
@@ -80,14 +82,14 @@ class Twins(NamedTuple):
 
 
 def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]:
-    """The equal ones, then those whose perceptual hashes differ in at most `distance` bits. Decodes every image."""
+    """Find equal images, then those whose perceptual hashes differ in at most `distance` bits; decodes every image."""
     places = [(split, k) for split, source in splits.items() for k in range(source.num_examples)]
-    every = images.everything(splits)
-    if len(every) < len(places):  # a source makes its images up
+    examples = images.everything(splits)
+    if len(examples) < len(places):  # a source generates its images
         return []
-    checked = _check_all([image for _, _, image in every], workers, lambda done, total: None)
+    checked = _check_all([image for _, _, image in examples], workers, lambda done, total: None)
     equal, near = _twins(checked, distance)
-    # Of equal images the first in each split stands for all.
+    # The first of equal images in each split represents all.
     firsts = [list({places[k][0]: k for k in reversed(group)}.values()) for group in equal]
     pairs = [(pair, True) for group in firsts for pair in combinations(sorted(group), 2)]
     pairs += [((i, j), False) for i, j in near if places[i][0] != places[j][0]]
@@ -95,28 +97,28 @@ def across_splits(splits: Splits, *, workers: int, distance: int) -> list[Twins]
 
 
 def _twins(checked: Sequence[_Checked], distance: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Groups of equal images, and pairs of nearly equal ones; of what cannot be decoded, none."""
-    whole = [k for k, found in enumerate(checked) if found.fault is None]
-    equal = [[whole[i] for i in group] for group in duplicates.equal([checked[k].digest for k in whole])]
-    again = {k for group in equal for k in group[1:]}
-    once = [k for k in whole if k not in again] if distance >= 0 else []
-    near = duplicates.near(np.array([checked[k].hash for k in once], np.uint64), distance)
-    return equal, [[once[i], once[j]] for i, j in near.tolist()]
+    """Return groups of equal images, and pairs of nearly equal ones, among those that can be decoded."""
+    whole = [k for k, check in enumerate(checked) if check.fault is None]
+    equal = [[whole[i] for i in group] for group in equal_groups([checked[k].digest for k in whole])]
+    repeats = {k for group in equal for k in group[1:]}
+    distinct = [k for k in whole if k not in repeats] if distance >= 0 else []
+    near = near_pairs(np.array([checked[k].hash for k in distinct], np.uint64), distance)
+    return equal, [[distinct[i], distinct[j]] for i, j in near.tolist()]
 
 
-def _check_all(every: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
-    chunks = [every[k : k + _CHUNK] for k in range(0, len(every), _CHUNK)]
+def _check_all(stored: Sequence[images.Stored], workers: int, advance: Advance) -> list[_Checked]:
+    chunks = [stored[k : k + _CHUNK] for k in range(0, len(stored), _CHUNK)]
     checked: list[_Checked] = []
     with process_pool(workers, "forkserver") as pool:
         for part in [pool.submit(_check, chunk) for chunk in chunks]:
             checked += part.result()
-            advance(len(checked), len(every))
+            advance(len(checked), len(stored))
     return checked
 
 
 def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on what `fault` has let through
+        warnings.simplefilter("ignore")  # from Pillow, on headers that `look` accepts
         return [_check_one(image) for image in chunk]
 
 
@@ -144,10 +146,42 @@ def _check_one(image: images.Stored) -> _Checked:
 
 
 def _changed(image: Location) -> Fault | None:
-    """Whether the bytes are not those that were stored, where a checksum tells."""
+    """Return a fault if the bytes do not match their checksum; None if they do, or there is none."""
     if image.crc32c is None:
         return None
     import google_crc32c
 
-    right = google_crc32c.value(images.encoded(image)) == image.crc32c
-    return None if right else Fault(image.offset, "has a wrong checksum")
+    matches = google_crc32c.value(images.encoded(image)) == image.crc32c
+    return None if matches else Fault(image.offset, "has a wrong checksum")
+
+
+def equal_groups(digests: Sequence[str]) -> list[list[int]]:
+    """Group the indices of equal digests, in groups of two or more."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(digests):
+        groups[digest].append(index)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+    """Find pairs (i, j), i < j, of 64-bit hashes that differ in at most `distance` bits; int64 [pairs, 2].
+
+    Each hash is cut into distance + 1 bands. Two that differ in at most `distance` bits agree in at least one band
+    (Manku et al., WWW 2007), so only hashes that share a band are compared. Of equal hashes the first represents all
+    and is paired with each of the others.
+    """
+    unique, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    bounds = np.linspace(0, 64, distance + 2).astype(int)
+    pairs = {(int(first[g]), k) for k, g in enumerate(group) if first[g] != k}
+    for low, high in pairwise(bounds):
+        band = (unique >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(band, kind="stable")
+        keys, values = band[order], unique[order]
+        for shift in range(1, len(order)):
+            same = np.flatnonzero(keys[shift:] == keys[:-shift])
+            if not same.size:
+                break
+            close = same[np.bitwise_count(values[same] ^ values[same + shift]) <= distance]
+            ends = np.sort(np.stack([first[order[close]], first[order[close + shift]]], axis=1), axis=1)
+            pairs.update(map(tuple, ends.tolist()))
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)

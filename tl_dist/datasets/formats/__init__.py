@@ -1,1 +1,1 @@
-"""Where examples come from: one file a format, each looked up by its name in the registry."""
+"""Formats of data sets: one file each, looked up by name in the registry."""

@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 in the files their publisher offers: the Python pickles and the binary records.
+"""CIFAR-10 and CIFAR-100 in their published files: Python pickles or binary records.
 
-Without `data.path` the publisher's archive of pickles is downloaded once, by the digest that Keras pins as well.
+Without `data.path` the publisher's archive of pickles is downloaded once and verified by the digest that Keras pins.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.array_pickle import load_array_pickle, text_of
 from tl_dist.datasets.arrays import array_source
-from tl_dist.datasets.files import bytes_in, directory_of, size_of
+from tl_dist.datasets.files import bytes_in, directory_of, size_of, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files import limits
 from tl_dist.files.downloads import Archive, fetch_archive
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 CIFAR10_ARCHIVE = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -35,9 +35,9 @@ _PIXELS = 3 * 32 * 32
 
 
 class _Labels(NamedTuple):
-    """Where one kind of label is found in either format.
+    """Locate one kind of label in either format.
 
-    In the binary format a record begins with one byte for each kind, in the order of `_Cifar.labels`.
+    A binary record begins with one byte for each kind, in the order of `_Cifar.labels`.
     """
 
     num_classes: int
@@ -48,7 +48,7 @@ class _Labels(NamedTuple):
 
 @dataclass(frozen=True)
 class _Cifar:
-    """The files and keys of one dataset."""
+    """Name the files and keys of one dataset."""
 
     archive: str
     python: str  # directory
@@ -81,13 +81,13 @@ _CIFAR100 = _Cifar(
         "coarse": _Labels(20, "coarse_labels", "coarse_label_names", "coarse_label_names.txt"),
         "fine": _Labels(100, "fine_labels", "fine_label_names", "fine_label_names.txt"),
     },
-    # Each fine class lies in one coarse class, so this is right for both, and both get the same split.
+    # Each fine class lies in one coarse class, so both kinds are stratified and get the same split.
     strata="fine",
 )
 
 
 class _Part(NamedTuple):
-    """The records of one file: pixels uint8 [n, 3072], channel by channel; labels int64 [n] by kind."""
+    """Hold the records of one file: pixels uint8 [n, 3072], channel by channel; labels int64 [n] by kind."""
 
     file: Path
     pixels: NDArray[np.uint8]
@@ -95,17 +95,17 @@ class _Part(NamedTuple):
 
 
 def open_cifar10(data: DataConfig) -> Splits:
-    """CIFAR-10 (Krizhevsky 2009) with its official test split, from `data.path`, its directory there, or the cache."""
+    """Open CIFAR-10 (Krizhevsky 2009) with its official test split, from `data.path`, a folder in it, or the cache."""
     return _open(_CIFAR10, CIFAR10_ARCHIVE, "fine", data)
 
 
 def open_cifar100(data: DataConfig) -> Splits:
-    """CIFAR-100 with `data.labels` (100 fine or 20 coarse classes), found as CIFAR-10 is."""
+    """Open CIFAR-100 with `data.labels` (100 fine or 20 coarse classes), from the same places as CIFAR-10."""
     return _open(_CIFAR100, CIFAR100_ARCHIVE, data.labels, data)
 
 
 def is_cifar10(path: Path, names: Set[str]) -> bool:
-    """Whether one of its directories lies there, or the path is one."""
+    """Tell by names if the path holds, or is, a directory of CIFAR-10."""
     return (
         not names.isdisjoint({"cifar-10-batches-bin", "cifar-10-batches-py", "data_batch_1.bin"})
         or {"data_batch_1", "batches.meta"} <= names
@@ -113,7 +113,7 @@ def is_cifar10(path: Path, names: Set[str]) -> bool:
 
 
 def is_cifar100(path: Path, names: Set[str]) -> bool:
-    """The same."""
+    """Tell by names if the path holds, or is, a directory of CIFAR-100."""
     return (
         not names.isdisjoint({"cifar-100-binary", "cifar-100-python"})
         or {"train.bin", "fine_label_names.txt"} <= names
@@ -138,7 +138,7 @@ def _open(cifar: _Cifar, archive: Archive, kind: str, data: DataConfig) -> Split
 
 
 def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool]:
-    """The directory of the files, and whether they are binary: preferred, for those need no pickle."""
+    """Return the directory of the files, and if they are binary, which is preferred since it needs no pickle."""
     address = f"https://www.cs.toronto.edu/~kriz/{cifar.archive}-binary.tar.gz"
     expected = f"the unpacked files of {address}"
     path = fetch_archive(archive) if data.path is None else directory_of(data, expected)
@@ -147,15 +147,14 @@ def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool
         for root in (path / folder, path):
             if any((root / f"{file}{suffix}").is_file() for file in files):
                 return root, bool(suffix)
-    raise Refusal(
-        f"there is neither {path / cifar.binary / files[0]}.bin nor {path / cifar.python / files[0]}.",
-        fix=f"unpack {address} and set data.path to the directory that it is in.",
-        code=ExitCode.DATA,
+    raise unusable(
+        f"there is neither {path / cifar.binary / files[0]}.bin nor {path / cifar.python / files[0]}",
+        f"unpack {address} and set data.path to the directory that it is in",
     )
 
 
 def _read_binary(cifar: _Cifar, file: Path) -> _Part:
-    """Records of one byte for each kind of label, then the pixels."""
+    """Read records of one byte for each kind of label, then the pixels."""
     record = len(cifar.labels) + _PIXELS
     size_of(file)
     content = bytes_in(file, limits.CIFAR_FILE)
@@ -167,7 +166,7 @@ def _read_binary(cifar: _Cifar, file: Path) -> _Part:
 
 
 def _read_python(cifar: _Cifar, file: Path) -> _Part:
-    """A dictionary with the array "data" and one list for each kind of label."""
+    """Read a pickled dictionary with the array "data" and one list for each kind of label."""
     size_of(file)
     content = load_array_pickle(file)
     pixels = content.get("data")
@@ -181,7 +180,7 @@ def _read_python(cifar: _Cifar, file: Path) -> _Part:
 
 
 def _integers(values: Any) -> Any:
-    """int64 [n] from a list of int or an array of integers; None from anything else."""
+    """Return int64 [n] from a list of int or an array of integers; None from anything else."""
     if isinstance(values, list) and all(type(value) is int and abs(value) < 2**31 for value in values):
         return np.asarray(values, np.int64)
     return values.astype(np.int64) if isinstance(values, np.ndarray) and values.ndim == 1 else None
@@ -216,18 +215,18 @@ def _check_labels(part: _Part, names: dict[str, list[str]]) -> None:
 def _source(
     cifar: _Cifar, parts: Iterator[_Part], class_names: list[str], kind: str
 ) -> tuple[Source, NDArray[np.int32]]:
-    """All records as one source, and the strata of its examples."""
+    """Return all records as one source, and the strata of its examples."""
     images, labels, strata, ids = [], [], [], []
     for part in parts:
         channels = part.pixels.reshape(-1, 3, 32, 32)
         images.append(np.ascontiguousarray(channels.transpose(0, 2, 3, 1)))
         labels.append(part.labels[kind])
         strata.append(part.labels[cifar.strata])
-        # Without the suffix, so that both formats name an example alike.
+        # Without the suffix, so that both formats give an example the same id.
         ids += [f"{part.file.stem}:{k}" for k in range(len(channels))]
     source = array_source(np.concatenate(images), np.concatenate(labels).astype(np.int32), class_names, ids)
     return source, np.concatenate(strata).astype(np.int32)
 
 
 def _wrong(file: Path, why: str) -> Refusal:
-    return Refusal(f"{file}: {why}.", fix="obtain the file again from its publisher.", code=ExitCode.DATA)
+    return unusable(f"{file}: {why}", "obtain the file again from its publisher")

@@ -1,4 +1,4 @@
-"""A table of image files: path and label, and optionally weight, split and group."""
+"""CSV tables of image files: path and label, and optionally weight, split and group."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class _Row(NamedTuple):
 
 
 def open_csv(data: DataConfig) -> Splits:
-    """The images that a CSV file lists, or the one CSV file in a directory: `data.path`.
+    """Open the images listed in `data.path`, a CSV file or a directory with one CSV file.
 
-    Columns `path` (from the file's directory) and `label` (a number or a name; classes are numbered in the order of
-    numbers, else of names), and optionally `weight` (of the example's loss), `split` (train, validation or test)
-    and `group` (examples of one group stay in one split). Others are ignored. Refuses (65), with file and line,
-    a column that is missing, a file that is missing or named twice, and a value that is none of these.
+    Columns are `path` (from the file's directory) and `label` (a number or a name; classes are sorted by number, then
+    by name), and optionally `weight` (of the example in the loss), `split` (train, validation or test) and `group`
+    (examples of one group stay in one split). Others are ignored. Refuses (65), with file and line, a missing column,
+    an image that is missing or listed twice, and an invalid value.
     """
     table = _table(data)
     rows = sorted(_read(table), key=lambda row: row.path)
@@ -77,7 +77,7 @@ def open_csv(data: DataConfig) -> Splits:
 
 
 def is_csv(path: Path, names: Set[str]) -> bool:
-    """Whether a path is a table, by its name."""
+    """Tell by its name if a file is a table."""
     return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
 
 
@@ -90,18 +90,18 @@ def _table(data: DataConfig) -> Path:
         )
     path = Path(data.path).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.csv"))
-        if len(found) != 1:
+        tables = sorted(path.glob("*.csv"))
+        if len(tables) != 1:
             raise wrong(
-                path, None, f"the directory holds {len(found)} CSV files", "set data.path to one of them"
+                path, None, f"the directory holds {len(tables)} CSV files", "set data.path to one of them"
             )
-        path = found[0]
+        path = tables[0]
     size_of(path)
     return path.resolve()
 
 
 def _read(table: Path) -> Iterator[_Row]:
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     with opened(table) as reader:
         header = list(reader.fieldnames or ())
         for column in COLUMNS[:2]:
@@ -109,9 +109,9 @@ def _read(table: Path) -> Iterator[_Row]:
                 raise wrong(table, 1, f"there is no column '{column}', only {', '.join(header[:20])}")
         for values in reader:
             row = _row(table, reader.line_num, values)
-            if row.path in seen:
-                raise wrong(table, row.line, f"{row.path} is in line {seen[row.path]} already")
-            seen[row.path] = row.line
+            if row.path in lines:
+                raise wrong(table, row.line, f"{row.path} is in line {lines[row.path]} already")
+            lines[row.path] = row.line
             yield row
 
 
@@ -132,7 +132,7 @@ def _row(table: Path, line: int, values: dict[str, str | None]) -> _Row:
 
 
 def _sizes(table: Path, rows: Sequence[_Row]) -> list[int]:
-    """Bytes of each image; refuses the first that is missing or empty."""
+    """Return the size of each image in bytes; refuses the first one that is missing or empty."""
     places = [os.path.split(table.parent / row.path) for row in rows]
     by_folder: dict[str, list[str]] = defaultdict(list)
     for folder, name in places:
@@ -146,7 +146,7 @@ def _sizes(table: Path, rows: Sequence[_Row]) -> list[int]:
 
 
 def _why_not(path: Path, row: _Row) -> str:
-    """What is wrong with a file that has no bytes."""
+    """Say what is wrong with a file of no bytes."""
     try:
         path.stat()
     except OSError as error:

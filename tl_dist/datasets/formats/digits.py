@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: 1,797 grey images of 8 x 8. Real data, no download."""
+"""The handwritten digits of scikit-learn: 1,797 grey images of 8 x 8. Real data without a download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tl_dist.datasets.split import divide
 
 
 def open_digits(data: DataConfig) -> Splits:
-    """The digits 0 to 9 (UCI Optical Recognition of Handwritten Digits, the test part), split by class."""
+    """Open the digits 0 to 9 (UCI Optical Recognition of Handwritten Digits, the test part), stratified by class."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""ELPV: 2,624 electroluminescence images of solar cells, each with a defect probability given by experts.
+"""ELPV: 2,624 electroluminescence images of solar cells, each with a defect probability from experts.
 
 Deitsch et al. 2019 (arXiv 1807.02894), https://github.com/zae-bayern/elpv-dataset; data CC BY-NC-SA 4.0.
 """
@@ -15,10 +15,10 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Splits
 from tl_dist.datasets.annotations import Annotations, SoftLabels
-from tl_dist.datasets.files import directory_of, file_source, size_of, text_in
+from tl_dist.datasets.files import directory_of, file_source, size_of, text_in, unusable
 from tl_dist.datasets.split import divide
 from tl_dist.files.packages import fetch
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 PACKAGE = "elpv-dataset==1.0.0.post1"
 NUM_CELLS = 2624
@@ -34,10 +34,10 @@ class _Cell(NamedTuple):
 
 
 def open_elpv(data: DataConfig) -> Splits:
-    """Cells as functional or defective (probability above 1/2), split by type and class as in the paper.
+    """Open cells as functional or defective (probability above 1/2), stratified by type and class as in the paper.
 
-    With the default test_fraction there are 1,968 examples to train on and 656 to test. The files come from
-    the package index, or from `data.path`: a directory with labels.csv and the images that it names.
+    With the default test_fraction there are 1,968 examples for training and 656 for test. The files come from the
+    package index, or from `data.path`: a directory with labels.csv and the images that it names.
     """
     if data.path is None:
         root = fetch(PACKAGE, "elpv_dataset/data").resolve()
@@ -64,18 +64,18 @@ def open_elpv(data: DataConfig) -> Splits:
 
 
 def is_elpv(path: Path, names: Set[str]) -> bool:
-    """Whether its files lie in a directory, by their names."""
+    """Tell by the names in a directory if it holds ELPV."""
     return {"labels.csv", "images"} <= names
 
 
 def _soft_labels(cells: Sequence[_Cell]) -> SoftLabels:
-    """The probability of the likelier class, which is the label; the rest is of the other one."""
+    """Return the probability of the likelier class, which is the label; the rest is the other's."""
     defective = np.array([cell.probability for cell in cells], np.float32)
     return SoftLabels((defective <= 0.5).astype(np.int32), np.maximum(defective, 1 - defective))
 
 
 def _read_labels(file: Path) -> list[_Cell]:
-    """The rows (path, probability, type, parted by spaces), sorted by path: their order means nothing."""
+    """Read the rows (path, probability, type, separated by spaces), sorted by path since their order means nothing."""
     size_of(file)
     cells: dict[str, _Cell] = {}
     for number, line in enumerate(text_in(file).splitlines(), start=1):
@@ -100,6 +100,4 @@ def _read_labels(file: Path) -> list[_Cell]:
 
 
 def _wrong(file: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{file}: {why}.", fix=f"restore the file from {PACKAGE}, or correct data.path.", code=ExitCode.DATA
-    )
+    return unusable(f"{file}: {why}", f"restore the file from {PACKAGE}, or correct data.path")

@@ -1,4 +1,4 @@
-"""Images in one folder for each class: the layout that ImageNet is kept in, and most people's own images."""
+"""Images in one folder for each class: the layout of ImageNet, and of most users' own images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tl_dist.refusal import Refusal
 
 READABLE = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 UNREADABLE = frozenset({".avif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm"})
-"""Images that cannot be decoded here. They are refused: to leave them out would change the data unnoticed."""
+"""suffixes of images that cannot be decoded; they are refused, since skipping them would silently change the data"""
 
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
-"""What systems and archives leave beside people's files: as little to be read as hidden files are."""
+"""names that systems and archives leave beside the user's files; they are ignored like hidden files"""
 
 _FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _EXPECTED = "train/CLASS/IMAGE (and validation, test beside train), or with CLASS/IMAGE"
@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 def open_image_folder(data: DataConfig) -> Splits:
-    """The images below `data.path` in a folder for each class, or in `train`, `validation`, `test` with such.
+    """Open the images below `data.path` in class folders, or in `train`, `validation` and `test` with class folders.
 
-    Classes are numbered in the order of their names; images may lie deeper in a class folder. With a `train`
-    folder its neighbours are the splits: no test split is made where there is none, and validation_fraction
-    is taken from `train`. Without it the fractions decide. Hidden files and what systems leave (Thumbs.db) are
-    ignored; others that are no images are left out and counted in the log. A folder to which several links of a class
-    lead counts once. Refuses (65) image formats that cannot be decoded, a class without images, links by which one
-    folder is of two classes or splits, holds itself, or is gone, and splits with different classes.
+    Classes are numbered in the order of their names; images may lie deeper in a class folder. If there is a `train`
+    folder, the folders beside it are the other splits, no test split is made without a folder, and validation_fraction
+    is taken from `train`. Otherwise the fractions divide all images. Hidden and system files (Thumbs.db) are ignored;
+    other files that are no images are skipped and counted in the log. A folder that several links of a class lead to
+    counts once. Refuses (65) image formats that cannot be decoded, a class without images, broken links, links that put
+    a folder into itself or into two classes or splits, and splits with different classes.
     """
     root = directory_of(data, _EXPECTED)
     folders, met = _folders(root), Folders()
@@ -59,17 +59,17 @@ def open_image_folder(data: DataConfig) -> Splits:
 
 
 def is_image_folder(path: Path, names: Set[str]) -> bool:
-    """Whether there are folders or images: of what else it may be, nothing is asked."""
+    """Tell if there are folders or images; it does not exclude other formats."""
     return any(os.path.isdir(path / name) or _suffix(name) in READABLE for name in names)
 
 
 def _is_class(root: Path, folders: list[str]) -> bool:
-    """Whether `train` is a class such as the vehicle: no folder is in it, and no other split beside it."""
+    """Tell if `train` is a class, such as the vehicle: it holds no folder and has no other split beside it."""
     return {"train"} == _FOLDERS.keys() & set(folders) and not _folders(root / "train")
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
-    """Split by folder name; refuses a folder that is no split, one split twice, and a missing `train`."""
+    """Map folder names to splits; refuses a folder that is no split, one split twice, and a missing `train`."""
     splits = {name: _FOLDERS[name] for name in folders if name in _FOLDERS}
     if others := [name for name in folders if name not in splits]:
         raise unusable(
@@ -88,11 +88,11 @@ def _folders(path: Path) -> list[str]:
 
 
 def _visible(path: Path) -> list[tuple[str, int, int]]:
-    return _of_people(_listed(path))
+    return _without_clutter(_listed(path))
 
 
-def _of_people(listed: directory_cache.Folder) -> list[tuple[str, int, int]]:
-    """(name, kind, size) of what is there because somebody wants it there."""
+def _without_clutter(listed: directory_cache.Folder) -> list[tuple[str, int, int]]:
+    """List (name, kind, size) of entries other than hidden and system files."""
     return [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
 
 
@@ -111,7 +111,7 @@ class _Image(NamedTuple):
 
 
 def _source(root: Path, folder: Path, met: Folders) -> Source:
-    """The images of the class folders of `folder`, ordered by class and path; `met` grows by those folders."""
+    """Make a source of the class folders in `folder`, ordered by class and path; adds their folders to `met`."""
     classes = _folders(folder)
     if len(classes) < 2:
         raise _too_few(folder, classes)
@@ -126,9 +126,9 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
     labels: list[int] = []
     for label, name in enumerate(classes):
         of_class: Folders = {}
-        found = sorted(images_below(folder / name, prefix + name, left_out, of_class))
-        images += found
-        labels += [label] * len(found)
+        class_images = sorted(images_below(folder / name, prefix + name, left_out, of_class))
+        images += class_images
+        labels += [label] * len(class_images)
         count_folders(root, met, of_class, len(images))
     _report(folder, left_out)
     if empty := sorted(set(range(len(classes))) - set(labels)):
@@ -145,9 +145,9 @@ def images_below(
     met: Folders,
     above: Set[tuple[int, int]] = frozenset(),
 ) -> Iterator[_Image]:
-    """The images at any depth below `folder`; what is none goes to `left_out`, by suffix.
+    """Yield the images at any depth below `folder`; adds other files to `left_out`, by suffix.
 
-    What is in `met` by another path is passed by: thirty folders with two links each to the next have 2**30 paths.
+    Skips a folder in `met` by another path: thirty folders with two links each to the next have 2**30 paths.
     """
     listed = _listed(folder)
     if listed.identity in above:
@@ -160,7 +160,7 @@ def images_below(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
     folders: list[str] = []
-    for entry, kind, size in _of_people(listed):
+    for entry, kind, size in _without_clutter(listed):
         name = f"{prefix}/{entry}"
         suffix = _suffix(entry)
         if kind == directory_cache.FOLDER:
@@ -170,12 +170,12 @@ def images_below(
         else:
             _check_link(folder / entry, kind)
             left_out.setdefault(suffix, []).append(name)
-    for entry in sorted(folders):  # so that the path by which one is met first is the same for every worker
+    for entry in sorted(folders):  # sorted, so that every worker meets a folder first by the same path
         yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {listed.identity})
 
 
 def _too_few(folder: Path, classes: list[str]) -> Refusal:
-    """Why this folder is no data set, from what people do with their own photographs."""
+    """Make the refusal of a folder without two classes, with a fix for common layouts of photographs."""
     if classes and len(inside := _folders(folder / classes[0])) > 1:
         what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
         return unusable(what, f"set data.path to {folder / classes[0]}, if those are the classes")
@@ -187,7 +187,7 @@ def _too_few(folder: Path, classes: list[str]) -> Refusal:
 
 
 def _check_link(path: Path, kind: int) -> None:
-    """Refuse a link that leads nowhere where it may have led to a folder of images."""
+    """Refuse a broken link: it may have led to a folder of images."""
     if kind == directory_cache.GONE:
         raise unusable(f"{path} is a link that leads nowhere", "restore what it led to, or delete it")
 
@@ -197,7 +197,7 @@ def _suffix(name: str) -> str:
 
 
 def _report(folder: Path, left_out: dict[str, list[str]]) -> None:
-    """Refuse what should have been read, and say in one line of the log what was left out for good reason."""
+    """Refuse images that cannot be decoded, and log what else was skipped in one line."""
     kinds = [f"{len(left_out[k])} {k or 'without suffix'} ({min(left_out[k])})" for k in sorted(left_out)]
     if not UNREADABLE.isdisjoint(left_out):
         raise unusable(f"{folder} holds images that cannot be read: {_few(kinds)}", "convert them to PNG")

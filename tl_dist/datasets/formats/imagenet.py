@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as it is kept: folders of JPEG by wnid, and TFRecord files of the TensorFlow scripts."""
+"""ImageNet (ILSVRC 2012): JPEG files in folders by wnid, or the TFRecord files of the TensorFlow scripts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _KIT = ("", "data", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12")
 
 
 def open_imagenet(data: DataConfig) -> Splits:
-    """ILSVRC 2012 below `data.path`: train and val in a folder for each wnid, or TFRecord files.
+    """Open ILSVRC 2012 below `data.path`: train and val in a folder for each wnid, or TFRecord files.
 
-    The validation images may lie flat, with their labels beside them: `LOC_val_solution.csv` of Kaggle, a file of
-    one wnid a line, or `ILSVRC2012_validation_ground_truth.txt`, whose numbers are ILSVRC2012_IDs: only `meta.mat`
-    of the same development kit says which class they are. Classes are the train folders in the order of their
-    wnids. There is no test split with labels. Refuses (65) what does not fit together, naming it.
+    The validation images may lie flat, with a file of their labels: `LOC_val_solution.csv` from Kaggle, one wnid a
+    line, or `ILSVRC2012_validation_ground_truth.txt` with ILSVRC2012_IDs, which only `meta.mat` of the same development
+    kit maps to classes. Classes are the train folders in the order of their wnids. There is no labelled test split.
+    Refuses (65) files that do not fit together, naming them.
     """
     root = directory_of(data, "train/WNID/*.JPEG and val, or train-00000-of-01024")
     shards = find_shards(root)
@@ -77,15 +77,14 @@ def _by_folder(base: Path, split: str, wnids: list[str], met: Folders) -> Source
     sizes: list[int] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
-        found = _images(base / split / wnid)
-        if found:
-            identity = directory_cache.folder(base / split / wnid).identity
-            count_folders(base, met, {identity: f"{split}/{wnid}"}, len(ids))
-        if not found:
+        images = _images(base / split / wnid)
+        if not images:
             raise unusable(f"{base / split / wnid} holds no image", "restore it")
-        ids += [f"{split}/{wnid}/{name}" for name in found]
-        sizes += found.values()
-        labels += [label] * len(found)
+        identity = directory_cache.folder(base / split / wnid).identity
+        count_folders(base, met, {identity: f"{split}/{wnid}"}, len(ids))
+        ids += [f"{split}/{wnid}/{name}" for name in images]
+        sizes += images.values()
+        labels += [label] * len(images)
     return _source(base, ids, sizes, labels, wnids)
 
 
@@ -105,7 +104,7 @@ def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: 
 
 
 def _in(folder: Path) -> list[tuple[str, int, int]]:
-    """(name, kind, size) of what is in a folder; nothing where there is none."""
+    """List (name, kind, size) of the entries of a folder; empty if there is no folder."""
     try:
         return list(directory_cache.folder(folder).entries())
     except (FileNotFoundError, NotADirectoryError):
@@ -115,13 +114,13 @@ def _in(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def _images(folder: Path) -> dict[str, int]:
-    """The size of each image, in the order of their names."""
+    """Return the size of each image by name, sorted."""
     return {name: size for name, _, size in sorted(_in(folder)) if Path(name).suffix.lower() in _IMAGE}
 
 
 def _source(base: Path, ids: list[str], sizes: list[int], labels: list[int], wnids: list[str]) -> Source:
     for name in (name for name, size in zip(ids, sizes, strict=True) if not size):
-        size_of(base / name)  # which refuses it
+        size_of(base / name)  # refuses it
     return file_source(base, tuple(ids), np.array(sizes, np.int64), np.array(labels, np.int32), tuple(wnids))
 
 
@@ -137,7 +136,7 @@ def _truth_file(root: Path, base: Path, split: str) -> Path:
 
 
 def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str, str]:
-    """The wnid of each validation image by file name."""
+    """Return the wnid of each validation image by file name."""
     file = _truth_file(root, base, split)
     if file.suffix == ".csv":
         with opened(file) as rows:
@@ -162,7 +161,7 @@ def _truth(root: Path, base: Path, split: str, names: list[str]) -> Mapping[str,
 
 
 def _synsets(root: Path, truth: Path) -> Mapping[str, str]:
-    """wnid by ILSVRC2012_ID, from meta.mat of the development kit; the numbers are not in the order of wnids."""
+    """Read wnids by ILSVRC2012_ID from meta.mat of the development kit; the IDs are not in the order of wnids."""
     from scipy.io import loadmat
 
     places = [truth.parent / "meta.mat", *(root / kit / "meta.mat" for kit in _KIT)]

@@ -1,8 +1,8 @@
-"""A data set in a few large files: images one after another, an index of offsets, and a digest of each file.
+"""Packed data sets: images one after another in a few large files, an index of offsets, a digest of each file.
 
-A packed set is a directory. Each shard is NAME.images (the encoded images and nothing between them), NAME.npz (offsets,
-sizes, labels, CRC-32C of each image, ids, and the weights, groups, types and soft labels that the source has) and
-NAME.json, which commits it; `manifest.json` commits the whole.
+A packed set is a directory. Each shard is NAME.images (the encoded images with nothing between them), NAME.npz
+(offsets, sizes, labels, CRC-32C of each image, ids, and the weights, groups, types and soft labels that the source has)
+and NAME.json, which commits the shard; `manifest.json` commits the set.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import NAMES, Annotations, unpacked_text
-from tl_dist.datasets.files import directory_of, size_of
+from tl_dist.datasets.files import directory_of, size_of, unusable
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.split import beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
 from tl_dist.files.npz import read_npz
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import Refusal
 
 FORMAT = "tl_dist packed 1"
 MANIFEST = "manifest.json"
@@ -38,10 +38,10 @@ _TEXTS = {"ids", "groups", "types"}
 
 
 def open_packed(data: DataConfig) -> Splits:
-    """The set that `tl-dist data pack` wrote to `data.path`, with the splits of its source.
+    """Open the set that `tl-dist data pack` wrote to `data.path`, with the splits of its source.
 
-    A set of one split is a pool that the fractions divide. The indexes are compared with their digests here, each
-    image with its checksum when it is read. Refuses (65) a directory that is not complete, and changed files.
+    A set with only a train split is divided by the fractions. Digests of indexes are verified here, the checksum of
+    each image when it is read. Refuses (65) an incomplete directory, and changed files.
     """
     root = directory_of(data, f"{MANIFEST} and the files that 'tl-dist data pack' writes beside it")
     manifest = _manifest(root)
@@ -54,7 +54,7 @@ def open_packed(data: DataConfig) -> Splits:
 
 
 def is_packed(path: Path, names: Set[str]) -> bool:
-    """Whether a directory holds a packed set, by names."""
+    """Tell by the names in a directory if it holds a packed set."""
     return MANIFEST in names
 
 
@@ -104,7 +104,7 @@ def _source(root: Path, shards: Sequence[Mapping[str, Any]], class_names: Sequen
 
 
 def _columns(root: Path, shard: Mapping[str, Any], num_classes: int) -> dict[str, NDArray[Any]]:
-    """The index of one shard, each column of the type and length that it must have."""
+    """Read the index of one shard and check the type and length of each column."""
     images, index = root / f"{shard['name']}.images", root / f"{shard['name']}.npz"
     try:
         if (size := size_of(images)) != shard["images"]["size"]:
@@ -116,13 +116,13 @@ def _columns(root: Path, shard: Mapping[str, Any], num_classes: int) -> dict[str
         _check(columns, int(shard["num_examples"]), size, num_classes)
     except Refusal:
         raise
-    except Exception as error:  # what NumPy and zipfile raise of a damaged file is nearly anything
+    except Exception as error:  # NumPy and zipfile raise nearly anything for a damaged file
         raise _wrong(f"{index} is no index of packed images: {reason(error)}") from error
     return columns
 
 
 def _check(columns: Mapping[str, NDArray[Any]], number: int, size: int, num_classes: int) -> None:
-    """ValueError unless these are the columns of so many examples in a file of so many bytes."""
+    """Raise ValueError unless the columns are valid for `number` examples in a file of `size` bytes."""
     for name, kind in _COLUMNS.items():
         if (name in columns or name in _NEEDED) and (
             columns[name].dtype != kind or columns[name].shape != (number,)
@@ -145,4 +145,4 @@ def _check(columns: Mapping[str, NDArray[Any]], number: int, size: int, num_clas
 
 
 def _wrong(what: str, fix: str = "pack the set again, or restore the file") -> Refusal:
-    return Refusal(f"{what}.", fix=f"{fix}.", code=ExitCode.DATA)
+    return unusable(what, fix)

@@ -1,6 +1,6 @@
-"""Data sets that tensorflow_datasets has prepared on disk, read without it: JSON descriptions and TFRecord files.
+"""Data sets prepared on disk by tensorflow_datasets, read without it: JSON descriptions and TFRecord files.
 
-The files are those of `tfds.core.DatasetInfo.write_to_directory`: dataset_info.json, features.json, and class names in
+`tfds.core.DatasetInfo.write_to_directory` writes dataset_info.json, features.json, and class names in
 FEATURE.labels.txt. https://www.tensorflow.org/datasets/external_tfrecord
 """
 
@@ -36,12 +36,12 @@ _log = logging.getLogger(__name__)
 
 
 def open_tfds(data: DataConfig) -> Splits:
-    """The prepared data set in `data.path`: the directory NAME/VERSION or NAME/CONFIG/VERSION, or one above it.
+    """Open the prepared data set in `data.path`: the directory NAME/VERSION or NAME/CONFIG/VERSION, or one above it.
 
-    The image and the label are the supervised pair of the set, else its features `image` and `label`, else its only
-    Image and its only ClassLabel. Splits train, validation and test are read; others, and those without labels, are
-    left out and named in the log. A set of train alone is a pool that the fractions divide. Refuses (65) a directory
-    with several sets, file formats other than TFRecord, and shards that are missing or hold other than so many records.
+    Image and label are the supervised pair of the set, else its features `image` and `label`, else its only Image and
+    its only ClassLabel. Splits train, validation and test are read; others, and splits without labels, are left out and
+    named in the log. A set with only a train split is divided by the fractions. Refuses (65) a directory with several
+    sets, file formats other than TFRecord, and shards that are missing or have the wrong number of records.
     """
     root = _prepared(directory_of(data, f"{INFO}: what tfds.load has prepared, such as NAME/1.0.0"))
     info = _json(root / INFO)
@@ -58,13 +58,13 @@ def open_tfds(data: DataConfig) -> Splits:
     except _DAMAGE as error:
         raise _damaged(root / INFO, error) from error
     numbers = {name: n for split in splits for name, n in split.numbers.items()}
-    # The library's classes begin at 0 whether or not an image shows the first.
+    # Classes of tensorflow_datasets begin at 0, even if no example has that label.
     data = data.model_copy(update={"first_label": 0})
     return open_shards(root, files, data, names, keys=keys, numbers=numbers)
 
 
 def is_tfds(path: Path, names: Set[str]) -> bool:
-    """Whether a directory looks like a prepared set, or like the place of its versions or configs."""
+    """Tell if a directory looks like a prepared set, or like the parent of its versions or configs."""
     if not path.is_dir():
         return False
     versions = (child for child in path.glob("[0-9]*.[0-9]*.[0-9]*") if (child / INFO).is_file())
@@ -78,14 +78,14 @@ def is_tfds(path: Path, names: Set[str]) -> bool:
 def _prepared(root: Path) -> Path:
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         files = matching(f"{escape(str(root))}/{depth}{INFO}")
-        found = sorted(Path(file).parent for file in files if "incomplete." not in file)
-        if len(found) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path in found[:8])
+        directories = sorted(Path(file).parent for file in files if "incomplete." not in file)
+        if len(directories) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path in directories[:8])
             raise unusable(
-                f"{root} holds {len(found)} prepared sets: {names}", "set data.path to one of them"
+                f"{root} holds {len(directories)} prepared sets: {names}", "set data.path to one of them"
             )
-        if found:
-            return found[0]
+        if directories:
+            return directories[0]
     raise unusable(
         f"there is no {INFO} in {root} or below",
         "let tfds.load prepare the set, or use data.name: tfrecord for records without it",
@@ -112,7 +112,7 @@ def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
             "NUM_SHARDS": f"{len(lengths):0{digits}}",
             "SHARD_X_OF_Y": f"{k:0{digits}}-of-{len(lengths):0{digits}}",
         }
-        # Not by str.format, which would also look up attributes, and pad to any width.
+        # Not str.format, which would also look up attributes and pad to any width.
         template = str(split.get("filepathTemplate") or _TEMPLATE)
         filled = _FIELD.sub(lambda field: str(parts[field[1]]), template)
         if Path(filled).name != filled or not filled.isprintable() or "{" in filled:
@@ -123,7 +123,7 @@ def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> _Split:
 
 
 def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]]:
-    """File names by our own split; "" for the one pool."""
+    """Return file names by the split's name in tl_dist; "" for a single pool."""
     known = {
         SPLIT_NAMES[split.name]: list(split.numbers)
         for split in splits
@@ -139,24 +139,24 @@ def _files_by_split(root: Path, splits: Sequence[_Split]) -> dict[str, list[str]
 
 class _Feature(NamedTuple):
     key: str
-    """as in the records"""
+    """key in the records"""
     name: str
-    """as in the names of files"""
+    """name in file names"""
     spec: Mapping[str, Any]
 
 
 def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] | None]:
-    """Where the image and the label are in a record, and the names of the classes."""
+    """Return the keys of image and label in a record, and the class names."""
     path = root / "features.json"
-    found: list[_Feature] = []
+    features: list[_Feature] = []
     if path.is_file():  # releases before 4.2 wrote none
         try:
-            found = list(_flat(_json(path)))
+            features = list(_flat(_json(path)))
         except (*_DAMAGE, RecursionError) as error:
             raise _damaged(path, error) from error
-    if not found:
+    if not features:
         return KEYS, _class_names(root, "label", {})
-    image, label = _pair(root, found, info)
+    image, label = _pair(root, features, info)
     kind = str(image.spec["image"].get("dtype", ""))
     if kind not in _READABLE_TYPES:
         raise unusable(f"{root}: its images hold numbers of type {kind}", "choose a set with 8-bit images")
@@ -164,7 +164,7 @@ def _features(root: Path, info: Mapping[str, Any]) -> tuple[Keys, Sequence[str] 
 
 
 def _flat(spec: Mapping[str, Any], key: str = "", name: str = "") -> Iterator[_Feature]:
-    """The features that have one value in each record, also those in dictionaries of features."""
+    """Yield the features with one value in each record, including nested dictionaries of features."""
     if "featuresDict" in spec:
         for child, below in spec["featuresDict"].get("features", {}).items():
             inside = child.replace("/", ".")
@@ -173,9 +173,9 @@ def _flat(spec: Mapping[str, Any], key: str = "", name: str = "") -> Iterator[_F
         yield _Feature(key, name, spec)
 
 
-def _pair(root: Path, found: Sequence[_Feature], info: Mapping[str, Any]) -> tuple[_Feature, _Feature]:
-    images = {feature.key: feature for feature in found if "image" in feature.spec}
-    labels = {feature.key: feature for feature in found if "classLabel" in feature.spec}
+def _pair(root: Path, features: Sequence[_Feature], info: Mapping[str, Any]) -> tuple[_Feature, _Feature]:
+    images = {feature.key: feature for feature in features if "image" in feature.spec}
+    labels = {feature.key: feature for feature in features if "classLabel" in feature.spec}
     items = ((info.get("supervisedKeys") or {}).get("tuple") or {}).get("items") or ()
     supervised = [item.get("featureKey") for item in items]
     for image, label in [supervised] * (len(supervised) == 2) + [["image", "label"]]:

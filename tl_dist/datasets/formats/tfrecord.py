@@ -1,4 +1,4 @@
-"""TFRecord files of tf.train.Example: those of the TensorFlow scripts, of tensorflow_datasets, and one's own."""
+"""TFRecord files of tf.train.Example: from the TensorFlow scripts, tensorflow_datasets, or the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tl_dist.datasets.split import SPLIT_NAMES, beside_official, divide
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.packages import user_cache
-from tl_dist.refusal import ExitCode, Refusal
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<k>\d{5,})-of-(?P<n>\d{5,})(?:\.tfrec(?:ords?)?)?")
 _RECORDS = re.compile(r".*(\.tfrecords?$|\.tfrecord-\d+-of-\d+$|-\d{5}-of-\d{5}$)")
@@ -30,13 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 def open_tfrecord(data: DataConfig) -> Splits:
-    """The records of the TFRecord files in `data.path`: an encoded image and an integer label in each.
+    """Open the records of the TFRecord files in `data.path`: an encoded image and an integer label in each.
 
     Keys are `image/encoded` and `image/class/label` (the TensorFlow scripts), or `image` and `label`
-    (tensorflow_datasets). Files named train, validation, val or test, as in `train-00000-of-01024`, are these
-    splits; without such names all files are one pool, divided by the fractions. Labels count from 0, or from 1
-    when no record has a 0 (`data.first_label` says which). Class names are those of a file labels.txt, or the
-    synsets in the records. Refuses (65) missing shards, and more bad records than data.max_bad.
+    (tensorflow_datasets). Files named train, validation, val or test, as in `train-00000-of-01024`, are these splits;
+    without such names all files are one pool, divided by the fractions. Labels count from 0, or from 1 if no record has
+    a 0; `data.first_label` sets it. Class names come from a file labels.txt, or from the synsets in the records.
+    Refuses (65) missing shards, and more bad records than data.max_bad.
     """
     root = directory_of(data, "TFRecord files, such as train-00000-of-01024")
     files = find_shards(root)
@@ -46,13 +45,13 @@ def open_tfrecord(data: DataConfig) -> Splits:
 
 
 def is_tfrecord(path: Path, names: Set[str]) -> bool:
-    """Whether a directory holds records, by the names of files."""
+    """Tell by the names of files if a directory holds TFRecord files."""
     return any(_RECORDS.fullmatch(name) for name in names)
 
 
 def find_shards(root: Path) -> dict[str, list[str]]:
-    """The names of TFRecord files in a directory by split, "" for no split; refuses an incomplete set (65)."""
-    found: dict[str, list[str]] = {}
+    """List the names of TFRecord files in a directory by split, "" for no split; refuses (65) an incomplete set."""
+    splits: dict[str, list[str]] = {}
     counts: dict[tuple[str, int], set[int]] = {}
     for path in sorted(root.iterdir()):
         shard = _SHARD.fullmatch(path.name)
@@ -62,21 +61,23 @@ def find_shards(root: Path) -> dict[str, list[str]]:
             counts.setdefault((shard["stem"], int(shard["n"])), set()).add(int(shard["k"]))
         words = re.split(r"[-_.]", path.name.lower())
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
-        found.setdefault(split, []).append(path.name)
+        splits.setdefault(split, []).append(path.name)
     for (stem, number), numbers in counts.items():
-        if missing := number - len({k for k in numbers if k < number}):  # any number may stand in a name
+        if missing := number - len({k for k in numbers if k < number}):  # a name may hold any number
             first = next(k for k in range(number) if k not in numbers)
             what = f"{missing} of {number} shards are missing, the first is {stem}-{first:05}-of-{number:05}"
             raise unusable(f"{root}: {what}", "restore them")
-    if "" in found and len(found) > 1:
-        raise unusable(f"{root}: {found[''][0]} belongs to no split, but other files do", "move it elsewhere")
-    if found and "train" not in found and "" not in found:
-        raise unusable(f"{root} holds TFRecord files of {', '.join(found)} alone", "add those of train")
-    return found
+    if "" in splits and len(splits) > 1:
+        raise unusable(
+            f"{root}: {splits[''][0]} belongs to no split, but other files do", "move it elsewhere"
+        )
+    if splits and "train" not in splits and "" not in splits:
+        raise unusable(f"{root} holds TFRecord files of {', '.join(splits)} alone", "add those of train")
+    return splits
 
 
 def class_names(root: Path) -> Sequence[str] | None:
-    """The lines of the file of class names beside the records, if there is one; "0:name" is "name"."""
+    """Read the lines of the file of class names beside the records, if there is one; "0:name" becomes "name"."""
     for file in (*(root / name for name in _NAMES), *sorted(root.glob("*.labels.txt"))):
         if file.is_file():
             lines = text_in(file).splitlines()
@@ -93,10 +94,10 @@ def open_shards(
     keys: Keys = KEYS,
     numbers: Mapping[str, int] | None = None,
 ) -> Splits:
-    """The sources of TFRecord files by split; `names` are the classes, None when only the records know them.
+    """Open TFRecord files as sources by split; `names` are the classes, None if only the records name them.
 
-    A split other than train whose records all have the label -1 has no labels, and is left out. `numbers` says how
-    many records each file must hold, where that is known.
+    A split other than train whose records all have the label -1 is unlabelled and left out. `numbers` is the required
+    number of records by file, if known.
     """
     indexes: dict[str, list[ShardIndex]] = {}
     everything = [root / name for group in files.values() for name in group]
@@ -105,17 +106,18 @@ def open_shards(
     try:
         built = iter(index_shards(everything, user_cache() / "tfrecord", keys))
     except OSError as error:
-        raise Refusal(
-            f"the TFRecord files in {root} cannot be indexed: {reason(error)}.",
-            fix=f"permit it; the index is kept in {user_cache() / 'tfrecord'}.",
-            code=ExitCode.DATA,
+        raise unusable(
+            f"the TFRecord files in {root} cannot be indexed: {reason(error)}",
+            f"permit it; the index is kept in {user_cache() / 'tfrecord'}",
         ) from error
     for split, group in files.items():
         indexes[split] = [next(built) for _ in group]
         for name, index in zip(group, indexes[split], strict=True):
-            found, wanted = len(index.labels), (numbers or {}).get(name)
-            if wanted is not None and found != wanted and not index.lost:
-                raise unusable(f"{root / name} holds {found} records instead of {wanted}", "restore the file")
+            number, wanted = len(index.labels), (numbers or {}).get(name)
+            if wanted is not None and number != wanted and not index.lost:
+                raise unusable(
+                    f"{root / name} holds {number} records instead of {wanted}", "restore the file"
+                )
     for split in [s for s, group in indexes.items() if s not in ("", "train") and not _labelled(group)]:
         _log.warning("%s: the records of %s have no labels: the split is left out", root, split)
         del indexes[split]
@@ -131,13 +133,13 @@ def _labelled(indexes: Sequence[ShardIndex]) -> bool:
 
 
 class _Classes:
-    """How the numbers in the records are classes."""
+    """Map the labels in the records to classes."""
 
     def __init__(self, indexes: Sequence[ShardIndex], first: int | None, names: Sequence[str] | None) -> None:
         labels = np.unique(np.concatenate([index.labels for index in indexes]))
         usual = labels[(labels >= 0) & (labels < limits.CLASSES)]
         if first is None:
-            # tensorflow_datasets count from 0; in the TensorFlow scripts 0 is a background that no image shows.
+            # tensorflow_datasets counts from 0; in the TensorFlow scripts 0 is a background class without images.
             first = (
                 0
                 if 0 in usual or (names and len(names) > usual.max(initial=0) and names[0] != "background")
@@ -146,11 +148,11 @@ class _Classes:
         self.first = first
         if names and first == 1 and names[0] == "background":
             names = names[1:]
-        seen: dict[int, tuple[str, str]] = {}
+        synsets: dict[int, tuple[str, str]] = {}
         for index in indexes:
-            seen = {**index.synsets, **seen}
+            synsets = {**index.synsets, **synsets}
         number = len(names) if names else int(usual.max(initial=0)) + 1 - first
-        self.names = names or [_name(seen.get(k + first), k) for k in range(number)]
+        self.names = names or [_name(synsets.get(k + first), k) for k in range(number)]
 
 
 def _name(synset_and_text: tuple[str, str] | None, k: int) -> str:
@@ -166,10 +168,10 @@ def _source(
 ) -> Source:
     bad: list[Bad] = [entry for index in indexes for entry in index.bad]
     lost = sum(index.lost for index in indexes)
-    kept: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     for name, index in zip(files, indexes, strict=True):
         good = (index.labels >= classes.first) & (index.labels < len(classes.names) + classes.first)
-        kept.append(good)
+        masks.append(good)
         for start, label in zip(index.starts[~good].tolist(), index.labels[~good].tolist(), strict=True):
             last = len(classes.names) + classes.first - 1
             bad.append(Bad(f"{name}:{start}", start, f"label {label} is not in {classes.first} to {last}"))
@@ -177,10 +179,10 @@ def _source(
 
     def column(field: str) -> np.ndarray:
         return np.concatenate(
-            [getattr(index, field)[good] for index, good in zip(indexes, kept, strict=True)]
+            [getattr(index, field)[good] for index, good in zip(indexes, masks, strict=True)]
         )
 
-    total = sum(int(good.sum()) for good in kept)
+    total = sum(int(good.sum()) for good in masks)
     most = max(100, (total + lost) // 10_000) if max_bad is None else max_bad
     if lost > most or total == 0:
         shown = "; ".join(f"{name}: {why}" for name, _, why in bad[:5])
@@ -190,12 +192,12 @@ def _source(
             else f"{root} holds no record",
             "restore these files, or raise data.max_bad" if total else "restore these files",
         )
-    starts = [index.starts[good].tolist() for index, good in zip(indexes, kept, strict=True)]
+    starts = [index.starts[good].tolist() for index, good in zip(indexes, masks, strict=True)]
     ids = [f"{name}:{start}" for name, rows in zip(files, starts, strict=True) for start in rows]
     store = RecordStore(
         root=root,
         files=tuple(files),
-        shards=np.repeat(np.arange(len(files), dtype=np.int32), [int(good.sum()) for good in kept]),
+        shards=np.repeat(np.arange(len(files), dtype=np.int32), [int(good.sum()) for good in masks]),
         offsets=column("offsets"),
         sizes=column("sizes"),
         checks=column("checks"),
