@@ -6,6 +6,7 @@ without examples are ignored.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,8 +116,11 @@ def nleep(features: Features, labels: Labels, *, seed: int = 0) -> float:
     mixture = GaussianMixture(
         num_components, covariance_type="diag", random_state=seed, max_iter=50, reg_covar=1e-4, tol=1e-2
     )
-    parts = _fitted(mixture, reduced).predict_proba(reduced)
-    return leep(parts, labels)
+    with warnings.catch_warnings():
+        # Stopping before convergence moves the score by less than another seed does.
+        warnings.simplefilter("ignore")
+        mixture.fit(reduced)
+    return leep(mixture.predict_proba(reduced), labels)
 
 
 def leep(parts: Features, labels: Labels) -> float:
@@ -143,15 +147,6 @@ def _principal(features: Features) -> Features:
         return np.zeros((len(rows), 1))
     num = int(np.searchsorted(values.cumsum(), ENERGY * values.sum())) + 1
     return rows @ axes[:, :num] / np.sqrt(values[0])
-
-
-def _fitted(mixture: Any, rows: Features) -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        # Stopping before convergence moves the score by less than another seed does.
-        warnings.simplefilter("ignore")
-        return mixture.fit(rows)
 
 
 def nearest(

@@ -15,6 +15,7 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.division import open_splits, pooled
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import refuse_other
+from tl_dist.files.packages import require
 from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.records import flattered
@@ -24,7 +25,7 @@ from tl_dist.tools.report import comparison, single
 from tl_dist.tools.report.duplicates import MAX_SHOWN, Twin, twins_in
 from tl_dist.tools.report.examples import MAX_SUSPECTS, Examples, examples_of
 from tl_dist.tools.report.facts import OUT_OF_FOLD_SPLIT, Facts, gather
-from tl_dist.tools.report.page import MARK, require_jinja2
+from tl_dist.tools.report.page import MARK
 from tl_dist.tools.report.pictures import HEAT_SIDE, address_of, thumbnails
 
 
@@ -50,7 +51,7 @@ def report(request: Request, say: Callable[[str], None]) -> Path:
 
     Refuses (73) to replace a file that is not a report. The run directory alone is enough for a page without pictures.
     """
-    require_jinja2()
+    require(("jinja2",), extra="report", what="a report")
     out = request.out or (
         request.runs[0] / "report.html" if len(request.runs) == 1 else Path("comparison.html")
     )

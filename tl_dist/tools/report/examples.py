@@ -55,11 +55,6 @@ class Examples:
         """Count the examples labelled as each class."""
         return np.bincount(self.facts.predictions.labels, minlength=len(self.facts.class_names))
 
-    @property
-    def confidence_by_id(self) -> dict[str, float]:
-        """Map the id of each example to its confidence."""
-        return dict(zip(self.facts.predictions.ids.tolist(), self.confidence.tolist(), strict=True))
-
     def pictured(self) -> NDArray[np.int64]:
         """Choose at most MAX_PICTURES examples to show: errors, then the least sure, then others spread evenly."""
         right = np.setdiff1d(np.arange(self.num_examples), self.errors)
@@ -117,7 +112,7 @@ class Cards:
         return {
             "id": name,
             "prediction": f"{self._names[predicted]} {percent(float(probabilities[predicted]))}",
-            "label": "right" if right else f"label: {self._names[label]}",
+            "label": "correct" if right else f"label: {self._names[label]}",
             "right": right,
             "classes": [label, predicted],
             "image": self._examples.images[name],
@@ -139,8 +134,9 @@ class Cards:
 
     def for_script(self) -> dict[str, Any]:
         """Return the data of the script: class names, cards, and the orders in which they can be shown."""
-        certainty = self._examples.confidence_by_id
-        least_sure = sorted(self._of_split, key=lambda number: certainty[self.all[number]["id"]])
+        ids = self._examples.facts.predictions.ids.tolist()
+        confidence = dict(zip(ids, self._examples.confidence.tolist(), strict=True))
+        least_sure = sorted(self._of_split, key=lambda number: confidence[self.all[number]["id"]])
         return {
             "class_names": self._names,
             "examples": self.all,

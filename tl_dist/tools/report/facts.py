@@ -111,7 +111,7 @@ def _fits(out_of_fold: OutOfFold, predicted: Predictions) -> bool:
 
 
 def mean_over_seeds(out_of_fold: OutOfFold) -> Predictions:
-    """Average the probabilities over seeds, to check labels only: the mean is more accurate than any one model."""
+    """Average the probabilities over seeds. The mean is more accurate than any one model, so it only checks labels."""
     return out_of_fold.of_one(out_of_fold.probabilities.mean(axis=0))
 
 

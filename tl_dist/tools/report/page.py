@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.files.packages import require
 from tl_dist.refusal import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -28,11 +27,6 @@ class Section:
     template: str
     content: Mapping[str, Any] | None
     """None leaves the part out"""
-
-
-def require_jinja2() -> None:
-    """Refuse (64) to go on without Jinja2; call this before anything is computed."""
-    require(("jinja2",), extra="report", what="a report")
 
 
 def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:

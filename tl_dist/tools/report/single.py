@@ -10,13 +10,7 @@ import numpy as np
 from tl_dist.scores import curves
 from tl_dist.tools.report import charts, technical, trust
 from tl_dist.tools.report.duplicates import MAX_SHOWN, Twin
-from tl_dist.tools.report.examples import (
-    MAX_SUSPECTS,
-    Cards,
-    Examples,
-    class_tables,
-    confusions,
-)
+from tl_dist.tools.report.examples import MAX_SUSPECTS, Cards, Examples, class_tables, confusions
 from tl_dist.tools.report.page import Section, render
 from tl_dist.tools.report.verdict import verdict
 
@@ -27,13 +21,11 @@ def page(
     """Render the page of a run. `twins` are near duplicates across splits; None if they were not searched for."""
     facts, cards = examples.facts, Cards(examples)
     tables = class_tables(examples, groups)
-    worst, labels = (
-        _worst(examples, cards),
-        _labels(examples, cards),
-    )  # these add cards, so before `for_script`
+    # Both add cards, so they come before `for_script`.
+    worst, labels = _worst(examples, cards), _labels(examples, cards)
     sections = [
         Section("verdict", "Verdict", "verdict", verdict(examples, tables=tables, twins=twins, notes=notes)),
-        Section("errors", "Where it is wrong", "errors", confusions(examples, len(examples.images))),
+        Section("errors", "Errors", "errors", confusions(examples, len(examples.images))),
         Section("classes", "Classes", "classes", {"tables": tables}),
         Section("worst", "Worst errors", "tiles", worst),
         Section("labels", "Labels", "tiles", labels),
@@ -73,9 +65,9 @@ def _labels(examples: Examples, cards: Cards) -> dict[str, Any]:
         f"Confident learning (Northcutt et al., 2021) flags {num:,} of {len(checked.labels):,} labels as likely wrong, "
         f"in {where}. The most suspicious come first; look at the image before you change a label."
     )
+    # Without heat maps: two pictures would be tiny in these tiles.
     tiles = [
-        tile
-        | {"more": f"more likely {names[likely]}", "heat": None}  # two pictures would be tiny in these tiles
+        tile | {"more": f"more likely {names[likely]}", "heat": None}
         for k, likely in zip(rows, suspects.likely.tolist(), strict=False)
         for tile in cards.tiles(checked, [k])
     ]
@@ -133,12 +125,7 @@ def _thresholds(examples: Examples) -> dict[str, Any] | None:
     precision = {names[k]: both[k][1] for k in shown}
     pictures = [
         charts.curves(
-            roc,
-            x="false positive rate",
-            y="true positive rate",
-            area="AUC",
-            what="ROC curves",
-            diagonal=True,
+            roc, x="false positive rate", y="true positive rate", area="AUC", what="ROC curves", diagonal=True
         ),
         charts.curves(
             precision, x="recall", y="precision", area="AP", what="Precision-recall curves", diagonal=False

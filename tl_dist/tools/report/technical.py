@@ -19,12 +19,7 @@ def learning(facts: Facts) -> dict[str, Any] | None:
     if not facts.events("train"):
         return None
     rows = [
-        (
-            f"{record['step']:,}",
-            record["split"],
-            f"{record['accuracy']:.4f}",
-            f"{record['loss']:.4f}",
-        )
+        (f"{record['step']:,}", record["split"], f"{record['accuracy']:.4f}", f"{record['loss']:.4f}")
         for record in facts.events("evaluation")
     ]
     table = {"title": "Evaluations", "names": ["step", "split", "accuracy", "loss"], "rows": rows}
@@ -82,9 +77,8 @@ def _thinned(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def speed(facts: Facts) -> dict[str, Any] | None:
     """Show how a step's time divides into computing, waiting for data, and reducing over the workers."""
     timed = {"data_wait_share", "reduction_share", "step_s", "examples_per_s"}
-    warm = [
-        record for record in facts.events("train")[1:] if record.keys() >= timed
-    ]  # the first one compiles
+    # The first record includes compiling.
+    warm = [record for record in facts.events("train")[1:] if record.keys() >= timed]
     if not warm:
         return None
     shown = _thinned(warm)

@@ -25,8 +25,8 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
     hits = examples.predicted == predictions.labels
     sure, right = float(examples.confidence.mean()), float(hits.mean())
     sentence = (
-        f"Mean confidence is {100 * sure:.1f} %, accuracy {100 * right:.1f} %. A point below the diagonal is "
-        "over-confident; its size shows its share of the images."
+        f"Mean confidence is {percent(sure)}, accuracy {percent(right)}. A point below the diagonal is over-confident; "
+        "its size shows its share of the images."
     )
     of = clusters.numbers(predictions.groups)
     confidences = {"Reliability: accuracy by confidence, with 95 % intervals": examples.confidence}

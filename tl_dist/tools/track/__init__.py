@@ -138,10 +138,8 @@ def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[st
         for name in trackers:
             copied = Copied(absolute, _id(place), "running" if live else state_of(run), place)
             try:
-                with (
-                    redirect_stdout(io.StringIO()),
-                    redirect_stderr(io.StringIO()),
-                ):  # MLflow prints the address
+                # MLflow prints the address.
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                     lines.append(f"{name}: {_send(copied, name, live)}")
             except Refusal:
                 raise

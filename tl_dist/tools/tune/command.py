@@ -39,9 +39,8 @@ def tune(request: train.Request, folds: int, console: Console) -> int:
     show(settings, console)
     if cfg.loss.class_weights is not None:
         console.say("ranked by accuracy and log loss weighted by loss.class_weights, as in the fit")
-    values = config_file.load(run.config_file).model_dump(
-        mode="json"
-    )  # the run's, which names its source run
+    # The config of the run, since it names the source run that was trained first.
+    values = config_file.load(run.config_file).model_dump(mode="json")
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
         values[section] |= settings[0][section]

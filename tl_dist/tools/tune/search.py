@@ -82,10 +82,7 @@ def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> li
 
 
 def search(
-    candidates: Sequence[Setting],
-    classifier: Nested,
-    examples: Examples,
-    fold: NDArray[np.int64],
+    candidates: Sequence[Setting], classifier: Nested, examples: Examples, fold: NDArray[np.int64]
 ) -> list[Tried]:
     """Rank the candidates, best first: by the number of folds they survived, then by accuracy, then by log loss.
 
