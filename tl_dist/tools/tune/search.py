@@ -52,7 +52,7 @@ class Tried:
     """A setting, the number of folds it was tried on, and its mean scores over them.
 
     `accuracy` and `log_loss` are unweighted, as its run will report them. `ranked_by` is the same two with examples
-    weighted as in the fit: by their own weights and those of their classes.
+    weighted as in the fit: by their own weights and by the class weights.
     """
 
     setting: Setting
@@ -86,7 +86,7 @@ def search(
 ) -> list[Tried]:
     """Rank the candidates, best first: by the number of folds they survived, then by accuracy, then by log loss.
 
-    Both scores weight an example as in the fit, by its own weight and that of its class. `classifier` holds what all
+    Both scores weight an example as in the fit, by its own weight and its class weight. `classifier` holds what all
     settings share. Examples whose `fold` is 0, 1, ... are held out in turn; those of -1 always train.
     """
     fold, examples = fold[examples.counts > 0], examples.counting()
