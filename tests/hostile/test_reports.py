@@ -72,7 +72,7 @@ def test_its_figures_of_many_classes_are_those_of_scikit_learn(arena: Arena) -> 
 
     found = facts.gather(of_many_classes(arena).parents[1], None)
     made = examples.examples_of(found)
-    labels = found.said.labels
+    labels = found.predictions.labels
     (table,) = examples.class_tables(made, None)
     numbers = [int(row["name"].split()[1]) for row in table["rows"]]
     precision, recall, f1, support = precision_recall_fscore_support(

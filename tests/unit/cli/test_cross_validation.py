@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
-from tl_dist.tools.cross_validate.command import _folds_by_group, _merged, _of_fold
+from tl_dist.tools.cross_validate.command import _fold_request, _folds_by_group, _merge
 
 CONFIG = """\
 data: {name: csv, path: table.csv, image_size: 16, validation_fraction: 0.25}
@@ -42,7 +43,7 @@ def test_each_group_is_the_test_split_of_one_run(request_: Request) -> None:
     manifest, names = _folds_by_group(request_, cfg, "trial-cv-by", "camera")
     assert names == ["x", "y", "z"]
     for fold, name in enumerate(names):
-        one = _of_fold(request_, cfg, "trial-cv-by", 3, 0, fold, manifest).load()
+        one = _fold_request(request_, cfg, "trial-cv-by", 3, 0, fold, manifest).load()
         assert one.name == f"trial-cv-by-0-{fold}"
         splits = open_splits(one.data)[0]
         assert {"xyz"[int(i[:2]) // 2 % 3] for i in splits["test"].ids} == {name}
@@ -93,6 +94,8 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
         directory.mkdir(parents=True)
         inside = np.flatnonzero(fold[seed] == k)
         others = np.array([20, 21]) if official else np.flatnonzero(fold[seed] != k)[seed : seed + 3]
+        train = {"ids": [f"{n:02d}" for n in np.flatnonzero(fold[seed] != k) if n not in others]}
+        (directory / "split.json").write_text(json.dumps({"splits": {"train": train}}))
         for split, examples in zip(
             ("validation", "test")[:: 1 if official else -1], (inside, others), strict=True
         ):
@@ -107,7 +110,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
                 types=np.array([], np.str_),
             )
     (request_.runs / "trial-cv").mkdir()
-    found = _merged(request_, "trial-cv", folds, seeds, None)
+    found = _merge(request_, "trial-cv", folds, seeds, None)
     kept = cross_validation.load(request_.runs / "trial-cv" / OUT_OF_FOLD)
     assert kept.ids.tolist() == [f"{n:02d}" for n in range(12)] and (kept.fold == fold).all()
     assert (kept.labels == labels).all()

@@ -114,7 +114,7 @@ def test_only_a_report_is_replaced(tmp_path: Path) -> None:
 def test_the_surest_errors_come_first_and_the_least_sure_follow(tmp_path: Path) -> None:
     run = kept(tmp_path, num=3000)
     found = examples_of(facts.gather(run.path, None))
-    confidence, labels = found.confidence, found.facts.said.labels
+    confidence, labels = found.confidence, found.facts.predictions.labels
     assert (np.diff(confidence[found.errors]) <= 0).all()
     assert set(found.errors.tolist()) == set(np.flatnonzero(found.predicted != labels).tolist())
     shown = found.pictured()
@@ -186,15 +186,15 @@ def test_a_page_of_folds_is_of_single_models_and_says_how_they_were_made(
     assert f"tl-dist cv {run.name}.yaml name=trial {told}</code>" in text and f"mean of {of};" in text
     assert f"<strong>{100 * result['accuracy']:.1f}\N{NO-BREAK SPACE}%" in text
     wrong = (said.probabilities.argmax(axis=1) != said.labels).sum()
-    assert wrong and f"{wrong} of 60 images are taken for another class" in text
-    assert ("All below is of the first seed" in text) == (seeds == 2)
+    assert wrong and f"{wrong} of 60 images are classified as another class" in text
+    assert ("Everything below is from the first seed" in text) == (seeds == 2)
     assert "Report of a run, out-of-fold predictions" in text
 
 
 def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
     """In the narrow tiles of doubtful labels, which may be the same images, two pictures would be too small."""
     found = examples_of(facts.gather(kept(tmp_path).path, None))
-    worst, ids = found.errors[:1], found.facts.said.ids
+    worst, ids = found.errors[:1], found.facts.predictions.ids
     picture = {str(ids[worst[0]]): "data:,x"}
     suspects = Suspects(worst, found.predicted[worst])
     shown = replace(found, images=picture, heat=picture, suspects=suspects)
@@ -206,7 +206,7 @@ def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
 def test_a_tile_says_what_its_own_predictions_do(tmp_path: Path) -> None:
     """Those out of fold, not those of the split, where the same image is shown already."""
     found = examples_of(facts.gather(kept(tmp_path).path, None))
-    said = found.facts.said
+    said = found.facts.predictions
     other = predictions.Predictions(
         said.ids, said.labels, said.probabilities[:, ::-1].copy(), said.class_names, 0, said.types
     )
@@ -331,9 +331,9 @@ def test_records_become_curves(tmp_path: Path) -> None:
     records.append({"event": "batch_norm", "policy": "auto", "layers": layers})
     run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in records))
     text = report(Request([run.path]), lambda text: None).read_text()
-    assert "Learning curves" in text and "2: bn1 to bn2" in text and "by 2 workers" in text
-    assert "50 % computing, 25 % waiting for data, 25 % adding up over workers" in text
-    assert "In training it was right in 80.0" in text  # of the last five, and far from 40
+    assert "Learning curves" in text and "2: bn1 to bn2" in text and "on 2 workers" in text
+    assert "50 % computing, 25 % waiting for data, 25 % reducing over workers" in text
+    assert "Training accuracy was 80.0" in text  # of the last five, and far from 40
 
 
 def test_each_of_several_runs_has_one_curve_in_the_colour_of_its_name(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every example predicted by models that have not seen it, for several divisions into folds."""
+"""Out-of-fold predictions: every example is predicted by models that have not seen it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Out-of-fold predictions by classifiers on cached features. `by`: each group of this kind is a fold, once."""
+    """Cross-validate classifiers on cached features."""
 
     folds: int
     seeds: int
     by: str | None = None
+    """kind of group, as in `datasets.grouping.named`: each group is one fold, and `folds` and `seeds` are not used"""

@@ -1,4 +1,4 @@
-"""Cross-validation of a classifier on cached features: one extraction, then every fold of every seed in one process."""
+"""Cross-validate a classifier on cached features: one extraction, then every fold of every seed in one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tl_dist.trainer.task import on_features
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Keep the out-of-fold predictions with the run, and mark it done; returns REQUEUE if a stop was requested."""
+    """Save the out-of-fold predictions in the run and mark it done. Returns REQUEUE if a stop was requested."""
     predicted = None
     with on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
         predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
@@ -46,39 +46,39 @@ def cross_validate(
     *,
     by: str | None = None,
 ) -> OutOfFold | None:
-    """Out-of-fold predictions of every example that is not in an official test split; None on ranks other than 0.
+    """Predict every example outside an official test split, out of fold.
 
-    A classifier is fitted to all views of the training folds; the probabilities of an example are the mean over
-    evaluation.views. When asked to stop before the end, None or `Stopped`. `by`: each group of this kind is a fold,
-    once.
+    Each classifier is fitted to all views of the training folds; an example's probabilities are the mean over
+    `evaluation.views`. With `by`, each group of that kind is a fold, once. Returns None on ranks other than 0; if a
+    stop is requested before the end, returns None or raises `Stopped`.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
     grouped = None if by is None else one_fold_each(pool, by)
-    given = from_images(setup, setup.stages[0])
-    find = cached.finder(setup, given, stop_requested, say)
+    stage_input = from_images(setup, setup.stages[0])
+    find = cached.finder(setup, stage_input, stop_requested, say)
 
-    def loaded(features: FeatureSet) -> NDArray[np.float32]:
-        """[examples, views, features]"""
-        return cached.normalized(setup, given, features.array())
+    def array_of(features: FeatureSet) -> NDArray[np.float32]:
+        """Read a feature set as [examples, views, features]."""
+        return cached.normalized(setup, stage_input, features.array())
 
     views = [cfg.data.augment]
     if cfg.evaluation.views not in ((), cfg.data.augment):
         views.append(cfg.evaluation.views)
     sets: list[FeatureSet] = []
-    for some in views:
-        found = find(pool, augmentations=some, split="all examples")
-        if found is None:
+    for augmentations in views:
+        features = find(pool, augmentations=augmentations, split="all examples")
+        if features is None:
             return None
-        cached.refer(setup, found)
-        sets.append(found)
-    if not setup.is_first:  # the only one that has them in its memory
+        cached.refer(setup, features)
+        sets.append(features)
+    if not setup.is_first:  # only rank 0 holds the features in memory
         return None
-    examples = cached.examples_of(pool, loaded(sets[0]), cfg)
+    examples = cached.examples_of(pool, array_of(sets[0]), cfg)
     if len(sets) > 1:
-        examples = replace(examples, evaluated=loaded(sets[1]))
-    classifier = cached.classifier_of(setup, given, stop_requested)
+        examples = replace(examples, evaluated=array_of(sets[1]))
+    classifier = cached.classifier_of(setup, stage_input, stop_requested)
     if by is not None and grouped is not None:
-        if len(grouped[1]) > 2:  # what is left of two is one: it has no folds by group
+        if len(grouped[1]) > 2:  # with one of two groups held out, the other cannot be divided by group
             examples = replace(examples, groups=[grouped[1][k] for k in grouped[0]])
         by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
         return replace(by_group, held_out=(by, grouped[1]))
@@ -94,7 +94,7 @@ def _out_of_fold(
     fold: NDArray[np.int64],
     say: extraction.Say,
 ) -> OutOfFold:
-    """Every fold [seeds, examples] in turn."""
+    """Hold out each fold in turn; `fold` [seeds, examples] is the number of the fold that holds an example."""
     labels = examples.labels
     seeds, folds = len(fold), int(fold.max()) + 1
     probabilities = np.zeros((seeds, pool.num_examples, pool.num_classes))

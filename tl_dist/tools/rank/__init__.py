@@ -1,4 +1,4 @@
-"""Which pretrained network to start from, before any is trained."""
+"""Choose which pretrained network to start from, before any is trained."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Score the network of a run. `scored` says what the scores are of, and is kept beside them."""
+    """Score the network of a run."""
 
     scored: Mapping[str, Any]
+    """what the scores depend on (images, data, weights, code), saved with them so that later commands can reuse them"""

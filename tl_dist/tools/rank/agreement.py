@@ -1,4 +1,4 @@
-"""Whether a score of networks foretold how well they do once trained, and whether a plain baseline did as well."""
+"""Measure whether a score predicted how well networks do once trained, and whether it beat the plain baselines."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from numpy.typing import NDArray
 RESAMPLES = 500
 
 Values = Sequence[float | None]
-"""of a score, or of a baseline, by candidate; None where it is not known"""
+"""of a score or a baseline, by candidate; None if unknown"""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a score orders the candidates, beside what training made of them."""
+    """How a score orders the candidates, compared with their accuracy once trained."""
 
     name: str
     num: int
-    """candidates that were trained"""
+    """trained candidates"""
     kendall: float | None
-    """Kendall's tau, weighted: exchanges near the top count more; None of fewer than three, or of equal values"""
+    """weighted Kendall's tau, in which exchanges near the top count more; None if fewer than three, or all equal"""
     spearman: float | None
     regret: float
-    """accuracy lost by training the first by this score in place of the best; of several first ones, their mean"""
+    """accuracy lost by training the score's first choice instead of the best; the mean if several tie for first"""
     error: float | None = None
-    """the standard error of the regret: with other test images and other seeds; None where it is not known"""
+    """standard error of the regret over test images and seeds; None if unknown"""
 
     @property
     def quality(self) -> tuple[float, float]:
-        """By which two are compared, the greater the better: first the regret, then the order of all."""
+        """Return the sort key, greater is better: the regret first, then the order of all candidates."""
         return -round(self.regret, 9), -np.inf if self.kendall is None else round(self.kendall, 9)
 
 
 def agreement(
     name: str, values: Values, trained: Values, resampled: NDArray[np.float64] | None = None
 ) -> Agreement | None:
-    """None where fewer than two candidates were trained, or a value of one of these is not known.
+    """Compare a score with the accuracies in `trained`.
 
-    resampled [draws, candidates]: what `resample` makes of those that were trained.
+    `resampled` [draws, candidates] comes from `resample` and covers the trained candidates only. Returns None if fewer
+    than two candidates were trained, or the score of a trained one is unknown.
     """
     from scipy.stats import spearmanr, weightedtau
 
@@ -62,10 +63,10 @@ def agreement(
 def resample(
     right: Sequence[NDArray[np.bool_]], of: NDArray[np.int64] | None = None, *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Accuracies [draws, candidates] by bootstrap: of test images, the same for all, and of the runs of each candidate.
+    """Bootstrap accuracies [draws, candidates] over test images, the same for all, and over each candidate's runs.
 
-    right: for each candidate [runs, images], whether each of its runs is right about each image. of: the number of the
-    group of each image, where these are drawn as a whole.
+    `right` holds for each candidate a mask [runs, images] of correct predictions. `of` is the group number of each
+    image, if whole groups are to be drawn.
     """
     rng, num = np.random.default_rng(seed), right[0].shape[1] if of is None else int(of.max()) + 1
     drawn = np.empty((RESAMPLES, len(right)))
@@ -78,11 +79,11 @@ def resample(
 
 
 def verdict(scores: Sequence[Agreement], baselines: Sequence[Agreement]) -> Mapping[str, bool]:
-    """Of each score whether it beats the best plain baseline: a smaller regret, or with the same a better order."""
+    """Tell for each score whether it beats the best plain baseline: in regret or, at equal regret, in order."""
     best = best_of(baselines)
-    return {one.name: best is None or one.quality > best.quality for one in scores}
+    return {score.name: best is None or score.quality > best.quality for score in scores}
 
 
 def best_of(baselines: Sequence[Agreement]) -> Agreement | None:
-    """The one to beat; None where no baseline is known of all candidates."""
-    return max(baselines, key=lambda one: one.quality, default=None)
+    """Return the baseline to beat; None if no baseline is known for all candidates."""
+    return max(baselines, key=lambda baseline: baseline.quality, default=None)

@@ -32,42 +32,42 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 class Entry(Section):
-    """One candidate as people write it."""
+    """One candidate as the user writes it."""
 
     backbone: str
     weights: str | None = None
-    """as model.weights; default: those of the config for its own backbone, else imagenet"""
+    """as model.weights; default: the config's own for the config's backbone, else imagenet"""
     weights_sha256: str | None = None
     block: str | None = None
     """the stage whose output is pooled; default: the last"""
     train_from: str | None = None
-    """as model.train_from, where that of the config is no stage of this backbone"""
+    """as model.train_from; needed if the config's value is not a stage of this backbone"""
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
-    """on ImageNet, as it was published with these weights"""
+    """published ImageNet accuracy of these weights"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to start from: what is trained from it, and how its features are computed."""
+    """A network to start from: the config that trains from it, and the config that computes its features."""
 
     label: str
     training: Config
-    """the config of the command with this network"""
+    """the user's config with this network"""
     features: Config
-    """the config of the run that its features and scores belong to"""
+    """the config of the run that holds its features and scores"""
     accuracy: float | None
-    """published, on ImageNet"""
+    """published ImageNet accuracy"""
 
 
 def candidates(request: Request, text: str) -> list[Candidate]:
-    """Those of `text`: names with commas between, each BACKBONE or BACKBONE:BLOCK, or a YAML file with a list.
+    """Parse `text`: comma-separated names, each BACKBONE or BACKBONE:BLOCK, or the path of a YAML file with a list.
 
-    Refuses (64) what names no network, and a config that cannot be trained from one of them.
+    Refuses (64) an unknown network, and a config that cannot be trained from one of the candidates.
     """
     cfg = request.load()
     if cfg.source is not None:
         raise Refusal(
-            f"{request.config} starts from another run ('source'), so it has no network to choose.",
+            f"{request.config} starts from another run ('source'), so there is no network to choose.",
             fix="rank a config without 'source'.",
             code=ExitCode.USAGE,
         )
@@ -75,41 +75,40 @@ def candidates(request: Request, text: str) -> list[Candidate]:
     if not entries:
         fix = "name some, as by --candidates vgg16,resnet50."
         raise Refusal("there is no candidate to choose from.", fix=fix, code=ExitCode.USAGE)
-    found = [_candidate(request, cfg, entry, where) for entry, where in entries]
-    labels = [one.label for one in found]
-    if len(found) < 2 or len(set(labels)) < len(labels):
+    choices = [_candidate(request, cfg, entry, where) for entry, where in entries]
+    labels = [choice.label for choice in choices]
+    if len(choices) < 2 or len(set(labels)) < len(labels):
         twice = next((label for label in labels if labels.count(label) > 1), None)
-        what = f"candidate '{twice}' is there twice" if twice else "one candidate leaves nothing to choose"
-        raise Refusal(f"{text}: {what}.", fix="name two different ones or more.", code=ExitCode.USAGE)
-    return found
+        what = f"candidate '{twice}' is listed twice" if twice else "one candidate leaves nothing to choose"
+        raise Refusal(f"{text}: {what}.", fix="name at least two different ones.", code=ExitCode.USAGE)
+    return choices
 
 
 def _from_names(text: str) -> list[tuple[Entry, str]]:
-    found = []
+    entries = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         backbone, _, block = name.rpartition(":")
-        # package.module:NAME is a network of another package, and has no block; package.module:NAME:BLOCK has one.
+        # package.module:NAME is a network of another package without a block; package.module:NAME:BLOCK has one.
         if not backbone or (extensions.is_reference(name) and "." in backbone):
             backbone, block = name, ""
-        found.append((Entry(backbone=backbone, block=block or None), f"candidate '{name}'"))
-    return found
+        entries.append((Entry(backbone=backbone, block=block or None), f"candidate '{name}'"))
+    return entries
 
 
 def _from_file(path: Path) -> list[tuple[Entry, str]]:
-    """The entries of a file, each with its place in it."""
+    """Read the entries of a file, each with its line."""
     document = yaml_text.read(path)
-    known = isinstance(document.data, list) and all(isinstance(one, str | dict) for one in document.data)
-    if not known:
+    if not isinstance(document.data, list) or not all(isinstance(item, str | dict) for item in document.data):
         raise Refusal(
-            f"{path} is no list of candidates.",
+            f"{path} is not a list of candidates.",
             fix="write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'.",
             code=ExitCode.USAGE,
         )
-    found = []
+    entries = []
     for number, item in enumerate(document.data):
         line = f"{path}:{document.lines[str(number)]}"
         if isinstance(item, str):
-            found += [(entry, line) for entry, _ in _from_names(item)]
+            entries += [(entry, line) for entry, _ in _from_names(item)]
             continue
         prefix = f"{number}."
         lines = {k.removeprefix(prefix): v for k, v in document.lines.items() if k.startswith(prefix)}
@@ -118,8 +117,8 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
             entry = Entry.model_validate(item, strict=True)
         except ValidationError as error:
             raise problems.refusal(error, Entry, item, where) from None
-        found.append((entry, line))
-    return found
+        entries.append((entry, line))
+    return entries
 
 
 def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candidate:
@@ -136,12 +135,12 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
         stages = registry.backbone(entry.backbone).stages
         if entry.block not in (None, *stages):
             fix = f"use one of {', '.join(stages)}."
-            raise Refusal(f"'{entry.block}' is no block of {entry.backbone}.", fix=fix, code=ExitCode.USAGE)
+            raise Refusal(f"{entry.backbone} has no block '{entry.block}'.", fix=fix, code=ExitCode.USAGE)
         tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
         if tuned and entry.block not in (None, [*stages][-1]):
             raise Refusal(
-                f"the config trains more than the head, which would see nothing behind '{entry.block}'.",
-                fix="add model.train_from=head, or write a file of candidates with 'train_from: head' for it.",
+                f"the config trains more than the head, and the blocks after '{entry.block}' would not be used.",
+                fix="add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
                 code=ExitCode.USAGE,
             )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
@@ -159,22 +158,25 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
 
 
 def _refuse_stages_of_others(cfg: Config, stages: Sequence[str], where: str) -> None:
-    """A stage of one network is none of another; what else names one is refused by the rules."""
+    """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
+
+    The rules of the config refuse all other names of stages.
+    """
     for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
         if part not in ("head", "all", *stages):
             raise Refusal(
-                f"{where}: the config trains from '{part}', which is no stage of {cfg.model.backbone}.",
-                fix=f"write a file of candidates with 'train_from: STAGE' for it, of {', '.join(stages)}; or train "
+                f"{where}: the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
+                fix=f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train "
                 "from 'head' or 'all'.",
                 code=ExitCode.USAGE,
             )
 
 
 def _of_features(cfg: Config, label: str) -> Config:
-    """The frozen network of a config, with a classifier on its features: what feature-based runs of it share."""
+    """Make the config of the frozen network with a classifier on its features: what its feature-based runs share."""
     model = cfg.model
     data = cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()})
-    made = Config(
+    frozen = Config(
         name="rank",
         seed=cfg.seed,
         strategy=cfg.strategy,
@@ -200,11 +202,13 @@ def _of_features(cfg: Config, label: str) -> Config:
         runtime=cfg.runtime,
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
-    return made.model_copy(update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(made)[:8]}"})
+    return frozen.model_copy(
+        update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(frozen)[:8]}"}
+    )
 
 
 def bare(cfg: Config) -> Mapping[str, Any]:
-    """What decides the weights of a run, but its seed, and which weights it starts with: those are told by digests."""
+    """Return the settings that decide a run's weights, without its seed and initial weights, which digests identify."""
     values = config_file.trajectory(cfg)
     del values["seed"]
     return {**values, "model": {k: v for k, v in values["model"].items() if not k.startswith("weights")}}

@@ -1,11 +1,12 @@
-"""How well a network's features suit a task, without training: LogME, shrunk H-score, N-LEEP, nearest neighbours.
+"""Scores of how well a network's features suit a task, without training it: LogME, H-score, N-LEEP, nearest neighbours.
 
-Each takes features [examples, features] and labels [examples], and the greater the better. A class that no example has
-counts for nothing. Two classes at least.
+Each takes features [examples, features] and labels [examples] of at least two classes; greater is better. Classes
+without examples are ignored.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,24 +19,24 @@ Features = NDArray[Any]
 Labels = NDArray[np.int32]
 
 RANK = 1e-12
-"""an eigenvalue is 0 that is no more than this share of the largest"""
+"""eigenvalues up to this share of the largest count as 0"""
 _RATIOS = np.logspace(-12, 12, 97)
-"""of the precisions of prior and noise, in units of the mean eigenvalue: where the evidence is looked at first"""
+"""grid for the ratio of the precisions of prior and noise, in units of the mean eigenvalue, searched before refining"""
 NEAREST = 5
 _ROWS_AT_ONCE = 1024
 ENERGY = 0.8
 COMPONENTS = 5
-"""of the mixture, for each class; both as in the paper of N-LEEP"""
+"""Gaussians per class in the mixture; this and ENERGY as in the paper of N-LEEP"""
 EACH = 5
-"""examples at least for each component of the mixture: of fewer it knows nothing"""
+"""least number of examples per component of the mixture: fewer do not determine it"""
 
 
 def logme(features: Features, labels: Labels) -> float:
-    """The evidence of Bayesian linear regression, by class and example (You et al. 2021, arXiv 2102.11005).
+    """Return the evidence of Bayesian linear regression, by class and example (You et al. 2021, arXiv 2102.11005).
 
-    Of y = features @ w + noise, y being 1 for a class and 0 for the others, w ~ N(0, 1 / alpha) and the noise
-    N(0, 1 / beta): the greatest log p(y) over alpha and beta, for each class by itself. For a given ratio of the two
-    the best beta is known, so one number is searched for; the paper goes back and forth between the two.
+    The model is y = features @ w + noise with y 1 for a class and 0 for the others, w ~ N(0, 1 / alpha) and noise
+    ~ N(0, 1 / beta); log p(y) is maximized over alpha and beta for each class by itself. Given their ratio the best
+    beta has a closed form, so the search is over one number; the paper alternates between the two.
     """
     from scipy.optimize import minimize_scalar
 
@@ -45,7 +46,7 @@ def logme(features: Features, labels: Labels) -> float:
     values, projected = _spectrum(wide, targets)
     unit = max(float(values.mean()), np.finfo(np.float64).tiny) if len(values) else 1.0
     num = len(labels)
-    found = []
+    evidences = []
     for k in range(len(classes)):
         inside = projected[:, k] ** 2
         outside = max(float(targets[:, k].sum() - inside.sum()), 0.0)
@@ -56,30 +57,33 @@ def logme(features: Features, labels: Labels) -> float:
             return 0.5 * float(np.log(share).sum()) - num / 2 * np.log(2 * np.pi * np.e * left / num)
 
         grid = np.log(_RATIOS)
-        best = int(np.argmax([evidence(at) for at in grid]))
+        best = int(np.argmax([evidence(log_ratio) for log_ratio in grid]))
         ends = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-        refined = minimize_scalar(lambda at, of=evidence: -of(at), bounds=ends, method="bounded")
-        found.append(max(evidence(grid[best]), -float(refined.fun)))
-    return float(np.mean(found)) / num
+        refined = minimize_scalar(lambda x, of=evidence: -of(x), bounds=ends, method="bounded")
+        evidences.append(max(evidence(grid[best]), -float(refined.fun)))
+    return float(np.mean(evidences)) / num
 
 
 def _spectrum(rows: Features, targets: Features) -> tuple[Features, Features]:
-    """Eigenvalues of rows @ rows.T that are not 0, and the targets along their eigenvectors [eigenvalues, targets]."""
+    """Return the nonzero eigenvalues of rows @ rows.T, and the targets projected on their eigenvectors.
+
+    The projections are [eigenvalues, targets].
+    """
     tall = len(rows) > rows.shape[1]
     values, axes = np.linalg.eigh(rows.T @ rows if tall else rows @ rows.T)
-    kept = values > RANK * values.max(initial=0.0)
-    values, axes = values[kept], axes[:, kept]
+    nonzero = values > RANK * values.max(initial=0.0)
+    values, axes = values[nonzero], axes[:, nonzero]
     if tall:
         return values, (axes.T @ (rows.T @ targets)) / np.sqrt(values)[:, None]
     return values, axes.T @ targets
 
 
 def h_score(features: Features, labels: Labels) -> float:
-    """How far apart classes are, beside the spread of all: the H-score with a shrunk covariance.
+    """Return the H-score with a shrunk covariance: the spread between classes relative to the spread of all examples.
 
-    trace(S^-1 (1 - a) B) of Ibrahim et al. 2021 (arXiv 2110.06893): B is the covariance of the means of the classes, S
-    that of all examples, shrunk by a share `a` toward its mean variance (Ledoit and Wolf 2004, Journal of Multivariate
-    Analysis 88).
+    It is trace(S^-1 (1 - a) B) of Ibrahim et al. 2021 (arXiv 2110.06893): B is the covariance of the class means, S
+    the covariance of all examples, shrunk by the share `a` toward its mean variance (Ledoit and Wolf 2004, Journal of
+    Multivariate Analysis 88).
     """
     rows, values, axes = _principal_axes(features)
     num, width = rows.shape
@@ -88,22 +92,22 @@ def h_score(features: Features, labels: Labels) -> float:
         return 0.0
     squared = float((values**2).sum())
     noise = (float(((rows**2).sum(axis=1) ** 2).sum()) / num - squared) / num
-    away = squared - width * variance**2
-    shrinkage = min(noise / away, 1.0) if away > 0 else 1.0
+    distance = squared - width * variance**2
+    shrinkage = min(noise / distance, 1.0) if distance > 0 else 1.0
     shrunk = (1 - shrinkage) * values + shrinkage * variance
-    kept = shrunk > RANK * shrunk.max()
+    nonzero = shrunk > RANK * shrunk.max()
     classes, counts = np.unique(labels, return_counts=True)
-    means = np.stack([rows[labels == k].mean(axis=0) for k in classes]) @ axes[:, kept]
+    means = np.stack([rows[labels == k].mean(axis=0) for k in classes]) @ axes[:, nonzero]
     between = (counts / num) @ means**2
-    return (1 - shrinkage) * float((between / shrunk[kept]).sum())
+    return (1 - shrinkage) * float((between / shrunk[nonzero]).sum())
 
 
 def nleep(features: Features, labels: Labels, *, seed: int = 0) -> float:
-    """The mean log likelihood of the labels, given the parts of a mixture that the features fall into.
+    """Return the mean log likelihood of the labels, given the components of a mixture fitted to the features.
 
-    N-LEEP of Li et al. 2021 (arXiv 2011.11200), which asks for no source head: principal components with 80 % of the
-    variance, five Gaussians for each class in place of the source's classes, then LEEP (Nguyen et al. 2020, arXiv
-    2002.12462). The Gaussians are along the axes, which thousands of features and few examples allow.
+    N-LEEP of Li et al. 2021 (arXiv 2011.11200) needs no source head: principal components with 80 % of the variance,
+    five Gaussians per class instead of the source classes, then LEEP (Nguyen et al. 2020, arXiv 2002.12462). The
+    covariances are diagonal, so that thousands of features can be fitted to few examples.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -112,21 +116,24 @@ def nleep(features: Features, labels: Labels, *, seed: int = 0) -> float:
     mixture = GaussianMixture(
         num_components, covariance_type="diag", random_state=seed, max_iter=50, reg_covar=1e-4, tol=1e-2
     )
-    parts = _fitted(mixture, reduced).predict_proba(reduced)
-    return leep(parts, labels)
+    with warnings.catch_warnings():
+        # Stopping before convergence moves the score by less than another seed does.
+        warnings.simplefilter("ignore")
+        mixture.fit(reduced)
+    return leep(mixture.predict_proba(reduced), labels)
 
 
 def leep(parts: Features, labels: Labels) -> float:
-    """Mean log of the sum over z of P(y | z) P(z | x); `parts` [examples, z] are P(z | x), and P(y | z) is counted."""
+    """Return the mean log of sum_z P(y | z) P(z | x); `parts` [examples, z] is P(z | x), and P(y | z) is counted."""
     targets = (labels[:, None] == np.unique(labels)).astype(np.float64)
-    together = targets.T @ parts  # [classes, z]
-    given = together / np.maximum(together.sum(axis=0), np.finfo(np.float64).tiny)
-    likelihood = ((targets @ given) * parts).sum(axis=1)
+    joint = targets.T @ parts  # [classes, z]
+    conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(np.float64).tiny)
+    likelihood = ((targets @ conditional) * parts).sum(axis=1)
     return float(np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean())
 
 
 def _principal_axes(features: Features) -> tuple[Features, Features, Features]:
-    """The rows around their mean, variances along their principal axes, the largest first, and these axes."""
+    """Return the centred rows, their variances along the principal axes, largest first, and these axes."""
     rows = features.astype(np.float64)
     rows -= rows.mean(axis=0)
     values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
@@ -134,7 +141,7 @@ def _principal_axes(features: Features) -> tuple[Features, Features, Features]:
 
 
 def _principal(features: Features) -> Features:
-    """Along the first principal axes that have `ENERGY` of the variance, in units of the largest deviation."""
+    """Project on the first principal axes that hold `ENERGY` of the variance, in units of the largest deviation."""
     rows, values, axes = _principal_axes(features)
     if values[0] <= 0:
         return np.zeros((len(rows), 1))
@@ -142,34 +149,25 @@ def _principal(features: Features) -> Features:
     return rows @ axes[:, :num] / np.sqrt(values[0])
 
 
-def _fitted(mixture: Any, rows: Features) -> Any:
-    """The mixture of these rows; that it has not wholly converged moves the score by less than its seed does."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return mixture.fit(rows)
-
-
 def nearest(
     features: Features, labels: Labels, groups: Sequence[str] | None = None, *, num: int = NEAREST
 ) -> float:
-    """Share of the examples whose `num` nearest others, by the cosine, are mostly of their class (leave one out).
+    """Return the leave-one-out accuracy of a vote of the `num` nearest neighbours by cosine similarity.
 
-    Each votes by how near it is; other examples of the same group do not vote. A tie goes to the class with the lower
-    number.
+    Each neighbour's vote is weighted by its similarity; examples of the same group do not vote. A tie goes to the
+    class with the lower number.
     """
     rows = normalised(features)
     classes, numbers = np.unique(labels, return_inverse=True)
     group = np.arange(len(rows)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     num, right = min(num, len(rows) - 1), 0
     for first in range(0, len(rows), _ROWS_AT_ONCE):
-        mine = np.arange(first, min(first + _ROWS_AT_ONCE, len(rows)))
-        near = (rows[mine] @ rows.T).astype(np.float64) + 1  # 0 and more, so that every neighbour has a vote
-        near[group[mine][:, None] == group] = -1
-        those = np.argpartition(near, len(rows) - num, axis=1)[:, len(rows) - num :]
-        weight = np.maximum(np.take_along_axis(near, those, axis=1), 0)
-        votes = np.zeros((len(mine), len(classes)))
-        np.add.at(votes, (np.arange(len(mine))[:, None], numbers[those]), weight)
-        right += int((votes.argmax(axis=1) == numbers[mine]).sum())
+        block = np.arange(first, min(first + _ROWS_AT_ONCE, len(rows)))
+        near = (rows[block] @ rows.T).astype(np.float64) + 1  # at least 0, so that every neighbour has a vote
+        near[group[block][:, None] == group] = -1
+        neighbours = np.argpartition(near, len(rows) - num, axis=1)[:, len(rows) - num :]
+        weight = np.maximum(np.take_along_axis(near, neighbours, axis=1), 0)
+        votes = np.zeros((len(block), len(classes)))
+        np.add.at(votes, (np.arange(len(block))[:, None], numbers[neighbours]), weight)
+        right += int((votes.argmax(axis=1) == numbers[block]).sum())
     return right / len(rows)

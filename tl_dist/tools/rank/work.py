@@ -1,4 +1,4 @@
-"""`tl-dist rank` for one network: its features of the training examples, by all workers, and its scores."""
+"""Score one network for `tl-dist rank`: all workers extract its features, rank 0 computes the scores."""
 
 from __future__ import annotations
 
@@ -22,47 +22,48 @@ from tl_dist.trainer.task import on_features
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Leave the scores of the network with the run; returns REQUEUE if a stop was requested."""
+    """Save the scores of the network in the run. Returns REQUEUE if a stop was requested."""
     with on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
         rank(setup, request.scored, stop_requested, say)
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
 
 def rank(
-    setup: Setup, request: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
+    setup: Setup, scored: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
 ) -> None:
-    """Leave the scores of the config's network with the run, by at most `request["images"]` training examples.
+    """Save the scores of the config's network and `scored` in the run, from at most `scored["images"]` examples.
 
-    Nothing of another split is scored. Leaves nothing when asked to stop before the end, or raises `Stopped`.
-    `request` is kept as well: it says what the scores are of.
+    Only training examples are scored. If a stop is requested before the end, saves nothing or raises `Stopped`.
     """
-    source, rows = _examples(setup, request["images"])
-    given = from_images(setup, setup.stages[0])
-    features = cached.finder(setup, given, stop_requested, say)(source, augmentations=(), split="examples")
+    source, rows = _examples(setup, scored["images"])
+    stage_input = from_images(setup, setup.stages[0])
+    find = cached.finder(setup, stage_input, stop_requested, say)
+    features = find(source, augmentations=(), split="examples")
     if features is None:
         return
     cached.refer(setup, features)
     if not setup.is_first:
         return
-    values = cached.normalized(setup, given, features.array()[rows])
+    values = cached.normalized(setup, stage_input, features.array()[rows])
     examples = cached.examples_of(source.subset(rows), values, setup.cfg)
-    found = _scores(examples, cached.classifier_of(setup, given, stop_requested))
+    scores = _scores(examples, cached.classifier_of(setup, stage_input, stop_requested))
     used = setup.model.network.layers[: max(setup.model.stage_ends)]
-    found |= {
+    scores |= {
         "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
         "features": int(values.shape[-1]),
         "examples": len(rows),
         "data": {name: split.fingerprint for name, split in setup.examples.opened.items()},
         "weights_sha256": setup.built.weights_sha256,
-        "request": dict(request),
+        "request": dict(scored),
     }
-    setup.run.mark_done({"ranking": found})
+    setup.run.mark_done({"ranking": scores})
 
 
 def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
-    """What is extracted, and which of its rows are training examples that are scored.
+    """Return the source to extract, and which of its rows are scored.
 
-    Of few enough that is the whole that they were cut from, as for every other command; else a sample, by class.
+    With at most `most` training examples, the source is the pool they were split from, whose features other commands
+    share; else it is a sample of them, stratified by class.
     """
     train = setup.splits["train"]
     if train.num_examples <= most:
@@ -74,7 +75,7 @@ def _examples(setup: Setup, most: int) -> tuple[Source, Any]:
 
 
 def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
-    """Every score. The probe counts each example by its weight, since it chooses; the others know no weights."""
+    """Compute every score. Only the probe, which decides the order, weights the examples; the others cannot."""
     examples = examples.counting()
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
     values, weights = examples.values, examples.counts
@@ -83,7 +84,7 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     sizes = np.bincount(fold)
     accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
     test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
-    found: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
         "interval": figures.accuracy_interval(accuracies, test_to_train),
         "fold_accuracies": accuracies,
@@ -94,5 +95,5 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     }
     for score in (transferability.logme, transferability.h_score, transferability.nleep):
         probe.watch()
-        found[score.__name__] = score(rows, labels)
-    return found
+        scores[score.__name__] = score(rows, labels)
+    return scores

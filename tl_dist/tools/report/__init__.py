@@ -1,1 +1,1 @@
-"""What a run has learned, as a page and as pictures: made from what runs keep, without a framework."""
+"""Write what a run has learned as one page, from the files that runs keep, without a framework."""

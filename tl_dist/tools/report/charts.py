@@ -1,6 +1,6 @@
-"""Charts as SVG inside the page: drawn by matplotlib, coloured by the page's variables, which know light and dark.
+"""Draw charts as SVG inside the page with matplotlib, in the page's CSS colours, which have a light and a dark form.
 
-What comes from here is markup that is escaped already.
+All functions return markup in which text is already escaped.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """x and y by name"""
 
 MAX_SERIES = 8
-"""in one chart: colours beyond it could not be told apart"""
+"""most curves of one chart: more colours could not be told apart"""
 _STAND_INS = {"#010101": "currentColor", "#020202": "var(--line)"} | {
     f"#{k:02x}0303": f"var(--series-{k})" for k in range(1, MAX_SERIES + 1)
 }
 _TEXT, _LINE, *_SERIES = _STAND_INS
 _STYLES = ("-", "--", "-.", ":")
-_SIZE = (4.6, 3.4)  # inches: at the width of a phone its text is as large as the page's small print
+_SIZE = (4.6, 3.4)  # inches: at the width of a phone, text is as large as the page's small print
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 10, "text.parse_math": False, "text.usetex": False, "text.color": _TEXT,
     "axes.facecolor": "none", "axes.edgecolor": _LINE, "axes.labelcolor": _TEXT, "axes.linewidth": 0.8,
@@ -42,7 +42,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, diagonal: bool = False) -> str:
-    """Markup: a line for each of at most MAX_SERIES names; `what` says in words what the chart shows."""
+    """Draw a line for each of at most MAX_SERIES series; `what` describes the chart for screen readers."""
     with _axes(what) as (axes, done):
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
@@ -59,39 +59,39 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
         return done()
 
 
-def curves(found: Mapping[str, Curve], *, x: str, y: str, area: str, what: str, diagonal: bool) -> str:
-    """Curves between 0 and 1, each named with the area below it."""
+def curves(by_name: Mapping[str, Curve], *, x: str, y: str, area: str, what: str, diagonal: bool) -> str:
+    """Draw curves between 0 and 1; the legend gives the area under each."""
     series = {
         f"{shortened(name, 16)}: {area} {curve.area:.3f}": (curve.x.tolist(), curve.y.tolist())
-        for name, curve in found.items()
+        for name, curve in by_name.items()
     }
     return lines(series, x=x, y=y, what=what, diagonal=diagonal)
 
 
 def reliability(bins: Sequence[Bin], what: str) -> str:
-    """Accuracy by confidence with intervals, each point as large as its share of the examples."""
+    """Draw accuracy by confidence with intervals; the area of a point grows with its share of the examples."""
     with _axes(what) as (axes, done):
-        total = sum(one.num_examples for one in bins)
-        confidence = np.array([one.confidence for one in bins])
-        accuracy = np.array([one.accuracy for one in bins])
-        bounds = np.array([one.interval for one in bins]).T
+        total = sum(each.num_examples for each in bins)
+        confidence = np.array([each.confidence for each in bins])
+        accuracy = np.array([each.accuracy for each in bins])
+        bounds = np.array([each.interval for each in bins]).T
         axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
-        apart = np.abs(bounds - accuracy)
-        axes.errorbar(confidence, accuracy, apart, fmt="none", ecolor=_SERIES[0], elinewidth=1.2)
-        shares = [20 + 400 * one.num_examples / total for one in bins]
-        axes.scatter(confidence, accuracy, shares, color=_SERIES[0], alpha=0.85, linewidths=0)
-        axes.set(xlabel="confidence", ylabel="share that is right", ylim=(-0.03, 1.05))
+        errors = np.abs(bounds - accuracy)
+        axes.errorbar(confidence, accuracy, errors, fmt="none", ecolor=_SERIES[0], elinewidth=1.2)
+        sizes = [20 + 400 * each.num_examples / total for each in bins]
+        axes.scatter(confidence, accuracy, sizes, color=_SERIES[0], alpha=0.85, linewidths=0)
+        axes.set(xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.05))
         axes.set_xlim(min(0.5, float(confidence.min()) - 0.05), 1.03)
         return done()
 
 
 def shares(parts: Mapping[str, NDArray[np.floating]], steps: Sequence[float], what: str) -> str:
-    """Parts of a whole over the steps, one upon another."""
+    """Draw the parts of a whole over the steps as stacked areas."""
     with _axes(what) as (axes, done):
         axes.stackplot(
             steps, *parts.values(), labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.85, linewidth=0
         )
-        axes.set(xlabel="step", ylabel="share of a step", ylim=(0, 1))
+        axes.set(xlabel="step", ylabel="share of the step's time", ylim=(0, 1))
         _in_percent(axes.yaxis)
         _legend(axes, len(parts))
         return done()
@@ -99,7 +99,7 @@ def shares(parts: Mapping[str, NDArray[np.floating]], steps: Sequence[float], wh
 
 @contextmanager
 def _axes(what: str) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Axes to draw on, and what turns them into markup."""
+    """Provide axes to draw on, and a function that returns them as markup."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -117,16 +117,16 @@ def _axes(what: str) -> Iterator[tuple[Any, Callable[[], str]]]:
 
 
 def _inline(svg: str, what: str) -> str:
-    """An SVG file as an element of the page: named, as wide as its place, in the colours of the page."""
+    """Turn an SVG file into an element of the page: labelled, as wide as its container, in the page's colours."""
     body = svg[svg.index("<svg") :]
     box = re.search(r'viewBox="[^"]*"', body)
     assert box is not None
     body = body[body.index(">") + 1 :]
     body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'font-family: [^;"]*; ?', "", body)  # the page's own
+    body = re.sub(r'font-family: [^;"]*; ?', "", body)  # so that the page's font applies
     for stand_in, colour in _STAND_INS.items():
         body = body.replace(stand_in, colour)
-    # Names that are defined once in a page: clip paths and markers of two charts may be alike.
+    # Ids must be unique in a page, but two charts may have the same clip paths and markers.
     salt = f"c{zlib.crc32(what.encode('utf-8', 'surrogatepass')):x}"
     body = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", body)
     label = html.escape(printable(what))
@@ -140,11 +140,11 @@ def _in_percent(axis: Any) -> None:
 
 
 def _legend(axes: Any, number: int) -> None:
-    """Below the axes, where it hides nothing."""
+    """Add a legend below the axes, where it hides nothing."""
     if number > 1:
         axes.figure.legend(loc="outside lower center", ncols=2 if number < 5 else 3, handlelength=2.2)
 
 
 def _drawable(name: str) -> str:
-    """A label of its own: matplotlib leaves out what begins with an underscore."""
+    """Make a name usable as a label: matplotlib leaves out labels that begin with an underscore."""
     return shortened(printable(name), 40).removeprefix("_") or "?"

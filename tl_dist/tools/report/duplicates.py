@@ -1,4 +1,4 @@
-"""Equal and nearly equal images in different splits, as a report shows them."""
+"""Find equal and nearly equal images in different splits, for the report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.curation.verification import across_splits
 
 MAX_IMAGES = 20_000
-"""to look at: more take minutes, and are for `tl-dist data verify`"""
+"""in all splits: more take minutes, and are left to `tl-dist data verify`"""
+MAX_SHOWN = 24
+"""pairs on the page"""
 DISTANCE = 3
-"""bits in which hashes of nearly equal images differ at most"""
+"""most bits in which the hashes of nearly equal images differ"""
 
 
 class Place(NamedTuple):
-    """An image and where it is."""
+    """An image, its split and its label."""
 
     id: str
     split: str
@@ -29,11 +31,11 @@ class Twin(NamedTuple):
 
 
 def twins_in(splits: Splits, workers: int) -> list[Twin] | None:
-    """The equal ones first; None where there are too many images to look at."""
+    """List the pairs, equal ones first; None if there are fewer than two splits, or too many images to compare."""
     if len(splits) < 2 or sum(source.num_examples for source in splits.values()) > MAX_IMAGES:
         return None
-    found = across_splits(splits, workers=workers, distance=DISTANCE)
-    return [Twin((_place(splits, one.first), _place(splits, one.second)), one.equal) for one in found]
+    pairs = across_splits(splits, workers=workers, distance=DISTANCE)
+    return [Twin((_place(splits, pair.first), _place(splits, pair.second)), pair.equal) for pair in pairs]
 
 
 def _place(splits: Splits, place: tuple[str, int]) -> Place:

@@ -1,4 +1,4 @@
-"""The examples of a report: which of them are shown, in which order, and where they were confused."""
+"""Choose and order the examples that a report shows, and count which classes are confused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tl_dist.refusal import shortened
 from tl_dist.scores import clusters, figures
 from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
-from tl_dist.tools.report.facts import Facts, in_mean
+from tl_dist.tools.report.facts import Facts, mean_over_seeds
 from tl_dist.tools.report.page import percent
 
 MAX_PICTURES = 1_000
 MAX_MATRIX = 30
-"""classes up to which the whole confusion matrix is shown"""
+"""most classes of which the whole confusion matrix is shown"""
 MAX_CLASSES = 1_000
-"""in the table of classes"""
+"""rows in the table of classes"""
 MAX_PAIRS = 8
 MAX_SUSPECTS = 50
 MAX_DOUBTFUL = 200
@@ -29,7 +29,7 @@ _TOP = 3
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What a run said of each example of a split, and what follows from it. Numbers are rows of the predictions."""
+    """A run's predictions for each example of a split, and what follows. Examples are rows of the predictions."""
 
     facts: Facts
     predicted: NDArray[np.int64]
@@ -39,26 +39,24 @@ class Examples:
     suspects: Suspects
     """rows of `suspects_of`"""
     suspects_of: Predictions
-    """the split, or all that was predicted out of fold"""
+    """predictions by which labels are checked: of the split, or of all examples out of fold"""
     images: Mapping[str, str] = field(default_factory=dict)
-    """addresses of pictures by id"""
+    """`data:` addresses by id"""
     heat: Mapping[str, str] = field(default_factory=dict)
+    """`data:` addresses of heat maps by id"""
 
     @property
     def num_examples(self) -> int:
-        return len(self.facts.said.labels)
+        """Return the number of predicted examples."""
+        return len(self.facts.predictions.labels)
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many examples are labelled as each class."""
-        return np.bincount(self.facts.said.labels, minlength=len(self.facts.class_names))
-
-    @property
-    def confidence_by_id(self) -> dict[str, float]:
-        return dict(zip(self.facts.said.ids.tolist(), self.confidence.tolist(), strict=True))
+        """Count the examples labelled as each class."""
+        return np.bincount(self.facts.predictions.labels, minlength=len(self.facts.class_names))
 
     def pictured(self) -> NDArray[np.int64]:
-        """At most MAX_PICTURES to be shown: errors, then the least sure, then others spread evenly."""
+        """Choose at most MAX_PICTURES examples to show: errors, then the least sure, then others spread evenly."""
         right = np.setdiff1d(np.arange(self.num_examples), self.errors)
         doubtful = right[np.argsort(self.confidence[right], kind="stable")]
         room = MAX_PICTURES - len(self.errors)
@@ -70,51 +68,51 @@ class Examples:
 
 
 def examples_of(facts: Facts) -> Examples:
-    """Of the predictions of a run; without pictures."""
-    said = facts.said
-    predicted = said.probabilities.argmax(axis=1)
-    confidence = said.probabilities.max(axis=1).astype(np.float64)
-    wrong = np.flatnonzero(predicted != said.labels)
-    own = said if facts.out_of_fold is None else in_mean(facts.out_of_fold)
+    """Derive the examples from the predictions of a run, without pictures."""
+    predictions = facts.predictions
+    predicted = predictions.probabilities.argmax(axis=1)
+    confidence = predictions.probabilities.max(axis=1).astype(np.float64)
+    wrong = np.flatnonzero(predicted != predictions.labels)
+    checked = predictions if facts.out_of_fold is None else mean_over_seeds(facts.out_of_fold)
     return Examples(
         facts,
         predicted,
         confidence,
         wrong[np.argsort(-confidence[wrong], kind="stable")],
-        label_errors(own.labels, own.probabilities),
-        own,
+        label_errors(checked.labels, checked.probabilities),
+        checked,
     )
 
 
 class Cards:
-    """Examples as the page's script shows them, each once: from the predictions that say it."""
+    """The examples that the page's script shows, each once, with the predictions that it was first added by."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
         self._names = examples.facts.class_names
         self._place: dict[str, int] = {}
         self.all: list[dict[str, Any]] = []
-        kept = [self.number_of(examples.facts.said, k) for k in examples.pictured().tolist()]
-        self._of_split = [number for number in kept if number is not None]
+        numbers = [self.number_of(examples.facts.predictions, k) for k in examples.pictured().tolist()]
+        self._of_split = [number for number in numbers if number is not None]
 
-    def number_of(self, said: Predictions, k: int) -> int | None:
-        """The number of the card of an example, made if need be; None without a picture."""
-        name = str(said.ids[k])
+    def number_of(self, predictions: Predictions, k: int) -> int | None:
+        """Return the number of an example's card, which is added if missing; None without a picture."""
+        name = str(predictions.ids[k])
         if name not in self._place:
             if name not in self._examples.images:
                 return None
             self._place[name] = len(self.all)
-            self.all.append(self._card(said, k, name))
+            self.all.append(self._card(predictions, k, name))
         return self._place[name]
 
-    def _card(self, said: Predictions, k: int, name: str) -> dict[str, Any]:
-        label, probabilities = int(said.labels[k]), said.probabilities[k]
+    def _card(self, predictions: Predictions, k: int, name: str) -> dict[str, Any]:
+        label, probabilities = int(predictions.labels[k]), predictions.probabilities[k]
         predicted = int(probabilities.argmax())
         right = predicted == label
         return {
             "id": name,
-            "said": f"{self._names[predicted]} {percent(float(probabilities[predicted]))}",
-            "label": "right" if right else f"label: {self._names[label]}",
+            "prediction": f"{self._names[predicted]} {percent(float(probabilities[predicted]))}",
+            "label": "correct" if right else f"label: {self._names[label]}",
             "right": right,
             "classes": [label, predicted],
             "image": self._examples.images[name],
@@ -122,23 +120,23 @@ class Cards:
             "facts": [
                 ["label", self._names[label]],
                 *top_classes(probabilities, self._names),
-                *([["type", str(said.types[k])]] if len(said.types) else []),
+                *([["type", str(predictions.types[k])]] if len(predictions.types) else []),
             ],
         }
 
-    def tiles(self, said: Predictions, numbers: Iterable[int]) -> list[dict[str, Any]]:
-        """Tiles of these examples, as far as they have pictures, in the words of these predictions."""
-        found = ((self.number_of(said, k), k) for k in numbers)
+    def tiles(self, predictions: Predictions, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """Make a tile of each of these rows of `predictions` that has a picture."""
         return [
-            self._card(said, k, str(said.ids[k])) | {"number": number, "more": ""}
-            for number, k in found
-            if number is not None
+            self._card(predictions, k, str(predictions.ids[k])) | {"number": number, "more": ""}
+            for k in rows
+            if (number := self.number_of(predictions, k)) is not None
         ]
 
     def for_script(self) -> dict[str, Any]:
-        """What the script shows, and in which orders."""
-        certainty = self._examples.confidence_by_id
-        least_sure = sorted(self._of_split, key=lambda number: certainty[self.all[number]["id"]])
+        """Return the data of the script: class names, cards, and the orders in which they can be shown."""
+        ids = self._examples.facts.predictions.ids.tolist()
+        confidence = dict(zip(ids, self._examples.confidence.tolist(), strict=True))
+        least_sure = sorted(self._of_split, key=lambda number: confidence[self.all[number]["id"]])
         return {
             "class_names": self._names,
             "examples": self.all,
@@ -151,18 +149,21 @@ class Cards:
 
 
 def top_classes(probabilities: NDArray[np.floating], names: Sequence[str]) -> list[list[str]]:
-    """The most probable classes: name and probability."""
+    """Return name and probability of the most probable classes."""
     best = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
     return [[names[k], percent(float(probabilities[k]))] for k in best]
 
 
 def confusions(examples: Examples, shown: int) -> dict[str, Any]:
-    """The matrix of few classes, and the most frequent pairs of many; `shown` is how many images the page holds."""
+    """Return the confusion matrix if there are few classes, and the most frequent pairs if there are more than two.
+
+    `shown` is the number of images on the page.
+    """
     names = examples.facts.class_names
     few = len(names) <= MAX_MATRIX
     counts = np.zeros(2 * (len(names) if few else 0,), np.int64)
     if few:
-        np.add.at(counts, (examples.facts.said.labels, examples.predicted), 1)
+        np.add.at(counts, (examples.facts.predictions.labels, examples.predicted), 1)
     matrix = [
         {
             "name": shortened(name, 40),
@@ -175,13 +176,13 @@ def confusions(examples: Examples, shown: int) -> dict[str, Any]:
         for k, name in enumerate(names if few else [])
     ]
     num, wrong = examples.num_examples, len(examples.errors)
-    note = f"The page holds {shown:,} of {num:,} images: the errors first." if shown < num else ""
+    note = f"This page holds {shown:,} of {num:,} images, errors first." if shown < num else ""
     return {
-        "sentence": f"{wrong:,} of {num:,} images are taken for another class than their label.",
+        "sentence": f"{wrong:,} of {num:,} images are classified as another class than their label.",
         "names": [shortened(name, 40) for name in names] if few else [],
         "matrix": matrix,
         "pairs": pairs(examples) if len(names) > 2 else [],
-        "note": note if shown else "The page has no images.",
+        "note": note if shown else "This page has no images.",
     }
 
 
@@ -190,10 +191,10 @@ def _shade(count: int, total: int) -> int:
 
 
 def pairs(examples: Examples) -> list[dict[str, Any]]:
-    """The most frequent confusions, at most MAX_PAIRS; of equal counts in the order of a matrix, which is not made."""
+    """List the most frequent confusions, at most MAX_PAIRS; equal counts are in row order of the confusion matrix."""
     names, errors = examples.facts.class_names, np.sort(examples.errors)
-    places = examples.facts.said.labels[errors].astype(np.int64) * len(names) + examples.predicted[errors]
-    found, numbers = np.unique(places, return_counts=True)
+    labels = examples.facts.predictions.labels[errors].astype(np.int64)
+    cells, numbers = np.unique(labels * len(names) + examples.predicted[errors], return_counts=True)
     most = np.argsort(-numbers, kind="stable")[:MAX_PAIRS]
     return [
         {
@@ -205,40 +206,36 @@ def pairs(examples: Examples) -> list[dict[str, Any]]:
             "of": int(examples.counts[k]),
         }
         for (k, j), count in zip(
-            (divmod(place, len(names)) for place in found[most].tolist()), numbers[most].tolist(), strict=True
+            (divmod(cell, len(names)) for cell in cells[most].tolist()), numbers[most].tolist(), strict=True
         )
     ]
 
 
 def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Recall, precision and F1 of each class; accuracy of each type and group, the worst first."""
-    names, said = examples.facts.class_names, examples.facts.said
-    hits, of = examples.predicted == said.labels, clusters.numbers(said.groups)
-    right, predicted = (
-        np.bincount(some, minlength=len(names)) for some in (said.labels[hits], examples.predicted)
-    )
+    """Return the tables of recall, precision and F1 by class, and of accuracy by type and group, worst first."""
+    names, predictions = examples.facts.class_names, examples.facts.predictions
+    hits, of = examples.predicted == predictions.labels, clusters.numbers(predictions.groups)
+    right = np.bincount(predictions.labels[hits], minlength=len(names))
+    predicted = np.bincount(examples.predicted, minlength=len(names))
     every: Sequence[int] = range(len(names))
     if len(names) > MAX_CLASSES:
         share = np.where(examples.counts, right / np.maximum(examples.counts, 1), np.inf)
         every = sorted(np.argsort(share, kind="stable")[:MAX_CLASSES].tolist())
-    note = (
-        f"These {len(every):,} of {len(names):,} classes are recognised least."
-        if len(every) < len(names)
-        else ""
-    )
-    intervals = clusters.of_classes(said.labels, hits, of, len(names))
+    few = len(every) < len(names)
+    note = f"The {len(every):,} of {len(names):,} classes with the lowest recall." if few else ""
+    intervals = clusters.of_classes(predictions.labels, hits, of, len(names))
     if intervals is not None:
         intervals = [intervals[k] for k in every]
     of_each = figures.of_classes(right[every], examples.counts[every], predicted[every], intervals)
     rows = [
         {
             "name": names[k],
-            "num_examples": one["num_examples"],
-            "share": one["recall"],
-            "interval": one["interval"],
-            "more": [one["precision"], one["f1"]],
+            "num_examples": scores["num_examples"],
+            "share": scores["recall"],
+            "interval": scores["interval"],
+            "more": [scores["precision"], scores["f1"]],
         }
-        for k, one in zip(every, of_each, strict=True)
+        for k, scores in zip(every, of_each, strict=True)
     ]
     tables = [
         {
@@ -246,9 +243,9 @@ def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[dict[
             "rows": rows, "note": " ".join(filter(None, [note, _by_groups(of)])),
         }
     ]  # fmt: skip
-    for title, kinds in (("type", said.types.tolist()), ("group", list(groups or ()))):
+    for title, kinds in (("type", predictions.types.tolist()), ("group", list(groups or ()))):
         if len(set(kinds)) > 1:
-            tables.append(_by(title, kinds, hits, clusters.beside(kinds, said.groups.tolist())))
+            tables.append(_by(title, kinds, hits, clusters.beside(kinds, predictions.groups.tolist())))
     return tables
 
 
@@ -279,12 +276,12 @@ def _by(
     left = len(names) - len(rows)
     return {
         "title": f"By {title}",
-        "caption": f"By {title}, the worst first",
+        "caption": f"By {title}, worst first",
         "first": title,
         "share": "accuracy",
         "more": [],
         "rows": rows,
         "note": " ".join(
-            filter(None, [_by_groups(of), f"{left:,} more are better than these." if left else ""])
+            filter(None, [_by_groups(of), f"{left:,} others are better than these." if left else ""])
         ),
     }

@@ -1,4 +1,4 @@
-"""The page itself: sections rendered by Jinja2 into one file that loads nothing and runs no script but its own."""
+"""Render sections with Jinja2 into one HTML file that loads nothing and runs no script but its own."""
 
 from __future__ import annotations
 
@@ -10,45 +10,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.files.packages import require
 from tl_dist.refusal import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
 NOT_DEFINED = "\N{EN DASH}"
 MARK = b"<!-- report of tl_dist -->"
-"""how a page made here begins, behind its doctype: it may be replaced"""
+"""follows the doctype of every report: only a file with this mark is replaced"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: `template` is TEMPLATE.html.j2 of templates/sections, which sees `content` as `it`."""
+    """A part of the page: templates/sections/TEMPLATE.html.j2 with `content` as its variable `it`."""
 
     anchor: str
     title: str
     template: str
     content: Mapping[str, Any] | None
-    """None: the part is left out"""
-
-
-def require_jinja2() -> None:
-    """Refuses (64) where it is not installed; ask before anything is computed."""
-    require(("jinja2",), extra="report", what="a report")
+    """None leaves the part out"""
 
 
 def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:
-    """A whole page of HTML in UTF-8. `data` is what its script shows: see templates/page.js.
+    """Return a whole page of HTML in UTF-8. `data` is what its script shows: see templates/page.js.
 
-    Every text is escaped, and what a terminal or a browser would obey in it is written out.
+    All text is escaped, and control characters are written out.
     """
     import jinja2
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        return (
-            printable(value, lines=True)
-            if isinstance(value, str) and not hasattr(value, "__html__")
-            else value
-        )
+        plain = isinstance(value, str) and not hasattr(value, "__html__")
+        return printable(value, lines=True) if plain else value
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -76,14 +67,14 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
 
 
 def printed(value: Any) -> Any:
-    """The same with every text in it printable."""
+    """Return a copy of nested data in which all text is printable."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
-        return {key: printed(one) for key, one in value.items()}
-    return [printed(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: printed(item) for key, item in value.items()}
+    return [printed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def percent(share: float | None) -> str:
-    """One decimal, and a space that does not break; a dash for what is not defined."""
+    """Format a share as a percentage with one decimal and a no-break space; None as a dash."""
     return NOT_DEFINED if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

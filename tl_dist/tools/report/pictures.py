@@ -1,4 +1,4 @@
-"""Small pictures of examples, inside the page: `data:` addresses of WebP, made without TensorFlow."""
+"""Thumbnails of examples inside the page: `data:` addresses of WebP, made without TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tl_dist.datasets.curation import images
 from tl_dist.datasets.headers import fault
 
 SIDE = 112
-"""pixels of the longer side: sharp at the size of a tile, and a page of a thousand is 4 MB"""
+"""pixels of the longer side: sharp at the size of a tile, and a page with a thousand of them has 4 MB"""
 HEAT_SIDE = 176
 _QUALITY = 60
 _THREADS = 4
@@ -25,13 +25,13 @@ _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombE
 
 
 def thumbnails(source: Source, examples: Iterable[int]) -> Mapping[int, str]:
-    """By example; none of what cannot be decoded, nor of a source that makes its images up."""
+    """Return thumbnails by example; images that cannot be decoded, and generated images, have none."""
     wanted = list(examples)
     every = images.stored_rows(source, wanted)
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore")  # of Pillow, on what `fault` has let through
-        made = pool.map(_thumbnail, every)
-        return {k: address for k, address in zip(wanted, made, strict=False) if address is not None}
+        warnings.simplefilter("ignore")  # Pillow's, about files that passed `fault`
+        addresses = pool.map(_thumbnail, every)
+        return {k: address for k, address in zip(wanted, addresses, strict=False) if address is not None}
 
 
 def _thumbnail(image: images.Stored) -> str | None:
@@ -44,7 +44,7 @@ def _thumbnail(image: images.Stored) -> str | None:
 
 
 def address_of(picture: Image.Image | NDArray[np.uint8], side: int) -> str:
-    """The picture with its longer side of so many pixels."""
+    """Encode a picture, scaled to `side` pixels on its longer side, as a `data:` address."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     scale = side / max(image.size)
     width, height = (max(1, round(edge * scale)) for edge in image.size)

@@ -1,4 +1,4 @@
-"""The report of one run: which sections it has, and what each says."""
+"""Report on one run: choose the sections and write their sentences."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ import numpy as np
 
 from tl_dist.scores import curves
 from tl_dist.tools.report import charts, technical, trust
-from tl_dist.tools.report.duplicates import Twin
-from tl_dist.tools.report.examples import (
-    MAX_SUSPECTS,
-    Cards,
-    Examples,
-    class_tables,
-    confusions,
-)
+from tl_dist.tools.report.duplicates import MAX_SHOWN, Twin
+from tl_dist.tools.report.examples import MAX_SUSPECTS, Cards, Examples, class_tables, confusions
 from tl_dist.tools.report.page import Section, render
 from tl_dist.tools.report.verdict import verdict
-
-_MAX_CURVES = charts.MAX_SERIES
 
 
 def page(
     examples: Examples, *, groups: Sequence[str] | None, twins: Sequence[Twin] | None, notes: Sequence[str]
 ) -> bytes:
-    """The page of a run. `twins` are near duplicates across splits, None where none were looked for."""
+    """Render the page of a run. `twins` are near duplicates across splits; None if they were not searched for."""
     facts, cards = examples.facts, Cards(examples)
     tables = class_tables(examples, groups)
-    worst, labels = _worst(examples, cards), _labels(examples, cards)  # which makes cards of its own
+    # Both add cards, so they come before `for_script`.
+    worst, labels = _worst(examples, cards), _labels(examples, cards)
     sections = [
         Section("verdict", "Verdict", "verdict", verdict(examples, tables=tables, twins=twins, notes=notes)),
-        Section("errors", "Where it is wrong", "errors", confusions(examples, len(examples.images))),
+        Section("errors", "Errors", "errors", confusions(examples, len(examples.images))),
         Section("classes", "Classes", "classes", {"tables": tables}),
         Section("worst", "Worst errors", "tiles", worst),
         Section("labels", "Labels", "tiles", labels),
@@ -48,37 +41,38 @@ def page(
 
 
 def _worst(examples: Examples, cards: Cards) -> dict[str, Any] | None:
-    wanted = [k for k in examples.errors.tolist() if str(examples.facts.said.ids[k]) in examples.heat]
-    if not wanted:
+    predictions = examples.facts.predictions
+    mapped = [k for k in examples.errors.tolist() if str(predictions.ids[k]) in examples.heat]
+    if not mapped:
         return None
     sentence = (
-        f"The {len(wanted)} errors that it was most sure of, each beside a map of what speaks for the class that was "
-        "predicted (LayerCAM). A map on the background, a label or a border says that it learned something else than "
-        "the object."
+        f"The {len(mapped)} most confident errors, each beside a heat map of the evidence for the predicted class "
+        "(LayerCAM). Heat on the background, a caption or a border suggests that the model learned something other "
+        "than the object."
     )
-    return {"sentence": sentence, "note": "", "tiles": cards.tiles(examples.facts.said, wanted), "wide": True}
+    return {"sentence": sentence, "note": "", "tiles": cards.tiles(predictions, mapped), "wide": True}
 
 
 def _labels(examples: Examples, cards: Cards) -> dict[str, Any]:
-    found, said, names = examples.suspects, examples.suspects_of, examples.facts.class_names
+    suspects, checked, names = examples.suspects, examples.suspects_of, examples.facts.class_names
     where = (
-        "every example, each predicted by a model that has not seen it"
+        "all examples, each predicted by a model that has not seen it"
         if examples.facts.out_of_fold is not None
-        else f"the {examples.facts.split} split, which the model has not seen; 'tl-dist cv' would look at all examples"
+        else f"the {examples.facts.split} split, which the model has not seen; 'tl-dist cv' would check all examples"
     )
-    num = len(found.examples)
+    num, rows = len(suspects.examples), suspects.examples[:MAX_SUSPECTS].tolist()
     sentence = (
-        f"Confident learning (Northcutt et al., 2021) names {num:,} of {len(said.labels):,} labels that are likely "
-        f"wrong, in {where}. The most suspicious come first: look before you change one."
+        f"Confident learning (Northcutt et al., 2021) flags {num:,} of {len(checked.labels):,} labels as likely wrong, "
+        f"in {where}. The most suspicious come first; look at the image before you change a label."
     )
-    pairs = zip(found.examples[:MAX_SUSPECTS].tolist(), found.likely.tolist(), strict=False)
+    # Without heat maps: two pictures would be tiny in these tiles.
     tiles = [
-        tile | {"more": f"more likely {names[likely]}", "heat": None}  # beside it both would be tiny
-        for k, likely in pairs
-        for tile in cards.tiles(said, [k])
+        tile | {"more": f"more likely {names[likely]}", "heat": None}
+        for k, likely in zip(rows, suspects.likely.tolist(), strict=False)
+        for tile in cards.tiles(checked, [k])
     ]
-    ids = [str(said.ids[k]) for k in found.examples[:MAX_SUSPECTS].tolist()]
-    note = "" if tiles or not num else f"Their pictures could not be read: {', '.join(ids)}"
+    ids = ", ".join(str(checked.ids[k]) for k in rows)
+    note = "" if tiles or not num else f"Their images could not be read: {ids}"
     return {"sentence": sentence, "note": note, "tiles": tiles, "wide": False}
 
 
@@ -86,18 +80,18 @@ def _duplicates(twins: Sequence[Twin] | None, images: Mapping[str, str]) -> dict
     if twins is None:
         return None
     if not twins:
-        return {"sentence": "No image of one split is in another as well, nor nearly so.", "groups": []}
-    shown = twins[:24]
+        return {"sentence": "No two images in different splits are equal or nearly equal.", "groups": []}
+    shown = twins[:MAX_SHOWN]
     sentence = (
-        f"{len(twins):,} pairs of equal or nearly equal images lie in different splits: what training knows of one "
-        "helps with the other, and figures come out too good."
+        f"{len(twins):,} pairs of equal or nearly equal images are in different splits. What a model learns from one "
+        "helps it with the other, so the figures are too good."
     )
     if len(shown) < len(twins):
-        sentence += f" The first {len(shown)}:"
+        sentence += f" Here are the first {len(shown)}:"
     groups = [
         {
             "kind": "equal" if twin.equal else "nearly equal",
-            "images": [one._asdict() | {"image": images.get(one.id)} for one in twin.pair],
+            "images": [place._asdict() | {"image": images.get(place.id)} for place in twin.pair],
         }
         for twin in shown
     ]
@@ -105,45 +99,41 @@ def _duplicates(twins: Sequence[Twin] | None, images: Mapping[str, str]) -> dict
 
 
 def _thresholds(examples: Examples) -> dict[str, Any] | None:
-    """ROC and precision-recall: of the second class of two, else of each class against the rest."""
-    said, names = examples.facts.said, examples.facts.class_names
-    counts = np.bincount(said.labels, minlength=len(names))
-    possible = [k for k in range(len(names)) if 0 < counts[k] < len(said.labels)]
+    """Draw ROC and precision-recall curves: of the second class of two, else of each class against the rest."""
+    predictions, names = examples.facts.predictions, examples.facts.class_names
+    labels, probabilities = predictions.labels, predictions.probabilities
+    counts = np.bincount(labels, minlength=len(names))
+    possible = [k for k in range(len(names)) if 0 < counts[k] < len(labels)]
     if len(names) == 2:
         possible = possible[1:]
-    if not possible or not np.isfinite(said.probabilities).all():
+    if not possible or not np.isfinite(probabilities).all():
         return None
-    found = {
+    both = {
         k: (
-            curves.roc(said.labels == k, said.probabilities[:, k]),
-            curves.precision_recall(said.labels == k, said.probabilities[:, k]),
+            curves.roc(labels == k, probabilities[:, k]),
+            curves.precision_recall(labels == k, probabilities[:, k]),
         )
         for k in possible[:200]
     }
-    worst = sorted(found, key=lambda k: found[k][1].area)[:_MAX_CURVES]
-    chosen = [k for k in found if k in worst]
-    of = f"“{names[chosen[0]]}”" if len(names) == 2 else "each class against the rest"
-    sentence = f"What another threshold would give: {of}."
-    if len(chosen) < len(possible):
-        sentence += f" Shown are the {len(chosen)} classes of the least average precision."
-    roc = {names[k]: found[k][0] for k in chosen}
-    precision = {names[k]: found[k][1] for k in chosen}
-    made = [
+    worst = sorted(both, key=lambda k: both[k][1].area)[: charts.MAX_SERIES]
+    shown = [k for k in both if k in worst]
+    of = f"“{names[shown[0]]}”" if len(names) == 2 else "each class against the rest"
+    sentence = f"The trade-off at other thresholds: {of}."
+    if len(shown) < len(possible):
+        sentence += f" Shown are the {len(shown)} classes with the lowest average precision."
+    roc = {names[k]: both[k][0] for k in shown}
+    precision = {names[k]: both[k][1] for k in shown}
+    pictures = [
         charts.curves(
-            roc,
-            x="false positive rate",
-            y="true positive rate",
-            area="AUC",
-            what="ROC curves",
-            diagonal=True,
+            roc, x="false positive rate", y="true positive rate", area="AUC", what="ROC curves", diagonal=True
         ),
         charts.curves(
             precision, x="recall", y="precision", area="AP", what="Precision-recall curves", diagonal=False
         ),
     ]
     captions = ["ROC: area under the curve (AUC)", "Precision and recall: average precision (AP)"]
-    if len(chosen) == 1:  # which has no legend
-        areas = [found[chosen[0]][k].area for k in (0, 1)]
+    if len(shown) == 1:  # a single curve has no legend that could hold the area
+        areas = [curve.area for curve in both[shown[0]]]
         captions = [f"{text} {area:.3f}" for text, area in zip(captions, areas, strict=True)]
-    both = [{"svg": svg, "caption": text} for svg, text in zip(made, captions, strict=True)]
-    return {"sentence": sentence, "charts": both, "table": None}
+    drawn = [{"svg": svg, "caption": text} for svg, text in zip(pictures, captions, strict=True)]
+    return {"sentence": sentence, "charts": drawn, "table": None}

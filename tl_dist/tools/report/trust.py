@@ -1,4 +1,4 @@
-"""Sections on what a run's figures are worth: calibration, and robustness against corrupted images."""
+"""Sections on how far a run's predictions can be trusted: calibration, and robustness to corrupted images."""
 
 from __future__ import annotations
 
@@ -18,60 +18,65 @@ from tl_dist.tools.report.page import NOT_DEFINED, percent
 
 
 def calibrated(examples: Examples) -> dict[str, Any] | None:
-    """Accuracy by confidence; beside it the same at the temperature of the run, where it was calibrated."""
+    """Draw accuracy by confidence; if the run was calibrated, also at its temperature."""
     if not np.isfinite(examples.confidence).all():
         return None
-    facts, hits = examples.facts, examples.predicted == examples.facts.said.labels
+    facts, predictions = examples.facts, examples.facts.predictions
+    hits = examples.predicted == predictions.labels
     sure, right = float(examples.confidence.mean()), float(hits.mean())
     sentence = (
-        f"It is {100 * sure:.1f} % sure in the mean, and right in {100 * right:.1f} %. A point below the diagonal is "
-        "over-confident; its size is the share of the images."
+        f"Mean confidence is {percent(sure)}, accuracy {percent(right)}. A point below the diagonal is over-confident; "
+        "its size shows its share of the images."
     )
-    of = clusters.numbers(facts.said.groups)
+    of = clusters.numbers(predictions.groups)
     confidences = {"Reliability: accuracy by confidence, with 95 % intervals": examples.confidence}
-    found = calibration.load(facts.run.path)
-    fits = found is not None and found.step == facts.said.step and facts.split in ("test", "validation")
-    if found is not None and fits and [*found.views] == [*facts.cfg.evaluation.views]:
-        after = _at_temperature(facts.said.probabilities, found.temperature)
-        before, then = (figures.calibration_error(one, hits) for one in (examples.confidence, after))
+    fitted = calibration.load(facts.run.path)
+    fits = fitted is not None and fitted.step == predictions.step and facts.split in ("test", "validation")
+    if fitted is not None and fits and [*fitted.views] == [*facts.cfg.evaluation.views]:
+        scaled = _at_temperature(predictions.probabilities, fitted.temperature)
+        before, after = (figures.calibration_error(values, hits) for values in (examples.confidence, scaled))
         seen = "; it was fitted on this very split" if facts.split == "validation" else ""
         sentence += (
-            f" Temperature {found.temperature:.3f} changes the ECE from {before:.3f} to {then:.3f}{seen}."
+            f" Temperature {fitted.temperature:.3f} changes the ECE from {before:.3f} to {after:.3f}{seen}."
         )
-        confidences[f"Calibrated: the same at temperature {found.temperature:.3f}"] = after
+        confidences[f"Calibrated: the same at temperature {fitted.temperature:.3f}"] = scaled
     bins = {caption: curves.reliability(values, hits, of) for caption, values in confidences.items()}
-    made = [
-        {"svg": charts.reliability(one, f"{caption.split(':')[0]} of {len(hits)} images"), "caption": caption}
-        for caption, one in bins.items()
+    pictures = [
+        {
+            "svg": charts.reliability(each, f"{caption.split(':')[0]} of {len(hits)} images"),
+            "caption": caption,
+        }
+        for caption, each in bins.items()
     ]
     rows = [
         (
-            f"{one.low:.2f} to {one.high:.2f}",
-            f"{one.num_examples:,}",
-            f"{one.confidence:.3f}",
-            f"{one.accuracy:.3f}",
+            f"{each.low:.2f} to {each.high:.2f}",
+            f"{each.num_examples:,}",
+            f"{each.confidence:.3f}",
+            f"{each.accuracy:.3f}",
         )
-        for one in next(iter(bins.values()))
+        for each in next(iter(bins.values()))
     ]
-    table = {"title": "In figures", "names": ["confidence", "images", "mean", "right"], "rows": rows}
-    return {"sentence": sentence, "charts": made, "table": table}
+    table = {"title": "As numbers", "names": ["confidence", "images", "mean", "accuracy"], "rows": rows}
+    return {"sentence": sentence, "charts": pictures, "table": table}
 
 
 def _at_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    """The confidence of each example: the softmax of logits is that of logarithms of probabilities."""
+    """Return the confidence of each example at a temperature."""
     confidence = np.empty(len(probabilities))
     for rows in figures.blocks(*probabilities.shape):
+        # Logarithms of probabilities serve as logits: they differ by a constant, which softmax ignores.
         logs = np.log(np.maximum(probabilities[rows].astype(np.float64), np.finfo(np.float32).tiny))
         confidence[rows] = figures.softmax(logs / temperature).max(axis=1)
     return confidence
 
 
 def robust(facts: Facts) -> dict[str, Any] | None:
-    """Accuracy against severity by kind of corruption; None where 'tl-dist eval --corruptions' did not run."""
-    found = _hits(facts)
-    if found is None:
+    """Draw accuracy by severity and kind of corruption; None unless 'tl-dist eval --corruptions' was run."""
+    hits = _hits(facts)
+    if hits is None:
         return None
-    record = robustness.record(found)
+    record = robustness.record(hits)
     accuracy: Mapping[str, list[float]] = record["accuracy"]
     severities = [0, *record["severities"]]
     series = {}
@@ -79,13 +84,15 @@ def robust(facts: Facts) -> dict[str, Any] | None:
         kinds = [accuracy[name] for name in names if name in accuracy]
         if kinds:
             series[category] = (severities, [record["clean"], *np.mean(kinds, axis=0).tolist()])
-    at = f"Applied at the model's size, {record['image_size']} pixels, to {record['num_examples']:,} images."
+    size = (
+        f"Applied at the model's size, {record['image_size']} pixels, to {record['num_examples']:,} images."
+    )
     error, clean = record["mean_corruption_error"], record["clean"]
     sentence = (
-        f"Right in {percent(clean)} of the images as they are. {at}"
+        f"Accuracy on the uncorrupted images: {percent(clean)}. {size}"
         if error is None
-        else f"Corruptions raise its error from {percent(1 - clean)} to {percent(error)} in the mean of kinds and "
-        f"severities, changes of place apart. {at}"
+        else f"Corruptions raise its error from {percent(1 - clean)} to {percent(error)}, the mean over kinds and "
+        f"severities without geometric ones. {size}"
     )
     if record["mce_alexnet"] is not None:
         sentence += (
@@ -100,37 +107,36 @@ def robust(facts: Facts) -> dict[str, Any] | None:
         "names": ["corruption", *map(str, record["severities"])],
         "rows": rows,
     }
-    chart = {"svg": svg, "caption": "Mean accuracy by kind of corruption; severity 0 is the image as it is"}
+    chart = {"svg": svg, "caption": "Mean accuracy by kind of corruption; severity 0 is the original image"}
     return {"sentence": sentence, "charts": [chart], "table": table}
 
 
 def robust_compared(runs: Sequence[Facts]) -> dict[str, Any] | None:
-    """Each run against the first on the same corrupted images; None where fewer than two were evaluated on them."""
+    """Compare each run with the first on the same corrupted images; None if fewer than two were evaluated on them."""
     first, *others = [(facts.run.name, _hits(facts)) for facts in runs]
     rows, methods = [], set()
     for name, hits in others:
         if first[1] is None or hits is None:
             continue
         try:
-            found = robustness.compared(first[1], hits)
+            compared = robustness.compared(first[1], hits)
         except ValueError:  # other corruptions or severities: not comparable
             continue
-        apart, between = NOT_DEFINED, NOT_DEFINED
-        if found["difference"] is not None:
-            low, high = found["interval"]
-            apart, between = (
-                f"{100 * found['difference']:+.1f} points",
-                f"{100 * low:+.1f} to {100 * high:+.1f}",
-            )
-        rows.append((name, NOT_DEFINED if found["mce"] is None else f"{found['mce']:.3f}", apart, between))
-        methods.add(found.get("interval_by", "paired bootstrap over images"))
+        difference, interval = NOT_DEFINED, NOT_DEFINED
+        if compared["difference"] is not None:
+            low, high = compared["interval"]
+            difference = f"{100 * compared['difference']:+.1f} points"
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+        mce = NOT_DEFINED if compared["mce"] is None else f"{compared['mce']:.3f}"
+        rows.append((name, mce, difference, interval))
+        methods.add(compared.get("interval_by", "paired bootstrap over images"))
     if not rows:
         return None
     sentence = (
-        f"Errors on the same corrupted images, relative to those of “{first[0]}”, not of AlexNet: below 1, or below 0 "
-        f"points, a run is more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
+        f"Errors on the same corrupted images, relative to the errors of “{first[0]}”, not of AlexNet. A ratio below "
+        f"1, or a difference below 0, means more robust. Intervals: {', '.join(sorted(methods))}, 95 %."
     )
-    names = ["run", "mean corruption error, relative", "difference of the mean error", "95 % interval"]
+    names = ["run", "relative mean corruption error", "difference of the mean error", "95 % interval"]
     return {"parts": [{"title": "", "sentence": sentence, "names": names, "rows": rows}]}
 
 

@@ -1,7 +1,7 @@
-"""A run's copy in MLflow or Weights & Biases: the run directory is the record, and a copy is made from it.
+"""Copy runs to MLflow or Weights & Biases: the run directory is the record, and copies are made from it.
 
-Training knows nothing of it. A copy is made by a process of its own while the run is there, and by `tl-dist sync RUN`
-at any time; what has been sent is noted in RUN/track, so nothing is sent twice. No password, query or key of an
+Training knows nothing of trackers. A separate process copies a run while it trains, and `tl-dist sync RUN` does so at
+any time. What has been sent is noted in RUN/track, so that nothing is sent twice. No password, query or key of an
 address is written there or shown.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from tl_dist.runs.table import state_of
 
 MAX_VALUE = 500
 """characters of a parameter"""
-_MAX_NAME, _MAX_NUMBERS = 200, 500
+_MAX_NAME, _MAX_NUMBERS = 200, 500  # characters of a name, numbers of a record
 _NOT_CURVES = {"step", "total_steps", "epochs", "eta_s"}
 _NOT_IN_NAMES = re.compile(r"[^\w. /-]", re.ASCII)
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*://)([^\s'\"<>/?#]*)([^\s'\"<>]*)")
@@ -44,7 +45,7 @@ _QUERY = re.compile(r"\?[^\s'\"<>()]+")  # libraries also show an address withou
 _LOCK_WAIT_S = 10.0
 
 Keep = Callable[[], None]
-"""notes on the disk what a tracker has taken"""
+"""writes to disk what a tracker has taken"""
 
 
 @dataclass(frozen=True)
@@ -52,36 +53,37 @@ class Row:
     """The numbers of one record."""
 
     key: str
-    """train, SPLIT:STEP, or done: a row of training by its step is the only one of it"""
+    """train, SPLIT:STEP, or done; rows of training are told apart by their step"""
     step: int
     values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What there is to copy of a run, and where what has been sent is noted."""
+    """What a run has to copy, and where it is noted what has been sent."""
 
     run: RunDir
     id: str
-    """of this run in every tracker"""
+    """the id of this run in every tracker"""
     state: str
     """running, done, stopped or failed"""
     place: Path
+    """the directory of the notes"""
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The config, by dotted key."""
-        found = config_file.flat(config_file.load(self.run.config_file, imports=False))
-        return {name_of(key): _text(value) for key, value in found.items()}
+        """Return the config by dotted key."""
+        values = config_file.flat(config_file.load(self.run.config_file, imports=False))
+        return {name_of(key): _text(value) for key, value in values.items()}
 
     @property
     def files(self) -> list[Path]:
-        """What is sent as it is, where it is there."""
+        """List the existing files that are sent unchanged."""
         files = (self.run.config_file, self.run.path / "report.html")
         return [path for path in files if path.is_file() and not path.is_symlink()]
 
     def rows(self) -> Iterator[Row]:
-        """All numbers of the run, in the order in which they were written down; at its end its figures."""
+        """Yield all numbers of the run in the order in which they were recorded, then its final figures."""
         for record in records(self.run.metrics_file):
             step = record.get("step")
             if not isinstance(step, int) or abs(step) >= 2**63:
@@ -100,65 +102,63 @@ class Copied:
             figures = done.get("figures")
             numbers = {**done, **(figures if isinstance(figures, Mapping) else {})}
             numbers.pop("figures", None)
-            at = step if isinstance(step, int) and abs(step) < 2**63 else 0
-            yield Row("done", at, dict(_numbers(numbers, "final/")))
+            step = step if isinstance(step, int) and abs(step) < 2**63 else 0
+            yield Row("done", step, dict(_numbers(numbers, "final/")))
 
 
 class NotTaken(Exception):
-    """A tracker does not have it, for the reason that it says."""
+    """A tracker has not taken a run; the message is the reason."""
 
 
 def unsent(rows: Iterable[Row], sent: dict[str, int]) -> Iterator[Row]:
-    """Those that `sent` does not know yet, which it does when the next one is asked for.
+    """Yield the rows that `sent` does not count yet, and count each when the next one is requested.
 
-    Of training it keeps the last step: what a restart does again is the same, and is not sent again. Of evaluations
-    how many there were of a split at a step.
+    For training, `sent` holds the last step: a restart repeats the same steps, which are not sent again. For
+    evaluations, it holds how many there were of a split at a step.
     """
-    met: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for row in rows:
-        met[row.key] += 1
-        number = row.step if row.key == "train" else met[row.key]
+        counts[row.key] += 1
+        number = row.step if row.key == "train" else counts[row.key]
         if number > sent.get(row.key, 0):
             yield row
             sent[row.key] = number
 
 
 def sync(run: RunDir, trackers: Sequence[str], *, live: bool = False) -> list[str]:
-    """Send each tracker what it does not have yet; a line on each. Refuses (75) when one did not take all of it.
+    """Send each tracker what it does not have yet, and return a line on each. Refuses (75) if one did not take all.
 
-    `live`: from beside the run, which goes on: a tracker that is sent whole runs alone is left for its end.
+    With `live`, the run still trains: a tracker that takes only whole runs is left for its end.
     """
     require_trackers(trackers)
-    said, failed = [], []
-    whole = RunDir(run.path.absolute())  # a library may be given another working directory
-    with _place(whole) as place, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what libraries tell their own authors
+    lines, failures = [], []
+    absolute = RunDir(run.path.absolute())  # the working directory changes for some libraries
+    with _place(absolute) as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # meant for the developers of the libraries
         for name in trackers:
-            copied = Copied(whole, _id(place), "running" if live else state_of(run), place)
+            copied = Copied(absolute, _id(place), "running" if live else state_of(run), place)
             try:
-                with (
-                    redirect_stdout(io.StringIO()),
-                    redirect_stderr(io.StringIO()),
-                ):  # MLflow prints the address
-                    said.append(f"{name}: {_send(copied, name, live)}")
+                # MLflow prints the address.
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    lines.append(f"{name}: {_send(copied, name, live)}")
             except Refusal:
                 raise
-            except Exception as error:  # of a library, a server or the way there: none of them is ours
+            except Exception as error:  # libraries, servers and networks raise what they like
                 what = str(error) if isinstance(error, NotTaken) else reason(error)
                 what = _AT.sub("/...", without_secrets(" ".join(what.split()))).rstrip(".")
                 title = registry.TRACKERS[name].title
-                failed.append(f"{title} has not taken all of {run.name}: {shortened(what, 300)}")
-    if failed:
+                failures.append(f"{title} has not taken all of {run.name}: {shortened(what, 300)}")
+    if failures:
         raise Refusal(
-            f"{'; '.join(failed)}.",
-            fix=f"see that it can be reached, then: tl-dist sync {run.path}.",
+            f"{'; '.join(failures)}.",
+            fix=f"check that it can be reached, then: tl-dist sync {run.path}.",
             code=ExitCode.REQUEUE,
         )
-    return said
+    return lines
 
 
 def _send(copied: Copied, name: str, live: bool) -> str:
-    """Send it to one tracker, with what has been sent noted as that is known."""
+    """Send a run to one tracker, noting what it has taken as it goes, and return where the copy is."""
     file = copied.place / f"{name}.json"
     known = read_json(file) or {}
     size = bytes_of(copied.run)
@@ -173,34 +173,34 @@ def _send(copied: Copied, name: str, live: bool) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text, its addresses without who asks there, with what password, and without what follows a `?` or `#`."""
+    """Strip every address in the text of its user, its password, and all that follows a `?` or `#`."""
     return _QUERY.sub("", _ADDRESS.sub(_bare, text))
 
 
 def _bare(match: re.Match[str]) -> str:
     scheme, server, rest = match.groups()
     host = server.rpartition("@")[2]
-    if server and ("@" in rest or not _HOST.fullmatch(host)):  # of a password that has a / or ? in it
+    if server and ("@" in rest or not _HOST.fullmatch(host)):  # the password has a / or ? in it
         return f"{scheme}..."
     return scheme + host + re.split("[?#]", rest, maxsplit=1)[0]
 
 
 def name_of(key: str) -> str:
-    """A name that every tracker takes: with no part between slashes that is empty, or all dots."""
+    """Make a name that every tracker takes: no part between slashes is empty or consists of dots."""
     name = shortened(_NOT_IN_NAMES.sub("_", key), _MAX_NAME)
     return "/".join(part if part.strip(".") else "_" * max(len(part), 1) for part in name.split("/"))
 
 
 @contextmanager
 def _place(run: RunDir) -> Iterator[Path]:
-    """Where notes lie, for one process at a time, which makes files for this user alone; refuses (75) a second one."""
+    """Lock the directory of the notes, with a umask that keeps new files private. Refuses (75) a second process."""
     place = place_of(run)
     with suppress(FileExistsError):
         place.mkdir(mode=0o700)
     refuse_unsafe(place, instead="remove it")
     refuse_links(*place.iterdir())
     if (lock := place / "lock").exists() and not lock.is_file():
-        raise Refusal(f"{lock} is no file.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
+        raise Refusal(f"{lock} is not a file.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
     mask, deadline = os.umask(0o077), time.monotonic() + _LOCK_WAIT_S
     try:
         while time.monotonic() < deadline:
@@ -211,35 +211,32 @@ def _place(run: RunDir) -> Iterator[Path]:
             time.sleep(0.1)
     finally:
         os.umask(mask)
-    what = f"another process sends {run.path} just now."
+    what = f"another process is sending {run.path}."
     raise Refusal(what, fix="run the same command again later.", code=ExitCode.REQUEUE)
 
 
 def refuse_links(*paths: Path) -> None:
-    """Refuse (78) to write through a link that somebody laid where copies lie."""
+    """Refuse (78) symbolic links: somebody may have put them where copies are written."""
     for path in paths:
         if path.is_symlink():
             raise Refusal(f"{path} is a symbolic link.", fix="remove it.", code=ExitCode.UNSAFE)
 
 
 def _id(place: Path) -> str:
-    """The name of this run in trackers, made once."""
+    """Return the id of this run in trackers, which is made once."""
     file = place / "id.json"
     with suppress(FileExistsError):
         if not file.exists():
             write_atomically(file, json.dumps({"id": os.urandom(8).hex()}).encode(), exclusive=True)
-    found = str((read_json(file) or {}).get("id"))
-    if not re.fullmatch(r"[0-9a-f]{16}", found):
+    run_id = str((read_json(file) or {}).get("id"))
+    if not re.fullmatch(r"[0-9a-f]{16}", run_id):
         raise Refusal(f"{file} holds no id.", fix=f"remove {place}.", code=ExitCode.UNSAFE)
-    return found
+    return run_id
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """Every number in a record, those in sections of it and the two ends of an interval; at most _MAX_NUMBERS."""
-    for number, pair in enumerate(_all_numbers(values, prefix)):
-        if number == _MAX_NUMBERS:
-            return
-        yield pair
+    """Yield at most _MAX_NUMBERS numbers of a record, also of its nested sections and the two ends of intervals."""
+    return islice(_all_numbers(values, prefix), _MAX_NUMBERS)
 
 
 def _all_numbers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

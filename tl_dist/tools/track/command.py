@@ -1,4 +1,4 @@
-"""`tl-dist sync`: copy a run to its trackers; and the process that does so beside a run, for as long as it lasts."""
+"""`tl-dist sync`: copy a run to its trackers, at once or by a process beside the run for as long as it trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tl_dist.tools import track
 
 _EVERY_S = 30.0
 _QUIET = {
-    # A server that does not answer is not waited for as long as the libraries would.
+    # The libraries would wait much longer for a server that does not answer.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,13 +37,13 @@ _PATHS = re.compile(r"NETRC|(?:SSL_CERT|(?:REQUESTS|CURL)_CA|WANDB)\w*_(?:DIR|FI
 
 
 def sync(path: Path) -> list[str]:
-    """Send each tracker of the run what it does not have yet; a line on each."""
+    """Send each tracker of the run what it does not have yet; return a line on each."""
     run = RunDir.open(path)
     trackers = _trackers(run)
     if not trackers:
         raise Refusal(
             f"{run.config_file} names no tracker.",
-            fix="train it again with report.track=[mlflow]: it resumes where it is.",
+            fix="repeat 'tl-dist train' with report.track=[mlflow]: the run resumes where it is.",
             code=ExitCode.USAGE,
         )
     _set_libraries()
@@ -51,7 +51,7 @@ def sync(path: Path) -> list[str]:
 
 
 def after_report(path: Path, page: Path) -> list[str]:
-    """Send a new page of a tracked run; what failed is a line, too: the page is written."""
+    """Send the new report page of a tracked run; return a line on each tracker, also on a failure."""
     run = RunDir.open(path)
     trackers = _trackers(run)
     if not trackers or page.resolve() != (run.path / "report.html").resolve():
@@ -64,21 +64,21 @@ def after_report(path: Path, page: Path) -> list[str]:
 
 
 def beside(path: Path, write_page: Callable[[Path], object]) -> int:
-    """Copy a run until standard input ends, and then what is left, as long as that takes no longer than it may.
+    """Copy a run until standard input ends, then send the rest, within a time limit.
 
-    `write_page` writes the report of a run that is done and has none.
+    If the run is done and has no report, `write_page` writes it.
     """
     run, ended = RunDir.open(path), threading.Event()
     threading.Thread(target=_watch, args=(ended, run), daemon=True).start()
     os.nice(10)
     _set_libraries()
-    trackers, said = _trackers(run), ""
+    trackers, text = _trackers(run), ""
     while not ended.is_set():
-        said = _told(run, trackers, said, live=True)
+        text = _sync(run, trackers, text, live=True)
         ended.wait(_EVERY_S)
-    said = _told(run, trackers, said)
+    text = _sync(run, trackers, text)
     if _write_page(run, write_page):
-        _told(run, trackers, said)
+        _sync(run, trackers, text)
     return ExitCode.DONE
 
 
@@ -87,11 +87,11 @@ def _watch(ended: threading.Event, run: RunDir) -> None:
         pass
     ended.set()
     threading.Event().wait(LAST_S[True])
-    os._exit(ExitCode.REQUEUE)  # a library may be waiting for a server, and cannot be interrupted
+    os._exit(ExitCode.REQUEUE)  # a library that waits for a server cannot be interrupted
 
 
-def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
-    """Send what is new, and write down how that went where it is not as `before`."""
+def _sync(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = False) -> str:
+    """Send what is new; return the outcome as text, and log it unless it equals `before`."""
     try:
         text = "; ".join(track.sync(run, trackers, live=live))
     except Refusal as refusal:
@@ -103,7 +103,7 @@ def _told(run: RunDir, trackers: Sequence[str], before: str, *, live: bool = Fal
 
 
 def _write_page(run: RunDir, write_page: Callable[[Path], object]) -> bool:
-    """Write the page of a run that is done and has none; returns whether it was written."""
+    """Write the page of a run that is done and has none. Returns whether it was written."""
     if run.done is None or os.path.lexists(run.path / "report.html"):
         return False
     with suppress(Refusal):
@@ -117,10 +117,10 @@ def _trackers(run: RunDir) -> tuple[str, ...]:
 
 
 def _set_libraries() -> None:
-    """Set what the libraries take from the environment, before they are imported and look elsewhere."""
+    """Set the environment variables that the libraries read when they are imported."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("WANDB_DIR", None)  # where it looks for settings; copies lie in RUN/track
+    os.environ.pop("WANDB_DIR", None)  # the library looks for settings there; copies are in RUN/track
     for name, value in os.environ.items():
         if _PATHS.fullmatch(name) and value:
             os.environ[name] = os.path.abspath(os.path.expanduser(value))

@@ -1,4 +1,4 @@
-"""MLflow: a run's numbers row by row, to the server that its own variables name, or a database beside the runs."""
+"""MLflow: send a run's numbers row by row, to the server in MLflow's own variables, else a database beside the runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MOST_METRICS, _MOST_PARAMETERS = 1_000, 100  # of one request
 
 
 def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
-    """Send what is new; where to. `known` is what an earlier call left, for each address."""
+    """Send what is new, and return where it is. `known` holds by address what earlier calls have sent."""
     import mlflow
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     for name in ("mlflow", "alembic", "urllib3"):
-        # A person has not asked how a database is made, and a server's address may hold a token.
+        # The user did not ask how a database is created, and a server's address may hold a token.
         logging.getLogger(name).setLevel(logging.ERROR)
     beside = copied.run.path.parent
     own = mlflow.is_tracking_uri_set()
@@ -45,7 +45,7 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
     if not own:
         place = local_file_uri_to_path(client.get_run(number).info.artifact_uri)
         if (beside / "mlflow").resolve() not in Path(place).resolve().parents:
-            raise NotTaken(f"{beside}/mlflow.db keeps files elsewhere than in {beside}/mlflow: move it away")
+            raise NotTaken(f"{beside}/mlflow.db keeps files outside {beside}/mlflow: move it away")
     if not sent.get("parameters"):
         _send_parameters(client, number, copied)
         sent["parameters"] = True
@@ -67,19 +67,19 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
 
 
 def _run(client: MlflowClient, copied: Copied, artifacts: str | None) -> str:
-    """The run with this id, made now or by an earlier call that could not note it."""
+    """Return MLflow's run with this id; create it, unless an earlier call did so and was cut off before noting it."""
     import mlflow.environment_variables as variables
 
     name = variables.MLFLOW_EXPERIMENT_NAME.get() or _EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     number = client.create_experiment(name, artifacts) if experiment is None else experiment.experiment_id
-    found = client.search_runs([number], f"tags.`{_TAG}` = '{copied.id}'", max_results=1)
-    run = found[0] if found else client.create_run(number, run_name=copied.run.name, tags={_TAG: copied.id})
+    runs = client.search_runs([number], f"tags.`{_TAG}` = '{copied.id}'", max_results=1)
+    run = runs[0] if runs else client.create_run(number, run_name=copied.run.name, tags={_TAG: copied.id})
     return str(run.info.run_id)
 
 
 def _send_parameters(client: MlflowClient, number: str, copied: Copied) -> None:
-    """The config that it was first sent with: MLflow's parameters cannot change, its config.yaml does."""
+    """Send the config as it is now: MLflow's parameters cannot change later; the file config.yaml can."""
     from mlflow.entities import Param
 
     there = client.get_run(number).data.params
@@ -89,12 +89,12 @@ def _send_parameters(client: MlflowClient, number: str, copied: Copied) -> None:
 
 
 def _send_rows(client: MlflowClient, number: str, copied: Copied, sent: dict[str, Any], keep: Keep) -> None:
-    """In requests of many rows. One that was not noted as sent is sent again with its time: MLflow knows it by that."""
+    """Send rows in large requests. Rows not noted as sent are sent again with the same time: MLflow drops them."""
     rows = sent.setdefault("rows", {})
     batch: list[Row] = []
     noted = dict(rows)
     for row in unsent(copied.rows(), rows):
-        if batch and sum(len(one.values) for one in (*batch, row)) > _MOST_METRICS:
+        if batch and sum(len(each.values) for each in (*batch, row)) > _MOST_METRICS:
             _send_batch(client, number, batch, sent, noted, keep)
             batch, noted = [], dict(rows)
         batch.append(row)
@@ -113,7 +113,7 @@ def _send_batch(
     from mlflow.entities import Metric
 
     rows = sent["rows"]
-    sent["rows"] = before  # what is noted as sent until the server has said so
+    sent["rows"] = before  # these rows are noted as sent only after the server has confirmed them
     sent.setdefault("at", round(time.time() * 1000))
     keep()
     metrics = [

@@ -1,7 +1,7 @@
-"""Weights & Biases: a whole run as one file of its offline mode, made anew when there is more, and uploaded by it.
+"""Weights & Biases: write a whole run as one file of its offline mode, again if there is more, and upload that file.
 
-The library sends the API key to whatever server a file `wandb/settings` of the working directory names, which may have
-come with a data set: it works in an empty directory.
+The library sends the API key to whatever server the file `wandb/settings` in the working directory names. That file may
+have come with a data set, so the library works in an empty directory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _UPLOAD_S = 300.0
 
 
 def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> str:
-    """Write the copy, and upload it unless the library is set to work offline; where it is.
+    """Write the copy, upload it unless the library is set to work offline, and return where it is.
 
-    An upload replaces what there was of the run by the same and more, so it is left for the end of an attempt.
+    Each upload replaces the whole run, so it waits for the end of an attempt.
     """
     place = copied.place / "wandb"
     if live:
@@ -39,9 +39,9 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
         import wandb
 
         offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
-        there = known.get("content") == content and _files_in(place)
-        # What is uploaded has just been written: a file that came with the run could name others, to be sent with it.
-        if not there or not (offline or known.get("uploaded") == content):
+        current = known.get("content") == content and _files_in(place)
+        # Upload only what was just written: a file that came with the run could name others to be sent along.
+        if not current or not (offline or known.get("uploaded") == content):
             _write(copied, place, empty)
             known["content"] = content
             keep()
@@ -53,7 +53,7 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
 
 
 def _content(copied: Copied) -> str:
-    """A name for all that is copied."""
+    """Return a digest of all that is copied."""
     digest = hashlib.sha256(copied.state.encode())
     for row in copied.rows():
         digest.update(json.dumps([row.key, row.step, row.values]).encode())
@@ -63,11 +63,11 @@ def _content(copied: Copied) -> str:
 
 
 def _write(copied: Copied, place: Path, empty: Path) -> None:
-    """A file of the whole run in place of the one before, made in the directory `empty`."""
+    """Replace the file in `place` by one of the whole run, which is first written in the directory `empty`."""
     import wandb
 
     shutil.rmtree(place, ignore_errors=True)
-    # Nothing of this machine, of the packages and the repository that happen to be there: they are not the run's.
+    # Send nothing about this machine, its packages or its repository: the run may have been trained elsewhere.
     settings = wandb.Settings(
         console="off",
         disable_git=True,
@@ -107,7 +107,7 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def _upload(place: Path) -> None:
-    """Raises NotTaken where it did not succeed in time."""
+    """Upload the file. Raises NotTaken if that fails or takes too long."""
     (file,) = _files_in(place)
     argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
     try:
@@ -123,7 +123,7 @@ def _upload(place: Path) -> None:
         raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
     if not file.with_name(f"{file.name}.synced").exists():
         lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-        told = [
+        errors = [
             line.removeprefix("Error: ") for line in lines if file.name not in line and "Syncing" not in line
         ]
-        raise NotTaken(told[-1] if told else "its server did not take the upload")
+        raise NotTaken(errors[-1] if errors else "its server did not take the upload")

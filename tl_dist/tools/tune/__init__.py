@@ -9,6 +9,7 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Try settings, by so many folds of the training split where there is no validation split."""
+    """Search the settings of a classifier."""
 
     folds: int
+    """of the training split; used only if there is no validation split"""

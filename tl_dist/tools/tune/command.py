@@ -1,4 +1,4 @@
-"""`tl-dist tune`: the best classifier on the cached features of a config, as a config of its own."""
+"""`tl-dist tune`: find the best classifier on the cached features of a config, and write its config."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tl_dist.datasets import seen
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
+from tl_dist.launcher import train
 from tl_dist.launcher.task import run_shown
-from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.terminal.tables import relative
-from tl_dist.tools.tune import Request as Folds
+from tl_dist.tools.tune import Request
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
-def tune(request: Request, folds: int, console: Console) -> int:
-    """Search, show the best settings, and write the best one to NAME-tune/best.yaml."""
+def tune(request: train.Request, folds: int, console: Console) -> int:
+    """Search, show the best settings, and write the config of the best to NAME-tune/best.yaml."""
     cfg = request.load()
     if not cfg.classifier.computed or cfg.model.normalize or cfg.model.pooling == "flatten":
         raise Refusal(
-            "tuning searches classifiers that are computed from pooled features as they are.",
+            "tuning searches only classifiers that are computed from pooled, unnormalized features.",
             fix="write 'classifier: {name: logistic}', without model.normalize and without pooling 'flatten'.",
             code=ExitCode.USAGE,
         )
     seen.flattered(cfg, request.runs, "tune")
     cfg = request.load(f"name={json.dumps(cfg.name + '-tune')}")
-    run = run_shown(request, cfg, Folds(folds=folds), "tuning", console)
-    found = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
-    show(found, console)
+    run = run_shown(request, cfg, Request(folds=folds), "tuning", console)
+    settings = json.loads(read_file(run.path / "tuning.json", max_bytes=limits.RUN_JSON))
+    show(settings, console)
     if cfg.loss.class_weights is not None:
-        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as the fit is")
-    values = config_file.load(run.config_file).model_dump(mode="json")  # after its source task
+        console.say("ranked by accuracy and log loss weighted by loss.class_weights, as in the fit")
+    # The config of the run, since it names the source run that was trained first.
+    values = config_file.load(run.config_file).model_dump(mode="json")
     values["name"] = f"{request.load().name}-best"
     for section in ("model", "classifier"):
-        values[section] |= found[0][section]
-    values["classifier"]["layers"] = "all"  # model.layers has those that were chosen
+        values[section] |= settings[0][section]
+    values["classifier"]["layers"] = "all"  # model.layers names only the chosen ones
     if values["classifier"]["name"] != "logistic":
         del values["classifier"]["l2"]
     best = run.path / "best.yaml"
@@ -52,17 +53,17 @@ def tune(request: Request, folds: int, console: Console) -> int:
     return ExitCode.DONE
 
 
-def show(found: list[dict[str, Any]], console: Console) -> None:
-    """The best settings, with what they were evaluated by."""
+def show(settings: list[dict[str, Any]], console: Console) -> None:
+    """Show the best settings with their scores and the number of folds behind them."""
     from rich.table import Table
 
     table = Table("classifier", "l2", "scaling", "layers", "pooling", "folds", "accuracy", "log loss")
-    for one in found[:SHOWN]:
-        kind, model = one["classifier"], one["model"]
+    for setting in settings[:SHOWN]:
+        kind, model = setting["classifier"], setting["model"]
         l2 = f"{kind['l2']:g}" if "l2" in kind else ""
         table.add_row(
             kind["name"], l2, kind["scaling"], " ".join(model["layers"]), model["pooling"],
-            str(one["folds"]), f"{one['accuracy']:.4f}", f"{one['log_loss']:.4f}",
+            str(setting["folds"]), f"{setting['accuracy']:.4f}", f"{setting['log_loss']:.4f}",
         )  # fmt: skip
     console.print(table)
-    console.say(f"best of {len(found)}; scored on training or validation examples, so a little optimistic")
+    console.say(f"best of {len(settings)}; chosen by these same scores, so a little optimistic")

@@ -1,7 +1,7 @@
 """Search for a classifier on cached features: kind, regularisation, scaling, layers and pooling. No TensorFlow.
 
-Successive halving over folds of the training examples: every setting is tried on the first fold, the better half of
-them on the next, and so on. No test example is ever looked at.
+Successive halving over folds of the training examples: every setting is tried on the first fold, the better half on
+the next, and so on. Test examples are never used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Setting:
-    """One classifier, and the features that it sees: those of `layers`, in `columns`."""
+    """A classifier and the features it is fitted to: the `columns` that hold `layers`."""
 
     classifier: ClassifierConfig
     layers: Sequence[str]
@@ -41,7 +41,7 @@ class Setting:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What a config says of it."""
+        """Return the sections of a config that select this setting."""
         keys = {"name", "scaling", *(["l2"] if self.classifier.name == "logistic" else [])}
         model = {"pooling": self.pooling, "layers": list(self.layers)}
         return {"classifier": self.classifier.model_dump(include=keys), "model": model}
@@ -49,10 +49,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tried:
-    """A setting, the folds it was tried on, and the means over them: as its run will report them, and ranked by.
+    """A setting, the number of folds it was tried on, and its mean scores over them.
 
-    `ranked_by` is the accuracy and the log loss of examples that count as in the fit, by their weights and those of
-    their classes.
+    `accuracy` and `log_loss` are unweighted, as its run will report them. `ranked_by` is the same two with examples
+    weighted as in the fit: by their own weights and by the class weights.
     """
 
     setting: Setting
@@ -63,34 +63,31 @@ class Tried:
 
 
 def settings(layers: Sequence[str], channels: Sequence[int], pooling: str) -> list[Setting]:
-    """Everything that can be had from features of these layers, `channels` wide each, without computing new ones.
+    """List every setting that the features of these layers allow; `channels` are the widths of the layers.
 
-    The last layer alone, the last two and so on; of both poolings also each by itself.
+    The last layer alone, the last two and so on; if both poolings were computed, also each pooling by itself.
     """
     parts = ("average", "maximum") if pooling == "both" else (pooling,)
     starts = np.cumsum([0, *(width * len(parts) for width in channels)])
-    found = []
-    for first, chosen in product(range(len(layers)), [pooling] + ([*parts] if len(parts) > 1 else [])):
+    candidates = []
+    for first, selected in product(range(len(layers)), [pooling] + ([*parts] if len(parts) > 1 else [])):
         columns = [
             np.arange(starts[k] + part * channels[k], starts[k] + (part + 1) * channels[k])
             for k in range(first, len(layers))
             for part in range(len(parts))
-            if chosen in ("both", parts[part])
+            if selected in ("both", parts[part])
         ]
-        found += [Setting(kind, layers[first:], chosen, np.concatenate(columns)) for kind in KINDS]
-    return found
+        candidates += [Setting(kind, layers[first:], selected, np.concatenate(columns)) for kind in KINDS]
+    return candidates
 
 
 def search(
-    candidates: Sequence[Setting],
-    classifier: Nested,
-    examples: Examples,
-    fold: NDArray[np.int64],
+    candidates: Sequence[Setting], classifier: Nested, examples: Examples, fold: NDArray[np.int64]
 ) -> list[Tried]:
-    """Settings from best to worst: those that were tried on more folds first, then by accuracy, then by log loss.
+    """Rank the candidates, best first: by the number of folds they survived, then by accuracy, then by log loss.
 
-    In these an example counts as in the fit, by its weight and that of its class.
-    `classifier` has what all settings share; fold [examples]: numbers from 0 on are held out in turn, -1 is never.
+    Both scores weight an example as in the fit, by its own weight and its class weight. `classifier` holds what all
+    settings share. Examples whose `fold` is 0, 1, ... are held out in turn; those of -1 always train.
     """
     fold, examples = fold[examples.counts > 0], examples.counting()
     of_class = classifier.class_weights(examples.labels, examples.counts)
@@ -103,15 +100,15 @@ def search(
         alive.sort(key=lambda i: _rank(scores[i]))
         alive = alive[: max(4, len(alive) // 2)]
     order = sorted(range(len(candidates)), key=lambda i: (-len(scores[i]), *_rank(scores[i])))
-    found = []
+    ranking = []
     for i in order:
-        accuracy, log_loss, *ranked_by = (float(x) for x in np.mean(scores[i], axis=0))
-        found.append(Tried(candidates[i], len(scores[i]), accuracy, log_loss, (ranked_by[0], ranked_by[1])))
-    return found
+        accuracy, log_loss, *weighted = (float(x) for x in np.mean(scores[i], axis=0))
+        ranking.append(Tried(candidates[i], len(scores[i]), accuracy, log_loss, (weighted[0], weighted[1])))
+    return ranking
 
 
 _Score = tuple[float, float, float, float]
-"""accuracy, log loss; the same by the weights"""
+"""accuracy and log loss, then both weighted"""
 
 
 def _rank(scores: Sequence[_Score]) -> tuple[float, float]:
@@ -132,12 +129,11 @@ def _score(
         evaluated=examples.evaluated[:, :, setting.columns],
     )
     predicted, *_ = replace(classifier, settings=setting.classifier).predict(seen, held_out)
-    truth = examples.labels[held_out]
-    of_held_out = weights[held_out]
-    right = predicted.argmax(axis=1) == truth
+    labels, weights = examples.labels[held_out], weights[held_out]
+    right = predicted.argmax(axis=1) == labels
     return (
         float(right.mean()),
-        figures.log_loss(truth, predicted),
-        float(np.average(right, weights=of_held_out)),
-        figures.log_loss(truth, predicted, of_held_out),
+        figures.log_loss(labels, predicted),
+        float(np.average(right, weights=weights)),
+        figures.log_loss(labels, predicted, weights),
     )

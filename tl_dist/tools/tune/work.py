@@ -21,14 +21,15 @@ from tl_dist.trainer.task import on_features
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Leave the settings in tuning.json, best first; returns REQUEUE if a stop was requested."""
-    tried = None
+    """Write the settings to tuning.json, best first. Returns REQUEUE if a stop was requested."""
+    ranking = None
     with on_features(run, "trying settings", cores, alone=True) as (setup, stop_requested, say):
-        tried = tune(setup, request.folds, stop_requested, say)
-    if tried:
+        ranking = tune(setup, request.folds, stop_requested, say)
+    if ranking:
         settings = [
-            {**one.setting.overrides, **{key: getattr(one, key) for key in ("folds", "accuracy", "log_loss")}}
-            for one in tried
+            tried.setting.overrides
+            | {"folds": tried.folds, "accuracy": tried.accuracy, "log_loss": tried.log_loss}
+            for tried in ranking
         ]
         write_atomically(run.path / "tuning.json", json.dumps(settings, indent=1).encode())
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
@@ -37,17 +38,17 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
 def tune(
     setup: Setup, folds: int, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> list[search.Tried] | None:
-    """Classifiers on the cached features, best first, evaluated within the training examples; None on other ranks.
+    """Rank classifiers on the cached features, best first.
 
-    By the validation split where there is one, else by `folds` folds of the training split. When asked to stop before
-    the end, None or `Stopped`.
+    Scored on the validation split if there is one, else on `folds` folds of the training split. Returns None on ranks
+    other than 0; if a stop is requested before the end, returns None or raises `Stopped`.
     """
     cfg, splits = setup.cfg, setup.splits
-    given = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
-    if given is None or not setup.is_first:
+    stage_input = cached.from_features(setup, from_images(setup, setup.stages[0]), stop_requested, say)
+    if stage_input is None or not setup.is_first:
         return None
-    assert given.features is not None
-    built, found, rows = given.model, given.features.found, given.features.rows
+    assert stage_input.features is not None
+    built, stored, rows = stage_input.model, stage_input.features.found, stage_input.features.rows
     train = splits["train"]
     source = train if rows is None else pool_of(train)[0]
     rows = np.arange(train.num_examples) if rows is None else rows
@@ -57,7 +58,7 @@ def tune(
         if pool is source:
             fold = np.concatenate([np.full(len(rows), -1), np.zeros(len(held_out), np.int64)])
             rows = np.concatenate([rows, held_out])
-    examples = cached.examples_of(source.subset(rows), found.array()[rows], cfg)
+    examples = cached.examples_of(source.subset(rows), stored.array()[rows], cfg)
     candidates = search.settings(built.stage_names, built.stage_channels, cfg.model.pooling)
     say({"event": "note", "text": f"{len(candidates)} settings, {fold.max() + 1} folds"})
-    return search.search(candidates, cached.classifier_of(setup, given, stop_requested), examples, fold)
+    return search.search(candidates, cached.classifier_of(setup, stage_input, stop_requested), examples, fold)

@@ -8,25 +8,25 @@
   let shown = 0;
 
   function element(kind, text, name) {
-    const made = document.createElement(kind);
-    if (text !== undefined) made.textContent = text;
-    if (name) made.className = name;
-    return made;
+    const node = document.createElement(kind);
+    if (text !== undefined) node.textContent = text;
+    if (name) node.className = name;
+    return node;
   }
 
   function tile(number) {
-    const one = examples[number];
-    const made = element("button", undefined, one.right ? "tile" : "tile wrong");
-    made.dataset.example = number;
+    const example = examples[number];
+    const button = element("button", undefined, example.right ? "tile" : "tile wrong");
+    button.dataset.example = number;
     const pictures = element("span", undefined, "pictures");
     const image = element("img");
     image.alt = "";
-    image.src = one.image;
+    image.src = example.image;
     pictures.append(image);
     const words = element("span", undefined, "words");
-    words.append(element("b", one.said), element("br"), element("span", one.label), element("small", one.id));
-    made.append(pictures, words);
-    return made;
+    words.append(element("b", example.prediction), element("br"), element("span", example.label), element("small", example.id));
+    button.append(pictures, words);
+    return button;
   }
 
   function showMore() {
@@ -51,8 +51,8 @@
     const label = Number(button.dataset.label);
     const predicted = Number(button.dataset.predicted);
     const numbers = data.orders.errors.concat(data.orders.all.filter((k) => examples[k].right));
-    const chosen = numbers.filter((k) => examples[k].classes[0] === label && examples[k].classes[1] === predicted);
-    show(chosen, `${data.class_names[label]} predicted as ${data.class_names[predicted]}`);
+    const cell = numbers.filter((k) => examples[k].classes[0] === label && examples[k].classes[1] === predicted);
+    show(cell, `${data.class_names[label]} classified as ${data.class_names[predicted]}`);
     page("gallery-title").scrollIntoView({ block: "start" });
   }
 
@@ -61,13 +61,13 @@
   let place = 0;
 
   function view() {
-    const one = examples[path[place]];
-    page("viewer-title").textContent = one.id;
-    page("viewer-image").src = one.image;
-    page("viewer-image").alt = `${one.id}: ${one.said}, ${one.label}`;
-    page("viewer-heat-box").hidden = !one.heat;
-    if (one.heat) page("viewer-heat").src = one.heat;
-    page("viewer-facts").replaceChildren(...one.facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+    const example = examples[path[place]];
+    page("viewer-title").textContent = example.id;
+    page("viewer-image").src = example.image;
+    page("viewer-image").alt = `${example.id}: ${example.prediction}, ${example.label}`;
+    page("viewer-heat-box").hidden = !example.heat;
+    if (example.heat) page("viewer-heat").src = example.heat;
+    page("viewer-facts").replaceChildren(...example.facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
     page("viewer-previous").disabled = place === 0;
     page("viewer-next").disabled = place === path.length - 1;
   }
@@ -86,7 +86,7 @@
     else if (button.dataset.example !== undefined) {
       const number = Number(button.dataset.example);
       const inGallery = page("gallery") && page("gallery").contains(button);
-      const around = [...button.parentElement.querySelectorAll("[data-example]")].map((one) => Number(one.dataset.example));
+      const around = [...button.parentElement.querySelectorAll("[data-example]")].map((tile) => Number(tile.dataset.example));
       path = inGallery ? order : around;
       place = path.indexOf(number);
       view();
@@ -104,7 +104,7 @@
     if (event.key === "ArrowRight") step(1);
   });
 
-  // Arrow keys walk over the confusion matrix, cell by cell.
+  // Arrow keys move through the confusion matrix, from one cell with a number to the next.
   document.addEventListener("keydown", (event) => {
     const cell = event.target.closest && event.target.closest(".confusion td");
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
