@@ -149,7 +149,7 @@ def test_neighbours_of_another_network_are_refused(tmp_path: Path) -> None:
         model=SimpleNamespace(num_features=16),
     )  # fmt: skip
     place = exchange.Wanted(1, unknown=0.2)
-    with pytest.raises(Refusal, match="is of 3 features an image, and the network has 16") as caught:
+    with pytest.raises(Refusal, match="holds 3 features an image, and the network has 16") as caught:
         predict._known(model, place.unknown or 0)
     assert caught.value.code == ExitCode.DATA
 
