@@ -22,7 +22,7 @@ from tl_dist.trainer.setup import Setup
 def evaluate_corrupted(
     setup: Setup, split: str, names: list[str], severities: list[int], at: str = ""
 ) -> dict[str, Any]:
-    """Return the record of a checkpoint under every corruption at every severity; rank 0 saves which were correct.
+    """Return the record of a checkpoint under each corruption and severity; rank 0 saves what was correct.
 
     Images are corrupted at the size of the model, seeded by their place in the split: the same on any number of
     workers. Refuse (64) a model whose images are too small to be corrupted.

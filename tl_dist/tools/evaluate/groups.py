@@ -1,4 +1,4 @@
-"""Figures by group of an evaluated split, from its saved predictions and the groups that the data set names."""
+"""Compute figures by group of an evaluated split, from its saved predictions and the data set's groups."""
 
 from __future__ import annotations
 

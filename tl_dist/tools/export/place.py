@@ -34,10 +34,9 @@ def directory(target: Path) -> Iterator[Path]:
             new = place / "export"
             new.mkdir()
             yield new
+            # A run is private, and a notebook, where this may run, has a umask of its own.
             for path in (new, *new.rglob("*")):
-                path.chmod(
-                    path.stat().st_mode & 0o755
-                )  # a notebook may have another umask, and target be in a run
+                path.chmod(path.stat().st_mode & 0o755)
             _refuse_foreign(target)
             _put(new, target)
     except Exception as error:
@@ -58,7 +57,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
 
 
 def _entries(place: Path) -> Iterator[tuple[str, str]]:
-    """Yield what is below a directory except the report: relative path, and digest of a file or kind."""
+    """Yield each entry below a directory except the report: its relative path, and a file's digest or its kind."""
     for root, directories, files in os.walk(place):
         for name in [*directories, *files]:
             path = Path(root, name)

@@ -95,7 +95,7 @@ class Connection(H11Protocol):
 
 
 def _peer(client: Any, server: Any) -> Hashable:
-    """Return the user of a process on this host, or the address of another host."""
+    """Return the user of a client process on this host, or else the address of the client."""
     try:
         user = user_of(client, server)
     except (OSError, TypeError):  # IPv6, a kernel that does not tell, a connection that has ended
