@@ -34,7 +34,7 @@ def directory(target: Path) -> Iterator[Path]:
             new = place / "export"
             new.mkdir()
             yield new
-            # A run is private, and a notebook, where this may run, has a umask of its own.
+            # The export may lie in a run, which is refused if others can write in it; a notebook's umask may let them.
             for path in (new, *new.rglob("*")):
                 path.chmod(path.stat().st_mode & 0o755)
             _refuse_foreign(target)
