@@ -164,15 +164,10 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
 
 def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
     """Return what a child process printed after "FACTS", or None, and its last line on standard error."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
         process = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_S,
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_S
         )
     except subprocess.TimeoutExpired:
         return None, f"no answer in {IMPORT_S:.0f} s"

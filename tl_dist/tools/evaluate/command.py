@@ -62,12 +62,7 @@ def evaluate(
 
 
 def evaluate_data(
-    path: Path,
-    data: Path,
-    split: str | None,
-    how: Computation,
-    *,
-    by: Sequence[str] = (),
+    path: Path, data: Path, split: str | None, how: Computation, *, by: Sequence[str] = ()
 ) -> Record:
     """Evaluate another data set and return the record, whose `data` says what was matched; keep it in evaluations/.
 
