@@ -16,16 +16,8 @@ from tl_dist.config import extensions, registry
 from tl_dist.launcher.command import PLACE, SAFE_PATH, THREAD_VARIABLES, is_secret, visible_gpus
 
 PACKAGES = (
-    "tl-dist",
-    "tensorflow",
-    "tensorflow-cpu",
-    "keras",
-    "horovod",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "tensorboard",
-)
+    "tl-dist", "tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "pydantic", "safetensors", "tensorboard",
+)  # fmt: skip
 VARIABLES = frozenset(
     (
         *THREAD_VARIABLES, *PLACE, SAFE_PATH, "TL_DIST_MPI", "TL_DIST_INTERFACE", "TL_DIST_OPEN_PORT", "XDG_CACHE_HOME",
