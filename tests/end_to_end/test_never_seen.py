@@ -81,7 +81,7 @@ def test_a_run_its_evaluation_and_its_report_name_the_class(workspace: Workspace
 
 
 def test_a_calibration_is_that_of_the_classes_that_were_trained_on(workspace: Workspace) -> None:
-    assert "; the temperature is that of the others" in tl_dist(workspace, "calibrate", "runs/one")
+    assert "; the temperature was fitted on the other classes" in tl_dist(workspace, "calibrate", "runs/one")
     run = workspace.run("one")
     kept = calibration.load(run.path)
     said = predictions.load(predictions.file_of(run.path, "validation"))

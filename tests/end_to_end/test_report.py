@@ -20,7 +20,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, heat, predictions
 from tl_dist.tools.explain import Request
-from tl_dist.tools.explain.command import Images, explain
+from tl_dist.tools.explain.command import ExplainOptions, explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
 from tl_dist.trainer.load_model import loaded
@@ -242,5 +242,5 @@ def test_pictures_of_what_speaks_for_a_class(run: tl.Run, markers: Markers, tmp_
         with Image.open(f"{file}.explained.png") as picture:
             assert heat.is_side_by_side(*picture.size)
     with pytest.raises(Refusal, match="would be trained on") as refused:
-        explain(Images(run.path, [str(markers.root / names[0])]), lambda text: None)
+        explain(ExplainOptions(run.path, [str(markers.root / names[0])]), lambda text: None)
     assert refused.value.code == ExitCode.USAGE

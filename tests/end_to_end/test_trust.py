@@ -145,7 +145,7 @@ def test_sets_for_one_group_are_by_its_own_validation_images(workspace: Workspac
     name = max(expected, key=lambda one: abs(expected[one] - np.quantile(of_true, 0.07)))
     asked = ("--coverage=0.93", "--out", "of_site.csv", "--type", name)
     said = tl_dist(workspace, "predict", "runs/one", *files, *asked)
-    assert f"of images of kind {name} like those of validation 93 %" in said
+    assert f"images of kind {name} like the validation images, at least 93 %" in said
     with open("of_site.csv", newline="") as lines:
         sizes = [row["set"].count("|") + 1 for row in csv.DictReader(lines)]
     probabilities = run.predict(files).probabilities
@@ -207,7 +207,7 @@ def test_what_cannot_be_done_is_refused(workspace: Workspace) -> None:
         run.calibrate()
     assert caught.value.code == ExitCode.USAGE and not (run.path / calibration.FILE).exists()
     said = tl_dist(workspace, "predict", "runs/without", "000.png", "--coverage=0.9", expect=ExitCode.USAGE)
-    assert "Fix: tl-dist calibrate RUN" in said and said.count("\n") == 1
+    assert "Fix: run tl-dist calibrate RUN" in said and said.count("\n") == 1
 
 
 def test_a_checkpoint_that_was_not_calibrated_has_its_own_probabilities(workspace: Workspace) -> None:

@@ -131,7 +131,7 @@ def test_what_comes_while_it_is_made_stays(tmp_path: Path, monkeypatch: pytest.M
         comes()
     assert (target / "notes.md").read_text() == "mine"
     monkeypatch.setattr(place, "_refuse_foreign", lambda target: None)
-    with pytest.raises(Refusal, match="what came into it meanwhile") as caught:
+    with pytest.raises(Refusal, match="added to it meanwhile") as caught:
         export(target, "new")
     (left,) = tmp_path.glob(".tmp-e-*")
     assert str(left) in str(caught.value) and (left / "notes.md").read_text() == "mine"

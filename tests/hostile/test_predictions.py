@@ -16,10 +16,9 @@ from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import heat, neighbours, predictions
-from tl_dist.tools.predict import exchange, sorting
+from tl_dist.tools.predict import sorting, work
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Columns, Row, written
-from tl_dist.trainer import predict
 
 CASES = Cases()
 CONFIG = """\
@@ -148,9 +147,8 @@ def test_neighbours_of_another_network_are_refused(tmp_path: Path) -> None:
         run=SimpleNamespace(path=tmp_path / "run", name="run"), sha256="x", calibration=object(), step=1,
         model=SimpleNamespace(num_features=16),
     )  # fmt: skip
-    place = exchange.Wanted(1, unknown=0.2)
-    with pytest.raises(Refusal, match="is of 3 features an image, and the network has 16") as caught:
-        predict._known(model, place.unknown or 0)
+    with pytest.raises(Refusal, match="holds 3 features an image, and the network has 16") as caught:
+        work._known(model, 0.2)
     assert caught.value.code == ExitCode.DATA
 
 

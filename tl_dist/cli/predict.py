@@ -57,16 +57,14 @@ def predict(
 ) -> int:
     """Classify images with a trained run, which may still be training."""
     from tl_dist.launcher.task import Computation
-    from tl_dist.tools.predict import Request as Wanted
-    from tl_dist.tools.predict.command import Request, shown
+    from tl_dist.tools.predict import Request
+    from tl_dist.tools.predict.command import PredictOptions, predict_shown
 
     if of_type is not None and coverage is None:
         raise Refusal(
             "--type says for which images --coverage holds.", fix="add --coverage 0.95.", code=ExitCode.USAGE
         )
-    wanted, how = (
-        Wanted(top=top, coverage=coverage, of_type=of_type, unknown=unknown),
-        Computation(at, strategy, workers),
-    )
-    shown(Request(run, images, wanted, how, out, sort_into, null, max_bad))
+    request = Request(top=top, coverage=coverage, of_type=of_type, unknown=unknown)
+    how = Computation(at, strategy, workers)
+    predict_shown(PredictOptions(run, images, request, how, out, sort_into, null, max_bad))
     return ExitCode.DONE

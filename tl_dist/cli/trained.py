@@ -98,13 +98,12 @@ def _evaluate_data(
 
 def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
     from tl_dist.terminal.console import Console
-    from tl_dist.tools.evaluate import corruptions_shown
-    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
+    from tl_dist.tools.evaluate import command
 
-    console, asked = Console(), corruptions_shown.asked(corruptions, severity)
+    console, names_and_severities = Console(), command.parse_corruptions(corruptions, severity)
     with console.busy(f"evaluating {run}"):
-        record = evaluate_run(run, split, how, corruptions=asked)
-    corruptions_shown.show(record, console)
+        record = command.evaluate(run, split, how, corruptions=names_and_severities)
+    command.show_corrupted(record, console)
     return ExitCode.DONE
 
 
@@ -266,13 +265,13 @@ def explain(
 ) -> int:
     """Show which part of an image decides its class: LayerCAM and integrated gradients, as a picture."""
     from tl_dist.terminal.console import Console
-    from tl_dist.tools.explain.command import Images
+    from tl_dist.tools.explain.command import ExplainOptions
     from tl_dist.tools.explain.command import explain as explain_images
 
     console = Console()
-    request = Images(run, images, out, method, of_class, Computation(at, strategy, workers))
+    options = ExplainOptions(run, images, out, method, of_class, Computation(at, strategy, workers))
     with console.busy("explaining"):
-        explain_images(request, console.say)
+        explain_images(options, console.say)
     return ExitCode.DONE
 
 
@@ -307,16 +306,13 @@ def compare(
     """Test whether two runs differ, by a paired test on the same examples."""
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_flattered
-    from tl_dist.tools.compare import corruptions as robustness
-    from tl_dist.tools.compare.command import compare as compare_runs
-    from tl_dist.tools.compare.command import show
+    from tl_dist.tools.compare import command
 
-    console = Console()
+    console, names = Console(), (str(first), str(second))
     for run in (first, second):
         show_flattered(run, console, f"{run}: ")
     if corruptions:
-        found = robustness.compare(first, second, split)
-        robustness.show_compared(found, (str(first), str(second)), console.say)
+        command.show_corrupted(command.compare_corrupted(first, second, split), names, console.say)
         return ExitCode.DONE
-    show(compare_runs(first, second, split), (str(first), str(second)), console)
+    command.show(command.compare(first, second, split), names, console)
     return ExitCode.DONE

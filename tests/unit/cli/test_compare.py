@@ -31,7 +31,7 @@ def test_examples_are_matched_by_id(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     said = capsys.readouterr().out
     assert "difference +0.3750" in said and "p = 0.25" in said
-    assert "right in one alone: 0 and 3" in said
+    assert "right in one run only: 0 and 3" in said
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -255,7 +255,7 @@ def test_images_of_one_name_are_all_kept_and_the_same_command_adds_none() -> Non
         for path in ("x/1.png", "y/1.png", "z/1.png"):
             put(folders, path, "dog" if path[0] == "z" else "cat")
         folders.take([Row("z/2.png", error="is empty")])
-        assert folders.said == expected
+        assert folders.summary == expected
         found = contents("to")
         assert found == {
             "cat/1.png": b"to/cat/1.png",

@@ -13,7 +13,7 @@ from scipy import stats
 from tl_dist.refusal import Refusal
 from tl_dist.scores import predictions, robustness
 from tl_dist.scores.robustness import VERSION, Hits
-from tl_dist.tools.compare.corruptions import show_compared
+from tl_dist.tools.compare.command import show_corrupted
 
 NAMES = np.array(["fog", "snow", "rotate"])
 
@@ -75,7 +75,7 @@ def everywhere(errors: dict[str, Sequence[float]], severities: Sequence[int] = (
     wrong = np.array([[round(e * num) for e in row] for row in errors.values()])
     right = np.arange(num) >= wrong[..., None]
     names, kinds = np.array([*errors], np.str_), np.array(severities)
-    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, VERSION)
+    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, version=VERSION)
 
 
 def test_alexnet_has_an_mce_of_1_by_itself() -> None:
@@ -141,9 +141,9 @@ def test_of_geometry_alone_there_is_no_difference_of_the_mean_error() -> None:
     assert found["errors"] == [[pytest.approx(0.9)], [0.0]]
     assert (found["mce"], found["difference"], found["interval"]) == (None, None, None)
     lines: list[str] = []
-    show_compared(found, ("a", "b"), lines.append)
+    show_corrupted(found, ("a", "b"), lines.append)
     assert lines == ["rotate: error 0.9000 and 0.0000, ratio 0.000"]
-    show_compared(robustness.compared(FIRST, SECOND), ("a", "b"), lines.append)
+    show_corrupted(robustness.compared(FIRST, SECOND), ("a", "b"), lines.append)
     assert "(paired bootstrap over 200 examples)" in lines[-1]
 
 
@@ -156,7 +156,7 @@ def test_groups_of_the_examples_follow_their_order() -> None:
     means = (own[0] - own[1]).reshape(20, 10).mean(axis=1)
     wanted = stats.ttest_1samp(means, 0).confidence_interval()
     assert found["interval"] == pytest.approx([wanted.low, wanted.high], abs=1e-12)
-    show_compared(found, ("a", "b"), lines.append)
+    show_corrupted(found, ("a", "b"), lines.append)
     assert lines[-1].endswith("(t over 20 groups)") and "bootstrap" not in lines[-1]
 
 

@@ -1,1 +1,1 @@
-"""See what augmentations do to images."""
+"""Preview what the augmentations of a config do to images."""

@@ -1,4 +1,4 @@
-"""`tl-dist augment preview`: a picture of augmented images, made by a process that has TensorFlow."""
+"""`tl-dist augment preview`: a picture of augmented images, written by a child process that has TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
-    """Write the PNG `out`; refuses what the config or the data refuse."""
+    """Write the preview of a config as the PNG `out`. Refuse whatever the config or the data refuse."""
     cfg = config_file.load(path, overrides)
     if not cfg.data.augment and not cfg.data.augmentation.mixes:
         raise Refusal(
@@ -22,14 +22,14 @@ def preview(path: Path, overrides: Sequence[str], out: Path, rows: int) -> None:
         )
     command = [sys.executable, "-P", "-m", "tl_dist.tools.augment.work"]
     command += [str(path.absolute()), str(out.absolute()), str(rows), *overrides]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        what, known, fix = last.partition(" Fix: ")
-        if not known or done.returncode not in list(ExitCode):
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if process.returncode:
+        last_line = (process.stderr.strip().splitlines() or [""])[-1]
+        what, is_refusal, fix = last_line.partition(" Fix: ")
+        if not is_refusal or process.returncode not in list(ExitCode):
             raise Refusal(
-                f"the preview ended with {done.returncode}: {last[:200]}.",
+                f"the preview ended with {process.returncode}: {last_line[:200]}.",
                 fix=f"run 'python -P -m tl_dist.tools.augment.work {path} {out} {rows}'.",
                 code=ExitCode.INTERNAL,
             )
-        raise Refusal(what, fix=fix, code=ExitCode(done.returncode))
+        raise Refusal(what, fix=fix, code=ExitCode(process.returncode))

@@ -1,4 +1,4 @@
-"""What the augmentations of a config make of a few images: a picture to look at before training.
+"""Draw a few images under the augmentations of a config: a picture to look at before training.
 
 python -m tl_dist.tools.augment.work CONFIG OUT ROWS [KEY=VALUE]...
 """
@@ -28,11 +28,11 @@ _GAP = 4
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the picture; a refusal is its line on standard error."""
+    """Write the picture and return the exit code; print a refusal as one line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        picture = preview(config_file.load(path, overrides), int(rows))
-        write(Image.fromarray(picture), Path(out))
+        pixels = preview(config_file.load(path, overrides), int(rows))
+        write(Image.fromarray(pixels), Path(out))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return refusal.code
@@ -40,41 +40,41 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def preview(cfg: Config, rows: int) -> np.ndarray:
-    """uint8 [height, width, 3]: `rows` training images, each as it is and then as at successive positions."""
+    """Return a grid, uint8 [height, width, 3]: a row for each training image, followed by COLUMNS augmentations."""
     source = open_splits(cfg.data)[0]["train"]
     size = cfg.data.image_size or registry.backbone(cfg.model.backbone).input_size
-    shown = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
-    kept = cfg.data.kept_fraction
-    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, kept)
+    indices = np.linspace(0, source.num_examples - 1, min(rows, source.num_examples)).astype(np.int64)
+    crop = cfg.data.kept_fraction
+    read = augmented(source, cfg.data.augment, cfg.seed, size, cfg.data.augmentation, crop)
     strips = []
-    for row, index in enumerate(shown.tolist()):
-        whole = _images(plain(source, size, kept), np.full(1, index), np.zeros(1, np.int64))
+    for row, index in enumerate(indices.tolist()):
+        original = _images(plain(source, size, crop), np.full(1, index), np.zeros(1, np.int64))
         positions = np.arange(COLUMNS, dtype=np.int64) + row * COLUMNS
-        strips.append(np.concatenate([whole, _mixed(read, source, index, positions)]))
+        strips.append(np.concatenate([original, _mixed(read, source, index, positions)]))
     return _grid(np.stack(strips))
 
 
 def _mixed(read: Read, source: Source, index: int, positions: np.ndarray) -> np.ndarray:
-    """One image at each position; where examples are mixtures, its partners are those that follow it."""
+    """Return one image as augmented at each position; where examples are mixed, with the images that follow it."""
     if read.mixing is None:
         return _images(read, np.full(len(positions), index), positions)
     indices = index + np.where(positions % 2 == 0, 0, 1 + positions // 2)
     images = _images(read, indices % source.num_examples, positions)
-    both = read.mixing.mixed(tf.constant(images), tf.zeros(len(positions), tf.int32), tf.constant(positions))
-    mixed: np.ndarray = both[0].numpy()
+    labels = tf.zeros(len(positions), tf.int32)
+    mixed: np.ndarray = read.mixing.mixed(tf.constant(images), labels, tf.constant(positions))[0].numpy()
     return mixed
 
 
 def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """uint8 [rows, size, size, 3]: what the pipeline makes of these examples at these positions."""
+    """Return these examples as the pipeline reads them at these positions: uint8 [rows, size, size, 3]."""
     with tf.device("CPU:0"):
-        where, at = tf.constant(indices, tf.int64), tf.constant(positions, tf.int64)
-        done: np.ndarray = read.finish(read.batch(where, at)[0], at).numpy()
-    return done
+        at = tf.constant(positions, tf.int64)
+        images: np.ndarray = read.finish(read.batch(tf.constant(indices, tf.int64), at)[0], at).numpy()
+    return images
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    """uint8 [rows, columns, size, size, 3] side by side, on white."""
+    """Lay out uint8 [rows, columns, size, size, 3] as one picture on white."""
     rows, columns, size = images.shape[:3]
     pitch = size + _GAP
     grid = np.full((rows * pitch - _GAP, columns * pitch - _GAP, 3), 255, np.uint8)
@@ -85,17 +85,17 @@ def _grid(images: np.ndarray) -> np.ndarray:
 
 
 def is_grid(width: int, height: int) -> bool:
-    """Whether a picture of this size may be one of ours."""
+    """Return whether a picture of this size may be an earlier preview."""
     pitch, rest = divmod(width + _GAP, COLUMNS + 1)
     return not rest and not (height + _GAP) % pitch
 
 
 def write(picture: Image.Image, out: Path) -> None:
-    """As PNG, in the place of another such picture or of none; refuses a file that cannot be written."""
+    """Write a PNG, over an earlier preview at most. Refuse any other file, and one that cannot be written."""
     refuse_other_picture(out, is_grid, option="--out")
-    target = io.BytesIO()
-    picture.save(target, "PNG")
-    write_output(out, target.getvalue(), option="--out")
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_output(out, content.getvalue(), option="--out")
 
 
 if __name__ == "__main__":

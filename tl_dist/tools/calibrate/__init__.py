@@ -1,4 +1,4 @@
-"""Make the probabilities of a run honest, by its validation split."""
+"""Calibrate the probabilities of a run on its validation split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Fit a temperature; with `unknown` also keep the features of training images."""
+    """Fit a temperature; with `unknown`, also keep features of training images."""
 
     unknown: bool = False

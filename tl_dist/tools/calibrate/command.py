@@ -1,4 +1,4 @@
-"""`tl-dist calibrate`: fit on the validation split what makes the statements of a run about single images honest."""
+"""`tl-dist calibrate`: fit on the validation split what makes the probabilities of a run calibrated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tl_dist.tools.calibrate import Request
 
 
 def calibrate(path: Path, how: Computation, *, unknown: bool = False) -> Calibration:
-    """That of a checkpoint, which takes the place of an earlier one in the run. The run may be in use.
+    """Calibrate a checkpoint; the result replaces an earlier one in the run, which may be in use.
 
-    With `unknown` the features of training images are kept as well.
+    With `unknown`, also keep features of training images, which `tl-dist predict --unknown` compares images with.
     """
     run = RunDir.open(path)
     with read_only.directory() as place:
@@ -26,24 +26,27 @@ def calibrate(path: Path, how: Computation, *, unknown: bool = False) -> Calibra
 
 
 def keep(place: Path, run: RunDir) -> Calibration:
-    """Put what the workers have left in `place` into the run."""
-    found = calibration.load(place)
-    assert found is not None  # the workers have ended well
+    """Copy what the workers left in `place` into the run, and return it."""
+    result = calibration.load(place)
+    assert result is not None  # the workers have succeeded
     for name in (neighbours.FILE, calibration.FILE):
         if (place / name).exists():
             copy_into(place / name, run.path / name)
-    return found
+    return result
 
 
-def show(found: Calibration, path: Path, say: Callable[[str], None]) -> None:
-    """What was fitted, and what comes of it."""
+def show(result: Calibration, path: Path, say: Callable[[str], None]) -> None:
+    """Print what was fitted, and what it changes."""
     say(
-        f"step {found.step:,}: temperature {found.temperature:.3f}, fitted on {len(found.labels):,} validation images"
+        f"step {result.step:,}: temperature {result.temperature:.3f}, "
+        f"fitted on {len(result.labels):,} validation images"
     )
-    of_split = (RunDir.open(path).done or {}).get("figures", {}).get("validation", {})
-    if "never_seen" in of_split:
-        say(f"{evaluation.never_seen_line(of_split['never_seen'])}; the temperature is that of the others")
-    if found.temperature == 1:
-        say("the network is right on all of them: they do not show how sure it may be")
+    figures = (RunDir.open(path).done or {}).get("figures", {}).get("validation", {})
+    if "never_seen" in figures:
+        say(
+            f"{evaluation.never_seen_line(figures['never_seen'])}; the temperature was fitted on the other classes"
+        )
+    if result.temperature == 1:
+        say("the network classifies all of them correctly, so they cannot tell how confident it should be")
     say("from now on predict, serve and export give calibrated probabilities of this checkpoint")
-    say(f"what that changes on the test split: tl-dist eval {path}")
+    say(f"to see the effect on the test split: tl-dist eval {path}")

@@ -1,6 +1,6 @@
-"""What a run's validation split teaches about its probabilities, over all workers: see `scores.calibration`.
+"""Fit the calibration of a run on its validation split, with all workers: see `scores.calibration`.
 
-With `unknown` also which images are like those that it was trained on: see `scores.neighbours`.
+With `unknown`, also measure how near its images are to training images: see `scores.neighbours`.
 """
 
 from __future__ import annotations
@@ -25,43 +25,46 @@ from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Calibrate a run, which is only read; rank 0 leaves the files in `request.into`."""
+    """Calibrate a run as requested, without changing it; rank 0 writes the files to `request.into`."""
     model = loaded(run, request.at, cores=cores, overrides=request.overrides)
     calibrate(model, Path(request.into or ""), unknown=request.unknown)
     return ExitCode.DONE
 
 
 def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
-    """Fit it to the checkpoint; rank 0 leaves the files in `directory`. Of the run nothing is changed."""
+    """Fit the calibration of a checkpoint, without changing the run; rank 0 writes the files to `directory`.
+
+    Refuse (64) a run without a validation split, and (78) data other than it was trained on.
+    """
     splits = open_splits(model.cfg.data)[0]
     if "validation" not in splits:
         raise Refusal(
-            f"run '{model.run.name}' has no validation split, and the test split is not for choosing anything.",
+            f"run '{model.run.name}' has no validation split, and nothing may be fitted to the test split.",
             fix="train it with data.validation_fraction, such as 0.2, under another name=NAME.",
             code=ExitCode.USAGE,
         )
     trained = identity_of(model.run)["data"]
-    # The rule of decoding is part of the fingerprint where it makes a difference to the images of a split.
-    unusual = [name for name in ("train", "validation") if splits[name].fingerprint != trained.get(name)]
-    splits = decoded_by(splits, model.decoding, unusual)
+    # Where the decoding rule changes the images of a split, its fingerprint covers the rule.
+    changed = [name for name in ("train", "validation") if splits[name].fingerprint != trained.get(name)]
+    splits = decoded_by(splits, model.decoding, changed)
     validation, train = splits["validation"], splits["train"]
-    found = {name: splits[name].fingerprint for name in ("train", "validation")}
-    agree(model.parallel, {"data": found})
-    if {name: trained.get(name) for name in found} != found:
+    fingerprints = {name: splits[name].fingerprint for name in ("train", "validation")}
+    agree(model.parallel, {"data": fingerprints})
+    if {name: trained.get(name) for name in fingerprints} != fingerprints:
         raise Refusal(
-            f"the data of {model.run.path} are not those that it was trained on.",
+            f"the data of {model.run.path} have changed since it was trained.",
             fix="bring back the images and labels as they were.",
             code=ExitCode.UNSAFE,
         )
-    logits, features, examples = _of_all(model, validation, directory, features=unknown)
+    logits, features, examples = _outputs(model, validation, directory, features=unknown)
     held_out = validation.subset(examples)
     if model.parallel.rank == 0:
         labels = np.asarray(held_out.labels, np.int32)
         known = np.isin(labels, train.labels)  # no temperature makes up for a class that was never trained on
-        taught = slice(None) if known.all() else known
-        temperature = calibration.fitted(labels[taught], logits[taught])
+        rows = slice(None) if known.all() else known
+        temperature = calibration.fitted(labels[rows], logits[rows])
         of_true = figures.confidences(labels, figures.Softmax(logits, temperature)).of_true
-        kept = Calibration(
+        result = Calibration(
             step=model.step,
             sha256=model.sha256,
             views=model.cfg.evaluation.views,
@@ -70,30 +73,31 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             of_true=of_true.astype(np.float32),
             types=np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_),
         )
-        predictions.save(directory / calibration.FILE, **kept.arrays())
+        predictions.save(directory / calibration.FILE, **result.arrays())
     if unknown:
         width = model.model.num_features
-        some = train.subset(neighbours.chosen(train.num_examples, width, model.cfg.seed))
-        of_train = _of_all(model, some, directory, features=True)[1]
+        sample = train.subset(neighbours.chosen(train.num_examples, width, model.cfg.seed))
+        train_features = _outputs(model, sample, directory, features=True)[1]
         if model.parallel.rank == 0:
-            bank = neighbours.normalised(of_train)
+            bank = neighbours.normalised(train_features)
             of_known = neighbours.distances(bank, neighbours.normalised(features), model.cfg.evaluation_batch)
             predictions.save(directory / neighbours.FILE, **Neighbours(model.sha256, bank, of_known).arrays())
 
 
-def _of_all(
+def _outputs(
     model: Loaded, source: Source, directory: Path, *, features: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Logits and features of what can be decoded, on rank 0 alone, and which of the examples these are."""
+    """Return the logits, features and indices of the examples that can be decoded; complete on rank 0 alone."""
     good, faults = readable(model, source, directory)
     pieces = list(predict(model, good, features=features))
-    faults |= {good.ids[k]: reason for found in pieces for k, reason in found.faults.items()}
+    faults |= {good.ids[k]: reason for piece in pieces for k, reason in piece.faults.items()}
     refuse_beyond_budget(model, source, faults)
-    pieces = [found for found in pieces if not found.faults]
+    pieces = [piece for piece in pieces if not piece.faults]
     if not pieces:
         what = f"no image of a split of run '{model.run.name}' can be decoded."
         raise Refusal(what, fix="restore the files.", code=ExitCode.DATA)
-    place = {name: k for k, name in enumerate(source.ids)}
-    examples = [place[good.ids[k]] for found in pieces for k in found.examples.tolist()]
-    logits, wide = ([getattr(found, name) for found in pieces] for name in ("logits", "features"))
-    return np.concatenate(logits), np.concatenate(wide), np.array(examples, np.int64)
+    indices = {name: k for k, name in enumerate(source.ids)}
+    examples = [indices[good.ids[k]] for piece in pieces for k in piece.examples.tolist()]
+    logits = np.concatenate([piece.logits for piece in pieces])
+    wide = np.concatenate([piece.features for piece in pieces])
+    return logits, wide, np.array(examples, np.int64)

@@ -1,1 +1,1 @@
-"""Whether two runs differ."""
+"""Test whether two runs differ."""

@@ -1,7 +1,8 @@
-"""`tl-dist compare`: whether two runs differ on the same examples, by a paired test."""
+"""`tl-dist compare`: test whether two runs differ on the same examples, as they are or corrupted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,17 @@ import numpy as np
 
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import clusters, figures, predictions
+from tl_dist.scores import clusters, figures, predictions, robustness
 
 if TYPE_CHECKING:
     from tl_dist.terminal.console import Console
 
 
 def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
-    """The paired test of `figures.paired`, on the predictions that the runs keep. Refuses (65) other examples, and
-    (78) a run that others could have changed."""
+    """Return `figures.paired` of the predictions that the runs keep.
+
+    Refuse (65) runs that were evaluated on different examples, and (78) a run that other users could have changed.
+    """
     for run in (first, second):
         refuse_unsafe(run)
         refuse_unsafe_below(run)
@@ -36,15 +39,49 @@ def compare(first: Path, second: Path, split: str) -> dict[str, Any]:
     return figures.paired(a.labels[order_a], a.probabilities[order_a], b.probabilities[order_b], groups)
 
 
-def show(found: dict[str, Any], names: tuple[str, str], console: Console) -> None:
-    """Both accuracies, the difference with its interval, and the test."""
-    for name, accuracy in zip(names, found["accuracies"], strict=True):
-        console.say(f"{name}: accuracy {accuracy:.4f} of {found['num_examples']:,} examples")
-    low, high = found["interval"]
+def compare_corrupted(first: Path, second: Path, split: str) -> dict[str, Any]:
+    """Return `robustness.compared` of what the runs keep. Refuse (65) different images or corruptions."""
+    a, b = (robustness.load(robustness.file_of(run, split)) for run in (first, second))
+    try:
+        return robustness.compared(a, b)
+    except ValueError as error:
+        raise Refusal(
+            f"{first} and {second} were not evaluated on the same corrupted images: {error}.",
+            fix="run tl-dist eval with the same --corruptions, --severity and --split for both.",
+            code=ExitCode.DATA,
+        ) from error
+
+
+def show(result: Mapping[str, Any], names: tuple[str, str], console: Console) -> None:
+    """Print both accuracies, the difference with its interval, and the test."""
+    for name, accuracy in zip(names, result["accuracies"], strict=True):
+        console.say(f"{name}: accuracy {accuracy:.4f} of {result['num_examples']:,} examples")
+    low, high = result["interval"]
     console.say(
-        f"difference {found['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} "
-        f"({found.get('interval_by', 'paired bootstrap')}) | "
-        f"{found.get('test', 'exact McNemar test')} p = {found['p_value']:.3g}",
+        f"difference {result['difference']:+.4f} | 95 % interval {low:+.4f} to {high:+.4f} "
+        f"({result.get('interval_by', 'paired bootstrap')}) | "
+        f"{result.get('test', 'exact McNemar test')} p = {result['p_value']:.3g}",
         style="bold",
     )
-    console.say(f"right in one alone: {found['only_first']:,} and {found['only_second']:,}")
+    console.say(f"right in one run only: {result['only_first']:,} and {result['only_second']:,}")
+
+
+def show_corrupted(result: Mapping[str, Any], names: tuple[str, str], say: Callable[[str], None]) -> None:
+    """Print the errors side by side, the mean corruption error, and whether the runs differ."""
+    for name, *errors, ratio in zip(result["names"], *result["errors"], result["ratios"], strict=True):
+        cell = "-" if ratio is None else f"{ratio:.3f}"
+        say(f"{name}: error {errors[0]:.4f} and {errors[1]:.4f}, ratio {cell}")
+    if result["mce"] is not None:
+        say(
+            f"mean corruption error of {names[1]} relative to {names[0]}, not to AlexNet: {result['mce']:.4f}"
+        )
+    if None not in result["mce_alexnet"]:
+        first, second = result["mce_alexnet"]
+        say(f"mCE by AlexNet's errors {first:.4f} and {second:.4f}; {robustness.NOT_PUBLISHED}")
+    if result["difference"] is not None:
+        low, high = result["interval"]
+        by = result.get("interval_by", f"paired bootstrap over {result['num_examples']:,} examples")
+        say(
+            f"difference of the mean error {result['difference']:+.4f} | "
+            f"95 % interval {low:+.4f} to {high:+.4f} ({by})"
+        )

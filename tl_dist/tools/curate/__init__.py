@@ -1,1 +1,1 @@
-"""Look at a data set, check it and divide it."""
+"""Inspect, verify and split a data set, and write a first config for it."""

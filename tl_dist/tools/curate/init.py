@@ -1,4 +1,4 @@
-"""`tl-dist init`: a config for a data set as it lies there, short enough to be read and changed."""
+"""`tl-dist init`: write a config for a data set, short enough to be read and edited."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """What a config is written for."""
+    """The hardware and network access that a config is written for."""
 
     gpus: int
     online: bool
@@ -40,7 +40,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Machine:
-        """The one that this process runs on."""
+        """Return the machine that this process runs on."""
         online = False
         with suppress(OSError), socket.create_connection((KERAS_HOST, 443), timeout=_ONLINE_S):
             online = True
@@ -48,12 +48,12 @@ class Machine:
 
 
 def is_data(path: Path) -> bool:
-    """Whether a path names a data set rather than a config."""
+    """Return whether a path names a data set rather than a config."""
     return path.is_dir() or (path.is_file() and path.suffix not in (".yaml", ".yml"))
 
 
 def refuse_launcher(path: Path, launcher: str | None) -> None:
-    """Refuses (64) a data set in place of a config where several processes would each write one."""
+    """Refuse (64) a data set instead of a config under a launcher, whose processes would each write one."""
     if launcher is not None:
         raise Refusal(
             f"{path} is a data set, and each process of {launcher} would write a config for it.",
@@ -63,11 +63,11 @@ def refuse_launcher(path: Path, launcher: str | None) -> None:
 
 
 def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None) -> Path:
-    """Write a config for the data set at `path`, and the manifest of its splits beside it; where the config is.
+    """Write a config for the data set at `path`, with the manifest of its splits beside it; return its path.
 
     On GPUs the whole network is fine-tuned by `recipe: auto`; without one a classifier is computed from frozen
-    features, which takes minutes where fine-tuning takes hours. Refuses (73) to replace a file, but for a manifest of
-    the same division, which a killed call has left.
+    features, which takes minutes where fine-tuning takes hours. Refuse (73) to replace a file; only a manifest of the
+    same division, which a killed call left, is used again.
     """
     data = recognise(path)
     target = out if out is not None else Path(f"{_name_of(path)}.yaml")
@@ -83,7 +83,7 @@ def init(path: Path, out: Path | None, say: Say, machine: Machine | None = None)
             split(path, manifest, test=TEST_FRACTION, validation=validation, folds=None, seed=0)
         except Refusal as refusal:
             if refusal.code == ExitCode.CANNOT_CREATE and os.path.lexists(manifest):
-                what = f"{manifest} is there already, and divides {path} in no such way as this would."
+                what = f"{manifest} is there already, and divides {path} in another way."
                 fix = "move it away, or name another file with --out."
                 raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE) from None
             if refusal.code != ExitCode.DATA:
@@ -106,9 +106,9 @@ def _is_there(file: Path) -> Refusal:
 
 
 def config_for(path: Path, say: Say) -> Path:
-    """The config of the data set at `path` in the working directory: written now, or found there.
+    """Return the config of the data set at `path` in the working directory, written now unless it exists.
 
-    Refuses (73) one of this name that is for other data.
+    Refuse (73) a config of this name that is for other data.
     """
     target = Path(f"{_name_of(path)}.yaml")
     if not target.exists():
@@ -123,19 +123,19 @@ def config_for(path: Path, say: Say) -> Path:
             fix=f"write another config: tl-dist init {path} --out FILE.yaml.",
             code=ExitCode.CANNOT_CREATE,
         )
-    say(f"using {target}, which is there for it")
+    say(f"using {target}, written earlier")
     return target
 
 
 def _name_of(path: Path) -> str:
-    """A name for a run, after the data."""
-    whole = path.absolute()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", whole.stem if path.is_file() else whole.name)
+    """Return a name for a run, made from the name of the data set."""
+    absolute = path.absolute()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", absolute.stem if path.is_file() else absolute.name)
     return name.lstrip("._-")[:64] or "run"
 
 
 def _chosen(machine: Machine) -> str:
-    """What was chosen and why, in one line."""
+    """Say in one line what was chosen, and why."""
     backbone, where = _ONLINE_BACKBONE, "Keras's own weights"
     if not machine.online:
         backbone = _PACKAGED.backbone
@@ -149,7 +149,7 @@ def _chosen(machine: Machine) -> str:
 
 
 def _text(data: DataConfig, splits: Splits, target: Path, manifest: Path | None, machine: Machine) -> str:
-    """The config. What `recipe: auto` sets is left out of it."""
+    """Return the text of the config, without what `recipe: auto` sets."""
     images = sum(source.num_examples for source in splits.values())
     model = (
         [f"  backbone: {_ONLINE_BACKBONE}", "  weights: imagenet"]

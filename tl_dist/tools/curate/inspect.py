@@ -1,4 +1,4 @@
-"""`tl-dist data inspect`: what a data set holds, for a person."""
+"""`tl-dist data inspect`: show what a data set holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_CLASSES = 40
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """Tables with bars, and the picture where the terminal has the colours."""
+    """Print tables with bars, and sample images where the terminal has enough colours."""
     place = facts["path"] or "the cache of packages"
     console.say(f"{facts['kind']} in {place}, {len(facts['classes'])} classes")
     for name, split in facts["splits"].items():
@@ -69,7 +69,7 @@ def _show_counts(counts: dict[str, int], console: Console) -> None:
 
 
 def blocks(picture: Path, width: int) -> RenderableType:
-    """An image as half blocks, two pixels to a character."""
+    """Return an image as half blocks, two pixels to a character."""
     from PIL import Image
 
     with Image.open(picture) as image:

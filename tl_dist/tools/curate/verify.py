@@ -1,4 +1,4 @@
-"""`tl-dist data verify`: decode everything, with a progress bar, and list what is wrong."""
+"""`tl-dist data verify`: decode every image, with a progress bar, and list what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 20
 
 
 def verify(path: Path, *, workers: int | None, distance: int, console: Console) -> dict[str, Any]:
-    """What was found, as JSON; the bar is drawn on `console` while it is looked for."""
+    """Return the findings, as JSON; the progress bar is drawn on `console` meanwhile."""
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
@@ -28,20 +28,20 @@ def verify(path: Path, *, workers: int | None, distance: int, console: Console) 
         )
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Each bad file with its offset and reason, the duplicates, and one line that sums up."""
-    for bad in found["bad"]:
+def show(findings: dict[str, Any], console: Console) -> None:
+    """Print each bad file with its offset and reason, the duplicates, and a summary."""
+    for bad in findings["bad"]:
         console.say(f"{bad['split']}: {bad['id']}, byte {bad['offset']}: {bad['reason']}", style="red")
-    for kind, groups in (("the same pixels", found["equal"]), ("nearly the same", found["near"])):
+    for kind, groups in (("the same pixels", findings["equal"]), ("nearly the same", findings["near"])):
         for group in groups[:_SHOWN]:
             console.say(f"{kind}:", style="yellow")
             for member in group:
                 console.say(f"  {member}")
         if len(groups) > _SHOWN:
             console.print(f"and {len(groups) - _SHOWN} more groups of {kind} (--json lists all)")
-    show_remarks(found["remarks"], console)
+    show_remarks(findings["remarks"], console)
     console.say(
-        f"{found['num_examples']:,} examples of {found['kind']}: {len(found['bad'])} bad, "
-        f"{len(found['equal'])} groups of equal images, {len(found['near'])} nearly equal pairs, "
-        f"{found['leaks']} across splits"
+        f"{findings['num_examples']:,} examples of {findings['kind']}: {len(findings['bad'])} bad, "
+        f"{len(findings['equal'])} groups of equal images, {len(findings['near'])} nearly equal pairs, "
+        f"{findings['leaks']} across splits"
     )

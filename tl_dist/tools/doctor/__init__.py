@@ -1,1 +1,1 @@
-"""Whether this installation works."""
+"""Check whether this installation works."""

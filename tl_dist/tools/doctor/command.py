@@ -1,6 +1,6 @@
-"""`tl-dist doctor`: what is built in, and a real sum over two workers, started as a run's workers are.
+"""`tl-dist doctor`: check what is installed, and add two numbers over two workers, started like the workers of a run.
 
-Frameworks are looked at in child processes: one that cannot be imported must not take the doctor with it.
+Frameworks are imported in child processes: one that crashes on import must not take the doctor with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tl_dist.tools.doctor.environment import first_line
 IMPORT_S = 180.0
 SUM_S = 180.0
 
-# Keras as a worker imports it, without its wrappers for other packages: half of the CPU seconds of all that follows.
+# Keras as a worker imports it, without its wrappers for other packages: that halves the CPU time of the whole command.
 _FRAMEWORK = """
 from tl_dist.trainer.__main__ import import_keras
 import_keras()
@@ -49,7 +49,7 @@ facts = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": bool(hvd.nccl
 print("FACTS " + json.dumps({"horovod": version, **{key: bool(value) for key, value in facts.items()}}))
 """
 
-# Through the strategy that runs use, so that what is proven is what will run.
+# Through the strategy that runs use, so that what is tested is what will run.
 _SUM = """
 from tl_dist.trainer.__main__ import import_keras
 import_keras()
@@ -59,11 +59,11 @@ from tl_dist.config import registry
 cfg = config_file.load(sys.argv[1])
 parallel = registry.strategy(cfg.strategy).start(cfg)
 import tensorflow as tf
-one = float(parallel.rank + 1)
-gradient = parallel.reduce_gradients([tf.fill([3], one)])[0].numpy()  # on GPUs by NCCL
-sums = {"sum": float(parallel.total({"sum": one})["sum"]), "gradient": gradient.tolist()}
+number = float(parallel.rank + 1)
+gradient = parallel.reduce_gradients([tf.fill([3], number)])[0].numpy()  # on GPUs by NCCL
+sums = {"sum": float(parallel.total({"sum": number})["sum"]), "gradient": gradient.tolist()}
 print("FACTS " + json.dumps({**sums, "workers": parallel.world_size}), flush=True)
-signal.pause()  # until the doctor has heard both: the last answer of one who leaves may be lost on its way
+signal.pause()  # until the doctor has read both results: if a worker exits, its last message to the other may be lost
 """
 
 _CONFIG = (
@@ -74,7 +74,7 @@ _CONFIG = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One box. `ok` None: absent, and that is no fault; `fix` says how to have it."""
+    """A line with a box. `ok` None: absent, which is no fault; `fix` says how to get it."""
 
     what: str
     ok: bool | None
@@ -87,7 +87,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """The findings, each as soon as it is known. A fault is a Finding whose `ok` is False."""
+    """Yield each finding as soon as it is known; `ok` is False for a fault."""
     framework, problem = facts_of_child([sys.executable, "-P", "-c", _FRAMEWORK])
     gpus = len(framework["gpus"]) if framework else 0
     if framework:
@@ -95,7 +95,7 @@ def examine() -> Iterator[Finding]:
         devices = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else cpu_only
         yield Finding(f"TensorFlow {framework['tensorflow']}, Keras {framework['keras']}: {devices}", True)
     else:
-        fix = "install the package's dependencies anew in this environment."
+        fix = "install the package's dependencies again in this environment."
         yield Finding(f"TensorFlow cannot be imported: {problem}.", False, fix)
     if framework:
         yield Finding("TensorFlow's own collectives (strategy=collective)", True)
@@ -127,7 +127,7 @@ def examine() -> Iterator[Finding]:
 
 
 def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0) -> Finding:
-    """Two workers, started and met as those of a run, add 1 and 2: on two GPUs where there are, else on the CPU."""
+    """Add 1 and 2 over two workers, started like the workers of a run: on two GPUs if there are, else on the CPU."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tl-dist-doctor-") as scratch:
         file = Path(scratch, "doctor.yaml")
@@ -137,9 +137,9 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
         def log(rank: int) -> Path:
             return Path(scratch, f"rank_{rank}.out")
 
-        with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
-            hidden = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
-            commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
+        with Rendezvous([("localhost", 2)], "127.0.0.1") as rendezvous:
+            devices = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
+            commands = _sum_commands(cfg, file, lambda rank: place(rendezvous, rank) | devices)
             with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
                 while True:
@@ -152,8 +152,8 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
                 group.end(grace_s=0 if all(results) else None)
                 end = judged(group.exits, done=True)
                 if not end.orderly:
-                    told = group.last_lines(end.rank or 0, 1)
-                    return _failed(strategy, ": ".join([end.cause, *told])[:300].rstrip("."))
+                    last_line = group.last_lines(end.rank or 0, 1)
+                    return _failed(strategy, ": ".join([end.cause, *last_line])[:300].rstrip("."))
     if results != [{"sum": 3.0, "gradient": [3.0] * 3, "workers": 2}] * 2:
         return _failed(strategy, f"two workers should add 1 and 2 to 3, and got {results}")
     where = "GPUs" if gpus > 1 else "the CPU (two workers need two GPUs)" if gpus else "the CPU"
@@ -163,28 +163,22 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
 
 
 def facts_of_child(command: list[str]) -> tuple[dict[str, Any] | None, str]:
-    """What a child process printed behind "FACTS", or None and why not."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    """Return what a child process printed after "FACTS", or None, and its last line on standard error."""
+    env = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=IMPORT_S,
+        process = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=IMPORT_S
         )
     except subprocess.TimeoutExpired:
         return None, f"no answer in {IMPORT_S:.0f} s"
-    facts = _facts(done.stdout)
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return facts, last[:200].rstrip(".")
+    last_line = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    return _facts(process.stdout), last_line[:200].rstrip(".")
 
 
-def _sum_commands(cfg: Config, file: Path, where: Callable[[int], dict[str, str]]) -> list[Command]:
-    commands = local_commands(cfg, file, os.environ, processes=2, place=where)
+def _sum_commands(cfg: Config, file: Path, place_of: Callable[[int], dict[str, str]]) -> list[Command]:
+    commands = local_commands(cfg, file, os.environ, processes=2, place=place_of)
     argv = (sys.executable, "-P", "-c", _SUM, str(file))
-    return [Command(c.rank, argv, c.environment) for c in commands]
+    return [Command(command.rank, argv, command.environment) for command in commands]
 
 
 def _facts(text: str) -> dict[str, Any] | None:
@@ -197,7 +191,7 @@ def _facts(text: str) -> dict[str, Any] | None:
 
 def _failed(strategy: str, why: str) -> Finding:
     fix = {
-        "horovod": "run ./launch/install_horovod anew; strategy=collective works without Horovod.",
+        "horovod": "run ./launch/install_horovod again; strategy=collective works without Horovod.",
         "collective": "use strategy=horovod; strategy=mirrored has several devices in one process.",
     }[strategy]
     return Finding(f"a sum over 2 workers failed: {why}.", False, fix, 1)

@@ -1,4 +1,4 @@
-"""What a report about a problem needs to know of this machine and this installation. Imports no framework."""
+"""Describe this machine and this installation for a report about a problem. Imports no framework."""
 
 from __future__ import annotations
 
@@ -16,16 +16,8 @@ from tl_dist.config import extensions, registry
 from tl_dist.launcher.command import PLACE, SAFE_PATH, THREAD_VARIABLES, is_secret, visible_gpus
 
 PACKAGES = (
-    "tl-dist",
-    "tensorflow",
-    "tensorflow-cpu",
-    "keras",
-    "horovod",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "tensorboard",
-)
+    "tl-dist", "tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "pydantic", "safetensors", "tensorboard",
+)  # fmt: skip
 VARIABLES = frozenset(
     (
         *THREAD_VARIABLES, *PLACE, SAFE_PATH, "TL_DIST_MPI", "TL_DIST_INTERFACE", "TL_DIST_OPEN_PORT", "XDG_CACHE_HOME",
@@ -54,7 +46,7 @@ VARIABLES = frozenset(
         "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_TASKS_PER_NODE", "SLURM_TASK_PID",
     )
 )  # fmt: skip
-"""those that are shown, by name: of a prefix one never knows what else begins with it"""
+"""environment variables that may be shown; full names, because a prefix might also match a secret"""
 _COMMANDS = {
     "mpirun": ("mpirun", "--version"),
     "sbatch": ("sbatch", "--version"),
@@ -63,7 +55,7 @@ _COMMANDS = {
 
 
 def collect(env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The facts, as plain data; no secret is among them."""
+    """Return the facts as plain data, without secrets."""
     env = os.environ if env is None else env
     return {
         "system": {
@@ -78,8 +70,8 @@ def collect(env: Mapping[str, str] | None = None) -> dict[str, Any]:
         "extensions": {
             f"{kind.what} {name}": offer.distribution or offer.reference
             for kind in registry.KINDS
-            for name, found in extensions.offers(kind.group).items()
-            for offer in found
+            for name, offers in extensions.offers(kind.group).items()
+            for offer in offers
         },
         "commands": {name: first_line(*command) for name, command in _COMMANDS.items()},
         "variables": {k: v for k, v in sorted(env.items()) if k in VARIABLES and not is_secret(k, v)},
@@ -87,7 +79,7 @@ def collect(env: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 def as_text(facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The facts as lines, to be pasted into a report."""
+    """Return the facts as lines to be pasted into a report."""
     lines = ["Copy and paste the text below into your report.", ""]
     for title, entries in facts.items():
         if not entries:
@@ -99,7 +91,7 @@ def as_text(facts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -107,18 +99,21 @@ def package_version(name: str) -> str | None:
 
 
 def first_line(*command: str) -> str | None:
-    """The first line that a command prints, or None where it is not installed or fails."""
+    """Return the first line that a command prints, or None if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
+    lines = process.stdout.strip().splitlines()
+    return lines[0] if process.returncode == 0 and lines else None
 
 
 def checkout_commit() -> str | None:
-    """The commit of the checkout that this code runs from, marked where files were changed."""
+    """Return the commit of the checkout that this code runs from, marked if files were changed; None without one."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

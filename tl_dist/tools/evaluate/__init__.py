@@ -1,4 +1,4 @@
-"""The figures of a checkpoint: on a split of its own data set, on corrupted images of one, or on another data set."""
+"""Evaluate a checkpoint: on a split of its own data set, on corrupted images of a split, or on another data set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Evaluate a split; with `data` one of that data set; with `corruptions` on images that are corrupted."""
+    """Evaluate a split: of the data set `data` if given, and on corrupted images if `corruptions` are given."""
 
     split: str | None
-    """None: the test split of `data`, or all of a set without one"""
+    """None: the test split of `data`, or all of it if it has none"""
     by: Sequence[str] = ()
-    """figures by group as well, as `datasets.grouping.named` takes it"""
+    """also give figures by group, as `datasets.grouping.named` takes it"""
     data: str | None = None
     corruptions: Sequence[str] = ()
     severities: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""The figures of a checkpoint on corrupted images of a split, each as exact as those of the split itself."""
+"""Evaluate a checkpoint on corrupted images of a split, with figures as exact as for the split itself."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from tl_dist.trainer.setup import Setup
 def evaluate_corrupted(
     setup: Setup, split: str, names: list[str], severities: list[int], at: str = ""
 ) -> dict[str, Any]:
-    """The record of a checkpoint under every corruption at every severity; on rank 0 the run keeps what was right.
+    """Return the record of a checkpoint under each corruption and severity; rank 0 saves what was correct.
 
-    Images are corrupted at the size of the model, by their place in the split: the same on any number of workers.
+    Images are corrupted at the size of the model, seeded by their place in the split: the same on any number of
+    workers. Refuse (64) a model whose images are too small to be corrupted.
     """
     source, size, cfg = evaluate.split_of(setup, split), setup.built.image_size, setup.cfg
     if size < corruptions.LEAST_SIDE:
@@ -39,7 +40,7 @@ def evaluate_corrupted(
     plain = pipeline.plain(source, size, cfg.data.kept_fraction)
 
     def hits(read: Read) -> np.ndarray:
-        """bool [examples] on rank 0."""
+        """Return which examples are classified correctly: bool [examples], complete on rank 0."""
         result = evaluate.stopped_refused(evaluator.counted(split, in_views(read, cfg.evaluation.views)))
         if not setup.is_first:
             return np.zeros(source.num_examples, bool)
@@ -50,7 +51,7 @@ def evaluate_corrupted(
     right = np.stack(
         [np.stack([hits(corrupted(plain, name, severity)) for severity in severities]) for name in names]
     )
-    found = Hits(
+    result = Hits(
         ids=np.array(source.ids, np.str_),
         names=np.array(names, np.str_),
         severities=np.array(severities, np.int64),
@@ -62,23 +63,19 @@ def evaluate_corrupted(
         version=robustness.VERSION,
     )
     if setup.is_first:
-        predictions.save(robustness.file_of(setup.run.path, split), **vars(found))
-    return {"split": split, **robustness.record(found)}
+        predictions.save(robustness.file_of(setup.run.path, split), **vars(result))
+    return {"split": split, **robustness.record(result)}
 
 
 def corrupted(read: Read, name: str, severity: int) -> Read:
-    """The same images, corrupted by their position."""
+    """Return a read of the same images, each corrupted with its position as the seed."""
+
+    def corrupt(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        pairs = zip(images, positions.tolist(), strict=True)
+        return np.stack([corruptions.corrupted(image, name, severity, position) for image, position in pairs])
 
     def finish(images: Any, positions: Any) -> Any:
-        def each(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
-            return np.stack(
-                [
-                    corruptions.corrupted(image, name, severity, place)
-                    for image, place in zip(pixels, places.tolist(), strict=True)
-                ]
-            )
-
         images = read.finish(images, positions)
-        return tf.ensure_shape(tf.numpy_function(each, [images, positions], tf.uint8), images.shape)
+        return tf.ensure_shape(tf.numpy_function(corrupt, [images, positions], tf.uint8), images.shape)
 
     return replace(read, finish=finish)

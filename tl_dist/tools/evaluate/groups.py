@@ -1,4 +1,4 @@
-"""Figures by group of a split that has been evaluated: its predictions with what the data set says of each example."""
+"""Compute figures by group of an evaluated split, from its saved predictions and the data set's groups."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tl_dist.scores.groups import by_group
 
 
 def record(run: RunDir, split: str, source: Source, by: Sequence[str]) -> dict[str, Any]:
-    """For the record of an evaluation, whose predictions the run has just kept; empty where nothing was asked for."""
-    names = named(source, by)
-    if not names:
+    """Return the `groups` of an evaluation's record, whose predictions the run has just saved; empty without `by`."""
+    groupings = named(source, by)
+    if not groupings:
         return {}
-    kept = predictions.load(predictions.file_of(run.path, split))
-    said = kept.labels, kept.probabilities, kept.groups
-    return {"groups": {kind: by_group(of, *said) for kind, of in names.items()}}
+    saved = predictions.load(predictions.file_of(run.path, split))
+    columns = saved.labels, saved.probabilities, saved.groups
+    return {"groups": {kind: by_group(names, *columns) for kind, names in groupings.items()}}

@@ -1,4 +1,4 @@
-"""The figures of a run on a labelled data set that need not be its own: classes are matched by their names."""
+"""Evaluate a run on a labelled data set that need not be its own: classes are matched by their names."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
 from tl_dist.training.evaluation import MAX_LOGITS
 
 RESULT = "evaluation.json"
-_NAMED = 8
+_MAX_NAMES = 8
 
 
 def evaluate_data(
     model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()
 ) -> None:
-    """Evaluate the data set at `path`; rank 0 leaves the record in `directory`, and the predictions with the run.
+    """Evaluate the data set at `path`; rank 0 writes the record to `directory`, and the predictions to the run.
 
-    `split` is one of its own; default: its test split, and all of a set that has none. Examples of classes that the
-    run does not know are left out, and so is what cannot be decoded, up to the budget of the run's config. `by`: as
-    `grouping.named` takes it.
+    `split` is one of the data set's; default: its test split, or all of it if it has none. Left out are examples of
+    classes that the run does not know and, up to the budget of the run's config, images that cannot be decoded. `by`:
+    as `grouping.named` takes it.
     """
     part, source = _part(path, split)
     named(source, by)
@@ -49,19 +49,19 @@ def evaluate_data(
     refuse_beyond_budget(model, source, faults, path)
     counted: list[NDArray[np.int64]] = []
     sums = _Sums(len(model.class_names), good.num_examples)
-    for found in predict(model, good):
-        faults |= {good.ids[k]: reason for k, reason in found.faults.items()}
-        if model.parallel.rank == 0 and not found.faults:
-            counted.append(found.examples)
-            sums.add(found.logits, good.labels[found.examples])
+    for piece in predict(model, good):
+        faults |= {good.ids[k]: reason for k, reason in piece.faults.items()}
+        if model.parallel.rank == 0 and not piece.faults:
+            counted.append(piece.examples)
+            sums.add(piece.logits, good.labels[piece.examples])
     refuse_beyond_budget(model, source, faults, path)
     if model.parallel.rank:
         return
     if not counted:
         raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
     evaluated = good.subset(np.concatenate(counted))
-    of = path.absolute().name if path.is_dir() else path.stem
-    name = re.sub(r"[^\w.-]", "_", f"{of}-{part}-{source.fingerprint[:8]}")
+    data_name = path.absolute().name if path.is_dir() else path.stem
+    name = re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}")
     own = seen.of_run(model.run, directory)
     result = predictions.with_figures(
         sums.evaluation(name),
@@ -92,7 +92,7 @@ def evaluate_data(
 
 
 def _part(path: Path, split: str | None) -> tuple[str, Source]:
-    """The name and the examples of the part that is evaluated."""
+    """Return the name and the examples of the part to evaluate."""
     _, splits = opened(path)
     if split is None:
         return ("test", splits["test"]) if "test" in splits else ("all", pooled(splits))
@@ -103,16 +103,16 @@ def _part(path: Path, split: str | None) -> tuple[str, Source]:
 
 
 def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Source, dict[str, int]]:
-    """The examples of classes that are in `class_names`, numbered as there, and how many of which others there are.
+    """Return the examples of classes in `class_names`, labelled by their place there, and the counts of all others.
 
-    Refuses (65) where no class is the same.
+    Refuse (65) a data set without a class in common.
     """
     place = {name: k for k, name in enumerate(class_names)}
     number = np.array([place.get(name, -1) for name in source.class_names], np.int32)
     whole, rows = pool_of(source)
     known = number[source.labels] >= 0
     if not known.any():
-        theirs, ours = (", ".join(list(names)[:_NAMED]) for names in (source.class_names, class_names))
+        theirs, ours = (", ".join(list(names)[:_MAX_NAMES]) for names in (source.class_names, class_names))
         what = f"no class of {path} ({theirs}) is one of the run's ({ours})"
         raise unusable(what, "name the classes alike: they are matched by their names")
     counts = Counter(source.class_names[label] for label in source.labels[~known])
@@ -121,7 +121,7 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
 
 
 class _Sums:
-    """Counts of a confusion matrix and the loss; the logits too, unless they are too many."""
+    """Accumulates a confusion matrix and the loss, and the logits too unless they are too many."""
 
     def __init__(self, num_classes: int, num_examples: int) -> None:
         self._confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -131,7 +131,7 @@ class _Sums:
         )
 
     def add(self, logits: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-        """Those of a few examples."""
+        """Add some examples."""
         np.add.at(self._confusion, (labels, logits.argmax(axis=1)), 1)
         wide = logits.astype(np.float64)
         self._loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
@@ -139,7 +139,7 @@ class _Sums:
             self._logits.append(logits)
 
     def evaluation(self, name: str) -> Evaluation:
-        """Of all that was added."""
+        """Return the evaluation of all examples that were added."""
         num = int(self._confusion.sum())
         return Evaluation(
             split=name,

@@ -17,34 +17,34 @@ from tl_dist.trainer.setup import Setup, setup
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Evaluate as requested. Rank 0 writes evaluations/SPLIT.json of the run, or evaluation.json in `request.into`."""
+    """Evaluate as requested. Rank 0 writes evaluations/SPLIT.json in the run, or evaluation.json in `request.into`."""
     if request.data is not None:
         model = loaded(run, request.at, cores=cores, overrides=request.overrides)
         other_data.evaluate_data(
             model, Path(request.data), request.split, Path(request.into or ""), request.by
         )
         return ExitCode.DONE
-    opened = setup(run, cores=cores, overrides=request.overrides)
+    run_setup = setup(run, cores=cores, overrides=request.overrides)
     split = str(request.split)
     if request.corruptions:
         names, severities = list(request.corruptions), list(request.severities)
-        record = corruptions.evaluate_corrupted(opened, split, names, severities, request.at)
-        if opened.is_first:
+        record = corruptions.evaluate_corrupted(run_setup, split, names, severities, request.at)
+        if run_setup.is_first:
             _write(run, f"{split}_corruptions.json", json.dumps(record).encode())
         return ExitCode.DONE
-    _evaluate_split(run, opened, split, request)
+    _evaluate_split(run, run_setup, split, request)
     return ExitCode.DONE
 
 
-def _evaluate_split(run: RunDir, opened: Setup, split: str, request: Request) -> None:
-    named(evaluate.split_of(opened, split), request.by)  # refused before an hour is spent
-    result = evaluate.evaluate_checkpoint(opened, split, request.at)
-    if not opened.is_first:  # which alone has the figures
+def _evaluate_split(run: RunDir, setup: Setup, split: str, request: Request) -> None:
+    named(evaluate.split_of(setup, split), request.by)  # refused before an hour is spent
+    result = evaluate.evaluate_checkpoint(setup, split, request.at)
+    if not setup.is_first:  # rank 0 alone has the figures
         return
-    names = opened.splits[split].class_names
-    record = evaluation_record(opened.state.step, result, names)
-    record["classes"] = class_records(result, names)
-    record |= groups.record(run, split, opened.splits[split], request.by)
+    source = setup.splits[split]
+    record = evaluation_record(setup.state.step, result, source.class_names)
+    record["classes"] = class_records(result, source.class_names)
+    record |= groups.record(run, split, source, request.by)
     _write(run, f"{split}.json", json.dumps(record).encode())
     if "calibration" in result.figures:
         from tl_dist.scores.pictures import reliability_picture

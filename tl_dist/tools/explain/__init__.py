@@ -1,4 +1,4 @@
-"""Which part of an image speaks for a class."""
+"""Show which part of an image decides its class."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from tl_dist.runs import request
 
 MAX_IMAGES = 1_000
-"""of one request: their maps are in memory"""
+"""per request: their maps are held in memory"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Images to explain: files, or examples of a split of the run's own data set."""
+    """Explain images: files, or examples of a split of the run's own data set."""
 
     cam: str = "layercam"
     """layercam or gradcam"""
     integrated: bool = False
-    """integrated gradients as well"""
+    """also integrated gradients"""
     files: Sequence[str] = ()
     split: str = ""
     examples: Sequence[int] = ()
     classes: Sequence[int] = ()
-    """the class to explain of each; default: the one that is predicted"""
+    """the class to explain for each image; default: the one that is predicted"""

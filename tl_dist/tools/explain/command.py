@@ -1,4 +1,4 @@
-"""`tl-dist explain`: which part of an image speaks for a class, as a picture beside it; computed by workers."""
+"""`tl-dist explain`: show which part of an image decides its class, as a picture beside it; computed by workers."""
 
 from __future__ import annotations
 
@@ -30,53 +30,53 @@ _LARGE_GAP = 0.01
 
 
 @dataclass(frozen=True)
-class Images:
-    """What a command line asks for."""
+class ExplainOptions:
+    """The arguments of `tl-dist explain`."""
 
     run: Path
     images: Sequence[str]
     out: Path | None = None
     cam: str = "layercam"
     of_class: str | None = None
-    """default: of each image the one that is predicted"""
+    """default: for each image the one that is predicted"""
     how: Computation = field(default_factory=Computation)
 
 
-def explain(request: Images, say: Callable[[str], None]) -> None:
-    """Write a picture for each image, and say of each what it is taken for, and where the picture is."""
-    if request.cam not in _TITLES:
+def explain(options: ExplainOptions, say: Callable[[str], None]) -> None:
+    """Write a picture for each image, and print its predicted class and where the picture is."""
+    if options.cam not in _TITLES:
         raise Refusal(
-            f"there is no method '{request.cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE
+            f"there is no method '{options.cam}'.", fix="use layercam or gradcam.", code=ExitCode.USAGE
         )
-    run = RunDir.open(request.run)
+    run = RunDir.open(options.run)
     names = list(identity_of(run)["class_names"])
-    number = -1 if request.of_class is None else _number(request.of_class, names)
-    paths = [path for path in listed(request.images) if not path.endswith(ENDING)]
+    number = -1 if options.of_class is None else _number(options.of_class, names)
+    paths = [path for path in listed(options.images) if not path.endswith(ENDING)]
     if not paths or len(paths) > MAX_IMAGES:
-        what = f"{len(paths):,} images are named; explained are 1 to {MAX_IMAGES:,} at a time."
+        what = f"{len(paths):,} images are named; one call explains 1 to {MAX_IMAGES:,}."
         raise Refusal(what, fix="name some of them.", code=ExitCode.USAGE)
     for faults in unreadable(paths):
         for k, reason in faults.items():
             raise Refusal(f"{paths[k]} {reason}.", fix="leave it out.", code=ExitCode.DATA)
-    targets = _targets(paths, request.out, run)
+    targets = _targets(paths, options.out, run)
     for target in targets:
         refuse_other_picture(target, heat.is_side_by_side, option="--out")
     classes = [number] * len(paths)
-    found = ask(run, request.how, cam=request.cam, integrated=True, files=paths, classes=classes)
+    maps = ask(run, options.how, cam=options.cam, integrated=True, files=paths, classes=classes)
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
         content = io.BytesIO()
-        _picture(found, k, names, request.cam).save(content, "PNG")
+        _picture(maps, k, names, options.cam).save(content, "PNG")
         write_output(target, content.getvalue(), option="--out")
-        line = f"{path}: {_said(found, k, names)} | {target}"
-        if found.gaps[k] > _LARGE_GAP:
-            line += f" | integrated gradients miss their sum by {found.gaps[k]:.1%}"
+        line = f"{path}: {_prediction(maps, k, names)} | {target}"
+        if maps.gaps[k] > _LARGE_GAP:
+            line += f" | integrated gradients miss their sum by {maps.gaps[k]:.1%}"
         say(line)
 
 
-def ask(run: RunDir, how: Computation, **wanted: Any) -> Explained:
-    """Have workers explain images with the model of a run, which may be in use; `wanted`: fields of `Request`."""
+def ask(run: RunDir, how: Computation, **fields: Any) -> Explained:
+    """Have workers explain images with the model of a run, which may be in use; `fields` are those of `Request`."""
     with read_only.directory() as into:
-        read_only.work(run, Request(**wanted), into, how, what="explanation")
+        read_only.work(run, Request(**fields), into, how, what="explanation")
         return Explained.load(into)
 
 
@@ -88,7 +88,7 @@ def _number(name: str, names: Sequence[str]) -> int:
 
 
 def _targets(paths: Sequence[str], out: Path | None, run: RunDir) -> list[Path]:
-    """Beside each image, or in `out`; refuses (64) to put a picture among the images that a run trains on."""
+    """Return a path beside each image, or in `out`. Refuse (64) a path among the images that the run trains on."""
     if out is None:
         data = config_file.load(run.config_file, imports=False).data.path
         root = Path(data).expanduser().resolve() if data else None
@@ -108,17 +108,17 @@ def _targets(paths: Sequence[str], out: Path | None, run: RunDir) -> list[Path]:
     return targets
 
 
-def _picture(found: Explained, k: int, names: Sequence[str], cam: str) -> Image.Image:
-    title = f"{_TITLES[cam]} of {names[found.classes[k]]}"
+def _picture(maps: Explained, k: int, names: Sequence[str], cam: str) -> Image.Image:
+    title = f"{_TITLES[cam]} of {names[maps.classes[k]]}"
     panels = [
-        (_said(found, k, names), found.images[k]),
-        (title, heat.overlay(found.images[k], found.cam[k])),
-        ("integrated gradients", heat.signed(found.integrated[k])),
+        (_prediction(maps, k, names), maps.images[k]),
+        (title, heat.overlay(maps.images[k], maps.cam[k])),
+        ("integrated gradients", heat.signed(maps.integrated[k])),
     ]
     return heat.side_by_side(panels)
 
 
-def _said(found: Explained, k: int, names: Sequence[str]) -> str:
-    probabilities = figures.softmax(found.logits[k : k + 1])[0]
+def _prediction(maps: Explained, k: int, names: Sequence[str]) -> str:
+    probabilities = figures.softmax(maps.logits[k : k + 1])[0]
     best = int(np.argmax(probabilities))
     return f"{names[best]} {probabilities[best]:.2f}"

@@ -1,4 +1,4 @@
-"""Heat maps of images by the model of a run: each worker explains its share, and rank 0 leaves all of them."""
+"""Compute heat maps of images with the model of a run: each worker explains its share, rank 0 saves them all."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _AT_ONCE = 8
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Answer a request with the model of a run."""
-    # A sum of gradients needs all its digits.
+    """Explain the requested images."""
+    # Integrated gradients are a sum that loses too much in lower precision.
     model = loaded(run, request.at, cores=cores, overrides=request.overrides, precision="float32")
     explain(model, request)
     return ExitCode.DONE
 
 
 def explain(model: Loaded, request: Request) -> None:
-    """Leave the maps in `request.into`; call it on all workers."""
+    """Save the maps of all images to `request.into`; all workers must call it."""
     parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
@@ -55,15 +55,15 @@ def explain(model: Loaded, request: Request) -> None:
             index, fault = next(iter(faults.items()))
             fix, code = "leave it out, or restore the file.", ExitCode.DATA
             raise Refusal(f"{source.ids[index]} {fault.reason}.", fix=fix, code=code) from None
-        packed = io.BytesIO()
-        np.savez(packed, **own._asdict())
-        shares = parallel.gather(packed.getvalue())
+        share = io.BytesIO()
+        np.savez(share, **own._asdict())
+        shares = parallel.gather(share.getvalue())
     if parallel.rank == 0:
-        _in_turn(shares).save(Path(request.into or ""))
+        _interleaved(shares).save(Path(request.into or ""))
 
 
 def _split_of(model: Loaded, split: str) -> Source:
-    """The split, decoded by the run's own version of the rule."""
+    """Return the split, read by the decoding rule that the run was trained with."""
     splits = open_splits(model.cfg.data)[0]
     if split not in splits:
         raise Refusal(
@@ -77,7 +77,7 @@ def _split_of(model: Loaded, split: str) -> Source:
 def explained(
     model: Loaded, source: Source, examples: NDArray[np.int64], classes: NDArray[np.int32], request: Request
 ) -> Explained:
-    """Of these examples of a source, on this process alone; of a class below 0, the one that is predicted."""
+    """Explain examples of a source in this process alone; a class below 0 stands for the one that is predicted."""
     size, num = model.image_size, len(examples)
     read = plain(source, size, model.cfg.data.kept_fraction)
     activation = class_activation(model.model, "gradcam" if request.cam == "gradcam" else "layercam")
@@ -91,30 +91,31 @@ def explained(
         with tf.device("CPU:0"):
             at = tf.constant(positions, tf.int64)
             part = read.finish(read.batch(at, at)[0], at).numpy()
-        kept = len(examples[rows])
-        images[rows] = part[:kept]
-        wanted = np.resize(classes[rows], _AT_ONCE)
-        if (wanted < 0).any():
-            wanted = np.where(wanted < 0, model.model(part).numpy().argmax(axis=1), wanted).astype(np.int32)
-        maps, said = activation(part, wanted)
-        cam[rows], classes[rows] = maps.numpy()[:kept], wanted[:kept]
-        logits[rows] = said.numpy()[:kept] / model.temperature
-    whole = np.empty((num if request.integrated else 0, size, size), np.float32)
-    gaps = np.empty(len(whole), np.float32)
-    for k in range(len(whole)):
-        found = gradients(images[k], int(classes[k]))
-        whole[k], gaps[k] = found.attributions, found.gap
-    return Explained(images, logits, classes, cam, whole, gaps)
+        count = len(examples[rows])
+        images[rows] = part[:count]
+        targets = np.resize(classes[rows], _AT_ONCE)
+        if (targets < 0).any():
+            predicted = model.model(part).numpy().argmax(axis=1)
+            targets = np.where(targets < 0, predicted, targets).astype(np.int32)
+        maps, outputs = activation(part, targets)
+        cam[rows], classes[rows] = maps.numpy()[:count], targets[:count]
+        logits[rows] = outputs.numpy()[:count] / model.temperature
+    integrated = np.empty((num if request.integrated else 0, size, size), np.float32)
+    gaps = np.empty(len(integrated), np.float32)
+    for k in range(len(integrated)):
+        integral = gradients(images[k], int(classes[k]))
+        integrated[k], gaps[k] = integral.attributions, integral.gap
+    return Explained(images, logits, classes, cam, integrated, gaps)
 
 
-def _in_turn(shares: list[bytes]) -> Explained:
-    """The shares of all workers in the order of the request, which dealt them out one by one."""
+def _interleaved(shares: list[bytes]) -> Explained:
+    """Return the shares of all workers in the order of the request: image k was explained by rank k % workers."""
     parts = [dict(np.load(io.BytesIO(share))) for share in shares]
-    joined = {}
+    arrays = {}
     for name in Explained._fields:
         total = sum(len(part[name]) for part in parts)
-        whole = np.empty((total, *parts[0][name].shape[1:]), parts[0][name].dtype)
+        array = np.empty((total, *parts[0][name].shape[1:]), parts[0][name].dtype)
         for rank, part in enumerate(parts):
-            whole[rank :: len(parts)] = part[name]
-        joined[name] = whole
-    return Explained(**joined)
+            array[rank :: len(parts)] = part[name]
+        arrays[name] = array
+    return Explained(**arrays)

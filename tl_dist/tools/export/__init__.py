@@ -1,4 +1,4 @@
-"""A run's model as a file for another runtime."""
+"""Export the model of a run as a file for another runtime."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """What to export, and what it must reach."""
+    """Export a checkpoint in a format, and compare it with the run."""
 
     to: str
     numbers: str
     out: str
     """a directory"""
     check: str = "test"
-    """the split on which it is compared with the run; "none": on none"""
+    """the split on which it is compared with the run; "none" for no comparison"""
     min_agreement: float | None = None
-    """None: 0.999 where it computes as the run does, 0.99 where it does not, 0.98 in int8"""
+    """None: 0.999 in the precision of the run, 0.99 in another, 0.98 in int8"""

@@ -1,4 +1,4 @@
-"""An exported model against the run that it came from: the same answers, and how fast."""
+"""Compare an exported model with the run that it came from: the same predictions, and how fast."""
 
 from __future__ import annotations
 
@@ -21,35 +21,41 @@ from tl_dist.trainer.setup import Setup
 
 BATCH = 32
 ENCODED_EXAMPLES = 100
-"""of which a SavedModel's own decoding is compared"""
+"""examples on which a SavedModel's own decoding is compared"""
 _DECODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how JPEG and PNG begin: what a SavedModel decodes
 _TIMED_S, _MOST_CALLS = 3.0, 200  # for each size of batch
 
 
 def compared(setup: Setup, split: str, saved: Checkpoint, predict: Predict) -> dict[str, Any]:
-    """How far the export is from the checkpoint on each image of a split, and how long it takes for 1 and 32."""
+    """Return how far the export is from the checkpoint on a split, and its latency for batches of 1 and BATCH."""
     expected = evaluate.probabilities(setup, split, saved)
-    found = np.concatenate([predict(images) for images in images_of(setup, split)])
+    exported = np.concatenate([predict(images) for images in images_of(setup, split)])
     first = next(images_of(setup, split))
     source = setup.splits[split]
     labels = np.asarray(source.labels)
     return {
         "split": split,
-        "num_examples": len(labels),
-        "num_agreeing": int((found.argmax(axis=1) == expected.argmax(axis=1)).sum()),
-        "largest_difference": float(np.abs(found - expected).max()),
-        "paired": figures.paired(labels, expected, found, groups_of(source, setup.cfg.data)),
+        **_difference(expected, exported),
+        "paired": figures.paired(labels, expected, exported, groups_of(source, setup.cfg.data)),
         "latency_ms": {
             str(rows): _latency(predict, np.resize(first, (rows, *first.shape[1:]))) for rows in (1, BATCH)
         },
     }
 
 
+def _difference(expected: NDArray[np.floating], exported: NDArray[np.floating]) -> dict[str, Any]:
+    return {
+        "num_examples": len(expected),
+        "num_agreeing": int((exported.argmax(axis=1) == expected.argmax(axis=1)).sum()),
+        "largest_difference": float(np.abs(exported - expected).max()),
+    }
+
+
 def images_of(
-    setup: Setup, split: str, chosen: NDArray[np.int64] | None = None
+    setup: Setup, split: str, examples: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The images of a split, or the chosen ones, as the run evaluates them: uint8 [up to BATCH, size, size, 3]."""
-    source = setup.splits[split] if chosen is None else setup.splits[split].subset(chosen)
+    """Yield the images of a split, or some examples, as the run evaluates them: uint8 [up to BATCH, size, size, 3]."""
+    source = setup.splits[split] if examples is None else setup.splits[split].subset(examples)
     batches = pipeline.evaluation_batches(
         pipeline.plain(source, setup.built.image_size, setup.cfg.data.kept_fraction),
         source.num_examples,
@@ -63,34 +69,27 @@ def images_of(
 
 
 def encoded_compared(setup: Setup, split: str, file: Path, predict: Predict) -> dict[str, Any]:
-    """A SavedModel's own decoding of JPEG and PNG files against that of the run; empty for a split without any."""
+    """Compare a SavedModel's own decoding of JPEG and PNG files with the run's; empty for a split without any."""
     source = setup.splits[split]
-    some = range(min(ENCODED_EXAMPLES, source.num_examples)) if source.is_encoded else range(0)
-    files = {k: encoded for k in some if (encoded := source.encoded_bytes(k)).startswith(_DECODED)}
+    examples = range(min(ENCODED_EXAMPLES, source.num_examples)) if source.is_encoded else range(0)
+    files = {k: encoded for k in examples if (encoded := source.encoded_bytes(k)).startswith(_DECODED)}
     if not files:
         return {}
-    loaded = tf.saved_model.load(str(file))
-    encoded = tf.constant(list(files.values()))
-    found = loaded.signatures["encoded"](encoded=encoded)["probabilities"].numpy()
+    signature = tf.saved_model.load(str(file)).signatures["encoded"]
+    exported = signature(encoded=tf.constant(list(files.values())))["probabilities"].numpy()
     images = images_of(setup, split, np.array(list(files), np.int64))
     expected = np.concatenate([predict(batch) for batch in images])
-    return {
-        "encoded": {
-            "num_examples": len(files),
-            "num_agreeing": int((found.argmax(axis=1) == expected.argmax(axis=1)).sum()),
-            "largest_difference": float(np.abs(found - expected).max()),
-        }
-    }
+    return {"encoded": _difference(expected, exported)}
 
 
 def _latency(predict: Predict, images: NDArray[np.uint8]) -> dict[str, float]:
-    """Milliseconds of a call: the median and the slow end; the first two, which compile, do not count."""
+    """Return the median and high percentiles of a call in milliseconds, without the first two calls, which compile."""
     for _ in range(2):
         predict(images)
-    took: list[float] = []
+    times: list[float] = []
     end = time.perf_counter() + _TIMED_S
-    while len(took) < _MOST_CALLS and (time.perf_counter() < end or len(took) < 5):
+    while len(times) < _MOST_CALLS and (time.perf_counter() < end or len(times) < 5):
         start = time.perf_counter()
         predict(images)
-        took.append(1e3 * (time.perf_counter() - start))
-    return {f"p{q}": float(np.percentile(took, q)) for q in (50, 90, 99)}
+        times.append(1e3 * (time.perf_counter() - start))
+    return {f"p{q}": float(np.percentile(times, q)) for q in (50, 90, 99)}

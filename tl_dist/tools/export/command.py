@@ -1,4 +1,4 @@
-"""`tl-dist export`: a run's model as a file for another runtime, made and compared by a worker."""
+"""`tl-dist export`: have a worker write the model of a run for another runtime, and compare the two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def numbers_of(to: str, *, int8: bool, float16: bool) -> str:
-    """What the weights are kept in; refuses (64) both at once, and what the format does not have."""
+    """Return the number type of the weights. Refuse (64) both options at once, and a type that the format lacks."""
     if int8 and float16:
         raise Refusal(
             "--int8 and --float16 exclude each other.", fix="give one of them.", code=ExitCode.USAGE
@@ -34,12 +34,12 @@ def numbers_of(to: str, *, int8: bool, float16: bool) -> str:
 
 
 def default_directory(run: RunDir, to: str, numbers: str) -> Path:
-    """RUN/exports/FORMAT, with the numbers behind where they are not float32."""
+    """Return RUN/exports/FORMAT, or RUN/exports/FORMAT-NUMBERS for numbers other than float32."""
     return run.path / "exports" / (to if numbers == "float32" else f"{to}-{numbers}")
 
 
 def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Have a worker export the run; the report."""
+    """Have a worker export the run, and return the report."""
     refuse_in_use(run)
     cfg = config_file.load(run.config_file, ["strategy=single", "workers=1"])
     say(
@@ -51,7 +51,7 @@ def export(run: RunDir, request: Request, *, say: Callable[[str], None]) -> dict
 
 
 def show(target: Path, report: dict[str, Any], console: Console) -> None:
-    """What was made, how far it is from the run, and how fast: a line each, and a table of the times."""
+    """Print what was written, how far it is from the run, and a table of its latency."""
     console.say(
         f"{relative(target / report['file'])}: {report['to']} in {report['numbers']}, {report['bytes'] / 1e6:.1f} MB, "
         f"of step {report['step']:,}",

@@ -1,7 +1,7 @@
-"""MODEL_CARD.md of an export, with the sections of the model cards of Mitchell et al. (2019, arXiv 1810.03993).
+"""Write the MODEL_CARD.md of an export, in the sections of Mitchell et al. (2019, arXiv 1810.03993).
 
-Its front matter is what model hubs read. It is made to be published: of local paths it has the names alone, and no
-text of others, such as the name of a class, is markup in it or is obeyed by a terminal.
+Its front matter is what model hubs read. The card is meant to be published: a local path is reduced to its last name,
+and text of others, such as the name of a class, is escaped so that neither Markdown nor a terminal interprets it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_NAMED = 50  # classes
 
 
 def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
-    """The card: what the model is, was trained on and reaches, and what is not known of it."""
+    """Return the card: what the model is, its training data and its figures, and what is not known about it."""
     cfg, identity = own.config, run.read_identity() or {}
     figures = {k: v for k, v in (run.done or {}).get("figures", {}).items() if k in ("test", "validation")}
     named = ", ".join(_plain(shortened(name, 100)) for name in own.class_names[:MAX_NAMED])
@@ -67,7 +67,7 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
             + ", ".join(f"{_plain(name)} {_code(str(value)[:16])}" for name, value in identity.get("data", {}).items())
             + ".",
         ],
-        "Evaluation": [*(_evaluated(split, found) for split, found in figures.items())]
+        "Evaluation": [_evaluation(split, split_figures) for split, split_figures in figures.items()]
         or ["The run was not evaluated at its end."],
         "Agreement of this file with the run": _agreement(report),
         "Limits": [
@@ -86,21 +86,21 @@ _MARKUP = re.compile(r"([\\`*\[\]|#])")
 
 
 def _plain(text: str) -> str:
-    """Text of others, which is shown as it is and not obeyed."""
+    """Escape text of others, so that it is shown and not interpreted."""
     return _MARKUP.sub(r"\\\1", html.escape(printable(text), quote=False))
 
 
 def _code(text: str) -> str:
-    """The same between backticks, where nothing is markup."""
+    """Return text of others between backticks, where nothing is markup."""
     return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def _without_place(value: Any) -> Any:
-    """The same with the names alone of what lies somewhere."""
+    """Return the value with every path in it reduced to its last name."""
     if isinstance(value, dict):
-        return {key: _without_place(one) for key, one in value.items()}
+        return {key: _without_place(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_without_place(one) for one in value]
+        return [_without_place(entry) for entry in value]
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 
@@ -113,12 +113,12 @@ def _calibrated(own: Restored) -> list[str]:
         return []
     return [
         f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
-        "validation split (temperature scaling, Guo et al. 2017); the figures below are those before."
+        "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before."
     ]
 
 
 def _splits(run: RunDir) -> list[str]:
-    """How many images each split has, by the manifest that the run froze."""
+    """Say how many images each split has, by the manifest that the run froze."""
     ids_of = split_ids(run) if (run.path / "split.json").exists() else {}
     return [f"{_code(split)}: {len(ids):,} images." for split, ids in ids_of.items()]
 
@@ -129,9 +129,9 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
         {
             "task": {"type": "image-classification"},
             "dataset": {"name": name, "type": name, "split": split},
-            "metrics": [{"type": "accuracy", "value": round(found["accuracy"], 6)}],
+            "metrics": [{"type": "accuracy", "value": round(split_figures["accuracy"], 6)}],
         }
-        for split, found in figures.items()
+        for split, split_figures in figures.items()
     ]
     return {
         "pipeline_tag": "image-classification",
@@ -141,12 +141,12 @@ def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str
     }
 
 
-def _evaluated(split: str, found: Mapping[str, Any]) -> str:
-    line = f"{_code(split)}: accuracy {found['accuracy']:.4f}"
-    if found.get("interval"):
-        low, high = found["interval"]
-        line += f", 95 % interval {low:.4f} to {high:.4f} ({found.get('interval_by', 'Wilson')})"
-    return f"{line} | {summary_line(found)}."
+def _evaluation(split: str, figures: Mapping[str, Any]) -> str:
+    line = f"{_code(split)}: accuracy {figures['accuracy']:.4f}"
+    if figures.get("interval"):
+        low, high = figures["interval"]
+        line += f", 95 % interval {low:.4f} to {high:.4f} ({figures.get('interval_by', 'Wilson')})"
+    return f"{line} | {summary_line(figures)}."
 
 
 def _agreement(report: Mapping[str, Any]) -> list[str]:

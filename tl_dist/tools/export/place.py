@@ -1,4 +1,4 @@
-"""Where an export goes: a directory that is new, or holds nothing but what an earlier export has written there."""
+"""Write an export to a directory that is new, or holds nothing but what an earlier export wrote there."""
 
 from __future__ import annotations
 
@@ -23,26 +23,24 @@ _KEYS = {"run", "step", "to", "numbers", "file", "entries"}
 
 @contextmanager
 def directory(target: Path) -> Iterator[Path]:
-    """A new directory that takes the place of `target` at the end: else nothing of it stays.
+    """Yield a new directory, which replaces `target` at the end, or is removed after an error.
 
-    Refuses (73), now and at the end, to take the place of anything that an export has not written.
+    Refuse (73), now and at the end, to replace anything that an export has not written.
     """
     _refuse_foreign(target)
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with scratch(target.parent, f".tmp-{target.name}") as place:
-            made = place / "export"
-            made.mkdir()
-            yield made
-            for path in (
-                made,
-                *made.rglob("*"),
-            ):  # also where a notebook has another umask: it may lie in a run
+            new = place / "export"
+            new.mkdir()
+            yield new
+            # The export may lie in a run, which is refused if others can write in it; a notebook's umask may let them.
+            for path in (new, *new.rglob("*")):
                 path.chmod(path.stat().st_mode & 0o755)
             _refuse_foreign(target)
-            _put(made, target)
+            _put(new, target)
     except Exception as error:
-        refusal = of_the_machine(error)  # in whichever words the writer of a format has for it
+        refusal = of_the_machine(error)  # each writer of a format has its own words for a full disk
         if refusal is None and not isinstance(error, OSError):
             raise
         raise Refusal(
@@ -52,14 +50,14 @@ def directory(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def write_report(made: Path, report: Mapping[str, Any]) -> None:
-    """Leave the report with all that lies beside it, by which a later export knows what it may remove."""
-    whole = {**report, "entries": dict(_entries(made))}
-    write_atomically(made / REPORT, json.dumps(whole, indent=1).encode())
+def write_report(directory: Path, report: Mapping[str, Any]) -> None:
+    """Write the report with a list of all files beside it, by which a later export knows what it may remove."""
+    content = {**report, "entries": dict(_entries(directory))}
+    write_atomically(directory / REPORT, json.dumps(content, indent=1).encode())
 
 
 def _entries(place: Path) -> Iterator[tuple[str, str]]:
-    """What is below a directory by relative path, but the report: of a file its digest, else what it is."""
+    """Yield each entry below a directory except the report: its relative path, and a file's digest or its kind."""
     for root, directories, files in os.walk(place):
         for name in [*directories, *files]:
             path = Path(root, name)
@@ -75,29 +73,29 @@ def _entries(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def _report_in(target: Path) -> dict[str, Any]:
-    """That of an earlier export; empty where there is none of ours."""
+    """Return the report of an earlier export; empty if no export lies there."""
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(read_file(target / REPORT, max_bytes=limits.EVALUATION))
-        if isinstance(found, dict) and found.keys() >= _KEYS and isinstance(found["entries"], dict):
-            form = FORMATS.get(found["to"]) if isinstance(found["to"], str) else None
-            if form is not None and found["file"] == form.file:
-                return found
+        report = json.loads(read_file(target / REPORT, max_bytes=limits.EVALUATION))
+        if isinstance(report, dict) and report.keys() >= _KEYS and isinstance(report["entries"], dict):
+            form = FORMATS.get(report["to"]) if isinstance(report["to"], str) else None
+            if form is not None and report["file"] == form.file:
+                return report
     return {}
 
 
 def _refuse_foreign(target: Path) -> None:
     if not os.path.lexists(target):
         return
-    found = {} if target.is_symlink() else _report_in(target)
-    if not found:
+    report = {} if target.is_symlink() else _report_in(target)
+    if not report:
         what = "is there already, and is not what this command made"
     else:
-        listed = found["entries"]
-        foreign = [name for name, what in _entries(target) if listed.get(name) != what]
+        listed = report["entries"]
+        foreign = [name for name, kind in _entries(target) if listed.get(name) != kind]
         if not foreign:
             return
-        how = "has been changed since" if foreign[0] in listed else "is not of the export that is there"
-        what = f"holds {foreign[0]}, which {how}"
+        why = "has been changed since" if foreign[0] in listed else "does not belong to the export there"
+        what = f"holds {foreign[0]}, which {why}"
     raise Refusal(
         f"{target} {what}.",
         fix="name another directory with --out, or move this one away.",
@@ -105,29 +103,29 @@ def _refuse_foreign(target: Path) -> None:
     )
 
 
-def _put(made: Path, target: Path) -> None:
-    """Give the export its name; of what has it now, only what an export has listed is removed."""
+def _put(new: Path, target: Path) -> None:
+    """Rename the export to `target`; of an earlier export there, remove only what its report lists."""
     old = temporary_name(target)
     if os.path.lexists(target):
         target.rename(old)
     try:
-        made.rename(target)
+        new.rename(target)
     except OSError:
         if old.exists():
             old.rename(target)
         raise
     listed = _report_in(old).get("entries", {})
-    there = [(name, what) for name, what in _entries(old) if listed.get(name) == what]
-    for name, what in reversed(there):  # what is in a directory comes behind it
+    entries = [(name, kind) for name, kind in _entries(old) if listed.get(name) == kind]
+    for name, kind in reversed(entries):  # the entries of a directory come after it
         with suppress(OSError):
-            (old / name).rmdir() if what == "directory" else (old / name).unlink()
+            (old / name).rmdir() if kind == "directory" else (old / name).unlink()
     with suppress(FileNotFoundError):
         if os.listdir(old) in ([REPORT], []):
             (old / REPORT).unlink(missing_ok=True)
             old.rmdir()
             return
         raise Refusal(
-            f"{target} is written; what came into it meanwhile is in {old}.",
+            f"{target} is written; files that were added to it meanwhile are in {old}.",
             fix="move that where you want it.",
             code=ExitCode.CANNOT_CREATE,
         )

@@ -1,4 +1,4 @@
-"""A run's model as a file for another runtime, compared with the run image by image before it counts as made."""
+"""Export the model of a run for another runtime, and compare it with the run image by image before it is kept."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
 
 
 def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any]:
-    """Write the export to `request.out`, all of it or nothing; its report.
+    """Write the export to `request.out`, all of it or nothing, and return its report.
 
-    Refuses one that gives fewer than `min_agreement` of the images the class that the run gives them, and what
-    `place.directory` refuses. Nothing of the run is changed. `cores`: as `setup` takes it.
+    Refuse an export that predicts the class that the run predicts for fewer than `min_agreement` of the images, and
+    what `place.directory` refuses. The run is not changed. `cores`: as `setup` takes it.
     """
     form = format_of(request.to, request.numbers)
     form.require()
-    # The model has one view: the mean over several is the evaluation's.
-    alone = ["strategy=single", "workers=1", "evaluation.views=[]"]
-    data = setup(run, cores=cores, overrides=alone) if request.check != "none" else None
+    # The exported model sees one view: the mean over several views belongs to the evaluation.
+    overrides = ["strategy=single", "workers=1", "evaluation.views=[]"]
+    data = setup(run, cores=cores, overrides=overrides) if request.check != "none" else None
     # Only TensorFlow's own runtimes compute in bfloat16.
     precision = None if request.to in ("savedmodel", "keras") else "float32"
-    # Of a computed classifier the weights hold the scale of each feature: in 8 bits most of them would be 0.
+    # The weights of a computed classifier include the scale of each feature: in 8 bits most of them would be 0.
     dense_head = request.numbers != "int8" or not config_file.load(run.config_file).classifier.computed
     own = restored(run, request.at, precision=precision, dense_head=dense_head)
     with place.directory(Path(request.out)) as directory:
@@ -69,14 +69,14 @@ def export(run: RunDir, request: Request, *, cores: int | None) -> dict[str, Any
             report |= export_check.compared(data, request.check, own.checkpoint, predict)
             if request.to == "savedmodel":
                 report |= export_check.encoded_compared(data, request.check, directory / form.file, predict)
-            _refuse_below(report, request, _wanted(request, own))
+            _refuse_below(report, request, _min_agreement(request, own))
         write_atomically(directory / "MODEL_CARD.md", model_card.text(run, own, report).encode())
         place.write_report(directory, report)
     return report
 
 
 def _write(directory: Path, form: Format, own: Restored, request: Request) -> None:
-    """The model, the names of its classes, and how an image becomes its input."""
+    """Write the model, the names of its classes, and how an image becomes its input."""
     size, crop = own.model.input_shape[1], own.config.data.kept_fraction
     settings = {
         "class_names": list(own.class_names),
@@ -97,12 +97,12 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
 
 
 def _running(to: str, file: Path, data: Setup) -> Predict:
-    """The export in its own runtime, which has run it once."""
+    """Return the export in its own runtime, after it has run once. Refuse (65) one that the runtime cannot run."""
     size = data.built.image_size
     try:
         predict = opened(to, file, threads=data.threads)
         predict(np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:  # of whatever kind the runtime has
+    except Exception as error:  # each runtime has its own kind
         raise Refusal(
             f"the model was exported to {to}, but its runtime does not run it ({reason(error)}).",
             fix="export --to another format, or without --int8 or --float16.",
@@ -112,7 +112,7 @@ def _running(to: str, file: Path, data: Setup) -> Predict:
 
 
 def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> Any:
-    """uint8 [size, size, 3] from a JPEG or PNG, traced; of what TensorFlow Serving knows as well."""
+    """Decode a JPEG or PNG to uint8 [size, size, 3] in a graph, with operations that TensorFlow Serving has too."""
     image = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
         lambda: decode_jpeg(encoded, decoding),
@@ -122,7 +122,7 @@ def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> A
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a directory."""
+    """Return the bytes of a file, or of all files in a directory."""
     return (
         sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         if path.is_dir()
@@ -130,8 +130,8 @@ def _size(path: Path) -> int:
     )
 
 
-def _wanted(request: Request, own: Restored) -> float:
-    """The share of equal classes that is asked for."""
+def _min_agreement(request: Request, own: Restored) -> float:
+    """Return the share of images for which export and run must predict the same class."""
     if request.min_agreement is not None:
         return request.min_agreement
     if request.numbers != "float32":
@@ -139,13 +139,13 @@ def _wanted(request: Request, own: Restored) -> float:
     return MIN_AGREEMENT["other precision" if own.precision != own.trained_in else "float32"]
 
 
-def _refuse_below(report: dict[str, Any], request: Request, wanted: float) -> None:
+def _refuse_below(report: dict[str, Any], request: Request, min_agreement: float) -> None:
     agreement = report["num_agreeing"] / report["num_examples"]
-    if agreement < wanted:
+    if agreement < min_agreement:
         raise Refusal(
             f"the export gives {report['num_agreeing']:,} of {report['num_examples']:,} images of '{request.check}' "
-            f"the class that the run gives them ({agreement:.4f}); at least {wanted:g} is wanted, so nothing was "
-            "written.",
+            f"the class that the run gives them ({agreement:.4f}); at least {min_agreement:g} is required, so nothing "
+            "was written.",
             fix=f"export --to another format, or accept it with --min-agreement {int(agreement * 1e4) / 1e4:g}.",
             code=ExitCode.DATA,
         )

@@ -1,4 +1,4 @@
-"""Cached feature sets: computed, listed and removed."""
+"""Compute, list and remove cached feature sets."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """Compute the features that a config would read."""
+    """Compute the features that training the config would read."""

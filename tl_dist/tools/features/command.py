@@ -1,4 +1,4 @@
-"""`tl-dist features`: the cached feature sets beside the runs: made, listed, and removed when nobody needs them."""
+"""`tl-dist features`: compute and list the cached feature sets beside the runs, and remove unneeded ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import holder
 from tl_dist.terminal.tables import ago, narrow_table
-from tl_dist.tools.features import Request as Extraction
+from tl_dist.tools.features import Request
 
 if TYPE_CHECKING:
-    from tl_dist.launcher.train import Request
+    from tl_dist.launcher import train
     from tl_dist.terminal.console import Console
 
-FOREIGN_S = 86400.0  # after which an unfinished set of another host is taken for abandoned
-RECENT_S = 3600.0  # within which a run may have found a set, and not have noted yet that it reads it
+FOREIGN_S = 86400.0  # age at which an unfinished set of another host counts as abandoned
+RECENT_S = 3600.0  # a run may have opened a set used this recently, without having noted yet that it reads it
 
 _NAME = re.compile("[0-9a-f]{32}")
 _UNFINISHED = re.compile(r"\.tmp-[0-9a-z-]+")
@@ -38,7 +38,7 @@ _UNFINISHED = re.compile(r"\.tmp-[0-9a-z-]+")
 
 @dataclass(frozen=True)
 class FeatureSetOnDisk:
-    """One directory below features/; `facts` is empty where it cannot be read."""
+    """One directory below features/; `facts` is empty if it cannot be read."""
 
     path: Path
     facts: dict[str, Any]
@@ -50,39 +50,39 @@ class FeatureSetOnDisk:
 
 
 def sets(root: Path) -> list[FeatureSetOnDisk]:
-    """Every finished set, the last used first."""
-    found = filter(None, (_read(path) for path in _entries(root) if _NAME.fullmatch(path.name)))
-    return sorted(found, key=lambda s: s.unused_s)
+    """Return every finished set below `root`, the most recently used first."""
+    readable = filter(None, (_read(path) for path in _entries(root) if _NAME.fullmatch(path.name)))
+    return sorted(readable, key=lambda feature_set: feature_set.unused_s)
 
 
-def extract(request: Request, console: Console) -> int:
-    """Compute the features that a config needs, by all of its workers, so that every later run finds them."""
+def extract(options: train.Request, console: Console) -> int:
+    """Compute the features that a config needs, with all of its workers, so that later runs find them."""
     from tl_dist.launcher.task import run_shown
 
-    run_shown(request, request.load(), Extraction(), "extraction", console)
-    show(sets(request.runs), console)
+    run_shown(options, options.load(), Request(), "extraction", console)
+    show(sets(options.runs), console)
     return ExitCode.DONE
 
 
-def show(found: Sequence[FeatureSetOnDisk], console: Console) -> None:
-    """One line for each set."""
+def show(feature_sets: Sequence[FeatureSetOnDisk], console: Console) -> None:
+    """Print one row for each set."""
     table = narrow_table("key", "features", "rows", "of", "MB", "last used", folds=("features",))
-    for one in found:
-        what = [str(one.facts[key]) for key in ("backbone", "cut") if key in one.facts]
-        if "image_size" in one.facts:
-            what.append(f"{one.facts['image_size']} pixels")
-        if "crop_fraction" in one.facts:
-            what.append(f"middle {one.facts['crop_fraction']:g}")
-        what += one.facts.get("views") or ()
-        cells = [
-            one.path.name[:12],
+    for feature_set in feature_sets:
+        facts = feature_set.facts
+        what = [str(facts[key]) for key in ("backbone", "cut") if key in facts]
+        if "image_size" in facts:
+            what.append(f"{facts['image_size']} pixels")
+        if "crop_fraction" in facts:
+            what.append(f"middle {facts['crop_fraction']:g}")
+        what += facts.get("views") or ()
+        table.add_row(
+            feature_set.path.name[:12],
             "\n".join(what) or "unreadable",
-            f"{one.rows:,}",
-            f"{' x '.join(map(str, one.shape))}\n{one.dtype}".strip(),
-            f"{one.num_bytes / 1e6:,.1f}",
-            ago(one.unused_s),
-        ]
-        table.add_row(*cells)
+            f"{feature_set.rows:,}",
+            f"{' x '.join(map(str, feature_set.shape))}\n{feature_set.dtype}".strip(),
+            f"{feature_set.num_bytes / 1e6:,.1f}",
+            ago(feature_set.unused_s),
+        )
     console.print(table)
 
 
@@ -94,14 +94,15 @@ def prune(
     unreferenced: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Remove sets that no run has used for so long, then the longest unused until the rest fits; and leftovers.
+    """Remove feature sets and leftovers of interrupted extractions; return their paths.
 
-    `unreferenced`: and those that none of the runs in `root` has read, as when its run was deleted. What was removed.
-    Spared, and told to `say`, is what a living run reads, or was used so recently that one may.
+    Removed are sets unused for `unused_days`, then the longest unused until the rest fits into `keep_mb`, and with
+    `unreferenced` sets that no run in `root` has read, for example because its run was deleted. A set that a live run
+    reads, or that was used so recently that one may, is spared and reported to `say`.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
         raise Refusal(
-            "nothing says which feature sets may go.",
+            "no option says which feature sets to remove.",
             fix="give --unused-days DAYS, --keep-mb MEGABYTES, --unreferenced, or several of them.",
             code=ExitCode.USAGE,
         )
@@ -110,39 +111,40 @@ def prune(
     readers = {run: run.features_referred_to() for run in runs}
     referred = {key for keys in readers.values() for key in keys}
     in_use = {key: run.name for run, keys in readers.items() if keys and _lives(run) for key in keys}
-    gone = [path for path in _entries(root) if _abandoned(path)]
-    kept = 0.0
-    for one in sets(root):
-        kept += one.num_bytes / 1e6
-        too_old = unused_days is not None and one.unused_s > unused_days * 86400
-        unknown = unreferenced and one.path.name not in referred
-        if not (too_old or unknown or (keep_mb is not None and kept > keep_mb)):
+    candidates = [path for path in _entries(root) if _abandoned(path)]
+    total_mb = 0.0
+    for feature_set in sets(root):
+        name, size_mb = feature_set.path.name, feature_set.num_bytes / 1e6
+        total_mb += size_mb
+        too_old = unused_days is not None and feature_set.unused_s > unused_days * 86400
+        unread = unreferenced and name not in referred
+        if not (too_old or unread or (keep_mb is not None and total_mb > keep_mb)):
             continue
-        if one.path.name in in_use:
-            say(f"spared {one.path.name}: run '{in_use[one.path.name]}' reads it")
-        elif one.unused_s < RECENT_S:
-            say(f"spared {one.path.name}: used within the last hour")
+        if name in in_use:
+            say(f"spared {name}: run '{in_use[name]}' reads it")
+        elif feature_set.unused_s < RECENT_S:
+            say(f"spared {name}: used within the last hour")
         else:
-            kept -= one.num_bytes / 1e6
-            gone.append(one.path)
-    foreign = {path: names for path in gone if (names := manifest.foreign_in(path))}
+            total_mb -= size_mb
+            candidates.append(feature_set.path)
+    foreign = {path: names for path in candidates if (names := manifest.foreign_in(path))}
     for path, names in foreign.items():
-        say(f"spared {path.name}: it holds {names[0]}, which is of no set")
-    gone = [path for path in gone if path not in foreign]
-    for path in gone:
+        say(f"spared {path.name}: it holds {names[0]}, which belongs to no feature set")
+    removed = [path for path in candidates if path not in foreign]
+    for path in removed:
         manifest.discard(path)
-    return gone
+    return removed
 
 
-def show_pruned(gone: Sequence[Path], console: Console) -> None:
-    """What was removed."""
-    for path in gone:
+def show_pruned(removed: Sequence[Path], console: Console) -> None:
+    """Print what was removed."""
+    for path in removed:
         console.say(f"removed {path.name}")
-    console.say(f"{len(gone)} removed")
+    console.say(f"{len(removed)} removed")
 
 
 def _entries(root: Path) -> list[Path]:
-    """What is below features/, which may be a link to another disk."""
+    """List what is below features/, which may be a link to another disk."""
     place = Path(os.path.realpath(root / "features"))
     try:
         return children(place)
@@ -155,12 +157,12 @@ def _entries(root: Path) -> list[Path]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether it is a directory of this user: runs of others cannot read what is private to this one."""
+    """Return whether a path is a directory of this user: runs of other users cannot read this user's features."""
     return path.is_dir() and not path.is_symlink() and path.lstat().st_uid == os.geteuid()
 
 
 def _lives(run: RunDir) -> bool:
-    """Also where nobody can tell."""
+    """Return whether a run is alive, or may be because its lock cannot be read."""
     try:
         return holder(run) is not None
     except OSError:
@@ -168,7 +170,7 @@ def _lives(run: RunDir) -> bool:
 
 
 def _read(path: Path) -> FeatureSetOnDisk | None:
-    """None for what is no directory, or not there any more."""
+    """Describe a set on disk; None if it is no directory, or has been removed meanwhile."""
     num_bytes, rows, dtype = 0, 0, ""
     facts: dict[str, Any] = {}
     shape: Sequence[int] = ()
@@ -178,18 +180,18 @@ def _read(path: Path) -> FeatureSetOnDisk | None:
         used = path.lstat().st_mtime
         with suppress(OSError, ValueError):
             num_bytes = sum(file.lstat().st_size for file in children(path))
-            found = manifest.read(path)
-            facts = found.facts.model_dump(exclude_unset=True)
-            shape, dtype, rows = found.shape, found.dtype, found.rows
+            content = manifest.read(path)
+            facts = content.facts.model_dump(exclude_unset=True)
+            shape, dtype, rows = content.shape, content.dtype, content.rows
             used = (path / manifest.MANIFEST).lstat().st_mtime
     except FileNotFoundError:
         return None
-    # A clock that was wrong has left as wrong an age, not the youngest of all.
+    # A time in the future, from a wrong clock, counts as equally far in the past: the set is not the youngest of all.
     return FeatureSetOnDisk(path, facts, shape, dtype, rows, num_bytes, abs(time.time() - used))
 
 
 def _abandoned(path: Path) -> bool:
-    """An unfinished set whose maker is gone."""
+    """Return whether a path is an unfinished set whose writer has ended."""
     if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):

@@ -1,4 +1,4 @@
-"""Features of a config, computed by its workers. They are shared by every run of the same frozen part."""
+"""Compute the features of a config with its workers; every run with the same frozen part shares them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tl_dist.tools.features import Request
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Compute what is missing of them; returns REQUEUE if a stop was requested."""
-    # These workers meet every few seconds, and each look of Horovod at its queue takes a core from the backbone.
+    """Compute the features that are missing; return REQUEUE if a stop was requested."""
+    # These workers reduce only every few seconds, and Horovod's polling of its queue takes CPU time from the backbone.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
     from tl_dist.trainer import cached
     from tl_dist.trainer.stage_input import from_images

@@ -9,13 +9,13 @@ from tl_dist.runs import request
 
 @dataclass(frozen=True, kw_only=True)
 class Request(request.Request):
-    """What is asked of each image; which images comes by `exchange`."""
+    """What to predict for each image; `exchange` transmits the list of images."""
 
     top: int
-    """how many classes"""
+    """the number of classes to give"""
     coverage: float | None = None
-    """a set that holds the true class at this rate"""
+    """also give a set of classes that holds the true one at this rate"""
     of_type: str | None = None
-    """by the validation images of this type alone"""
+    """fit these sets to the validation images of this type alone"""
     unknown: float | None = None
-    """whether it is unlike the training images, at this rate of false alarms"""
+    """also tell whether it is unlike the training images, at this rate of false alarms"""

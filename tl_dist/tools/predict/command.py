@@ -1,4 +1,4 @@
-"""`tl-dist predict`: what the model of a run says of images, computed by workers as in its evaluation."""
+"""`tl-dist predict`: classify images with the model of a run, with workers as in its evaluation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative
-from tl_dist.tools.predict import Request as Wanted
-from tl_dist.tools.predict import exchange
+from tl_dist.tools.predict import Request, exchange
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Columns, Row, written
 
@@ -34,13 +33,13 @@ Show = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a command line asks for."""
+class PredictOptions:
+    """The arguments of `tl-dist predict`."""
 
     run: Path
     images: Sequence[str]
     """files, folders, patterns; `-`: standard input lists them"""
-    wanted: Wanted
+    request: Request
     how: Computation
     out: Path | None = None
     sort_into: Path | None = None
@@ -48,12 +47,12 @@ class Request:
     max_bad: int | None = None
 
 
-def shown(request: Request) -> None:
-    """`predict` for a person: where the rows go through a pipe, nothing else does."""
+def predict_shown(options: PredictOptions) -> None:
+    """Run `predict` and print its progress: to standard error if the rows go to a pipe, which gets nothing else."""
     from tl_dist.terminal.console import Console
 
     console = Console()
-    piped = not console.is_terminal and request.out is None and request.sort_into is None
+    piped = not console.is_terminal and options.out is None and options.sort_into is None
     with Progress(Console(stderr=True) if piped else console) as progress:
 
         def show(text: str, style: str) -> None:
@@ -62,76 +61,76 @@ def shown(request: Request) -> None:
             else:
                 progress.say(text, style=style)
 
-        predict(request, progress, show)
+        predict(options, progress, show)
 
 
-def predict(request: Request, progress: Progress, show: Show) -> None:
-    """A row for each image, in their order, also of one that cannot be decoded: to a file, else to `show`.
+def predict(options: PredictOptions, progress: Progress, show: Show) -> None:
+    """Give a row for each image, in order, also for one that cannot be decoded: to files, else to `show`.
 
-    `progress` says how far it is, and at the end what there is. Refuses (65) only then, with everything done, where
-    more cannot be decoded than `max_bad`; default: what training would put up with.
+    `progress` shows how many are done, and a summary at the end. Refuse (65), after all images, if more than `max_bad`
+    cannot be decoded; default: as many as training would accept.
     """
-    if not RunDir(request.run).config_file.is_file():
-        _refuse_run_behind(request)
-    run = RunDir.open(request.run)
+    if not RunDir(options.run).config_file.is_file():
+        _refuse_run_among_images(options)
+    run = RunDir.open(options.run)
     names = list(identity_of(run)["class_names"])
-    paths = listed(request.images, sys.stdin.buffer, null=request.null)
-    wanted = replace(request.wanted, top=min(request.wanted.top, len(names)))
+    paths = listed(options.images, sys.stdin.buffer, null=options.null)
+    request = replace(options.request, top=min(options.request.top, len(names)))
     tally = _Tally(len(paths), progress)
     folders = None
-    with ExitStack() as held:
+    with ExitStack() as stack:
         sinks: list[Callable[[Sequence[Row]], None]] = []
-        if request.out is not None:
-            columns = Columns(wanted.top, wanted.coverage is not None, wanted.unknown is not None)
-            sinks.append(held.enter_context(written(request.out, columns)))
-        if request.sort_into is not None:
-            _refuse_within(request.sort_into, request.images)
-            folders = Folders(request.sort_into, names)
+        if options.out is not None:
+            columns = Columns(request.top, request.coverage is not None, request.unknown is not None)
+            sinks.append(stack.enter_context(written(options.out, columns)))
+        if options.sort_into is not None:
+            _refuse_within(options.sort_into, options.images)
+            folders = Folders(options.sort_into, names)
             sinks.append(folders.take)
         if not sinks:
             sinks.append(lambda rows: _show_rows(rows, show))
         sinks.append(tally.take)
         try:
-            facts = _compute(request, run, wanted, _InOrder(paths, names, wanted), sinks)
+            facts = _compute(run, request, options.how, _InOrder(paths, names, request), sinks)
         except Refusal as refusal:
             if refusal.code != ExitCode.REQUEUE:
                 raise
-            raise _stopped(tally, request, folders) from None
-    _summarize(request, tally, folders, facts, progress)
-    most = request.max_bad
-    if most is None:
+            raise _stopped(tally, options, folders) from None
+    _summarize(options, tally, folders, facts, progress)
+    max_bad = options.max_bad
+    if max_bad is None:
         data = config_file.load(run.config_file).data
-        most = quarantine.budget(data.max_bad, {"test": unlabelled(paths, names)})
-    if len(tally.faults) > most:
+        max_bad = quarantine.budget(data.max_bad, {"test": unlabelled(paths, names)})
+    if len(tally.faults) > max_bad:
         path, reason = next(iter(tally.faults.items()))
         raise Refusal(
-            f"{len(tally.faults):,} of {len(paths):,} files cannot be decoded, more than {most:,}: {path} {reason}.",
+            f"{len(tally.faults):,} of {len(paths):,} files cannot be decoded, more than {max_bad:,}: {path} {reason}.",
             fix="restore them or leave them out, or allow more with --max-bad; all others have been predicted.",
             code=ExitCode.DATA,
         )
 
 
-def _refuse_run_behind(request: Request) -> None:
-    """Refuse a run that is named behind an image."""
-    for path in request.images:
+def _refuse_run_among_images(options: PredictOptions) -> None:
+    """Refuse (64) a run that is named after an image."""
+    for path in options.images:
         if RunDir(path).config_file.is_file():
             raise Refusal(
-                f"{request.run} is not a run, and {path} is one.",
+                f"{options.run} is not a run, and {path} is one.",
                 fix="name the run first: tl-dist predict RUN PATH...",
                 code=ExitCode.USAGE,
             )
 
 
 def _compute(
-    request: Request,
     run: RunDir,
-    wanted: Wanted,
+    request: Request,
+    how: Computation,
     rows: _InOrder,
     sinks: Sequence[Callable[[Sequence[Row]], None]],
 ) -> dict[str, Any]:
-    """Give all rows to the sinks, as they come; what the workers said of the model."""
+    """Give all rows to the sinks as they come; return the facts of the model, as `exchange.put_facts` has them."""
 
-    def hand_on(ready: Sequence[Row]) -> None:
+    def emit(ready: Sequence[Row]) -> None:
         for sink in sinks if ready else ():
             sink(ready)
 
@@ -139,55 +138,55 @@ def _compute(
         inbox = exchange.Inbox(place)
 
         def watch() -> None:
-            # While the workers start, and a few at a time: Ctrl-C is heeded in between.
-            if not inbox.asked and not rows.look_at_more():
+            # Headers are checked while the workers start, a few at a time so that Ctrl-C works in between.
+            if not inbox.asked and not rows.check_more():
                 inbox.ask(rows.readable)
             for piece in inbox.new():
-                hand_on(rows.after(piece))
+                emit(rows.after(piece))
 
-        read_only.work(run, wanted, place, request.how, what="prediction", watch=watch)
+        read_only.work(run, request, place, how, what="prediction", watch=watch)
         facts = inbox.facts()
-    hand_on(rows.rest())
+    emit(rows.rest())
     return facts
 
 
 class _InOrder:
-    """Rows in the order of the files, while what is known of them comes piece by piece."""
+    """Orders rows by file, while predictions and faults come in piece by piece."""
 
-    def __init__(self, paths: Sequence[str], class_names: Sequence[str], wanted: Wanted) -> None:
+    def __init__(self, paths: Sequence[str], class_names: Sequence[str], request: Request) -> None:
         self._paths, self._class_names = paths, class_names
-        self._top, self._rate = wanted.top, wanted.unknown
+        self._top, self._rate = request.top, request.unknown
         self._faults: dict[int, str] = {}
-        self._looks = unreadable(paths)
+        self._header_checks = unreadable(paths)
         self._places: list[int] = []
-        """of each image that the workers are asked for, among all files"""
+        """the index among all files of each image that the workers predict"""
         self._next = 0
 
-    def look_at_more(self) -> bool:
-        """Look at the headers of some files; False after the last."""
-        found = next(self._looks, None)
-        self._faults |= found or {}
-        if found is None:
+    def check_more(self) -> bool:
+        """Check the headers of some more files; return False when all are checked."""
+        faults = next(self._header_checks, None)
+        self._faults |= faults or {}
+        if faults is None:
             self._places = [k for k in range(len(self._paths)) if k not in self._faults]
-        return found is not None
+        return faults is not None
 
     @property
     def readable(self) -> list[str]:
-        """The files that can be decoded, as far as their headers tell."""
+        """The files that can be decoded, as far as their headers show."""
         return [self._paths[k] for k in self._places]
 
     def after(self, piece: exchange.Piece) -> list[Row]:
-        """The rows that are complete with this piece."""
+        """Return the rows that this piece completes."""
         self._faults |= {self._places[k]: reason for k, reason in piece.faults.items()}
         if piece.faults:
             return []
         names = [[self._class_names[k] for k in row] for row in piece.classes.tolist()]
-        found: list[Row] = []
+        rows: list[Row] = []
         for row, k in enumerate(piece.examples.tolist()):
             place = self._places[k]
-            found += self._bad(place)
+            rows += self._bad(place)
             p_known = piece.p_known[row] if piece.p_known.size else None
-            found.append(
+            rows.append(
                 Row(
                     self._paths[place],
                     names[row][: self._top],
@@ -198,20 +197,20 @@ class _InOrder:
                 )
             )
             self._next = place + 1
-        return found
+        return rows
 
     def rest(self) -> list[Row]:
-        """After the last piece."""
+        """Return the rows after the last piece."""
         return list(self._bad(len(self._paths)))
 
     def _bad(self, end: int) -> Iterator[Row]:
-        """The files up to this place, of which none can be decoded."""
+        """Yield the rows of the next files up to `end`, none of which can be decoded."""
         for place in range(self._next, end):
             yield Row(self._paths[place], error=self._faults[place])
 
 
 class _Tally:
-    """How far it is, what the classes are, and what cannot be decoded."""
+    """Counts the rows, their classes and the files that cannot be decoded, and shows the progress."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self.total, self.done = total, 0
@@ -222,14 +221,14 @@ class _Tally:
         self._began: tuple[float, int] | None = None
 
     def take(self, rows: Sequence[Row]) -> None:
-        """A few rows more."""
+        """Count some rows."""
         self.done += len(rows)
         self.classes.update(row.classes[0] for row in rows if not row.error)
         self.faults |= {row.path: row.error for row in rows if row.error}
         self.in_sets += sum(len(row.in_set) for row in rows)
         self.unknown += sum(bool(row.unknown) for row in rows)
         now = time.monotonic()
-        if self._began is None:  # what came first took the start of the workers as well
+        if self._began is None:  # the time until the first rows includes the start of the workers
             self._began = now, self.done
         began, first = self._began
         rate = (self.done - first) / max(now - began, 1e-9) if self.done > first else 0.0
@@ -240,14 +239,14 @@ class _Tally:
 
 def _show_rows(rows: Sequence[Row], show: Show) -> None:
     for row in rows:
-        said = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
-        said += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
-        said += " | unknown" if row.unknown else ""
-        show(f"{row.path}: {row.error or said}", "yellow" if row.error else "")
+        text = ", ".join(f"{name} {p:.4f}" for name, p in zip(row.classes, row.probabilities, strict=True))
+        text += f" | set: {', '.join(row.in_set)}" if row.in_set else ""
+        text += " | unknown" if row.unknown else ""
+        show(f"{row.path}: {row.error or text}", "yellow" if row.error else "")
 
 
 def _summarize(
-    request: Request, tally: _Tally, folders: Folders | None, facts: dict[str, Any], progress: Progress
+    options: PredictOptions, tally: _Tally, folders: Folders | None, facts: dict[str, Any], progress: Progress
 ) -> None:
     most = tally.classes.most_common(_CLASSES_SHOWN)
     counts = ", ".join(f"{name} {number:,}" for name, number in most)
@@ -255,43 +254,43 @@ def _summarize(
     if facts:
         num = tally.total - len(tally.faults)
         progress.say(f"{num:,} image{'s' * (num != 1)} by step {facts['step']:,}: {counts}{more}")
-        for text in _of_calibration(request.wanted, tally, facts, num):
+        for text in _calibration_lines(options.request, tally, facts, num):
             progress.say(text)
     if facts.get("moving_statistics"):
-        progress.say("the run has not ended: batch norm has its moving statistics as they are", style="dim")
+        progress.say("the run has not ended: batch norm uses its moving statistics as they are", style="dim")
     if tally.faults:
         progress.say(f"{len(tally.faults):,} of {tally.total:,} files cannot be decoded", style="yellow")
-    if request.out is not None:
-        progress.say(f"{relative(request.out)}: {tally.total:,} rows")
+    if options.out is not None:
+        progress.say(f"{relative(options.out)}: {tally.total:,} rows")
     if folders is not None:
-        progress.say(f"{relative(request.sort_into or Path())}: {folders.said}")
+        progress.say(f"{relative(options.sort_into or Path())}: {folders.summary}")
 
 
-def _of_calibration(wanted: Wanted, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
+def _calibration_lines(request: Request, tally: _Tally, facts: dict[str, Any], num: int) -> Iterator[str]:
     if facts["temperature"] is not None:
         yield f"probabilities are calibrated: temperature {facts['temperature']:.3f}, fitted on the validation split"
-    if wanted.coverage is not None:
-        of = f"of kind {wanted.of_type} " if wanted.of_type is not None else ""
+    if request.coverage is not None:
+        kind = f"of kind {request.of_type} " if request.of_type is not None else ""
         yield (
-            f"sets of {tally.in_sets / max(1, num):.2f} classes on average: of images {of}like those of validation "
-            f"{100 * wanted.coverage:g} % of the sets or more hold the true class"
+            f"sets of {tally.in_sets / max(1, num):.2f} classes on average: for images {kind}like the validation "
+            f"images, at least {100 * request.coverage:g} % of the sets hold the true class"
         )
-    if wanted.unknown is not None:
+    if request.unknown is not None:
         yield (
-            f"{tally.unknown:,} unknown: unlike the training images; of images like those of validation at most "
-            f"{100 * wanted.unknown:g} % would be called so"
+            f"{tally.unknown:,} unknown: unlike the training images; of images like the validation images, at most "
+            f"{100 * request.unknown:g} % would be called unknown"
         )
 
 
-def _stopped(tally: _Tally, request: Request, folders: Folders | None) -> Refusal:
+def _stopped(tally: _Tally, options: PredictOptions, folders: Folders | None) -> Refusal:
     what = f"the prediction was stopped after {tally.done:,} of {tally.total:,} files"
-    what += f"; {request.out} was not written" if request.out is not None else ""
-    what += f"; {request.sort_into} has {folders.said}" if folders is not None else ""
+    what += f"; {options.out} was not written" if options.out is not None else ""
+    what += f"; {options.sort_into} has {folders.summary}" if folders is not None else ""
     return Refusal(f"{what}.", fix="run the same command again.", code=ExitCode.REQUEUE)
 
 
 def _refuse_within(root: Path, images: Sequence[str]) -> None:
-    """Refuse (64) a folder for copies within a folder of the images: the next time they would be images themselves."""
+    """Refuse (64) a folder for copies inside a folder of images: the next call would predict the copies too."""
     for name in images:
         if name != STDIN and root.resolve().is_relative_to(Path(name).resolve()):
             raise Refusal(

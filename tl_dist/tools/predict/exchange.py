@@ -1,7 +1,7 @@
-"""Predictions on their way from rank 0 to the command that waits for them.
+"""Pass predictions from rank 0 to the command that waits for them.
 
-They are small files in a private directory, in order and each removed once it is read: however many images there are,
-few are in memory.
+They go through small numbered files in a private directory, each removed once it is read: however many images there
+are, few predictions are in memory.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ _POLL_S = 0.02
 
 
 class Piece(NamedTuple):
-    """Of some images, by their numbers: the most probable classes, first the most; or why there are none."""
+    """The most probable classes of some images, in falling order, or the faults of some images."""
 
     examples: NDArray[np.int64]
     classes: NDArray[np.int32]
     """[examples, top], or as many as the largest set has"""
     probabilities: NDArray[np.float32]
-    """of these"""
+    """of `classes`"""
     faults: Mapping[int, str]
     in_set: NDArray[np.int32]
-    """how many of the classes are the set of each example; empty where none was asked for"""
+    """how many of the first classes form the conformal set of each example; empty if no sets were requested"""
     p_known: NDArray[np.float32]
-    """`conformal.p_values` of each example; likewise"""
+    """`conformal.p_values` of each example; empty if not requested"""
 
 
 def asked(directory: Path) -> list[str]:
-    """The images that `Inbox.ask` lists; waits for it."""
+    """Wait for `Inbox.ask`, and return the images that it lists."""
     while not (directory / _LIST).exists():
         time.sleep(_POLL_S)
     return [os.fsdecode(name) for name in (directory / _LIST).read_bytes().split(b"\0") if name]
 
 
 def put_facts(directory: Path, **facts: Any) -> None:
-    """Leave what is known of the model; before the first piece."""
+    """Write facts about the model; call it before the first `put`."""
     write_atomically(directory / _FACTS, json.dumps(facts).encode())
 
 
 def put(directory: Path, number: int, piece: Piece) -> None:
-    """Leave the piece with this number, from 0."""
+    """Write the piece with this number, counted from 0."""
     arrays = piece._asdict() | {"faults": np.frombuffer(json.dumps(piece.faults).encode(), np.uint8)}
     predictions.save(directory / _name(number), **arrays)
 
 
 class Inbox:
-    """The other side of a directory."""
+    """The command's end of the directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -66,12 +66,12 @@ class Inbox:
         self.asked = False
 
     def ask(self, paths: Sequence[str]) -> None:
-        """Say what is to be predicted; the numbers in the pieces are the places in this list."""
+        """List the images to predict; pieces refer to them by their index in this list."""
         write_atomically(self._directory / _LIST, b"\0".join(map(os.fsencode, paths)))
         self.asked = True
 
     def new(self) -> Iterator[Piece]:
-        """The pieces that have come since the last call, in order."""
+        """Yield the pieces that have come since the last call, in order."""
         while (path := self._directory / _name(self._next)).exists():
             with path.open("rb") as file:
                 arrays = read_npz(file)
@@ -81,9 +81,9 @@ class Inbox:
             yield Piece(**arrays, faults=faults)
 
     def facts(self) -> dict[str, Any]:
-        """What `put_facts` has left."""
-        found: dict[str, Any] = json.loads((self._directory / _FACTS).read_text())
-        return found
+        """Return what `put_facts` wrote."""
+        facts: dict[str, Any] = json.loads((self._directory / _FACTS).read_text())
+        return facts
 
 
 def _name(number: int) -> str:

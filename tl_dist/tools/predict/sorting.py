@@ -1,4 +1,4 @@
-"""`tl-dist predict --sort-into`: a copy of each image in the folder of its class."""
+"""`tl-dist predict --sort-into`: copy each image into the folder of its class."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.tools.predict.table import Row
 
 _OF_DESCRIPTOR = re.compile(r": /proc/self/fd/.*", re.DOTALL)
-_LONGEST = 200  # bytes of the name of a folder
+_MAX_NAME_BYTES = 200  # of a folder
 
 
 class Folders:
-    """DIR/CLASS for each class, made when the first image comes; nothing there is ever written over."""
+    """Holds DIR/CLASS for each class, created with its first image; no file is ever overwritten."""
 
     def __init__(self, root: Path, class_names: Sequence[str]) -> None:
-        """Refuses (73) where the folder cannot be made."""
+        """Create the folder DIR. Refuse (73) one that cannot be created."""
         self._root = root
         self._folders = dict(zip(class_names, _names(class_names), strict=True))
-        self._copied = self._there = 0
+        self._num_copied = self._num_present = 0
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._place = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -38,31 +38,31 @@ class Folders:
             raise self._cannot("an image", error) from error
 
     def take(self, rows: Sequence[Row]) -> None:
-        """Copy the images of these rows, but those that cannot be decoded."""
+        """Copy the images of these rows, except for images that cannot be decoded."""
         for row in rows:
             if not row.error:
                 self._put(row.path, row.classes[0])
 
     @property
-    def said(self) -> str:
-        """How much of what is there is new."""
-        there = f", {self._there:,} were there already" if self._there else ""
-        return f"{self._copied:,} images copied{there}"
+    def summary(self) -> str:
+        """How many images were copied, and how many were there already."""
+        present = f", {self._num_present:,} were there already" if self._num_present else ""
+        return f"{self._num_copied:,} images copied{present}"
 
     def _put(self, image: str, class_name: str) -> None:
-        """Copy an image to where its class is; where another one has its name, it gets a number.
+        """Copy an image into the folder of its class; if another image has its name, add a number to the name.
 
-        Refuses (73) where it cannot be written, and a folder that is a link: what that leads to was not named.
+        Refuse (73) a copy that cannot be written, and a folder that is a link, since the user did not name its target.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                source = held.enter_context(open(open_regular(image, links=True), "rb"))
-                self._copy(source, Path(os.path.basename(image)), self._folder(class_name, held))
+                source = stack.enter_context(open(open_regular(image, links=True), "rb"))
+                self._copy(source, Path(os.path.basename(image)), self._folder(class_name, stack))
             except OSError as error:
                 raise self._cannot(image, error) from error
 
-    def _folder(self, class_name: str, held: ExitStack) -> Path:
-        """The folder by a descriptor, made if need be: who can write in the root cannot put a link in its place."""
+    def _folder(self, class_name: str, stack: ExitStack) -> Path:
+        """Return the folder by a descriptor, created if missing: nobody who can write in DIR can swap it for a link."""
         name = self._folders[class_name]
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._place)
@@ -75,7 +75,7 @@ class Folders:
                 what = "its folder is a symbolic link"
                 raise OSError(errno.ELOOP, what, str(self._root / name)) from None
             raise
-        held.callback(os.close, fd)
+        stack.callback(os.close, fd)
         return Path(f"/proc/self/fd/{fd}")
 
     def _copy(self, source: IO[bytes], name: Path, folder: Path) -> None:
@@ -86,11 +86,11 @@ class Folders:
             for number in count(1):
                 target = folder / (name.name if number == 1 else f"{name.stem}-{number}{name.suffix}")
                 if os.path.lexists(target) and _equal(temporary, target):
-                    self._there += 1
+                    self._num_present += 1
                     return
                 with suppress(FileExistsError):
                     link_exclusively(temporary, target)
-                    self._copied += 1
+                    self._num_copied += 1
                     return
         finally:
             with suppress(OSError):
@@ -98,7 +98,7 @@ class Folders:
 
     def _cannot(self, what: str, error: OSError) -> Refusal:
         return Refusal(
-            f"{what} cannot be sorted into {self._root}: {_OF_DESCRIPTOR.sub('', reason(error))} ({self.said}).",
+            f"{what} cannot be sorted into {self._root}: {_OF_DESCRIPTOR.sub('', reason(error))} ({self.summary}).",
             fix="make room there, or name another folder with --sort-into.",
             code=ExitCode.CANNOT_CREATE,
         )
@@ -109,13 +109,13 @@ def _equal(image: Path, other: Path) -> bool:
 
 
 def _names(class_names: Sequence[str]) -> list[str]:
-    """A folder's name for each class: its own, unless that would be none or is that of another."""
-    found: list[str] = []
-    for number, name in enumerate(class_names):
-        own = name.replace("/", "_").replace("\0", "_")
-        if not own.strip(".") or len(os.fsencode(own)) > _LONGEST:
-            own = f"class {number}"
-        while own in found:
-            own += "_"
-        found.append(own)
-    return found
+    """Return a folder name for each class: its own, changed if it is no valid name or another class has it."""
+    names: list[str] = []
+    for number, class_name in enumerate(class_names):
+        name = class_name.replace("/", "_").replace("\0", "_")
+        if not name.strip(".") or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+            name = f"class {number}"
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names

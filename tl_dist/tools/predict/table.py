@@ -1,4 +1,4 @@
-"""Predictions as a file with a row for each image: CSV, JSON Lines or Parquet. It is there whole, or not at all."""
+"""Write predictions to a file with a row for each image, CSV, JSON Lines or Parquet: all of it, or no file."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 class Row(NamedTuple):
-    """What is said of an image: classes, most probable first, and their probabilities; or why there are none."""
+    """The prediction for an image: classes, most probable first, and their probabilities; or the error."""
 
     path: str
     classes: Sequence[str] = ()
     probabilities: Sequence[Any] = ()
-    """float32: their text has as many digits as tell them apart"""
+    """float32, so that their text has only the digits that a float32 needs"""
     error: str = ""
     in_set: Sequence[str] = ()
-    """the classes of its conformal set, where one was asked for"""
+    """the classes of its conformal set, if requested"""
     p_known: Any = None
     unknown: bool | None = None
-    """whether it is unlike the training images, where that was asked for"""
+    """whether it is unlike the training images, if requested"""
 
 
 class Columns(NamedTuple):
-    """Which columns a file has."""
+    """The columns of a file."""
 
     top: int
     sets: bool = False
     unknown: bool = False
 
     def names(self) -> list[str]:
-        """path, class, probability, class_2, probability_2 and so on, set, p_known and unknown, error."""
+        """Return path, class, probability, class_2, probability_2 and so on, set, p_known and unknown, error."""
         numbers = ["", *(f"_{k}" for k in range(2, self.top + 1))]
         return [
             "path",
@@ -54,7 +54,7 @@ class Columns(NamedTuple):
         ]
 
     def values(self, row: Row) -> list[Any]:
-        """Of a row; None where there is nothing."""
+        """Return the values of a row in the order of `names`; None for an empty cell."""
         pairs = [value for pair in zip(row.classes, row.probabilities, strict=True) for value in pair]
         return [
             row.path,
@@ -70,19 +70,19 @@ Write = Callable[[Sequence[Row]], None]
 
 @contextmanager
 def written(path: Path, columns: Columns) -> Iterator[Write]:
-    """What writes rows of these columns to a file, whose suffix says the format, and which appears at the end.
+    """Yield a function that writes rows to a file in the format of its suffix; the file appears at the end.
 
-    Refuses at once (64) another suffix, and Parquet without its library; (73) a file that cannot be written, and one
-    that is there and is not of such rows.
+    Refuse at once (64) another suffix, and Parquet without its library; (73) a file that cannot be written, and an
+    existing file that does not hold predictions.
     """
-    opened = _format_of(path)
+    writer = _writer_of(path)
     is_ours = partial(_is_ours, suffix=path.suffix.lower())
     refuse_other(path, is_ours, what="a file of predictions", option="--out")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _naming(path):
-            fd = held.enter_context(replacing(path))
-            file = held.enter_context(os.fdopen(fd, "wb", closefd=False))
-            write = held.enter_context(opened(file, columns))
+            fd = stack.enter_context(replacing(path))
+            file = stack.enter_context(os.fdopen(fd, "wb", closefd=False))
+            write = stack.enter_context(writer(file, columns))
 
         def write_named(rows: Sequence[Row]) -> None:
             with _naming(path):
@@ -90,7 +90,7 @@ def written(path: Path, columns: Columns) -> Iterator[Write]:
 
         yield write_named
         with _naming(path):
-            held.close()
+            stack.close()
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _csv(file: IO[bytes], columns: Columns) -> Iterator[Write]:
-    # A name that is not UTF-8 is written as the bytes that it has.
+    # A file name that is not UTF-8 is written as its bytes.
     with io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns.names())
@@ -113,7 +113,7 @@ def _csv(file: IO[bytes], columns: Columns) -> Iterator[Write]:
 
 
 def _cell(value: Any) -> Any:
-    """A set of classes as one text: parted by |, and a | in a name has a backslash before it."""
+    """Return a cell; a set of classes as one text, separated by |, with a backslash before a | in a name."""
     return "|".join(name.replace("|", "\\|") for name in value) if isinstance(value, list) else value
 
 
@@ -144,7 +144,8 @@ def _parquet(file: IO[bytes], columns: Columns) -> Iterator[Write]:
             arrays = zip(*values, strict=True)
             writer.write_batch(
                 pyarrow.record_batch(
-                    [pyarrow.array(a, f.type) for a, f in zip(arrays, schema, strict=True)], schema=schema
+                    [pyarrow.array(array, field.type) for array, field in zip(arrays, schema, strict=True)],
+                    schema=schema,
                 )
             )
 
@@ -152,23 +153,23 @@ def _parquet(file: IO[bytes], columns: Columns) -> Iterator[Write]:
 
 
 def _text(value: Any) -> Any:
-    """Text that UTF-8 can hold; a name may have other bytes."""
+    """Return text that UTF-8 can encode; a file name may have other bytes."""
     if isinstance(value, list):
-        return [_text(one) for one in value]
+        return [_text(name) for name in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 _FORMATS = {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}
 
 
-def _format_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextManager[Write]]:
-    found = _FORMATS.get(path.suffix.lower())
-    if found is None:
-        what = f"--out {path} says no format by its suffix."
+def _writer_of(path: Path) -> Callable[[IO[bytes], Columns], AbstractContextManager[Write]]:
+    writer = _FORMATS.get(path.suffix.lower())
+    if writer is None:
+        what = f"--out {path} has a suffix that names no format."
         raise Refusal(what, fix=f"use one of {', '.join(_FORMATS)}.", code=ExitCode.USAGE)
-    if found is _parquet:
+    if writer is _parquet:
         require(("pyarrow",), extra="parquet", what="a .parquet file")
-    return found
+    return writer
 
 
 _HEADER = re.compile(r"path,class,probability(,class_(\d+),probability_\2)*(,set)?(,p_known,unknown)?,error")
@@ -176,7 +177,7 @@ _KEY = re.compile(r"path|set|p_known|unknown|error|(class|probability)(_\d+)?")
 
 
 def _is_ours(file: IO[bytes], suffix: str) -> bool:
-    """Whether its columns are those of a file of predictions, and no other."""
+    """Return whether a file is empty or has exactly the columns of a file of predictions."""
     if not os.fstat(file.fileno()).st_size:
         return True
     if suffix == ".parquet":
@@ -187,5 +188,5 @@ def _is_ours(file: IO[bytes], suffix: str) -> bool:
     if suffix == ".csv":
         return _HEADER.fullmatch(line) is not None
     keys = json.loads(line).keys()
-    said = keys >= {"path", "class", "probability"} or keys >= {"path", "error"}
-    return said and all(map(_KEY.fullmatch, keys))
+    is_row = keys >= {"path", "class", "probability"} or keys >= {"path", "error"}
+    return is_row and all(map(_KEY.fullmatch, keys))

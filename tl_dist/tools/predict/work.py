@@ -1,4 +1,4 @@
-"""What the model of a run predicts of image files, over all workers, handed on as it is computed."""
+"""Predict image files with the model of a run, with all workers, and pass predictions on as they are computed."""
 
 from __future__ import annotations
 
@@ -17,38 +17,36 @@ from tl_dist.trainer.predict import predict
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
-    """Predict the files that `request.into` lists; rank 0 leaves there what is asked of each."""
+    """Predict the files listed in `request.into`; rank 0 writes the requested predictions there."""
     model = loaded(run, request.at, cores=cores, overrides=request.overrides)
-    directory, wanted = Path(request.into or ""), request
-    least = None if wanted.coverage is None else _least(model, wanted.coverage, wanted.of_type)
-    known = None if wanted.unknown is None else _known(model, wanted.unknown)
+    directory = Path(request.into or "")
+    least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
+    known = None if request.unknown is None else _known(model, request.unknown)
     source = unlabelled(exchange.asked(directory), model.class_names, model.decoding)
     if model.parallel.rank == 0:
-        temperature = None if model.calibration is None else model.temperature
         exchange.put_facts(
             directory,
             step=model.step,
             moving_statistics=model.moving_statistics,
-            temperature=temperature,
+            temperature=None if model.calibration is None else model.temperature,
             least=least,
         )
-    for number, found in enumerate(predict(model, source, features=known is not None)):
+    for number, part in enumerate(predict(model, source, features=known is not None)):
         if model.parallel.rank == 0:
-            every = figures.Softmax(found.logits, model.temperature).in_place()
-            in_set = np.empty(0, np.int32) if least is None else conformal.sets(every, least)
-            classes, probabilities = figures.largest(every, max(wanted.top, int(in_set.max(initial=0))))
+            softmax = figures.Softmax(part.logits, model.temperature).in_place()
+            in_set = np.empty(0, np.int32) if least is None else conformal.sets(softmax, least)
+            classes, probabilities = figures.largest(softmax, max(request.top, int(in_set.max(initial=0))))
             p_known = np.empty(0, np.float32)
             if known is not None:
-                p_known = conformal.p_values(
-                    known.distances(found.features, model.cfg.evaluation_batch), known.of_known
-                )
-            piece = exchange.Piece(found.examples, classes, probabilities, found.faults, in_set, p_known)
+                distances = known.distances(part.features, model.cfg.evaluation_batch)
+                p_known = conformal.p_values(distances, known.of_known)
+            piece = exchange.Piece(part.examples, classes, probabilities, part.faults, in_set, p_known)
             exchange.put(directory, number, piece)
     return ExitCode.DONE
 
 
 def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
-    """The probability from which on a class is in the set of an image, perhaps of a type."""
+    """Return the least probability of a class in a conformal set. Refuse (64) a type without validation images."""
     if model.calibration is None:
         raise _not_calibrated(model, "coverage", "")
     of_true, types = model.calibration.of_true, model.calibration.types
@@ -65,23 +63,24 @@ def _least(model: Loaded, coverage: float, of_type: str | None) -> float:
 
 
 def _known(model: Loaded, rate: float) -> Neighbours:
-    found = neighbours.of_checkpoint(model.run.path, model.sha256)
-    if found is None or model.calibration is None:
+    """Return the training features that images are compared with. Refuse (65) a rate that is too low for them."""
+    known = neighbours.of_checkpoint(model.run.path, model.sha256)
+    if known is None or model.calibration is None:
         raise _not_calibrated(model, "unknown", " --unknown")
-    if found.features.shape[1] != model.model.num_features:
+    if known.features.shape[1] != model.model.num_features:
         raise Refusal(
-            f"{model.run.path / neighbours.FILE} is of {found.features.shape[1]:,} features an image, and the network "
+            f"{model.run.path / neighbours.FILE} holds {known.features.shape[1]:,} features an image, and the network "
             f"has {model.model.num_features:,}.",
             fix=f"make it again: tl-dist calibrate {model.run.path} --unknown.",
             code=ExitCode.DATA,
         )
-    conformal.refuse_rate(len(found.of_known), rate)
-    return found
+    conformal.refuse_rate(len(known.of_known), rate)
+    return known
 
 
 def _not_calibrated(model: Loaded, option: str, more: str) -> Refusal:
     return Refusal(
-        f"--{option} needs what validation images say of step {model.step:,} of run '{model.run.name}'.",
-        fix=f"tl-dist calibrate RUN{more}, with the same --at.",
+        f"--{option} needs a calibration of step {model.step:,} of run '{model.run.name}'.",
+        fix=f"run tl-dist calibrate RUN{more}, with the same --at.",
         code=ExitCode.USAGE,
     )

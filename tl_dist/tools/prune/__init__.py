@@ -1,1 +1,1 @@
-"""A smaller network from a trained run."""
+"""Make a smaller network from a trained run."""

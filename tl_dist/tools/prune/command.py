@@ -1,4 +1,4 @@
-"""`tl-dist prune`: the config of a run that begins as another without a share of its channels, and learns from it."""
+"""`tl-dist prune`: write the config of a run that starts from another without some channels, and learns from it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ OPTIMIZER = OptimizerConfig(
     ema=0.99,
     schedule=ScheduleConfig(name="cosine", warmup_epochs=0.5),
 )
-"""how a network is trained that has lost channels in every block, whatever trained the whole one"""
+"""for a network that has lost channels in every block, whatever optimizer trained the whole one"""
 
 
 def pruned(run: RunDir, by: float, overrides: Sequence[str] = ()) -> Config:
-    """The config of a network without this share of the channels that `run` has: all of it trained, taught by `run`.
+    """Return the config that removes the share `by` of the channels of `run` and trains all of the rest, taught by it.
 
-    Data, head, loss, batch and evaluation are those of the run. What cannot be is refused as in any other config.
+    Data, head, loss, batch and evaluation stay as in `run`. Refuse what any config with these values would refuse.
     """
     cfg = config_file.load(run.config_file)
     share = round(1 - (1 - cfg.model.prune) * (1 - by), 6)

@@ -1,1 +1,1 @@
-"""`tl-dist serve`: one process that answers HTTP requests with a model, started by `python -m`."""
+"""`tl-dist serve`: answer HTTP requests with a model, in one process started by `python -m`."""

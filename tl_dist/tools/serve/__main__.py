@@ -1,4 +1,4 @@
-"""The process of `tl-dist serve`, which has looked at the command line and opened the socket."""
+"""Run the server process of `tl-dist serve`, which has checked the command line and opened the socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Serve until a signal says to stop, which is the orderly end; a refusal is one line on standard error."""
+    """Serve until a signal to stop, and return the exit code; print a refusal as one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m tl_dist.tools.serve", description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--socket", type=int, required=True, help="descriptor of one that listens")
@@ -43,7 +43,7 @@ def main() -> int:
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
     cores = len(os.sched_getaffinity(0))
-    with _remarks_held_back():
+    with _stderr_held_back():
         from tl_dist.trainer.__main__ import import_keras
 
         import_keras()
@@ -58,7 +58,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
 
 def _answer(model: Served, listening: socket.socket, console: Console, *, cores: int, public: bool) -> int:
-    """Answer requests until a signal comes."""
+    """Answer requests until a signal to stop."""
     import uvicorn
 
     from tl_dist.tools.serve.app import application
@@ -83,7 +83,7 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
             await super().shutdown(sockets)
             console.say(f"stopped after {metrics.requests:,} request{'s' * (metrics.requests != 1)}")
             sys.stdout.flush()
-            os._exit(ExitCode.DONE)  # a thread may be in the middle of an image, and nothing would end it
+            os._exit(ExitCode.DONE)  # a thread may be decoding an image, and cannot be interrupted
 
     logging.basicConfig(handlers=[_Lines()], force=True)
     config = uvicorn.Config(
@@ -99,17 +99,18 @@ def _answer(model: Served, listening: socket.socket, console: Console, *, cores:
     )
     server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Also while it starts; and at the end uvicorn raises the signal that has stopped it once more.
+        # For a signal while the server starts, and because uvicorn raises the signal again after it has stopped.
         signal.signal(number, server.handle_exit)
-    gc.freeze()  # what is there stays: to look at all of it takes half a second, in which nobody is answered
+    gc.freeze()  # these objects stay: collecting among them takes half a second without an answer
     server.run([listening])
-    return ExitCode.INTERNAL  # it ends above
+    return ExitCode.INTERNAL  # not reached: shutdown ends the process
 
 
 class _Lines(logging.Handler):
-    """One line for each event, whatever a request has brought about."""
+    """Prints one line for each event, whatever text a request has put into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, an exception as its type, its text and the last line of code."""
         text = " ".join(record.getMessage().split())
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
@@ -120,9 +121,9 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def _remarks_held_back() -> Iterator[None]:
-    """What TensorFlow writes as it starts is shown only with a failure; no setting of it is silent."""
-    shown = os.dup(2)
+def _stderr_held_back() -> Iterator[None]:
+    """Show what TensorFlow writes as it starts only after a failure; no setting of it is silent."""
+    stderr = os.dup(2)
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
@@ -130,11 +131,11 @@ def _remarks_held_back() -> Iterator[None]:
         except Exception as error:
             if not isinstance(error, Refusal):
                 log.seek(0)
-                os.write(shown, log.read())
+                os.write(stderr, log.read())
             raise
         finally:
-            os.dup2(shown, 2)
-            os.close(shown)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _stopped_early(*_: Any) -> None:

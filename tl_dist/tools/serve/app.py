@@ -1,4 +1,4 @@
-"""The addresses of the server: TensorFlow Serving's REST shape, files by a form, health, metrics and the page."""
+"""Routes of the server: TensorFlow Serving's REST API, files from a form, health, metrics and the page."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from tl_dist.tools.serve.served import Served
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 BODY_S = 15.0
-"""how long a server waits for a body beyond what it takes at BODY_BYTES_PER_S"""
+"""how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S"""
 BODY_BYTES_PER_S = 32 << 10
 
 
 def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
-    """`hosts`: by which names it may be asked, since a page elsewhere may give its own name our address; "*": any."""
+    """Return the application, which accepts requests for these host names alone; "*": for any.
+
+    Otherwise a web page elsewhere could point its own name to our address, and read the answers (DNS rebinding).
+    """
     served = answers.served
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
@@ -90,10 +93,10 @@ def application(answers: Answers, *, hosts: Sequence[str]) -> FastAPI:
 
 
 async def _files(request: Request) -> list[tuple[str, bytes]]:
-    """(name, bytes) of each file in a form; none in one of the kind that has no files, whose fields nothing bounds."""
+    """Return name and bytes of each file in a form; none of a URL-encoded form, whose fields have no size limit."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return []
-    # Names are UTF-8, as browsers and curl send them: the codecs that a client may name make what cannot be sent back.
+    # Names are UTF-8, as browsers and curl send them: a charset from the client could give names that JSON cannot hold.
     headers = [
         (name, re.sub(rb"(?i)charset", b"-", value) if name == b"content-type" else value)
         for name, value in request.scope["headers"]
@@ -101,17 +104,18 @@ async def _files(request: Request) -> list[tuple[str, bytes]]:
     sent = Request({**request.scope, "headers": headers}, request.receive)
     async with sent.form(max_files=limits.SERVED_IMAGES, max_fields=16) as form:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        return [(one.filename or "", await one.read()) for one in files]
+        return [(file.filename or "", await file.read()) for file in files]
 
 
 class Guard:
-    """Around every request: how much of it is taken, from where, what is counted, and the headers of its answer."""
+    """Middleware around every request: limits its size, time and origin, counts it, and adds headers to the answer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
         self._requests = self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it with 403, 408, 413 or 503."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began, taken, held, code, is_whole = time.monotonic(), 0, 0, 500, False
@@ -147,8 +151,8 @@ class Guard:
             await send(message)
 
         try:
-            refused = _refused(scope)
-            await (self._app if refused is None else refused)(scope, taking, sending)
+            refusal = _refusal(scope)
+            await (self._app if refusal is None else refusal)(scope, taking, sending)
         finally:
             self._held, self._requests = self._held - held, self._requests - is_whole
             if scope["method"] == "POST":
@@ -156,8 +160,8 @@ class Guard:
         return None
 
 
-def _refused(scope: Scope) -> JSONResponse | None:
-    """The answer to what need not be looked at further."""
+def _refusal(scope: Scope) -> JSONResponse | None:
+    """Return the answer to a request that its headers alone rule out, or None."""
     headers = Headers(scope=scope)
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limits.SERVED_BODY:
@@ -168,7 +172,7 @@ def _refused(scope: Scope) -> JSONResponse | None:
 
 
 def _of_own_page(headers: Headers) -> bool:
-    """Whether a request comes from no page or from ours, as far as its browser says."""
+    """Return whether a request comes from no web page or from ours, as far as its browser says."""
     host = headers.get("host", "").lower()
     own = {f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"}
     sites = {site.strip().lower() for site in headers.getlist("sec-fetch-site")}
@@ -178,14 +182,14 @@ def _of_own_page(headers: Headers) -> bool:
 
 
 def _refusing(code: int) -> Any:
-    said = {
+    texts = {
         503: "too much is waiting here; try again in a moment",
         500: "internal error; see the terminal",
     }
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         headers = {"Retry-After": "1"} if code == 503 else None
-        return JSONResponse({"error": said.get(code, str(error))}, code, headers)
+        return JSONResponse({"error": texts.get(code, str(error))}, code, headers)
 
     return refuse
 
@@ -196,7 +200,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _metadata(served: Served) -> dict[str, Any]:
-    """As TensorFlow Serving describes the export of this model."""
+    """Describe the model as TensorFlow Serving describes its SavedModel."""
 
     def tensor(name: str, kind: str, *sizes: int) -> dict[str, Any]:
         dims = [{"size": str(size), "name": ""} for size in (-1, *sizes)]
@@ -218,7 +222,7 @@ def _metadata(served: Served) -> dict[str, Any]:
 
 
 def _digest(tag: str) -> str:
-    """The element of the page that may act although it stands in it."""
+    """Return the digest by which the Content-Security-Policy allows an inline element of the page."""
     (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

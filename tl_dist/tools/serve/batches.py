@@ -1,4 +1,4 @@
-"""Images of several requests put together: one thread computes, and takes what waits, up to a batch."""
+"""Batch images of several requests: one thread computes, and takes all that wait, up to a batch."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ BATCH = 32
 
 
 class Full(Exception):
-    """More images wait than are taken."""
+    """The server has no room for more images or requests."""
 
 
 class Batches:
-    """Answers come as soon as there are any: a batch never waits for more images to come."""
+    """Computes waiting images in batches; a batch never waits for more images to fill it."""
 
     def __init__(self, predict: Predict, computed: Callable[[int], None] = lambda images: None) -> None:
-        """`computed` is told the size of each batch."""
+        """Start the thread; `computed` is called with the size of each batch."""
         self._predict, self._computed = predict, computed
         self._waiting: deque[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = deque()
         self._arrived = Condition()
         Thread(target=self._work, name="batches", daemon=True).start()
 
     def put(self, images: Sequence[NDArray[np.uint8]]) -> list[Future[NDArray[np.float32]]]:
-        """The probabilities of each image, to come; raises Full, with none of them taken."""
-        asked = [(image, Future[NDArray[np.float32]]()) for image in images]
+        """Queue all images and return a future of each one's probabilities, or raise Full and queue none."""
+        entries = [(image, Future[NDArray[np.float32]]()) for image in images]
         with self._arrived:
-            if len(self._waiting) + len(asked) > limits.SERVED_WAITING:
+            if len(self._waiting) + len(entries) > limits.SERVED_WAITING:
                 raise Full
-            self._waiting += asked
+            self._waiting += entries
             self._arrived.notify()
-        return [answer for _, answer in asked]
+        return [answer for _, answer in entries]
 
     def _work(self) -> None:
         while True:
@@ -50,7 +50,7 @@ class Batches:
                 self._computed(len(batch))
                 for (_, answer), row in zip(batch, rows, strict=True):
                     answer.set_result(row)
-            except Exception as error:  # is that of the requests, and not the end of all later ones
+            except Exception as error:  # fails these requests alone: the thread must outlive it
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)

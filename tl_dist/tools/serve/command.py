@@ -1,4 +1,4 @@
-"""`tl-dist serve`: the command line is looked at and the port taken, then this process becomes the server."""
+"""`tl-dist serve`: check the command line, take the port, then turn this process into the server."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 
 
 def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
-    """Replace this process by the server of a run or an export, with a socket that listens."""
+    """Replace this process by the server of a run or an export, which inherits a listening socket."""
     refuse_unusable(path, at)
     listening = listening_on(host, port)
     listening.set_inheritable(True)
     options = ["--socket", str(listening.fileno()), *(["--at", at] if at else [])]
     options += ["--public"] if reachable_by_others(host) else []
     argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute()), *options]
-    kept = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
-    # TensorFlow warns of each image that cannot be decoded; the answer says it.
-    os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | kept | {SAFE_PATH: "1"})
+    environment = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
+    # Without this TensorFlow warns of each image that cannot be decoded; the answer says so already.
+    os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | environment | {SAFE_PATH: "1"})
 
 
 def refuse_unusable(path: Path, at: str) -> None:
-    """Refuse what the server would refuse only after some seconds."""
+    """Refuse at once what the server would refuse only after some seconds."""
     require(PACKAGES, extra="serve")
     refuse_unknown(at)
     if not (path / "export.json").is_file():
@@ -44,10 +44,10 @@ def refuse_unusable(path: Path, at: str) -> None:
 
 
 def listening_on(host: str, port: int) -> socket.socket:
-    """A socket that listens there; refuses (73) a port that is taken, and (64) what is no address of this machine."""
+    """Return a listening socket. Refuse (73) a port that is taken, and (64) what is no address of this machine."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # From here on: of two servers that only bind, neither would know of the other.
+        # It listens from now on: if two servers only bound the port, neither would notice the other.
         return socket.create_server(address[:2], family=family, backlog=128)
     except (socket.gaierror, UnicodeError) as error:
         raise _no_address(host, error) from error
@@ -70,7 +70,7 @@ def _no_address(host: str, error: Exception) -> Refusal:
 
 
 def reachable_by_others(host: str) -> bool:
-    """Whether it is more than this machine that can reach a server there."""
+    """Return whether other machines may reach a server at this address."""
     try:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:

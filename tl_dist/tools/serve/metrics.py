@@ -1,4 +1,4 @@
-"""What a server has done, in the text format of Prometheus (version 0.0.4)."""
+"""Count what a server has done, in the text format of Prometheus (version 0.0.4)."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ class Metrics:
         self._counts = {"images": 0, "image_errors": 0, "batches": 0}
 
     def request(self, code: int, seconds: float) -> None:
-        """A request for a prediction has been answered."""
+        """Count a request for a prediction that has been answered."""
         with self._lock:
             self._codes[code] += 1
             self._took[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
             self._seconds += seconds
 
     def batch(self, images: int) -> None:
-        """So many images have been computed together."""
+        """Count a batch of images that has been computed."""
         with self._lock:
             self._counts["images"] += images
             self._counts["batches"] += 1
 
     def image_errors(self, number: int) -> None:
-        """So many images could not be decoded."""
+        """Count images that could not be decoded."""
         with self._lock:
             self._counts["image_errors"] += number
 
     @property
     def requests(self) -> int:
-        """Requests for predictions, answered in whatever way."""
+        """The number of answered requests for predictions, with any status code."""
         return sum(self._codes.values())
 
     def text(self) -> str:
+        """Return all counts and the histogram of answer times."""
         with self._lock:
             lines = ["# TYPE tl_dist_requests_total counter"]
             lines += [

@@ -1,4 +1,4 @@
-"""From the body of a request to images, and from probabilities to the body of its answer. Nothing of HTTP here."""
+"""Turn the body of a request into images, and probabilities into the body of the answer; without HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tl_dist.tools.serve.batches import Batches
 from tl_dist.tools.serve.metrics import Metrics
 from tl_dist.tools.serve.served import Served
 
-AT_ONCE = 8  # images that are being read
+AT_ONCE = 8  # images that are decoded at the same time
 SIGNATURES = ("", "serving_default", "encoded")
 _VALUES_AT_ONCE = 200_000  # 20 ms
 _BEGIN = re.compile(rb'\s*\{\s*("signature_name"\s*:\s*"\w*"\s*,\s*)?"instances"\s*:\s*\[')
@@ -31,18 +31,18 @@ class Bad(Exception):
 
 
 class Answers:
-    """What both kinds of requests have in common; called by many threads."""
+    """Answers requests of both kinds; many threads call it."""
 
     def __init__(self, served: Served, metrics: Metrics, *, cores: int) -> None:
         self.served, self.metrics = served, metrics
         self._batches = Batches(served.predict, metrics.batch)
-        # In the order in which they come, whoever sends how many: an image takes up to 1 GiB while it is resized,
-        # a parsed body many times its bytes.
+        # Bounded pools, first come first served: an image takes up to 1 GiB while it is resized, a parsed body many
+        # times its bytes.
         self._images = ThreadPoolExecutor(min(cores, AT_ONCE))
         self._bodies = ThreadPoolExecutor(1)
 
     def to_json(self, body: bytes) -> dict[str, Any]:
-        """TensorFlow Serving's row format. One bad instance is the whole request's, as there: Bad names it."""
+        """Answer a request in TensorFlow Serving's row format; as there, one bad instance fails it: Bad names it."""
         images: list[NDArray[np.uint8]] = []
         for part in _parts(body, 3 * self.served.image_size**2):
             instances = self._bodies.submit(_instances, part, is_all=len(part) == len(body)).result()
@@ -57,21 +57,21 @@ class Answers:
         return {"predictions": [self._prediction(row) for row in self._probabilities(images)]}
 
     def to_files(self, files: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
-        """A prediction, or an error in its place, for each (name, bytes)."""
+        """Return a prediction, or else an error, for each (name, bytes)."""
         if not 0 < len(files) <= limits.SERVED_IMAGES:
             raise Bad(f"{len(files)} files: send 1 to {limits.SERVED_IMAGES}, as curl -F file=@PATH does")
-        found: list[dict[str, Any]] = [{"file": name} for name, _ in files]
-        images, rows = [], []
-        for entry, (_, encoded) in zip(found, files, strict=True):
+        entries: list[dict[str, Any]] = [{"file": name} for name, _ in files]
+        images, decoded = [], []
+        for entry, (_, encoded) in zip(entries, files, strict=True):
             try:
                 images.append(self._images.submit(self.served.decode, encoded).result())
-                rows.append(entry)
+                decoded.append(entry)
             except ValueError as error:
                 self.metrics.image_errors(1)
                 entry["error"] = _line(error)
-        for entry, row in zip(rows, self._probabilities(images), strict=True):
+        for entry, row in zip(decoded, self._probabilities(images), strict=True):
             entry |= self._prediction(row)
-        return {"class_names": list(self.served.class_names), "predictions": found}
+        return {"class_names": list(self.served.class_names), "predictions": entries}
 
     def _probabilities(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
         return [answer.result() for answer in self._batches.put(images)]
@@ -87,7 +87,7 @@ class Answers:
                 raise ValueError("is not base64") from None
             return self.served.decode(encoded)
         size = self.served.image_size
-        # As objects: of a list with one long text NumPy would make an array with room for as many as there are.
+        # As objects: from a list with one long text NumPy would make an array with that much room for every element.
         pixels = np.array(instance, dtype=object)
         if pixels.shape != (size, size, 3) or not all(type(value) is int for value in pixels.flat):
             raise ValueError(f'is neither {{"b64": TEXT}} nor whole numbers of shape [{size}, {size}, 3]')
@@ -98,9 +98,10 @@ class Answers:
 
 
 def _parts(body: bytes, values: int) -> Iterator[bytes]:
-    """The body; a long one in bodies of one image of so many values each, as the parser lets no other thread run.
+    """Yield the body, or a long one as bodies of one image each, because the JSON parser lets no other thread run.
 
-    Raise Bad for one of more values, lists or texts than images have: each takes up to fifty times its bytes.
+    An image has `values` values. Raise Bad for more values, lists or texts than the images of a request can have: once
+    parsed, each takes up to fifty times its bytes.
     """
     most, commas = limits.SERVED_IMAGES, body.count(b",")
     bounds = {b",": most * (values + 1), b"[": commas // 2 + 1000, b"{": 2 * most, b'"': 8 * most}
@@ -114,12 +115,13 @@ def _parts(body: bytes, values: int) -> Iterator[bytes]:
         yield body
         return
     at = begin.end()
-    for found in _IMAGE_END.finditer(body, at):
-        if body.count(b",", at, found.end()) > values + 4 * most:
+    for match in _IMAGE_END.finditer(body, at):
+        end = match.end()
+        if body.count(b",", at, end) > values + 4 * most:
             break
-        yield begin[0] + body[at : found.end()] + b"]}"
-        if (comma := _COMMA.match(body, found.end())) is None:
-            raise Bad(f"the body is not JSON: no comma at byte {found.end()}")
+        yield begin[0] + body[at:end] + b"]}"
+        if (comma := _COMMA.match(body, end)) is None:
+            raise Bad(f"the body is not JSON: no comma at byte {end}")
         at = comma.end()
     if body.count(b",", at) > values + 4 * most:
         raise Bad(f"an instance has more than {values:,} values")
@@ -128,13 +130,13 @@ def _parts(body: bytes, values: int) -> Iterator[bytes]:
 
 def _instances(body: bytes, *, is_all: bool) -> list[Any]:
     try:
-        given = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Bad(f"the body is not JSON: {_line(error)}") from None
-    instances = given.get("instances") if isinstance(given, dict) else None
+    instances = content.get("instances") if isinstance(content, dict) else None
     if not isinstance(instances, list) or (is_all and not instances):
         raise Bad('the body has to be {"instances": [{"b64": TEXT}, ...]}')
-    if given.get("signature_name", "") not in SIGNATURES:
+    if content.get("signature_name", "") not in SIGNATURES:
         raise Bad("'signature_name' has to be serving_default or encoded")
     return instances
 

@@ -1,4 +1,4 @@
-"""The model that is served, of a run or of an export, and how an image file becomes its input: as for the run."""
+"""Load the model that is served, of a run or an export, and read image files as the run does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tl_dist.trainer.setup import start_tensorflow
 
 @dataclass(frozen=True)
 class Served:
-    """A model with its name and version, which is the step of its checkpoint."""
+    """A model with its name and its version, the step of its checkpoint."""
 
     name: str
     version: int
@@ -40,25 +40,26 @@ class Served:
     image_size: int
     predict: Predict
     decode: Callable[[bytes], NDArray[np.uint8]]
-    """uint8 [size, size, 3] from the bytes of an image file; ValueError with the reason where they are none"""
+    """from the bytes of an image file to uint8 [size, size, 3]; raises ValueError with the reason if it cannot"""
     calibrated: bool = False
-    """whether the probabilities are at the temperature of `tl-dist calibrate`"""
+    """whether the temperature of `tl-dist calibrate` is applied to the probabilities"""
 
 
 def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
-    """The model of a checkpoint, `at` as in `checkpoint.find`, of a run that may be in use; `cores` as for `setup`."""
+    """Load a checkpoint, `at` as in `checkpoint.find`, of a run that may be in use; `cores` as for `setup`."""
     cfg = config_file.load(run.config_file)
     start_tensorflow(cfg, cores)
     if cores is not None:
         gpus.take_first(1)
     own = restored(run, at, calibrated=False)
-    views, model, temperature = cfg.evaluation.views, own.model, own.temperature  # not what else was read
+    # Names of their own, so that `predict` does not keep the rest of `own` alive.
+    views, model, temperature = cfg.evaluation.views, own.model, own.temperature
 
     def predict(images: tf.Tensor) -> tf.Tensor:
-        """The mean over the test-time views of the run, as its evaluation takes it; calibrated where the run is."""
+        """Return the mean over the test-time views of the run, as in its evaluation; calibrated if the run is."""
         rows = tf.ones(tf.shape(images)[:1], tf.int32)
-        every = [apply_views(images, views, view * rows) for view in range(views_of(views))]
-        mean = tf.reduce_mean([model(one, training=False) for one in every], axis=0)
+        inputs = [apply_views(images, views, view * rows) for view in range(views_of(views))]
+        mean = tf.reduce_mean([model(batch, training=False) for batch in inputs], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
     size = int(own.model.input_shape[1])
@@ -76,7 +77,7 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
-    """What `tl-dist export` has made, in its own runtime."""
+    """Load what `tl-dist export` wrote, in its own runtime. Refuse (65) a directory that is no such export."""
     try:
         report, settings = (
             json.loads(read_file(directory / name, max_bytes=limits.EVALUATION))
@@ -98,7 +99,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
         )
     except Refusal:
         raise
-    except Exception as error:  # of whatever kind the runtime has
+    except Exception as error:  # each runtime has its own kind
         raise Refusal(
             f"{directory} is no export that can be served ({reason(error)}).",
             fix="export the run again.",
@@ -107,15 +108,15 @@ def of_export(directory: Path, *, cores: int) -> Served:
 
 
 def _checked(served: Served) -> Served:
-    """The model, which has answered once: the first request does not wait for its compilation."""
-    found = served.predict(np.zeros((1, served.image_size, served.image_size, 3), np.uint8)).shape
-    if found != (1, len(served.class_names)):
-        raise ValueError(f"its answer has shape {found}, for {len(served.class_names)} classes")
+    """Return the model after a first prediction, so that no request waits for its compilation."""
+    shape = served.predict(np.zeros((1, served.image_size, served.image_size, 3), np.uint8)).shape
+    if shape != (1, len(served.class_names)):
+        raise ValueError(f"its answer has shape {shape}, for {len(served.class_names)} classes")
     return served
 
 
 def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
-    """How `tl-dist predict` reads a file, for bytes that came by a request."""
+    """Return a function that reads the bytes of a request as `tl-dist predict` reads a file."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
     def fitted(pixels: tf.Tensor) -> tf.Tensor:
@@ -130,10 +131,8 @@ def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], N
         if width * height > limits.SERVED_PIXELS:
             raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
         with tf.device("CPU:0"):
-            if by_pillow(
-                kind, decoding
-            ):  # not within the graph, which shows a traceback for each that is damaged
-                try:
+            if by_pillow(kind, decoding):
+                try:  # outside the graph, which prints a traceback for each damaged image
                     pixels = rgb(encoded, decoding)
                 except Exception as error:
                     raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
