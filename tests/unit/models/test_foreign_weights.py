@@ -225,8 +225,8 @@ def test_of_two_layers_of_one_kind_and_shape_none_is_guessed(kind: str, tmp_path
         scratch = tmp_path / f"scratch-{name}"
         scratch.mkdir()
         if model is one:
-            held, _ = foreign_files.read(files, backbone, lambda digest: None, scratch)
-            np.testing.assert_array_equal(next(iter(held.arrays.values())), one.weights[0].numpy())
+            arrays, *_ = foreign_files.read(files, backbone, lambda digest: None, scratch)
+            np.testing.assert_array_equal(next(iter(arrays.values())), one.weights[0].numpy())
         else:
             with pytest.raises(Refusal, match=r"more than the network, of the same shape|fits in 2 places"):
                 foreign_files.read(files, backbone, lambda digest: None, scratch)
