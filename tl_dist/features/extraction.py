@@ -27,7 +27,7 @@ from tl_dist.datasets import Source
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
 from tl_dist.features.manifest import MANIFEST, Manifest
-from tl_dist.features.stored import FeatureSet, not_kept
+from tl_dist.features.stored import FeatureSet, storage_refusal
 from tl_dist.features.views import in_order, views_of
 from tl_dist.files.atomic import open_directory
 from tl_dist.files.private import make_private, refuse_unsafe
@@ -37,7 +37,7 @@ SCHEMA = 3  # raise it when every set must be computed again
 ROWS_AT_ONCE, GPU_ROWS_AT_ONCE = 32, 256
 _TRIES = 3  # since others may remove a set as soon as it is there
 AGREE_S = 5.0
-"""seconds, about, between agreements on whether to stop, after which rank 0 reports; all wait for the slowest"""
+"""about how often workers agree on whether to stop and rank 0 reports: each time, all wait for the slowest"""
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -79,8 +79,8 @@ def cached(
 ) -> FeatureSet | None:
     """Return the features of every view of every example, which all workers compute if they are not stored yet.
 
-    On rank 0, `say` gets a record every few seconds; `threads` decode. Returns None, and leaves no files, if asked to
-    stop before the end.
+    On rank 0, `say` gets a record every few seconds; `threads` is how many decode. Returns None, and leaves no files,
+    if asked to stop before the end.
     """
     extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say, threads)
     directory = root / _key(source, prefix, augmentations)
@@ -88,14 +88,15 @@ def cached(
         features = None
         refuse_unsafe(root, links=True)
         refuse_unsafe(directory)
-        if not (extraction.repair if _agreed(parallel, directory.is_dir()) else extraction.make)(directory):
+        complete = extraction.repair if _all_agree(parallel, directory.is_dir()) else extraction.make
+        if not complete(directory):
             return None
         # Another process may have removed the set by now, or a network file system may not show it here yet.
         with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(root))):
             features = FeatureSet.open(directory, extraction.num_views)
-        if _agreed(parallel, features is not None):
+        if _all_agree(parallel, features is not None):
             return features
-    raise stored.removed(directory)
+    raise stored.removal_refusal(directory)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Extraction:
                 owner = {"host": socket.gethostname(), "pid": os.getpid()}
                 (temporary / "owner.json").write_text(json.dumps(owner))
             except OSError as error:
-                raise not_kept(directory.parent, error) from error
+                raise storage_refusal(directory.parent, error) from error
         _wait(parallel)
         share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
         shard = None
@@ -138,7 +139,7 @@ class _Extraction:
                 shutil.rmtree(temporary, ignore_errors=True)
         if shard is None:
             return False
-        shards = stored.gathered(temporary, shard, parallel)
+        shards = stored.gather_shards(temporary, shard, parallel)
         if parallel.rank == 0:
             prefix = self.prefix
             facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
@@ -154,7 +155,7 @@ class _Extraction:
             with suppress(OSError):
                 os.utime(directory / MANIFEST)  # its last use, before anybody takes the set for old
         mine = [] if manifest is None else manifest.shards[parallel.rank :: parallel.world_size]
-        own = [MANIFEST] if manifest is None else stored.damaged(directory, manifest, mine)
+        own = [MANIFEST] if manifest is None else stored.damaged_shards(directory, manifest, mine)
         gathered = parallel.gather(json.dumps(own).encode())
         damaged = sorted({name for names in gathered for name in json.loads(names)})
         if damaged and parallel.rank == 0:
@@ -206,7 +207,7 @@ class _Extraction:
                 return False
             replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
             if parallel.rank == 0:
-                shards = {old: stored.listed(shard) for old, shard in replaced if old is not None}
+                shards = {old: stored.manifest_entry(shard) for old, shard in replaced if old is not None}
                 manifest = stored.replace_shards(directory, manifest, shards)
             _wait(parallel)
         if parallel.rank == 0:
@@ -223,7 +224,7 @@ class _Extraction:
             return None
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise not_kept(path.parents[1], error) from error
+            raise storage_refusal(path.parents[1], error) from error
 
     def _rows(self, share: range) -> Iterator[np.ndarray]:
         """Yield the features of every view of a share, a batch at a time, while the next is being computed.
@@ -295,20 +296,15 @@ def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: 
 
 
 def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
-    facts = {
-        "schema": SCHEMA,
-        "data": source.fingerprint,
-        **prefix.geometry,
-        "views": list(augmentations),
-        **prefix.facts,
-    }
+    facts = {"schema": SCHEMA, "data": source.fingerprint, "views": list(augmentations)}
+    facts |= {**prefix.geometry, **prefix.facts}
     if prefix.dtype != "computed":
         facts["dtype"] = prefix.dtype
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _agreed(parallel: DataParallel, here: bool) -> bool:
-    """Return whether it is `here` for all workers: a network file system shows a new directory to some later."""
+def _all_agree(parallel: DataParallel, here: bool) -> bool:
+    """Return whether `here` holds on all workers: a network file system shows a new directory to some hosts later."""
     return bool(parallel.total({"here": float(here)})["here"] == parallel.world_size)
 
 

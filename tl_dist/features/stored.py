@@ -48,7 +48,7 @@ _ORPHAN_S = 3600
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """The rows of one split, `example * num_views + view`. They stay readable if their files are removed."""
+    """The open rows `example * num_views + view` of a split: they stay readable if their files are removed."""
 
     directory: Path
     num_views: int
@@ -59,7 +59,7 @@ class FeatureSet:
     def open(cls, directory: Path, num_views: int) -> FeatureSet:
         """Open a set; raise OSError or ValueError if a file is missing or does not match the manifest."""
         manifest = manifests.read(directory)
-        shards = [_mapped(directory, manifest, shard) for shard in manifest.shards]
+        shards = [_map_shard(directory, manifest, shard) for shard in manifest.shards]
         return cls(directory, num_views, manifest, shards)
 
     @cached_property
@@ -104,12 +104,12 @@ class FeatureSet:
         return tf.ensure_shape(values, [examples.shape[0], *self.manifest.shape])
 
 
-def damaged(directory: Path, manifest: Manifest, shards: Sequence[Shard]) -> list[str]:
+def damaged_shards(directory: Path, manifest: Manifest, shards: Sequence[Shard]) -> list[str]:
     """Return the names of the shards whose files are missing or changed."""
     names = []
     for shard in shards:
         try:
-            with _opened(directory, manifest, shard) as file:
+            with _open_shard(directory, manifest, shard) as file:
                 file.seek(0)
                 is_whole = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
         except (OSError, ValueError):
@@ -119,19 +119,19 @@ def damaged(directory: Path, manifest: Manifest, shards: Sequence[Shard]) -> lis
     return names
 
 
-def _mapped(directory: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
+def _map_shard(directory: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
     """Map the rows of a shard, as stored, from the page cache."""
-    with _opened(directory, manifest, shard) as file:
-        return np.memmap(file, _stored(manifest), "r", file.tell(), (shard.rows, *manifest.shape))
+    with _open_shard(directory, manifest, shard) as file:
+        return np.memmap(file, _stored_dtype(manifest), "r", file.tell(), (shard.rows, *manifest.shape))
 
 
 @contextmanager
-def _opened(directory: Path, manifest: Manifest, shard: Shard) -> Iterator[io.BufferedReader]:
+def _open_shard(directory: Path, manifest: Manifest, shard: Shard) -> Iterator[io.BufferedReader]:
     """Open the file of a shard at its first row; raise OSError or ValueError if it does not match the manifest.
 
     The file's header is not parsed: it must equal, byte for byte, the header of these rows.
     """
-    dtype, shape = _stored(manifest), (shard.rows, *manifest.shape)
+    dtype, shape = _stored_dtype(manifest), (shard.rows, *manifest.shape)
     header = _header(dtype, shape)
     size = len(header) + math.prod(shape) * dtype.itemsize
     with open(open_regular(directory / shard.file), "rb") as file:
@@ -140,7 +140,7 @@ def _opened(directory: Path, manifest: Manifest, shard: Shard) -> Iterator[io.Bu
         yield file
 
 
-def _stored(manifest: Manifest) -> np.dtype:
+def _stored_dtype(manifest: Manifest) -> np.dtype:
     return np.dtype("uint16" if manifest.dtype == "bfloat16" else manifest.dtype)
 
 
@@ -158,7 +158,7 @@ def sweep(directory: Path, manifest: Manifest) -> None:
                 path.unlink()
 
 
-def rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
+def _round(rows: np.ndarray, dtype: str) -> np.ndarray:
     """Round `rows` to the number format in which they are stored; refuse (65) a value out of its range."""
     if dtype == "computed":
         return rows
@@ -177,22 +177,22 @@ def rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
 def write_shard(
     path: Path, pieces: Iterator[np.ndarray], num_rows: int, dtype: str = "computed"
 ) -> dict[str, Any]:
-    """Write `num_rows` rows into one file as they come; return what `commit` and `listed` need to know of it.
+    """Write `num_rows` rows into one file as they come; return what `commit` and `manifest_entry` need to know of it.
 
     `pieces` is consumed to its end; no file is written if there are no rows.
     """
     first = next(pieces, None)
     if first is None:
         return {"rows": 0}
-    computed, first = first.dtype.name, rounded(first, dtype)
-    written = write_file(path, _npy(first, (rounded(piece, dtype) for piece in pieces), num_rows))
+    computed, first = first.dtype.name, _round(first, dtype)
+    written = write_file(path, _npy(first, (_round(piece, dtype) for piece in pieces), num_rows))
     return {
         "file": path.name, "rows": num_rows, "sha256": written.sha256,
         "dtype": first.dtype.name, "computed": computed, "shape": first.shape[1:],
     }  # fmt: skip
 
 
-def gathered(directory: Path, mine: Mapping[str, Any], parallel: DataParallel) -> list[dict[str, Any]]:
+def gather_shards(directory: Path, mine: Mapping[str, Any], parallel: DataParallel) -> list[dict[str, Any]]:
     """Return what all workers have written into `directory`, in the order of their rows. Blocks.
 
     Every reader maps every file and reads from each for each batch: if there are more than MAX_FILES, neighbours are
@@ -208,10 +208,10 @@ def gathered(directory: Path, mine: Mapping[str, Any], parallel: DataParallel) -
         return shards
     parts = (shards[k : k + at_once] for k in range(0, len(shards), at_once))
     own = next((part for part in parts if part[0]["file"] == mine.get("file")), None)
-    return everyone(_joined(directory, own) if own else {"rows": 0})
+    return everyone(_join(directory, own) if own else {"rows": 0})
 
 
-def _joined(directory: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _join(directory: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Replace several files of consecutive rows by one."""
     first, num_rows = shards[0], sum(shard["rows"] for shard in shards)
     dtype, row = np.dtype("uint16" if first["dtype"] == "bfloat16" else first["dtype"]), tuple(first["shape"])
@@ -229,7 +229,7 @@ def _joined(directory: Path, shards: Sequence[Mapping[str, Any]]) -> dict[str, A
         for path in paths[1:]:
             path.unlink()
     except OSError as error:
-        raise not_kept(directory.parent, error) from error
+        raise storage_refusal(directory.parent, error) from error
     return {**first, "rows": num_rows, "sha256": written.sha256}
 
 
@@ -266,7 +266,7 @@ def commit(
         dtype=first["dtype"],
         computed=first["computed"],
         shape=list(first["shape"]),
-        shards=[listed(shard) for shard in shards],
+        shards=[manifest_entry(shard) for shard in shards],
         facts=Facts(**facts),
     )
     try:
@@ -281,10 +281,10 @@ def commit(
         shutil.rmtree(temporary, ignore_errors=True)
         if directory.is_dir():  # another run has just committed the same features
             return
-        raise not_kept(directory.parent, error) from error
+        raise storage_refusal(directory.parent, error) from error
 
 
-def not_kept(root: Path, error: OSError) -> Refusal:
+def storage_refusal(root: Path, error: OSError) -> Refusal:
     """Return the refusal of a directory in which features cannot be written."""
     return Refusal(
         f"features cannot be kept in {root} ({error.strerror}).",
@@ -293,7 +293,7 @@ def not_kept(root: Path, error: OSError) -> Refusal:
     )
 
 
-def removed(directory: Path) -> Refusal:
+def removal_refusal(directory: Path) -> Refusal:
     """Return the refusal of a set that is removed again and again."""
     return Refusal(
         f"features in {directory} are removed as soon as they are there.",
@@ -313,6 +313,6 @@ def replace_shards(directory: Path, manifest: Manifest, new: Mapping[str, Shard]
     return manifest
 
 
-def listed(shard: Mapping[str, Any]) -> Shard:
+def manifest_entry(shard: Mapping[str, Any]) -> Shard:
     """Return the manifest's entry of a shard that was written."""
     return Shard(file=shard["file"], rows=shard["rows"], sha256=shard["sha256"])

@@ -65,7 +65,7 @@ def in_order(
     at_once: int,
     threads: int,
 ) -> tf.data.Dataset:
-    """Return batches of `at_once` rows: every view of every example of a share, in order. `threads` decode."""
+    """Return batches of `at_once` rows: every view of every example of a share, in order; `threads` decode."""
     num_views = views_of(augmentations)
 
     def views(index: Any) -> Any:

@@ -83,7 +83,7 @@ class Classifier:
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
-        self._prefix, self._suffix, self.prefix_shape = cut.divided(
+        self._prefix, self._suffix, self.prefix_shape = cut.divide(
             self._backbone, self.network, self._outputs, self._config.pooling, first
         )
         self.bfloat16_paths = set()
@@ -310,7 +310,7 @@ def _drawing_from(seed: int) -> Iterator[None]:
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:
-    """Return the view that trains the most: its trainable variables include those of every other view."""
+    """Return the view that trains the most; every other trains a subset of its variables."""
     return max(views, key=lambda view: len(view.trainable))
 
 

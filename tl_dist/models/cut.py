@@ -58,7 +58,7 @@ def pool(maps: Any, pooling: str) -> Any:
     return tf.concat([head.pool(stage_maps, pooling) for stage_maps in keras.tree.flatten(maps)], axis=-1)
 
 
-def divided(
+def divide(
     backbone: Backbone, network: Any, outputs: Sequence[Any], pooling: str, first: int
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
     """Return (images -> output of the layers before `first`, this output -> pooled features, its shape for one image).

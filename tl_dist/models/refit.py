@@ -47,7 +47,7 @@ class Fit:
         return min(available, max(IMAGES, -(-ROWS * self.num_inputs // self.rows)))
 
     def sums(self, images: Any, num_images: int) -> tuple[Any, Any]:
-        """Return x'x and x'y of these images' equations, float32, inside a graph; `num_images` are used in all."""
+        """Return x'x and x'y of these images' equations, float32, in a graph; the fit uses `num_images` in all."""
         inputs, outputs = self.equations(images)
         rows = -(-ROWS * self.num_inputs // num_images)
         if rows < self.rows:
@@ -61,13 +61,13 @@ class Fit:
         weights = [variables[path].numpy() for path in self.paths]
         width = weights[0].shape[-1]
         start = np.concatenate([w.reshape(-1, width) for w in weights]).astype(np.float64)
-        solution = solved(start, squares, products)
+        solution = solution_near(start, squares, products)
         variables[self.paths[0]].assign(solution[: weights[0].size // width].reshape(weights[0].shape))
         if len(self.paths) > 1:
             variables[self.paths[1]].assign(solution[-1])
 
 
-def solved(start: NDArray[Any], squares: NDArray[Any], products: NDArray[Any]) -> NDArray[np.float64]:
+def solution_near(start: NDArray[Any], squares: NDArray[Any], products: NDArray[Any]) -> NDArray[np.float64]:
     """Return the w with the least |x w - y|^2 + d |w - start|^2, from x'x and x'y; d is DAMPING times the mean x^2."""
     damping = DAMPING * np.trace(squares) / len(squares)
     system = squares + damping * np.eye(len(squares))

@@ -216,7 +216,7 @@ def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     assert len(texts) == 1 and damaged.name in texts[0] and whole.name not in texts[0]
     np.testing.assert_array_equal(again.array(), expected)
     assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert not damaged.exists() and not feature_set.damaged(
+    assert not damaged.exists() and not feature_set.damaged_shards(
         again.directory, again.manifest, again.manifest.shards
     )
 

@@ -275,7 +275,7 @@ def test_both_layouts_of_keras_are_read(name, tmp_path):
     for file in ("new.weights.h5", "old.h5"):
         path = tmp_path / file
         arrays, others = keras_files.arrays_of(hdf5.read(path), ours)
-        assert_equal(sources.fitted(arrays, ours, path), expected)
+        assert_equal(sources.fit_to_network(arrays, ours, path), expected)
         assert not others
         path.unlink()
 

@@ -141,8 +141,8 @@ def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, we
 def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights) -> Linear:
     """Fit the classifier that predicts the class with the nearest mean.
 
-    Its probabilities take each class for a sphere. With one variance for each feature they would be far too confident,
-    so squared distances are in units of the mean squared distance of an example to the mean of its own class.
+    Its logits are negative squared distances to the means, in units of the mean squared distance of an example to the
+    mean of its own class: in units of the variance of a feature, so many features would make it far too confident.
     """
     wide = features.astype(np.float64, copy=False)
     kernel, bias = np.zeros((wide.shape[1], num_classes)), np.full(num_classes, ABSENT)

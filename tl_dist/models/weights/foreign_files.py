@@ -20,7 +20,7 @@ from tl_dist.files import atomic, limits
 from tl_dist.files.foreign import open_regular
 from tl_dist.models.backbones import Arrays, Backbone
 from tl_dist.models.weights import hdf5, keras_archives, keras_files, safetensors_files, tf_checkpoints
-from tl_dist.models.weights.sources import CheckDigest, does_not_hold, fitted
+from tl_dist.models.weights.sources import CheckDigest, fit_to_network, mismatch
 from tl_dist.refusal import ExitCode, Refusal
 
 KINDS = "the path of a .safetensors, .h5 or .keras file, or of the .index of a TensorFlow checkpoint"
@@ -52,10 +52,10 @@ def read(
         try:
             arrays, others = _arrays_of(copy, source, network)
         except ValueError as error:
-            raise does_not_hold(source, network, str(error)) from error
+            raise mismatch(source, network, str(error)) from error
     if copy.suffix != ".safetensors":
         arrays = backbone.adapt(arrays)
-    return fitted(arrays, network, source), digest, tuple(others)
+    return fit_to_network(arrays, network, source), digest, tuple(others)
 
 
 @contextmanager

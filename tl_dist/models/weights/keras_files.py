@@ -197,7 +197,7 @@ def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
 def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError if one more layer of a kind `KIND_N/VARIABLE` is stored than the network has, all of one shape.
 
-    With other shapes it would be noticed: it shifts the numbers, so that a layer would have to fit in another's place.
+    An extra layer shifts the numbers of those after it. If shapes differ, these no longer fit, and it is refused.
     """
     kinds: defaultdict[str, defaultdict[int, dict[str, tuple[int, ...]]]]
     kinds = defaultdict(lambda: defaultdict(dict))

@@ -95,7 +95,9 @@ def from_keras(backbone: Backbone) -> Arrays:
     side = max(backbone.min_size, 64)
     height, width = (size or side for size in reference.input_shape[1:3])
     network = backbone.build((height, width, 3))
-    arrays = fitted(backbone.adapt({v.path: v.numpy() for v in reference.weights}), network, "imagenet")
+    arrays = fit_to_network(
+        backbone.adapt({v.path: v.numpy() for v in reference.weights}), network, "imagenet"
+    )
     _check_same_function(reference, network, arrays)
     return arrays
 
@@ -126,14 +128,14 @@ def finish(network: Any) -> None:
             layer.finalize_state()
 
 
-def fitted(arrays: Arrays, network: Any, source: object) -> Arrays:
+def fit_to_network(arrays: Arrays, network: Any, source: object) -> Arrays:
     """Return the arrays in the types of the network's variables; refuse other names or shapes, NaN and infinity."""
     import numpy as np
 
     compare(source, network, shapes(network), {name: array.shape for name, array in arrays.items()})
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise does_not_hold(source, network, f"'{name}' has values that are not finite numbers")
+            raise mismatch(source, network, f"'{name}' has values that are not finite numbers")
     return {v.path: np.asarray(arrays[v.path], str(v.dtype)) for v in network.weights}
 
 
@@ -151,10 +153,10 @@ def compare(source: object, network: Any, wanted: Mapping[str, Any], available: 
         first = names[0]
         problem = f"{len(names)} arrays differ, first '{first}'"
         sizes = f"{available.get(first, 'missing')} where the network has {wanted.get(first, 'none')}"
-        raise does_not_hold(source, network, f"{problem}, {sizes}")
+        raise mismatch(source, network, f"{problem}, {sizes}")
 
 
-def does_not_hold(source: object, network: Any, why: str) -> Refusal:
+def mismatch(source: object, network: Any, why: str) -> Refusal:
     """Return the refusal of weights that are not the network's."""
     return Refusal(
         f"{source} does not hold the weights of {network.name}: {why}.",
