@@ -63,7 +63,7 @@ def test_layers_that_know_nothing_are_left_out() -> None:
     values, labels, fold = drawn(2)
     reversed_values = values[:, :, ::-1]  # what is known comes last
     columns = selection.columns_of(["a", "b", "c"], [10, 20, 10])
-    assert {name: (those[0], len(those)) for name, those in columns.items()} == {
+    assert {name: (subset[0], len(subset)) for name, subset in columns.items()} == {
         "c": (30, 10),
         "b c": (10, 30),
         "a b c": (0, 40),

@@ -25,9 +25,9 @@ def with_head(name: str, *, image_size: int, **settings: Any) -> Any:
 
 def images_of(size: int, num: int = 2) -> np.ndarray:
     """Noise, darker in one quarter."""
-    found = np.random.default_rng(1).integers(0, 256, (num, size, size, 3)).astype(np.uint8)
-    found[:, : size // 2, : size // 2] //= 4
-    return found
+    images = np.random.default_rng(1).integers(0, 256, (num, size, size, 3)).astype(np.uint8)
+    images[:, : size // 2, : size // 2] //= 4
+    return images
 
 
 @pytest.fixture
@@ -62,15 +62,15 @@ def test_of_several_pooled_stages_the_strongest_counts_and_shallow_ones_are_rais
     kernel = both.trainable["head/logits/kernel"].numpy()[:, number]
     maps = both.pooled_maps()[0](images)
     alone = []
-    for one, weights in zip(maps, (kernel[:16], kernel[16:]), strict=True):
-        cam = np.maximum(one.numpy() @ np.maximum(weights, 0), 0)
+    for stage_maps, weights in zip(maps, (kernel[:16], kernel[16:]), strict=True):
+        cam = np.maximum(stage_maps.numpy() @ np.maximum(weights, 0), 0)
         alone.append(cam / cam.max(axis=(1, 2), keepdims=True))
     raised = [np.tanh(2 * alone[0]), alone[1]]
     large = [tf.image.resize(cam[..., None], (32, 32))[..., 0].numpy() for cam in raised]
     expected = np.maximum(*large)
     joined = class_activation(both)(images, np.full(2, number, np.int32))[0].numpy()
     np.testing.assert_allclose(joined, expected / expected.max(axis=(1, 2), keepdims=True), atol=1e-5)
-    assert all(np.abs(joined - one).max() > 0.1 for one in large)
+    assert all(np.abs(joined - cam).max() > 0.1 for cam in large)
 
 
 def test_where_the_sum_cannot_be_reached_there_is_an_end(
@@ -86,8 +86,8 @@ def test_where_the_sum_cannot_be_reached_there_is_an_end(
         return real(self, images, *more, **settings)
 
     monkeypatch.setattr(type(model), "__call__", counted)
-    found = attribution.integrated_gradients(model)(images_of(32)[0], 0)
-    assert len(asked) == found.num_points == 256
+    result = attribution.integrated_gradients(model)(images_of(32)[0], 0)
+    assert len(asked) == result.num_points == 256
     assert (
         len(np.unique(np.round(asked, 6))) == 256
     )  # no point twice: each image is further from the baseline
@@ -97,12 +97,12 @@ def test_where_the_sum_cannot_be_reached_there_is_an_end(
 def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) -> None:
     model = with_head("tiny", image_size=32, hidden=8)
     image = images_of(32)[0]
-    found = integrated_gradients(model)(image, number)
+    result = integrated_gradients(model)(image, number)
     baseline = np.broadcast_to(image.astype(np.float32).mean(axis=(0, 1)), image.shape)
     logits = model(np.stack([baseline, image.astype(np.float32)])).numpy()[:, number]
-    assert found.difference == pytest.approx(float(logits[1] - logits[0]), rel=1e-4)
-    assert found.attributions.sum() == pytest.approx(found.difference, rel=TOLERANCE)
-    assert found.gap <= TOLERANCE
+    assert result.difference == pytest.approx(float(logits[1] - logits[0]), rel=1e-4)
+    assert result.attributions.sum() == pytest.approx(result.difference, rel=TOLERANCE)
+    assert result.gap <= TOLERANCE
     # Of each pixel, by a plain sum of the same path, which knows nothing of where the logit bends.
     way = (image - baseline).astype(np.float32)
     whole = np.zeros((32, 32))
@@ -112,4 +112,4 @@ def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) 
             tape.watch(images)
             score = tf.reduce_sum(model(images)[:, number])
         whole += (tape.gradient(score, images).numpy() * way).sum(axis=(0, -1)) / 512
-    assert np.abs(found.attributions - whole).max() < 0.1 * np.abs(whole).max()
+    assert np.abs(result.attributions - whole).max() < 0.1 * np.abs(whole).max()

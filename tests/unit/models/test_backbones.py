@@ -101,9 +101,9 @@ def test_preprocessing_is_what_keras_does_for_its_weights(name):
     images = np.random.default_rng(1).integers(0, 256, (2, 9, 7, 3), np.uint8)
     of_keras = sys.modules[CONSTRUCTORS[name].__module__].preprocess_input
     expected = np.asarray(of_keras(images.astype(np.float32)))
-    found = preprocess(RECORDS[name].preprocessing, images)
-    assert found.dtype == "float32"
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-5)
+    preprocessed = preprocess(RECORDS[name].preprocessing, images)
+    assert preprocessed.dtype == "float32"
+    np.testing.assert_allclose(preprocessed, expected, rtol=1e-6, atol=2e-5)
 
 
 def operations_behind(tensor, network):

@@ -72,11 +72,11 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
     """With the weights of half of these channels 0, batch norm's too, the narrow network says what the whole does."""
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
-    def made(prune: float) -> Classifier:
+    def branching_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
         return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
 
-    net, narrow = with_every_weight_drawn(made(0.0)), made(0.5)
+    net, narrow = with_every_weight_drawn(branching_net(0.0)), branching_net(0.5)
     assert {
         half.name: half.filters
         for whole, half in zip(net.network.layers, narrow.network.layers, strict=True)
@@ -89,10 +89,12 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
                 by_channel = isinstance(whole, keras.layers.DepthwiseConv2D) and values.ndim == 4
                 np.moveaxis(values, 2 if by_channel else -1, 0)[::2] = 0
                 variable.assign(values)
-    kept = pruning.kept(net, narrow.network)
+    weights = pruning.kept(net, narrow.network)
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
-        variable.assign(kept[path])
-    assert not net.statistics and len(narrow.statistics) == 8  # those of fewer channels have to be found anew
+        variable.assign(weights[path])
+    assert (
+        not net.statistics and len(narrow.statistics) == 8
+    )  # with fewer channels they must be estimated again
     np.testing.assert_allclose(narrow(IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     assert np.abs(net(IMAGES)).max() > 1e-2
 

@@ -63,11 +63,11 @@ def test_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "DAMPING", 1e-9)
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
-    def made(prune: float) -> Classifier:
+    def prunable_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
         return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
 
-    net, narrow = with_every_weight_drawn(made(0.0)), made(0.5)
+    net, narrow = with_every_weight_drawn(prunable_net(0.0)), prunable_net(0.5)
     with_twins(net, narrow)
     before, after = recovered(net, narrow)
     assert before > 0.05 and after < 1e-2
@@ -78,6 +78,6 @@ def test_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_images_say_nothing_the_weights_stay() -> None:
     start = np.random.default_rng(0).normal(size=(5, 2))
     squares, products = np.diag([4.0, 4.0, 0, 0, 0]), np.zeros((5, 2))
-    found = refit.solution_near(start, squares, products)
-    np.testing.assert_array_equal(found[2:], start[2:])
-    assert np.abs(found[:2]).max() < 1e-3
+    solution = refit.solution_near(start, squares, products)
+    np.testing.assert_array_equal(solution[2:], start[2:])
+    assert np.abs(solution[:2]).max() < 1e-3

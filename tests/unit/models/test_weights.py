@@ -51,11 +51,11 @@ def values(network):
     return {v.path: np.asarray(v.numpy()) for v in network.weights}
 
 
-def assert_equal(found, expected):
-    assert set(found) == set(expected)
+def assert_equal(actual, expected):
+    assert set(actual) == set(expected)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == array.dtype
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def test_a_photograph_gives_the_same_features_as_by_hand(hed):
     record = registry.backbone("vgg16")
     network = record.build((224, 224, 3))
     weights.load(network, hed)
-    found = network(preprocess(record.preprocessing, image), training=False).numpy()
-    assert found.shape == (1, 7, 7, 512)
-    assert (found > 0).mean() > 0.05
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    features = network(preprocess(record.preprocessing, image), training=False).numpy()
+    assert features.shape == (1, 7, 7, 512)
+    assert (features > 0).mean() > 0.05
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 @pytest.mark.timing
@@ -338,8 +338,8 @@ def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, dow
     theirs = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(64, 64, 3))
     assert len(theirs.layers) == len(network.layers) + 1  # which is why the variance must change
     image = np.random.default_rng(3).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    expected, found = (model(image, training=False).numpy() for model in (theirs, network))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    expected, outputs = (model(image, training=False).numpy() for model in (theirs, network))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     std = np.asarray((0.229, 0.224, 0.225), np.float32)
     assert_equal(values(network), stored | {"normalization/variance": std * std})
     # What the layer computes with is a copy of its variables.
