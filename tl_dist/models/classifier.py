@@ -68,14 +68,12 @@ class Classifier:
         self._logits = head.last_layer(config.hidden or features, num_classes)
         self.first_of_head = self._hidden or self._logits
         """the layer that reads the pooled features"""
-        self.bfloat16_paths: set[str] = set()
-        """paths of trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.new = self._reinitialized()
         """paths in the backbone that keep their random initialization when pretrained weights are loaded"""
         self._start_training_at(cut.first_trainable_layer(backbone, network, config.train_from))
         layer_depths = blocks.depths(backbone, network)
         self.depths: dict[str, int] = {
-            f"backbone/{layer.name}/{variable_path(layer, variable)}": layer_depths[layer.name]
+            backbone_path(layer, variable): layer_depths[layer.name]
             for layer in network.layers
             for variable in layer.weights
         }
@@ -86,7 +84,8 @@ class Classifier:
         self._prefix, self._suffix, self.prefix_shape = cut.divide(
             self._backbone, self.network, self._outputs, self._config.pooling, first
         )
-        self.bfloat16_paths = set()
+        self.bfloat16_paths: set[str] = set()
+        """paths of trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
@@ -100,7 +99,7 @@ class Classifier:
                 trained_ids = set()
             for variable in layer.weights:
                 table = self.trainable if id(variable) in trained_ids else self.frozen
-                path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                path = backbone_path(layer, variable)
                 if policy in ("train", "sync") and path.endswith(MOVING):
                     table, momentum = self.statistics, self._config.batch_norm_momentum
                     self.momentum[path] = layer.momentum if momentum is None else momentum
@@ -115,8 +114,8 @@ class Classifier:
         """Return how a trained batch-norm layer normalizes; `auto` depends on whether its statistics are pretrained."""
         if self._config.batch_norm != "auto":
             return self._config.batch_norm
-        fresh = self._random or self._config.prune or f"backbone/{layer.name}{MOVING[0]}" in self.new
-        return "sync" if fresh else "inference"
+        is_new = self._random or self._config.prune or f"backbone/{layer.name}{MOVING[0]}" in self.new
+        return "sync" if is_new else "inference"
 
     def trained_from(self, train_from: str) -> Classifier:
         """Return a view of the same layers and variables that trains from `train_from` on: the model of one stage."""
@@ -141,11 +140,8 @@ class Classifier:
         if name is None:
             return set()
         first = cut.first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
-        return {
-            f"backbone/{layer.name}/{variable_path(layer, variable)}"
-            for layer in self.network.layers[first:]
-            for variable in layer.weights
-        }
+        layers = self.network.layers[first:]
+        return {backbone_path(layer, variable) for layer in layers for variable in layer.weights}
 
     @contextmanager
     def keeping_new(self) -> Iterator[None]:
@@ -314,6 +310,7 @@ def widest(views: Iterable[Classifier]) -> Classifier:
     return max(views, key=lambda view: len(view.trainable))
 
 
-def variable_path(layer: Any, variable: Any) -> str:
-    """Return the name of a variable below its layer: `kernel`, or `depthwise/kernel` inside a nested layer."""
-    return str(variable.path).split(f"{layer.name}/", 1)[-1]
+def backbone_path(layer: Any, variable: Any) -> str:
+    """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
+    name = str(variable.path).split(f"{layer.name}/", 1)[-1]
+    return f"backbone/{layer.name}/{name}"
