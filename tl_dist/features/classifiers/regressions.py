@@ -34,7 +34,7 @@ Watch = Callable[[], None]
 
 
 class Stopped(Exception):
-    """A `Watch` was told that a stop is requested."""
+    """Raised by a `Watch` when a stop is requested."""
 
 
 def unwatched() -> None:
@@ -95,7 +95,7 @@ class Problems:
         return np.zeros((self.rows.shape[1] + 1, self.share.shape[1] * self.num_logits))
 
     def minimum(self, l2: float, start: Coefficients, tolerance: float) -> Minimum:
-        """Search, from `start`, the coefficients at which no entry of the gradient is above `tolerance`."""
+        """Search from `start` for the coefficients at which no entry of the gradient is above `tolerance`."""
         from scipy.sparse.linalg import LinearOperator, cg
 
         at, rounds, rounding = start, 0, 8 * float(np.finfo(self.rows.dtype).eps)
