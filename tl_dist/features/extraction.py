@@ -175,7 +175,7 @@ class _Extraction:
         except (OSError, ValueError):
             return None
         prefix, num_views = self.prefix, self.num_views
-        dtype = prefix.dtype if prefix.dtype != "computed" else manifest.computed or manifest.dtype
+        dtype = prefix.dtype if prefix.dtype != "computed" else manifest.computed
         is_expected = (
             manifest.rows == self.source.num_examples * num_views
             and not any(shard.rows % num_views for shard in manifest.shards)

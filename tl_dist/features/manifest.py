@@ -52,8 +52,8 @@ class Manifest(_Part):
 
     dtype: Format
     """the number format in which the rows are stored"""
-    computed: Format | None = None
-    """the number format in which they were computed; None: the same"""
+    computed: Format
+    """the number format in which they were computed"""
     shape: Annotated[list[Count], Field(max_length=8)]
     """of one row"""
     shards: Annotated[list[Shard], Field(min_length=1, max_length=limits.SHARDS)]

@@ -100,7 +100,7 @@ class FeatureSet:
         values = self._read_rows(examples * self.num_views + tf.cast(views, tf.int64))
         if self.manifest.dtype == "bfloat16":
             values = tf.bitcast(values, tf.bfloat16)
-        values = tf.cast(values, self.manifest.computed or values.dtype)
+        values = tf.cast(values, self.manifest.computed)
         return tf.ensure_shape(values, [examples.shape[0], *self.manifest.shape])
 
 

@@ -202,7 +202,7 @@ def _recall(request: _Request) -> WeightsFile | None:
         record = json.loads(request.record.read_bytes())
         source_sha256, sha256 = record["source_sha256"], record["sha256"]
         path = request.directory / Path(record["file"]).name
-        others = tuple(map(str, record.get("others", ())))
+        others = tuple(map(str, record["others"]))
         if path.stat().st_size != record["bytes"]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
