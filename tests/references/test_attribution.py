@@ -78,7 +78,7 @@ def test_the_same_map(kind: Any, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("layercam", "LayerCAM"), ("gradcam", "GradCAM")])
 def test_maps_of_several_stages_are_joined_as_layercams_authors_do(kind: Any, name: str) -> None:
-    """Equation 9 of the paper, which scales those of shallow layers alone; Grad-CAM has no such rule."""
+    """Equation 9 of the paper, which scales the maps of shallow layers alone; Grad-CAM has no such rule."""
     ours, parts, linear = networks_of(layers=("block2", "block3"))
     theirs, method = TwoStages(parts, linear).eval(), getattr(methods, name)
     maps, logits = class_activation(ours, kind)(IMAGES, CLASSES)

@@ -1,4 +1,4 @@
-"""Every family has heat maps, those of several stages are joined, and integrated gradients add up."""
+"""Every family has heat maps, maps of several stages are joined, and integrated gradients add up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tl_dist.models.attribution import TOLERANCE, class_activation, integrated_g
 
 
 def with_head(name: str, *, image_size: int, **settings: Any) -> Any:
-    """A network whose head says something: it starts as zeros."""
+    """Return a network whose head is not zeros, as it is at first."""
     model = build(name, image_size=image_size, **settings)
     kernel = model.trainable["head/logits/kernel"]
     kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
@@ -24,7 +24,7 @@ def with_head(name: str, *, image_size: int, **settings: Any) -> Any:
 
 
 def images_of(size: int, num: int = 2) -> np.ndarray:
-    """Noise, darker in one quarter."""
+    """Return noise that is darker in one quarter."""
     images = np.random.default_rng(1).integers(0, 256, (num, size, size, 3)).astype(np.uint8)
     images[:, : size // 2, : size // 2] //= 4
     return images
@@ -32,7 +32,7 @@ def images_of(size: int, num: int = 2) -> np.ndarray:
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
-    """Without a compiler, which takes longer than the few images."""
+    """Run without compiling, which takes longer than the few images."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -56,7 +56,7 @@ def test_every_family_has_maps(name: str, eagerly: None) -> None:
 
 
 def test_of_several_pooled_stages_the_strongest_counts_and_shallow_ones_are_raised(eagerly: None) -> None:
-    """Of the mean of maps the gradient is the weight of each: LayerCAM is their sum by the weights above 0."""
+    """The gradient of a weighted mean of maps is their weights: LayerCAM is the sum by the weights above 0."""
     images, number = images_of(32), 1
     both = with_head("tiny", image_size=32, layers=["block1", "block3"])
     kernel = both.trainable["head/logits/kernel"].numpy()[:, number]

@@ -15,7 +15,7 @@ CHANNELS = 5
 
 
 def layer(**settings: Any) -> tuple[Any, Any]:
-    """A layer in a network of its own, with numbers that no initializer gives; and that network."""
+    """Return a layer with values that no initializer gives, and the network that consists of it."""
     inputs = keras.Input((6, 7, CHANNELS))
     normalizes = keras.layers.BatchNormalization(name="norm", **settings)
     network = keras.Model(inputs, normalizes(inputs))
@@ -29,7 +29,7 @@ def layer(**settings: Any) -> tuple[Any, Any]:
 def computed(
     settings: dict[str, Any], of_batch: bool, *, fused: bool, policy: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Outputs and moments of one batch, and gradients of a loss to which no element contributes alike."""
+    """Return outputs and moments of one batch, and gradients of a loss that weighs each element differently."""
     keras.config.set_dtype_policy(policy)
     try:
         normalizes, network = layer(**settings)

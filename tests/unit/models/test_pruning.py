@@ -1,4 +1,4 @@
-"""A pruned network is an ordinary one with fewer channels: those of the largest filters, which the head reads."""
+"""A pruned network is an ordinary one with fewer channels: the largest filters stay, and the head reads these."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ INNER = {"residual_in": 3, "residual_middle": 2, "expand": 8, "top": 5}
 
 
 def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
-    """With the weights of half of these channels 0, batch norm's too, the narrow network says what the whole does."""
+    """Where half of these channels have weights of 0, batch norm's too, the narrow network computes what the whole does."""
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
     def branching_net(prune: float) -> Classifier:
@@ -111,7 +111,7 @@ def test_half_of_the_channels_leaves_so_many_parameters(name: str, left: float) 
 
 
 def test_the_families_that_can_be_pruned() -> None:
-    """Of what comes with the package: those where half of the channels is more than a third of the parameters."""
+    """The families of the package in which half of the channels are more than a third of the parameters."""
     assert {name for name in registry.BACKBONES if registry.backbone(name).prunable} == {
         name
         for name in registry.BACKBONES

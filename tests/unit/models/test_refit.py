@@ -1,4 +1,4 @@
-"""What is left of a network says again what the whole says, where the channels that are left can express it."""
+"""A pruned network reproduces the outputs of the whole, where the channels that are left can express them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLER = 0.3
 
 
 def with_twins(net: Classifier, narrow: Classifier) -> None:
-    """Every second channel of those of which half are left out becomes a smaller copy of the one before it."""
+    """Make every second channel of the pruned layers a smaller copy of the one before it."""
     for whole, half in zip(net.network.layers, narrow.network.layers, strict=True):
         if half.output.shape[-1] == whole.output.shape[-1]:
             continue
@@ -37,7 +37,7 @@ def with_twins(net: Classifier, narrow: Classifier) -> None:
 
 
 def recovered(net: Classifier, narrow: Classifier) -> tuple[float, float]:
-    """How far the logits are from those of the whole, before and after the fit, over how large those are."""
+    """Return the relative error of the logits before and after the fit, against the whole network."""
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
         variable.assign(pruning.kept(net, narrow.network)[path])
     expected = net(IMAGES).numpy()

@@ -37,7 +37,7 @@ def build(name):
 
 
 def randomised(network, seed=0):
-    """The network with other numbers in every variable where Keras begins with zeros or ones."""
+    """Build the network, with other values in every variable that Keras initializes with zeros or ones."""
     rng = np.random.default_rng(seed)
     for v in network.weights:
         if "int" in v.dtype:
@@ -260,7 +260,7 @@ def test_the_digest_is_compared_again_when_the_file_was_converted_before(tiny_fi
 # separable convolutions, integers, and the longest lists of names.
 @pytest.mark.parametrize("name", ["mobilenetv3small", "efficientnetb0", "xception", "convnexttiny"])
 def test_both_layouts_of_keras_are_read(name, tmp_path):
-    keras.layers.Conv2D(1, 1)  # other numbers in the names than those of `build`
+    keras.layers.Conv2D(1, 1)  # so that names get other numbers than in `build`
     record, constructor = (
         registry.backbone(name),
         {k.lower(): v for k, v in vars(keras.applications).items()}[name],
@@ -526,7 +526,7 @@ def test_hostile_files_are_refused_and_lead_nowhere(spoil, tiny_file, tmp_path, 
     outside = tmp_path / "outside.h5"
     with h5py.File(path, "r+") as file:
         spoil(file, outside)
-    # A pipe without a writer: whoever opens it waits for ever, and the test does not end.
+    # A pipe without a writer: a process that opens it waits forever, and the test would not end.
     os.mkfifo(outside)
     with pytest.raises(Refusal, match=HOSTILE[spoil]) as refusal:
         weights.convert(str(path), "tiny", cache=cache)
