@@ -69,7 +69,7 @@ INNER = {"residual_in": 3, "residual_middle": 2, "expand": 8, "top": 5}
 
 
 def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
-    """With half of these channels 0 in all weights, batch norm's too, the narrow network computes what the whole does."""
+    """With half of these channels 0 in all weights, batch norm's too, the narrow network gives the whole's outputs."""
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
     def branching_net(prune: float) -> Classifier:
