@@ -100,7 +100,7 @@ def test_a_process_reads_no_longer_than_it_may(tmp_path: Path) -> None:
     never_read(tmp_path / "x.h5")
     program = (
         "import sys; from pathlib import Path; from tl_dist.files import limits; limits.HDF5_CPU_S = 0.5; "
-        "from tl_dist.models.backbones import hdf5; hdf5.read(Path(sys.argv[1]))"
+        "from tl_dist.models.weights import hdf5; hdf5.read(Path(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", program, tmp_path / "x.h5"], timeout=60, check=False)
     assert done.returncode == -signal.SIGVTALRM

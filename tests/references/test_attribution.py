@@ -62,42 +62,42 @@ def test_the_same_map(kind: Any, name: str) -> None:
         torch.nn.Sequential(*parts), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear
     ).eval()
     images, classes = IMAGES, CLASSES
-    found, logits = class_activation(ours, kind)(images, classes)
+    maps, logits = class_activation(ours, kind)(images, classes)
     inputs = torch.tensor(images.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
     for k, image in enumerate(inputs):
         with getattr(methods, name)(theirs, target_layer=theirs[0]) as extractor:
-            said = theirs(image[None])
-            expected = extractor(int(classes[k]), said, normalized=False)[0][0]
-        np.testing.assert_allclose(logits[k].numpy(), said[0].detach().numpy(), atol=1e-4)
+            scores = theirs(image[None])
+            expected = extractor(int(classes[k]), scores, normalized=False)[0][0]
+        np.testing.assert_allclose(logits[k].numpy(), scores[0].detach().numpy(), atol=1e-4)
         large = torch.nn.functional.interpolate(
             expected[None, None], (SIZE, SIZE), mode="bilinear", align_corners=False
         )[0, 0].numpy()
         assert large.max() > 0  # else any map would fit
-        np.testing.assert_allclose(found[k].numpy(), large / large.max(), atol=1e-4)
+        np.testing.assert_allclose(maps[k].numpy(), large / large.max(), atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("layercam", "LayerCAM"), ("gradcam", "GradCAM")])
 def test_maps_of_several_stages_are_joined_as_layercams_authors_do(kind: Any, name: str) -> None:
-    """Equation 9 of the paper, which scales those of shallow layers alone; Grad-CAM has no such rule."""
+    """Equation 9 of the paper, which scales the maps of shallow layers alone; Grad-CAM has no such rule."""
     ours, parts, linear = networks_of(layers=("block2", "block3"))
     theirs, method = TwoStages(parts, linear).eval(), getattr(methods, name)
-    found, logits = class_activation(ours, kind)(IMAGES, CLASSES)
+    maps, logits = class_activation(ours, kind)(IMAGES, CLASSES)
     inputs = torch.tensor(IMAGES.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1)
     by_stage = []
     for k, image in enumerate(inputs):
         with method(theirs, target_layer=[theirs.early, theirs.late]) as extractor:
-            said = theirs(image[None])
-            early, late = extractor(int(CLASSES[k]), said, normalized=False)
-        np.testing.assert_allclose(logits[k].numpy(), said[0].detach().numpy(), atol=1e-4)
+            scores = theirs(image[None])
+            early, late = extractor(int(CLASSES[k]), scores, normalized=False)
+        np.testing.assert_allclose(logits[k].numpy(), scores[0].detach().numpy(), atol=1e-4)
         early, late = early / early.max(), late / late.max()
         by_stage.append((early, late))
         if kind == "layercam":
             (early,) = methods.LayerCAM._scale_cams([early])
         joined = methods.LayerCAM._fuse_cams([early, late], (SIZE, SIZE))[0].numpy()
-        np.testing.assert_allclose(found[k].numpy(), joined / joined.max(), atol=1e-4)
+        np.testing.assert_allclose(maps[k].numpy(), joined / joined.max(), atol=1e-4)
     plain = methods.LayerCAM._fuse_cams(
-        [torch.cat(maps) for maps in zip(*by_stage, strict=True)], (SIZE, SIZE)
+        [torch.cat(stage) for stage in zip(*by_stage, strict=True)], (SIZE, SIZE)
     )
     assert (
-        kind == "gradcam" or abs(found.numpy() - plain.numpy()).max() > 0.1
+        kind == "gradcam" or abs(maps.numpy() - plain.numpy()).max() > 0.1
     )  # the rule makes a difference here

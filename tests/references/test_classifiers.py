@@ -23,8 +23,8 @@ from tl_dist.training.class_weights import balanced_class_weights
 
 def digits(classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of every third example, float32 as features are; three of them are constant."""
-    found = load_digits(n_class=classes)
-    return found.data[::3].astype(np.float32), found.target[::3].astype(np.int32)
+    digits = load_digits(n_class=classes)
+    return digits.data[::3].astype(np.float32), digits.target[::3].astype(np.int32)
 
 
 def ill_scaled() -> tuple[np.ndarray, np.ndarray]:
@@ -52,22 +52,22 @@ def reference(
 @pytest.mark.parametrize(("classes", "l2"), [(2, 1e-2), (2, 1e-5), (10, 1e-1), (10, 1e-3)])
 def test_logistic_regression_of_digits(classes: int, l2: float, scaling: str) -> None:
     features, labels = digits(classes)
-    found = classifiers.fit("logistic", features, labels, classes, l2=l2, scaling=scaling)
+    fitted = classifiers.fit("logistic", features, labels, classes, l2=l2, scaling=scaling)
     other = reference(l2, len(labels), scaling).fit(features.astype(np.float64), labels)
     np.testing.assert_allclose(
-        found.probabilities(features), other.predict_proba(features), atol=1e-6, rtol=0
+        fitted.probabilities(features), other.predict_proba(features), atol=1e-6, rtol=0
     )
-    assert found.converged
+    assert fitted.converged
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-4])
 def test_logistic_regression_of_ill_scaled_columns(l2: float) -> None:
     features, labels = ill_scaled()
-    found = classifiers.fit("logistic", features, labels, 3, l2=l2)
+    fitted = classifiers.fit("logistic", features, labels, 3, l2=l2)
     wide = features.astype(np.float64)
     other = reference(l2, len(labels)).fit(wide, labels)
-    np.testing.assert_allclose(found.probabilities(features), other.predict_proba(wide), atol=1e-6, rtol=0)
-    assert found.converged
+    np.testing.assert_allclose(fitted.probabilities(features), other.predict_proba(wide), atol=1e-6, rtol=0)
+    assert fitted.converged
 
 
 def test_balanced_weights_also_where_a_class_is_absent() -> None:
@@ -80,11 +80,11 @@ def test_balanced_weights_also_where_a_class_is_absent() -> None:
         np.asarray(weights)[present], compute_class_weight("balanced", classes=present, y=labels), rtol=1e-12
     )
     assert weights[3] == 0 and np.mean(np.asarray(weights)[labels]) == pytest.approx(1)
-    found = classifiers.fit("logistic", features, labels, 10, l2=0.01, class_weights=weights)
+    fitted = classifiers.fit("logistic", features, labels, 10, l2=0.01, class_weights=weights)
     other = reference(0.01, len(labels)).set_params(logisticregression__class_weight="balanced")
     expected = np.zeros((len(labels), 10))
     expected[:, present] = other.fit(features.astype(np.float64), labels).predict_proba(features)
-    np.testing.assert_allclose(found.probabilities(features), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(fitted.probabilities(features), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")  # of pixels that no example uses
@@ -92,18 +92,18 @@ def test_balanced_weights_also_where_a_class_is_absent() -> None:
 def test_the_nearest_mean(scaling: str) -> None:
     """The classes of NearestCentroid, and the softmax of the negative squared distances to its centroids."""
     features, labels = digits()
-    found = classifiers.fit("nearest_mean", features, labels, 10, scaling=scaling)
+    fitted = classifiers.fit("nearest_mean", features, labels, 10, scaling=scaling)
     scaled = (
         StandardScaler().fit_transform(features.astype(np.float64)) if scaling == "standardize" else features
     )
     other = NearestCentroid().fit(scaled, labels)
-    np.testing.assert_array_equal(found.logits(features).argmax(axis=1), other.predict(scaled))
+    np.testing.assert_array_equal(fitted.logits(features).argmax(axis=1), other.predict(scaled))
     # In units of the mean squared distance of an example to the centroid of its own class.
     square = ((scaled[:, None].astype(np.float64) - other.centroids_) ** 2).sum(axis=-1)
     unit = square[np.arange(len(labels)), labels].mean()
     expected = np.exp(-square / unit)
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.probabilities(features), expected, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(fitted.probabilities(features), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("weights", [None, [0.2, 1.0, 8.0]])
@@ -116,14 +116,14 @@ def test_the_choice_of_l2_is_that_of_a_search_over_folds(weights: list[float] | 
     rows = np.ones(len(labels)) if weights is None else np.asarray(weights)[labels]
     losses = {}
     for l2 in selection.GRID:
-        said = cross_val_predict(
+        probabilities = cross_val_predict(
             reference(l2, 3 * len(labels) // 4, weights=weights),
             wide,
             labels,
             cv=parts,
             method="predict_proba",
         )
-        losses[l2] = float(-(rows * np.log(said[np.arange(len(labels)), labels])).sum() / rows.sum())
+        losses[l2] = float(-(rows * np.log(probabilities[np.arange(len(labels)), labels])).sum() / rows.sum())
     values = features[:, None]
     chosen = selection.choose(values, values, labels, fold, class_weights=weights)
     assert chosen.l2 == min(losses, key=losses.__getitem__)

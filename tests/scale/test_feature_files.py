@@ -57,7 +57,7 @@ def test_neighbours_share_a_file(workers: int, num: int, files: int, dtype: str,
         rows = values[share.start : share.stop]
         pieces = iter([rows[:4], rows[4:]] if len(rows) else [])
         mine = stored.write_shard(temporary / f"shard-{rank:04d}.npy", pieces, len(rows))
-        return stored.gathered(temporary, mine, Rank(ranks, rank))  # type: ignore[arg-type]
+        return stored.gather_shards(temporary, mine, Rank(ranks, rank))  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(workers) as pool:
         (shards, *others) = pool.map(work, range(workers))

@@ -1,1 +1,1 @@
-"""The frozen part of a network computed once: what is kept of it, in which views, and what that costs and saves."""
+"""The outputs of a network's frozen part, computed once and stored, and classifiers that are fitted to them."""

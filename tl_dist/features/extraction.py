@@ -1,8 +1,7 @@
-"""Run the frozen prefix once, over all workers; its outputs are just another source of examples.
+"""Compute the outputs of the frozen prefix once, over all workers, and store them as a feature set (stored.py).
 
-They are kept as a feature set (see stored.py) whose name is a digest of everything that determines the rows:
-frozen weights, cut, preprocessing, image size, number format, data and views. Any run with the same key reads it and no
-image.
+The name of a set is a digest of everything that determines its rows: frozen weights, cut, preprocessing, image size,
+number format, data and views. Every run with the same key reads the set and no image.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from tl_dist.datasets import Source
 from tl_dist.features import manifest as manifests
 from tl_dist.features import stored
 from tl_dist.features.manifest import MANIFEST, Manifest
-from tl_dist.features.stored import FeatureSet, not_kept
+from tl_dist.features.stored import FeatureSet, storage_refusal
 from tl_dist.features.views import in_order, views_of
 from tl_dist.files.atomic import open_directory
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 
-SCHEMA = 3  # raise it when the same key must be computed anew
+SCHEMA = 3  # raise it when every set must be computed again
 ROWS_AT_ONCE, GPU_ROWS_AT_ONCE = 32, 256
-_TRIES = 3  # so often others may remove a set as soon as it is there
+_TRIES = 3  # since others may remove a set as soon as it is there
 AGREE_S = 5.0
-"""about so often the workers agree on whether to stop, and rank 0 reports; each time all wait for the slowest"""
+"""about how often workers agree on whether to stop and rank 0 reports: each time, all wait for the slowest"""
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -51,17 +50,17 @@ class Prefix:
     """uint8 images [rows, size, size, 3] -> features [rows, ...], inside a graph"""
     image_size: int
     facts: Mapping[str, Any]
-    """frozen weights, backbone, cut, precision: whatever else determines the outputs"""
+    """everything else that determines the outputs: frozen weights, backbone, cut, precision"""
     dtype: str = "computed"
-    """the number format in which outputs are kept"""
+    """the number format in which outputs are stored; "computed": as they are computed"""
     crop_fraction: float | None = None
-    """how images become squares, as `resize` has it"""
+    """how images become squares, as in `resize`"""
     shape: tuple[int, ...] | None = None
-    """of the features of one image, where it is known without computing any"""
+    """of the features of one image, if it is known without computing any"""
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """How images become squares, for a key or a manifest; stretched ones are not mentioned, as in older sets."""
+        """Return how images become squares, for a key or a manifest; without `crop_fraction` if they are stretched."""
         cropped = {} if self.crop_fraction is None else {"crop_fraction": self.crop_fraction}
         return {"image_size": self.image_size, **cropped}
 
@@ -78,30 +77,31 @@ def cached(
     say: Say,
     threads: int = 2,
 ) -> FeatureSet | None:
-    """The features of every view of every example; computed by all workers where they are not there yet.
+    """Return the features of every view of every example, which all workers compute if they are not stored yet.
 
-    `say` gets a record now and then, on rank 0; `threads` decode. None when asked to stop before the end; nothing is
-    left then.
+    On rank 0, `say` gets a record every few seconds; `threads` is how many decode. Returns None, and leaves no files,
+    if asked to stop before the end.
     """
     extraction = _Extraction(source, prefix, augmentations, split, parallel, stop_requested, say, threads)
     directory = root / _key(source, prefix, augmentations)
     for _ in range(_TRIES):
-        found = None
+        features = None
         refuse_unsafe(root, links=True)
         refuse_unsafe(directory)
-        if not (extraction.repair if _agreed(parallel, directory.is_dir()) else extraction.make)(directory):
+        complete = extraction.repair if _all_agree(parallel, directory.is_dir()) else extraction.make
+        if not complete(directory):
             return None
-        # Pruned a moment ago, it is not there; one that a worker on another host has just made is.
+        # Another process may have removed the set by now, or a network file system may not show it here yet.
         with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(root))):
-            found = FeatureSet.open(directory, extraction.num_views)
-        if _agreed(parallel, found is not None):
-            return found
-    raise stored.removed(directory)
+            features = FeatureSet.open(directory, extraction.num_views)
+        if _all_agree(parallel, features is not None):
+            return features
+    raise stored.removal_refusal(directory)
 
 
 @dataclass(frozen=True)
 class _Extraction:
-    """Computing features over all workers, and what they agree on meanwhile."""
+    """The computation of a feature set over all workers. All of them call each method together."""
 
     source: Source
     prefix: Prefix
@@ -114,10 +114,11 @@ class _Extraction:
 
     @property
     def num_views(self) -> int:
+        """Return how many views of an example are stored."""
         return views_of(self.augmentations)
 
     def make(self, directory: Path) -> bool:
-        """Compute everything into `directory`, complete or absent; False when asked to stop."""
+        """Compute the whole set into `directory`, complete or absent; return False if asked to stop."""
         parallel = self.parallel
         temporary = directory.with_name(f".tmp-{directory.name}-{_same_text(parallel, uuid4().hex[:12])}")
         if parallel.rank == 0:
@@ -127,18 +128,18 @@ class _Extraction:
                 owner = {"host": socket.gethostname(), "pid": os.getpid()}
                 (temporary / "owner.json").write_text(json.dumps(owner))
             except OSError as error:
-                raise not_kept(directory.parent, error) from error
+                raise storage_refusal(directory.parent, error) from error
         _wait(parallel)
         share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
         shard = None
         try:
             shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
-        finally:  # stopped, or an error that is on its way
+        finally:  # stopped, or an error passes through
             if shard is None and parallel.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
         if shard is None:
             return False
-        shards = stored.gathered(temporary, shard, parallel)
+        shards = stored.gather_shards(temporary, shard, parallel)
         if parallel.rank == 0:
             prefix = self.prefix
             facts = {**prefix.facts, **prefix.geometry, "views": list(self.augmentations)}
@@ -147,45 +148,46 @@ class _Extraction:
         return True
 
     def repair(self, directory: Path) -> bool:
-        """Have the set whole that is there: what is damaged is computed again. False when asked to stop."""
+        """Check the existing set and compute damaged files again; return False if asked to stop."""
         parallel = self.parallel
         manifest = self._manifest(directory)
         if manifest is not None and parallel.rank == 0:
             with suppress(OSError):
-                os.utime(directory / MANIFEST)  # says when it was last used, before anybody takes it for old
+                os.utime(directory / MANIFEST)  # its last use, before anybody takes the set for old
         mine = [] if manifest is None else manifest.shards[parallel.rank :: parallel.world_size]
-        own = [MANIFEST] if manifest is None else stored.damaged(directory, manifest, mine)
+        own = [MANIFEST] if manifest is None else stored.damaged_shards(directory, manifest, mine)
         gathered = parallel.gather(json.dumps(own).encode())
-        bad = sorted({name for names in gathered for name in json.loads(names)})
-        if bad and parallel.rank == 0:
-            text = f"features {directory}: {', '.join(bad)} damaged; computed again"
-            self.say({"event": "note", "text": text})
-        if manifest is None or MANIFEST in bad:
+        damaged = sorted({name for names in gathered for name in json.loads(names)})
+        if damaged and parallel.rank == 0:
+            note = f"features {directory}: {', '.join(damaged)} damaged; computed again"
+            self.say({"event": "note", "text": note})
+        if manifest is None or MANIFEST in damaged:
             _wait(parallel)
             if parallel.rank == 0:
                 manifests.discard(directory)
             return self.make(directory)
-        return self._replace(directory, manifest, bad)
+        return self._replace(directory, manifest, damaged)
 
     def _manifest(self, directory: Path) -> Manifest | None:
-        """None for one that is damaged, or of other rows than these examples make."""
+        """Return the manifest; None if it is damaged, or its rows are not the rows of these examples."""
         try:
-            found = manifests.read(directory)
+            manifest = manifests.read(directory)
         except (OSError, ValueError):
             return None
         prefix, num_views = self.prefix, self.num_views
-        as_asked = (
-            found.rows == self.source.num_examples * num_views
-            and not any(shard.rows % num_views for shard in found.shards)
-            and prefix.shape in (None, tuple(found.shape))
-            and found.dtype == (prefix.dtype if prefix.dtype != "computed" else found.computed or found.dtype)
+        dtype = prefix.dtype if prefix.dtype != "computed" else manifest.computed
+        is_expected = (
+            manifest.rows == self.source.num_examples * num_views
+            and not any(shard.rows % num_views for shard in manifest.shards)
+            and prefix.shape in (None, tuple(manifest.shape))
+            and manifest.dtype == dtype
         )
-        return found if as_asked else None
+        return manifest if is_expected else None
 
-    def _replace(self, directory: Path, manifest: Manifest, bad: Sequence[str]) -> bool:
-        """Compute the damaged shards again, one on each worker at a time; False when asked to stop.
+    def _replace(self, directory: Path, manifest: Manifest, damaged: Sequence[str]) -> bool:
+        """Compute the damaged shards again, one on each worker at a time; return False if asked to stop.
 
-        A new shard has another name, and the set changes to it with the manifest: killed before, the set is as it was.
+        A new shard has a new name and joins the set with the new manifest: a kill before that changes nothing.
         """
         parallel = self.parallel
         shares, begin = {}, 0
@@ -193,11 +195,11 @@ class _Extraction:
             end = begin + shard.rows // self.num_views
             shares[shard.file], begin = range(begin, end), end
         tag = _same_text(parallel, uuid4().hex[:8])
-        for first in range(0, len(bad), parallel.world_size):
-            some = bad[first : first + parallel.world_size]
+        for first in range(0, len(damaged), parallel.world_size):
+            batch = damaged[first : first + parallel.world_size]
             mine, path, share = None, directory, range(0)
-            if parallel.rank < len(some):
-                mine = some[parallel.rank]
+            if parallel.rank < len(batch):
+                mine = batch[parallel.rank]
                 path = directory / f"shard-{mine.removesuffix('.npy').split('-')[1]}-{tag}.npy"
                 share = shares[mine]
             new = self._shard(share, path)
@@ -205,7 +207,7 @@ class _Extraction:
                 return False
             replaced = [json.loads(text) for text in parallel.gather(json.dumps([mine, new]).encode())]
             if parallel.rank == 0:
-                shards = {old: stored.listed(shard) for old, shard in replaced if old is not None}
+                shards = {old: stored.manifest_entry(shard) for old, shard in replaced if old is not None}
                 manifest = stored.replace_shards(directory, manifest, shards)
             _wait(parallel)
         if parallel.rank == 0:
@@ -213,7 +215,7 @@ class _Extraction:
         return True
 
     def _shard(self, share: range, path: Path) -> dict[str, Any] | None:
-        """This worker's examples in one file; what the manifest says of it, or None when asked to stop."""
+        """Write one file of a share's examples; return what the manifest says of it, or None if asked to stop."""
         try:
             num_rows = len(share) * self.num_views
             return stored.write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
@@ -222,13 +224,13 @@ class _Extraction:
             return None
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise not_kept(path.parents[1], error) from error
+            raise storage_refusal(path.parents[1], error) from error
 
     def _rows(self, share: range) -> Iterator[np.ndarray]:
-        """The features of every view of a share, a batch at a time, written while the next is computed.
+        """Yield the features of every view of a share, a batch at a time, while the next is being computed.
 
-        Every worker makes the same number of rounds, whatever its share. Now and then all agree on whether to stop:
-        in every round they would wait for the slowest in each.
+        Every worker makes the same number of rounds, whatever its share. All agree on whether to stop only every
+        `AGREE_S`: in every round, all would wait for the slowest in each.
         """
         parallel = self.parallel
         shares = [json.loads(text) for text in parallel.gather(json.dumps(len(share)).encode())]
@@ -238,8 +240,7 @@ class _Extraction:
         computed = _ahead(map(compute, images))
         num_rounds = -(-max(shares) * self.num_views // at_once)
         total = sum(shares) * self.num_views
-        done, began = 0, time.monotonic()
-        agree_at = 1
+        done, agree_at, began = 0, 1, time.monotonic()
         for number in range(1, num_rounds + 1):
             rows = next(computed, None)
             if rows is not None:
@@ -251,7 +252,7 @@ class _Extraction:
             totals = parallel.total({"done": done, "took_s": took, "stop": float(self.stop_requested())})
             if totals["stop"] > 0:
                 raise _Stopped
-            # From the same sums on every worker, so that all of them come to the next agreement.
+            # From the same sums on every worker, so that all have their next agreement in the same round.
             round_s = float(totals["took_s"]) / parallel.world_size / number
             agree_at = number + max(1, int(AGREE_S / max(round_s, 1e-6)))
             if parallel.rank == 0:
@@ -275,14 +276,14 @@ class _Extraction:
         )
 
 
-def _ahead(started: Iterator[Any]) -> Iterator[Any]:
-    """The same, each one once the next has been started: a GPU computes that while this one is written."""
-    before = next(started, None)
-    for after in started:
-        yield before
-        before = after
-    if before is not None:
-        yield before
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield each batch once the next has been started: a GPU computes the next while this one is written."""
+    previous = next(batches, None)
+    for following in batches:
+        yield previous
+        previous = following
+    if previous is not None:
+        yield previous
 
 
 class _Stopped(Exception):
@@ -290,25 +291,20 @@ class _Stopped(Exception):
 
 
 def is_kept(source: Source, prefix: Prefix, augmentations: Sequence[str], root: Path) -> bool:
-    """Whether the features are there already, as far as one can tell without reading them."""
+    """Return whether the features seem to be stored already, without reading them."""
     return (root / _key(source, prefix, augmentations)).is_dir()
 
 
 def _key(source: Source, prefix: Prefix, augmentations: Sequence[str]) -> str:
-    facts = {
-        "schema": SCHEMA,
-        "data": source.fingerprint,
-        **prefix.geometry,
-        "views": list(augmentations),
-        **prefix.facts,
-    }
+    facts = {"schema": SCHEMA, "data": source.fingerprint, "views": list(augmentations)}
+    facts |= {**prefix.geometry, **prefix.facts}
     if prefix.dtype != "computed":
         facts["dtype"] = prefix.dtype
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _agreed(parallel: DataParallel, here: bool) -> bool:
-    """Whether all workers see it: on a network filesystem one may see a new directory later than another."""
+def _all_agree(parallel: DataParallel, here: bool) -> bool:
+    """Return whether `here` holds on all workers: a network file system shows a new directory to some hosts later."""
     return bool(parallel.total({"here": float(here)})["here"] == parallel.world_size)
 
 

@@ -1,4 +1,4 @@
-"""What the manifest of a feature set says, checked as a whole before a file is read, written or removed by it."""
+"""The manifest of a feature set, checked as a whole before any file that it names is read, written or removed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Shard(_Part):
     """One file of rows."""
 
     file: Annotated[str, StringConstraints(pattern=r"^shard-[0-9]{4,6}(-[0-9a-f]{8})?\.npy$")]
-    """a name of ours, and never a path"""
+    """a name that we give, and never a path"""
     rows: Count
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class Facts(_Part):
-    """What the rows were computed from, for people; also what is not listed here."""
+    """What the rows were computed from, for users to read; other keys are allowed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -48,12 +48,12 @@ class Facts(_Part):
 
 
 class Manifest(_Part):
-    """A whole feature set."""
+    """The description of a whole feature set."""
 
     dtype: Format
-    """the number format in which the rows are kept"""
-    computed: Format | None = None
-    """that in which they were computed; None: the same"""
+    """the number format in which the rows are stored"""
+    computed: Format
+    """the number format in which they were computed"""
     shape: Annotated[list[Count], Field(max_length=8)]
     """of one row"""
     shards: Annotated[list[Shard], Field(min_length=1, max_length=limits.SHARDS)]
@@ -68,15 +68,16 @@ class Manifest(_Part):
 
     @property
     def rows(self) -> int:
+        """Return the number of rows in all shards."""
         return sum(shard.rows for shard in self.shards)
 
     def encoded(self) -> bytes:
-        """The content of the file."""
+        """Return the content of the file."""
         return self.model_dump_json(indent=1, exclude_unset=True).encode()
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest in the directory of a set; raises OSError or ValueError where it is none of ours."""
+    """Return the manifest in the directory of a set; raise OSError or ValueError if it is not valid."""
     return Manifest.model_validate_json(read_file(directory / MANIFEST, max_bytes=limits.FEATURE_MANIFEST))
 
 
@@ -84,15 +85,14 @@ _OURS = re.compile(r"manifest\.json|owner\.json|shard-[0-9]{4,}(-[0-9a-f]{8,})?\
 
 
 def foreign_in(directory: Path) -> list[str]:
-    """What lies in a set that nothing here has written there, so that nothing here removes it."""
+    """Return the names in a set's directory that this package does not write, and so must not remove."""
     return sorted(
         path.name for path in children(directory) if not _OURS.fullmatch(path.name) or path.is_dir()
     )
 
 
 def discard(directory: Path) -> None:
-    """Remove a set that holds nothing foreign: under another name first, so that a reader finds it whole or not at
-    all."""
+    """Remove a set without foreign files: it is renamed first, so that a reader finds it whole or not at all."""
     removed = directory.with_name(f".tmp-removed-{uuid4().hex}")
     with suppress(FileNotFoundError):  # another process was quicker
         directory.rename(removed)

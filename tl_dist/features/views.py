@@ -1,7 +1,7 @@
-"""Which views of an example are kept, and reading them back: training sees the features that it would have computed.
+"""The stored views of an example, and reading them back: training sees the features that it would have computed.
 
-An augmentation with few outcomes (flips, right angles) is kept as that many views of each example, and the view that
-a position draws is the one that the pipeline would have drawn.
+For an augmentation with few outcomes (flips, right angles) every outcome of each example is stored as a view. Each
+position draws the view that the pipeline would have drawn.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tl_dist.features.stored import FeatureSet
 
 
 def views_of(augmentations: Sequence[str]) -> int:
-    """How many views of an example these augmentations can make."""
+    """Return how many views of an example these augmentations can make."""
     return prod(VIEWS[name].num for name in augmentations)
 
 
 def drawn_views(augmentations: Sequence[str], seed: int, positions: Any) -> Any:
-    """The view that each position draws, int32 [rows]; the draws are those of the pipeline."""
+    """Return the view that each position draws, int32 [rows], with the same draws as in the pipeline."""
     view = tf.zeros(tf.shape(positions), tf.int32)
     for name in augmentations:
         view = view * VIEWS[name].num + drawn_view(seed, positions, name)
@@ -34,16 +34,16 @@ def drawn_views(augmentations: Sequence[str], seed: int, positions: Any) -> Any:
 
 
 def apply_views(images: Any, augmentations: Sequence[str], view: Any) -> Any:
-    """Each image as augmented when `drawn_views` gives `view`, int32 [rows]."""
-    below = views_of(augmentations)
+    """Return each image as augmented when `drawn_views` gives `view`, int32 [rows]."""
+    base = views_of(augmentations)
     for name in augmentations:
-        below //= VIEWS[name].num
-        images = VIEWS[name].apply(images, (view // below) % VIEWS[name].num)
+        base //= VIEWS[name].num
+        images = VIEWS[name].apply(images, (view // base) % VIEWS[name].num)
     return images
 
 
 def in_views(read: Read, augmentations: Sequence[str]) -> Read:
-    """The same images in every view that these augmentations can make: [rows, views, ...]; as they are without any."""
+    """Read the same images in every view of these augmentations, [rows, views, ...]; without any, [rows, ...]."""
     num_views = views_of(augmentations)
     if num_views == 1:
         return read
@@ -65,7 +65,7 @@ def in_order(
     at_once: int,
     threads: int,
 ) -> tf.data.Dataset:
-    """Every view of every example of a share, one after another, so many at a time; `threads` decode."""
+    """Return batches of `at_once` rows: every view of every example of a share, in order; `threads` decode."""
     num_views = views_of(augmentations)
 
     def views(index: Any) -> Any:
@@ -79,16 +79,15 @@ def in_order(
 
 
 def reader_of_views(features: FeatureSet, source: Source, held: np.ndarray | None = None) -> Read:
-    """Cached examples for evaluation: the features of every view of each, [rows, views, ...]; `held` as in `reader`."""
-    labels = host_tensor(np.asarray(source.labels, np.int32))
-    examples = None if held is None else host_tensor(np.asarray(held, np.int64))
+    """Read stored examples for evaluation: the features of every view, [rows, views, ...]; `held` as in `reader`."""
 
-    def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
-        kept = indices if examples is None else tf.gather(examples, indices)
-        views = [features.rows(kept, tf.zeros_like(kept) + view) for view in range(features.num_views)]
-        return tf.stack(views, axis=1), tf.gather(labels, indices)
+    def every_view(examples: Any, positions: Any) -> Any:
+        return tf.stack(
+            [features.rows(examples, tf.zeros_like(examples) + view) for view in range(features.num_views)],
+            axis=1,
+        )
 
-    return Read(rows)
+    return _reader(source, held, every_view)
 
 
 def reader(
@@ -98,15 +97,23 @@ def reader(
     seed: int,
     held: np.ndarray | None = None,
 ) -> Read:
-    """Cached training examples: the features of the view that the position draws.
+    """Read stored examples for training: the features of the view that the position draws.
 
-    `held` says which example of the set each example of the source is; default: the same one.
+    `held` gives the example of the set for each example of the source; by default they are the same.
     """
+
+    def drawn_view_of(examples: Any, positions: Any) -> Any:
+        return features.rows(examples, drawn_views(augmentations, seed, positions))
+
+    return _reader(source, held, drawn_view_of)
+
+
+def _reader(source: Source, held: np.ndarray | None, read: Callable[[Any, Any], Any]) -> Read:
     labels = host_tensor(np.asarray(source.labels, np.int32))
     examples = None if held is None else host_tensor(np.asarray(held, np.int64))
 
     def rows(indices: Any, positions: Any) -> tuple[Any, Any]:
-        kept = indices if examples is None else tf.gather(examples, indices)
-        return features.rows(kept, drawn_views(augmentations, seed, positions)), tf.gather(labels, indices)
+        of_set = indices if examples is None else tf.gather(examples, indices)
+        return read(of_set, positions), tf.gather(labels, indices)
 
     return Read(rows)

@@ -1,1 +1,1 @@
-"""A backbone with a head, and what its layers compute in."""
+"""Networks: a backbone with a head, its number formats, its weights, and its export to other runtimes."""

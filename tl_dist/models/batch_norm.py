@@ -1,7 +1,7 @@
 """Batch normalization by the statistics of the batch, in chosen layers and in the training step alone.
 
-A layer leaves its moments with the forward pass that computed them instead of moving its variables: the step reduces
-them over all replicas together with the gradients, so that every copy of the moving statistics stays the same.
+A layer does not update its moving statistics itself: it stores the moments of a forward pass in `Moments`. The step
+reduces them over all replicas together with the gradients, so that all copies of the moving statistics stay the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ACTIVE = threading.local()  # MirroredStrategy traces each replica in a thread 
 
 
 class Moments:
-    """What the layers of one forward pass normalized by: `rows * mean` and `rows * variance`, by layer."""
+    """The moments that layers of one forward pass normalized by: `rows * mean` and `rows * variance`, by layer."""
 
     def __init__(self, layers: Collection[str], total: Total | None, *, fused: bool = False) -> None:
         self.layers = layers
@@ -32,23 +32,23 @@ class Moments:
         self.of: dict[str, tuple[Any, Any]] = {}
 
     def take(self, layer: Any, inputs: Any) -> tuple[Any, Any]:
-        """Mean and (biased) variance over all axes but the last, of this replica's rows or of all replicas' rows."""
+        """Return mean and (biased) variance over all axes but the last, of this replica's rows or of all replicas'."""
         axes = list(range(len(inputs.shape) - 1))
         if self.total is None:
             mean, variance = tf.nn.moments(inputs, axes)
         else:
             mean, variance = self._over_replicas(layer, inputs, axes)
-        self._leave(layer, inputs, mean, variance)
+        self._store(layer, inputs, mean, variance)
         return mean, variance
 
-    def _leave(self, layer: Any, inputs: Any, mean: Any, variance: Any) -> None:
+    def _store(self, layer: Any, inputs: Any, mean: Any, variance: Any) -> None:
         rows = tf.cast(inputs.shape[0] or tf.shape(inputs)[0], tf.float32)
         self.of[layer.name] = (rows * mean, rows * variance)
 
     def normalized(self, layer: Any, inputs: Any) -> Any:
-        """[rows, height, width, channels] in the layer's own type, by one kernel forward and one backward.
+        """Return the outputs, [rows, height, width, channels] in the layer's type, by one fused kernel each way.
 
-        That sums in float32 whatever the type. Its variance is the unbiased one, as it was made for moving averages.
+        The kernel sums in float32 whatever the type. The variance that it returns is unbiased, for moving averages.
         """
         of_batch = layer.name in self.layers
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -62,33 +62,34 @@ class Moments:
         )
         if of_batch:
             size = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
-            self._leave(layer, inputs, mean, variance * ((size - 1.0) / size))
+            self._store(layer, inputs, mean, variance * ((size - 1.0) / size))
         return outputs
 
     def fuses(self, layer: Any, inputs: Any) -> bool:
-        """Whether `normalized` can take a layer: cuDNN has a least epsilon, and no sum over replicas."""
-        ours = layer.name not in self.layers or self.total is None
-        return self.fused and ours and len(inputs.shape) == 4 and layer.epsilon >= CUDNN_LEAST_EPSILON
+        """Return whether `normalized` can compute a layer: cuDNN has a least epsilon, and no sum over replicas."""
+        is_local = layer.name not in self.layers or self.total is None
+        return self.fused and is_local and len(inputs.shape) == 4 and layer.epsilon >= CUDNN_LEAST_EPSILON
 
     def _over_replicas(self, layer: Any, inputs: Any, axes: list[int]) -> tuple[Any, Any]:
         assert self.total is not None
-        # Squares of what is near 0 lose no digits; any shift that all replicas share will do.
+        # Squares of values near 0 lose no digits; any shift that all replicas share will do.
         shift = tf.stop_gradient(tf.convert_to_tensor(layer.moving_mean))
-        away = inputs - shift
+        shifted = inputs - shift
         count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], tf.float32)
-        sums = [tf.reduce_sum(away, axes), tf.reduce_sum(away * away, axes), count[None]]
+        sums = [tf.reduce_sum(shifted, axes), tf.reduce_sum(shifted * shifted, axes), count[None]]
         width = inputs.shape[-1]
-        first, second, everyone = tf.split(
+        first, second, total_count = tf.split(
             self.total(tf.concat(sums, axis=0), f"batch_norm_{layer.name}"), [width, width, 1]
         )
-        mean = first / everyone
-        return mean + shift, tf.maximum(second / everyone - mean * mean, 0.0)
+        mean = first / total_count
+        return mean + shift, tf.maximum(second / total_count - mean * mean, 0.0)
 
 
 class BatchStatistics(keras.layers.BatchNormalization):
-    """Keras's layer, which asks the active `Moments` what to normalize by, and moves nothing by itself."""
+    """Keras's layer, which asks the active `Moments` what to normalize by, and never updates its variables."""
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """Normalize by the batch if the active `Moments` has this layer, else by the stored statistics."""
         moments: Moments | None = getattr(_ACTIVE, "moments", None)
         if moments is not None and moments.fuses(self, inputs):
             return moments.normalized(self, inputs)
@@ -103,12 +104,12 @@ class BatchStatistics(keras.layers.BatchNormalization):
 
 
 def is_batch_norm(layer: Any) -> bool:
-    """Whether it is a layer that this module knows how to train."""
+    """Return whether this module can train the layer."""
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def adopt(network: Any) -> None:
-    """Let the batch-norm layers of a network ask for moments; nothing else of them changes."""
+    """Let the batch-norm layers of a network ask for moments; nothing else about them changes."""
     for layer in filter(is_batch_norm, network.layers):
         if layer.axis not in (-1, len(layer.input.shape) - 1):
             raise ValueError(f"{layer.name} normalizes axis {layer.axis}, not the last")
@@ -117,10 +118,9 @@ def adopt(network: Any) -> None:
 
 @contextmanager
 def collecting(layers: Collection[str], total: Total | None, *, fused: bool = False) -> Iterator[Moments]:
-    """Within it these layers normalize by their batch: over all replicas by `total`, or this replica's rows alone.
+    """Let these layers normalize by their batch inside: over all replicas by `total`, or by this replica's rows alone.
 
-    `fused`: these, and those that normalize by stored statistics, by TensorFlow's one kernel for it where it can; equal
-    up to rounding.
+    `fused`: all batch-norm layers use TensorFlow's fused kernel where possible, with results equal up to rounding.
     """
     moments = Moments(layers, total, fused=fused)
     _ACTIVE.moments = moments
@@ -131,12 +131,12 @@ def collecting(layers: Collection[str], total: Total | None, *, fused: bool = Fa
 
 
 def read(variable: Any) -> Any:
-    """Inside a replica: the value of its own copy of a statistic, which is that of the handle."""
+    """Return the value of this replica's own copy of a statistic, inside a replica."""
     return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 
 def move(variable: Any, moment: Any, *, momentum: Any, skipped: Any) -> None:
-    """Inside a replica: move a statistic toward the moment of the batch, unless the step was skipped."""
+    """Move a statistic toward the moment of the batch, inside a replica, unless the step was skipped."""
     old = read(variable)
     new = old * momentum + moment * (1.0 - momentum)
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=tf.where(skipped > 0, old, new))

@@ -8,18 +8,19 @@ from typing import Any
 from tl_dist.models.backbones import Backbone
 
 MOST = 25
-"""Blocks that are counted one by one: those of the largest network that decays by layer were published for, the 24 of
-ViT-L and its stem (Bao et al., BEiT, arXiv 2106.08254)."""
+"""Most blocks that are counted one by one: the 24 of ViT-L and its stem, the largest network for which decays by layer
+were published (Bao et al., BEiT, arXiv 2106.08254)."""
 TOGETHER = 3
+"""blocks that count as one in a network with more"""
 
 
 def depths(backbone: Backbone, network: Any) -> dict[str, int]:
-    """How deep each layer of `network` lies below the head, by its name: 1 in the last block, one more in each below.
+    """Return the depth of each layer of `network` below the head, by name: 1 in the last block, then 2, 3, ...
 
-    A block begins with each stage, and within a stage wherever `backbone.block` names another; the convolution that
-    some networks have on top belongs to the last. These are timm's (`group_matcher`). In a network of more than `MOST`
-    blocks three of a stage count as one, as the authors of ConvNeXt count the 36 of theirs: 12 and the stem
-    (`optim_factory.py` of github.com/facebookresearch/ConvNeXt). What lies before the stem is as deep as that is.
+    A block begins with each stage, and within a stage wherever `backbone.block` matches another name; the convolution
+    that some networks have on top belongs to the last block. These are timm's blocks (`group_matcher`). In a network of
+    more than `MOST` blocks, three blocks of a stage count as one: so the authors of ConvNeXt count their 36 as 12 and
+    the stem (`optim_factory.py` of github.com/facebookresearch/ConvNeXt). Layers before the stem count with it.
     """
     blocks = _blocks(backbone, network)
     if len({*blocks.values()}) > MOST:
@@ -30,17 +31,17 @@ def depths(backbone: Backbone, network: Any) -> dict[str, int]:
 
 
 def _blocks(backbone: Backbone, network: Any) -> dict[str, tuple[int, int]]:
-    """Layer -> (number of its stage, number of its block in that stage)."""
+    """Return layer -> (number of its stage, number of its block in that stage)."""
     _, *starts = (first for name, first in backbone.stages.items() if name != "top")
     stage = block = 0
     last = None
-    found = {}
+    numbers = {}
     for layer in network.layers:
         if layer.name in starts:
             stage, block, last = stage + 1, 0, None
-        named = re.match(backbone.block, layer.name) if backbone.block else None
-        if named:
-            block += last not in (None, named[1])
-            last = named[1]
-        found[layer.name] = stage, block
-    return found
+        match = re.match(backbone.block, layer.name) if backbone.block else None
+        if match:
+            block += last not in (None, match[1])
+            last = match[1]
+        numbers[layer.name] = stage, block
+    return numbers

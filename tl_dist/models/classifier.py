@@ -1,9 +1,9 @@
 """Backbone plus head, frozen up to a layer. The model is a deterministic function of its batch.
 
-Every layer runs in inference mode: a batch-norm layer uses its stored statistics and never moves them, so that the
-result does not depend on how a batch is shared among workers. In a training step the trained ones normalize by the
-batch where `model.batch_norm` asks for it or they have no pretrained statistics, and dropout is a mask that comes with
-the batch. Evaluation has neither.
+Every layer runs in inference mode: batch-norm layers use their stored statistics and never update them, so that the
+result does not depend on how a batch is split among workers. In a training step, trained batch-norm layers normalize by
+the batch if `model.batch_norm` asks for it or if they have no pretrained statistics, and dropout is a mask that comes
+with the batch. Evaluation uses neither.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 import tensorflow as tf
 
 from tl_dist.config import ModelConfig
-from tl_dist.models import batch_norm, blocks, cut, head, precision, pruning
+from tl_dist.models import batch_norm, blocks, cut, head, narrow, precision
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 
 MOVING = ("/moving_mean", "/moving_variance")
-"""ends of the paths of a batch-norm layer's statistics"""
+"""how the paths of a batch-norm layer's statistics end"""
 
 
 class Classifier:
     """A backbone and a head, called as one function.
 
-    `trainable` and `frozen` hold every variable by a path that is the same on every strategy and worker:
+    `trainable`, `frozen` and `statistics` map paths to variables. Paths are the same on every strategy and worker:
     `backbone/<layer>/<variable>` and `head/<layer>/<variable>`.
     """
 
@@ -54,8 +54,8 @@ class Classifier:
         self.stage_names = [name for name in backbone.stages if name in config.layers] or [
             [*backbone.stages][-1]
         ]
-        """the stages whose outputs are pooled, from input to output; the layer at which each ends, its channels, and
-        how many features are pooled from them"""
+        """names of the pooled stages, from input to output; the next three have an entry for each: the position of the
+        layer after its end, its channels, and the number of features pooled from it"""
         ends = cut.stage_ends(backbone, network)
         self.stage_ends = [ends[name] for name in self.stage_names]
         self.stage_channels = [int(output.shape[-1]) for output in self._outputs]
@@ -63,47 +63,46 @@ class Classifier:
         features = sum(self.stage_widths)
         self._hidden = head.hidden_layer(features, config.hidden, seed) if config.hidden else None
         self.num_features: int = config.hidden or features
-        """that the last layer takes"""
+        """inputs of the last layer"""
         self.mask_features: int = self.num_features if config.dropout else 0
         self._logits = head.last_layer(config.hidden or features, num_classes)
         self.first_of_head = self._hidden or self._logits
         """the layer that reads the pooled features"""
-        self.bfloat16_paths: set[str] = set()
-        """trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.new = self._reinitialized()
-        """paths in the backbone that keep their random start when pretrained weights are loaded"""
+        """paths in the backbone that keep their random initialization when pretrained weights are loaded"""
         self._start_training_at(cut.first_trainable_layer(backbone, network, config.train_from))
-        deep = blocks.depths(backbone, network)
+        layer_depths = blocks.depths(backbone, network)
         self.depths: dict[str, int] = {
-            f"backbone/{layer.name}/{variable_path(layer, variable)}": deep[layer.name]
+            backbone_path(layer, variable): layer_depths[layer.name]
             for layer in network.layers
             for variable in layer.weights
         }
-        """of each variable of the backbone, in blocks below the head"""
+        """depth of each variable of the backbone, in blocks below the head"""
 
     def _start_training_at(self, first: int) -> None:
         self._first = first
-        self._prefix, self._suffix, self.prefix_shape = cut.divided(
+        self._prefix, self._suffix, self.prefix_shape = cut.divide(
             self._backbone, self.network, self._outputs, self._config.pooling, first
         )
-        self.bfloat16_paths = set()
+        self.bfloat16_paths: set[str] = set()
+        """paths of trainable variables that are read as bfloat16, so that their gradients are bfloat16"""
         self.trainable: dict[str, Any] = {}
         self.frozen: dict[str, Any] = {}
         self.statistics: dict[str, Any] = {}
-        """moving statistics of batch norm that the training step moves; neither trainable nor frozen"""
+        """moving statistics of batch norm that the training step updates; neither trainable nor frozen"""
         self.momentum: dict[str, float] = {}
-        """of each of them"""
+        """of each of the `statistics`"""
         for position, layer in enumerate(self.network.layers):
-            learned = {id(v) for v in layer.trainable_variables} if position >= first else set()
+            trained_ids = {id(v) for v in layer.trainable_variables} if position >= first else set()
             policy = self._policy(layer) if position >= first and batch_norm.is_batch_norm(layer) else None
             if policy == "frozen":
-                learned = set()
+                trained_ids = set()
             for variable in layer.weights:
-                table = self.trainable if id(variable) in learned else self.frozen
-                path = f"backbone/{layer.name}/{variable_path(layer, variable)}"
+                table = self.trainable if id(variable) in trained_ids else self.frozen
+                path = backbone_path(layer, variable)
                 if policy in ("train", "sync") and path.endswith(MOVING):
-                    table, kept = self.statistics, self._config.batch_norm_momentum
-                    self.momentum[path] = layer.momentum if kept is None else kept
+                    table, momentum = self.statistics, self._config.batch_norm_momentum
+                    self.momentum[path] = layer.momentum if momentum is None else momentum
                 table[path] = variable.value
                 if table is self.trainable and precision.reads_bfloat16(layer):
                     self.bfloat16_paths.add(path)
@@ -112,26 +111,26 @@ class Classifier:
                 self.trainable[f"head/{layer.name}/{variable.name}"] = variable.value
 
     def _policy(self, layer: Any) -> str:
-        """How a trained batch-norm layer normalizes: what the config says or, under `auto`, by what it starts with."""
+        """Return how a trained batch-norm layer normalizes; `auto` depends on whether its statistics are pretrained."""
         if self._config.batch_norm != "auto":
             return self._config.batch_norm
-        fresh = self._random or self._config.prune or f"backbone/{layer.name}{MOVING[0]}" in self.new
-        return "sync" if fresh else "inference"
+        is_new = self._random or self._config.prune or f"backbone/{layer.name}{MOVING[0]}" in self.new
+        return "sync" if is_new else "inference"
 
     def trained_from(self, train_from: str) -> Classifier:
-        """The same layers and variables, trained from another place on: what one stage of a run sees."""
+        """Return a view of the same layers and variables that trains from `train_from` on: the model of one stage."""
         view = copy.copy(self)
         view._start_training_at(cut.first_trainable_layer(self._backbone, self.network, train_from))
         view._train_from = train_from
         return view
 
     def refuse_frozen_random(self) -> None:
-        """Refuses where a layer that keeps its random start is never trained."""
-        stuck = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
-        if stuck:
+        """Refuse (64) if a layer that keeps its random initialization is never trained."""
+        untrained = [path for path in self.frozen if path in self.new and not path.endswith(MOVING)]
+        if untrained:
             raise Refusal(
                 f"model.reinitialize '{self._config.reinitialize}' reaches below train_from '{self._train_from}': "
-                f"{stuck[0]} would stay random.",
+                f"{untrained[0]} would stay random.",
                 fix=f"reinitialize from '{self._train_from}' or later, or train from '{self._config.reinitialize}'.",
                 code=ExitCode.USAGE,
             )
@@ -141,15 +140,12 @@ class Classifier:
         if name is None:
             return set()
         first = cut.first_trainable_layer(self._backbone, self.network, name, key="model.reinitialize")
-        return {
-            f"backbone/{layer.name}/{variable_path(layer, variable)}"
-            for layer in self.network.layers[first:]
-            for variable in layer.weights
-        }
+        layers = self.network.layers[first:]
+        return {backbone_path(layer, variable) for layer in layers for variable in layer.weights}
 
     @contextmanager
     def keeping_new(self) -> Iterator[None]:
-        """Within it pretrained weights are loaded; afterwards what is reinitialized has its random start again."""
+        """Restore the random values of reinitialized layers on exit; pretrained weights are loaded inside."""
         variables = {**self.moving, **self.frozen}
         start = {path: variables[path].numpy() for path in self.new}
         yield
@@ -157,19 +153,19 @@ class Classifier:
             variables[path].assign(value)
 
     def __call__(self, images: Any) -> Any:
-        """uint8 [rows, size, size, 3] -> float32 logits [rows, num_classes], as they are evaluated: no dropout."""
+        """Return float32 logits [rows, num_classes] of uint8 images [rows, size, size, 3], without dropout."""
         return self.suffix(self.prefix(images))
 
     def prefix(self, images: Any) -> Any:
-        """The outputs of the frozen part, [rows, ...]; the images themselves where it cannot be told from the rest."""
+        """Return the outputs of the frozen part, [rows, ...]; the images themselves if it cannot be separated."""
         return self._prefix(images) if self._prefix else images
 
     def suffix(self, outputs: Any, masks: Any = None) -> Any:
-        """Logits from what `prefix` gives: the part that is trained.
+        """Return the logits from the outputs of `prefix`: the trained part.
 
-        `masks`, bool [rows, mask_features], are those of a training step: what they keep is divided by the share that
-        is kept, so that without them the features are what they are with masks on average (Srivastava et al., Journal
-        of Machine Learning Research 15, 2014, section 10; keras.layers.Dropout).
+        `masks`, bool [rows, mask_features], are the dropout of a training step. Kept features are divided by the share
+        that is kept, so that their mean over masks is the feature without one (Srivastava et al., Journal of Machine
+        Learning Research 15, 2014, section 10; keras.layers.Dropout).
         """
         features = self._features(outputs)
         if self.mask_features and masks is not None:
@@ -178,79 +174,79 @@ class Classifier:
         return self._logits(features)
 
     def _features(self, outputs: Any) -> Any:
-        """What the last layer takes, from what `prefix` gives; no dropout."""
+        """Return the inputs of the last layer from the outputs of `prefix`, without dropout."""
         features = self._pooled(outputs)
         return self._hidden(features) if self._hidden else features
 
     def _pooled(self, outputs: Any) -> Any:
-        """What the head takes, from what `prefix` gives."""
+        """Return the inputs of the head from the outputs of `prefix`."""
         features = self._suffix(outputs)
         return self.normalized(features) if self._config.normalize else features
 
     def into(self, layer: Any) -> Callable[[Any], Any]:
-        """Images -> what goes into a layer of the network other than its first, or into `first_of_head`."""
+        """Return a function images -> input of `layer`: `first_of_head`, or one of the network other than its first."""
         if layer is self.first_of_head:
             return lambda images: self._pooled(self.prefix(images))
         return cut.from_images(self._backbone, self.network, layer.input)
 
     def with_features(self, images: Any) -> tuple[Any, Any]:
-        """The logits that calling it gives, and what the last layer makes them of: float32 [rows, num_features]."""
+        """Return the logits of `images` and the inputs of the last layer: float32 [rows, num_features]."""
         features = self._features(self.prefix(images))
         return self._logits(features), tf.cast(features, tf.float32)
 
     def normalized(self, features: Any) -> Any:
-        """Pooled features as `model.normalize` wants them: those of each stage by themselves."""
+        """Normalize pooled features as `model.normalize` asks: the features of each stage by themselves."""
         parts = tf.split(features, self.stage_widths, axis=-1)
         return tf.concat([head.normalize(part) for part in parts], axis=-1)
 
     def pooled_maps(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-        """(images -> the feature maps that are pooled, these -> logits): the network cut where space ends."""
+        """Return (images -> feature maps before pooling, these maps -> logits): the network cut before pooling."""
         view, kind = self.trained_from("head"), self._config.pooling
-        maps = cut.from_images(self._backbone, self.network, self._outputs)
-        return maps, lambda found: view.suffix(cut.pool(found, kind))
+        feature_maps = cut.from_images(self._backbone, self.network, self._outputs)
+        return feature_maps, lambda maps: view.suffix(cut.pool(maps, kind))
 
     @property
     def moving(self) -> dict[str, Any]:
-        """Every variable that training changes."""
+        """Return every variable that training changes, by path."""
         return {**self.trainable, **self.statistics}
 
     @property
     def sums_over_replicas(self) -> bool:
-        """Whether the forward pass of a training step needs sums over all replicas."""
+        """Return whether the forward pass of a training step needs sums over all replicas."""
         return bool(self.statistics) and self._config.batch_norm != "train"
 
     @contextmanager
     def batch_statistics(
         self, total: batch_norm.Total, *, fused: bool = False
     ) -> Iterator[batch_norm.Moments]:
-        """Within it, in a training step, the trained batch-norm layers normalize by the batch as the policy says."""
+        """Let trained batch-norm layers normalize by the batch, as the policy says, within a training step."""
         names = {path.split("/")[1] for path in self.statistics}
-        total_or_own = total if self.sums_over_replicas else None
-        with batch_norm.collecting(names, total_or_own, fused=fused) as moments:
+        over_replicas = total if self.sums_over_replicas else None
+        with batch_norm.collecting(names, over_replicas, fused=fused) as moments:
             yield moments
 
     def moments_in_order(self, moments: batch_norm.Moments) -> list[Any]:
-        """`rows * moment` for each of `statistics`, in its order."""
+        """Return `rows * moment` for each of `statistics`, in its order."""
         return [moments.of[path.split("/")[1]][path.endswith(MOVING[1])] for path in self.statistics]
 
     def move_statistics(self, moments: Sequence[Any], skipped: Any, momentum: Any = None) -> None:
-        """Inside a replica: move `statistics` toward these moments of the global batch, unless the step was skipped.
+        """Move `statistics` toward these moments of the global batch, unless the step was skipped.
 
-        By the momentum of each, or by one for all.
+        To be called inside a replica. `momentum` replaces the momentum of each statistic.
         """
         for (path, variable), moment in zip(self.statistics.items(), moments, strict=True):
-            kept = self.momentum[path] if momentum is None else momentum
-            batch_norm.move(variable, moment, momentum=kept, skipped=skipped)
+            share = self.momentum[path] if momentum is None else momentum
+            batch_norm.move(variable, moment, momentum=share, skipped=skipped)
 
     @property
     def has_prefix(self) -> bool:
-        """Whether `prefix` computes anything."""
+        """Return whether `prefix` computes anything."""
         return self._prefix is not None
 
     def on_features(self) -> Classifier:
-        """The same model, which takes the outputs of `prefix` in place of images.
+        """Return the same model, which takes the outputs of `prefix` instead of images.
 
-        Refuses where the frozen part cannot be told from the rest.
+        Refuses (64) if the frozen part cannot be separated from the rest.
         """
         if self._prefix is None:
             raise Refusal(
@@ -265,7 +261,7 @@ class Classifier:
 
     @property
     def cut_at(self) -> str:
-        """Name of the layer at which training begins: part of what determines the prefix."""
+        """Return the name of the layer at which training begins: a part of what determines the prefix."""
         layers = self.network.layers
         if self._first < len(layers):
             return layers[self._first].name
@@ -273,7 +269,7 @@ class Classifier:
         return " ".join([f"{self._config.pooling} pooling", *joined])
 
     def frozen_digest(self) -> str:
-        """sha256 over names, shapes and bytes of all frozen variables: what a checkpoint refers to."""
+        """Return the sha256 over names, shapes and bytes of all frozen variables, to which a checkpoint refers."""
         return digest({path: v.numpy() for path, v in self.frozen.items()})
 
 
@@ -286,11 +282,11 @@ def build(
     seed: int,
     carried: bool = False,
 ) -> Classifier:
-    """The classifier with random weights; call it inside the strategy's scope, then load the backbone's weights.
+    """Build the classifier with random weights, inside the strategy's scope; then load the backbone's weights.
 
-    `carried`: these are another run's, whatever the config says of weights.
+    `carried`: these come from another run, whatever the config says about weights.
     """
-    backbone = pruning.narrowed(backbone, config.prune)
+    backbone = narrow.narrowed(backbone, config.prune)
     with _drawing_from(seed):
         network = backbone.build((image_size, image_size, 3))
     batch_norm.adopt(network)
@@ -300,7 +296,7 @@ def build(
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Within it Keras's initializers, which take their seeds from Python's generator, start from `seed`."""
+    """Seed Keras's initializers, which take their seeds from Python's generator, and restore the generator on exit."""
     before = random.getstate()
     random.seed(seed)
     try:
@@ -310,10 +306,11 @@ def _drawing_from(seed: int) -> Iterator[None]:
 
 
 def widest(views: Iterable[Classifier]) -> Classifier:
-    """The view that trains the most: its variables are those of any of them."""
+    """Return the view that trains the most; every other trains a subset of its variables."""
     return max(views, key=lambda view: len(view.trainable))
 
 
-def variable_path(layer: Any, variable: Any) -> str:
-    """Name of a variable below its layer, such as `kernel`, or `depthwise/kernel` inside a nested layer."""
-    return str(variable.path).split(f"{layer.name}/", 1)[-1]
+def backbone_path(layer: Any, variable: Any) -> str:
+    """Return `backbone/<layer>/<variable>`; inside a nested layer the variable is as `depthwise/kernel`."""
+    name = str(variable.path).split(f"{layer.name}/", 1)[-1]
+    return f"backbone/{layer.name}/{name}"

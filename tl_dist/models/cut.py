@@ -1,4 +1,4 @@
-"""Where a backbone is cut: into the frozen part and the one that is trained, and at the stages that are pooled."""
+"""Where a backbone is cut: into its frozen and its trained part, and after the stages that are pooled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tl_dist.refusal import ExitCode, Refusal
 def first_trainable_layer(
     backbone: Backbone, network: Any, train_from: str, *, key: str = "model.train_from"
 ) -> int:
-    """Position, in topological order, of the first layer that is trained; all layers before it are frozen."""
+    """Return the position, in topological order, of the first trained layer; all layers before it are frozen.
+
+    Refuses (64) a name that is no stage or layer; `key` of the config is named then.
+    """
     names = [layer.name for layer in network.layers]
     if train_from == "head":
         return len(names)
@@ -33,45 +36,45 @@ def first_trainable_layer(
 
 
 def stage_outputs(backbone: Backbone, network: Any, stages: Sequence[str]) -> list[Any]:
-    """The Keras tensor that leaves each stage, from input to output whatever the order of the names."""
+    """Return the Keras tensor that leaves each of `stages`, from input to output whatever their order."""
     return [seam(network, end) for name, end in stage_ends(backbone, network).items() if name in stages]
 
 
 def stage_ends(backbone: Backbone, network: Any) -> dict[str, int]:
-    """The position, in topological order, of the first layer that is no longer part of each stage."""
+    """Return the position, in topological order, of the first layer after each stage, by the stage's name."""
     names = [layer.name for layer in network.layers]
     starts = [names.index(first) for first in backbone.stages.values()]
     return dict(zip(backbone.stages, [*starts[1:], len(names)], strict=True))
 
 
-def from_images(backbone: Backbone, network: Any, wanted: Any) -> Callable[[Any], Any]:
-    """Images -> the `wanted` Keras tensors of the network, which runs in inference mode."""
-    model = keras.Model(network.inputs, wanted)
+def from_images(backbone: Backbone, network: Any, outputs: Any) -> Callable[[Any], Any]:
+    """Return a function images -> Keras tensors `outputs` of the network, which runs in inference mode."""
+    model = keras.Model(network.inputs, outputs)
     return lambda images: model(preprocess(backbone.preprocessing, images), training=False)
 
 
 def pool(maps: Any, pooling: str) -> Any:
-    """Of one feature map or several, as Keras gives them: [rows, features]."""
-    return tf.concat([head.pool(one, pooling) for one in keras.tree.flatten(maps)], axis=-1)
+    """Pool one feature map or a nest of several and join the results: [rows, features]."""
+    return tf.concat([head.pool(stage_maps, pooling) for stage_maps in keras.tree.flatten(maps)], axis=-1)
 
 
-def divided(
+def divide(
     backbone: Backbone, network: Any, outputs: Sequence[Any], pooling: str, first: int
 ) -> tuple[Any, Any, tuple[int, ...] | None]:
-    """(images -> outputs of the layers before `first`, these outputs -> pooled features, shape of one output).
+    """Return (images -> output of the layers before `first`, this output -> pooled features, its shape for one image).
 
-    The first is None where more than one tensor leaves the frozen part: there the second takes the images. `outputs`
-    are those of the stages that are pooled.
+    The first is None if more than one tensor leaves the frozen part; then the second takes the images. `outputs` are
+    the Keras tensors that are pooled.
     """
 
     def pooled(maps: Any) -> Any:
         return pool(maps, pooling)
 
     whole = from_images(backbone, network, outputs)
-    if first >= len(network.layers):  # nothing of the backbone is trained: keep what is pooled
+    if first >= len(network.layers):  # none of the backbone is trained: the prefix ends with pooling
         width = sum(head.num_pooled(output.shape[1:], pooling) for output in outputs)
         return lambda images: pooled(whole(images)), lambda features: features, (width,)
-    # A stage that ends where training begins is pooled as it comes: a Keras model passes no input through.
+    # A stage that ends where training begins is pooled as it is: a Keras model cannot output its input.
     try:
         between = seam(network, first) if first else None
         above = [output for output in outputs if output is not between]
@@ -80,9 +83,9 @@ def divided(
         between = trained = None
     if trained is None:
         return None, lambda images: pooled(whole(images)), None
-    passed = len(outputs) - len(above)
+    num_passed = len(outputs) - len(above)
     return (
         from_images(backbone, network, between),
-        lambda maps: pooled([[maps] * passed, trained(maps, training=False)]),
+        lambda maps: pooled([[maps] * num_passed, trained(maps, training=False)]),
         tuple(trained.input_shape[1:]),
     )

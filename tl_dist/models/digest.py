@@ -1,4 +1,4 @@
-"""A digest of arrays by their names: what tells weights apart."""
+"""A digest of named arrays, which identifies weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over (path, dtype, shape, bytes), in the order of the paths."""
+    """Return the sha256 over (path, dtype, shape, bytes) of all arrays, in the order of their paths."""
     total = hashlib.sha256()
     for path in sorted(arrays):
         array = np.ascontiguousarray(arrays[path])

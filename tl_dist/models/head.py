@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def pool(features: Any, kind: str) -> Any:
-    """Feature maps [rows, h, w, c] -> [rows, n]: n is c, 2c for both, h*w*c for flatten."""
+    """Pool feature maps [rows, h, w, c] to [rows, n]: n is c, 2c for both, h*w*c for flatten."""
     if kind == "flatten":
         return tf.reshape(features, [-1, np.prod(features.shape[1:])])
     average = tf.reduce_mean(features, axis=(1, 2))
@@ -22,16 +22,16 @@ def pool(features: Any, kind: str) -> Any:
 
 
 def num_pooled(shape: Sequence[int], kind: str) -> int:
-    """How many numbers `pool` makes of a feature map [h, w, c]."""
+    """Return how many numbers `pool` makes of a feature map [h, w, c]."""
     height, width, channels = shape
     return {"flatten": height * width * channels, "both": 2 * channels}.get(kind, channels)
 
 
 def normalize(features: Any) -> Any:
-    """Each row with mean 0 and variance 1, computed in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
+    """Give each row mean 0 and variance 1, in float32 (Ba et al., arXiv 1607.06450, without gain and bias).
 
-    Pooled features of a network without batch norm can be in the hundreds, where one rate does not fit the head and
-    the backbone.
+    Pooled features of a network without batch norm can be in the hundreds, where no learning rate fits both the head
+    and the backbone.
     """
     wide = tf.cast(features, tf.float32)
     mean, variance = tf.nn.moments(wide, axes=[-1], keepdims=True)
@@ -39,7 +39,7 @@ def normalize(features: Any) -> Any:
 
 
 def hidden_layer(num_inputs: int, num_outputs: int, seed: int) -> Any:
-    """relu, in the type that the policy computes in."""
+    """Return a dense layer with relu, in the dtype policy's compute type."""
     initial = keras.initializers.GlorotUniform(seed=seed)
     layer = keras.layers.Dense(num_outputs, activation="relu", kernel_initializer=initial, name="hidden")
     layer.build((None, num_inputs))
@@ -47,7 +47,10 @@ def hidden_layer(num_inputs: int, num_outputs: int, seed: int) -> Any:
 
 
 def last_layer(num_inputs: int, num_outputs: int) -> Any:
-    """Logits in float32, all 0 at first, as in Big Transfer (arXiv 1912.11370): a new head shakes no backbone."""
+    """Return the layer of the logits, float32.
+
+    Its weights start at 0, as in Big Transfer (arXiv 1912.11370): so a new head does not disturb the backbone.
+    """
     layer = keras.layers.Dense(num_outputs, kernel_initializer="zeros", dtype="float32", name="logits")
     layer.build((None, num_inputs))
     return layer

@@ -1,4 +1,4 @@
-"""A trained classifier as one Keras model: images in, probabilities out; for use outside of tl_dist."""
+"""A trained classifier as one Keras model: images in, probabilities out; for use outside tl_dist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tl_dist.config import Config, ModelConfig
-from tl_dist.models import cut, pruning
+from tl_dist.models import cut, narrow
 from tl_dist.models.backbones import Backbone, preprocess
 
 
@@ -23,22 +23,22 @@ def assemble(
     dense_head: bool = True,
     temperature: float | None = None,
 ) -> Any:
-    """A functional `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
+    """Return a functional `keras.Model`: uint8 RGB [batch, size, size, 3] -> float32 probabilities [batch, classes].
 
-    Made of Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built anew,
-    since the batch-norm layers of `network`, which has its weights, are not Keras's own. `arrays` has those of the head
-    by path (`head/logits/kernel`). Without `dense_head` the last layer is written as products and their sum, the same
-    function: a converter to 8 bits leaves those in float32. `temperature` divides the logits.
+    It has Keras's own layers alone, so that it can be saved and loaded without tl_dist: the backbone is built again and
+    takes the weights of `network`, whose batch-norm layers are not Keras's own. `arrays` has the weights of the head by
+    path (`head/logits/kernel`). Without `dense_head` the last layer is written as products and their sum, the same
+    function, which a converter to 8 bits leaves in float32. `temperature` divides the logits.
     """
     settings, size = cfg.model, cfg.data.image_size or backbone.input_size
-    own = pruning.narrowed(backbone, settings.prune).build((size, size, 3))
+    own = narrow.narrowed(backbone, settings.prune).build((size, size, 3))
     own.set_weights(network.get_weights())
     images = keras.Input((size, size, 3), dtype="uint8", name="images")
     outputs = cut.stage_outputs(backbone, own, settings.layers) if settings.layers else [own.output]
     maps = keras.Model(own.inputs, outputs, name=backbone.name)(
         preprocess(backbone.preprocessing, images), training=False
     )
-    pooled = [_pooled(one, settings) for one in keras.tree.flatten(maps)]
+    pooled = [_pooled(stage_maps, settings) for stage_maps in keras.tree.flatten(maps)]
     features = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate(name="features")(pooled)
     dense: dict[str, Any] = {}
     if settings.hidden:
@@ -59,7 +59,7 @@ def assemble(
 
 
 def _pooled(maps: Any, settings: ModelConfig) -> Any:
-    """One feature map, pooled and normalized as `head.pool` and `head.normalize` do."""
+    """Pool and normalize one feature map as `head.pool` and `head.normalize` do."""
     layers = keras.layers
     if settings.pooling == "flatten":
         pooled = layers.Flatten()(maps)

@@ -1,4 +1,4 @@
-"""Which number formats a run computes in, and what `auto` means on this machine. Imports TensorFlow on use."""
+"""The number formats that a run computes in, and what `auto` means on this machine. TensorFlow is imported on use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def resolve(name: str) -> str:
-    """`auto` becomes what this machine computes fastest at no loss of range; every other name stays.
+    """Return `name`, or for `auto` the fastest format of this machine that loses no range.
 
-    mixed_bfloat16 on GPUs from compute capability 8.0 and on CPUs with bfloat16 instructions, mixed_float16 on
+    That is mixed_bfloat16 on GPUs from compute capability 8.0 and on CPUs with bfloat16 instructions, mixed_float16 on
     older GPUs with tensor cores (7.0), else float32.
     """
     if name != "auto":
@@ -26,17 +26,17 @@ def resolve(name: str) -> str:
 
 
 def gpu_graph_options(name: str) -> dict[str, bool]:
-    """Which of TensorFlow's rewrites of a graph a GPU is to go without.
+    """Return which of TensorFlow's graph optimizers to switch off for a precision on a GPU.
 
-    In float32 the layout optimizer turns convolutions, but not all that stands between them, to channels first: each
-    change of layout is a pass over the activations (two for each batch norm of a ResNet-50, forward and backward). It
-    leaves the 16-bit formats as they are.
+    In float32 the layout optimizer turns convolutions to channels first, but not every operation between them: each
+    change of layout is a pass over the activations (two for each batch norm of a ResNet-50, forward and backward).
+    In the 16-bit formats it changes nothing.
     """
     return {"layout_optimizer": False} if name == "float32" else {}
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     try:
         flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
     except (OSError, StopIteration):
@@ -45,7 +45,7 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def reads_bfloat16(layer: Any) -> bool:
-    """Whether the layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
+    """Return whether a layer uses its variables only after a cast to bfloat16, so that their gradients are bfloat16."""
     import keras
 
     return isinstance(layer, keras.layers.Conv2D | keras.layers.Dense) and layer.compute_dtype == "bfloat16"

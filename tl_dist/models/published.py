@@ -1,8 +1,8 @@
-"""Published top-1 accuracy on ImageNet of the weights that `weights: imagenet` means: of Keras's own.
+"""Published top-1 accuracy on ImageNet of Keras's own weights, which `weights: imagenet` means.
 
 From the table of https://keras.io/api/applications; MobileNetV3 from keras/src/applications/mobilenet_v3.py. Nothing
-here is measured. `rank` shows it as a plain baseline, and chooses by it among candidates that its folds do not tell
-apart from the best; no score is computed from it.
+here was measured by us. `rank` shows it as a plain baseline, and chooses by it among candidates that its folds cannot
+distinguish from the best; no score is computed from it.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ def test_the_gradient_at_the_result_is_zero() -> None:
     features, labels = drawn()
     x = (features - features.mean(axis=0)) / features.std(axis=0)
     weights = [1.0, 2.0, 0.5]
-    found = classifiers.logistic(x, labels, 3, l2=0.02, class_weights=weights)
+    fitted = classifiers.logistic(x, labels, 3, l2=0.02, class_weights=weights)
     rows = np.asarray(weights)[labels]
-    error = (found.probabilities(x) - np.eye(3)[labels]) * rows[:, None] / rows.sum()
+    error = (fitted.probabilities(x) - np.eye(3)[labels]) * rows[:, None] / rows.sum()
     scale = rows.sum() / len(labels)  # the penalty is over the count of examples, the loss over their weights
-    np.testing.assert_allclose(scale * (x.T @ error) + 0.02 * found.kernel, 0, atol=1e-9)
+    np.testing.assert_allclose(scale * (x.T @ error) + 0.02 * fitted.kernel, 0, atol=1e-9)
     np.testing.assert_allclose(error.sum(axis=0), 0, atol=1e-9)
 
 
@@ -34,8 +34,8 @@ def test_the_gradient_at_the_result_is_zero() -> None:
 def test_a_class_without_examples_is_never_said(name: str) -> None:
     features, labels = drawn()
     seen = labels != 1
-    found = classifiers.fit(name, features[seen], labels[seen], 3, l2=0.1)
-    assert found.probabilities(features)[:, 1].max() == 0
+    fitted = classifiers.fit(name, features[seen], labels[seen], 3, l2=0.1)
+    assert fitted.probabilities(features)[:, 1].max() == 0
     only = labels == 2
     alone = classifiers.fit(name, features[only], labels[only], 3, l2=0.1)
     np.testing.assert_allclose(alone.probabilities(features), np.eye(3)[[2] * len(features)])
@@ -46,15 +46,15 @@ def test_a_constant_feature_changes_nothing() -> None:
     constant = np.full((len(features), 1), 0.7)
     assert constant.std() > 0  # by rounding: a spread, but not one of the feature
     more = np.concatenate([features, constant], axis=1)
-    found, other = (classifiers.fit("logistic", x, labels, 3, l2=0.1) for x in (features, more))
-    np.testing.assert_allclose(found.probabilities(features), other.probabilities(more), atol=1e-9)
+    fitted, other = (classifiers.fit("logistic", x, labels, 3, l2=0.1) for x in (features, more))
+    np.testing.assert_allclose(fitted.probabilities(features), other.probabilities(more), atol=1e-9)
 
 
 def test_without_a_penalty_the_loss_alone_is_at_its_minimum() -> None:
     features, labels = drawn(num=600)
     x = (features - features.mean(axis=0)) / features.std(axis=0)
-    found = classifiers.logistic(x, labels, 3, l2=0.0)
-    error = (found.probabilities(x) - np.eye(3)[labels]) / len(labels)
+    fitted = classifiers.logistic(x, labels, 3, l2=0.0)
+    error = (fitted.probabilities(x) - np.eye(3)[labels]) / len(labels)
     np.testing.assert_allclose(x.T @ error, 0, atol=1e-9)
 
 

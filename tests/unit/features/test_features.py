@@ -48,8 +48,8 @@ class Calls:
 
 @pytest.mark.parametrize("views", [(), ("flip",), ("dihedral",), ("flip", "dihedral")])
 def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, views: tuple[str, ...]) -> None:
-    found, _ = extract(tmp_path, views)
-    read = feature_views.reader(found, FEATURE_SOURCE, views, seed=3)
+    features, _ = extract(tmp_path, views)
+    read = feature_views.reader(features, FEATURE_SOURCE, views, seed=3)
     positions = tf.range(40, dtype=tf.int64)
     indices = positions % FEATURE_SOURCE.num_examples
     got, labels = read.batch(indices, positions)
@@ -59,9 +59,9 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
 
 
 def test_rows_of_several_files_come_in_the_order_asked_for(tmp_path: Path) -> None:
-    found, _ = extract(tmp_path, ("flip",), prefix=WIDE)
-    expected = found.array()
-    divided = in_two_shards(found, 7)
+    features, _ = extract(tmp_path, ("flip",), prefix=WIDE)
+    expected = features.array()
+    divided = in_two_shards(features, 7)
     for examples in ([10, 0, 3, 3, 5, 4], [0, 1], [10, 9, 8], []):
         for view in (0, 1):
             rows = divided.rows(tf.constant(examples, tf.int64), tf.constant(view))
@@ -124,31 +124,31 @@ def test_another_schema_of_the_code_gives_another_key(
 WIDE = extraction.Prefix(lambda images: tf.cast(images, tf.float32) * 0.37 - 20.0, 8, PREFIX.facts)
 
 
-def num_bytes(found: Any) -> int:
-    return sum((found.directory / shard.file).stat().st_size for shard in found.manifest.shards)
+def num_bytes(features: Any) -> int:
+    return sum((features.directory / shard.file).stat().st_size for shard in features.manifest.shards)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 11)])
 def test_features_kept_in_16_bits_take_half_and_stay_in_bounds(tmp_path: Path, dtype: str, bits: int) -> None:
     whole, _ = extract(tmp_path, ("flip",), WIDE)
-    found, _ = extract(tmp_path, ("flip",), replace(WIDE, dtype=dtype))
-    assert found.directory != whole.directory
+    features, _ = extract(tmp_path, ("flip",), replace(WIDE, dtype=dtype))
+    assert features.directory != whole.directory
     header = 128  # bytes of a .npy file
-    assert num_bytes(found) - header == (num_bytes(whole) - header) / 2
-    assert (found.array() != whole.array()).any()
-    np.testing.assert_allclose(found.array(), whole.array(), rtol=2.0**-bits)
-    rows = found.rows(tf.range(11, dtype=tf.int64), tf.ones(11, tf.int32))
+    assert num_bytes(features) - header == (num_bytes(whole) - header) / 2
+    assert (features.array() != whole.array()).any()
+    np.testing.assert_allclose(features.array(), whole.array(), rtol=2.0**-bits)
+    rows = features.rows(tf.range(11, dtype=tf.int64), tf.ones(11, tf.int32))
     assert rows.dtype == tf.float32  # as computed: what is trained on them need not know
-    np.testing.assert_array_equal(rows, found.array()[:, 1])
+    np.testing.assert_array_equal(rows, features.array()[:, 1])
 
 
 def test_a_damaged_set_in_another_number_format_is_named_and_repaired_in_it(tmp_path: Path) -> None:
     prefix = replace(WIDE, dtype="bfloat16")
-    found = in_two_shards(extract(tmp_path, ("flip",), prefix)[0], 12)
-    expected, size = found.array(), num_bytes(found)
-    (found.directory / "shard-0001.npy").unlink()
-    again, said = extract(tmp_path, ("flip",), prefix)
-    assert "shard-0001.npy" in said[0]["text"]
+    features = in_two_shards(extract(tmp_path, ("flip",), prefix)[0], 12)
+    expected, size = features.array(), num_bytes(features)
+    (features.directory / "shard-0001.npy").unlink()
+    again, records = extract(tmp_path, ("flip",), prefix)
+    assert "shard-0001.npy" in records[0]["text"]
     np.testing.assert_array_equal(again.array(), expected)
     assert num_bytes(again) == size
 
@@ -163,42 +163,42 @@ def test_what_a_number_format_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
 def test_a_damaged_set_is_named_and_computed_again(tmp_path: Path, damage: str) -> None:
-    found, _ = extract(tmp_path)
-    shard = found.directory / "shard-0000.npy"
+    features, _ = extract(tmp_path)
+    shard = features.directory / "shard-0000.npy"
     whole = shard.read_bytes()
     if damage == "changed":
         shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     elif damage == "missing":
         shard.unlink()
     else:
-        (found.directory / "manifest.json").write_text("{")
+        (features.directory / "manifest.json").write_text("{")
     calls = Calls()
-    _, said = extract(tmp_path, prefix=replace(PREFIX, compute=calls))
+    _, records = extract(tmp_path, prefix=replace(PREFIX, compute=calls))
     name = "manifest.json" if damage == "manifest" else shard.name
-    assert any(name in record.get("text", "") for record in said)
+    assert any(name in record.get("text", "") for record in records)
     assert calls.count == 1
     again, _ = extract(tmp_path)
     assert (again.directory / again.manifest.shards[0].file).read_bytes() == whole
 
 
-def in_two_shards(found: FeatureSet, first: int) -> FeatureSet:
+def in_two_shards(features: FeatureSet, first: int) -> FeatureSet:
     """The same set as two workers would have left it, the first with so many rows."""
-    rows = np.load(found.directory / "shard-0000.npy")
+    rows = np.load(features.directory / "shard-0000.npy")
     shards = []
     for k, part in enumerate((rows[:first], rows[first:])):
-        file = found.directory / f"shard-{k:04d}.npy"
+        file = features.directory / f"shard-{k:04d}.npy"
         np.save(file, part)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shards.append({"file": file.name, "rows": len(part), "sha256": digest})
-    manifest = json.loads((found.directory / MANIFEST).read_text())
-    (found.directory / MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
-    return FeatureSet.open(found.directory, found.num_views)
+    manifest = json.loads((features.directory / MANIFEST).read_text())
+    (features.directory / MANIFEST).write_text(json.dumps({**manifest, "shards": shards}))
+    return FeatureSet.open(features.directory, features.num_views)
 
 
 def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
-    found = in_two_shards(extract(tmp_path, ("flip",))[0], 12)
-    expected = found.array()
-    whole, damaged = (found.directory / shard.file for shard in found.manifest.shards)
+    features = in_two_shards(extract(tmp_path, ("flip",))[0], 12)
+    expected = features.array()
+    whole, damaged = (features.directory / shard.file for shard in features.manifest.shards)
     damaged.write_bytes(damaged.read_bytes()[:-8])
     before = whole.stat()
     computed: list[int] = []
@@ -210,13 +210,13 @@ def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
 
         return compute_features(tf.ensure_shape(tf.numpy_function(count, [images], tf.uint8), images.shape))
 
-    again, said = extract(tmp_path, ("flip",), replace(PREFIX, compute=counted))
+    again, records = extract(tmp_path, ("flip",), replace(PREFIX, compute=counted))
     assert computed == [10]  # 5 examples in 2 views
-    texts = [record["text"] for record in said if record["event"] == "note"]
+    texts = [record["text"] for record in records if record["event"] == "note"]
     assert len(texts) == 1 and damaged.name in texts[0] and whole.name not in texts[0]
     np.testing.assert_array_equal(again.array(), expected)
     assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert not damaged.exists() and not feature_set.damaged(
+    assert not damaged.exists() and not feature_set.damaged_shards(
         again.directory, again.manifest, again.manifest.shards
     )
 
@@ -224,10 +224,10 @@ def test_only_the_damaged_shard_is_computed_again(tmp_path: Path) -> None:
 def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = in_two_shards(extract(tmp_path)[0], 6)
-    expected = found.array()
-    (found.directory / "shard-0001.npy").unlink()
-    manifest = (found.directory / MANIFEST).read_bytes()
+    features = in_two_shards(extract(tmp_path)[0], 6)
+    expected = features.array()
+    (features.directory / "shard-0001.npy").unlink()
+    manifest = (features.directory / MANIFEST).read_bytes()
 
     def die(name: str, path: Path | None = None) -> None:
         if name == "features.repaired":
@@ -237,7 +237,7 @@ def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
     with pytest.raises(InterruptedError):
         extract(tmp_path)
     assert extract(tmp_path, stop_requested=lambda: True)[0] is None
-    assert (found.directory / MANIFEST).read_bytes() == manifest
+    assert (features.directory / MANIFEST).read_bytes() == manifest
     monkeypatch.setattr(feature_set, "failpoint", failpoint)
     np.testing.assert_array_equal(extract(tmp_path)[0].array(), expected)
 
@@ -245,24 +245,24 @@ def test_a_repair_that_was_killed_or_stopped_leaves_the_rest_as_it_was(
 def test_what_a_killed_repair_has_left_is_swept_away_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = in_two_shards(extract(tmp_path)[0], 6)
-    (found.directory / "shard-0001.npy").unlink()
+    features = in_two_shards(extract(tmp_path)[0], 6)
+    (features.directory / "shard-0001.npy").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(feature_set, "failpoint", lambda name, path: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             extract(tmp_path)
-    (orphan,) = (path for path in found.directory.iterdir() if path.name.startswith("shard-0001"))
+    (orphan,) = (path for path in features.directory.iterdir() if path.name.startswith("shard-0001"))
     extract(tmp_path)
     assert orphan.exists()  # of a run that may yet name it, for all one knows
     hour_ago = time.time() - 3700
     os.utime(orphan, (hour_ago, hour_ago))
-    kept = {MANIFEST, *(shard.file for shard in extract(tmp_path)[0].manifest.shards)}
-    assert {path.name for path in found.directory.iterdir()} == kept and len(kept) == 3
+    names = {MANIFEST, *(shard.file for shard in extract(tmp_path)[0].manifest.shards)}
+    assert {path.name for path in features.directory.iterdir()} == names and len(names) == 3
 
 
 def test_a_stop_leaves_nothing(tmp_path: Path) -> None:
-    found, _ = extract(tmp_path, stop_requested=lambda: True)
-    assert found is None
+    features, _ = extract(tmp_path, stop_requested=lambda: True)
+    assert features is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,8 +279,8 @@ def test_a_stop_is_noticed_at_the_next_agreement_and_leaves_nothing(
 def test_workers_agree_by_time_and_report_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extraction, "ROWS_AT_ONCE", 1)
     monkeypatch.setattr(extraction, "AGREE_S", 3600.0)
-    _, said = extract(tmp_path)
-    assert [record["done"] for record in said] == [
+    _, records = extract(tmp_path)
+    assert [record["done"] for record in records] == [
         1,
         11,
     ]  # after the first round, which is the measure, and the last
@@ -334,8 +334,8 @@ def test_a_set_that_was_not_finished_is_absent(
         extract(tmp_path)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".tmp-")]
     monkeypatch.setattr(feature_set, "failpoint", failpoint)
-    found, _ = extract(tmp_path)
-    assert json.loads((found.directory / "manifest.json").read_text())["shards"][0]["rows"] == 11
+    features, _ = extract(tmp_path)
+    assert json.loads((features.directory / "manifest.json").read_text())["shards"][0]["rows"] == 11
 
 
 @pytest.mark.parametrize(("gpus", "rows"), [([], 32), (["gpu"], 256)])
@@ -344,9 +344,9 @@ def test_rows_at_once_and_decoders_are_those_of_the_machine(
 ) -> None:
     in_order, asked = extraction.in_order, []
 
-    def noted(*given: Any) -> Any:
-        asked.append(given[-2:])
-        return in_order(*given)
+    def noted(*arguments: Any) -> Any:
+        asked.append(arguments[-2:])
+        return in_order(*arguments)
 
     monkeypatch.setattr(extraction, "in_order", noted)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: gpus)

@@ -70,7 +70,7 @@ LIES: dict[str, Lie] = {
     "a file by its whole path": named("/etc/hostname"),
     "a hidden file": named(".hidden"),
     "a file with a line break": named("shard-0000.npy\n"),
-    "the same file twice": lambda found, _: found.update(shards=found["shards"] * 2),
+    "the same file twice": lambda manifest, _: manifest.update(shards=manifest["shards"] * 2),
     "a link": linked,
     "another shape": told(shape=[8, 4]),
     "a shape that the files have, too": holding(lambda rows: npy(rows.reshape(11, 8, 4)), shape=[8, 4]),
@@ -96,32 +96,32 @@ LIES: dict[str, Lie] = {
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_a_set_that_lies_is_computed_again(tmp_path: Path, lie: Lie) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    found, _ = extract(tmp_path / "features", prefix=KNOWN)
-    expected = found.array()
-    file = found.directory / MANIFEST
+    features, _ = extract(tmp_path / "features", prefix=KNOWN)
+    expected = features.array()
+    file = features.directory / MANIFEST
     manifest = json.loads(file.read_text())
-    lie(manifest, found.directory)
+    lie(manifest, features.directory)
     file.write_text(json.dumps(manifest))
-    again, said = extract(tmp_path / "features", prefix=KNOWN)
-    assert "computed again" in said[0]["text"]
+    again, records = extract(tmp_path / "features", prefix=KNOWN)
+    assert "computed again" in records[0]["text"]
     np.testing.assert_array_equal(again.array(), expected)
     assert {path.name for path in tmp_path.iterdir()} == {"features", "thesis.tex"}
-    assert {path.name for path in (tmp_path / "features").iterdir()} == {found.directory.name}
+    assert {path.name for path in (tmp_path / "features").iterdir()} == {features.directory.name}
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "\ud800", '{"a": NaN', "5", "null", ""])
 def test_a_manifest_that_is_no_manifest_is_made_anew(tmp_path: Path, content: str) -> None:
-    found, _ = extract(tmp_path)
-    (found.directory / MANIFEST).write_text(content, errors="surrogatepass")
+    features, _ = extract(tmp_path)
+    (features.directory / MANIFEST).write_text(content, errors="surrogatepass")
     again, _ = extract(tmp_path)
-    np.testing.assert_array_equal(again.array(), found.array())
+    np.testing.assert_array_equal(again.array(), features.array())
 
 
 @pytest.mark.parametrize("place", ["root", "set"])
 def test_a_place_that_others_can_write_is_refused(tmp_path: Path, place: str) -> None:
-    found, _ = extract(tmp_path / "features")
-    directory = found.directory if place == "set" else tmp_path / "features"
+    features, _ = extract(tmp_path / "features")
+    directory = features.directory if place == "set" else tmp_path / "features"
     directory.chmod(0o777)
     with pytest.raises(Refusal, match=f"{directory} can be written by other users") as refused:
         extract(tmp_path / "features")
@@ -131,16 +131,16 @@ def test_a_place_that_others_can_write_is_refused(tmp_path: Path, place: str) ->
 def test_sets_may_be_on_another_disk(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir(mode=0o700)
     (tmp_path / "features").symlink_to(tmp_path / "disk")
-    found, _ = extract(tmp_path / "features")
-    assert (tmp_path / "disk" / found.directory.name / MANIFEST).is_file()
+    features, _ = extract(tmp_path / "features")
+    assert (tmp_path / "disk" / features.directory.name / MANIFEST).is_file()
 
 
 def test_a_set_that_is_removed_while_it_is_read_stays_readable(tmp_path: Path) -> None:
-    found, _ = extract(tmp_path)
-    expected = FeatureSet.open(found.directory, 1).array()
-    shutil.rmtree(found.directory)
-    np.testing.assert_array_equal(found.array(), expected)
-    rows = found.rows(tf.range(11, dtype=tf.int64), tf.zeros(11, tf.int32))
+    features, _ = extract(tmp_path)
+    expected = FeatureSet.open(features.directory, 1).array()
+    shutil.rmtree(features.directory)
+    np.testing.assert_array_equal(features.array(), expected)
+    rows = features.rows(tf.range(11, dtype=tf.int64), tf.zeros(11, tf.int32))
     np.testing.assert_array_equal(tf.cast(rows, tf.float32), expected[:, 0])
 
 
@@ -155,8 +155,8 @@ def test_a_set_that_is_removed_before_it_is_open_is_computed_again(
         return opened(directory, num_views)
 
     monkeypatch.setattr(FeatureSet, "open", pruned_once)
-    found, _ = extract(tmp_path)
-    assert len(found.array()) == 11 and next(tries) == 2
+    features, _ = extract(tmp_path)
+    assert len(features.array()) == 11 and next(tries) == 2
 
 
 def test_a_set_that_is_removed_every_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

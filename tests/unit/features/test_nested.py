@@ -33,8 +33,13 @@ SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")
 def examples(labels: np.ndarray | None = None, **changes: Any) -> nested.Examples:
     values, known, _ = drawn(2)
     labels = known if labels is None else labels
-    given: dict[str, Any] = {"values": values, "evaluated": values[:, :1], "labels": labels, "strata": labels}
-    return nested.Examples(**{**given, **changes})
+    fields: dict[str, Any] = {
+        "values": values,
+        "evaluated": values[:, :1],
+        "labels": labels,
+        "strata": labels,
+    }
+    return nested.Examples(**{**fields, **changes})
 
 
 def test_labels_that_are_held_out_influence_neither_the_choice_nor_a_bit() -> None:
@@ -114,7 +119,7 @@ class Kept:
 
 
 def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) -> tuple[Setup, StageInput]:
-    """Its setup, and what its one step is given: 90 training examples, and 30 to be held out."""
+    """Return its setup, and the input of its one stage: 90 training examples, and 30 to be held out."""
     cfg = Config.model_validate(
         {
             "name": "x",
@@ -139,18 +144,18 @@ def a_run(tmp_path: Path, labels: np.ndarray, class_weights: str | None = None) 
 def test_a_run_chooses_without_its_test_labels(class_weights: str | None, tmp_path: Path) -> None:
     chosen = []
     for labels in (drawn(2)[1], np.concatenate([drawn(2)[1][:90], np.zeros(30, np.int32)])):
-        setup, given = a_run(tmp_path / str(len(chosen)), labels, class_weights)
+        setup, stage_input = a_run(tmp_path / str(len(chosen)), labels, class_weights)
         told: list[Any] = []
-        assert computed_head.fit_head(setup, given, told.append) is given
+        assert computed_head.fit_head(setup, stage_input, told.append) is stage_input
         (record,) = told
         assert setup.state.step == 1 and setup.state.history["classifier"]["l2"] == record["l2"]
-        kernel = given.model.trainable["head/logits/kernel"].numpy().tobytes()
+        kernel = stage_input.model.trainable["head/logits/kernel"].numpy().tobytes()
         chosen.append((record["l2"], record["layers"], kernel))
     assert chosen[0] == chosen[1]
 
 
 def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup, given = a_run(tmp_path, drawn(2)[1])
+    setup, stage_input = a_run(tmp_path, drawn(2)[1])
     monkeypatch.setattr(regressions, "LOOK_S", 0.0)
     looks = 0
 
@@ -162,9 +167,9 @@ def test_a_stop_is_heeded_in_the_middle_of_a_fit(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(RunDir, "stop_requested", stop_requested)
     told: list[Any] = []
     with pytest.raises(StopRequested):
-        computed_head.fit_head(setup, given, told.append)
+        computed_head.fit_head(setup, stage_input, told.append)
     assert looks == 30 and not told and setup.state.step == 0
-    assert not given.model.trainable["head/logits/kernel"].numpy().any()
+    assert not stage_input.model.trainable["head/logits/kernel"].numpy().any()
     assert setup.run.beats.read()[0].phase == "fitting the classifier"
 
 
@@ -174,7 +179,7 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
         [{"l2": 0.1, "layers": "b"}] * 2,
     ]
     fold = np.array([[0, 1, 0, 1], [1, 0, 1, 0]])
-    found = OutOfFold(
+    out_of_fold = OutOfFold(
         np.array(list("abcd")),
         np.array([0, 1, 1, 0], np.int32),
         np.array([], np.str_),
@@ -183,14 +188,15 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
         np.full((2, 4, 2), 0.5),
         chosen,
     )
-    found.save(tmp_path / "predictions" / "out_of_fold.npz")
-    with np.load(tmp_path / "predictions" / "out_of_fold.npz", allow_pickle=False) as kept:
-        assert kept["l2"].tolist() == [[0.1, 0.0316], [0.1, 0.1]] and kept["layers"][1, 0] == "b"
-    assert cross_validation.summary(found)["chosen"] == chosen
+    out_of_fold.save(tmp_path / "predictions" / "out_of_fold.npz")
+    with np.load(tmp_path / "predictions" / "out_of_fold.npz", allow_pickle=False) as stored:
+        assert stored["l2"].tolist() == [[0.1, 0.0316], [0.1, 0.1]] and stored["layers"][1, 0] == "b"
+    assert cross_validation.summary(out_of_fold)["chosen"] == chosen
     line = "chosen within the training folds: l2 0.1 (3), 0.0316 (1) | layers a b (2), b (2)"
     assert chosen_line(chosen) == line
     at_edge = [
-        [{**one, "edge": "least" if one["l2"] == 0.0316 else None} for one in folds] for folds in chosen
+        [{**choice, "edge": "least" if choice["l2"] == 0.0316 else None} for choice in folds]
+        for folds in chosen
     ]
     advice = "1 of 4 took the least l2 that was tried: write smaller ones as classifier.l2"
     assert chosen_line(at_edge) == f"{line} | {advice}"
@@ -200,16 +206,16 @@ def test_what_each_fold_chose_is_kept_and_said(tmp_path: Path) -> None:
 def test_inner_folds_go_by_what_is_left_out(
     by: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of `cv --by KIND`; where but one of that kind is left, by the groups of the data set."""
+    """Of `cv --by KIND`; if only one of that kind is left, by the groups of the data set."""
     labels = drawn(2)[1]
-    setup, given = a_run(tmp_path, labels)
+    setup, stage_input = a_run(tmp_path, labels)
     pool = pool_of(setup.splits["train"])[0]
     annotations = Annotations(groups=[f"{'abc'[k % 3]}" for k in range(120)])
     setup.splits["train"] = replace(pool, annotations=annotations).subset(np.arange(120))
     kinds = {"site": ["NESW"[k // 2 % 4] for k in range(120)], "half": ["12"[k // 60] for k in range(120)]}
     numbers = np.unique(kinds[by], return_inverse=True)
     monkeypatch.setattr(crossing, "one_fold_each", lambda *_: (numbers[1], numbers[0].tolist()))
-    monkeypatch.setattr(crossing, "from_images", lambda *_: given)
+    monkeypatch.setattr(crossing, "from_images", lambda *_: stage_input)
     monkeypatch.setattr(cached, "finder", lambda *_: lambda *_, **__: Kept())
     monkeypatch.setattr(cached, "refer", lambda *_: None)
     told: list[set[str]] = []
@@ -218,15 +224,15 @@ def test_inner_folds_go_by_what_is_left_out(
     def folds(self: nested.Nested, train: nested.Examples) -> np.ndarray:
         assert train.groups is not None
         told.append(set(train.groups))
-        found = own(self, train)
+        numbers_of_folds = own(self, train)
         for name in told[-1]:
-            assert len(set(found[np.array(train.groups) == name].tolist())) == 1
-        return found
+            assert len(set(numbers_of_folds[np.array(train.groups) == name].tolist())) == 1
+        return numbers_of_folds
 
     monkeypatch.setattr(nested.Nested, "folds", folds)
-    found = crossing.cross_validate(setup, 5, 1, lambda: False, lambda record: None, by=by)
-    assert found is not None and found.held_out == (by, sorted(set(kinds[by])))
+    result = crossing.cross_validate(setup, 5, 1, lambda: False, lambda record: None, by=by)
+    assert result is not None and result.held_out == (by, sorted(set(kinds[by])))
     if by == "site":
-        assert [expected - some for some in told] == [{name} for name in sorted(expected)]
+        assert [expected - inside for inside in told] == [{name} for name in sorted(expected)]
     else:
         assert told == [expected] * 2

@@ -9,6 +9,7 @@ from tests.doubles import drawn
 from tl_dist.config import ClassifierConfig
 from tl_dist.features import classifiers
 from tl_dist.features.classifiers import nested, selection
+from tl_dist.features.classifiers.regressions import unwatched
 from tl_dist.scores import figures
 
 
@@ -23,7 +24,7 @@ def test_the_stacked_folds_say_what_separate_fits_say(
         values = (values - values.mean(axis=(0, 1))) / 30
     weights = [0.5, 2.0, 1.0][:classes]
     rows = np.asarray(weights)[labels]
-    problem = selection._Folds(values, values, labels, fold, rows, scaling)
+    problem = selection._Folds(values, values, labels, fold, rows, scaling, unwatched, np.ones(len(labels)))
     for l2 in (1.0, 0.03):
         predicted = problem.probabilities(l2)
         for k in range(4):
@@ -62,7 +63,7 @@ def test_layers_that_know_nothing_are_left_out() -> None:
     values, labels, fold = drawn(2)
     reversed_values = values[:, :, ::-1]  # what is known comes last
     columns = selection.columns_of(["a", "b", "c"], [10, 20, 10])
-    assert {name: (those[0], len(those)) for name, those in columns.items()} == {
+    assert {name: (subset[0], len(subset)) for name, subset in columns.items()} == {
         "c": (30, 10),
         "b c": (10, 30),
         "a b c": (0, 40),

@@ -1,4 +1,4 @@
-"""Every family has heat maps, those of several stages are joined, and integrated gradients add up."""
+"""Every family has heat maps, maps of several stages are joined, and integrated gradients add up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tl_dist.models.attribution import TOLERANCE, class_activation, integrated_g
 
 
 def with_head(name: str, *, image_size: int, **settings: Any) -> Any:
-    """A network whose head says something: it starts as zeros."""
+    """Return a network whose head is not zeros, as it is at first."""
     model = build(name, image_size=image_size, **settings)
     kernel = model.trainable["head/logits/kernel"]
     kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
@@ -24,15 +24,15 @@ def with_head(name: str, *, image_size: int, **settings: Any) -> Any:
 
 
 def images_of(size: int, num: int = 2) -> np.ndarray:
-    """Noise, darker in one quarter."""
-    found = np.random.default_rng(1).integers(0, 256, (num, size, size, 3)).astype(np.uint8)
-    found[:, : size // 2, : size // 2] //= 4
-    return found
+    """Return noise that is darker in one quarter."""
+    images = np.random.default_rng(1).integers(0, 256, (num, size, size, 3)).astype(np.uint8)
+    images[:, : size // 2, : size // 2] //= 4
+    return images
 
 
 @pytest.fixture
 def eagerly() -> Iterator[None]:
-    """Without a compiler, which takes longer than the few images."""
+    """Run without compiling, which takes longer than the few images."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -56,21 +56,21 @@ def test_every_family_has_maps(name: str, eagerly: None) -> None:
 
 
 def test_of_several_pooled_stages_the_strongest_counts_and_shallow_ones_are_raised(eagerly: None) -> None:
-    """Of the mean of maps the gradient is the weight of each: LayerCAM is their sum by the weights above 0."""
+    """The gradient of a weighted mean of maps is their weights: LayerCAM is the sum by the weights above 0."""
     images, number = images_of(32), 1
     both = with_head("tiny", image_size=32, layers=["block1", "block3"])
     kernel = both.trainable["head/logits/kernel"].numpy()[:, number]
     maps = both.pooled_maps()[0](images)
     alone = []
-    for one, weights in zip(maps, (kernel[:16], kernel[16:]), strict=True):
-        cam = np.maximum(one.numpy() @ np.maximum(weights, 0), 0)
+    for stage_maps, weights in zip(maps, (kernel[:16], kernel[16:]), strict=True):
+        cam = np.maximum(stage_maps.numpy() @ np.maximum(weights, 0), 0)
         alone.append(cam / cam.max(axis=(1, 2), keepdims=True))
     raised = [np.tanh(2 * alone[0]), alone[1]]
     large = [tf.image.resize(cam[..., None], (32, 32))[..., 0].numpy() for cam in raised]
     expected = np.maximum(*large)
     joined = class_activation(both)(images, np.full(2, number, np.int32))[0].numpy()
     np.testing.assert_allclose(joined, expected / expected.max(axis=(1, 2), keepdims=True), atol=1e-5)
-    assert all(np.abs(joined - one).max() > 0.1 for one in large)
+    assert all(np.abs(joined - cam).max() > 0.1 for cam in large)
 
 
 def test_where_the_sum_cannot_be_reached_there_is_an_end(
@@ -86,8 +86,8 @@ def test_where_the_sum_cannot_be_reached_there_is_an_end(
         return real(self, images, *more, **settings)
 
     monkeypatch.setattr(type(model), "__call__", counted)
-    found = attribution.integrated_gradients(model)(images_of(32)[0], 0)
-    assert len(asked) == found.num_points == 256
+    result = attribution.integrated_gradients(model)(images_of(32)[0], 0)
+    assert len(asked) == result.num_points == 256
     assert (
         len(np.unique(np.round(asked, 6))) == 256
     )  # no point twice: each image is further from the baseline
@@ -97,12 +97,12 @@ def test_where_the_sum_cannot_be_reached_there_is_an_end(
 def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) -> None:
     model = with_head("tiny", image_size=32, hidden=8)
     image = images_of(32)[0]
-    found = integrated_gradients(model)(image, number)
+    result = integrated_gradients(model)(image, number)
     baseline = np.broadcast_to(image.astype(np.float32).mean(axis=(0, 1)), image.shape)
     logits = model(np.stack([baseline, image.astype(np.float32)])).numpy()[:, number]
-    assert found.difference == pytest.approx(float(logits[1] - logits[0]), rel=1e-4)
-    assert found.attributions.sum() == pytest.approx(found.difference, rel=TOLERANCE)
-    assert found.gap <= TOLERANCE
+    assert result.difference == pytest.approx(float(logits[1] - logits[0]), rel=1e-4)
+    assert result.attributions.sum() == pytest.approx(result.difference, rel=TOLERANCE)
+    assert result.gap <= TOLERANCE
     # Of each pixel, by a plain sum of the same path, which knows nothing of where the logit bends.
     way = (image - baseline).astype(np.float32)
     whole = np.zeros((32, 32))
@@ -112,4 +112,4 @@ def test_integrated_gradients_sum_to_the_difference_of_the_outputs(number: int) 
             tape.watch(images)
             score = tf.reduce_sum(model(images)[:, number])
         whole += (tape.gradient(score, images).numpy() * way).sum(axis=(0, -1)) / 512
-    assert np.abs(found.attributions - whole).max() < 0.1 * np.abs(whole).max()
+    assert np.abs(result.attributions - whole).max() < 0.1 * np.abs(whole).max()

@@ -101,13 +101,13 @@ def test_preprocessing_is_what_keras_does_for_its_weights(name):
     images = np.random.default_rng(1).integers(0, 256, (2, 9, 7, 3), np.uint8)
     of_keras = sys.modules[CONSTRUCTORS[name].__module__].preprocess_input
     expected = np.asarray(of_keras(images.astype(np.float32)))
-    found = preprocess(RECORDS[name].preprocessing, images)
-    assert found.dtype == "float32"
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-5)
+    preprocessed = preprocess(RECORDS[name].preprocessing, images)
+    assert preprocessed.dtype == "float32"
+    np.testing.assert_allclose(preprocessed, expected, rtol=1e-6, atol=2e-5)
 
 
 def operations_behind(tensor, network):
-    """The operations that a tensor is computed from."""
+    """Return the operations that a tensor is computed from."""
     makers = {id(output): op for op in network.operations for output in keras.tree.flatten(op.output)}
     behind, open_ends = set(), [tensor]
     while open_ends:
@@ -162,7 +162,7 @@ def test_names_do_not_depend_on_what_was_built_before(name, networks):
     again = RECORDS[name].build((side + 21, side, 3))
     assert [v.path for v in again.weights] == first
     assert len(set(first)) == len(first)
-    # The caller's own numbering goes on where it was.
+    # The caller's own numbering continues where it was.
     after = keras.layers.Conv2D(1, 1).name
     assert int(after.rpartition("_")[2]) == int(before.rpartition("_")[2]) + 1
 

@@ -15,7 +15,7 @@ CHANNELS = 5
 
 
 def layer(**settings: Any) -> tuple[Any, Any]:
-    """A layer in a network of its own, with numbers that no initializer gives; and that network."""
+    """Return a layer with values that no initializer gives, and the network that consists of it."""
     inputs = keras.Input((6, 7, CHANNELS))
     normalizes = keras.layers.BatchNormalization(name="norm", **settings)
     network = keras.Model(inputs, normalizes(inputs))
@@ -29,7 +29,7 @@ def layer(**settings: Any) -> tuple[Any, Any]:
 def computed(
     settings: dict[str, Any], of_batch: bool, *, fused: bool, policy: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Outputs and moments of one batch, and gradients of a loss to which no element contributes alike."""
+    """Return outputs and moments of one batch, and gradients of a loss that weighs each element differently."""
     keras.config.set_dtype_policy(policy)
     try:
         normalizes, network = layer(**settings)
@@ -56,18 +56,20 @@ def computed(
 @pytest.mark.parametrize("of_batch", [True, False], ids=["batch", "stored"])
 @pytest.mark.parametrize("settings", [{}, {"scale": False, "epsilon": 1e-5}], ids=["all", "no scale"])
 def test_the_fused_kernel_computes_what_the_layer_computes(settings: dict[str, Any], of_batch: bool) -> None:
-    expected, found = (computed(settings, of_batch, fused=fused) for fused in (False, True))
-    assert len(found) == len(expected) == 4 - ("scale" in settings) + 2 * of_batch
-    for (name, value), other in zip(expected.items(), found.values(), strict=True):
+    expected, fused_results = (computed(settings, of_batch, fused=fused) for fused in (False, True))
+    assert len(fused_results) == len(expected) == 4 - ("scale" in settings) + 2 * of_batch
+    for (name, value), other in zip(expected.items(), fused_results.values(), strict=True):
         np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-4, err_msg=name)
-    assert not np.array_equal(found["outputs"], expected["outputs"]), "the same kernel twice"
+    assert not np.array_equal(fused_results["outputs"], expected["outputs"]), "the same kernel twice"
 
 
 def test_its_sums_are_float32_where_its_inputs_are_not() -> None:
-    expected, found = (computed({}, True, fused=fused, policy="mixed_bfloat16") for fused in (False, True))
+    expected, fused_results = (
+        computed({}, True, fused=fused, policy="mixed_bfloat16") for fused in (False, True)
+    )
     for name in ("mean", "variance"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(found["outputs"], expected["outputs"], rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(fused_results[name], expected[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(fused_results["outputs"], expected["outputs"], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,10 @@ def test_batch_norm_moves_what_its_policy_says_and_nothing_in_a_frozen_part(
             expected -= {f"backbone/conv{k}/bias"}
             expected |= {f"backbone/norm{k}/moving_{name}" for name in ("mean", "variance")}
     now = {path: v.numpy() for path, v in {**net.moving, **net.frozen}.items()}
-    found = {path for path, value in now.items() if not np.array_equal(value, before[path])}
+    moved = {path for path, value in now.items() if not np.array_equal(value, before[path])}
     biases = {"backbone/conv1/bias", "backbone/conv2/bias"} if policy in ("train", "sync") else set()
-    assert found - biases == expected - biases
-    assert not {path for path in found if path in net.frozen}
+    assert moved - biases == expected - biases
+    assert not {path for path in moved if path in net.frozen}
     assert set(net.statistics) == {path for path in expected if "moving" in path}
 
 
@@ -193,9 +193,9 @@ def test_a_backbone_that_another_run_has_trained_has_its_statistics() -> None:
 
 
 def test_the_momentum_of_the_statistics_is_the_networks_own_unless_one_is_given() -> None:
-    own, given = normalised("all", "sync"), normalised("all", "sync", batch_norm_momentum=0.5)
-    assert set(own.momentum.values()) == {0.9} and set(given.momentum.values()) == {0.5}
-    assert own.momentum.keys() == own.statistics.keys()
+    default, configured = normalised("all", "sync"), normalised("all", "sync", batch_norm_momentum=0.5)
+    assert set(default.momentum.values()) == {0.9} and set(configured.momentum.values()) == {0.5}
+    assert default.momentum.keys() == default.statistics.keys()
 
 
 @pytest.mark.parametrize(
@@ -221,9 +221,9 @@ def test_pooling_gives_its_features_to_the_head(pooling: str, features: int) -> 
 
 def test_checksums_are_the_sums_of_the_bits_of_each_variable_modulo_a_power_of_two() -> None:
     net = build(train_from="block2")
-    found = step.weight_checksums(net, PARALLEL)().numpy()
+    checksums = step.weight_checksums(net, PARALLEL)().numpy()
     bits = [variable.numpy().view(np.int32).ravel().tolist() for variable in net.moving.values()]
-    assert found.tolist() == [[sum(one) % 2**40 for one in bits]]
+    assert checksums.tolist() == [[sum(words) % 2**40 for words in bits]]
 
 
 def test_classic_head_is_flatten_dense_relu_dense() -> None:

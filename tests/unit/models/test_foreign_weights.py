@@ -1,4 +1,4 @@
-"""Weights in files that people have: the network is found in them wherever it lies, bit for bit, and nowhere twice."""
+"""Weights in files of others: the network is found in them wherever it lies, bit for bit, and nowhere twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = ("old.h5", "new.keras", "new.weights.h5", "checkpoint.index")
 
 
 def build(name: str, side: int = 32) -> Any:
-    """The backbone as tl_dist builds it, with other numbers in every variable than Keras begins with."""
+    """Build the backbone as tl_dist does, with no variable at its initial values."""
     network = registry.backbone(name).build((side, side, 3))
     rng = np.random.default_rng(0)
     for v in network.weights:
@@ -37,7 +37,7 @@ def build(name: str, side: int = 32) -> Any:
 
 
 def save(model: Any, path: Path) -> Path:
-    """By Keras itself, or by TensorFlow."""
+    """Save a model with Keras or TensorFlow themselves."""
     if path.suffix == ".index":
         tf.train.Checkpoint(model=model).write(str(path.with_suffix("")))
     elif path.name.endswith(".weights.h5"):
@@ -144,7 +144,7 @@ def test_features_are_those_of_the_keras_model(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_keras_2_is_read(tmp_path: Path) -> None:
-    """Its keys are `layer_with_weights-N/VARIABLE`, its names those of the layers."""
+    """Its keys are `layer_with_weights-N/VARIABLE`; its names are the names of layers."""
     base = build("tiny")
     root = tf.Module()
     for number, layer in enumerate(layer for layer in base.layers if layer.weights):
@@ -225,15 +225,15 @@ def test_of_two_layers_of_one_kind_and_shape_none_is_guessed(kind: str, tmp_path
         scratch = tmp_path / f"scratch-{name}"
         scratch.mkdir()
         if model is one:
-            held, _ = foreign_files.read(files, backbone, lambda digest: None, scratch)
-            np.testing.assert_array_equal(next(iter(held.arrays.values())), one.weights[0].numpy())
+            arrays, *_ = foreign_files.read(files, backbone, lambda digest: None, scratch)
+            np.testing.assert_array_equal(next(iter(arrays.values())), one.weights[0].numpy())
         else:
             with pytest.raises(Refusal, match=r"more than the network, of the same shape|fits in 2 places"):
                 foreign_files.read(files, backbone, lambda digest: None, scratch)
 
 
 def rezipped(path: Path, compression: int = zipfile.ZIP_STORED, **members: bytes) -> Path:
-    """The archive, with members added or replaced."""
+    """Write the archive again, with members added or replaced."""
     with zipfile.ZipFile(path) as archive:
         held = {name: archive.read(name) for name in archive.namelist()} | members
     with zipfile.ZipFile(path, "w", compression) as archive:

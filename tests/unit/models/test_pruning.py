@@ -1,4 +1,4 @@
-"""A pruned network is an ordinary one with fewer channels: those of the largest filters, which the head reads."""
+"""A pruned network is an ordinary one with fewer channels: the largest filters stay, and the head reads these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.pruned import HEADS, branching, pruned, trained, with_every_weight_drawn
 from tl_dist.config import ModelConfig, registry
-from tl_dist.models import classifier, pruning
+from tl_dist.models import classifier, narrow, pruning
 from tl_dist.models.backbones import Backbone
 from tl_dist.models.classifier import Classifier
 
@@ -69,14 +69,14 @@ INNER = {"residual_in": 3, "residual_middle": 2, "expand": 8, "top": 5}
 
 
 def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
-    """With the weights of half of these channels 0, batch norm's too, the narrow network says what the whole does."""
+    """With half of these channels 0 in all weights, batch norm's too, the narrow network gives the whole's outputs."""
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
-    def made(prune: float) -> Classifier:
+    def branching_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
         return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
 
-    net, narrow = with_every_weight_drawn(made(0.0)), made(0.5)
+    net, narrow = with_every_weight_drawn(branching_net(0.0)), branching_net(0.5)
     assert {
         half.name: half.filters
         for whole, half in zip(net.network.layers, narrow.network.layers, strict=True)
@@ -89,10 +89,12 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
                 by_channel = isinstance(whole, keras.layers.DepthwiseConv2D) and values.ndim == 4
                 np.moveaxis(values, 2 if by_channel else -1, 0)[::2] = 0
                 variable.assign(values)
-    kept = pruning.kept(net, narrow.network)
+    weights = pruning.kept(net, narrow.network)
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
-        variable.assign(kept[path])
-    assert not net.statistics and len(narrow.statistics) == 8  # those of fewer channels have to be found anew
+        variable.assign(weights[path])
+    assert (
+        not net.statistics and len(narrow.statistics) == 8
+    )  # with fewer channels they must be estimated again
     np.testing.assert_allclose(narrow(IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     assert np.abs(net(IMAGES)).max() > 1e-2
 
@@ -101,7 +103,7 @@ def test_between_branches_only_what_one_convolution_reads_is_left_out() -> None:
 def test_half_of_the_channels_leaves_so_many_parameters(name: str, left: float) -> None:
     record = registry.backbone(name)
     size = (record.min_size, record.min_size, 3)
-    whole, half = record.build(size), pruning.narrowed(record, 0.5).build(size)
+    whole, half = record.build(size), narrow.narrowed(record, 0.5).build(size)
     assert half.count_params() / whole.count_params() == pytest.approx(left, abs=1e-3)
     assert [v.path for v in half.weights] == [v.path for v in whole.weights] and half.name == whole.name
     # What a residual block or a chain of them passes on, all of it can read.
@@ -109,7 +111,7 @@ def test_half_of_the_channels_leaves_so_many_parameters(name: str, left: float) 
 
 
 def test_the_families_that_can_be_pruned() -> None:
-    """Of what comes with the package: those where half of the channels is more than a third of the parameters."""
+    """The families of the package in which half of the channels are more than a third of the parameters."""
     assert {name for name in registry.BACKBONES if registry.backbone(name).prunable} == {
         name
         for name in registry.BACKBONES

@@ -1,4 +1,4 @@
-"""What is left of a network says again what the whole says, where the channels that are left can express it."""
+"""A pruned network reproduces the outputs of the whole, where the channels that are left can express them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALLER = 0.3
 
 
 def with_twins(net: Classifier, narrow: Classifier) -> None:
-    """Every second channel of those of which half are left out becomes a smaller copy of the one before it."""
+    """Make every second channel of the pruned layers a smaller copy of the one before it."""
     for whole, half in zip(net.network.layers, narrow.network.layers, strict=True):
         if half.output.shape[-1] == whole.output.shape[-1]:
             continue
@@ -37,7 +37,7 @@ def with_twins(net: Classifier, narrow: Classifier) -> None:
 
 
 def recovered(net: Classifier, narrow: Classifier) -> tuple[float, float]:
-    """How far the logits are from those of the whole, before and after the fit, over how large those are."""
+    """Return the relative error of the logits before and after the fit, against the whole network."""
     for path, variable in {**narrow.moving, **narrow.frozen}.items():
         variable.assign(pruning.kept(net, narrow.network)[path])
     expected = net(IMAGES).numpy()
@@ -63,11 +63,11 @@ def test_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refit, "DAMPING", 1e-9)
     record = Backbone("branching", branching, 32, 8, "tf", {"all": "stem"}, prunable=True)
 
-    def made(prune: float) -> Classifier:
+    def prunable_net(prune: float) -> Classifier:
         config = ModelConfig(backbone="branching", train_from="all", pooling="both", prune=prune)
         return classifier.build(record, config, image_size=32, num_classes=3, seed=0)
 
-    net, narrow = with_every_weight_drawn(made(0.0)), made(0.5)
+    net, narrow = with_every_weight_drawn(prunable_net(0.0)), prunable_net(0.5)
     with_twins(net, narrow)
     before, after = recovered(net, narrow)
     assert before > 0.05 and after < 1e-2
@@ -78,6 +78,6 @@ def test_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_images_say_nothing_the_weights_stay() -> None:
     start = np.random.default_rng(0).normal(size=(5, 2))
     squares, products = np.diag([4.0, 4.0, 0, 0, 0]), np.zeros((5, 2))
-    found = refit.solved(start, squares, products)
-    np.testing.assert_array_equal(found[2:], start[2:])
-    assert np.abs(found[:2]).max() < 1e-3
+    solution = refit.solution_near(start, squares, products)
+    np.testing.assert_array_equal(solution[2:], start[2:])
+    assert np.abs(solution[:2]).max() < 1e-3

@@ -20,6 +20,7 @@ from tl_dist.models import weights
 from tl_dist.models.backbones import preprocess
 from tl_dist.models.backbones.efficientnet import square_the_deviation
 from tl_dist.models.weights import WeightsFile, hdf5, keras_files, sources
+from tl_dist.models.weights.__main__ import main
 from tl_dist.refusal import ExitCode, Refusal
 
 # Keras's own way to write a variable to a file.
@@ -36,7 +37,7 @@ def build(name):
 
 
 def randomised(network, seed=0):
-    """The network with other numbers in every variable where Keras begins with zeros or ones."""
+    """Build the network, with other values in every variable that Keras initializes with zeros or ones."""
     rng = np.random.default_rng(seed)
     for v in network.weights:
         if "int" in v.dtype:
@@ -50,11 +51,11 @@ def values(network):
     return {v.path: np.asarray(v.numpy()) for v in network.weights}
 
 
-def assert_equal(found, expected):
-    assert set(found) == set(expected)
+def assert_equal(actual, expected):
+    assert set(actual) == set(expected)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == array.dtype
 
 
 @pytest.fixture
@@ -112,16 +113,16 @@ def test_a_photograph_gives_the_same_features_as_by_hand(hed):
     record = registry.backbone("vgg16")
     network = record.build((224, 224, 3))
     weights.load(network, hed)
-    found = network(preprocess(record.preprocessing, image), training=False).numpy()
-    assert found.shape == (1, 7, 7, 512)
-    assert (found > 0).mean() > 0.05
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.max())
+    features = network(preprocess(record.preprocessing, image), training=False).numpy()
+    assert features.shape == (1, 7, 7, 512)
+    assert (features > 0).mean() > 0.05
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 @pytest.mark.timing
 def test_asking_again_takes_milliseconds_and_imports_nothing(hed):
     program = (
-        "import sys, time\nfrom tl_dist.models.backbones import weights\nstart = time.perf_counter()\n"
+        "import sys, time\nfrom tl_dist.models import weights\nstart = time.perf_counter()\n"
         f"file = weights.resolve({HED!r}, 'vgg16')\nelapsed = time.perf_counter() - start\n"
         "assert not {'tensorflow', 'keras', 'numpy', 'h5py', 'safetensors'} & set(sys.modules)\n"
         "print(file.sha256, elapsed)"
@@ -195,7 +196,7 @@ def test_a_directory_or_pipe_is_no_weights_file(tmp_path, cache):
 
 def test_random_weights_need_no_file(cache, capsys):
     assert weights.resolve("random", "tiny", cache=cache) is None
-    assert weights.main(["random", "tiny"]) == 0
+    assert main(["random", "tiny"]) == 0
     assert not cache.exists()
 
 
@@ -259,7 +260,7 @@ def test_the_digest_is_compared_again_when_the_file_was_converted_before(tiny_fi
 # separable convolutions, integers, and the longest lists of names.
 @pytest.mark.parametrize("name", ["mobilenetv3small", "efficientnetb0", "xception", "convnexttiny"])
 def test_both_layouts_of_keras_are_read(name, tmp_path):
-    keras.layers.Conv2D(1, 1)  # other numbers in the names than those of `build`
+    keras.layers.Conv2D(1, 1)  # so that names get other numbers than in `build`
     record, constructor = (
         registry.backbone(name),
         {k.lower(): v for k, v in vars(keras.applications).items()}[name],
@@ -274,7 +275,7 @@ def test_both_layouts_of_keras_are_read(name, tmp_path):
     for file in ("new.weights.h5", "old.h5"):
         path = tmp_path / file
         arrays, others = keras_files.arrays_of(hdf5.read(path), ours)
-        assert_equal(sources.fitted(arrays, ours, path), expected)
+        assert_equal(sources.fit_to_network(arrays, ours, path), expected)
         assert not others
         path.unlink()
 
@@ -337,8 +338,8 @@ def test_imagenet_weights_compute_what_keras_computes(efficientnet_of_keras, dow
     theirs = keras.applications.EfficientNetB0(include_top=False, weights="imagenet", input_shape=(64, 64, 3))
     assert len(theirs.layers) == len(network.layers) + 1  # which is why the variance must change
     image = np.random.default_rng(3).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
-    expected, found = (model(image, training=False).numpy() for model in (theirs, network))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    expected, outputs = (model(image, training=False).numpy() for model in (theirs, network))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     std = np.asarray((0.229, 0.224, 0.225), np.float32)
     assert_equal(values(network), stored | {"normalization/variance": std * std})
     # What the layer computes with is a copy of its variables.
@@ -525,7 +526,7 @@ def test_hostile_files_are_refused_and_lead_nowhere(spoil, tiny_file, tmp_path, 
     outside = tmp_path / "outside.h5"
     with h5py.File(path, "r+") as file:
         spoil(file, outside)
-    # A pipe without a writer: whoever opens it waits for ever, and the test does not end.
+    # A pipe without a writer: a process that opens it waits forever, and the test would not end.
     os.mkfifo(outside)
     with pytest.raises(Refusal, match=HOSTILE[spoil]) as refusal:
         weights.convert(str(path), "tiny", cache=cache)

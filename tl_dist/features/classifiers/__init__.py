@@ -1,6 +1,6 @@
 """Classifiers that are computed from features rather than trained by steps. Each is a linear map, and so a head.
 
-Knows NumPy and SciPy; no TensorFlow, no file.
+They use NumPy and SciPy; no TensorFlow, no file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from tl_dist.scores import figures
 
 Features = NDArray[Any]
 """[examples, features], float32 or float64"""
-Weights = NDArray[np.float64]  # of examples, above 0
+Weights = NDArray[np.float64]
+"""[examples], above 0"""
 
 TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
-ROWS_AT_ONCE = 8192  # that are widened to float64 together
+ROWS_AT_ONCE = 8192  # widened to float64 together
 ABSENT = -1e4  # logit of a class without training examples: its probability is 0
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """logits = features @ kernel + bias; kernel float64 [features, classes]. Softmax of them is the answer."""
+    """The map logits = features @ kernel + bias, with a float64 kernel [features, classes]."""
 
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64]
@@ -34,14 +35,14 @@ class Linear:
     converged: bool = True
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        """float64 [examples, classes], computed in float64: features far from 0 would cost float32 all its digits."""
+        """Return float64 [examples, classes], in float64: features far from 0 would cost float32 its digits."""
         if len(features) <= ROWS_AT_ONCE:
             return np.asarray(features.astype(np.float64) @ self.kernel + self.bias)
         parts = range(0, len(features), ROWS_AT_ONCE)
         return np.concatenate([self.logits(features[k : k + ROWS_AT_ONCE]) for k in parts])
 
     def probabilities(self, features: Features) -> NDArray[np.float64]:
-        """float64 [examples, classes]."""
+        """Return the softmax of the logits, float64 [examples, classes]."""
         return figures.softmax(self.logits(features))
 
 
@@ -57,11 +58,11 @@ def fit(
     weights: Weights | None = None,
     watch: Watch = unwatched,
 ) -> Linear:
-    """The classifier `name` (logistic or nearest_mean) of these features.
+    """Fit the classifier `name` (logistic or nearest_mean) to these features.
 
-    `scaling` standardize gives each feature mean 0 and variance 1 over the examples first; the map returned takes
-    the features as they are. `weights` of the examples, above 0, are scikit-learn's sample_weight, in the scaling as
-    in the fit: 2 is the example twice, and only their ratios matter.
+    `scaling` "standardize" gives each feature mean 0 and variance 1 over the examples first; the returned map takes
+    unscaled features. `weights` of the examples are scikit-learn's sample_weight, in the scaling as in the fit: 2
+    counts an example twice, and only ratios matter.
     """
     counts = np.ones(len(labels)) if weights is None else weights
     if scaling == "standardize":
@@ -71,24 +72,24 @@ def fit(
     scaled = features - mean
     scaled /= spread
     if name == "logistic":
-        found = logistic(
+        fitted = logistic(
             scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=counts, watch=watch
         )
     else:
-        found = nearest_mean(scaled, labels, num_classes, counts)
-    kernel = found.kernel / spread[:, None]
-    return Linear(kernel, found.bias - mean @ kernel, found.iterations, found.converged)
+        fitted = nearest_mean(scaled, labels, num_classes, counts)
+    kernel = fitted.kernel / spread[:, None]
+    return Linear(kernel, fitted.bias - mean @ kernel, fitted.iterations, fitted.converged)
 
 
 def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature over the examples; infinite for one that says nothing.
+    """Return the mean and the standard deviation of each feature over the examples; infinity for a constant one.
 
-    That is one which varies by no more than the rounding of its own values, however small it is beside the others.
+    A feature is constant if it varies by no more than the rounding of its own values, however small these are.
     """
     share = weights / weights.sum()
     mean = share @ features
-    away = features - mean
-    spread = np.sqrt(share @ np.square(away, out=away))
+    centred = features - mean
+    spread = np.sqrt(share @ np.square(centred, out=centred))
     rounding = 10 * float(np.finfo(features.dtype).eps) * np.abs(mean)
     spread[spread <= rounding] = np.inf
     return mean, spread
@@ -104,15 +105,15 @@ def logistic(
     weights: Weights | None = None,
     watch: Watch = unwatched,
 ) -> Linear:
-    """Multinomial logistic regression: the minimum, not a point on the way to it.
+    """Fit a multinomial logistic regression to the minimum of its loss.
 
-    Minimises mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are free. scikit-learn's C is
-    1 / (l2 * the sum of the examples' weights). With two classes there is one vector of coefficients, for the
-    difference of the logits.
+    The loss is mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are not penalized. scikit-learn's C is
+    1 / (l2 * the sum of the examples' weights). For two classes there is one vector of coefficients, for the difference
+    of the logits.
     """
     present = np.unique(labels)
     kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
-    if len(present) == 1:  # nothing to tell apart
+    if len(present) == 1:
         bias[present] = 0.0
         return Linear(kernel, bias)
     num, width = features.shape
@@ -125,28 +126,28 @@ def logistic(
         np.ones((width, 1)),
         watch,
     )
-    found = problem.minimum(l2, problem.start, TOLERANCE)
-    of_logits, intercepts = (part[..., 0, :] for part in problem.map(found.at))
+    minimum = problem.minimum(l2, problem.start, TOLERANCE)
+    coefficients, intercepts = (part[..., 0, :] for part in problem.map(minimum.at))
     halves = [-0.5, 0.5] if len(present) == 2 else 1.0
-    kernel[:, present], bias[present] = of_logits * halves, intercepts * halves
-    return Linear(kernel, bias, found.rounds, found.converged)
+    kernel[:, present], bias[present] = coefficients * halves, intercepts * halves
+    return Linear(kernel, bias, minimum.rounds, minimum.converged)
 
 
 def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:
-    """The weight of each example in the loss: its own times that of its class."""
+    """Return the weight of each example in the loss: its own times its class's."""
     return weights if class_weights is None else np.asarray(class_weights, float)[labels] * weights
 
 
 def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights) -> Linear:
-    """The class with the nearest mean; probabilities as if each class were a sphere of the spread within classes.
+    """Fit the classifier that predicts the class with the nearest mean.
 
-    Spheres of one size in as many dimensions as there are features would be far too sure, so the squared distance
-    is taken in units of the mean squared distance of an example to its own class's mean.
+    Its logits are negative squared distances to the means, in units of the mean squared distance of an example to the
+    mean of its own class: in units of the variance of a feature, so many features would make it far too confident.
     """
     wide = features.astype(np.float64, copy=False)
     kernel, bias = np.zeros((wide.shape[1], num_classes)), np.full(num_classes, ABSENT)
-    each = {int(k): labels == k for k in np.unique(labels)}
-    means = {k: np.average(wide[rows], axis=0, weights=weights[rows]) for k, rows in each.items()}
+    members = {int(k): labels == k for k in np.unique(labels)}
+    means = {k: np.average(wide[rows], axis=0, weights=weights[rows]) for k, rows in members.items()}
     squares = [((row - means[int(k)]) ** 2).sum() for row, k in zip(wide, labels, strict=True)]
     within = np.average(squares, weights=weights)
     unit = max(float(within), 1e-12)

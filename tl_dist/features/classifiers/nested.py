@@ -1,7 +1,7 @@
-"""A classifier on features, with what its config leaves open chosen by folds within its own training examples.
+"""A classifier on features whose open settings are chosen by folds within its own training examples.
 
-Nested cross-validation: whoever holds examples out gives this the others alone, so the choice is part of the training
-that is being evaluated, and the figures of the held-out examples stay honest.
+Nested cross-validation: a caller who holds examples out passes only the others, so the choice is part of the training
+that is evaluated, and the figures of the held-out examples stay honest.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Examples:
     weights: NDArray[np.floating] | None = None
 
     def only(self, inside: NDArray[np.bool_]) -> Examples:
-        """Those where `inside` [examples] is true."""
-        kept: dict[str, Any] = {k: np.asarray(v)[inside] for k, v in vars(self).items() if v is not None}
-        return replace(self, **kept)
+        """Return the examples where `inside` [examples] is true."""
+        fields: dict[str, Any] = {k: np.asarray(v)[inside] for k, v in vars(self).items() if v is not None}
+        return replace(self, **fields)
 
     def counting(self) -> Examples:
-        """Those of a weight above 0: the others are as if they were not there. Refuses (65) none."""
+        """Return the examples with a weight above 0; refuse (65) if there are none."""
         if not self.counts.any():
             what, fix = "no training example has a weight above 0.", "give one to those that teach something."
             raise Refusal(what, fix=fix, code=ExitCode.DATA)
@@ -47,18 +47,18 @@ class Examples:
 
     @property
     def counts(self) -> NDArray[np.float64]:
-        """How much each counts in a fit, and wherever fits are compared; in no figure that is reported."""
+        """Return the weight of each in a fit and in comparisons of fits; reported figures do not use it."""
         return np.ones(len(self.labels)) if self.weights is None else self.weights.astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Nested:
-    """How a classifier is fitted: its settings, and what they leave open.
+    """How a classifier is fitted: its settings, and what chooses those that are left open.
 
-    columns        the features by the layers they come from, as `classifier.layers: auto` may choose them
-    class_weights  of the training labels and the examples' weights, in the loss
+    columns        columns of features by the layers they come from, as `classifier.layers: auto` may choose them
+    class_weights  gives the weights of the classes in the loss from the training labels and the examples' weights
     seed           of the folds within the training examples
-    watch          called in every round of a fit; what it raises ends it
+    watch          called in every round of a fit, which it ends by an exception
     """
 
     settings: ClassifierConfig
@@ -69,7 +69,7 @@ class Nested:
     watch: Watch = unwatched
 
     def fit(self, train: Examples) -> tuple[classifiers.Linear, selection.Choice | None]:
-        """The classifier of these examples, and what was chosen by them where something is open."""
+        """Fit the classifier to these examples; return it, and the choice if a setting was open."""
         self.watch()
         settings, train = self.settings, train.counting()
         class_weights = self.class_weights(train.labels, train.counts)
@@ -106,7 +106,7 @@ class Nested:
         return classifiers.Linear(kernel, fitted.bias, fitted.iterations, fitted.converged), choice
 
     def folds(self, train: Examples) -> NDArray[np.int64]:
-        """The fold of each training example: by strata where each has enough examples, else by class."""
+        """Return the fold of each training example: by strata if each has enough examples, else by class."""
         strata = train.strata
         if np.unique(strata, return_counts=True)[1].min() < selection.FOLDS:
             strata = train.labels
@@ -118,7 +118,7 @@ class Nested:
     def predict(
         self, examples: Examples, held_out: NDArray[np.bool_]
     ) -> tuple[figures.Probabilities, classifiers.Linear, selection.Choice | None]:
-        """Probabilities of the held-out examples, by a classifier of the others and of nothing else."""
+        """Return the probabilities of the held-out examples by a classifier of the others alone, it, and its choice."""
         fitted, choice = self.fit(examples.only(~held_out))
         evaluated = examples.evaluated[held_out]
         predicted = fitted.probabilities(evaluated.reshape(-1, evaluated.shape[-1]))
@@ -126,7 +126,7 @@ class Nested:
 
 
 def described(choice: selection.Choice, settings: ClassifierConfig) -> str:
-    """What was chosen, for people: "l2 0.1, layers block4 block5 by folds of the training examples"."""
+    """Return the choice as text: "l2 0.1, layers block4 block5 by folds of the training examples"."""
     parts = [] if isinstance(settings.l2, int | float) else [f"l2 {choice.l2:g}"]
     parts += [f"layers {choice.layers}"] if settings.layers == "auto" else []
     beyond = "" if choice.edge is None else f" ({selection.edge_advice(choice.edge)})"

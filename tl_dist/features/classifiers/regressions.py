@@ -1,9 +1,9 @@
 """Logistic regressions on the same rows, solved together to their minimum. NumPy and SciPy.
 
-Newton's method, whose steps are found by conjugate gradients (truncated Newton: Nocedal and Wright, Numerical
-Optimization, section 7.1). A network's features are so unequal that L-BFGS, or conjugate gradients by themselves, take
-hundreds of rounds. Here the gradients are preconditioned by the principal axes of the rows, along which the curvature
-of the loss is known well enough.
+Newton's method, with steps by conjugate gradients (truncated Newton: Nocedal and Wright, Numerical Optimization,
+section 7.1). A network's features are so differently scaled that L-BFGS, or plain conjugate gradients, take hundreds of
+rounds. Here the conjugate gradients are preconditioned by the principal axes of the rows, along which the curvature of
+the loss is known well enough.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_AXES = 2048
-"""features of which the principal axes are found; of more, and of half as many rows, it costs more than it saves"""
+"""most features for principal axes; with more, or more than half as many as rows, they cost more than they save"""
 NEWTON_STEPS = 50
 CONJUGATE_STEPS = 200
 HALVINGS = 30
 LOOK_S = 1.0
 SUFFICIENT = 1e-4
-"""part of the promised decrease with which a step is taken (Armijo)"""
+"""share of the promised decrease with which a step is accepted (Armijo)"""
 CURVATURE = 1e-6
-"""least curvature of a logit, and variance beside the largest, that the preconditioner counts on"""
+"""least curvature of a logit, and least variance relative to the largest, in the preconditioner"""
 
 Coefficients = NDArray[np.float64]
 """[features + 1, Q * K]: the last row has the intercepts"""
 Watch = Callable[[], None]
-"""called in every round of a search; what it raises ends the search"""
+"""called in every round of a search, which it ends by an exception"""
 
 
 class Stopped(Exception):
-    """What a `Watch` raises when somebody has asked for an end."""
+    """Raised by a `Watch` when a stop is requested."""
 
 
 def unwatched() -> None:
-    """Go on."""
+    """Never end a search."""
 
 
 def watching(stop_requested: Callable[[], bool]) -> Watch:
-    """Looks whether to stop, every `LOOK_S` at most."""
+    """Return a watch that raises `Stopped` if a stop is requested; it looks every `LOOK_S` at most."""
     last_look = -LOOK_S
 
     def watch() -> None:
@@ -57,7 +57,7 @@ def watching(stop_requested: Callable[[], bool]) -> Watch:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a search ended: near enough to the minimum, or not."""
+    """The point at which a search ended, near enough to the minimum or not."""
 
     at: Coefficients
     rounds: int
@@ -68,13 +68,12 @@ class Minimum:
 class Problems:
     """Q regressions of K logits: each minimises sum of share * cross-entropy + l2 / 2 * |coefficients|^2.
 
-    The intercepts are free. Of two classes there is one logit, for the second.
+    The intercepts are not penalized. For two classes there is one logit, for the second.
 
-    rows    [rows, features], float32 or float64, which is what the large products are computed in
+    rows    [rows, features], float32 or float64, the type in which the large products are computed
     labels  [rows], from 0 on
     share   [rows, Q]: the weight of each row in each problem
-    mean, spread  [features, Q]: the coefficients of a problem are those of (rows - mean) / spread; of an infinite
-            spread, 0
+    mean, spread  [features, Q]: coefficients apply to (rows - mean) / spread, which is 0 for an infinite spread
     """
 
     rows: NDArray[Any]
@@ -92,11 +91,11 @@ class Problems:
 
     @property
     def start(self) -> Coefficients:
-        """Nothing known: zeros."""
+        """Return coefficients of 0."""
         return np.zeros((self.rows.shape[1] + 1, self.share.shape[1] * self.num_logits))
 
     def minimum(self, l2: float, start: Coefficients, tolerance: float) -> Minimum:
-        """The coefficients at which no entry of the gradient is above `tolerance`, searched from `start` on."""
+        """Search from `start` for the coefficients at which no entry of the gradient is above `tolerance`."""
         from scipy.sparse.linalg import LinearOperator, cg
 
         at, rounds, rounding = start, 0, 8 * float(np.finfo(self.rows.dtype).eps)
@@ -125,35 +124,37 @@ class Problems:
             step = step.reshape(start.shape)
             promised = float((step * gradient).sum())
             for halving in range(HALVINGS):
-                further = at + step / 2**halving
-                found = self.loss(further, l2)
+                next_at = at + step / 2**halving
+                evaluation = self.loss(next_at, l2)
                 enough = loss + SUFFICIENT * promised / 2**halving
-                if found[0] <= enough or (-promised < rounding * loss and _largest(found[1]) < steepest):
-                    break  # the second: where the loss can no longer tell, the gradient does
+                if evaluation[0] <= enough or (
+                    -promised < rounding * loss and _largest(evaluation[1]) < steepest
+                ):
+                    break  # the second condition: where the loss only rounds, the gradient still tells
             else:
                 break  # rounding is all that is left
-            at, (loss, gradient, probabilities) = further, found
+            at, (loss, gradient, probabilities) = next_at, evaluation
         return Minimum(at, rounds, converged=_largest(gradient) <= tolerance)
 
     def loss(self, at: Coefficients, l2: float) -> tuple[float, Coefficients, NDArray[Any]]:
-        """Its sum over the problems, its gradient, and the probabilities [rows, Q, K] there."""
+        """Return the loss summed over the problems, its gradient, and the probabilities [rows, Q, K], all at `at`."""
         logits = self._logits(at)
         rows = np.arange(len(logits))
         if self.num_logits == 1:
             truth = self.labels[:, None, None]
-            each = (np.logaddexp(0, logits) - truth * logits)[..., 0]
+            losses = (np.logaddexp(0, logits) - truth * logits)[..., 0]
             probabilities = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
             error = (probabilities - truth) * self.share[:, :, None]
         else:
             logits -= logits.max(axis=-1, keepdims=True)
-            each = -logits[rows, :, self.labels]
+            losses = -logits[rows, :, self.labels]
             probabilities = np.exp(logits, out=logits)
             sums = probabilities.sum(axis=-1)
-            each += np.log(sums)
+            losses += np.log(sums)
             probabilities /= sums[:, :, None]
             error = probabilities * self.share[:, :, None]
             error[rows, :, self.labels] -= self.share
-        total = float((each * self.share).sum(dtype=np.float64)) + l2 / 2 * float((at[:-1] ** 2).sum())
+        total = float((losses * self.share).sum(dtype=np.float64)) + l2 / 2 * float((at[:-1] ** 2).sum())
         return total, self._gradient(error, at, l2), probabilities
 
     def _times_hessian(self, direction: Coefficients, probabilities: NDArray[Any], l2: float) -> Coefficients:
@@ -167,49 +168,49 @@ class Problems:
         return self._gradient(change, direction, l2)
 
     def _logits(self, at: Coefficients) -> NDArray[Any]:
-        """[rows, Q, K]: a linear map of the coefficients."""
+        """Return the logits [rows, Q, K], a linear map of the coefficients."""
         kernel, bias = self.map(at)
-        found = self.rows @ kernel.reshape(len(kernel), -1)
-        found += bias.reshape(-1)
-        return found.reshape(len(found), *bias.shape)
+        logits = self.rows @ kernel.reshape(len(kernel), -1)
+        logits += bias.reshape(-1)
+        return logits.reshape(len(logits), *bias.shape)
 
     def map(self, at: Coefficients) -> tuple[NDArray[Any], NDArray[Any]]:
-        """What gives the logits from rows as they are: kernel [features, Q, K] and bias [Q, K], of the rows' type."""
+        """Return the map from unscaled rows to logits, in their type: kernel [features, Q, K] and bias [Q, K]."""
         both = at.reshape(len(at), -1, self.num_logits)
         kernel = (both[:-1] / self.spread[:, :, None]).astype(self.rows.dtype)
         bias = both[-1] - (self.mean[:, :, None] * kernel).sum(axis=0)
         return kernel, bias.astype(self.rows.dtype)
 
     def _gradient(self, error: NDArray[Any], at: Coefficients, l2: float) -> Coefficients:
-        """By the coefficients, from the one by the logits: the transpose of `_logits`, and the penalty's."""
+        """Return the gradient by the coefficients, penalty included, from `error`, the gradient by the logits."""
         slope = (self.rows.T @ error.reshape(len(error), -1)).reshape(-1, *error.shape[1:])
         total = error.sum(axis=0)
         slope = (slope - self.mean[:, :, None] * total) / self.spread[:, :, None]
-        found = np.concatenate([slope, total[None]]).reshape(at.shape).astype(np.float64)
-        found[:-1] += l2 * at[:-1]
-        return found
+        gradient = np.concatenate([slope, total[None]]).reshape(at.shape).astype(np.float64)
+        gradient[:-1] += l2 * at[:-1]
+        return gradient
 
     def _preconditioner(
         self, probabilities: NDArray[Any], l2: float
     ) -> Callable[[NDArray[Any]], NDArray[Any]]:
-        """About the inverse of the Hessian: that of rows whose place says nothing of how sure they are."""
+        """Return about the inverse of the Hessian, as if confidence did not depend on where a row lies."""
         spread = probabilities * (1 - probabilities) * self.share[:, :, None]
         curvature = np.maximum(spread.sum(axis=0, dtype=np.float64).reshape(-1), CURVATURE)
         variances, axes = self._principal_axes() or (np.ones(1), None)
-        # Where l2 is 0, all that is known of the others.
+        # With an l2 of 0 nothing else bounds the inverse along axes without variance.
         variances = np.maximum(variances, CURVATURE * variances[-1])
         along = 1 / (np.outer(variances, curvature) + l2)
 
         def apply(flat: NDArray[Any]) -> NDArray[Any]:
             gradient = flat.reshape(-1, len(curvature))
             slope = gradient[:-1]
-            found = slope * along if axes is None else axes @ (along * (axes.T @ slope))
-            return np.concatenate([found, gradient[-1:] / curvature]).ravel()
+            solution = slope * along if axes is None else axes @ (along * (axes.T @ slope))
+            return np.concatenate([solution, gradient[-1:] / curvature]).ravel()
 
         return apply
 
     def _principal_axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Variances, the least first, and axes [features, features] of the rows, scaled about as the problems do."""
+        """Return variances, ascending, and axes [features, features] of the rows, scaled about as in the problems."""
         num, width = self.rows.shape
         if width > min(MOST_AXES, num // 2):
             return None

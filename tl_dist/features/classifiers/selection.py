@@ -1,14 +1,14 @@
-"""Which l2 and which layers a logistic regression takes, by folds within its own training examples. No TensorFlow.
+"""Choose l2 and layers of a logistic regression by folds within its own training examples. No TensorFlow.
 
-Whoever tests the classifier on other examples calls this with the training examples alone (nested cross-validation),
-so what is held out cannot influence the choice. The folds are fitted as one stacked problem, from the strongest l2 to
-weaker ones, each from the solution before it.
+A caller who tests the classifier on other examples passes only the training examples (nested cross-validation), so
+held-out examples cannot influence the choice. The folds are fitted as one stacked problem, from the strongest l2 to the
+weakest, each from the solution before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +19,18 @@ from tl_dist.features.classifiers.regressions import Problems, Watch, unwatched
 from tl_dist.scores import figures
 
 GRID = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(1, -7, -1))
-"""l2 from 3.16 to 0.001, two to a decade"""
+"""l2 from 3.16 to 0.001, two per decade"""
 FOLDS = 5
 TOLERANCE = 2e-4  # on the largest entry of the gradient of the mean loss: settings are ranked, not kept
-CONSTANT = 1e-4  # of its spread over all: a feature that varies less within some examples says nothing there
-WORSE_IN_A_ROW = 2  # after which weaker ones are not tried
+CONSTANT = (
+    1e-4  # of its spread over all examples: a feature that varies less within a fold counts as constant there
+)
+WORSE_IN_A_ROW = 2  # losses after which weaker l2 are not tried
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The setting with the least log loss of the examples that were held out in turn, weighted as the fit is."""
+    """The setting with the least log loss of held-out examples, over all folds, weighted as in the fit."""
 
     l2: float
     layers: str
@@ -37,19 +39,19 @@ class Choice:
     log_loss: float
     num_tried: int
     edge: Literal["least", "greatest"] | None = None
-    """set where l2 is an end of what was to be tried: the best may lie beyond it"""
+    """set if l2 is at an end of the values to try: the best may lie beyond it"""
 
 
 def edge_advice(edge: Literal["least", "greatest"]) -> str:
-    """What an l2 at an end of those tried means, and what to do."""
+    """Return what an l2 at an end of the tried values means, and what to do."""
     beyond = "smaller" if edge == "least" else "greater"
     return f"the {edge} l2 that was tried: write {beyond} ones as classifier.l2"
 
 
 def columns_of(layers: Sequence[str], widths: Sequence[int]) -> dict[str, NDArray[np.int64]]:
-    """The columns of the last layer alone, of the last two and so on, by the names of the layers.
+    """Return the columns of the last layer alone, of the last two and so on, by the names of the layers.
 
-    `widths` is how many columns each layer has, in the order of the features.
+    `widths` are the numbers of columns of the layers, in the order of the features.
     """
     starts = np.cumsum([0, *widths])
     return {
@@ -71,38 +73,36 @@ def choose(
     weights: classifiers.Weights | None = None,
     watch: Watch = unwatched,
 ) -> Choice:
-    """The best of `l2` and of `columns` (default: all of them) for logistic regression on these examples.
+    """Return the best of `l2` and of `columns` (default: all) for logistic regression on these examples.
 
-    values [examples, views, features] are fitted; evaluated [examples, views, features] are the same examples as they
-    are evaluated, by the mean of the probabilities over views; fold [examples], from 0 on, says which are held out
-    together; `weights` [examples], above 0, count in the fits and in the log loss.
+    `values` [examples, views, features] are fitted. `evaluated` [examples, views, features] are the same examples as
+    they are evaluated, by the mean of the probabilities over views. `fold` [examples] numbers, from 0, which are held
+    out together. `weights` [examples], above 0, count in the fits and in the log loss.
     """
     columns = columns or {"all": np.arange(values.shape[-1])}
     counts = _about_one(weights, len(labels))
-    in_loss = classifiers.in_loss(labels, class_weights, counts)
+    loss_weights = classifiers.in_loss(labels, class_weights, counts)
     present = np.unique(labels)
     numbers = np.searchsorted(present, labels).astype(np.int32)
-    found: list[Choice] = []
-    tried = 0
-    for name, those in columns.items():
+    choices: list[Choice] = []
+    for name, subset in columns.items():
         problem = _Folds(
-            values[:, :, those], evaluated[:, :, those], numbers, fold, in_loss, scaling, watch, counts
+            values[:, :, subset], evaluated[:, :, subset], numbers, fold, loss_weights, scaling, watch, counts
         )
         best, worse = np.inf, 0
         for strength in sorted(set(l2), reverse=True):
             predicted = problem.probabilities(strength)
-            tried += 1
-            loss = figures.log_loss(numbers, predicted, in_loss)
-            found.append(Choice(strength, name, those, loss, 0))
+            loss = figures.log_loss(numbers, predicted, loss_weights)
+            choices.append(Choice(strength, name, subset, loss, 0))
             worse = 0 if loss < best else worse + 1
             best = min(best, loss)
             if worse == WORSE_IN_A_ROW or len(present) == 1:
                 break
-    chosen = min(found, key=lambda one: one.log_loss)
+    best_choice = min(choices, key=lambda choice: choice.log_loss)
     edge: Literal["least", "greatest"] | None = None
-    if len(present) > 1 and min(l2) < max(l2) and chosen.l2 in (min(l2), max(l2)):
-        edge = "least" if chosen.l2 == min(l2) else "greatest"
-    return Choice(chosen.l2, chosen.layers, chosen.columns, chosen.log_loss, tried, edge)
+    if len(present) > 1 and min(l2) < max(l2) and best_choice.l2 in (min(l2), max(l2)):
+        edge = "least" if best_choice.l2 == min(l2) else "greatest"
+    return replace(best_choice, num_tried=len(choices), edge=edge)
 
 
 def held_out_classes(
@@ -113,7 +113,7 @@ def held_out_classes(
     watch: Watch = unwatched,
     weights: classifiers.Weights | None = None,
 ) -> NDArray[np.int32]:
-    """[examples]: the class of each, by the regression of the folds that it is not in; as `choose` fits them."""
+    """Return the class of each example, [examples], as predicted by the regression of the other folds."""
     present, numbers = np.unique(labels, return_inverse=True)
     numbers, counts = numbers.astype(np.int32), _about_one(weights, len(labels))
     problem = _Folds(values, values, numbers, fold, counts, "standardize", watch, counts)
@@ -121,17 +121,17 @@ def held_out_classes(
 
 
 def _about_one(weights: classifiers.Weights | None, num: int) -> classifiers.Weights:
-    """Weights in proportion to these, whose sums float32 can hold."""
+    """Scale weights to a mean of about 1, so that float32 can hold their sums."""
     if weights is None:
         return np.ones(num)
     return np.maximum(weights / weights.mean(), np.finfo(np.float32).tiny)
 
 
 class _Folds:
-    """The classifiers of all folds as one problem, whose solution is kept for the next l2.
+    """The classifiers of all folds as one problem, whose solution is the start for the next l2.
 
-    Each scales the features by its own training rows. `weights` of the examples are those in the loss, `counts` without
-    those of their classes: by default 1.
+    Each scales the features by its own training rows. `weights` of the examples in the loss include their classes',
+    `counts` do not.
     """
 
     def __init__(
@@ -142,36 +142,35 @@ class _Folds:
         fold: Any,
         weights: NDArray[Any],
         scaling: str,
-        watch: Watch = unwatched,
-        counts: NDArray[Any] | None = None,
+        watch: Watch,
+        counts: NDArray[Any],
     ) -> None:
         _, views, width = values.shape
-        counts = np.ones(len(labels)) if counts is None else counts
         rows, self._evaluated, self._fold = values.reshape(-1, width), evaluated, fold
         if scaling == "standardize":
-            # By all rows first, so that float32 loses no feature, however far from 0 or small beside the others.
-            of_all = classifiers.moments(rows, counts.repeat(views))
-            middle, unit = (np.float32(moment) for moment in of_all)
-            rows, self._evaluated = ((x - middle) / unit for x in (rows, evaluated))
+            # First by all rows, so that float32 loses no feature, however far from 0 or small beside the others.
+            moments = classifiers.moments(rows, counts.repeat(views))
+            centre, unit = (np.float32(moment) for moment in moments)
+            rows, self._evaluated = ((x - centre) / unit for x in (rows, evaluated))
         rows = np.ascontiguousarray(rows, np.float32)
         self._evaluated = self._evaluated.astype(np.float32)
         self._num_classes = max(2, int(labels.max()) + 1)
         problems = np.arange(fold.max() + 1)
-        seen = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
-        inside = seen * counts.repeat(views).astype(np.float32)[:, None]
-        total = inside.sum(axis=0)
-        share = seen * weights.repeat(views).astype(np.float32)[:, None] / total
+        in_training = (fold[:, None] != problems).repeat(views, axis=0).astype(np.float32)  # [rows, Q]
+        row_counts = in_training * counts.repeat(views).astype(np.float32)[:, None]
+        total = row_counts.sum(axis=0)
+        share = in_training * weights.repeat(views).astype(np.float32)[:, None] / total
         mean, spread = (filled((width, len(problems)), np.float32) for filled in (np.zeros, np.ones))
         if scaling == "standardize":
-            mean = rows.T @ inside / total
-            square = (rows**2).T @ inside / total - mean**2
+            mean = rows.T @ row_counts / total
+            square = (rows**2).T @ row_counts / total - mean**2
             spread = np.sqrt(np.maximum(square, 0))
             spread[spread < CONSTANT] = np.inf  # in the training rows of this fold
         self._problems = Problems(rows, labels.repeat(views), share, mean, spread, watch)
         self._solution = self._problems.start
 
     def probabilities(self, l2: float) -> figures.Probabilities:
-        """[examples, classes]: of each example by the fold that did not see it."""
+        """Return [examples, classes], each example's by the classifier that was not fitted to it."""
         self._solution = self._problems.minimum(l2, self._solution, TOLERANCE).at
         kernel, bias = self._problems.map(self._solution)
         num, views, width = self._evaluated.shape

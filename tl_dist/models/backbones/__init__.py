@@ -1,4 +1,4 @@
-"""What a backbone is. One file per family beside this one, each a list of records. See also `weights.py`."""
+"""The record of a backbone. Each family has a file of records beside this one; `models/weights` loads their weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Literal
 
 Preprocessing = Literal["caffe", "torch", "tf", "included"]
-"""What the pretrained weights expect of an image with values 0..255, RGB:
+"""How the pretrained weights expect an RGB image with values 0..255:
 caffe     BGR minus the ImageNet mean (103.939, 116.779, 123.68)
 torch     scaled to 0..1, then per-channel mean and standard deviation of ImageNet
 tf        scaled to -1..1
-included  the network holds its own rescaling layers: values 0..255 go in
+included  as it is: the network has its own rescaling layers
 """
 
 
@@ -23,7 +23,7 @@ Arrays = dict[str, Any]
 
 
 def unchanged(arrays: Arrays) -> Arrays:
-    """The same arrays: what most networks do with those of a Keras file."""
+    """Return the same arrays: most networks need no others than a Keras file has."""
     return arrays
 
 
@@ -31,11 +31,10 @@ def unchanged(arrays: Arrays) -> Arrays:
 class Backbone:
     """A convolutional network without its classifier.
 
-    `build(input_shape)` returns a functional `keras.Model` from float images [batch, h, w, 3], already
-    preprocessed, to a feature map [batch, h', w', c], with random weights and no side effect. It is meant to
-    be called in inference mode.
-    `stages` maps the name of each place where the network can be cut to its first layer, from input to
-    output. There, in the order of `network.layers`, one tensor alone passes into the rest: `seam`.
+    `build(input_shape)` returns a functional `keras.Model` from preprocessed float images [batch, h, w, 3] to a
+    feature map [batch, h', w', c], with random weights and no side effect. It is meant to be called in inference mode.
+    `stages` maps the name of each stage to its first layer, from input to output. The network can be cut there: in the
+    order of `network.layers`, only one tensor passes into the rest (`seam`).
     """
 
     name: str
@@ -45,17 +44,17 @@ class Backbone:
     preprocessing: Preprocessing
     stages: Mapping[str, str]
     block: str | None = None
-    """regular expression at the begin of a layer's name: its group tells the blocks of a stage apart (`blocks.py`);
-    None where each stage is one block"""
+    """regular expression for the start of a layer's name, whose group names the block of its stage (`blocks.py`);
+    None if each stage is one block"""
     pretrained: Callable[[], Any] | None = None
-    """the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
+    """builds the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
     adapt: Callable[[Arrays], Arrays] = unchanged
-    """turns the arrays of a Keras file into those of `build`, where the two networks differ"""
+    """turns the arrays of a Keras file into those of `build`, if the two networks differ"""
     batch_norm: bool = True
     """whether it has batch-norm layers"""
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
-    reads, with only batch norm, convolutions by channel, pooling, padding and activations between them"""
+    reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
 
 
 def application(
@@ -64,14 +63,14 @@ def application(
     *,
     weights: Literal["imagenet"] | None = None,
 ) -> Any:
-    """A network of keras.applications without its classifier, named the same each time it is built.
+    """Build a network of keras.applications without its classifier, with the same names each time.
 
-    Random weights make no side effect; "imagenet" downloads a file into Keras's cache the first time.
+    Random weights have no side effect; "imagenet" downloads a file into Keras's cache the first time.
     """
     import keras
 
     construct = getattr(keras.applications, constructor)
-    with _own_names():
+    with _numbered_from_zero():
         return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
 
 
@@ -84,7 +83,7 @@ def of_keras(
     min_size: int = 32,
     **more: Any,
 ) -> Backbone:
-    """The record of a network of keras.applications; `more` are the fields of `Backbone` that have a default."""
+    """Return the record of a network of keras.applications; `more` are fields of `Backbone` with a default."""
     return Backbone(
         name=constructor.lower(),
         build=partial(application, constructor),
@@ -98,12 +97,12 @@ def of_keras(
 
 
 @contextmanager
-def _own_names() -> Iterator[None]:
-    """Number layers without a name from zero, and leave the caller's numbering as it was.
+def _numbered_from_zero() -> Iterator[None]:
+    """Number layers without a name from zero inside, and restore the caller's numbering.
 
-    Keras counts such layers over the whole process: the second InceptionV3 would have other variable names
-    than the first, and neither weights nor checkpoints would fit. Keras offers only to clear all of its
-    state, so this sets the counters behind `keras.backend.get_uid` aside.
+    Keras counts such layers over the whole process: the second InceptionV3 would have other variable names than the
+    first, and neither weights nor checkpoints would fit. Keras can only clear all of its state, so this replaces the
+    counters behind `keras.backend.get_uid` for a while.
     """
     from keras.src.backend.common import global_state
 
@@ -116,20 +115,20 @@ def _own_names() -> Iterator[None]:
 
 
 def seam(network: Any, position: int) -> Any:
-    """The one Keras tensor that passes from `network.layers[:position]` to the rest.
+    """Return the one Keras tensor that passes from `network.layers[:position]` to the rest.
 
     `keras.Model(network.input, seam)` is the frozen prefix, `keras.Model(seam, network.output)` the suffix.
-    Raises ValueError where several pass, as in the middle of a residual block; never at a stage.
+    Raises ValueError if several pass, as in the middle of a residual block; never at a stage.
     """
     if position >= len(network.layers):
         return network.output
     import keras
 
-    operations = network.operations  # layers, and what is computed between them without one
+    operations = network.operations  # layers, and operations between them that are no layers
     first = next(i for i, op in enumerate(operations) if op is network.layers[position])
-    made = {id(tensor): tensor for op in operations[:first] for tensor in keras.tree.flatten(op.output)}
-    used = {id(tensor) for op in operations[first:] for tensor in keras.tree.flatten(op.input)}
-    passing = [tensor for key, tensor in made.items() if key in used]
+    outputs = {id(tensor): tensor for op in operations[:first] for tensor in keras.tree.flatten(op.output)}
+    inputs = {id(tensor) for op in operations[first:] for tensor in keras.tree.flatten(op.input)}
+    passing = [tensor for key, tensor in outputs.items() if key in inputs]
     if len(passing) != 1:
         raise ValueError(
             f"{len(passing)} tensors pass into layer {network.layers[position].name!r} and those after it"
@@ -138,9 +137,9 @@ def seam(network: Any, position: int) -> Any:
 
 
 def preprocess(kind: Preprocessing, images: Any) -> Any:
-    """uint8 RGB [batch, h, w, 3] -> float32 as the weights expect it; runs on the device, in the graph.
+    """Turn uint8 RGB [batch, h, w, 3] into float32 as the weights expect it, on the device, in the graph.
 
-    In Keras's operations, so that it is also part of a `keras.Model` (models/keras_model.py): one rule, the same bits.
+    Keras's operations also work inside a `keras.Model` (models/keras_model.py): one rule, the same bits.
     """
     import numpy as np
     from keras import ops

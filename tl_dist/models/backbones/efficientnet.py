@@ -1,7 +1,6 @@
 """EfficientNet (Tan and Le, arXiv 1905.11946) and EfficientNetV2 (arXiv 2104.00298).
 
-Their stochastic depth draws from the model, not from the input pipeline; in inference mode, in which tl_dist
-runs every backbone, it is off.
+Their stochastic depth is off in inference mode, in which tl_dist runs every backbone.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def square_the_deviation(arrays: Arrays) -> Arrays:
-    """Make `normalization/variance` a variance where a Keras file stores the standard deviation there.
+    """Square `normalization/variance` if the Keras file stores the standard deviation there.
 
     Keras's ImageNet files for B0 to B7 do, and `weights="imagenet"` adds a layer that divides by the root of
     the deviation once more (tensorflow issue 49930, keras issue 16392). `build` has no such layer, so the
-    variance itself is corrected. A network that was made with `weights=None` stores a true variance.
+    variance itself is corrected. A network that was built with `weights=None` stores a true variance.
     """
     import numpy as np
 

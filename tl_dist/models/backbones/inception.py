@@ -1,7 +1,7 @@
 """Inception V3 (arXiv 1512.00567), Inception-ResNet V2 (arXiv 1602.07261) and Xception (arXiv 1610.02357).
 
-Most layers of the first two have no name of their own. The numbers here are those that Keras gives in the
-first network of a process, and `application` in every one; of a stage with branches the longest comes first.
+Most layers of the first two have no name of their own. The numbers here are the ones that Keras gives in the first
+network of a process, and `application` in every network. In a stage with branches, the longest branch comes first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RESNET_STAGES = {
     "block8": "conv2d_164",
     "top": "conv_7b",
 }
-# The first layer of each residual block; those of block35 have six layers without a name, the later ones four.
+# The first layer of each residual block. Blocks of block35 have six layers without a name, later ones four.
 _RESNET_FIRSTS = (*range(15, 75, 6), *range(77, 157, 4), *range(164, 204, 4))
 _RESNET_BLOCK = f"(conv2d_(?:{'|'.join(map(str, _RESNET_FIRSTS))}))$"
 _XCEPTION_STAGES = {

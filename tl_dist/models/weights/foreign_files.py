@@ -1,7 +1,7 @@
-"""Arrays out of the files that people have: safetensors, Keras's HDF5 and `.keras`, TensorFlow's checkpoints.
+"""Arrays from files that others have written: safetensors, Keras's HDF5 and `.keras`, TensorFlow's checkpoints.
 
-Nothing is built from a file, no configuration in it is read, and no code of it is run: arrays and their names are all
-that is taken.
+Nothing is built from a file, no configuration in it is read, and no code in it is run: only arrays and their names are
+taken. Each format has its reader in a file beside this one.
 """
 
 from __future__ import annotations
@@ -11,34 +11,23 @@ import glob
 import hashlib
 import os
 import stat
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tl_dist.files import atomic, limits
 from tl_dist.files.foreign import open_regular
-from tl_dist.files.packages import DAMAGE, check_members
 from tl_dist.models.backbones import Arrays, Backbone
-from tl_dist.models.weights.sources import CheckDigest, compare, does_not_hold, fitted, shapes
+from tl_dist.models.weights import hdf5, keras_archives, keras_files, safetensors_files, tf_checkpoints
+from tl_dist.models.weights.sources import CheckDigest, fit_to_network, mismatch
 from tl_dist.refusal import ExitCode, Refusal
 
 KINDS = "the path of a .safetensors, .h5 or .keras file, or of the .index of a TensorFlow checkpoint"
-_KERAS_MEMBER = "model.weights.h5"
-
-
-class Held(NamedTuple):
-    """What a file has of a network."""
-
-    arrays: Arrays
-    """by the paths of the network's variables"""
-    others: Sequence[str]
-    """layers with weights that are no part of the network"""
 
 
 def files_of(path: Path) -> list[Path]:
-    """The regular files of the weights at `path`: itself, and those with the data of an index; OSError where not."""
+    """Return `path` and, for an index, its data files; OSError if one is missing or not a regular file."""
     files = [path]
     if path.suffix == ".index":
         files += sorted(path.parent.glob(f"{glob.escape(path.stem)}.data-?????-of-?????"))
@@ -50,26 +39,28 @@ def files_of(path: Path) -> list[Path]:
 
 def read(
     files: Sequence[Path], backbone: Backbone, check_digest: CheckDigest, scratch: Path
-) -> tuple[Held, str]:
-    """What `files` of `files_of` hold of the backbone, and their digest: of several, of all bytes in this order.
+) -> tuple[Arrays, str, tuple[str, ...]]:
+    """Return the backbone's arrays in `files` of `files_of`, their digest, and the names of their other layers.
 
-    What was hashed is what is parsed: private copies below `scratch`.
+    The digest of several files is of all their bytes in this order. To parse exactly what was hashed, the files are
+    copied into `scratch` first.
     """
     source = files[0]
     with _private_copies(files, scratch) as (copy, digest):
         check_digest(digest)
         network = backbone.build((backbone.min_size, backbone.min_size, 3))
         try:
-            held = _READERS.get(copy.suffix, _read_hdf5)(copy, source, network)
+            arrays, others = _arrays_of(copy, source, network)
         except ValueError as error:
-            raise does_not_hold(source, network, str(error)) from error
-    arrays = held.arrays if copy.suffix == ".safetensors" else backbone.adapt(held.arrays)
-    return held._replace(arrays=fitted(arrays, network, source)), digest
+            raise mismatch(source, network, str(error)) from error
+    if copy.suffix != ".safetensors":
+        arrays = backbone.adapt(arrays)
+    return fit_to_network(arrays, network, source), digest, tuple(others)
 
 
 @contextmanager
 def _private_copies(files: Sequence[Path], scratch: Path) -> Iterator[tuple[Path, str]]:
-    """Copies of the files, of which the first is given, and the digest of their bytes."""
+    """Copy the files into `scratch`; yield the first copy and the digest of all bytes."""
     digest = hashlib.sha256()
     left = limits.WEIGHTS
     for path in files:
@@ -103,61 +94,12 @@ def _hashed(file: Any, digest: Any) -> Iterator[bytes]:
         yield piece
 
 
-def _read_safetensors(path: Path, source: Path, network: Any) -> Held:
-    """The arrays, of which none is read before all have the shapes of the network's."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as stored:
-            found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 (no dict)
-            compare(source, network, shapes(network), found)
-            return Held({name: stored.get_tensor(name) for name in found}, ())
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise Refusal(
-            f"weights file {path.name} cannot be read: {error}.",
-            fix="obtain the file again, with its arrays in float32.",
-            code=ExitCode.DATA,
-        ) from error
-
-
-def _read_hdf5(path: Path, source: Path, network: Any) -> Held:
-    from tl_dist.models.weights import hdf5, keras_files
-
-    return Held(*keras_files.arrays_of(hdf5.read(path), network))
-
-
-def _read_keras(path: Path, source: Path, network: Any) -> Held:
-    """The member with the weights, and nothing else of the archive: its config.json may name any code."""
-    weights = path.with_name(f"{path.name}:{_KERAS_MEMBER}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(archive.infolist(), limits.WEIGHTS)
-            member = next((m for m in archive.infolist() if m.filename == _KERAS_MEMBER), None)
-            # As Keras writes it. So what is unpacked cannot be larger than the archive.
-            if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise ValueError(f"it has no {_KERAS_MEMBER} that is neither compressed nor encrypted")
-            with archive.open(member) as file:
-                atomic.write_file(weights, iter(lambda: file.read(atomic.CHUNK_BYTES), b""), sync=False)
-    except (*DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise
-        # EINVAL: a place before the begin of the archive
-        weights.unlink(missing_ok=True)
-        raise Refusal(
-            f"weights file {path.name} is refused: {str(error) or type(error).__name__}.",
-            fix="use a file that Keras's model.save wrote, from a source that you trust.",
-            code=ExitCode.UNSAFE,
-        ) from error
-    try:
-        return _read_hdf5(weights, source, network)
-    finally:
-        weights.unlink()
-
-
-def _read_checkpoint(path: Path, source: Path, network: Any) -> Held:
-    from tl_dist.models.weights import tf_checkpoints
-
-    return Held(*tf_checkpoints.arrays_of(path.with_suffix(""), network))
-
-
-_READERS = {".safetensors": _read_safetensors, ".keras": _read_keras, ".index": _read_checkpoint}
+def _arrays_of(path: Path, source: Path, network: Any) -> tuple[Arrays, list[str]]:
+    """Return the network's arrays in a file, by the reader of its format, and the file's other layers."""
+    if path.suffix == ".safetensors":
+        return safetensors_files.arrays_of(path, source, network), []
+    if path.suffix == ".keras":
+        return keras_archives.arrays_of(path, network)
+    if path.suffix == ".index":
+        return tf_checkpoints.arrays_of(path.with_suffix(""), network)
+    return keras_files.arrays_of(hdf5.read(path), network)

@@ -1,8 +1,8 @@
-"""Arrays out of an HDF5 file that nobody has vouched for.
+"""Arrays from an HDF5 file that may be hostile.
 
 HDF5 can point into other files, describe arrays larger than any disk, and name plug-ins to decode them
-(CVE-2026-0897, CVE-2026-1669, keras issues 22975, 22976). A file of weights needs none of that: here an array
-is plain numbers that lie in the file itself, once. Everything else is refused before a byte of it is read.
+(CVE-2026-0897, CVE-2026-1669, keras issues 22975, 22976). A file of weights needs none of that: every array must
+be plain numbers, stored once in the file itself. Everything else is refused before a byte of it is read.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SPARE_BYTES = 1 << 29
 
 @dataclass
 class Contents:
-    """What a file holds: arrays, and lists of names by group; paths have no first slash."""
+    """The content of a file: arrays, and lists of names by group. Paths have no leading slash."""
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     lists: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def names(self, group: str, kind: str) -> list[str] | None:
-        """The list `kind` of a group, or None; Keras cuts a long one into kind0, kind1, ..."""
+        """Return the list `kind` of a group, or None; Keras splits a long one into kind0, kind1, ..."""
         lists = self.lists.get(group, {})
         if kind in lists:
             return lists[kind]
@@ -52,17 +52,17 @@ class _UnsafeError(Exception):
 
 
 def read(path: Path) -> Contents:
-    """All numeric arrays of the file and Keras's lists of names.
+    """Return all numeric arrays of the file and Keras's lists of names.
 
-    Refuses (78) links of any kind but hard ones, an object that is there twice, virtual, external, filtered,
-    unwritten or oversized arrays, and types that are not numbers; and (65) what is no sound HDF5 file. In some such
-    files HDF5's library goes round for ever: past `limits.HDF5_CPU_S` this process ends by SIGVTALRM.
+    Refuses (78) links other than hard links, an object with two names, virtual, external, filtered, unwritten or
+    oversized arrays, and types that are not numbers; and (65) a file that is not sound HDF5. On some such files HDF5's
+    library loops forever: past `limits.HDF5_CPU_S` of CPU time this process ends by SIGVTALRM.
     """
     import h5py
 
     size = path.stat().st_size
     try:
-        # Without HDF5's own lock, which fails on some network file systems. A named driver follows no other.
+        # HDF5's own lock fails on some network file systems. A driver named here keeps the file from choosing one.
         with (
             _bounded_time(limits.HDF5_CPU_S),
             _bounded_memory(3 * size + _SPARE_BYTES),
@@ -88,16 +88,16 @@ class _Walk:
 
     def __init__(self, h5py: Any, size: int) -> None:
         self._h5py = h5py
-        self._budget = size  # bytes of arrays that a file of this size can hold
+        self._budget = size  # bytes of arrays that still fit in a file of this size
         self._seen: set[int] = set()
         self._contents = Contents()
 
     def run(self, file: Any) -> Contents:
-        self._meet(file, "")
+        self._check_new(file, "")
         self._group(file, "", depth=0)
         return self._contents
 
-    def _meet(self, item: Any, path: str) -> None:
+    def _check_new(self, item: Any, path: str) -> None:
         address = self._h5py.h5o.get_info(item.id).addr
         if address in self._seen:
             raise _UnsafeError(f"'{path}' is there under two names")
@@ -114,7 +114,7 @@ class _Walk:
             if not isinstance(group.get(name, getlink=True), self._h5py.HardLink):
                 raise _UnsafeError(f"'{inner}' is a link to another place")
             item = group[name]
-            self._meet(item, inner)
+            self._check_new(item, inner)
             if isinstance(item, self._h5py.Group):
                 self._group(item, inner, depth + 1)
             elif isinstance(item, self._h5py.Dataset):
@@ -123,11 +123,11 @@ class _Walk:
                 raise _UnsafeError(f"'{inner}' is neither a group nor an array")
 
     def _array(self, dataset: Any, path: str) -> Any:
-        # In this order: asking a virtual array for its shape may open the files that it is made of.
+        # The layout first: asking a virtual array for its shape may open the files that it refers to.
         layout = dataset.id.get_create_plist()
         h5d = self._h5py.h5d
-        own = layout.get_layout() in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
-        if not own or layout.get_external_count():
+        is_inside = layout.get_layout() in (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
+        if not is_inside or layout.get_external_count():
             raise _UnsafeError(f"array '{path}' lies in other files")
         if layout.get_nfilters():
             raise _UnsafeError(f"array '{path}' is compressed or filtered")
@@ -154,7 +154,7 @@ class _Walk:
             if _LISTS.fullmatch(name):
                 shape = attribute.shape or ()
                 num_names = math.prod(shape)
-                # A list without names is one of numbers: NumPy's type for nothing.
+                # An empty list has a numeric type, NumPy's default.
                 if (
                     len(shape) != 1
                     or num_names > limits.HDF5_NAMES
@@ -165,9 +165,9 @@ class _Walk:
                 self._contents.lists.setdefault(path, {})[name] = names
 
 
-def _names(of: Any, path: str) -> Iterator[str]:
-    """Of the members of a group, or of attributes: HDF5 knows them as bytes, of which some are no text."""
-    for name in of:
+def _names(owner: Any, path: str) -> Iterator[str]:
+    """Yield the names of a group's members, or of attributes; refuse bytes that are not UTF-8, which HDF5 allows."""
+    for name in owner:
         if isinstance(name, bytes):
             raise _UnsafeError(f"'{path}' holds {name[:40]!r}, which is no name in UTF-8")
         yield name
@@ -179,7 +179,7 @@ def _text(value: Any) -> str:
 
 @contextmanager
 def _bounded_time(cpu_s: float) -> Iterator[None]:
-    """Let this process compute for no longer. It ends: nothing else interrupts a library that never returns."""
+    """End this process after `cpu_s` of CPU time: nothing else interrupts a library that never returns."""
     signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s)
     try:
         yield
@@ -189,9 +189,9 @@ def _bounded_time(cpu_s: float) -> Iterator[None]:
 
 @contextmanager
 def _bounded_memory(num_bytes: int) -> Iterator[None]:
-    """Let this process grow by no more than `num_bytes`: past it an allocation fails with an error.
+    """Let this process grow by no more than `num_bytes`: beyond that an allocation fails with an error.
 
-    A list of names may refer to one long text many times over; how long a text is shows only when it is read.
+    A list of names may refer to one long text many times, and the length of a text is known only once it is read.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():  # not Linux

@@ -1,8 +1,8 @@
-"""The two layouts in which Keras writes weights to HDF5, and the name that each array has in tl_dist.
+"""Arrays from Keras's HDF5 files, in either of its two layouts.
 
-A file may hold more than the network: a head behind it, or a whole model of which it is one layer. The order of
-layers is what Keras itself goes by: names of layers without one of their own depend on the process that wrote the
-file. What fits in two places is refused. Nothing is built from the file, and no configuration in it is read.
+A file may hold more than the network: a head behind it, or a whole model of which it is one layer. Layers are matched
+by their order, as in Keras itself: the name of a layer that was given none depends on the process that wrote the file.
+A network that fits in two places is refused. Nothing is built from the file, and no configuration in it is read.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 _NO_LAYER = re.compile(r"(?:^|/)(?:optimizer|\w*metrics?\w*|seed_generator)/")
-"""what Keras 3 keeps beside the weights of layers"""
+"""groups that Keras 3 stores beside the weights of layers"""
 
 
 def arrays_of(contents: Contents, network: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of a file of Keras under the variable paths of `network`, and the other layers of the file.
+    """Return the arrays of a Keras file under the variable paths of `network`, and the file's other layers.
 
-    Raises ValueError, with a reason to show, when the file is of neither layout, does not hold the network with
+    Raises ValueError, with a reason to show, if the file has neither layout, does not hold the network with
     the shapes of its variables, or holds it more than once.
     """
     for group in ("", "model_weights"):
@@ -37,8 +37,8 @@ def arrays_of(contents: Contents, network: Any) -> tuple[dict[str, np.ndarray], 
     raise ValueError("it has the layout of neither .weights.h5 nor the older .h5 files of Keras")
 
 
-def only(fits: Iterable[str], network: Any, found: str) -> str:
-    """The one place that the network `fits`; raises ValueError, with what was `found`, if there is not one."""
+def _only_place(fits: Iterable[str], network: Any, content: str) -> str:
+    """Return the one place that the network `fits`; raise ValueError with the file's `content` if there is not one."""
     places = list(fits)
     if len(places) == 1:
         return places[0]
@@ -47,7 +47,9 @@ def only(fits: Iterable[str], network: Any, found: str) -> str:
             f"it fits in {len(places)} places: {', '.join(place or 'its layers' for place in places)}"
         )
     wanted = sum(bool(layer.weights) for layer in network.layers)
-    raise ValueError(f"it has {found}, where the network's {wanted} do not all fit by order, name and shape")
+    raise ValueError(
+        f"it has {content}, where the network's {wanted} do not all fit by order, name and shape"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- Keras 3
@@ -58,23 +60,25 @@ _LAYERS = re.compile(r"(?:^|/)(layers/)")
 def _by_class(
     arrays: Mapping[str, np.ndarray], roots: Sequence[str], network: Any
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`layers/CLASS_N/vars/I`, where N counts the layers of a class in order; below each layer that is a model, too."""
+    """Match `layers/CLASS_N/vars/I`, where N counts the layers of a class; in a layer that is a model, again from 0."""
     places = dict(_places(network.layers, "layers"))
     shapes = {place: tuple(variable.shape) for place, variable in places.items()}
-    there = {
+    num_fitting = {
         root: sum(root + place in arrays and arrays[root + place].shape == shapes[place] for place in places)
         for root in roots
     }
     layers = {path.partition("/vars/")[0] for path in arrays if not _NO_LAYER.search(path)}
-    found = f"{len(layers)} layers with weights and at most {max(there.values())} of {len(places)} arrays"
-    root = only((root for root in roots if there[root] == len(places)), network, found)
+    content = (
+        f"{len(layers)} layers with weights and at most {max(num_fitting.values())} of {len(places)} arrays"
+    )
+    root = _only_place((root for root in roots if num_fitting[root] == len(places)), network, content)
     refuse_one_too_many(
         {_without_vars(place): shape for place, shape in shapes.items()},
         {_without_vars(path.removeprefix(root)): array.shape for path, array in arrays.items()},
     )
     others = layers - {(root + place).partition("/vars/")[0] for place in places}
-    held = {variable.path: arrays[root + place] for place, variable in places.items()}
-    return held, sorted(layer.removeprefix("layers/") for layer in others)
+    of_network = {variable.path: arrays[root + place] for place, variable in places.items()}
+    return of_network, sorted(layer.removeprefix("layers/") for layer in others)
 
 
 def _without_vars(place: str) -> str:
@@ -102,7 +106,7 @@ def _places(layers: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _by_layer(
     contents: Contents, prefix: str, layers: Sequence[str], network: Any
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The layers that have weights, in order; of each, trainable weights first."""
+    """Match the layers that have weights, in order; the trainable weights of each come first."""
     stored: dict[str, dict[str, np.ndarray]] = {}
     for layer in layers:
         names = contents.names(f"{prefix}{layer}", "weight_names") or []
@@ -112,23 +116,23 @@ def _by_layer(
         if names:
             stored[layer] = {name: contents.arrays[f"{prefix}{layer}/{name}"] for name in names}
     fits = dict(_in_a_row(stored, network))
-    rows = [used for _, used in fits.values()]  # a network of one layer is both
+    rows = [used for _, used in fits.values()]  # a network of one layer fits in both ways
     fits |= {place: fit for place, fit in _in_one_layer(stored, network) if fit[1] not in rows}
-    place = only(fits, network, f"{len(stored)} layers with weights")
-    held, used = fits[place]
+    place = _only_place(fits, network, f"{len(stored)} layers with weights")
+    of_network, used = fits[place]
     others: list[str] = []
     for layer, weights in stored.items():
         left = [name for name in weights if (layer, name) not in used]
         others += [layer] if len(left) == len(weights) else dict.fromkeys(n.rpartition("/")[0] for n in left)
-    return held, others
+    return of_network, others
 
 
 Fit = tuple[str, tuple[dict[str, Any], set[tuple[str, str]]]]
-"""where the network is, its arrays, and the layers and names that they have in the file"""
+"""where the network lies in the file, its arrays, and their layers and names there"""
 
 
 def _in_a_row(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator[Fit]:
-    """Layers of the file, one behind the other, with the shapes of the network's."""
+    """Yield each run of consecutive layers with the shapes of the network's."""
     wanted = [
         [*layer.trainable_weights, *layer.non_trainable_weights] for layer in network.layers if layer.weights
     ]
@@ -145,13 +149,15 @@ def _in_a_row(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator
 
 
 def _in_one_layer(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iterator[Fit]:
-    """A layer that is a model. Which weights of it were trained decides their order: here names must tell."""
+    """Yield each layer that is the network, matched by names: order depends on which of its weights were trained."""
     own = counted_from_zero(variable.path for variable in network.weights)
     for layer, weights in stored.items():
         names = {counted: name for name, counted in counted_from_zero(weights).items()}
         used = {path: names.get(counted, "") for path, counted in own.items()}
-        there = all(used[v.path] and weights[used[v.path]].shape == tuple(v.shape) for v in network.weights)
-        if there and len(names) == len(weights):
+        is_fitting = all(
+            used[v.path] and weights[used[v.path]].shape == tuple(v.shape) for v in network.weights
+        )
+        if is_fitting and len(names) == len(weights):
             refuse_one_too_many(
                 {own[v.path]: tuple(v.shape) for v in network.weights},
                 {counted: weights[name].shape for counted, name in names.items()},
@@ -161,9 +167,9 @@ def _in_one_layer(stored: Mapping[str, Mapping[str, Any]], network: Any) -> Iter
 
 
 def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
-    """Each path `LAYER/VARIABLE` as it is called here: with its layer's number counted among these paths alone.
+    """Return each path `LAYER/VARIABLE` with its layer numbered among these paths alone, from 0.
 
-    Keras counts layers without a name of their own over the whole process: `conv2d_7` may be a network's first.
+    Keras numbers layers that were given no name over the whole process: `conv2d_7` may be a network's first.
     """
     all_paths = dict.fromkeys(paths)
     parts = {path: _NUMBERED.fullmatch(path) for path in all_paths}
@@ -171,24 +177,27 @@ def counted_from_zero(paths: Iterable[str]) -> dict[str, str]:
     for part in parts.values():
         if part is not None:
             numbers[part[1]].add(int(part[2] or 0))
-    ranks = {kind: {number: rank for rank, number in enumerate(sorted(of))} for kind, of in numbers.items()}
+    ranks = {
+        kind: {number: rank for rank, number in enumerate(sorted(members))}
+        for kind, members in numbers.items()
+    }
     counted = {}
     for path, part in parts.items():
         if part is None:
             counted[path] = path
             continue
         variable = part[3]
-        # Keras 2 called the kernel of a depthwise convolution so; that of a separable one still is.
+        # Keras 2's name for the kernel of a depthwise convolution; a separable one still has it.
         if variable == "depthwise_kernel" and path.replace("/depthwise_", "/pointwise_") not in all_paths:
             variable = "kernel"
         counted[path] = f"{part[1]}_{ranks[part[1]][int(part[2] or 0)]}/{variable}"
     return counted
 
 
-def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], there: Mapping[str, tuple[int, ...]]) -> None:
-    """ValueError where a kind of layer `KIND_N/VARIABLE` is there once more than in the network, all of one shape.
+def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if one more layer of a kind `KIND_N/VARIABLE` is stored than the network has, all of one shape.
 
-    Else a layer before the network's, counted with them, would have to fit in the place of the next: shapes tell.
+    An extra layer shifts the numbers of those after it. If shapes differ, these no longer fit, and it is refused.
     """
     kinds: defaultdict[str, defaultdict[int, dict[str, tuple[int, ...]]]]
     kinds = defaultdict(lambda: defaultdict(dict))
@@ -197,11 +206,11 @@ def refuse_one_too_many(wanted: Mapping[str, tuple[int, ...]], there: Mapping[st
         if part is not None:
             kinds[part[1]][int(part[2] or 0)][part[3]] = shape
     for kind, layers in kinds.items():
-        more = {
-            variable: there.get(f"{kind}_{len(layers)}/{variable}")
+        extra = {
+            variable: stored.get(f"{kind}_{len(layers)}/{variable}")
             for variable in next(iter(layers.values()))
         }
-        if all(layer == more for layer in layers.values()):
+        if all(layer == extra for layer in layers.values()):
             raise ValueError(
                 f"it has a layer '{kind.removeprefix('layers/')}' more than the network, of the same shape: "
                 "nothing tells which is the network's"

