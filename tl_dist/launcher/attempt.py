@@ -15,14 +15,14 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.files.atomic import write_atomically
-from tl_dist.launcher.classify_exits import ORDERLY, End, judged
+from tl_dist.launcher.classify_exits import ORDERLY, Outcome, classify
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.workers import GRACE_S, Workers
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.heartbeats import Beat
 from tl_dist.runs.records import NewRecords
 from tl_dist.terminal.progress import Progress
@@ -84,12 +84,12 @@ class Attempt:
         self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
         self._detector = HangDetector(cfg.safety, from_step=self._from_step, now=time.monotonic())
 
-    def watch(self, launch: Launch) -> End:
+    def watch(self, launch: Launch) -> Outcome:
         """Start the workers and stay until the last one has ended."""
         number = self._run.next_attempt()
         heading = f"attempt {number}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {socket.gethostname()}"
-        endings = Endings(self._run.attempts / f"{number:04d}")
-        Endings(self._run.attempts / f"{number - 1:04d}").clear()  # its supervisor may have been killed
+        exit_records = ExitRecords(self._run.attempts / f"{number:04d}")
+        ExitRecords(self._run.attempts / f"{number - 1:04d}").clear()  # its supervisor may have been killed
         self._run.beats.clear()
         with launch() as commands:
             record = {
@@ -104,33 +104,33 @@ class Attempt:
             }
             path = self._run.attempts / f"{number:04d}.json"
             write_atomically(path, json.dumps(record, indent=1).encode())
-            with self._start(commands, self._run.rank_log, endings, heading=heading) as workers:
-                end = self._until_the_end(workers)
-            if end.rank is not None:
-                end = replace(end, lines=workers.last_lines(end.rank))
+            with self._start(commands, self._run.rank_log, exit_records, heading=heading) as workers:
+                outcome = self._until_the_end(workers)
+            if outcome.rank is not None:
+                outcome = replace(outcome, lines=workers.last_lines(outcome.rank))
         self._show()
-        reason = end.cause or ExitCode(end.code).name.lower()
+        reason = outcome.cause or ExitCode(outcome.code).name.lower()
         record |= {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "exit_code": int(end.code),
-            "rank": end.rank,
+            "exit_code": int(outcome.code),
+            "rank": outcome.rank,
             "reason": reason,
         }
         write_atomically(path, json.dumps(record, indent=1).encode())
-        endings.clear()
-        return end
+        exit_records.clear()
+        return outcome
 
-    def _until_the_end(self, workers: Workers) -> End:
+    def _until_the_end(self, workers: Workers) -> Outcome:
         while True:
             new = workers.poll()
             if any(exit.code not in ORDERLY for exit in new):
                 self._end_the_others(workers)
-                return judged(workers.exits, done=False)
+                return classify(workers.exits, done=False)
             if not workers.alive:
-                return judged(workers.exits, done=self._run.done is not None)
+                return classify(workers.exits, done=self._run.done is not None)
             if self._signals.abort:
                 workers.end(grace_s=0)
-                return End(ExitCode.REQUEUE)
+                return Outcome(ExitCode.REQUEUE)
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + _LOOK_S
                 self._show()
@@ -139,7 +139,7 @@ class Attempt:
                 if hung:
                     self._end_the_others(workers, hung=list(hung))
                     rank, how = next(iter(hung.items()))
-                    return End(ExitCode.PEER_LOST, rank, how)
+                    return Outcome(ExitCode.PEER_LOST, rank, how)
             time.sleep(_POLL_S)
 
     def _end_the_others(self, workers: Workers, *, hung: Sequence[int] = ()) -> None:

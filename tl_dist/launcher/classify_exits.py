@@ -20,7 +20,7 @@ _LIKELY = {
 
 
 @dataclass(frozen=True)
-class End:
+class Outcome:
     """How an attempt ended. `rank` is the first worker that failed, None when all ended in order."""
 
     code: int
@@ -39,25 +39,27 @@ class End:
         return self.code in RESTARTABLE or self.code > 128
 
 
-def judged(exits: Sequence[Exit], *, done: bool) -> End:
+def classify(exits: Sequence[Exit], *, done: bool) -> Outcome:
     """What all exits, in their order of time, and the run's DONE marker mean."""
     failures = [exit for exit in exits if exit.code not in ORDERLY and not exit.asked]
     stopped = any(exit.code == ExitCode.REQUEUE for exit in exits)
     if all(exit.code > 128 for exit in failures) and stopped:
-        return End(ExitCode.REQUEUE)  # one that was killed while it ended, after the save, changes nothing
+        return Outcome(
+            ExitCode.REQUEUE
+        )  # one that was killed while it ended, after the save, changes nothing
     if not failures and done:
-        return End(ExitCode.DONE)
+        return Outcome(ExitCode.DONE)
     if not failures:
         # Not trusted alone: some launchers end with 0 when they are killed.
         missing = "all workers ended with exit code 0, but the run has no DONE marker"
-        return End(ExitCode.INTERNAL, 0, missing)
+        return Outcome(ExitCode.INTERNAL, 0, missing)
     first = first_failure(exits)
     silent = [exit.rank for exit in exits if exit.asked]
     if first.code == ExitCode.PEER_LOST and silent:
         # All that ended by themselves are victims, so the one that did not notice anything is the cause.
         cause = f"did not react when rank {first.rank} lost a peer, and was killed"
-        return End(ExitCode.PEER_LOST, silent[0], cause)
-    return explained(first)
+        return Outcome(ExitCode.PEER_LOST, silent[0], cause)
+    return outcome_of(first)
 
 
 def first_failure(exits: Sequence[Exit]) -> Exit:
@@ -66,20 +68,20 @@ def first_failure(exits: Sequence[Exit]) -> Exit:
     return min(failures, key=lambda exit: 0 if exit.code in _FINAL else 1 + (exit.code == ExitCode.PEER_LOST))
 
 
-def explained(exit: Exit) -> End:
+def outcome_of(exit: Exit) -> Outcome:
     """Why a worker ended: what it said itself, else what its exit code means."""
     if exit.what:
-        return End(exit.code, exit.rank, exit.what.rstrip("."), exit.fix)
+        return Outcome(exit.code, exit.rank, exit.what.rstrip("."), exit.fix)
     if exit.code > 128:
         number = exit.code - 128
         name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
         likely = _LIKELY.get(signal.Signals(number)) if number in list(signal.Signals) else None
         cause = f"was ended by {name}" + (f" ({likely})" if likely else "")
         fix = "use fewer workers or accumulate more micro-batches." if number == signal.SIGKILL else ""
-        return End(exit.code, exit.rank, cause, fix)
+        return Outcome(exit.code, exit.rank, cause, fix)
     if exit.code == ExitCode.STORAGE:  # nor could it write down which
         fix = "make room on the disk of the run, then run the same command again."
-        return End(exit.code, exit.rank, "could not write, most likely because a disk is full", fix)
+        return Outcome(exit.code, exit.rank, "could not write, most likely because a disk is full", fix)
     # A Python that cannot even start the worker ends with 1 or 2.
     code = exit.code if exit.code in list(ExitCode) else ExitCode.INTERNAL
-    return End(code, exit.rank, f"ended with exit code {exit.code}")
+    return Outcome(code, exit.rank, f"ended with exit code {exit.code}")

@@ -18,16 +18,21 @@ from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.workers import Exit, Workers
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 
 
 class Group(Workers):
     """The processes. Start it from the main thread: they die with the thread that did."""
 
     def __init__(
-        self, commands: Sequence[Command], log: Callable[[int], Path], endings: Endings, *, heading: str = ""
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        exit_records: ExitRecords,
+        *,
+        heading: str = "",
     ) -> None:
-        super().__init__(commands, log, endings, heading=heading)
+        super().__init__(commands, log, exit_records, heading=heading)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for command in commands:
@@ -47,7 +52,7 @@ class Group(Workers):
             state = os.waitid(os.P_PID, self._processes[rank].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if state is not None:
                 code = state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
-                said = [ending for ending in self._endings.read([rank]) if ending.code == code]
+                said = [record for record in self._exit_records.read([rank]) if record.code == code]
                 what, fix = (said[0].what, said[0].fix) if said else ("", "")
                 yield Exit(rank, code, self._asked, what, fix)
 
@@ -66,7 +71,7 @@ class Group(Workers):
         with os.fdopen(open_to_append(self._log(command.rank)), "ab") as log:
             self._processes[command.rank] = subprocess.Popen(
                 [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *command.argv],
-                env={**command.environment, **self._endings.environment},
+                env={**command.environment, **self._exit_records.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -24,25 +24,25 @@ def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
     @contextmanager
     def launch() -> Iterator[Sequence[Command]]:
         # Horovod of size 1 meets itself as well: one way for any number of workers.
-        meeting = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
-        with meeting or nullcontext():
+        rendezvous = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
+        with rendezvous or nullcontext():
             yield local_commands(
                 cfg,
                 run,
                 os.environ,
                 processes=processes,
-                place=None if meeting is None else lambda rank: place(meeting, rank),
+                place=None if rendezvous is None else lambda rank: place(rendezvous, rank),
                 request=request,
             )
 
     return launch
 
 
-def place(meeting: Rendezvous, rank: int) -> dict[str, str]:
+def place(rendezvous: Rendezvous, rank: int) -> dict[str, str]:
     """Horovod's variables for one worker; the network interfaces and the timeout may be set by hand."""
     nccl = os.environ.get("NCCL_SOCKET_IFNAME")
     timeout = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
-    found = meeting.worker_environment(
+    found = rendezvous.worker_environment(
         rank,
         interface=os.environ.get("HOROVOD_GLOO_IFACE"),
         timeout_s=int(timeout) if timeout.isdigit() else None,

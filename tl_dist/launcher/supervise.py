@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tl_dist.config import Config
 from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
-from tl_dist.launcher.classify_exits import End
+from tl_dist.launcher.classify_exits import Outcome
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder
@@ -55,16 +55,16 @@ def supervise(
     with signals_counted() as signals:
         while True:
             before = _progress_of(run)
-            end = Attempt(run, cfg, progress, signals).watch(launch)
-            if end.orderly:
-                return ExitCode(end.code)
-            report(run, end, progress, host)
-            if not end.restartable:
-                raise failure(end, end.code, host, run.rank_log(end.rank or 0))
+            outcome = Attempt(run, cfg, progress, signals).watch(launch)
+            if outcome.orderly:
+                return ExitCode(outcome.code)
+            report(run, outcome, progress, host)
+            if not outcome.restartable:
+                raise failure(outcome, outcome.code, host, run.rank_log(outcome.rank or 0))
             restarts = 0 if _progress_of(run) != before else restarts
             if restarts >= cfg.safety.max_restarts:
-                code = ExitCode.NO_REQUEUE if restarts else end.code
-                raise failure(end, code, host, run.rank_log(end.rank or 0), restarts)
+                code = ExitCode.NO_REQUEUE if restarts else outcome.code
+                raise failure(outcome, code, host, run.rank_log(outcome.rank or 0), restarts)
             restarts += 1
             pause_s = min(2.0 ** (restarts - 1), longest_pause_s)
             progress.say(
@@ -101,20 +101,20 @@ def signals_counted() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def report(run: RunDir, end: End, progress: Progress, host: str) -> None:
+def report(run: RunDir, outcome: Outcome, progress: Progress, host: str) -> None:
     """Say who failed and why; `host` is where that worker ran."""
-    rank = end.rank or 0
-    progress.say(f"rank {rank} on {host}: {end.cause} (exit code {end.code})", style="bold red")
-    if end.restartable:
+    rank = outcome.rank or 0
+    progress.say(f"rank {rank} on {host}: {outcome.cause} (exit code {outcome.code})", style="bold red")
+    if outcome.restartable:
         progress.say(f"the end of {run.rank_log(rank)}:")
-        for line in end.lines:
+        for line in outcome.lines:
             progress.say(f"  {line}", style="dim")
 
 
-def failure(end: End, code: int, host: str, log: Path, restarts: int = 0) -> Refusal:
+def failure(outcome: Outcome, code: int, host: str, log: Path, restarts: int = 0) -> Refusal:
     """The same as an error, with what to do about it."""
-    what = f"rank {end.rank or 0} on {host}: {end.cause}."
+    what = f"rank {outcome.rank or 0} on {host}: {outcome.cause}."
     if restarts:
         what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer checkpoint."
     known = ExitCode(code) if code in list(ExitCode) else ExitCode.PEER_LOST  # 128 + N: a worker was killed
-    return Refusal(what, fix=end.fix or f"read {log}.", code=known)
+    return Refusal(what, fix=outcome.fix or f"read {log}.", code=known)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.launcher import train
-from tl_dist.launcher.classify_exits import ORDERLY, judged
+from tl_dist.launcher.classify_exits import ORDERLY, classify
 from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch
@@ -20,7 +20,7 @@ from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.lock import holder
 from tl_dist.runs.records import NewRecords
 from tl_dist.runs.request import Request
@@ -125,7 +125,7 @@ def run_task(
     place = RunDir(request.into) if request.into else run
     place.clear_stop()
     task = place.attempts / f"{what}-{os.getpid()}"
-    endings, file = Endings(task), task.with_suffix(".request")
+    exit_records, file = ExitRecords(task), task.with_suffix(".request")
     request.save(file)
     launch = local_launch(cfg, run.path, file)
     try:
@@ -135,7 +135,7 @@ def run_task(
             Group(
                 commands,
                 lambda rank: place.logs / f"{what}_rank_{rank:04d}.out",
-                endings,
+                exit_records,
                 heading=heading or what,
             ) as group,
         ):
@@ -146,14 +146,14 @@ def run_task(
     finally:
         file.unlink(missing_ok=True)
         place.clear_stop()
-        endings.clear()
+        exit_records.clear()
     if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
         stopped = f"the {what} was stopped."
         raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-    end = judged(group.exits, done=True)
-    if not end.orderly:
-        log = Path(os.path.relpath(place.logs / f"{what}_rank_{end.rank:04d}.out"))
-        raise failure(end, end.code, socket.gethostname(), log)
+    outcome = classify(group.exits, done=True)
+    if not outcome.orderly:
+        log = Path(os.path.relpath(place.logs / f"{what}_rank_{outcome.rank:04d}.out"))
+        raise failure(outcome, outcome.code, socket.gethostname(), log)
 
 
 def _orderly(group: Group) -> bool:

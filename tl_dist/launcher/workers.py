@@ -17,7 +17,7 @@ from typing import Self
 
 from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher.command import Command
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 
 GRACE_S = 7.0  # for workers to notice a lost peer by themselves: Gloo needs 0.2 s, MPI's shutdown a few
 TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, what they started may not
@@ -39,14 +39,19 @@ class Exit:
 class Workers(ABC):
     """Workers that live and die together; making the object starts them.
 
-    Each one's output is appended to `log(rank)`, below a line with `heading`; why it ended is in `endings`.
+    Each one's output is appended to `log(rank)`, below a line with `heading`; why it ended is in `exit_records`.
     """
 
     def __init__(
-        self, commands: Sequence[Command], log: Callable[[int], Path], endings: Endings, *, heading: str = ""
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        exit_records: ExitRecords,
+        *,
+        heading: str = "",
     ) -> None:
         self._log = log
-        self._endings = endings
+        self._exit_records = exit_records
         self._ranks = [command.rank for command in commands]
         self._log_starts = {rank: self._begin_log(log(rank), rank, heading) for rank in self._ranks}
         self._asked = False

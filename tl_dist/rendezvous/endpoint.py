@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import rank_layout
 from tl_dist.rendezvous.barrier import rendezvous_of
-from tl_dist.rendezvous.port_guard import Door
+from tl_dist.rendezvous.port_guard import PortGuard
 
 OPEN_PORT_VARIABLE = "TL_DIST_OPEN_PORT"
 """Set to 1: train over public addresses, and where the kernel cannot guard the port of TensorFlow's server."""
@@ -29,10 +29,10 @@ def own_address(env: Mapping[str, str]) -> str:
     return address
 
 
-def door(env: Mapping[str, str], own: str) -> Door | None:
+def door(env: Mapping[str, str], own: str) -> PortGuard | None:
     """The guarded port of TensorFlow's server; refused where the kernel has none, unless that was asked for."""
     try:
-        return Door(own)
+        return PortGuard(own)
     except OSError as error:
         if env.get(OPEN_PORT_VARIABLE) == "1":
             return None

@@ -40,7 +40,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 _STAND_INS = int.from_bytes(socket.inet_aton("127.1.0.0"), "big")
 
 
-class Door:
+class PortGuard:
     """The port of the worker at `own`: shut until `open_to`. Raises OSError where the kernel has no such guard."""
 
     def __init__(self, own: str) -> None:

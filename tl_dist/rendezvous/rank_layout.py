@@ -3,7 +3,7 @@
 A *plan* is the run's hosts in rank order, each with its number of workers; ranks go over it in blocks. `srun`
 starts workers that know only Slurm's variables; the plan and the address of the rendezvous
 (`tl_dist.rendezvous.server`) travel with them in two variables of our own, the same for all, and each worker
-derives its own slot.
+derives its own placement.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gloo_timeout_s(size: int, env: Mapping[str, str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Slot:
+class Placement:
     """One worker's place in a plan. `cross` counts the hosts that have a worker with this local rank."""
 
     host: str
@@ -54,8 +54,8 @@ class Slot:
     cross_size: int
 
 
-def slots_of(plan: Plan) -> list[Slot]:
-    """Every worker's slot, in rank order. Refuses (78) an empty plan, an empty host, a host named twice."""
+def placements_of(plan: Plan) -> list[Placement]:
+    """Every worker's placement, in rank order. Refuses (78) an empty plan, an empty host, a host named twice."""
     hosts = [host for host, _ in plan]
     if not plan or any(workers < 1 for _, workers in plan) or len(set(hosts)) != len(hosts):
         raise _inconsistent(
@@ -64,17 +64,19 @@ def slots_of(plan: Plan) -> list[Slot]:
     size = sum(workers for _, workers in plan)
     cross_sizes = Counter(local_rank for _, workers in plan for local_rank in range(workers))
     met: Counter[int] = Counter()
-    slots: list[Slot] = []
+    placements: list[Placement] = []
     for host, workers in plan:
         for local_rank in range(workers):
-            slots.append(
-                Slot(host, len(slots), size, local_rank, workers, met[local_rank], cross_sizes[local_rank])
+            placements.append(
+                Placement(
+                    host, len(placements), size, local_rank, workers, met[local_rank], cross_sizes[local_rank]
+                )
             )
             met[local_rank] += 1
-    return slots
+    return placements
 
 
-def slot_environment(
+def placement_environment(
     plan: Plan, rank: int, *, rendezvous: str, interface: str, timeout_s: int | None = None
 ) -> dict[str, str]:
     """The variables of one worker, as a static Gloo run of Horovod 0.28.1 sets them (runner/gloo_run.py).
@@ -82,23 +84,23 @@ def slot_environment(
     `rendezvous` is "address:port"; `interface` is the worker's network interface towards its peers. The Gloo
     timeout (`gloo_timeout_s`), which Horovod leaves to its default, is always written out.
     """
-    slot = slots_of(plan)[rank]
+    placement = placements_of(plan)[rank]
     address, port = _address_and_port(rendezvous)
     return {
-        "HOROVOD_HOSTNAME": slot.host,
-        "HOROVOD_RANK": str(slot.rank),
-        "HOROVOD_SIZE": str(slot.size),
-        "HOROVOD_LOCAL_RANK": str(slot.local_rank),
-        "HOROVOD_LOCAL_SIZE": str(slot.local_size),
-        "HOROVOD_CROSS_RANK": str(slot.cross_rank),
-        "HOROVOD_CROSS_SIZE": str(slot.cross_size),
+        "HOROVOD_HOSTNAME": placement.host,
+        "HOROVOD_RANK": str(placement.rank),
+        "HOROVOD_SIZE": str(placement.size),
+        "HOROVOD_LOCAL_RANK": str(placement.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(placement.local_size),
+        "HOROVOD_CROSS_RANK": str(placement.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(placement.cross_size),
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": interface,
         "NCCL_SOCKET_IFNAME": interface,
-        GLOO_TIMEOUT_VARIABLE: str(timeout_s or gloo_timeout_s(slot.size)),
+        GLOO_TIMEOUT_VARIABLE: str(timeout_s or gloo_timeout_s(placement.size)),
     }
 
 
@@ -114,37 +116,37 @@ def slurm_task_environment(
     if PLAN_VARIABLE not in env:
         return {}
     plan = parse_plan(env[PLAN_VARIABLE])
-    rank = slurm_slot(env, plan).rank
+    rank = slurm_placement(env, plan).rank
     rendezvous = env.get(RENDEZVOUS_VARIABLE, "")
     address, _ = _address_and_port(rendezvous)
     interface = env.get("HOROVOD_GLOO_IFACE") or (interface_towards or network_interface_towards)(address)
-    added = slot_environment(plan, rank, rendezvous=rendezvous, interface=interface)
+    added = placement_environment(plan, rank, rendezvous=rendezvous, interface=interface)
     for name in ("NCCL_SOCKET_IFNAME", GLOO_TIMEOUT_VARIABLE):
         if env.get(name):
             added[name] = env[name]
     return added
 
 
-def slurm_slot(env: Mapping[str, str], plan: Plan) -> Slot:
-    """This srun task's slot. Refuses (78) when Slurm's numbers for it are not those of the plan."""
-    slots = slots_of(plan)
+def slurm_placement(env: Mapping[str, str], plan: Plan) -> Placement:
+    """This srun task's placement. Refuses (78) when Slurm's numbers for it are not those of the plan."""
+    placements = placements_of(plan)
     if not in_slurm_step(env):
         raise _inconsistent(f"the plan {plan_text(plan)!r} was passed to a process that is no srun task.")
     rank, local_rank, node = (
         integer(env, name) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
     )
     tasks = slurm_tasks(env)
-    if tasks != len(slots) or not 0 <= rank < len(slots):
+    if tasks != len(placements) or not 0 <= rank < len(placements):
         raise _inconsistent(
-            f"this is task {rank} of {tasks}, but the plan {plan_text(plan)!r} has {len(slots)} workers."
+            f"this is task {rank} of {tasks}, but the plan {plan_text(plan)!r} has {len(placements)} workers."
         )
-    slot = slots[rank]
-    if (local_rank, node) != (slot.local_rank, [host for host, _ in plan].index(slot.host)):
+    placement = placements[rank]
+    if (local_rank, node) != (placement.local_rank, [host for host, _ in plan].index(placement.host)):
         raise _inconsistent(
             f"task {rank} is number {local_rank} on node {node}; the plan {plan_text(plan)!r} has it "
-            f"as number {slot.local_rank} on {slot.host}."
+            f"as number {placement.local_rank} on {placement.host}."
         )
-    return slot
+    return placement
 
 
 def started_by_launcher(env: Mapping[str, str]) -> str | None:

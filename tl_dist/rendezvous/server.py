@@ -42,9 +42,9 @@ from tl_dist.rendezvous.rank_layout import (
     RENDEZVOUS_VARIABLE,
     Plan,
     network_interface_towards,
+    placement_environment,
+    placements_of,
     plan_text,
-    slot_environment,
-    slots_of,
 )
 
 _PROCESS_SET = "_process_set_hash_"
@@ -88,7 +88,7 @@ class Rendezvous:
         return f"{self.address}:{self._server.endpoint[1]}"
 
     def job_environment(self) -> dict[str, str]:
-        """What all workers get when each finds its own slot (`slots.slurm_task_environment`)."""
+        """What all workers get when each finds its own placement (`rank_layout.slurm_task_environment`)."""
         return {
             PLAN_VARIABLE: plan_text(self.plan),
             RENDEZVOUS_VARIABLE: self.endpoint,
@@ -99,7 +99,7 @@ class Rendezvous:
         self, rank: int, *, interface: str | None = None, timeout_s: int | None = None
     ) -> dict[str, str]:
         """Horovod's variables for one worker that is started on this host; `timeout_s` is Gloo's."""
-        return slot_environment(
+        return placement_environment(
             self.plan,
             rank,
             rendezvous=self.endpoint,
@@ -119,12 +119,12 @@ class _Server(OneThreadServer):
         self._left: dict[str, set[str]] = {}
         self._members: dict[str, set[str]] = {}
         self._process_set = ""  # the digest of the one that there is
-        for slot in slots_of(plan):
+        for placement in placements_of(plan):
             for scope, rank in (
-                ("global", slot.rank),
-                (READY, slot.rank),
-                (f"local_{slot.host}", slot.local_rank),
-                (f"cross_{slot.local_rank}", slot.cross_rank),
+                ("global", placement.rank),
+                (READY, placement.rank),
+                (f"local_{placement.host}", placement.local_rank),
+                (f"cross_{placement.local_rank}", placement.cross_rank),
             ):
                 self._members.setdefault(scope, set()).add(str(rank))
         super().__init__(address, "rendezvous")

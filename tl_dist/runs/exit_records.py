@@ -12,10 +12,10 @@ from tl_dist.files import limits
 from tl_dist.files.atomic import children, write_atomically
 from tl_dist.files.foreign import read_file
 
-_VARIABLE = "TL_DIST_ENDINGS"
+_VARIABLE = "TL_DIST_EXIT_RECORDS"
 
 
-class Ending(NamedTuple):
+class ExitRecord(NamedTuple):
     """The last word of one worker. `code` is 128 + N after signal N, as a shell has it."""
 
     rank: int
@@ -24,14 +24,14 @@ class Ending(NamedTuple):
     fix: str = ""
 
 
-class Endings:
+class ExitRecords:
     """Those of one attempt: the files ATTEMPT.rank_0000 and so on, which are beside the attempt's own."""
 
     def __init__(self, attempt: Path) -> None:
         self._attempt = attempt
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Endings | None:
+    def from_env(cls, env: Mapping[str, str]) -> ExitRecords | None:
         """Those that whoever started this worker reads; None where nobody does."""
         return cls(Path(env[_VARIABLE])) if _VARIABLE in env else None
 
@@ -40,21 +40,21 @@ class Endings:
         """What tells a worker where to write."""
         return {_VARIABLE: str(self._attempt)}
 
-    def write(self, ending: Ending) -> None:
+    def write(self, record: ExitRecord) -> None:
         """Leave it there; a disk that does not take it hides no other error."""
         with suppress(OSError):
-            write_atomically(self._file(ending.rank), json.dumps(ending._asdict()).encode())
+            write_atomically(self._file(record.rank), json.dumps(record._asdict()).encode())
 
-    def read(self, ranks: Collection[int]) -> list[Ending]:
+    def read(self, ranks: Collection[int]) -> list[ExitRecord]:
         """Those of `ranks` that are known, in the order of time by the file server's clock."""
         found = []
         there = {path.name for path in children(self._attempt.parent)}
         for path in (self._file(rank) for rank in ranks):
             if path.name in there:
                 with suppress(OSError, ValueError, TypeError):  # damaged: as good as none
-                    ending = Ending(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
-                    found.append((path.stat().st_mtime_ns, ending))
-        return [ending for _, ending in sorted(found)]
+                    record = ExitRecord(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
+                    found.append((path.stat().st_mtime_ns, record))
+        return [record for _, record in sorted(found)]
 
     def clear(self) -> None:
         """Remove them, once they are known."""

@@ -21,7 +21,7 @@ from tl_dist.launcher.slurm.job import Allocation, rendezvous_address
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.launcher.supervise import failure, report, signals_counted
 from tl_dist.refusal import ExitCode
-from tl_dist.rendezvous.rank_layout import integer, plan_text, slots_of
+from tl_dist.rendezvous.rank_layout import integer, placements_of, plan_text
 from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
@@ -44,13 +44,13 @@ def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode
     run.claim()
     with signals_counted() as signals:
         start = partial(Step, job_id=job.job_id)
-        end = Attempt(run, cfg, progress, signals, start=start, facts={"slurm_job": facts}).watch(launch)
-    if end.orderly:
-        return ExitCode(end.code)
-    rank = end.rank or 0
-    host = slots_of(job.plan)[rank].host
-    report(run, end, progress, host)
-    raise failure(end, end.code, host, run.rank_log(rank))
+        outcome = Attempt(run, cfg, progress, signals, start=start, facts={"slurm_job": facts}).watch(launch)
+    if outcome.orderly:
+        return ExitCode(outcome.code)
+    rank = outcome.rank or 0
+    host = placements_of(job.plan)[rank].host
+    report(run, outcome, progress, host)
+    raise failure(outcome, outcome.code, host, run.rank_log(rank))
 
 
 @contextmanager

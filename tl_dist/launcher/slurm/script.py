@@ -24,7 +24,7 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import worker_argv
 from tl_dist.launcher.slurm.step import srun_command
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.rendezvous.rank_layout import slots_of
+from tl_dist.rendezvous.rank_layout import placements_of
 
 TEMPLATE = Path("slurm", "train.sbatch")
 SCRIPT_NAME = "train.sbatch"
@@ -217,7 +217,8 @@ def rank_commands(options: SubmitOptions, run_dir: Path) -> tuple[str, ...]:
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
     command = shlex.join(worker_argv(run_dir))
     return tuple(
-        f"rank {slot.rank}, {slot.host}, local rank {slot.local_rank}: {command}" for slot in slots_of(plan)
+        f"rank {place.rank}, {place.host}, local rank {place.local_rank}: {command}"
+        for place in placements_of(plan)
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tl_dist.launcher.command import Command, worker_argv
 from tl_dist.launcher.workers import Exit, Workers
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 
 _LOOK_S = 0.5  # between looks at the run directory, which may be far away
 _KILLED = 128 + signal.SIGKILL
@@ -48,15 +48,15 @@ class Step(Workers):
         self,
         commands: Sequence[Command],
         log: Callable[[int], Path],
-        endings: Endings,
+        exit_records: ExitRecords,
         *,
         heading: str = "",
         job_id: int,
     ) -> None:
-        super().__init__(commands, log, endings, heading=heading)
+        super().__init__(commands, log, exit_records, heading=heading)
         self._name = f"{job_id}.0"  # there is one step in each attempt
         self._look_again = 0.0
-        environment = {**commands[0].environment, **endings.environment}
+        environment = {**commands[0].environment, **exit_records.environment}
         try:
             self._srun = subprocess.Popen(commands[0].argv, env=environment, stdin=subprocess.DEVNULL)
         except FileNotFoundError:
@@ -70,7 +70,7 @@ class Step(Workers):
             return
         self._look_again = time.monotonic() + _LOOK_S
         missing = set(self.alive)
-        for rank, code, what, fix in self._endings.read(missing):
+        for rank, code, what, fix in self._exit_records.read(missing):
             missing.discard(rank)
             yield Exit(rank, code, self._asked, what, fix)
         if over is not None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from tl_dist.launcher import die_with_parent
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
@@ -35,9 +35,9 @@ def main() -> int:
     workers.append(subprocess.Popen(argv))
     code = workers[0].wait()
     code = code if code >= 0 else 128 - code
-    endings, rank = Endings.from_env(os.environ), int(os.environ["SLURM_PROCID"])
-    if endings is not None and not endings.read([rank]):
-        endings.write(Ending(rank, code))
+    exit_records, rank = ExitRecords.from_env(os.environ), int(os.environ["SLURM_PROCID"])
+    if exit_records is not None and not exit_records.read([rank]):
+        exit_records.write(ExitRecord(rank, code))
     return code
 
 

@@ -23,7 +23,7 @@ from tl_dist.launcher.command import Command, local_commands
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import place
 from tl_dist.rendezvous.server import Rendezvous
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.tools.doctor.environment import first_line
 
 IMPORT_S = 180.0
@@ -137,10 +137,10 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
         def log(rank: int) -> Path:
             return Path(scratch, f"rank_{rank}.out")
 
-        with Rendezvous([("localhost", 2)], "127.0.0.1") as meeting:
+        with Rendezvous([("localhost", 2)], "127.0.0.1") as rendezvous:
             hidden = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
-            commands = _sum_commands(cfg, file, lambda rank: place(meeting, rank) | hidden)
-            with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
+            commands = _sum_commands(cfg, file, lambda rank: place(rendezvous, rank) | hidden)
+            with Group(commands, log, ExitRecords(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
                 while True:
                     ended = group.wait(0.2) or any(exit.code for exit in group.exits)
