@@ -31,7 +31,7 @@ from tl_dist.parallel.buckets import buckets, num_bytes
 from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
 from tl_dist.refusal import ExitCode, Refusal, telling_line
 from tl_dist.rendezvous import endpoint, rank_layout
-from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, said_by_all
+from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, messages_of_all
 
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
 _ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
@@ -79,28 +79,28 @@ class Collective(OneOfMany):
             self._connect(safety.first_step_s)
 
     def _connect(self, timeout_s: float) -> None:
-        """Meet the other workers, start TensorFlow's server behind its door, and add up a first number."""
+        """Meet the other workers, start TensorFlow's server behind its port guard, and add up a first number."""
         own = endpoint.own_address(os.environ)
-        door = endpoint.door(os.environ, own)
-        port = door.port if door else endpoint.free_port()
-        await_peers(os.environ, timeout_s=timeout_s, saying=f"{own}:{port}")
-        endpoints = said_by_all(os.environ)
+        guard = endpoint.open_port_guard(os.environ, own)
+        port = guard.port if guard else endpoint.free_port()
+        await_peers(os.environ, timeout_s=timeout_s, message=f"{own}:{port}")
+        endpoints = messages_of_all(os.environ)
         workers = [endpoint.parsed(each) for each in endpoints]
         endpoint.refuse_public([host for host, _ in workers], os.environ)
-        if door:
-            endpoints = door.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
-        os.environ["TF_GRPC_REUSE_PORT"] = "true" if door else "false"
+        if guard:
+            endpoints = guard.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
+        os.environ["TF_GRPC_REUSE_PORT"] = "true" if guard else "false"
         with self.naming_lost_peers():
             _start_server(self.rank, endpoints, timeout_s)
-            if door:
-                door.check()
+            if guard:
+                guard.check()
             task = f"/job:trainer/replica:0/task:{self.rank}/device:"
             self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
             # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
             ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
             if ranks.tolist() != sorted(ranks):
                 self._places = np.argsort(ranks).tolist()
-        self._door = door
+        self._guard = guard
 
     def _use(self, devices: Mapping[bool, str]) -> None:
         """Exchange on these devices: by True what is for the CPU, by False gradients and what a step adds up.

@@ -31,9 +31,9 @@ def test_where_the_kernel_cannot_guard_the_port_it_is_not_opened(monkeypatch: py
 
     monkeypatch.setattr(endpoint, "PortGuard", no_guard)
     with pytest.raises(Refusal, match="cannot be guarded here") as refused:
-        endpoint.door({}, "127.0.0.1")
+        endpoint.open_port_guard({}, "127.0.0.1")
     assert refused.value.code == ExitCode.UNSAFE
-    assert endpoint.door(ASKED, "127.0.0.1") is None
+    assert endpoint.open_port_guard(ASKED, "127.0.0.1") is None
 
 
 @pytest.mark.parametrize(

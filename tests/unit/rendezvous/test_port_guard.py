@@ -61,10 +61,10 @@ def closing() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def guarded(closing: ExitStack) -> PortGuard:
-    return door(closing)
+    return new_guard(closing)
 
 
-def door(closing: ExitStack, own: str = OWN) -> PortGuard:
+def new_guard(closing: ExitStack, own: str = OWN) -> PortGuard:
     made = PortGuard(own)
     closing.callback(made.close)
     return made
@@ -200,7 +200,7 @@ def test_a_stranger_does_not_get_in_by_the_port_of_one_who_has_left(
 def test_what_a_stranger_left_behind_is_nobodys_else_who_has_its_port_since(
     closing: ExitStack, guarded: PortGuard, ends: str
 ) -> None:
-    """It waits in the kernel's queue, as long as the door is not open; the ports are then those of an own process."""
+    """It waits in the kernel's queue, as long as the guard is not open; the ports are then those of an own process."""
     listening = server(closing, guarded)
     with socket.socket() as left:
         os.fchown(left.fileno(), stranger.NOBODY, -1)
@@ -224,14 +224,16 @@ def test_what_a_stranger_left_behind_is_nobodys_else_who_has_its_port_since(
     assert set(listening.arrived) == {b"hello"}
 
 
-def others(closing: ExitStack, tokens: tuple[str, str]) -> tuple[PortGuard, PortGuard, Server, tuple[str, int]]:
-    """Two workers on two hosts: their doors, the second one's server, and where the first one reaches that."""
-    doors = door(closing), door(closing, ELSEWHERE)
-    listening = server(closing, doors[1])
-    workers = [(OWN, doors[0].port), (ELSEWHERE, doors[1].port)]
-    reached = [each.open_to(workers, token) for each, token in zip(doors, tokens, strict=True)]
-    assert reached[0][0] == f"{OWN}:{doors[0].port}"
-    return *doors, listening, address(reached[0][1])
+def others(
+    closing: ExitStack, tokens: tuple[str, str]
+) -> tuple[PortGuard, PortGuard, Server, tuple[str, int]]:
+    """Two workers on two hosts: their port guards, the second one's server, and where the first one reaches that."""
+    guards = new_guard(closing), new_guard(closing, ELSEWHERE)
+    listening = server(closing, guards[1])
+    workers = [(OWN, guards[0].port), (ELSEWHERE, guards[1].port)]
+    reached = [each.open_to(workers, token) for each, token in zip(guards, tokens, strict=True)]
+    assert reached[0][0] == f"{OWN}:{guards[0].port}"
+    return *guards, listening, address(reached[0][1])
 
 
 def test_a_worker_on_another_host_gets_in_by_the_jobs_token(closing: ExitStack) -> None:
@@ -293,7 +295,7 @@ def test_silent_hosts_keep_no_other_out_and_are_many(closing: ExitStack) -> None
 
 def test_seventy_thousand_hosts_fit(closing: ExitStack, guarded: PortGuard) -> None:
     workers = [(f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}", 4711) for k in range(70_000)]
-    second = door(closing, ELSEWHERE)
+    second = new_guard(closing, ELSEWHERE)
     listening = server(closing, second)
     second.open_to([*workers, (OWN, guarded.port), (ELSEWHERE, second.port)], TOKEN)
     reached = guarded.open_to([*workers, (OWN, guarded.port), (ELSEWHERE, second.port)], TOKEN)
@@ -339,7 +341,7 @@ def test_thousands_who_knock_keep_nobody_out(closing: ExitStack, guarded: PortGu
 
 
 @as_root
-def test_the_end_of_the_doorkeeper_ends_what_it_has_let_in_and_leaves_the_port_shut(
+def test_the_end_of_the_guard_process_ends_what_it_has_let_in_and_leaves_the_port_shut(
     closing: ExitStack, guarded: PortGuard
 ) -> None:
     listening = server(closing, guarded)
@@ -347,7 +349,7 @@ def test_the_end_of_the_doorkeeper_ends_what_it_has_let_in_and_leaves_the_port_s
     with connected(there) as made:
         made.sendall(b"hello")
         assert made.recv(5) == b"hello"
-        guarded._keeper.send_signal(signal.SIGKILL)
+        guarded._process.send_signal(signal.SIGKILL)
         assert made.recv(5) == b""
     assert not calls(there, seconds=1.5)
     trying = strangers(guarded, 1.5)
@@ -378,7 +380,7 @@ except TimeoutError:
 
 
 @as_root
-def test_the_port_stays_shut_until_its_process_ends_even_if_the_door_is_forgotten() -> None:
+def test_the_port_stays_shut_until_its_process_ends_even_if_the_guard_is_forgotten() -> None:
     """As at the end of a worker, when Python has closed what it knows of and TensorFlow's server still listens."""
     argv = [sys.executable, "-W", "ignore", "-c", FORGETS]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as worker:
@@ -391,16 +393,16 @@ def test_the_port_stays_shut_until_its_process_ends_even_if_the_door_is_forgotte
         assert worker.communicate(timeout=PATIENCE_S)[0] == "nobody came\n"
 
 
-def test_the_doorkeeper_ends_with_its_worker(closing: ExitStack, guarded: PortGuard) -> None:
+def test_the_guard_process_ends_with_its_worker(closing: ExitStack, guarded: PortGuard) -> None:
     there = alone(guarded)
-    keeper = guarded._keeper
-    keeper.send_signal(signal.SIGTERM)  # is for the worker alone
+    process = guarded._process
+    process.send_signal(signal.SIGTERM)  # is for the worker alone
     server(closing, guarded)
     assert calls(there) == b"hello"
-    assert keeper.stdin
-    keeper.stdin.close()
-    assert keeper.wait(PATIENCE_S) == 0
-    keeper.stdin = None
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(PATIENCE_S) == 0
+    process.stdin = None
 
 
 def test_a_server_that_does_not_share_the_port_is_refused(guarded: PortGuard) -> None:
