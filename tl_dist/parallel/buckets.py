@@ -1,4 +1,4 @@
-"""Which tensors travel together. No framework here."""
+"""Group tensors that are reduced together. Imports no framework."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ BUCKET_BYTES = 8 * 2**20
 
 
 def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES, last: int = 0) -> list[list[int]]:
-    """Indices of tensors, from last to first, in groups of about `limit` bytes; the same on every rank.
+    """Group tensor indices, from last to first, into buckets of about `limit` bytes; the same on every rank.
 
-    The tensors in front that have `last` bytes or less together, if any, are a group of their own.
+    The first tensors, as many as fit into `last` bytes, get a bucket of their own, the last one.
     """
-    head, front = 0, 0
-    while last and head < len(sizes) and front + sizes[head] <= last:
-        front += sizes[head]
+    head, head_bytes = 0, 0
+    while last and head < len(sizes) and head_bytes + sizes[head] <= last:
+        head_bytes += sizes[head]
         head += 1
     groups: list[list[int]] = []
     filled = limit
@@ -29,5 +29,5 @@ def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES, last: int = 0) -> l
 
 
 def num_bytes(tensor: Any) -> int:
-    """Size of a tensor of known shape."""
+    """Return the size of a tensor of known shape."""
     return int(tensor.shape.num_elements()) * int(tensor.dtype.size)

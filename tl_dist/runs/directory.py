@@ -25,10 +25,10 @@ from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
 from tl_dist.runs.lock.claim import claim, claimant
 from tl_dist.runs.lock.owner import Owner, OwningJob
-from tl_dist.runs.steps import step_name, steps_in
 
 __all__ = ["RunDir", "differences", "step_name", "steps_in"]
 
+_STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
 _NEW_RUN = "start a new run with another name=NAME"
@@ -244,6 +244,21 @@ class RunDir:
 
     def _claimant(self) -> Owner | None:
         return claimant(self.claim_file, self.attempts)
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def steps_in(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Every entry that is named as a checkpoint, the highest step first. Nothing is said about what it holds."""
+    found = []
+    for path in children(checkpoints):
+        match = _STEP_NAME.fullmatch(path.name)
+        if match and step_name(int(match[1])) == path.name:
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

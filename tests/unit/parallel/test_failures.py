@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tl_dist.launcher.classify_exits import RESTARTABLE
-from tl_dist.parallel.failures import refusal_of
+from tl_dist.parallel.horovod import refusal_of
 
 IN_A_GRAPH = """Graph execution error:
 

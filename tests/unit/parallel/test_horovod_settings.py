@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tl_dist.parallel.buckets import buckets
-from tl_dist.parallel.horovod_settings import MIB, settings
+from tl_dist.parallel.horovod import MIB, settings
 
 
 @pytest.mark.parametrize(
