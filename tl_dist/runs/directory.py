@@ -26,8 +26,6 @@ from tl_dist.runs.lock import Lock, holder
 from tl_dist.runs.lock.claim import claim, claimant
 from tl_dist.runs.lock.owner import Owner, OwningJob
 
-__all__ = ["RunDir", "differences", "step_name", "steps_in"]
-
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command holds the lock only while it writes two small files
