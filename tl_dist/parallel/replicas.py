@@ -15,9 +15,8 @@ from tl_dist.parallel.buckets import BUCKET_BYTES, buckets, num_bytes
 T = TypeVar("T")
 
 MAX_GATHERED = 3  # with no more workers, gathering bfloat16 sends fewer bytes than reducing float32
-BROADCAST_BYTES = (
-    64 * 2**20
-)  # a bucket is in memory twice during a broadcast, so a large state is sent in parts
+# A bucket is in memory twice during a broadcast, so a large state is sent in parts.
+BROADCAST_BYTES = 64 * 2**20
 
 
 class OneReplica:

@@ -114,9 +114,8 @@ class _Store:
         connection = http.client.HTTPConnection(self._address, self._port, timeout=wait_s + _ANSWER_S)
         try:
             connection.request(method, f"/{READY}{key}", body, {**self._headers, "Wait": f"{wait_s:.3f}"})
-            with (
-                connection.getresponse() as answer
-            ):  # stays open after the connection unless it is closed itself
+            # Stays open after the connection unless it is closed itself.
+            with connection.getresponse() as answer:
                 status, body = answer.status, answer.read()
             if status == HTTPStatus.FORBIDDEN:
                 raise Refusal(

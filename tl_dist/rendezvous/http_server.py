@@ -104,7 +104,7 @@ class HttpServer(ABC):
             self._poll.modify(connection.fd, select.EPOLLOUT)
 
     def forget(self, connection: _Connection) -> None:
-        """Forget a closed connection; closing it has removed it from the poll."""
+        """Forget a connection that is about to close, which removes it from the poll."""
         self._connections.pop(connection.fd, None)
 
     def _serve(self) -> None:

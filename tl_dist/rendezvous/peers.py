@@ -60,14 +60,11 @@ def _by_netlink(peer: Address, here: Address) -> int | None:
             return None
         raise OSError(-number, os.strerror(-number))
     user, inode = struct.unpack_from("=II", answer, _USER)
-    if answer[_STATE] in (
-        _CONNECTING,
-        int(LISTENING, 16),
-    ):  # the peer has closed, and this socket has its port
+    # In these states the peer has closed, and another socket has its port.
+    if answer[_STATE] in (_CONNECTING, int(LISTENING, 16)):
         return None
-    return (
-        user if inode else None
-    )  # without an inode no process has the socket any more, and its user reads 0
+    # Without an inode no process has the socket any more, and its user reads 0.
+    return user if inode else None
 
 
 def _by_table(peer: Address, here: Address) -> int | None:

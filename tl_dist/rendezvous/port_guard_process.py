@@ -217,9 +217,8 @@ async def _run(sockets: Iterable[int]) -> None:
     for server in servers:
         server.cancel()
     if relay.clients:
-        await asyncio.wait(
-            relay.clients, timeout=_DRAIN_S
-        )  # the worker's last bytes may still be on their way
+        # The worker's last bytes may still be on their way.
+        await asyncio.wait(relay.clients, timeout=_DRAIN_S)
 
 
 def main() -> None:

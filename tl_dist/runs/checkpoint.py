@@ -219,7 +219,7 @@ class Checkpointer:
         return num_bytes
 
     def _retire(self, newest: int) -> None:
-        """Remove old checkpoints that no kept one needs. Steps after `newest` were skipped by `restore`; ignore them."""
+        """Remove old checkpoints that no kept one needs. Ignore steps after `newest`, which `restore` skipped."""
         try:
             if not self._owned():
                 return

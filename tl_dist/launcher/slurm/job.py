@@ -56,9 +56,8 @@ def hostnames(nodelist: str) -> list[str]:
         why = error.strerror
     else:
         hosts = shown.stdout.split()
-        if (
-            nodelist and hosts and not shown.returncode
-        ):  # given an empty list, scontrol takes the environment's
+        # Given an empty list, scontrol takes the environment's.
+        if nodelist and hosts and not shown.returncode:
             return hosts
         why = shown.stderr.strip() or f"exit code {shown.returncode}"
     raise _unreadable(f"scontrol does not expand host list {_short(nodelist)} ({why}).")
