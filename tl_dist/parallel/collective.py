@@ -27,8 +27,7 @@ from tensorflow.python.eager import context
 
 from tl_dist.config import Config
 from tl_dist.parallel import gpus
-from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, flatten, split_like
+from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, buckets, flatten, num_bytes, split_like
 from tl_dist.refusal import ExitCode, Refusal, telling_line
 from tl_dist.rendezvous import endpoint, rank_layout
 from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, messages_of_all

@@ -19,8 +19,7 @@ import tensorflow as tf
 
 from tl_dist.config import Config
 from tl_dist.parallel import gpus
-from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, flatten, split_like
+from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, buckets, flatten, num_bytes, split_like
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import rank_layout
 from tl_dist.rendezvous.barrier import await_peers

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.parallel.buckets import BUCKET_BYTES, buckets, num_bytes
-
 T = TypeVar("T")
 
+BUCKET_BYTES = 8 * 2**20
 MAX_GATHERED = 3  # with no more workers, gathering bfloat16 sends fewer bytes than reducing float32
 # A bucket is in memory twice during a broadcast, so a large state is sent in parts.
 BROADCAST_BYTES = 64 * 2**20
@@ -199,3 +198,28 @@ def prefetch_to(batches: Any, device: str | None) -> Iterator[Any]:
     copied = batches.apply(tf.data.experimental.copy_to_device(device))
     with tf.device(device):
         return iter(copied.prefetch(2))
+
+
+def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES, last: int = 0) -> list[list[int]]:
+    """Group tensor indices, from last to first, into buckets of about `limit` bytes; the same on every rank.
+
+    The first tensors, as many as fit into `last` bytes, get a bucket of their own, the last one.
+    """
+    head, head_bytes = 0, 0
+    while last and head < len(sizes) and head_bytes + sizes[head] <= last:
+        head_bytes += sizes[head]
+        head += 1
+    groups: list[list[int]] = []
+    filled = limit
+    for k in reversed(range(len(sizes))):
+        if filled >= limit or k == head - 1:
+            groups.append([])
+            filled = 0
+        groups[-1].append(k)
+        filled += sizes[k]
+    return groups
+
+
+def num_bytes(tensor: Any) -> int:
+    """Return the size of a tensor of known shape."""
+    return int(tensor.shape.num_elements()) * int(tensor.dtype.size)
