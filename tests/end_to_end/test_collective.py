@@ -1,4 +1,4 @@
-"""By TensorFlow's own collectives: a worker that dies or freezes costs no bit; Horovod goes on from what is saved."""
+"""With TensorFlow's collectives, a worker that dies or freezes costs no bit; Horovod resumes from their checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slurm without Slurm: what a job's environment means, the batch script, the end of srun and of each of its tasks."""
+"""Without Slurm: a job's environment is understood, the batch script is complete, ends of srun and its tasks are told."""
 
 from __future__ import annotations
 

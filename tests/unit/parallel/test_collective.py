@@ -1,4 +1,4 @@
-"""TensorFlow's own sums, in one process: what one worker makes of them, and what is said of a lost peer."""
+"""TensorFlow's collectives in one process: a single worker needs none, and a lost peer is reported as such."""
 
 from __future__ import annotations
 

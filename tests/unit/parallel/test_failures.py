@@ -1,4 +1,4 @@
-"""Of a failed collective the line is quoted that says why, and what comes out the same each time is not restarted."""
+"""The error of a failed collective quotes the line with the reason; a failure that would repeat is not restarted."""
 
 from __future__ import annotations
 

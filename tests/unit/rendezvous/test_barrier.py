@@ -1,4 +1,4 @@
-"""A worker that waits for others says for whom, once, and rank 0 how many are there."""
+"""A worker that waits for others logs once which ranks are missing and how many have come."""
 
 from __future__ import annotations
 

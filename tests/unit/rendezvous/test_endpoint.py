@@ -1,4 +1,4 @@
-"""TensorFlow's server opens no port that nobody guards, and talks over no public address, unless that was asked for."""
+"""TensorFlow's server opens no unguarded port and uses no public address, unless the user asks for it."""
 
 from __future__ import annotations
 

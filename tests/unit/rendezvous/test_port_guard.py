@@ -1,4 +1,4 @@
-"""A guarded port lets in this user's processes and other hosts that have the token; nothing of anybody else arrives."""
+"""A guarded port admits this user's processes, and other hosts that have the token; nobody else's bytes arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How workers ended is read in the order of time, of one attempt alone, and what is damaged is as good as not there."""
+"""Exit records are read in order of time, of one attempt only; a damaged one counts as none."""
 
 from __future__ import annotations
 
