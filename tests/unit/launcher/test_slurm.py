@@ -1,4 +1,4 @@
-"""Without Slurm: a job's environment is understood, the batch script is complete, ends of srun and its tasks are told."""
+"""Without Slurm: a job's environment is understood, the batch script complete, each end of srun and its tasks told."""
 
 from __future__ import annotations
 

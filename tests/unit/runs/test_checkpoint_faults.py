@@ -1,4 +1,4 @@
-"""Whatever fails during a save: the previous checkpoint stays loadable, the run continues, nothing damaged is loaded."""
+"""Whatever fails during a save: the previous checkpoint stays loadable, the run continues, nothing damaged loads."""
 
 import collections
 import json
