@@ -18,7 +18,7 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher.classify_exits import judged
+from tl_dist.launcher.classify_exits import classify
 from tl_dist.launcher.command import Command, local_commands
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import place
@@ -150,7 +150,7 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
                     if time.monotonic() > deadline:
                         return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
                 group.end(grace_s=0 if all(results) else None)
-                end = judged(group.exits, done=True)
+                end = classify(group.exits, done=True)
                 if not end.orderly:
                     told = group.last_lines(end.rank or 0, 1)
                     return _failed(strategy, ": ".join([end.cause, *told])[:300].rstrip("."))
