@@ -52,13 +52,13 @@ def launched(
     def measure() -> float:
         with (
             tempfile.TemporaryDirectory() as directory,
-            Rendezvous([("localhost", 2)], "127.0.0.1") as meeting,
+            Rendezvous([("localhost", 2)], "127.0.0.1") as rendezvous,
         ):
             output = Path(directory) / "figures.json"
             argv = [sys.executable, "-m", "benchmarks.collective_vs_horovod", strategy, case, str(output)]
             common = dict(os.environ, OMP_NUM_THREADS="1", TF_CPP_MIN_LOG_LEVEL="2", PYTHONPATH=str(ROOT))
             workers = [
-                subprocess.Popen(argv, env=common | meeting.worker_environment(rank), cwd=ROOT)
+                subprocess.Popen(argv, env=common | rendezvous.worker_environment(rank), cwd=ROOT)
                 for rank in (0, 1)
             ]
             codes = [worker.wait() for worker in workers]

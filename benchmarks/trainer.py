@@ -20,7 +20,7 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.arrays import array_source
 from tl_dist.models import classifier
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.parallel.feed import gpu_of_process
+from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.training import chunk, loop, optim, step
 from tl_dist.training.state import Report, TrainState
 

@@ -91,7 +91,7 @@ def main() -> None:
         }
         ports = only or {port for _, port in listening}
         places = sorted({*HERE, *(address for address, _ in listening)} - {ANYWHERE})
-        # The very port from which the victim comes, as long as the door may be open to it and after.
+        # The very port from which the victim comes, as long as the port may be open to it and after.
         origins = [
             (source, here[1], there[1])
             for here, there, state, user in seen

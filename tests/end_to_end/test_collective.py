@@ -1,4 +1,4 @@
-"""By TensorFlow's own collectives: a worker that dies or freezes costs no bit; Horovod goes on from what is saved."""
+"""With TensorFlow's collectives, a worker that dies or freezes costs no bit; Horovod resumes from their checkpoint."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def test_kill_9_of_a_worker_ends_with_the_same_bits(workspace: Workspace, rank: 
     assert bits(run) == bits(workspace.run("clean"))
 
 
-def doorkeeper_of(worker: int) -> int:
-    """The pid of the process at a worker's door."""
+def guard_process_of(worker: int) -> int:
+    """The pid of the process that guards a worker's port."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
             if int(parent) == worker and b"port_guard_process" in (process / "cmdline").read_bytes():
                 return int(process.name)
-    raise AssertionError(f"no doorkeeper of {worker}")
+    raise AssertionError(f"no port guard process of {worker}")
 
 
-def test_the_end_of_a_doorkeeper_ends_its_worker_and_costs_no_bit(workspace: Workspace) -> None:
+def test_the_end_of_a_port_guard_process_ends_its_worker_and_costs_no_bit(workspace: Workspace) -> None:
     """The process through which all of a worker's connections go: without it the port stays shut."""
-    run = workspace.run("no-doorkeeper")
+    run = workspace.run("no-port-guard")
     process, other = workspace.start_up_to(run.name, STEP, rank=1, program=TL_DIST)
-    keeper = doorkeeper_of(workspace.worker_pid(run.name, 0))
-    os.kill(keeper, signal.SIGKILL)
+    guard = guard_process_of(workspace.worker_pid(run.name, 0))
+    os.kill(guard, signal.SIGKILL)
     os.kill(other, signal.SIGCONT)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said

@@ -1,4 +1,4 @@
-"""The meeting point of workers serves those of its run alone: no other user of the host, no stranger on the network."""
+"""The rendezvous serves only the workers of its own run: no other user of the host, no stranger on the network."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none
 
 def run_workers(argv: list[str], environment: dict[str, str], workers: int) -> str:
     """What the command says as that many workers that meet as `tl-dist train`'s do; fails as soon as one does."""
-    with Rendezvous([("localhost", workers)], "127.0.0.1") as meeting, TemporaryFile("w+") as said:
+    with Rendezvous([("localhost", workers)], "127.0.0.1") as rendezvous, TemporaryFile("w+") as said:
         started = [
             subprocess.Popen(
-                argv, env=environment | meeting.worker_environment(rank), stdout=said, stderr=said
+                argv, env=environment | rendezvous.worker_environment(rank), stdout=said, stderr=said
             )
             for rank in range(workers)
         ]

@@ -37,7 +37,7 @@ from tl_dist.datasets.annotations import Annotations, SoftLabels
 from tl_dist.datasets.arrays import ArrayStore
 from tl_dist.models import classifier
 from tl_dist.parallel import rows_of
-from tl_dist.parallel.feed import gpu_of_process
+from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.trainer.precise_statistics import averaging
 from tl_dist.training import chunk, evaluation, loop, optim, step
 from tl_dist.training.state import Report, TrainState

@@ -1,4 +1,4 @@
-"""One start of all workers of a run: watched until the last has ended, and the reason of the end found."""
+"""Start all workers of a run once, watch them until the last has ended, and find out why."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.files.atomic import write_atomically
-from tl_dist.launcher.classify_exits import ORDERLY, End, judged
+from tl_dist.launcher.classify_exits import ORDERLY, Outcome, classify
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.workers import GRACE_S, Workers
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir, steps_in
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.heartbeats import Beat
 from tl_dist.runs.records import NewRecords
 from tl_dist.terminal.progress import Progress
 
 Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
-"""Opens what workers need to find each other, for one attempt, and says what to start."""
+"""opens, for one attempt, what workers need to find each other, and gives the commands to start"""
 
 _POLL_S = 0.1
-_LOOK_S = 0.5  # between looks at the run directory, which may be far away
+_LOOK_S = 0.5  # between looks at the run directory, which may be on a network file system
 _STOP_S = 1.0
 _BEATS_S = 2.0
-_BEATS_READ_PER_S = 100  # from a file server that others use, too
+_BEATS_READ_PER_S = 100  # from a file server with other users
 _ASLEEP_S = 10.0
 
 
 class Signals:
-    """What has been asked of this process by signals; the handler only counts."""
+    """Record the signals that this process gets; the handler only counts."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -47,16 +47,17 @@ class Signals:
 
     @property
     def abort(self) -> bool:
-        # A scheduler sends TERM and USR1 twice as a matter of course; only a person means it.
+        """True after a second Ctrl-C. Other signals do not count: a scheduler routinely sends TERM and USR1 twice."""
         return self.interrupts > 1
 
     def handle(self, number: int, frame: object) -> None:
+        """Count a signal; install it with `signal.signal`."""
         self.stop = True
         self.interrupts += number == signal.SIGINT
 
 
 class Attempt:
-    """One start of all workers, from their commands to the reason of their end."""
+    """One start of all workers, from their commands to the reason why they ended."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Attempt:
         start: Callable[..., Workers] = Group,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """`start` makes the Workers of what is launched; `facts` are written down with the attempt."""
+        """Prepare an attempt. `start` builds the Workers from commands; `facts` go into the attempt's record."""
         self._run = run
         self._cfg = cfg
         self._progress = progress
@@ -81,15 +82,15 @@ class Attempt:
         self._next_look = 0.0
         self._next_look_for_stop = 0.0
         self._looked_at_beats = 0.0
-        self._heard: dict[int, tuple[float, Beat]] = {}  # rank: when it made progress, and what it said
+        self._beats: dict[int, tuple[float, Beat]] = {}  # rank: time of its last progress, last heartbeat
         self._detector = HangDetector(cfg.safety, from_step=self._from_step, now=time.monotonic())
 
-    def watch(self, launch: Launch) -> End:
-        """Start the workers and stay until the last one has ended."""
+    def watch(self, launch: Launch) -> Outcome:
+        """Start the workers; return how the attempt ended, after the last worker has."""
         number = self._run.next_attempt()
         heading = f"attempt {number}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, {socket.gethostname()}"
-        endings = Endings(self._run.attempts / f"{number:04d}")
-        Endings(self._run.attempts / f"{number - 1:04d}").clear()  # its supervisor may have been killed
+        exit_records = ExitRecords(self._run.attempts / f"{number:04d}")
+        ExitRecords(self._run.attempts / f"{number - 1:04d}").clear()  # its supervisor may have been killed
         self._run.beats.clear()
         with launch() as commands:
             record = {
@@ -104,33 +105,33 @@ class Attempt:
             }
             path = self._run.attempts / f"{number:04d}.json"
             write_atomically(path, json.dumps(record, indent=1).encode())
-            with self._start(commands, self._run.rank_log, endings, heading=heading) as workers:
-                end = self._until_the_end(workers)
-            if end.rank is not None:
-                end = replace(end, lines=workers.last_lines(end.rank))
+            with self._start(commands, self._run.rank_log, exit_records, heading=heading) as workers:
+                outcome = self._until_the_end(workers)
+            if outcome.rank is not None:
+                outcome = replace(outcome, lines=workers.last_lines(outcome.rank))
         self._show()
-        reason = end.cause or ExitCode(end.code).name.lower()
+        reason = outcome.cause or ExitCode(outcome.code).name.lower()
         record |= {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "exit_code": int(end.code),
-            "rank": end.rank,
+            "exit_code": int(outcome.code),
+            "rank": outcome.rank,
             "reason": reason,
         }
         write_atomically(path, json.dumps(record, indent=1).encode())
-        endings.clear()
-        return end
+        exit_records.clear()
+        return outcome
 
-    def _until_the_end(self, workers: Workers) -> End:
+    def _until_the_end(self, workers: Workers) -> Outcome:
         while True:
             new = workers.poll()
             if any(exit.code not in ORDERLY for exit in new):
                 self._end_the_others(workers)
-                return judged(workers.exits, done=False)
+                return classify(workers.exits, done=False)
             if not workers.alive:
-                return judged(workers.exits, done=self._run.done is not None)
+                return classify(workers.exits, done=self._run.done is not None)
             if self._signals.abort:
                 workers.end(grace_s=0)
-                return End(ExitCode.REQUEUE)
+                return Outcome(ExitCode.REQUEUE)
             if time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + _LOOK_S
                 self._show()
@@ -139,34 +140,34 @@ class Attempt:
                 if hung:
                     self._end_the_others(workers, hung=list(hung))
                     rank, how = next(iter(hung.items()))
-                    return End(ExitCode.PEER_LOST, rank, how)
+                    return Outcome(ExitCode.PEER_LOST, rank, how)
             time.sleep(_POLL_S)
 
     def _end_the_others(self, workers: Workers, *, hung: Sequence[int] = ()) -> None:
-        """Leave those that have not failed the time to notice; the stacks of those that do not are in their logs."""
+        """Give the others time to notice the failure; dump the stacks of any that does not into its log; end all."""
         stop_asked = self._run.stop_requested()
         if hung or not workers.wait(GRACE_S):
             workers.dump_stacks(hung or workers.alive)
         workers.end(grace_s=1.0)
         if not stop_asked:
-            self._run.clear_stop()  # a worker that gets TERM asks for a stop; nobody else did
+            self._run.clear_stop()  # a worker that gets TERM requests a stop; no user did
 
     def _hung(self, workers: Workers) -> dict[int, str]:
-        """Workers without progress for too long, the one that holds up the others first, and what they did."""
+        """Return the workers without progress for too long, the one that blocks the others first, and their phases."""
         now = time.monotonic()
         since_s = now - self._looked_at_beats
         every_s = max(min(_BEATS_S, self._cfg.safety.heartbeat_s), len(workers.alive) / _BEATS_READ_PER_S)
         if since_s < every_s:
             return {}
         if self._looked_at_beats and since_s > max(_ASLEEP_S, 2 * every_s):
-            # This process was stopped, or the whole machine: that says nothing about the workers.
+            # This process, or the whole machine, was suspended: that tells nothing about the workers.
             self._detector.slept(since_s)
-            self._heard = {rank: (at + since_s, beat) for rank, (at, beat) in self._heard.items()}
+            self._beats = {rank: (at + since_s, beat) for rank, (at, beat) in self._beats.items()}
         self._looked_at_beats = now
-        for rank, said in self._run.beats.read().items():
-            if said.pid == workers.pids.get(rank, said.pid):
-                self._heard[rank] = (now - said.age_s, said)
-        beats = {rank: beat._replace(age_s=now - at) for rank, (at, beat) in self._heard.items()}
+        for rank, beat in self._run.beats.read().items():
+            if beat.pid == workers.pids.get(rank, beat.pid):
+                self._beats[rank] = (now - beat.age_s, beat)
+        beats = {rank: beat._replace(age_s=now - at) for rank, (at, beat) in self._beats.items()}
         hung = self._detector.hung(workers.alive, beats, now=now)
         return {rank: f"{how}, and was killed" for rank, how in hung.items()}
 
@@ -188,5 +189,5 @@ class Attempt:
 
 
 def newest_checkpoint(run: RunDir) -> int:
-    """The step of the newest checkpoint, -1 before the first one."""
+    """Return the step of the newest checkpoint, -1 before the first one."""
     return max((step for step, _ in steps_in(run.checkpoints)), default=-1)

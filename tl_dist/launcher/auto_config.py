@@ -1,4 +1,4 @@
-"""`recipe: auto`: the data set is looked at once, on the login node, and the resolved config holds what was chosen."""
+"""Resolve `recipe: auto` once, on the login node, from the data set; the resolved config holds the choices."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tl_dist.refusal import ExitCode, Refusal
 if TYPE_CHECKING:
     from tl_dist.datasets import Source
 
-_LOOKED_AT = 64
+_NUM_SAMPLED = 64
 
 
 def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
-    """What `auto.auto` says of a data set for the keys that a config leaves out."""
+    """Choose values, by `auto.auto`, for the keys that a config leaves out."""
     from tl_dist.datasets.division import open_splits
 
     train = open_splits(data)[0]["train"]
@@ -27,7 +27,7 @@ def values_for(data: DataConfig, written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def line(cfg: Config) -> str:
-    """What a config trained by a recipe says, on one line."""
+    """Summarise the config that `recipe: auto` has chosen, in one line."""
     optimizer, data = cfg.optimizer, cfg.data
     augment = f"augment {' '.join(data.augment) or 'none'}"
     if cfg.classifier.computed:
@@ -44,20 +44,20 @@ def line(cfg: Config) -> str:
 
 
 def _typical_area(train: Source) -> float:
-    """Pixels of the median of images that are spread evenly over the set: the first may all be of one class."""
+    """Return the median number of pixels of images spread evenly over the set: the first may all be of one class."""
     from tl_dist.datasets.headers import header_of
     from tl_dist.datasets.store import PixelStore
 
     if isinstance(train.store, PixelStore):
         height, width = train.store.size
         return float(height * width)
-    looked_at = min(_LOOKED_AT, train.num_examples)
+    num_sampled = min(_NUM_SAMPLED, train.num_examples)
     areas = []
-    for k in range(looked_at):
-        with suppress(OSError, ValueError):  # training will leave it out, and say so
-            header = header_of(train.encoded_bytes(k * train.num_examples // looked_at))
+    for k in range(num_sampled):
+        with suppress(OSError, ValueError):  # training will leave it out, and log that
+            header = header_of(train.encoded_bytes(k * train.num_examples // num_sampled))
             areas.append(header.width * header.height)
     if areas:
         return float(median(areas))
-    what = f"recipe: auto looked at {looked_at} images, and none can be read, as {train.ids[0]}."
+    what = f"recipe: auto looked at {num_sampled} images, and none can be read, as {train.ids[0]}."
     raise Refusal(what, fix="see what 'tl-dist data verify' says of them.", code=ExitCode.DATA)

@@ -1,4 +1,4 @@
-"""What an attempt came to, from how its workers ended. Pure functions."""
+"""Classify an attempt by how its workers ended. Pure functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIKELY = {
 
 
 @dataclass(frozen=True)
-class End:
+class Outcome:
     """How an attempt ended. `rank` is the first worker that failed, None when all ended in order."""
 
     code: int
@@ -28,58 +28,60 @@ class End:
     cause: str = ""
     fix: str = ""
     lines: Sequence[str] = ()
-    """the end of that worker's log"""
+    """the last lines of that worker's log"""
 
     @property
     def orderly(self) -> bool:
+        """True if no worker failed."""
         return self.rank is None
 
     @property
     def restartable(self) -> bool:
+        """True if another attempt may succeed: after a lost peer, an internal error or a signal."""
         return self.code in RESTARTABLE or self.code > 128
 
 
-def judged(exits: Sequence[Exit], *, done: bool) -> End:
-    """What all exits, in their order of time, and the run's DONE marker mean."""
+def classify(exits: Sequence[Exit], *, done: bool) -> Outcome:
+    """Derive the outcome from all exits, in order of time, and from the run's DONE marker."""
     failures = [exit for exit in exits if exit.code not in ORDERLY and not exit.asked]
     stopped = any(exit.code == ExitCode.REQUEUE for exit in exits)
     if all(exit.code > 128 for exit in failures) and stopped:
-        return End(ExitCode.REQUEUE)  # one that was killed while it ended, after the save, changes nothing
+        return Outcome(ExitCode.REQUEUE)  # a worker that was killed after the save changes nothing
     if not failures and done:
-        return End(ExitCode.DONE)
+        return Outcome(ExitCode.DONE)
     if not failures:
-        # Not trusted alone: some launchers end with 0 when they are killed.
+        # Zeros alone are not trusted: some launchers exit with 0 when they are killed.
         missing = "all workers ended with exit code 0, but the run has no DONE marker"
-        return End(ExitCode.INTERNAL, 0, missing)
+        return Outcome(ExitCode.INTERNAL, 0, missing)
     first = first_failure(exits)
     silent = [exit.rank for exit in exits if exit.asked]
     if first.code == ExitCode.PEER_LOST and silent:
-        # All that ended by themselves are victims, so the one that did not notice anything is the cause.
+        # All that ended by themselves lost a peer, so the one that noticed nothing is the cause.
         cause = f"did not react when rank {first.rank} lost a peer, and was killed"
-        return End(ExitCode.PEER_LOST, silent[0], cause)
-    return explained(first)
+        return Outcome(ExitCode.PEER_LOST, silent[0], cause)
+    return outcome_of(first)
 
 
 def first_failure(exits: Sequence[Exit]) -> Exit:
-    """The cause: a refusal, which another attempt would only repeat; else the earliest that is no lost peer."""
+    """Return the cause: a refusal, which a restart would only repeat; else the earliest exit that is no lost peer."""
     failures = [exit for exit in exits if exit.code not in ORDERLY and not exit.asked]
     return min(failures, key=lambda exit: 0 if exit.code in _FINAL else 1 + (exit.code == ExitCode.PEER_LOST))
 
 
-def explained(exit: Exit) -> End:
-    """Why a worker ended: what it said itself, else what its exit code means."""
+def outcome_of(exit: Exit) -> Outcome:
+    """Explain why a worker ended: by its own message, else by its exit code."""
     if exit.what:
-        return End(exit.code, exit.rank, exit.what.rstrip("."), exit.fix)
+        return Outcome(exit.code, exit.rank, exit.what.rstrip("."), exit.fix)
     if exit.code > 128:
         number = exit.code - 128
         name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
         likely = _LIKELY.get(signal.Signals(number)) if number in list(signal.Signals) else None
         cause = f"was ended by {name}" + (f" ({likely})" if likely else "")
         fix = "use fewer workers or accumulate more micro-batches." if number == signal.SIGKILL else ""
-        return End(exit.code, exit.rank, cause, fix)
-    if exit.code == ExitCode.STORAGE:  # nor could it write down which
+        return Outcome(exit.code, exit.rank, cause, fix)
+    if exit.code == ExitCode.STORAGE:  # it could not record on which disk, either
         fix = "make room on the disk of the run, then run the same command again."
-        return End(exit.code, exit.rank, "could not write, most likely because a disk is full", fix)
-    # A Python that cannot even start the worker ends with 1 or 2.
+        return Outcome(exit.code, exit.rank, "could not write, most likely because a disk is full", fix)
+    # Python exits with 1 or 2 if it cannot even start the worker.
     code = exit.code if exit.code in list(ExitCode) else ExitCode.INTERNAL
-    return End(code, exit.rank, f"ended with exit code {exit.code}")
+    return Outcome(code, exit.rank, f"ended with exit code {exit.code}")

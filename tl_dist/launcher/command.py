@@ -1,8 +1,8 @@
-"""What is started: a config becomes each worker's command line and environment. Pure, but for counting GPUs.
+"""Turn a config into each worker's command line and environment. Pure, except for counting GPUs.
 
-A worker inherits the environment it is started from, without names that look like secrets (it needs none, and
-what a process holds can end in a log), and gets threads, logging and, under Horovod, its place in the run.
-What a person has set stays as it is.
+A worker inherits the launcher's environment without variables that look like secrets (it needs none, and they might
+end up in a log), and gets settings for threads and logging and, under Horovod, its place in the run.
+Variables that the user has set stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SECRET_NAME = re.compile(
     r"|(?<!BY)(?<!COM)PASS(?![A-Z])|AUTH(?:2|KEY)?(?![A-Z])|(?<![A-Z])(?:PAT|DSN)(?![A-Z])",
     re.IGNORECASE,
 )
-# A password in an address, as of a proxy or a package index.
+# A password in a URL, as of a proxy or a package index.
 _SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 THREAD_VARIABLES = (
@@ -38,19 +38,19 @@ THREAD_VARIABLES = (
 )
 
 PLACE = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
-"""Left over in the shell of someone who tried a launcher, these would make a lone worker wait for others."""
+"""variables that, if left over in a shell, would make a single worker wait for others"""
 
 SUPERVISED = "TL_DIST_SUPERVISED"
-"""Tells a worker that its output goes to its log already, and that somebody else shows the progress."""
+"""tells a worker that its output already goes to its log, and that the supervisor shows the progress"""
 
 SAFE_PATH = "PYTHONSAFEPATH"
-"""Set, no Python imports from the working directory, where anything may lie: neither by -m and -c nor in a pool."""
+"""if set, Python does not import from the working directory, which may hold any file: with -m, -c and in pools"""
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable looks like a password or a key: workers do not get it, and no report shows it."""
+    """Return True if a variable looks like a password or a key: workers do not get it, and no report shows it."""
     return bool(_SECRET_NAME.search(name) or _SECRET_VALUE.search(value))
 
 
@@ -64,11 +64,11 @@ class Command:
 
 
 def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
-    """NVIDIA GPUs that a process here may use; asks neither TensorFlow nor the driver."""
+    """Count the NVIDIA GPUs that a process on this host may use, without TensorFlow and the driver."""
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
         listed = environment.get(name)
         if listed is not None:
-            # CUDA stops at the first entry that is no device: "-1" or nothing hides all that follow.
+            # CUDA stops at the first entry that is no device: "-1" or an empty one hides all that follow.
             return next(
                 (k for k, g in enumerate(listed.split(",")) if g.strip() in ("", "-1")), listed.count(",") + 1
             )
@@ -76,12 +76,12 @@ def visible_gpus(environment: Mapping[str, str], gpus: Path = _GPUS) -> int:
 
 
 def has_horovod() -> bool:
-    """Whether Horovod is installed here; that it works is for the doctor to say."""
+    """Return True if Horovod is installed here; `tl-dist doctor` checks that it works."""
     return importlib.util.find_spec("horovod") is not None
 
 
 def require_package(cfg: Config) -> None:
-    """Refuses before anything starts where a strategy needs what is not installed, as Horovod."""
+    """Refuse (64), before anything starts, a strategy whose package is not installed."""
     package = registry.strategy(cfg.strategy).package
     if package == "horovod" and not has_horovod():
         raise Refusal(
@@ -92,12 +92,12 @@ def require_package(cfg: Config) -> None:
 
 
 def of_processes(cfg: Config, horovod: bool) -> str:
-    """The strategy for workers that are processes: the one of the config, else the best that there is."""
+    """Return the strategy for workers that are processes: the config's, else the best that is installed."""
     return cfg.strategy if are_processes(cfg) else "horovod" if horovod else "collective"
 
 
 def resolved(cfg: Config, *, gpus: int, horovod: bool) -> Config:
-    """`strategy: auto` as what it means on this host; any other config as it is."""
+    """Replace `strategy: auto` by the strategy for this host; return any other config as it is."""
     if cfg.strategy != registry.AUTO:
         return cfg
     workers = num_workers(cfg, gpus)
@@ -107,39 +107,39 @@ def resolved(cfg: Config, *, gpus: int, horovod: bool) -> Config:
 
 
 def num_workers(cfg: Config, gpus: int) -> int:
-    """`workers`, or one for each GPU, or one; not each of them need be a process."""
+    """Return `workers`, else one per GPU, else 1; workers are processes or replicas in one process."""
     if registry.strategy(cfg.strategy).workers == "one":
         return 1
     return cfg.workers or max(1, gpus)
 
 
 def num_processes(cfg: Config, gpus: int) -> int:
-    """Worker processes of a run on this host."""
+    """Return the number of a run's worker processes on this host."""
     return num_workers(cfg, gpus) if are_processes(cfg) else 1
 
 
 def are_processes(cfg: Config) -> bool:
-    """Whether the workers are processes, which a strategy joins."""
+    """Return True if the strategy's workers are processes."""
     return registry.strategy(cfg.strategy).workers == "processes"
 
 
 def worker_argv(run: Path, request: Path | None = None) -> tuple[str, ...]:
-    """The command line of every worker, whoever starts it. `request`: the file of what it does other than train."""
+    """Return the command line of a worker, for any launcher. `request`: file with a task other than training."""
     return (sys.executable, "-P", "-m", "tl_dist.trainer", str(run), *([str(request)] if request else []))
 
 
 def worker_environment(
     cfg: Config, inherited: Mapping[str, str], *, processes: int, cores: int
 ) -> dict[str, str]:
-    """The environment of a worker, without its place among the others."""
-    kept = {k: v for k, v in inherited.items() if not is_secret(k, v) and k not in PLACE}
+    """Return the environment of a worker, without its place among the others."""
+    own = {k: v for k, v in inherited.items() if not is_secret(k, v) and k not in PLACE}
     threads = cfg.runtime.threads or max(1, cores // processes)
-    # Horovod's inspector only warns: it cannot tell a rank 0 that works from one that hangs. Heartbeats can.
+    # Horovod's inspector only warns: it cannot tell a rank 0 that works alone from one that hangs. Heartbeats can.
     stall = {
         "HOROVOD_STALL_CHECK_TIME_SECONDS": f"{max(1, cfg.safety.hang_s / 4):.0f}",
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "0",
     }
-    # Kernels are launched by threads of the GPU's own, which no decoder keeps from it; memory as it is needed.
+    # Threads of the GPU's own launch kernels, so that decoding cannot delay them; memory is allocated as needed.
     gpu = {
         "TF_GPU_THREAD_MODE": "gpu_private",
         "TF_GPU_THREAD_COUNT": "2",
@@ -153,7 +153,7 @@ def worker_environment(
         **(stall if are_processes(cfg) else {}),
         **(gpu if visible_gpus(inherited) else {}),
     }
-    return defaults | kept | elsewhere(kept) | {SUPERVISED: "1", SAFE_PATH: "1"}
+    return defaults | own | elsewhere(own) | {SUPERVISED: "1", SAFE_PATH: "1"}
 
 
 def local_commands(
@@ -165,9 +165,9 @@ def local_commands(
     place: Callable[[int], Mapping[str, str]] | None = None,
     request: Path | None = None,
 ) -> Sequence[Command]:
-    """The workers of a run on this host, in rank order.
+    """Return the commands of a run's workers on this host, in rank order.
 
-    `place(rank)` gives the variables by which Horovod's workers find each other; a lone process has none.
+    `place(rank)` gives the variables by which Horovod's workers find each other; a single process has none.
     """
     argv, cores = worker_argv(run, request), len(os.sched_getaffinity(0))
     common = worker_environment(cfg, inherited, processes=processes, cores=cores)

@@ -1,4 +1,4 @@
-"""The process beside a run that copies it to its trackers, and what of a run these have."""
+"""Copy a run to its trackers by a process beside it, and tell what they do not have yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.runs.table import state_of
 
 LAST_S = {True: 15.0, False: 5.0}
-"""how long the copy of a run that is done, or was stopped, is waited for"""
+"""seconds to wait for the copy of a run, by True if it is done, by False if it was stopped"""
 
 
 def require_trackers(trackers: Iterable[str]) -> None:
@@ -27,10 +27,10 @@ def require_trackers(trackers: Iterable[str]) -> None:
 
 @contextmanager
 def copying(run: RunDir, cfg: Config) -> Iterator[None]:
-    """Copy a run to its trackers while the body trains it, by a process beside it that nothing waits for.
+    """Copy a run to its trackers while the body trains it, by a process that training never waits for.
 
-    At the end it has some seconds for the rest. It has the environment of this command, with the keys that workers do
-    not get.
+    At the end it gets `LAST_S` for the rest. It inherits this command's environment, with the keys that workers do not
+    get.
     """
     if not cfg.report.track:
         yield
@@ -49,10 +49,10 @@ def copying(run: RunDir, cfg: Config) -> Iterator[None]:
 
 
 def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
-    """The process, which ends soon after the other end of the pipe `until` is closed, or its owner dies."""
+    """Start the process, which ends soon after the other end of the pipe `until` is closed, or its owner dies."""
     log = open_to_append(run.logs / "track.out")
     try:
-        # Ctrl-C is for the run; what it still says is to be sent.
+        # A session of its own: Ctrl-C is for the run, whose last records still have to be sent.
         argv = [sys.executable, "-m", "tl_dist", "sync", str(run.path.absolute()), "--beside"]
         return subprocess.Popen(argv, stdin=until, stdout=log, stderr=log, start_new_session=True)
     finally:
@@ -60,7 +60,7 @@ def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
 
 
 def left_for_sync(run: RunDir, cfg: Config) -> str | None:
-    """A line that says what has not been sent; None where all has."""
+    """Return a line that names the trackers that lack a part of the run; None if there are none."""
     names = _unsent_to(run, cfg.report.track)
     if not names:
         return None
@@ -68,7 +68,7 @@ def left_for_sync(run: RunDir, cfg: Config) -> str | None:
 
 
 def _unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
-    """The trackers that do not have all of a run."""
+    """Return the trackers that lack a part of a run."""
     seen = {"bytes": bytes_of(run), "state": state_of(run)}
     return [
         name for name in trackers if (read_json(place_of(run) / f"{name}.json") or {}).get("seen") != seen
@@ -76,10 +76,12 @@ def _unsent_to(run: RunDir, trackers: Iterable[str]) -> list[str]:
 
 
 def place_of(run: RunDir) -> Path:
+    """Return the directory in which the trackers' progress is recorded."""
     return run.path / "track"
 
 
 def bytes_of(run: RunDir) -> int:
+    """Return the size of the run's records."""
     with suppress(FileNotFoundError):
         return run.metrics_file.stat().st_size
     return 0

@@ -1,7 +1,7 @@
-"""Workers that are processes of this host.
+"""Run workers as processes of this host.
 
-Each is the leader of its own session, so a terminal's Ctrl-C reaches the supervisor alone, and it dies with the
-supervisor, so none outlives it (`die_with_parent`).
+Each leads a session of its own, so that a terminal's Ctrl-C reaches only the supervisor, and dies with the supervisor
+(`die_with_parent`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.workers import Exit, Workers
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 
 
 class Group(Workers):
-    """The processes. Start it from the main thread: they die with the thread that did."""
+    """Workers as processes. Create it in the main thread: they die with the thread that started them."""
 
     def __init__(
-        self, commands: Sequence[Command], log: Callable[[int], Path], endings: Endings, *, heading: str = ""
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        exit_records: ExitRecords,
+        *,
+        heading: str = "",
     ) -> None:
-        super().__init__(commands, log, endings, heading=heading)
+        super().__init__(commands, log, exit_records, heading=heading)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for command in commands:
@@ -39,16 +44,17 @@ class Group(Workers):
 
     @property
     def pids(self) -> Mapping[int, int]:
+        """Return the process id of each rank."""
         return {rank: process.pid for rank, process in self._processes.items()}
 
     def _newly_ended(self) -> Iterator[Exit]:
         for rank in self.alive:
-            # Not reaped before the end of all: as long as the dead one is there, its group's id is taken.
+            # Reaped only in `_release`: while the zombie exists, no other process can get its process group's id.
             state = os.waitid(os.P_PID, self._processes[rank].pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if state is not None:
                 code = state.si_status if state.si_code == os.CLD_EXITED else 128 + state.si_status
-                said = [ending for ending in self._endings.read([rank]) if ending.code == code]
-                what, fix = (said[0].what, said[0].fix) if said else ("", "")
+                records = [record for record in self._exit_records.read([rank]) if record.code == code]
+                what, fix = (records[0].what, records[0].fix) if records else ("", "")
                 yield Exit(rank, code, self._asked, what, fix)
 
     def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
@@ -59,14 +65,14 @@ class Group(Workers):
     def _release(self) -> None:
         for rank, process in self._processes.items():
             if process.returncode is None:
-                self._signal([rank], signal.SIGKILL)  # what a worker started and left behind shares its group
+                self._signal([rank], signal.SIGKILL)  # the group: a worker may have left children behind
                 process.wait()
 
     def _start(self, command: Command) -> None:
         with os.fdopen(open_to_append(self._log(command.rank)), "ab") as log:
             self._processes[command.rank] = subprocess.Popen(
                 [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *command.argv],
-                env={**command.environment, **self._endings.environment},
+                env={**command.environment, **self._exit_records.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""The workers of a run on this host, with a rendezvous of their own where they need one."""
+"""Launch the workers of a run on this host, with a rendezvous where they need one."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from tl_dist.rendezvous.server import Rendezvous
 
 
 def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
-    """What `supervise` starts: processes on this host that meet on loopback, anew for each attempt.
+    """Return a launch, for `supervise`, of processes on this host with a new rendezvous on loopback for each attempt.
 
-    `request` is the file of what they do other than train.
+    `request` is the file with a task other than training.
     """
     processes = num_processes(cfg, visible_gpus(os.environ))
 
     @contextmanager
     def launch() -> Iterator[Sequence[Command]]:
-        # Horovod of size 1 meets itself as well: one way for any number of workers.
-        meeting = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
-        with meeting or nullcontext():
+        # Horovod of size 1 uses a rendezvous as well: one way for any number of workers.
+        rendezvous = Rendezvous([("localhost", processes)], "127.0.0.1") if are_processes(cfg) else None
+        with rendezvous or nullcontext():
             yield local_commands(
                 cfg,
                 run,
                 os.environ,
                 processes=processes,
-                place=None if meeting is None else lambda rank: place(meeting, rank),
+                place=None if rendezvous is None else lambda rank: place(rendezvous, rank),
                 request=request,
             )
 
     return launch
 
 
-def place(meeting: Rendezvous, rank: int) -> dict[str, str]:
-    """Horovod's variables for one worker; the network interfaces and the timeout may be set by hand."""
+def place(rendezvous: Rendezvous, rank: int) -> dict[str, str]:
+    """Return Horovod's variables for one worker; the user may have set the network interfaces and the timeout."""
     nccl = os.environ.get("NCCL_SOCKET_IFNAME")
     timeout = os.environ.get(GLOO_TIMEOUT_VARIABLE, "")
-    found = meeting.worker_environment(
+    environment = rendezvous.worker_environment(
         rank,
         interface=os.environ.get("HOROVOD_GLOO_IFACE"),
         timeout_s=int(timeout) if timeout.isdigit() else None,
     )
-    return found | ({"NCCL_SOCKET_IFNAME": nccl} if nccl else {})
+    return environment | ({"NCCL_SOCKET_IFNAME": nccl} if nccl else {})

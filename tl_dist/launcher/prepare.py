@@ -1,4 +1,4 @@
-"""What all workers would fetch at once is fetched before they start: pretrained weights, packaged data."""
+"""Fetch pretrained weights and packaged data before all workers would fetch them at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Say = Callable[[str], None]
 
 
 def prepare(cfg: Config, say: Say, busy: Say) -> None:
-    """Have the weights and the data of a run on this machine's disks, or refuse.
+    """Fetch the weights and the data of a run to this machine's disks, or refuse.
 
-    `busy` is told what is about to take a while, `say` what there is.
+    Calls `busy` with each fetch that begins, and `say` with its result.
     """
-    before = os.umask(0o077)  # nobody else may put other weights into the cache
+    before = os.umask(0o077)  # no other user may put weights into the cache
     try:
         if cfg.model.weights != "random" and cfg.source is None:
             busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
@@ -36,7 +36,7 @@ def prepare(cfg: Config, say: Say, busy: Say) -> None:
 
 
 def fetch_weights(cfg: Config) -> str:
-    """Convert the weights into the user's cache, where workers look, or find them there; one line on them."""
+    """Convert the weights into the user's cache, unless they are there; return one line that describes them."""
     model = cfg.model
     file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
     assert file is not None, "random weights have no file"
@@ -47,6 +47,6 @@ def fetch_weights(cfg: Config) -> str:
 
 
 def data_source(cfg: Config, kind: Literal["package", "archive"]) -> Any:
-    """The package or the archive that the dataset's files come from; None where they do not."""
+    """Return the package or the archive from which the dataset's files come; None if from neither."""
     constant = getattr(registry.dataset(cfg.data.name), kind)
     return None if constant is None or cfg.data.path is not None else registry.load(constant)

@@ -1,4 +1,4 @@
-"""Tasks that only read a run, which may be in use: what their workers say and leave goes to a directory of its own."""
+"""Run tasks that only read a run, which may be in use: their output goes to a directory of its own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tl_dist.runs.request import Request
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """A private one, for as long as it is used; it stays where an error says to read a log in it."""
-    with scratch(Path(tempfile.gettempdir()), "tl-dist") as made:
-        RunDir(made).attempts.mkdir()  # where workers say how they ended
+    """Create a private directory for the body; keep it only if an error tells the user to read a log in it."""
+    with scratch(Path(tempfile.gettempdir()), "tl-dist") as path:
+        RunDir(path).attempts.mkdir()  # for the workers' exit records
         try:
-            yield made
+            yield path
         except Refusal as refusal:
-            if made.name in refusal.fix:
-                keep(made)
+            if path.name in refusal.fix:
+                keep(path)
             raise
 
 
@@ -37,7 +37,7 @@ def work(
     what: str,
     watch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have workers answer `request` with the model of `run`, and leave the answer in `into`."""
+    """Have workers answer `request` with the model of `run`; they write the answer to `into`."""
     cfg = config_for(run, how)
     request = replace(request, at=how.at, overrides=overrides_for(cfg, how), into=str(into))
     run_task(run, cfg, request, what=what, watch=watch)

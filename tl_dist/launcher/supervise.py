@@ -1,8 +1,8 @@
 """Bring a run to its end: attempt after attempt, each from the last checkpoint, as long as that helps.
 
-Nothing is repaired inside a running job: the first failure ends all workers, and the next attempt is a fresh
-one. How often is bounded: so many restarts in a row that brought no progress, with growing pauses, and none at
-all after a refusal, which another attempt would only repeat.
+Nothing is repaired inside a running attempt: the first failure ends all workers, and the next attempt starts new ones.
+The number of restarts in a row without progress is limited, with growing pauses; there is no restart after a refusal,
+which would only be repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tl_dist.config import Config
 from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
-from tl_dist.launcher.classify_exits import End
+from tl_dist.launcher.classify_exits import Outcome
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder
@@ -35,9 +35,9 @@ def supervise(
     *,
     longest_pause_s: float = LONGEST_PAUSE_S,
 ) -> ExitCode:
-    """Bring the run to its end: DONE, or REQUEUE when it was asked to stop; any other end is a Refusal.
+    """Bring the run to its end; return DONE, or REQUEUE after a request to stop; raise a Refusal for any other end.
 
-    Call it from the main thread. A first signal asks the workers to stop and save; a second Ctrl-C ends them.
+    Call it from the main thread. The first signal asks the workers to save and stop; a second Ctrl-C kills them.
     Exit codes of zero count as DONE only with the run's marker.
     """
     try:
@@ -55,16 +55,16 @@ def supervise(
     with signals_counted() as signals:
         while True:
             before = _progress_of(run)
-            end = Attempt(run, cfg, progress, signals).watch(launch)
-            if end.orderly:
-                return ExitCode(end.code)
-            report(run, end, progress, host)
-            if not end.restartable:
-                raise failure(end, end.code, host, run.rank_log(end.rank or 0))
+            outcome = Attempt(run, cfg, progress, signals).watch(launch)
+            if outcome.orderly:
+                return ExitCode(outcome.code)
+            report(run, outcome, progress, host)
+            if not outcome.restartable:
+                raise failure(outcome, outcome.code, host, run.rank_log(outcome.rank or 0))
             restarts = 0 if _progress_of(run) != before else restarts
             if restarts >= cfg.safety.max_restarts:
-                code = ExitCode.NO_REQUEUE if restarts else end.code
-                raise failure(end, code, host, run.rank_log(end.rank or 0), restarts)
+                code = ExitCode.NO_REQUEUE if restarts else outcome.code
+                raise failure(outcome, code, host, run.rank_log(outcome.rank or 0), restarts)
             restarts += 1
             pause_s = min(2.0 ** (restarts - 1), longest_pause_s)
             progress.say(
@@ -80,16 +80,16 @@ def supervise(
 
 
 def _progress_of(run: RunDir) -> tuple[int, int]:
-    """What an attempt may have brought: a newer checkpoint, or one more example that is known to be bad."""
+    """Return what changes when an attempt makes progress: the newest checkpoint, and the size of the quarantine."""
     known = run.quarantine_file
     return newest_checkpoint(run), known.stat().st_size if known.exists() else 0
 
 
 @contextmanager
 def signals_counted() -> Iterator[Signals]:
-    """Signals that end a process by default are counted instead."""
+    """Count, during the body, signals that would end this process by default."""
     signals = Signals()
-    # nohup has SIGHUP ignored: the run is to outlive the terminal.
+    # Under nohup SIGHUP is ignored, so that the run outlives the terminal; leave that as it is.
     before = {n: signal.getsignal(n) for n in _SIGNALS}
     before = {n: handler for n, handler in before.items() if n != signal.SIGHUP or handler != signal.SIG_IGN}
     for number in before:
@@ -101,20 +101,20 @@ def signals_counted() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def report(run: RunDir, end: End, progress: Progress, host: str) -> None:
-    """Say who failed and why; `host` is where that worker ran."""
-    rank = end.rank or 0
-    progress.say(f"rank {rank} on {host}: {end.cause} (exit code {end.code})", style="bold red")
-    if end.restartable:
+def report(run: RunDir, outcome: Outcome, progress: Progress, host: str) -> None:
+    """Show which worker failed and why; `host` is where it ran."""
+    rank = outcome.rank or 0
+    progress.say(f"rank {rank} on {host}: {outcome.cause} (exit code {outcome.code})", style="bold red")
+    if outcome.restartable:
         progress.say(f"the end of {run.rank_log(rank)}:")
-        for line in end.lines:
+        for line in outcome.lines:
             progress.say(f"  {line}", style="dim")
 
 
-def failure(end: End, code: int, host: str, log: Path, restarts: int = 0) -> Refusal:
-    """The same as an error, with what to do about it."""
-    what = f"rank {end.rank or 0} on {host}: {end.cause}."
+def failure(outcome: Outcome, code: int, host: str, log: Path, restarts: int = 0) -> Refusal:
+    """Return the refusal for a failed attempt, with what to do about it."""
+    what = f"rank {outcome.rank or 0} on {host}: {outcome.cause}."
     if restarts:
         what += f" {restarts} restart{'s' if restarts > 1 else ''} in a row brought no newer checkpoint."
     known = ExitCode(code) if code in list(ExitCode) else ExitCode.PEER_LOST  # 128 + N: a worker was killed
-    return Refusal(what, fix=end.fix or f"read {log}.", code=known)
+    return Refusal(what, fix=outcome.fix or f"read {log}.", code=known)

@@ -1,4 +1,4 @@
-"""Have workers do one thing other than train: what a tool asks of them, with the progress shown where it takes long."""
+"""Have workers answer a tool's request, a task other than training, and show the progress of long ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.launcher import train
-from tl_dist.launcher.classify_exits import ORDERLY, judged
+from tl_dist.launcher.classify_exits import ORDERLY, classify
 from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import local_launch
@@ -20,7 +20,7 @@ from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.lock import holder
 from tl_dist.runs.records import NewRecords
 from tl_dist.runs.request import Request
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Computation:
-    """How workers on this machine compute what a run says: the same for any number of them."""
+    """How to compute a result from a run on this machine; the result is the same for any number of workers."""
 
     at: str = ""
     """the checkpoint: "best", "last", a step, or "": the best where the run keeps one"""
@@ -40,11 +40,11 @@ class Computation:
     workers: int | None = None
     """default: no more than this machine has GPUs, or one"""
     overrides: Sequence[str] = ()
-    """of the config of the run"""
+    """KEY=VALUE over the config of the run"""
 
 
 def config_for(run: RunDir, how: Computation) -> Config:
-    """The config that workers on this host compute by: that of the run, with what `how` changes."""
+    """Return the config for workers on this host: the run's, with the changes of `how`."""
     refuse_unknown(how.at)
     cfg = config_file.load(run.config_file)
     overrides = [*how.overrides, *workers_here(cfg, how.strategy, how.workers, visible_gpus(os.environ))]
@@ -54,14 +54,14 @@ def config_for(run: RunDir, how: Computation) -> Config:
 
 
 def overrides_for(cfg: Config, how: Computation) -> list[str]:
-    """What makes `cfg`, as `config_for` gives it, out of the config of its run."""
+    """Return the overrides that turn the run's config into `cfg`, as `config_for` returns it."""
     return [*how.overrides, f"strategy={cfg.strategy}", f"workers={cfg.workers}"]
 
 
 def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, console: Console) -> RunDir:
-    """Have the workers of `cfg` answer `request` to the end, with the progress shown; returns the run directory.
+    """Have the workers of `cfg` answer `request`, show their progress, and return the run directory.
 
-    A source task comes first; it is the one that training the config that is `wanted` makes or finds.
+    Trains a source task first, unless that is done: the same one as training the config `wanted` would.
     """
     if cfg.source is not None and cfg.source.data is not None:
         name = cfg.source.name or f"{wanted.load().name}-source"
@@ -85,7 +85,7 @@ def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, c
 
 
 def refuse_in_use(run: RunDir) -> None:
-    """Refuse a run that somebody trains: its workers would see our heartbeats, and we their stop file."""
+    """Refuse (73) a run that is being trained: its workers would see our heartbeats, and we their stop file."""
     owner = holder(run)
     if owner is not None:
         raise Refusal(
@@ -96,14 +96,14 @@ def refuse_in_use(run: RunDir) -> None:
 
 
 def workers_here(cfg: Config, strategy: str | None, workers: int | None, gpus: int) -> list[str]:
-    """The strategy and workers of a task whose result is the same for any, as overrides of the run's config."""
+    """Return overrides with the strategy and workers of a task whose result does not depend on them."""
     strategy = None if strategy == registry.AUTO else strategy
     if workers is None:
-        one = strategy is not None and registry.strategy(strategy).workers == "one"
-        workers = 1 if one else min(max(1, gpus), num_workers(cfg, gpus))
+        single = strategy is not None and registry.strategy(strategy).workers == "one"
+        workers = 1 if single else min(max(1, gpus), num_workers(cfg, gpus))
     if strategy is None:
-        one = registry.strategy(cfg.strategy).workers == "one"
-        several = of_processes(cfg, has_horovod()) if one else cfg.strategy
+        single = registry.strategy(cfg.strategy).workers == "one"
+        several = of_processes(cfg, has_horovod()) if single else cfg.strategy
         strategy = "single" if workers == 1 else several
     return [f"strategy={strategy}", f"workers={workers}"]
 
@@ -119,13 +119,13 @@ def run_task(
 ) -> None:
     """Have the workers of `cfg` answer a request about `run`, and wait for the answer.
 
-    Refuses a failure, and a stop, with its reason. `watch` is called while they work.
-    Their output is in logs/WHAT_rank_0000.out of the run, or of `request.into`.
+    Refuses if they fail or are stopped, with the reason. Calls `watch` while they work. Their output goes to
+    logs/WHAT_rank_0000.out of the run, or of `request.into`.
     """
     place = RunDir(request.into) if request.into else run
     place.clear_stop()
     task = place.attempts / f"{what}-{os.getpid()}"
-    endings, file = Endings(task), task.with_suffix(".request")
+    exit_records, file = ExitRecords(task), task.with_suffix(".request")
     request.save(file)
     launch = local_launch(cfg, run.path, file)
     try:
@@ -135,7 +135,7 @@ def run_task(
             Group(
                 commands,
                 lambda rank: place.logs / f"{what}_rank_{rank:04d}.out",
-                endings,
+                exit_records,
                 heading=heading or what,
             ) as group,
         ):
@@ -146,14 +146,14 @@ def run_task(
     finally:
         file.unlink(missing_ok=True)
         place.clear_stop()
-        endings.clear()
+        exit_records.clear()
     if signals.stop or any(exit.code == ExitCode.REQUEUE for exit in group.exits):
         stopped = f"the {what} was stopped."
         raise Refusal(stopped, fix="run the same command again.", code=ExitCode.REQUEUE)
-    end = judged(group.exits, done=True)
-    if not end.orderly:
-        log = Path(os.path.relpath(place.logs / f"{what}_rank_{end.rank:04d}.out"))
-        raise failure(end, end.code, socket.gethostname(), log)
+    outcome = classify(group.exits, done=True)
+    if not outcome.orderly:
+        log = Path(os.path.relpath(place.logs / f"{what}_rank_{outcome.rank:04d}.out"))
+        raise failure(outcome, outcome.code, socket.gethostname(), log)
 
 
 def _orderly(group: Group) -> bool:

@@ -1,4 +1,4 @@
-"""`tl-dist train`: from a config file to a finished run on this host."""
+"""Train on this host, from a config file to a finished run: `tl-dist train`."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Request:
 
     @property
     def all_overrides(self) -> list[str]:
-        """The short forms among them."""
+        """Return the overrides, with the short forms written out."""
         short = [f"strategy={self.strategy}"] if self.strategy else []
         return [*self.overrides, *short, *([f"workers={self.workers}"] if self.workers else [])]
 
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
-        """The config with everything that the command line says, and `extra`, put over it.
+        """Load the config, with the command line's overrides and `extra` put over it.
 
-        With `resolve`, `strategy: auto` is what it means on this host.
+        With `resolve`, replaces `strategy: auto` by the strategy for this host.
         """
         overrides = [*self.all_overrides, *extra]
         cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
@@ -63,18 +63,18 @@ class Request:
 
 
 def resolved_here(cfg: Config) -> Config:
-    """The config with `strategy: auto` as what it means on this host."""
+    """Replace `strategy: auto` by the strategy for this host."""
     return resolved(cfg, gpus=visible_gpus(os.environ), horovod=has_horovod())
 
 
 def train_config(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:
-    """Train to the end with workers on this host, and show the figures, unless they are a part of others."""
+    """Train to the end with workers on this host; return the exit code. `figures`: show the run's figures then."""
     code, cfg = after_source_task(with_workers(cfg), runs, console)
     return _train(cfg, runs, console, figures=figures) if code == ExitCode.DONE else code
 
 
 def with_workers(cfg: Config) -> Config:
-    """The config, with its strategy on this host, and the number of its workers where they are processes."""
+    """Return the config with its strategy for this host, and the number of workers if they are processes."""
     cfg = resolved_here(cfg)
     require_package(cfg)
     if are_processes(cfg) and cfg.workers is None:
@@ -83,9 +83,9 @@ def with_workers(cfg: Config) -> Config:
 
 
 def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
-    """DONE and the config that starts from its source task, which is trained first where it is not done yet.
+    """Train the source task, unless it is done; return DONE and the config that starts from it.
 
-    Another code where that was stopped.
+    Returns another exit code if the source task was stopped.
     """
     first = config_source.of_source(cfg)
     if first is None:
@@ -96,9 +96,9 @@ def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, C
 
 
 def with_trained_source(cfg: Config, runs: Path) -> Config:
-    """The config that starts from its source task, where that is done; refuses where it is not.
+    """Return the config that starts from its source task; refuse (64) a source task that is not done.
 
-    For launchers whose workers are there for one run alone.
+    For launchers whose workers can train one run only.
     """
     first = config_source.of_source(cfg)
     if first is None:
@@ -116,7 +116,7 @@ def with_trained_source(cfg: Config, runs: Path) -> Config:
 
 
 def _unchanged(cfg: Config, runs: Path) -> int:
-    """Refuses a finished run that was made by another config."""
+    """Refuse (78) a finished run of another config."""
     RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
     return ExitCode.DONE
 
@@ -147,7 +147,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
 
 
 def open_run(root: Path, cfg: Config) -> RunDir:
-    """The run directory of a config, made or found, private to this user, on storage that works."""
+    """Create or find the run directory of a config; refuse one that is not private, or on storage that fails."""
     if cfg.source is not None:
         init_from.opened(cfg)
     if cfg.distill is not None:
@@ -159,20 +159,20 @@ def open_run(root: Path, cfg: Config) -> RunDir:
 
 
 def headline(cfg: Config, run: RunDir) -> str:
-    """What will run, in one line."""
+    """Summarise in one line what will be trained."""
     step = newest_checkpoint(run)
     start = f"resumes from step {step:,}" if step >= 0 else "starts afresh"
     count = num_workers(cfg, visible_gpus(os.environ))
     workers = f"{count} workers" if count > 1 else "1 worker"
-    one = registry.strategy(cfg.strategy).workers == "one"
-    strategy = cfg.strategy if one else f"{cfg.strategy}, {workers}"
+    single = registry.strategy(cfg.strategy).workers == "one"
+    strategy = cfg.strategy if single else f"{cfg.strategy}, {workers}"
     return (
         f"{cfg.name}: {cfg.model.backbone} on {cfg.data.name} | {strategy} | {relative(run.path)} | {start}"
     )
 
 
 def prepare_shown(cfg: Config, console: Console) -> None:
-    """`prepare`, with a sign of life on a terminal."""
+    """Call `prepare`, and show on a terminal what it is doing."""
     with console.busy("preparing") as show_text:
         prepare(
             cfg,
@@ -182,7 +182,7 @@ def prepare_shown(cfg: Config, console: Console) -> None:
 
 
 def prepare_config(request: Request, console: Console) -> None:
-    """Fetch what a config, and its source task, would fetch before they train."""
+    """Fetch what a config and its source task need before they are trained."""
     cfg = request.load()
     for task in filter(None, (config_source.of_source(cfg), cfg)):
         prepare_shown(task, console)

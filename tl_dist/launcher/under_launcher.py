@@ -1,4 +1,4 @@
-"""`tl-dist train` under horovodrun, mpirun or srun: this process is one of several, and becomes a worker."""
+"""Become a worker: `tl-dist train` under horovodrun, mpirun or srun, where this process is one of several."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ JOIN_S = 60.0
 def join(
     request: Request, env: Mapping[str, str], *, become: Callable[[Path], NoReturn] | None = None
 ) -> NoReturn:
-    """Become one of a launcher's workers. Rank 0 makes the run directory; the others wait for it."""
+    """Become one of a launcher's workers. Rank 0 creates the run directory; the others wait for it."""
     rank, size, variable = rank_in(env), expected_world_size(env), rank_variable(env)
     who = f"rank {rank} of {size or 'unknown'} ({variable})"
     if not 0 <= rank < (size or rank + 1):
@@ -43,7 +43,7 @@ def join(
     if rank == 0:
         run = open_run(request.runs, cfg)
         if run.done is None:
-            run.clear_stop()  # what asked an earlier start to stop
+            run.clear_stop()  # a stop request for an earlier start
             prepare(cfg, say=lambda text: None, busy=lambda text: None)
     else:
         wait_for_run(run, cfg, who=who)
@@ -51,7 +51,7 @@ def join(
         sys.exit(ExitCode.DONE)
     if rank == 0 and cfg.report.track:
         until, held = os.pipe()
-        # Inherited by the worker that this process becomes; its end is the end of the pipe.
+        # The worker that this process becomes inherits the write end, and closes it by exiting.
         os.set_inheritable(held, True)
         start(run, until)
         os.close(until)
@@ -59,15 +59,15 @@ def join(
 
 
 def wait_for_run(run: RunDir, cfg: Config, *, who: str = "this worker", seconds: float = JOIN_S) -> None:
-    """Wait until rank 0 has written the config that this worker was asked for; say so when it takes long."""
+    """Wait until rank 0 has written the config of this worker; report a long wait on stderr, and refuse after it."""
     deadline = time.monotonic() + seconds
     say_at = time.monotonic() + SILENT_S
     while True:
-        found = _config_of(run)
-        if found is not None and _same_run(found, cfg):
+        current = _config_of(run)
+        if current is not None and _same_run(current, cfg):
             return
         if time.monotonic() >= deadline:
-            why = "is not there" if found is None else "holds another config"
+            why = "is not there" if current is None else "holds another config"
             raise Refusal(
                 f"{run.config_file} {why} after {seconds:.0f} s.",
                 fix="start all workers with one command line, on storage that all hosts share.",
@@ -93,6 +93,6 @@ def _config_of(run: RunDir) -> Config | None:
         return None
 
 
-def _same_run(found: Config, cfg: Config) -> bool:
-    same_layout = (found.strategy, found.workers) == (cfg.strategy, cfg.workers)
-    return same_layout and config_file.digest(found) == config_file.digest(cfg)
+def _same_run(current: Config, cfg: Config) -> bool:
+    same_layout = (current.strategy, current.workers) == (cfg.strategy, cfg.workers)
+    return same_layout and config_file.digest(current) == config_file.digest(cfg)

@@ -1,6 +1,6 @@
-"""The workers of one attempt, wherever they run: who has ended and how, and how the others are ended.
+"""Define the workers of one attempt, wherever they run: report those that have ended, and end the others.
 
-`Group` has them as processes of this host, `slurm.step.Step` as the tasks of one srun.
+`Group` runs them as processes of this host, `slurm.step.Step` as the tasks of one srun.
 """
 
 from __future__ import annotations
@@ -17,36 +17,41 @@ from typing import Self
 
 from tl_dist.files.atomic import open_to_append
 from tl_dist.launcher.command import Command
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 
 GRACE_S = 7.0  # for workers to notice a lost peer by themselves: Gloo needs 0.2 s, MPI's shutdown a few
-TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, what they started may not
+TERM_S = 2.0  # between TERM and KILL; workers ignore TERM, their children may not
 _STACKS_S = 3.0
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How one worker ended. `code` is 128 + N after signal N, as a shell has it."""
+    """How one worker ended. `code` is 128 + N after signal N, as in a shell."""
 
     rank: int
     code: int
     asked: bool = False  # ended by us: a victim, never the cause
-    what: str = ""  # why, where it could say so
+    what: str = ""  # why, if it could record that
     fix: str = ""
 
 
 class Workers(ABC):
-    """Workers that live and die together; making the object starts them.
+    """Workers that live and die together; constructing the object starts them.
 
-    Each one's output is appended to `log(rank)`, below a line with `heading`; why it ended is in `endings`.
+    Each worker's output is appended to `log(rank)`, below a line with `heading`; `exit_records` tell why it ended.
     """
 
     def __init__(
-        self, commands: Sequence[Command], log: Callable[[int], Path], endings: Endings, *, heading: str = ""
+        self,
+        commands: Sequence[Command],
+        log: Callable[[int], Path],
+        exit_records: ExitRecords,
+        *,
+        heading: str = "",
     ) -> None:
         self._log = log
-        self._endings = endings
+        self._exit_records = exit_records
         self._ranks = [command.rank for command in commands]
         self._log_starts = {rank: self._begin_log(log(rank), rank, heading) for rank in self._ranks}
         self._asked = False
@@ -61,27 +66,27 @@ class Workers(ABC):
 
     @property
     def pids(self) -> Mapping[int, int]:
-        """Their processes, where these are on this host."""
+        """Return the process id of each rank, if the processes are on this host."""
         return {}
 
     @property
     def alive(self) -> list[int]:
-        """Ranks that have not ended, as of the last `poll`."""
+        """Return the ranks that have not ended, as of the last `poll`."""
         ended = {exit.rank for exit in self.exits}
         return [rank for rank in self._ranks if rank not in ended]
 
     def poll(self) -> list[Exit]:
-        """The workers that ended since the last poll."""
+        """Return the workers that ended since the last poll."""
         new = list(self._newly_ended())
         self.exits.extend(new)
         return new
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all have ended, at most so long; whether they have."""
+        """Wait until all have ended, for at most so long; return True if they have."""
         return self._wait_for(self._ranks, seconds)
 
     def end(self, *, grace_s: float | None = None) -> None:
-        """Leave them `grace_s` to end by themselves, then TERM, then KILL; returns when none is left."""
+        """Give workers `grace_s` to end by themselves, then send TERM, then KILL; return when none is left."""
         if not self.wait(GRACE_S if grace_s is None else grace_s):
             self._asked = True
             for number, seconds in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, 60.0)):
@@ -94,11 +99,11 @@ class Workers(ABC):
         """Make workers write the stack of each thread to their logs, which ends them."""
         self._asked = True
         self._signal(ranks, signal.SIGABRT)
-        self._signal(ranks, signal.SIGCONT)  # a stopped process gets its signals when it goes on
+        self._signal(ranks, signal.SIGCONT)  # a stopped process handles its signals when it is continued
         self._wait_for(ranks, _STACKS_S)
 
     def last_lines(self, rank: int, count: int = 20) -> list[str]:
-        """The end of what a worker wrote in this attempt."""
+        """Return the last lines that a worker wrote in this attempt."""
         with suppress(OSError), self._log(rank).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_starts[rank], size - 100_000))
@@ -107,15 +112,15 @@ class Workers(ABC):
 
     @abstractmethod
     def _newly_ended(self) -> Iterator[Exit]:
-        """Those of the `alive` that have ended."""
+        """Yield the `alive` workers that have ended."""
 
     @abstractmethod
     def _signal(self, ranks: Sequence[int], number: signal.Signals) -> None:
-        """Send a signal to these workers and to what they started, at least."""
+        """Send a signal at least to these workers and their children."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Wait for what has been killed, and let go of it."""
+        """Wait for killed workers, and release their resources."""
 
     def _wait_for(self, ranks: Sequence[int], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -128,7 +133,7 @@ class Workers(ABC):
 
     @staticmethod
     def _begin_log(path: Path, rank: int, heading: str) -> int:
-        """Where in its log this attempt of a worker begins."""
+        """Write the heading of this attempt; return the offset in the log at which the worker's output begins."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_to_append(path), "ab") as log:
             if heading:

@@ -1,4 +1,4 @@
-"""The one interface to parallelism. Importing it imports no framework; the implementations are its modules."""
+"""Define the one interface to parallelism; its implementations are the modules here. Imports no framework."""
 
 from __future__ import annotations
 
@@ -24,55 +24,55 @@ class DataParallel(Protocol):
     num_replicas: int
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Variables are created inside."""
+        """Enter the context in which variables are created."""
         ...
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        """An iterator that a compiled chunk may advance: this process's rows, as `batches` yields them."""
+        """Return an iterator over `batches`, this process's rows, that a compiled chunk may advance."""
         ...
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
-        """Inside a graph: `fn(batch_share, step)` once per local replica; the sums over them, on this process."""
+        """Run `fn(batch_share, step)` once per local replica, inside a graph; return the sums over these replicas."""
         ...
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
-        """Inside `fn`: the sum over every replica of the run, equal everywhere, in float32.
+        """Sum gradients over every replica of the run, inside `fn`; return float32, equal on every replica.
 
-        A gradient may come as bfloat16 or float16, where nothing is lost by it or the config says so: then half the
-        bytes can travel.
+        A gradient may come as bfloat16 or float16, if it loses no precision or the config asks for it: then half the
+        bytes may be sent.
         """
         ...
 
     def total_in_step(self, value: Any, name: str) -> Any:
-        """Inside `fn`: a float32 tensor summed over every replica of the run; its gradient is summed as well.
+        """Sum a float32 tensor over every replica of the run, inside `fn`; its gradient is summed as well.
 
-        `name` tells sums that one step makes apart, and is the same on every replica.
+        `name` is unique among the sums of one step, and the same on every replica.
         """
         ...
 
     def replica(self) -> Any:
-        """Inside `fn`: the number of this replica among all of the run."""
+        """Return the number of this replica among all of the run, inside `fn`."""
         ...
 
     def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Outside `fn`: each number or array summed over processes in float64, equal on every rank. Blocks."""
+        """Sum each number or array over processes in float64, outside `fn`; equal on every rank. Blocks."""
         ...
 
     def gather(self, text: bytes) -> list[bytes]:
-        """Every rank's bytes, in rank order, on every rank. Blocks. Never unpickles anything."""
+        """Return every rank's bytes, in rank order, on every rank. Blocks. Never unpickles anything."""
         ...
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        """Outside `fn`: give `variables` the values of rank 0, on every replica. Blocks."""
+        """Assign rank 0's values to `variables` on every replica, outside `fn`. Blocks."""
         ...
 
     def naming_lost_peers(self) -> AbstractContextManager[None]:
-        """Within it a lost peer, whatever the framework calls it, is a `Refusal` with `ExitCode.PEER_LOST`."""
+        """Turn every error by which the framework reports a lost peer into a `Refusal` with `ExitCode.PEER_LOST`."""
         ...
 
 
 def started(parallel: Any, name: str) -> DataParallel:
-    """What a strategy has started; refuses one, of another package, that lacks a part of the protocol."""
+    """Return `parallel`, which strategy `name` has built; refuse (64) a strategy that lacks a part of the protocol."""
     if not isinstance(parallel, DataParallel):
         parts = [*DataParallel.__annotations__, *(part for part in vars(DataParallel) if part[0] != "_")]
         missing = [part for part in parts if not hasattr(parallel, part)]
@@ -85,7 +85,7 @@ def started(parallel: Any, name: str) -> DataParallel:
 
 
 def unresolved(config: Any) -> DataParallel:
-    """What `strategy: auto` is to a worker: whoever starts workers has to say what it means there."""
+    """Refuse (64) `strategy: auto` in a worker: the launcher resolves it before it starts workers."""
     del config
     raise Refusal(
         "strategy 'auto' has not become one of the others.",
@@ -95,7 +95,7 @@ def unresolved(config: Any) -> DataParallel:
 
 
 def rows_of(rank: int, world_size: int, global_batch: int) -> range:
-    """The rows of each global batch that belong to `rank`: contiguous, disjoint, complete, sizes within one.
+    """Return the rows of each global batch that belong to `rank`: contiguous, disjoint, complete, sizes within one.
 
     The first `global_batch % world_size` ranks take one row more, so that any worker count fits any batch.
     """

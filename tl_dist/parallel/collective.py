@@ -1,11 +1,11 @@
-"""Many processes, one device each: TensorFlow's own collectives. Needs no compiler and nothing but TensorFlow.
+"""Train in many processes, one device each, by TensorFlow's own collectives. Needs no compiler and no other package.
 
-`tf.distribute`'s strategy is not used: it wraps these operations for a model of its own making, and outside of its
-`run` its sums are those of one worker, without a word. Here the variables are plain ones, and every sum is an operation
-that waits for all workers. On GPUs it is NCCL's (written, not yet run on one), else a ring over gRPC.
+`tf.distribute`'s strategy is not used: it wraps these operations for models built its own way, and outside of its
+`run` it silently returns the sum of one worker only. Here the variables are plain ones, and every sum is an operation
+that waits for all workers: NCCL on GPUs (written, not yet run on one), else a ring over gRPC.
 
-An operation finds its counterparts by a number, its instance key, which stands for a purpose, a type and a shape: what
-has a new shape needs a new number, and TensorFlow never forgets one.
+An operation finds its counterparts by a number, its instance key, which identifies a purpose, a type and a shape. Each
+new shape needs a new key, and TensorFlow never forgets a key.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from tensorflow.python.eager import context
 
 from tl_dist.config import Config
 from tl_dist.parallel import gpus
-from tl_dist.parallel.buckets import buckets, num_bytes
-from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, joined, split_like
+from tl_dist.parallel.replicas import BROADCAST_BYTES, OneOfMany, buckets, flatten, num_bytes, split_like
 from tl_dist.refusal import ExitCode, Refusal, telling_line
 from tl_dist.rendezvous import endpoint, rank_layout
-from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, said_by_all
+from tl_dist.rendezvous.barrier import TOKEN_VARIABLE, await_peers, messages_of_all
 
 _SMALLEST_GATHER = 256  # bytes; sizes are powers of 2, so that there are few instance keys
-_ON_CPUS, _ON_GPUS = 1, 2  # groups; each knows its devices by name
+_ON_CPUS, _ON_GPUS = 1, 2  # group keys; TensorFlow binds each to its devices
 
-# What only a lost peer leads to, and what other faults lead to as well: these have to name a peer.
+# Errors that only a lost peer causes; then errors that other faults cause as well, whose message must name a peer.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 _MAY_BE_LOST = (
     *(tf.errors.InternalError, tf.errors.UnknownError, tf.errors.CancelledError),
@@ -64,8 +63,8 @@ class Collective(OneOfMany):
         self.num_replicas = self.world_size
         self.wire = config.runtime.wire
         safety = config.safety
-        # Heartbeats of TensorFlow's end the wait for a process that is frozen or cut off. One whose main thread hangs
-        # is for the supervisor to find; without one the patience is that of the longest phase.
+        # TensorFlow's own heartbeats end the wait for a process that is frozen or cut off. The supervisor detects one
+        # whose main thread hangs; without a supervisor, a collective times out after the longest phase.
         self._patience_s = max(safety.hang_s, safety.alone_s, safety.first_step_s)
         self._keys: dict[int, Hashable] = {}
         self._places: list[int] | None = None
@@ -79,34 +78,34 @@ class Collective(OneOfMany):
             self._connect(safety.first_step_s)
 
     def _connect(self, timeout_s: float) -> None:
-        """Meet the other workers, start TensorFlow's server behind its door, and add up a first number."""
+        """Wait for all workers, start TensorFlow's server behind its port guard, and gather the ranks once."""
         own = endpoint.own_address(os.environ)
-        door = endpoint.door(os.environ, own)
-        port = door.port if door else endpoint.free_port()
-        await_peers(os.environ, timeout_s=timeout_s, saying=f"{own}:{port}")
-        endpoints = said_by_all(os.environ)
-        workers = [endpoint.parsed(each) for each in endpoints]
+        guard = endpoint.open_port_guard(os.environ, own)
+        port = guard.port if guard else endpoint.free_port()
+        await_peers(os.environ, timeout_s=timeout_s, message=f"{own}:{port}")
+        endpoints = messages_of_all(os.environ)
+        workers = [endpoint.parsed(text) for text in endpoints]
         endpoint.refuse_public([host for host, _ in workers], os.environ)
-        if door:
-            endpoints = door.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
-        os.environ["TF_GRPC_REUSE_PORT"] = "true" if door else "false"
+        if guard:
+            endpoints = guard.open_to(workers, os.environ.get(TOKEN_VARIABLE, ""))
+        os.environ["TF_GRPC_REUSE_PORT"] = "true" if guard else "false"
         with self.naming_lost_peers():
             _start_server(self.rank, endpoints, timeout_s)
-            if door:
-                door.check()
+            if guard:
+                guard.check()
             task = f"/job:worker/replica:0/task:{self.rank}/device:"
             self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
             # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
             ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
             if ranks.tolist() != sorted(ranks):
                 self._places = np.argsort(ranks).tolist()
-        self._door = door
+        self._guard = guard
 
     def _use(self, devices: Mapping[bool, str]) -> None:
-        """Exchange on these devices: by True what is for the CPU, by False gradients and what a step adds up.
+        """Exchange on `devices[False]` gradients and what a step sums, on `devices[True]` all else: always a CPU.
 
-        Operations of one device run in the order of the program, by a token that lies there: TensorFlow puts an
-        operation where its token is, whatever else it was told, and so would sum the gradients of GPUs on the CPU.
+        A token on each device keeps its operations in program order. TensorFlow places an operation where its token
+        is, whatever `tf.device` says: with one token on the CPU it would sum the gradients of GPUs there.
         """
         self._devices, self._tokens = devices, {}
         for device in set(devices.values()):
@@ -114,6 +113,7 @@ class Collective(OneOfMany):
                 self._tokens[device] = tf.Variable(0.0, trainable=False)
 
     def gather(self, text: bytes) -> list[bytes]:
+        """Return every rank's bytes, sent in one padded row each."""
         if self.world_size == 1:
             return [text]
         own = np.zeros(self.world_size)
@@ -125,19 +125,20 @@ class Collective(OneOfMany):
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
     def broadcast(self, variables: Sequence[Any]) -> None:
+        """Assign rank 0's values, in buckets."""
         if self.world_size == 1:
             return
         for bucket in buckets([num_bytes(v) for v in variables], BROADCAST_BYTES):
             self._broadcast_as_one([variables[k] for k in bucket])
 
     def _broadcast_as_one(self, variables: Sequence[Any]) -> None:
-        """A sum of bits to which rank 0 alone contributes any."""
+        """Broadcast by a sum of bit patterns, to which every other rank contributes zeros."""
         sizes = [num_bytes(v) for v in variables]
         total = sum(sizes)
         padded = -(-total // 4) * 4
         if self.rank == 0:
-            mine = b"".join(np.ascontiguousarray(v.numpy()).tobytes() for v in variables)
-            words = np.frombuffer(mine.ljust(padded, b"\0"), np.int32)
+            content = b"".join(np.ascontiguousarray(v.numpy()).tobytes() for v in variables)
+            words = np.frombuffer(content.ljust(padded, b"\0"), np.int32)
         else:
             words = np.zeros(padded // 4, np.int32)
         received = self._sum(words, "broadcast", on_cpu=True).numpy().tobytes() if total else b""
@@ -149,26 +150,26 @@ class Collective(OneOfMany):
             offset += size
 
     def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
-        """The same bits on every worker: a ring adds each part up in one order, and passes the sum on."""
+        """Sum over workers; the same bits on all: a ring sums each part in one order, and sends the sum around."""
         return self._collective(
             tf.raw_ops.CollectiveReduceV2, value, name, on_cpu, merge_op="Add", final_op="Id"
         )
 
     def _gathered(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
-        """The rows of all workers, in rank order."""
+        """Return the rows of all workers, in rank order."""
         rows = self._collective(tf.raw_ops.CollectiveGatherV2, value, name, on_cpu)
         return rows if self._places is None else tf.gather(rows, self._places)
 
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        return split_like(self._sum(joined(tensors), name), tensors)
+        return split_like(self._sum(flatten(tensors), name), tensors)
 
-    # The operations know no bfloat16, but they move any bits. The order is TensorFlow's in both.
+    # The operations do not support bfloat16, but can send the same bits as float16. Both use TensorFlow's rank order.
 
-    def _gather_numbers(self, flat: Any, name: str) -> Any:
+    def _all_gather_bf16(self, flat: Any, name: str) -> Any:
         own = tf.bitcast(flat, tf.float16)[tf.newaxis]
         return tf.bitcast(self._collective(tf.raw_ops.CollectiveGatherV2, own, name, False), tf.bfloat16)
 
-    def _exchange_numbers(self, flat: Any, name: str) -> Any:
+    def _all_to_all_bf16(self, flat: Any, name: str) -> Any:
         parts = tf.reshape(tf.bitcast(flat, tf.float16), [self.world_size, -1])
         return tf.bitcast(self._collective(tf.raw_ops.CollectiveAllToAllV2, parts, name, False), tf.bfloat16)
 
@@ -191,14 +192,15 @@ class Collective(OneOfMany):
             )
 
     def _instance_key(self, *what: Hashable) -> int:
-        """A number for what is exchanged, the same on every worker, whatever each has traced in which order."""
+        """Return the key of an exchange: the same on every worker, whatever each has traced in which order."""
         number = zlib.crc32(repr(what).encode()) & 0x7FFFFFFF
         if self._keys.setdefault(number, what) != what:
-            raise RuntimeError(f"{what} and {self._keys[number]} have one instance key")
+            raise RuntimeError(f"{what} and {self._keys[number]} have the same instance key")
         return number
 
     @contextmanager
     def naming_lost_peers(self) -> Iterator[None]:
+        """Refuse (76) a lost peer, from the types and messages of TensorFlow's errors."""
         try:
             yield
         except (*_LOST, *_MAY_BE_LOST) as error:
@@ -213,7 +215,7 @@ class Collective(OneOfMany):
 
 
 def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None:
-    """TensorFlow's server, through which the workers exchange and watch each other; waits until all have theirs."""
+    """Start TensorFlow's server, by which workers exchange tensors and heartbeats; wait until all have started."""
     task = f"/job:worker/replica:0/task:{rank}"
     leader = "/job:worker/replica:0/task:0"
     quiet_s = rank_layout.gloo_timeout_s(len(endpoints), os.environ)
@@ -239,12 +241,12 @@ def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None
         )
     )
     here.ensure_initialized()
-    # TensorFlow has taken the signal for itself, as the notice of a preemption that nobody would heed.
+    # TensorFlow has replaced the handler by its preemption notifier, which nothing here listens to.
     signal.signal(signal.SIGTERM, on_term)
 
 
 def _fate(error: Exception) -> str:
-    """What became of a peer, from gRPC's words: a connection that ended is a process that did."""
+    """Tell from gRPC's message what happened to the peer: if its connection has closed, its process has ended."""
     if re.search(r"connection (closed|reset|refused)|socket closed", str(error), re.IGNORECASE):
         return "died"
     timed_out = re.search(r"heartbeat|deadline exceeded|timed out", str(error), re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Which of this host's GPUs a process computes on. Each strategy asks here, before TensorFlow touches a device."""
+"""Choose which of this host's GPUs a process uses. Each strategy calls this before TensorFlow touches a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tl_dist.rendezvous.rank_layout import in_slurm_step, integer, started_by_la
 
 
 def take_first(count: int) -> list[str]:
-    """Compute on the first GPUs alone: their names for `tf.device`, none where there is no GPU.
+    """Use only the first `count` GPUs; return their names for `tf.device`, none if there is no GPU.
 
     TensorFlow would otherwise map nearly all memory of every GPU of the host.
     """
@@ -19,27 +19,21 @@ def take_first(count: int) -> list[str]:
 
 
 def take_own(local_rank: int, local_workers: int, env: Mapping[str, str]) -> list[str]:
-    """The same for one of several workers of this host: one GPU each. Refuses (64) fewer GPUs than workers."""
+    """Use only the GPU of `local_rank`; return its name, none if there is no GPU. Refuses (64) fewer than workers."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return []
-    one = one_shown(env, local_workers)
-    return _take([gpus[number_of(local_rank, local_workers, len(gpus), one_shown=one)]])
+    if _may_see_own_only(env, local_workers) and len(gpus) == 1:
+        return _take(gpus)
+    if local_workers > len(gpus):
+        raise too_few(local_workers, len(gpus))
+    return _take([gpus[local_rank]])
 
 
-def number_of(local_rank: int, local_workers: int, visible: int, *, one_shown: bool) -> int:
-    """The GPU of a worker, among the `visible` ones. `one_shown`: each worker may see a GPU of its own alone."""
-    if visible == 1 and one_shown:
-        return 0
-    if local_workers > visible:
-        raise too_few(local_workers, visible)
-    return local_rank
+def _may_see_own_only(env: Mapping[str, str], local_workers: int) -> bool:
+    """Return True if a launcher may show each worker its own GPU only: srun by binding, mpirun by a wrapper script.
 
-
-def one_shown(env: Mapping[str, str], local_workers: int) -> bool:
-    """Whether a launcher may have shown each worker one GPU: srun by its binding, mpirun by a script around it.
-
-    Where that is a mistake, and two workers see the same one, NCCL says so.
+    If that is wrong, and two workers see the same GPU, NCCL reports it.
     """
     if in_slurm_step(env):
         return "SLURM_GPUS_ON_NODE" not in env or integer(env, "SLURM_GPUS_ON_NODE") >= local_workers
@@ -47,7 +41,7 @@ def one_shown(env: Mapping[str, str], local_workers: int) -> bool:
 
 
 def too_few(workers: int, visible: int) -> Refusal:
-    """More workers on a host than it has GPUs: NCCL serves no two on one."""
+    """Return the refusal of more workers on a host than it has GPUs: NCCL accepts no two workers on one GPU."""
     return Refusal(
         f"{workers} workers on this host, which shows {visible} GPU{'s' if visible > 1 else ''}: each needs its own.",
         fix=f"use workers={visible} (accumulate={-(-workers // visible)} for the same memory), or set "

@@ -1,4 +1,4 @@
-"""One process, several devices: MirroredStrategy, whose replicas sum their gradients inside the step."""
+"""Train in one process on several devices, by MirroredStrategy, whose replicas sum gradients inside the step."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ class Mirrored(OneProcess):
         )
 
     def scope(self) -> AbstractContextManager[Any]:
+        """Enter the strategy's scope, in which each variable gets a copy per replica."""
         return self._strategy.scope()
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        """Batches of which each replica's rows lie on its device ahead of the steps that take them.
+        """Iterate over batches, each replica's rows copied ahead to its device if it is a GPU and the shares are equal.
 
-        Only where replicas have equal shares: TensorFlow sends out elements of one shape.
+        TensorFlow distributes only elements of one shape.
         """
         rows = int(batches.element_spec[0].shape[0])
         if not self.copies_ahead or rows % self.num_replicas:
@@ -62,7 +63,7 @@ class Mirrored(OneProcess):
             )
 
         shares = batches.flat_map(in_shares)
-        # Of a data set that ends TensorFlow asks before each step, on the host, whether all replicas have a share left.
+        # With a finite data set, TensorFlow asks before each step, on the host, if every replica has a share left.
         endless = shares.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return iter(
             self._strategy.distribute_datasets_from_function(
@@ -71,10 +72,12 @@ class Mirrored(OneProcess):
         )
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        """Run `fn` on every replica with its rows of the batch; return the sums over replicas."""
+
         def share(context: Any) -> Any:
             replica = context.replica_id_in_sync_group
             rows = rows_of(replica, self.num_replicas, int(batch[0].shape[0]))
-            # Cut on the host: else the first GPU would take every row, and hand most of them on.
+            # Slice on the host: else the first GPU would get every row, and send most of them on.
             with tf.device(HOST):
                 own = tf.nest.map_structure(lambda t: t[rows.start : rows.stop], batch)
             with tf.device(self._devices[replica]):
@@ -88,14 +91,16 @@ class Mirrored(OneProcess):
         )
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        """Sum gradients over replicas in float32."""
         context = tf.distribute.get_replica_context()
         grads = [tf.cast(g, tf.float32) for g in grads]
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, grads))
 
     def total_in_step(self, value: Any, name: str) -> Any:
+        """Sum over replicas; TensorFlow defines the gradient of this sum as the sum of the gradients."""
         del name
-        # TensorFlow gives this sum its gradient: the sum of the gradients.
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
 
     def replica(self) -> Any:
+        """Return the number of the replica that calls this."""
         return tf.distribute.get_replica_context().replica_id_in_sync_group

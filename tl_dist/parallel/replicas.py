@@ -1,4 +1,4 @@
-"""What strategies share: a process with one replica, a process without peers, one of several processes."""
+"""Share code between strategies: a process with one replica, a process without peers, one of several processes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from tl_dist.parallel.buckets import BUCKET_BYTES, buckets, num_bytes
-from tl_dist.parallel.feed import fed, gpu_of_process
-
 T = TypeVar("T")
 
-MAX_GATHERED = 3  # workers up to which gathering bfloat16 moves fewer bytes than reducing float32
-BROADCAST_BYTES = 64 * 2**20  # a state is twice in memory while it travels, so large ones go in parts
+BUCKET_BYTES = 8 * 2**20
+MAX_GATHERED = 3  # with no more workers, gathering bfloat16 sends fewer bytes than reducing float32
+# A bucket is in memory twice during a broadcast, so a large state is sent in parts.
+BROADCAST_BYTES = 64 * 2**20
 
 
 class OneReplica:
@@ -25,65 +24,73 @@ class OneReplica:
     rank: int
 
     def scope(self) -> AbstractContextManager[Any]:
+        """Enter no context: variables are plain ones."""
         return nullcontext()
 
     def feed(self, batches: Any) -> Iterator[Any]:
-        return fed(batches, gpu_of_process())
+        """Iterate over `batches`, copied ahead to the GPU if there is one."""
+        return prefetch_to(batches, gpu_of_process())
 
     def run(self, fn: Callable[..., T], batch: Any, step: Any) -> T:
+        """Call `fn` once, with the whole batch."""
         return fn(batch, step)
 
     def replica(self) -> Any:
+        """Return the rank, since each process has one replica."""
         return self.rank
 
 
 class OneProcess:
-    """A process that shares its batches with no other: what is summed over processes is its own."""
+    """A process without peers: sums over processes are its own values."""
 
     rank: int = 0
     world_size: int = 1
 
     def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values as float64 arrays."""
         return {key: np.asarray(value, np.float64) for key, value in values.items()}
 
     def gather(self, text: bytes) -> list[bytes]:
+        """Return this process's bytes alone."""
         return [text]
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        pass  # one copy, or copies that are assigned at once
+        """Do nothing: a variable has one copy, or copies that are assigned together."""
 
     def naming_lost_peers(self) -> AbstractContextManager[None]:
+        """Do nothing: there are no peers."""
         return nullcontext()
 
 
 class OneOfMany(OneReplica):
-    """One of several processes with a replica each; a strategy says by what their tensors travel."""
+    """One of several processes with a replica each; a strategy implements the exchange of tensors."""
 
     world_size: int
     num_replicas: int
     wire: str = "auto"
-    """the number format that was asked for gradients"""
+    """number format in which gradients are sent, by the config"""
     reduced_bytes: int = 0  # of gradients, by each step on this worker
     bucket_bytes: int = BUCKET_BYTES
     last_bytes: int = 0
 
     def _sum(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
-        """The same bits on every worker."""
+        """Sum over workers; the same bits on every worker."""
         raise NotImplementedError
 
     def _all_reduce(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """The sum of each of the tensors, in their own number format: float32 or float16."""
+        """Sum each tensor over workers, in its own number format: float32 or float16."""
         raise NotImplementedError
 
-    def _gather_numbers(self, flat: Any, name: str) -> Any:
-        """What all workers have of 16-bit numbers, in one order on each of them, bit for bit."""
+    def _all_gather_bf16(self, flat: Any, name: str) -> Any:
+        """Return all workers' bfloat16 numbers, bit for bit, in the same order on each worker."""
         raise NotImplementedError
 
-    def _exchange_numbers(self, flat: Any, name: str) -> Any:
-        """Of 16-bit numbers in as many parts as workers, the part of this worker's place in that order, from each."""
+    def _all_to_all_bf16(self, flat: Any, name: str) -> Any:
+        """Split `flat` into one part per worker, send each its part; return the parts received, in the same order."""
         raise NotImplementedError
 
     def reduce_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        """Sum gradients over workers in buckets; return float32, equal on every worker."""
         if self.world_size == 1:
             return [tf.cast(g, tf.float32) for g in grads]
         few = self.world_size <= MAX_GATHERED
@@ -97,26 +104,27 @@ class OneOfMany(OneReplica):
         return self._reduced_in_buckets(grads, ways)
 
     def _gather_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """The sum of bfloat16 tensors, added up in float32 in one order: the same bits on all workers.
+        """Sum bfloat16 tensors in float32, in one order: the same bits on all workers.
 
-        Each worker sends its part once to every other: for up to three workers that is less than the ring of float32
-        sums, which every worker passes on twice.
+        Each worker sends its tensors once to every other: for up to three workers that is less than a ring all-reduce
+        of float32, in which every worker sends nearly the whole twice.
         """
-        return split_like(self._sum_of_parts(self._gather_numbers(joined(tensors), name)), tensors)
+        return split_like(self._sum_of_parts(self._all_gather_bf16(flatten(tensors), name)), tensors)
 
     def _exchange_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """The same for more workers: each adds up one part of the whole, which it rounds to bfloat16 for the others.
+        """Sum bfloat16 tensors for more workers: each sums one part in float32, and sends it rounded to bfloat16.
 
-        Every worker sends the whole out twice, as in a ring, but at two bytes for a number in place of four.
+        Every worker sends nearly the whole twice, as in a ring, but at two bytes a number instead of four.
         """
-        flat = joined(tensors)
+        flat = flatten(tensors)
         size = int(flat.shape[0])
         flat = tf.pad(flat, [[0, -size % self.world_size]])
-        mine = self._sum_of_parts(self._exchange_numbers(flat, f"{name}_parts"))
-        sums = tf.reshape(self._gather_numbers(tf.cast(mine, tf.bfloat16), name), flat.shape)
+        mine = self._sum_of_parts(self._all_to_all_bf16(flat, f"{name}_parts"))
+        sums = tf.reshape(self._all_gather_bf16(tf.cast(mine, tf.bfloat16), name), flat.shape)
         return split_like(tf.cast(sums[:size], tf.float32), tensors)
 
     def total_in_step(self, value: Any, name: str) -> Any:
+        """Sum over workers inside a step; the gradient is summed as well."""
         if self.world_size == 1:
             return value
 
@@ -127,6 +135,7 @@ class OneOfMany(OneReplica):
         return total(value)
 
     def total(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Sum each value over workers in float64, in one exchange on the CPU."""
         arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
         if self.world_size == 1:
             return arrays
@@ -142,7 +151,7 @@ class OneOfMany(OneReplica):
         grads: Sequence[Any],
         ways: Mapping[Any, Callable[[Sequence[Any], str], Sequence[Any]]],
     ) -> list[Any]:
-        """In float32. `ways` holds for each number format how a list of tensors is summed, under a name."""
+        """Return the sums in float32. `ways` maps each number format to a function (tensors, name) that sums them."""
         self.reduced_bytes = 0
         reduced: dict[int, Any] = {}
         for dtype, reduce in ways.items():
@@ -156,17 +165,61 @@ class OneOfMany(OneReplica):
         return [tf.cast(reduced[k], tf.float32) for k in range(len(grads))]
 
     def _sum_of_parts(self, received: Any) -> Any:
-        """float32: the sum over the workers of bfloat16 numbers, of which each has sent as many, in the order given."""
+        """Sum equally long bfloat16 parts, one from each worker, in float32, in the order received."""
         parts = tf.unstack(tf.reshape(received, [self.world_size, -1]))
         return functools.reduce(tf.add, [tf.cast(part, tf.float32) for part in parts])
 
 
-def joined(tensors: Sequence[Any]) -> Any:
-    """All of their values in one row."""
+def flatten(tensors: Sequence[Any]) -> Any:
+    """Concatenate the values of all tensors into one vector."""
     return tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
 
 
 def split_like(flat: Any, like: Sequence[Any]) -> list[Any]:
-    """The tensors that lie one after another in `flat`, in the shapes of `like`."""
+    """Split `flat` into tensors of the shapes of `like`."""
     parts = tf.split(flat, [t.shape.num_elements() for t in like])
     return [tf.reshape(part, t.shape) for part, t in zip(parts, like, strict=True)]
+
+
+def gpu_of_process() -> str | None:
+    """Return the GPU of a process with one replica, the first that TensorFlow may see; None without one."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return gpus[0].name if gpus else None
+
+
+def prefetch_to(batches: Any, device: str | None) -> Iterator[Any]:
+    """Iterate over `batches`, copied to `device` two batches ahead; with None, leave them where tf.data puts them.
+
+    If the step itself copied its batch, the copy would wait for the previous step, and the step for the copy. An error
+    of the pipeline is the same either way.
+    """
+    if device is None:
+        return iter(batches)
+    copied = batches.apply(tf.data.experimental.copy_to_device(device))
+    with tf.device(device):
+        return iter(copied.prefetch(2))
+
+
+def buckets(sizes: Sequence[int], limit: int = BUCKET_BYTES, last: int = 0) -> list[list[int]]:
+    """Group tensor indices, from last to first, into buckets of about `limit` bytes; the same on every rank.
+
+    The first tensors, as many as fit into `last` bytes, get a bucket of their own, the last one.
+    """
+    head, head_bytes = 0, 0
+    while last and head < len(sizes) and head_bytes + sizes[head] <= last:
+        head_bytes += sizes[head]
+        head += 1
+    groups: list[list[int]] = []
+    filled = limit
+    for k in reversed(range(len(sizes))):
+        if filled >= limit or k == head - 1:
+            groups.append([])
+            filled = 0
+        groups[-1].append(k)
+        filled += sizes[k]
+    return groups
+
+
+def num_bytes(tensor: Any) -> int:
+    """Return the size of a tensor of known shape."""
+    return int(tensor.shape.num_elements()) * int(tensor.dtype.size)

@@ -1,1 +1,1 @@
-"""How the workers of a run find each other, and who is kept out. Imports no framework."""
+"""Let the workers of a run find each other, and keep others out. Imports no framework."""

@@ -1,8 +1,8 @@
 """Wait for all workers before Horovod starts. Imports no framework.
 
-`hvd.init()` aborts the whole process when a peer is later than Gloo's timeout, which also bounds how fast a
-frozen peer is noticed. So the workers meet here first, with patience of their own, at the store that Horovod
-uses afterwards.
+`hvd.init()` aborts the whole process when a peer is later than Gloo's timeout, and a longer timeout would delay the
+detection of a frozen peer. So the workers first wait for each other here, with a timeout of their own, at the
+rendezvous that Horovod uses afterwards.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.rank_layout import integer
 
 READY = "ready"
-"""the scope in which workers say that they have come"""
+"""the scope in which workers announce themselves"""
 ABSENT = "absent"
-"""the key there that nobody puts: our rendezvous answers who has not come"""
+"""a key of that scope which no worker puts: our rendezvous answers it with the ranks that are missing"""
 TOKEN_VARIABLE = "TL_DIST_RENDEZVOUS_TOKEN"
-"""what a worker shows a rendezvous of ours on another host; a process's variables are its user's alone to read"""
+"""the token by which a rendezvous of ours knows workers on other hosts; only its user can read a process's variables"""
 SILENT_S = 5.0
-"""a worker that waits for others longer than this says so, once"""
+"""a worker that waits for others longer than this logs it, once"""
 WAIT_S = 20.0
-"""so long our rendezvous keeps a question at most"""
+"""our rendezvous holds a request for this long at most"""
 MOST_NAMED = 8
-"""ranks in its answer"""
+"""ranks that its answer names"""
 _POLL_S = 0.1
 _ANSWER_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-def await_peers(env: Mapping[str, str], *, timeout_s: float, saying: str | None = None) -> None:
-    """Return when every worker of the run has called this, at once where there is no Gloo rendezvous.
+def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None = None) -> None:
+    """Return when every worker of the run has called this; at once where there is no Gloo rendezvous.
 
-    `env` holds Horovod's variables. `saying` is what `said_by_all` then gives to all of them. Refuses (76) after
-    `timeout_s`, naming the ranks that did not come. A warning of `logging` says what is waited for after SILENT_S.
+    `env` holds Horovod's variables. `messages_of_all` then returns each worker's `message`. Refuses (76) after
+    `timeout_s`, naming the missing ranks; logs a warning that names them after SILENT_S.
     """
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" not in env:
         return
@@ -48,12 +48,12 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, saying: str | None 
     store = _Store(env)
     deadline = time.monotonic() + timeout_s
     say_at = time.monotonic() + SILENT_S
-    come = False
+    announced = False
     while True:
         now = time.monotonic()
         num, waits_for, failure = size, f"an answer from {where}", None
         try:
-            come = come or store.come(saying or socket.gethostname())
+            announced = announced or store.announce(message or socket.gethostname())
             num, waits_for = store.absent(max(0.0, min(WAIT_S, deadline - now, max(say_at - now, _POLL_S))))
             if not num:
                 return
@@ -69,49 +69,53 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, saying: str | None 
             _log.warning(
                 "rank %d waits for %s%s, at most %.0f s", rank, printable(waits_for), there, timeout_s
             )
-        if failure is not None or not store.waits:
+        if failure is not None or not store.can_wait:
             time.sleep(_POLL_S)
 
 
 class _Store:
-    """What a worker asks of the rendezvous: ours, or the one of horovodrun, which only keeps values."""
+    """A client of the rendezvous: ours, or horovodrun's, which only stores values."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._address, self._port = rendezvous_of(env)
         self._rank = integer(env, "HOROVOD_RANK")
         self._headers = {"Authorization": authorization(env.get(TOKEN_VARIABLE, ""))}
-        # As far as a store that only keeps values has been asked.
+        # Ranks not yet seen in a store that only stores values.
         self._missing = list(range(integer(env, "HOROVOD_SIZE")))
-        self.waits = True
-        """whether it answers when there is something to say"""
+        self.can_wait = True
+        """True if the rendezvous delays its answer until no worker is missing"""
 
-    def come(self, saying: str) -> bool:
-        """Say that this worker is there. Raises OSError where nobody answers."""
-        return self._ask("PUT", f"/{self._rank}", saying.encode()) is not None
+    def announce(self, message: str) -> bool:
+        """Store this worker's message; return True once that succeeded. Raises OSError if there is no answer."""
+        return self._ask("PUT", f"/{self._rank}", message.encode()) is not None
 
-    def said(self) -> list[str]:
-        """What all have said; nothing where it is not known. Raises OSError where nobody answers."""
+    def messages(self) -> list[str]:
+        """Return every worker's message; none before all have come. Raises OSError if there is no answer."""
         answer = self._ask("GET", "")
         return [] if answer is None else answer.decode("ascii", "replace").split("\n")
 
     def absent(self, wait_s: float) -> tuple[int, str]:
-        """How many have not come, and which, in words; after `wait_s` or, where `waits`, as soon as there are none."""
-        if self.waits:
+        """Return how many workers are missing, and their ranks in words.
+
+        With `can_wait`, after `wait_s`, or as soon as none is missing; else at once.
+        """
+        if self.can_wait:
             answer = self._ask("GET", f"/{ABSENT}", wait_s=wait_s)
             if answer is not None:
-                found = json.loads(answer)
-                return found["num"], _few(found["first"], found["num"])
-            self.waits = False
+                absent = json.loads(answer)
+                return absent["num"], _few(absent["first"], absent["num"])
+            self.can_wait = False
         while self._missing and self._ask("GET", f"/{self._missing[0]}") is not None:
             del self._missing[0]
         return len(self._missing), _few(self._missing[:1], len(self._missing))
 
     def _ask(self, method: str, key: str, body: bytes | None = None, wait_s: float = 0.0) -> bytes | None:
-        """The body of the answer; None where the store has no such key."""
+        """Return the body of the answer; None if the store has no such key."""
         connection = http.client.HTTPConnection(self._address, self._port, timeout=wait_s + _ANSWER_S)
         try:
             connection.request(method, f"/{READY}{key}", body, {**self._headers, "Wait": f"{wait_s:.3f}"})
-            with connection.getresponse() as answer:  # which outlives the connection until it is closed
+            # Stays open after the connection unless it is closed itself.
+            with connection.getresponse() as answer:
                 status, body = answer.status, answer.read()
             if status == HTTPStatus.FORBIDDEN:
                 raise Refusal(
@@ -125,30 +129,30 @@ class _Store:
             connection.close()
 
 
-def said_by_all(env: Mapping[str, str]) -> list[str]:
-    """What each worker was `saying`, in rank order, once all have come. Only a rendezvous of ours knows it."""
+def messages_of_all(env: Mapping[str, str]) -> list[str]:
+    """Return each worker's message, in rank order, once all have come. Only a rendezvous of ours knows them."""
     rank, size = integer(env, "HOROVOD_RANK"), integer(env, "HOROVOD_SIZE")
     where = "the rendezvous at {}:{}".format(*rendezvous_of(env))
     try:
-        found = _Store(env).said()
+        messages = _Store(env).messages()
     except OSError as error:
         raise _lost(f"rank {rank}: no answer from {where}: {error}.") from error
-    if len(found) != size:
+    if len(messages) != size:
         raise Refusal(
             f"rank {rank}: {where} does not know what {size} workers said.",
             fix="start the workers with tl-dist train or tl-dist submit, or use strategy=horovod.",
             code=ExitCode.UNSAFE,
         )
-    return found
+    return messages
 
 
 def rendezvous_of(env: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port of the rendezvous."""
+    """Return the address and port of the rendezvous."""
     return env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], integer(env, "HOROVOD_GLOO_RENDEZVOUS_PORT")
 
 
 def authorization(token: str) -> str:
-    """The header by which a worker shows its token."""
+    """Return the value of the header by which a worker shows its token."""
     return f"Bearer {token}"
 
 

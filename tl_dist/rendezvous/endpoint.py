@@ -1,4 +1,4 @@
-"""Where a worker of TensorFlow's own collectives listens, and at which addresses it may. No framework here."""
+"""Choose and check the address and port of a worker that uses TensorFlow's own collectives. Imports no framework."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import rank_layout
 from tl_dist.rendezvous.barrier import rendezvous_of
-from tl_dist.rendezvous.port_guard import Door
+from tl_dist.rendezvous.port_guard import PortGuard
 
 OPEN_PORT_VARIABLE = "TL_DIST_OPEN_PORT"
-"""Set to 1: train over public addresses, and where the kernel cannot guard the port of TensorFlow's server."""
+"""environment variable; 1 allows public addresses, and kernels that cannot guard the port of TensorFlow's server"""
 
 
 def own_address(env: Mapping[str, str]) -> str:
-    """The IPv4 address at which the other workers reach this one."""
+    """Return the IPv4 address at which the other workers reach this one."""
     named = env.get("HOROVOD_GLOO_IFACE", "").split(",")[0]
     interface = named or rank_layout.network_interface_towards(rendezvous_of(env)[0])
     address = rank_layout.interface_address(interface)
@@ -29,10 +29,10 @@ def own_address(env: Mapping[str, str]) -> str:
     return address
 
 
-def door(env: Mapping[str, str], own: str) -> Door | None:
-    """The guarded port of TensorFlow's server; refused where the kernel has none, unless that was asked for."""
+def open_port_guard(env: Mapping[str, str], own: str) -> PortGuard | None:
+    """Guard the port of TensorFlow's server. If the kernel cannot, refuse, or return None if the user allows that."""
     try:
-        return Door(own)
+        return PortGuard(own)
     except OSError as error:
         if env.get(OPEN_PORT_VARIABLE) == "1":
             return None
@@ -44,14 +44,14 @@ def door(env: Mapping[str, str], own: str) -> Door | None:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
 def parsed(endpoint: str) -> tuple[str, int]:
-    """The address and the port in "address:port"; refuses what is none."""
+    """Split "address:port"; refuse (78) any other text."""
     address, _, port = endpoint.rpartition(":")
     try:
         if not 0 < int(port) < 65536:
@@ -60,13 +60,13 @@ def parsed(endpoint: str) -> tuple[str, int]:
     except ValueError as error:
         raise Refusal(
             f"the rendezvous names {endpoint[:60]!r} for a worker, which is no address and port.",
-            fix="start the workers anew.",
+            fix="start the workers again.",
             code=ExitCode.UNSAFE,
         ) from error
 
 
 def refuse_public(hosts: Sequence[str], env: Mapping[str, str]) -> None:
-    """Refuses to talk over public addresses, unless that was asked for."""
+    """Refuse (78) public addresses, unless the user asked for them."""
     public = [host for host in hosts if ipaddress.IPv4Address(host).is_global]
     if public and env.get(OPEN_PORT_VARIABLE) != "1":
         raise Refusal(

@@ -1,6 +1,6 @@
-"""An HTTP server of one thread, for a thousand peers that connect anew for each small question.
+"""Serve HTTP in one thread, to a thousand peers that open a connection for each small request.
 
-A thread for each of them costs more than the answer. An answer may also come later, when there is one.
+A thread for each connection would cost more than its answer. An answer may be deferred until it is known.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 REQUEST_TIMEOUT_S = 3.0
-"""a peer that takes longer for a head, for the next part of a body or of the answer, is not waited for"""
-_MOST_AT_ONCE = 256  # new connections, before others get their turn
+"""a connection is closed if its peer takes longer for the head, or for the next part of the body or of the answer"""
+_MOST_AT_ONCE = 256  # new connections, before open ones get their turn
 _HEAD_BYTES = 16 << 10
 _READ_BYTES = 256 << 10
-_NO_ROOM_S = 0.05  # until the next look, where no more files may be open
+_RETRY_ACCEPT_S = 0.05  # after the limit of open files was reached
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -34,8 +34,8 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class Later(NamedTuple):
-    """The answer comes by `OneThreadServer.settle`, or is what `then` says after `wait_s`."""
+class Deferred(NamedTuple):
+    """Defer the answer to `HttpServer.answer_waiting`, or to what `then` returns after `wait_s`."""
 
     wait_s: float
     then: Callable[[], Answer]
@@ -45,17 +45,17 @@ class Request(NamedTuple):
     """The head of a request; `headers` by lower-case name."""
 
     peer: tuple[str, int]
-    known: bool
-    """what `knows` said of the peer"""
+    trusted: bool
+    """True if `trusts` returned True for the peer"""
     method: str
     path: str
     headers: Mapping[str, str]
 
 
-class OneThreadServer(ABC):
-    """Listens on an address from the moment it is made, on a port that the kernel picks; `close` ends it.
+class HttpServer(ABC):
+    """Listen on an address from construction to `close`, on a port that the kernel picks.
 
-    Raises OSError for an address that this host does not have. The methods of a subclass run in the one thread.
+    Raises OSError for an address that this host does not have. A subclass's methods run in the server's one thread.
     """
 
     def __init__(self, address: str, name: str) -> None:
@@ -73,38 +73,38 @@ class OneThreadServer(ABC):
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more, and let go of every peer."""
+        """Stop listening, and close every connection."""
         os.close(self._wake)
         self._thread.join()
 
     @abstractmethod
-    def knows(self, peer: tuple[str, int]) -> bool | None:
-        """Whether a peer is one of ours; None where it must say so. Of another one not a byte is read."""
+    def trusts(self, peer: tuple[str, int]) -> bool | None:
+        """Return True for a trusted peer, None for one that must authenticate, False for one that is closed unread."""
 
     @abstractmethod
     def body_bytes(self, request: Request) -> int | Answer:
-        """How many bytes to expect after the head, or why not to."""
+        """Return how many bytes of body to read, or an answer that refuses them."""
 
     @abstractmethod
-    def answer(self, request: Request, body: bytes) -> Answer | Later:
-        """What becomes of a request that is there as a whole."""
+    def answer(self, request: Request, body: bytes) -> Answer | Deferred:
+        """Answer a complete request, now or later."""
 
-    def settle(self, answer: Answer) -> None:
-        """Answer all who wait for a later answer."""
-        for connection in [c for c in self._connections.values() if c.waits]:
+    def answer_waiting(self, answer: Answer) -> None:
+        """Send `answer` to all peers with a deferred answer."""
+        for connection in [c for c in self._connections.values() if c.is_waiting]:
             connection.reply(answer)
 
-    def look_at(self, connection: _Connection, seconds: float) -> None:
-        """See to a connection after that time, if it is still there."""
+    def check_after(self, connection: _Connection, seconds: float) -> None:
+        """Check the deadline of a connection after that time, if it is still open."""
         heapq.heappush(self._deadlines, (time.monotonic() + seconds, connection.fd))
 
     def wait_to_send(self, connection: _Connection) -> None:
-        """See to a connection as soon as its peer takes more."""
+        """Call `advance` as soon as the peer can receive more."""
         with suppress(FileNotFoundError):  # not yet registered
             self._poll.modify(connection.fd, select.EPOLLOUT)
 
     def forget(self, connection: _Connection) -> None:
-        """A connection ends, which also takes it from the poll."""
+        """Forget a connection that is about to close, which removes it from the poll."""
         self._connections.pop(connection.fd, None)
 
     def _serve(self) -> None:
@@ -117,7 +117,7 @@ class OneThreadServer(ABC):
                         self._accept()
                     elif (connection := self._connections.get(fd)) is not None:
                         connection.advance()
-                self._see_to_the_late(time.monotonic())
+                self._check_deadlines(time.monotonic())
         finally:
             for connection in list(self._connections.values()):
                 connection.end()
@@ -138,80 +138,83 @@ class OneThreadServer(ABC):
     def _accept(self) -> None:
         for _ in range(_MOST_AT_ONCE):
             try:
-                made, peer = self._listener.accept()
+                accepted, peer = self._listener.accept()
             except BlockingIOError:
                 return
             except ConnectionError:
                 continue
-            except OSError:  # too many open files: until some are closed
+            except OSError:  # too many open files: wait until some are closed
                 self._poll.unregister(self._listener)
-                self._accept_again = time.monotonic() + _NO_ROOM_S
+                self._accept_again = time.monotonic() + _RETRY_ACCEPT_S
                 return
-            if (known := self.knows(peer)) is False:
-                made.close()
+            if (trusted := self.trusts(peer)) is False:
+                accepted.close()
                 continue
-            connection = self._connections[made.fileno()] = _Connection(self, made, peer, bool(known))
-            connection.advance()  # mostly it is all there
+            connection = _Connection(self, accepted, peer, bool(trusted))
+            self._connections[connection.fd] = connection
+            connection.advance()  # most requests have arrived as a whole
             if connection.is_open:
-                self._poll.register(connection.fd, select.EPOLLOUT if connection.sends else select.EPOLLIN)
+                self._poll.register(
+                    connection.fd, select.EPOLLOUT if connection.is_sending else select.EPOLLIN
+                )
 
-    def _see_to_the_late(self, now: float) -> None:
+    def _check_deadlines(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, fd = heapq.heappop(self._deadlines)
             if (connection := self._connections.get(fd)) is not None:
-                connection.see_to(now)
+                connection.check_deadline(now)
 
 
 class _Connection:
     """One request of one peer, and its answer."""
 
     def __init__(
-        self, server: OneThreadServer, made: socket.socket, peer: tuple[str, int], known: bool
+        self, server: HttpServer, accepted: socket.socket, peer: tuple[str, int], trusted: bool
     ) -> None:
-        self.fd = made.fileno()
-        self._server, self._socket, self._peer, self._known = server, made, peer, known
+        self.fd = accepted.fileno()
+        self._server, self._socket, self._peer, self._trusted = server, accepted, peer, trusted
         self._received = bytearray()
         self._request: Request | None = None
         self._body_bytes = 0
         self._later: Callable[[], Answer] | None = None
         self._to_send: memoryview | None = None
-        self._limit(REQUEST_TIMEOUT_S)
+        self._set_deadline(REQUEST_TIMEOUT_S)
 
     @property
     def is_open(self) -> bool:
         return self._socket.fileno() >= 0
 
     @property
-    def waits(self) -> bool:
-        """Whether it is for a later answer."""
+    def is_waiting(self) -> bool:
+        """True while its answer is deferred."""
         return self._later is not None
 
     @property
-    def sends(self) -> bool:
+    def is_sending(self) -> bool:
         return self._to_send is not None
 
     def advance(self) -> None:
-        """Take what has come, or send what can be sent."""
-        if self.sends:
+        """Receive what has arrived, or send what can be sent."""
+        if self.is_sending:
             return self._send()
         try:
             while received := self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT):
-                if self.waits:  # it has said all that it has to
+                if self.is_waiting:  # its request was complete
                     return self.end()
                 self._received += received
-                if self._understood():
+                if self._answered():
                     return None
         except BlockingIOError:
             return None
         except OSError:
             pass
-        except Exception:  # a fault of ours ends one answer, not the server
+        except Exception:  # a bug of ours ends one connection, not the server
             traceback.print_exc()
-        return self.end()  # gone, perhaps in the middle of its request
+        return self.end()  # the peer has closed, perhaps in the middle of its request
 
-    def see_to(self, now: float) -> None:
-        """Its time may be over."""
-        if self._deadline > now:  # it has been given more
+    def check_deadline(self, now: float) -> None:
+        """Close the connection if its deadline has passed, or send its deferred answer."""
+        if self._deadline > now:  # the deadline has been extended
             return
         if self._later is not None:
             self.reply(self._later())
@@ -219,28 +222,29 @@ class _Connection:
             self.end()
 
     def reply(self, answer: Answer) -> None:
-        """Send the answer, now or as the peer takes it, and then end."""
+        """Send the answer, as fast as the peer receives it, then close."""
         head = f"HTTP/1.0 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Length: {len(answer.body)}"
         self._to_send, self._later = memoryview(head.encode() + b"\r\n\r\n" + answer.body), None
         self._send()
 
     def end(self) -> None:
+        """Close the connection."""
         self._server.forget(self)
         self._socket.close()
 
-    def _understood(self) -> bool:
-        """Whether the request is as far as it is read, and is answered."""
+    def _answered(self) -> bool:
+        """Parse what has been received; return True if the request was answered, False to read on."""
         if self._request is None:
             head, end, rest = self._received.partition(b"\r\n\r\n")
             if not end and len(head) <= _HEAD_BYTES:
                 return False
-            expected = self._expected(bytes(head)) if end else Answer(431)
+            expected = self._parse_head(bytes(head)) if end else Answer(431)
             if isinstance(expected, Answer):
                 self.reply(expected)
                 return True
             self._body_bytes, self._received = expected, rest
         if len(self._received) < self._body_bytes:
-            self._limit(REQUEST_TIMEOUT_S)  # to the next part of it
+            self._set_deadline(REQUEST_TIMEOUT_S)  # to the next part of it
             return False
         assert self._request is not None
         answer = self._server.answer(self._request, bytes(self._received[: self._body_bytes]))
@@ -248,11 +252,11 @@ class _Connection:
             self.reply(answer)
             return True
         self._later = answer.then
-        self._limit(answer.wait_s)
-        return False  # it is listened to, for it may go away
+        self._set_deadline(answer.wait_s)
+        return False  # read on, to notice if the peer closes
 
-    def _expected(self, head: bytes) -> int | Answer:
-        """How much comes after the head, or the answer to it."""
+    def _parse_head(self, head: bytes) -> int | Answer:
+        """Return the length of the body, or an answer to the head."""
         first, *lines = head.decode("latin-1").split("\r\n")
         method, _, rest = first.partition(" ")
         path, _, version = rest.rpartition(" ")
@@ -260,7 +264,7 @@ class _Connection:
         if not path.startswith("/") or not version.startswith("HTTP/1.") or not all(c for _, c, _ in pairs):
             return Answer(400)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
-        self._request = Request(self._peer, self._known, method, path, headers)
+        self._request = Request(self._peer, self._trusted, method, path, headers)
         return self._server.body_bytes(self._request)
 
     def _send(self) -> None:
@@ -273,9 +277,9 @@ class _Connection:
             return self.end()
         if not self._to_send:
             return self.end()
-        self._limit(REQUEST_TIMEOUT_S)
+        self._set_deadline(REQUEST_TIMEOUT_S)
         self._server.wait_to_send(self)
 
-    def _limit(self, seconds: float) -> None:
+    def _set_deadline(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
-        self._server.look_at(self, seconds)
+        self._server.check_after(self, seconds)

@@ -1,4 +1,4 @@
-"""Whose is the other end of a connection? The kernel knows, where that end is a socket of this host."""
+"""Ask the kernel which user has the other end of a connection, if that is a socket of this host."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 Address = tuple[str, int]  # IPv4
 
-# sock_diag(7), linux/inet_diag.h: one socket by its two addresses, found by hash in some 10 microseconds. To read
-# /proc/net/tcp instead takes milliseconds where thousands of sockets are open, as they are while workers meet.
+# sock_diag(7), linux/inet_diag.h: finds one socket by its two addresses, by hash, in some 10 microseconds. Reading
+# /proc/net/tcp takes milliseconds when thousands of sockets are open, as they are while workers connect.
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20
 _NO_COOKIE = 0xFFFFFFFF
@@ -31,9 +31,9 @@ _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # an IPv6 socket may 
 
 
 def user_of(peer: Address, here: Address) -> int | None:
-    """The user that holds the socket at `peer` of a connection to `here`; None where no process of this host does.
+    """Return the user that has the socket at `peer` of a connection to `here`; None if no process of this host has it.
 
-    That is a peer on another host, or one that has closed its end: what it sent before says not who it was.
+    Then the peer is on another host, or has closed its end: what it sent before may be anybody's.
     Raises OSError where the kernel does not say.
     """
     try:
@@ -52,7 +52,7 @@ def _by_netlink(peer: Address, here: Address) -> int | None:
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
     ) as kernel:
         kernel.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, 1, 0, 0) + body)
-        answer = kernel.recv(8192, socket.MSG_DONTWAIT)  # it is there when `send` returns
+        answer = kernel.recv(8192, socket.MSG_DONTWAIT)  # the kernel has answered when `send` returns
     _, kind, *_ = _HEADER.unpack_from(answer)
     if kind == _ERROR:
         (number,) = struct.unpack_from("=i", answer, _HEADER.size)
@@ -60,9 +60,11 @@ def _by_netlink(peer: Address, here: Address) -> int | None:
             return None
         raise OSError(-number, os.strerror(-number))
     user, inode = struct.unpack_from("=II", answer, _USER)
-    if answer[_STATE] in (_CONNECTING, int(LISTENING, 16)):  # the peer is gone, and this has its port
+    # In these states the peer has closed, and another socket has its port.
+    if answer[_STATE] in (_CONNECTING, int(LISTENING, 16)):
         return None
-    return user if inode else None  # without one no process holds it any more, and its user reads 0
+    # Without an inode no process has the socket any more, and its user reads 0.
+    return user if inode else None
 
 
 def _by_table(peer: Address, here: Address) -> int | None:
@@ -77,11 +79,11 @@ def _by_table(peer: Address, here: Address) -> int | None:
 
 
 def rows() -> Iterator[list[str]]:
-    """The TCP sockets of this host, by the kernel's own columns. Raises OSError where it shows none."""
-    found = False
+    """Yield the TCP sockets of this host, by the kernel's own columns. Raises OSError where it shows no table."""
+    has_table = False
     for table in _TABLES:
         with suppress(FileNotFoundError), table.open() as lines:
-            found = next(lines, "") != ""
+            has_table = next(lines, "") != ""
             yield from (line.split() for line in lines)
-    if not found:
+    if not has_table:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(_TABLES[0]))

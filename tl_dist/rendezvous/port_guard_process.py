@@ -1,7 +1,7 @@
-"""Stands at the port of TensorFlow's server, asks who comes, and passes on what those say who may enter.
+"""Authenticate the clients of TensorFlow's server and relay their connections (see `port_guard`).
 
-A process of its own, since TensorFlow keeps Python's other threads waiting while it connects; it imports no more than
-the standard library. The end of its parent closes its standard input, which ends it, and its end every connection.
+A process of its own, since TensorFlow blocks Python's other threads while it connects; it imports only the standard
+library. When its parent ends, its standard input closes; then it exits, which closes every connection.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from tl_dist.rendezvous.peers import user_of
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no names for them
 _SO_ATTACH_REUSEPORT_CBPF = 51
 
-# linux/filter.h: operations, and where a program finds the IP header of a packet.
+# linux/filter.h: operations, and the offset at which a program finds the IP header of a packet.
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 _IP_HEADER = 0xFFF00000
 _IPV4_WITHOUT_OPTIONS = 0x45
-_MINE, _THE_SERVERS = 0, 1  # sockets of one port, in the order in which they came
+_RESERVED, _SERVER = 0, 1  # the sockets that share the port, in the order in which they were bound
 
 _SERVER_S = 0.05  # the server answers at once, or does not listen yet
 _PROOF_S = 10.0
-_REST_S = 1.0
-_PIECE = 1 << 18  # bytes
-_RESET = struct.pack("@ii", 1, 0)  # for SO_LINGER: a connection that is refused breaks off
+_DRAIN_S = 1.0
+_READ_BYTES = 1 << 18
+_RESET = struct.pack("@ii", 1, 0)  # for SO_LINGER: a refused connection is reset
 _ESTABLISHED = 1  # linux/tcp.h
-_NONCE = 32  # bytes, as an answer has
+_NONCE_BYTES = 32  # a proof has as many
 
 Address = tuple[str, int]
-Visit = Callable[[socket.socket, Address], Awaitable[None]]
+Handler = Callable[[socket.socket, Address], Awaitable[None]]
 
 
-def let_in(shut: socket.socket, source: Address | None) -> None:
-    """Have the kernel give connections from `source` to the same address to the server, and all others to `shut`."""
+def route_to_server(reserved: socket.socket, source: Address | None) -> None:
+    """Have the kernel give the server only connections from `source` to that same address, `reserved` all others."""
     rules: list[tuple[int, ...]] = []
     if source is not None:
         address = int.from_bytes(socket.inet_aton(source[0]), "big")
@@ -53,168 +53,175 @@ def let_in(shut: socket.socket, source: Address | None) -> None:
             (_LOAD_WORD, 16, address),
             (_LOAD_HALF, 20, source[1]),
         ):
-            rules += [(load, 0, 0, _IP_HEADER + place), (_IF_EQUAL, 1, 0, expected), (_RETURN, 0, 0, _MINE)]
-        rules.append((_RETURN, 0, 0, _THE_SERVERS))
-    _attach(shut, _SO_ATTACH_REUSEPORT_CBPF, [*rules, (_RETURN, 0, 0, _MINE)])
+            rules += [
+                (load, 0, 0, _IP_HEADER + place),
+                (_IF_EQUAL, 1, 0, expected),
+                (_RETURN, 0, 0, _RESERVED),
+            ]
+        rules.append((_RETURN, 0, 0, _SERVER))
+    _attach(reserved, _SO_ATTACH_REUSEPORT_CBPF, [*rules, (_RETURN, 0, 0, _RESERVED)])
 
 
-def drop_all(shut: socket.socket) -> None:
-    """Have the kernel drop every packet that comes to this socket."""
-    _attach(shut, _SO_ATTACH_FILTER, [(_RETURN, 0, 0, 0)])
+def drop_all(reserved: socket.socket) -> None:
+    """Have the kernel drop every packet that arrives at this socket."""
+    _attach(reserved, _SO_ATTACH_FILTER, [(_RETURN, 0, 0, 0)])
 
 
-def _attach(shut: socket.socket, option: int, program: Sequence[tuple[int, ...]]) -> None:
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
-    shut.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", len(program), ctypes.addressof(code)))
+def _attach(target: socket.socket, option: int, program: Sequence[tuple[int, ...]]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in program))
+    target.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", len(program), ctypes.addressof(code)))
 
 
 def proof(token: str, side: str, endpoint: Address, nonces: bytes) -> bytes:
-    """Return what shows the token, in one connection to one worker; `nonces` are the other's and the own."""
+    """Return the HMAC that proves the token in one connection; `nonces` are the verifier's, then the prover's."""
     return hmac.digest(token.encode(), f"{side} {endpoint[0]}:{endpoint[1]} ".encode() + nonces, "sha256")
 
 
-class Doorkeeper:
-    """Answers at the port of the worker at `own`, and at the way out for its calls to `others`.
+class Relay:
+    """Relay clients to the server of the worker at `own`, and that worker's calls to `others`.
 
-    These are workers of other hosts, by the address of this one that stands for each; with no `token` none gets in.
+    `others` maps the stand-in address on this host to a worker on another one. Without a `token` no host is admitted.
     """
 
-    def __init__(self, shut: socket.socket, own: Address, token: str, others: Mapping[str, Address]) -> None:
-        self._shut, self._own, self._token, self._others = shut, own, token, others
-        # Another address than the workers', so that the server's own socket answers there.
+    def __init__(
+        self, reserved: socket.socket, own: Address, token: str, others: Mapping[str, Address]
+    ) -> None:
+        self._reserved, self._own, self._token, self._others = reserved, own, token, others
+        # An address other than the worker's own, where this process listens: there the server's socket answers.
         self._inside = "127.0.0.2" if own[0] == "127.0.0.1" else "127.0.0.1"
         self._loop = asyncio.get_running_loop()
-        self._one_rule = asyncio.Lock()
+        self._filter_lock = asyncio.Lock()
         self._hosts = {host for host, _ in others.values()}
-        self.visits: set[asyncio.Task[None]] = set()
+        self.clients: set[asyncio.Task[None]] = set()
 
-    async def serve(self, listening: socket.socket, visit: Visit) -> None:
-        """Take connections, each of which `visit` passes on, or not."""
-        listening.setblocking(False)
+    async def serve(self, listener: socket.socket, handle: Handler) -> None:
+        """Accept connections and give each to `handle`, which relays or refuses it."""
+        listener.setblocking(False)
         while True:
-            await asyncio.sleep(0)  # others come first, however many knock
+            await asyncio.sleep(0)  # admitted connections go first, however many try to connect
             try:
-                visitor, peer = await self._loop.sock_accept(listening)
-            except OSError:  # no descriptor is left
+                client, peer = await self._loop.sock_accept(listener)
+            except OSError:  # out of file descriptors
                 await asyncio.sleep(0.1)
                 continue
-            task = self._loop.create_task(_taken(visitor, visit(visitor, peer)))
-            self.visits.add(task)
-            task.add_done_callback(self.visits.discard)
+            task = self._loop.create_task(_handled(client, handle(client, peer)))
+            self.clients.add(task)
+            task.add_done_callback(self.clients.discard)
 
-    async def at_the_door(self, visitor: socket.socket, peer: Address) -> None:
-        """Lead to the server a process of this user on this host, and a worker elsewhere that has the token."""
+    async def relay_inbound(self, client: socket.socket, peer: Address) -> None:
+        """Relay to the server a process of this user on this host, or a worker on another one that has the token."""
         if peer[0] in self._hosts:
-            may = await self._proved(visitor, self._own, "server", "client")
+            admitted = await self._proves_token(client, self._own, "server", "client")
         else:
-            may = _is_own(visitor, peer)
-        if may:
-            with await self._server() as server:
-                await _joined(visitor, server)
+            admitted = _is_own(client, peer)
+        if admitted:
+            with await self._connect_to_server() as server:
+                await _relay(client, server)
 
-    async def at_the_way_out(self, visitor: socket.socket, peer: Address) -> None:
-        """Lead a process of this user to the worker of another host that it calls."""
-        there = self._others.get(visitor.getsockname()[0])
-        if there is not None and _is_own(visitor, peer):
+    async def relay_outbound(self, client: socket.socket, peer: Address) -> None:
+        """Relay a process of this user to the worker on another host that it calls."""
+        target = self._others.get(client.getsockname()[0])
+        if target is not None and _is_own(client, peer):
             with _socket(self._own[0]) as worker:
-                await self._loop.sock_connect(worker, there)
-                if await self._proved(worker, there, "client", "server"):
-                    await _joined(visitor, worker)
+                await self._loop.sock_connect(worker, target)
+                if await self._proves_token(worker, target, "client", "server"):
+                    await _relay(client, worker)
 
-    async def _proved(self, other: socket.socket, endpoint: Address, *sides: str) -> bool:
-        """Whether the other side has the token, to which this one shows the same. Raises TimeoutError."""
-        own = secrets.token_bytes(_NONCE)
+    async def _proves_token(self, other: socket.socket, endpoint: Address, *sides: str) -> bool:
+        """Exchange proofs of the token; return True if the other side's is right. Raises TimeoutError."""
+        own = secrets.token_bytes(_NONCE_BYTES)
         async with asyncio.timeout(_PROOF_S):
             await self._loop.sock_sendall(other, own)
-            theirs = await self._received(other)
+            theirs = await self._receive(other)
             await self._loop.sock_sendall(other, proof(self._token, sides[0], endpoint, theirs + own))
-            shown = await self._received(other)
+            shown = await self._receive(other)
         right = proof(self._token, sides[1], endpoint, own + theirs)
         return bool(self._token) and hmac.compare_digest(shown, right)
 
-    async def _received(self, sender: socket.socket) -> bytes:
+    async def _receive(self, sender: socket.socket) -> bytes:
         received = b""
-        while piece := await self._loop.sock_recv(sender, _NONCE - len(received)):
+        while piece := await self._loop.sock_recv(sender, _NONCE_BYTES - len(received)):
             received += piece
-            if len(received) == _NONCE:
+            if len(received) == _NONCE_BYTES:
                 return received
         raise ConnectionError
 
-    async def _server(self) -> socket.socket:
-        """A connection to the server, once it listens."""
-        async with self._one_rule:
+    async def _connect_to_server(self) -> socket.socket:
+        """Return a connection to the server, as soon as it listens."""
+        async with self._filter_lock:
             while True:
-                made = _socket(self._inside)
+                connection = _socket(self._inside)
                 with suppress(OSError):
                     try:
-                        let_in(self._shut, made.getsockname())
-                        there = self._loop.sock_connect(made, (self._inside, self._own[1]))
-                        await asyncio.wait_for(there, _SERVER_S)
-                        return made
+                        route_to_server(self._reserved, connection.getsockname())
+                        connecting = self._loop.sock_connect(connection, (self._inside, self._own[1]))
+                        await asyncio.wait_for(connecting, _SERVER_S)
+                        return connection
                     finally:
-                        let_in(self._shut, None)  # before the port can be somebody else's
-                made.close()
+                        route_to_server(self._reserved, None)  # before another process can get the port
+                connection.close()
 
 
-async def _taken(visitor: socket.socket, visit: Awaitable[None]) -> None:
-    with visitor, suppress(OSError):  # which a time-out is as well
-        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        await visit
+async def _handled(client: socket.socket, handling: Awaitable[None]) -> None:
+    with client, suppress(OSError):  # TimeoutError is one
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        await handling
 
 
-def _is_own(visitor: socket.socket, peer: Address) -> bool:
-    """Whether a process of this user, on this host, has the other end. Raises OSError where the kernel does not say."""
-    own = user_of(peer, visitor.getsockname()) == os.geteuid()
-    # Of a connection that has ended another one may have the ports, and what it brought is still there to be read.
-    return own and visitor.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
+def _is_own(client: socket.socket, peer: Address) -> bool:
+    """Return True for a process of this user on this host. Raises OSError where the kernel does not say."""
+    own = user_of(peer, client.getsockname()) == os.geteuid()
+    # If the client has closed, another socket may have its port, while data of the first one can still be read here.
+    return own and client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
 
 
 def _socket(address: str) -> socket.socket:
-    """A socket bound to a free port, without SO_REUSEADDR, so that nobody can bind the port beside it."""
-    made = socket.socket()
-    made.setblocking(False)
-    made.bind((address, 0))
-    return made
+    """Bind a socket to a free port, without SO_REUSEADDR, so that no other socket can bind that port."""
+    bound = socket.socket()
+    bound.setblocking(False)
+    bound.bind((address, 0))
+    return bound
 
 
-async def _joined(one: socket.socket, other: socket.socket) -> None:
-    """Pass on what comes from either, until both have ended."""
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(len(_RESET)))
-    for each in (one, other):
-        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    await asyncio.gather(_passed_on(one, other), _passed_on(other, one))
+async def _relay(client: socket.socket, server: socket.socket) -> None:
+    """Copy bytes in both directions until both sides have closed."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(len(_RESET)))
+    for side in (client, server):
+        side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    await asyncio.gather(_copy(client, server), _copy(server, client))
 
 
-async def _passed_on(source: socket.socket, sink: socket.socket) -> None:
+async def _copy(source: socket.socket, sink: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     with suppress(OSError):
-        while piece := await loop.sock_recv(source, _PIECE):
+        while piece := await loop.sock_recv(source, _READ_BYTES):
             await loop.sock_sendall(sink, piece)
-            await asyncio.sleep(0)  # neither call waits for others where it need not wait itself
+            await asyncio.sleep(0)  # neither call yields to other tasks unless it has to wait
     with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)  # the end is passed on as well, after all that came before it
+        sink.shutdown(socket.SHUT_WR)  # forward the end of the stream, after all of its bytes
 
 
 async def _run(sockets: Iterable[int]) -> None:
-    shut, door, way_out = (socket.socket(fileno=number) for number in sockets)
-    told = sys.stdin.buffer.readline()
-    if not told:
+    reserved, inbound, outbound = (socket.socket(fileno=number) for number in sockets)
+    line = sys.stdin.buffer.readline()
+    if not line:
         return
-    own, token, others = json.loads(told)
-    keeper = Doorkeeper(shut, tuple(own), token, {each: tuple(there) for each, there in others.items()})
+    own, token, others = json.loads(line)
+    relay = Relay(reserved, tuple(own), token, {stand_in: tuple(to) for stand_in, to in others.items()})
     parent_ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, parent_ended.set)
-    serving = [asyncio.ensure_future(keeper.serve(door, keeper.at_the_door))]
+    servers = [asyncio.ensure_future(relay.serve(inbound, relay.relay_inbound))]
     if others:
-        serving.append(asyncio.ensure_future(keeper.serve(way_out, keeper.at_the_way_out)))
+        servers.append(asyncio.ensure_future(relay.serve(outbound, relay.relay_outbound)))
     await parent_ended.wait()
-    for each in serving:
-        each.cancel()
-    if keeper.visits:
-        await asyncio.wait(keeper.visits, timeout=_REST_S)  # what the worker said last is still on its way
+    for server in servers:
+        server.cancel()
+    if relay.clients:
+        # The worker's last bytes may still be on their way.
+        await asyncio.wait(relay.clients, timeout=_DRAIN_S)
 
 
 def main() -> None:
-    """Stand there, until nobody needs that any more."""
+    """Relay connections until the parent process ends."""
     allow_many_open_files()
     asyncio.run(_run(map(int, sys.argv[1:])))

@@ -1,1 +1,1 @@
-"""A run on disk: its directory, lock, heartbeats and checkpoints. Imports no framework."""
+"""Store a run on disk: its directory, lock, heartbeats and checkpoints. Imports no framework."""

@@ -1,8 +1,8 @@
-"""Snapshots become checkpoints in the background; `checkpoint_reader` finds them again. Imports no TensorFlow.
+"""Write snapshots as checkpoints in the background; `checkpoint_reader` reads them. Imports no TensorFlow.
 
-A checkpoint is made in a temporary directory, made durable, and renamed. The rename is fenced: a new owner of
-the run's lock moves every temporary directory away before it reads anything, and this process asks whether
-it is still the owner after its own exists. So either it learns that it lost the lock, or its rename finds
+A checkpoint is written to a temporary directory, made durable, and renamed. The rename is fenced: a new owner of
+the run's lock moves every temporary directory away before it reads anything, and this process checks that it is
+still the owner after its own directory exists. So either it learns that it has lost the lock, or its rename finds
 nothing to rename.
 """
 
@@ -41,15 +41,15 @@ class _LostLock(Exception):
 
 
 class Checkpointer:
-    """The writer of a run's checkpoints; a context manager, used by the owner of the lock alone.
+    """The writer of a run's checkpoints; a context manager, for the owner of the lock only.
 
-    Make it before `restore`: what interrupted writers left is removed, and with it the last chance of an
-    earlier owner to save anything. `keep` checkpoints stay, and those that they need; the newest valid one always does.
+    Construct it before `restore`: that removes what interrupted writers left, and an earlier owner can save nothing
+    any more. Keeps `keep` checkpoints and the ones that they need; always the newest valid one.
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
         self.last_checkpoint: int | None = None
-        """the newest step known to be on the disk"""
+        """the newest step that is known to be on disk"""
         self._name = run.name
         self._directory = run.checkpoints
         self._keep = keep
@@ -59,15 +59,15 @@ class Checkpointer:
         self._last_failure = ""
         self._lost = False
         self._diverged = ""
-        # A step that later checkpoints would need, and that could not be saved.
+        # A step that later checkpoints need, and that could not be saved.
         self._missing: int | None = None
         self._messages: deque[str] = deque()
         self._thread: threading.Thread | None = None
-        self._distrusted: set[int] = set()  # steps beyond the one that this process went on from
+        self._distrusted: set[int] = set()  # steps after the one from which this process resumed
         self._sweep()
 
     def resume_from(self, step: int) -> None:
-        """The run goes on from this checkpoint, which `restore` has found on the disk."""
+        """Note that the run resumes from this checkpoint, which `restore` has found on disk."""
         self.last_checkpoint = step
 
     def save(
@@ -75,10 +75,10 @@ class Checkpointer:
     ) -> None:
         """Save `arrays`, a private host copy, in the background.
 
-        Nobody may write to the arrays until the save has ended (see the method `wait`). Waits for the save before
-        it, if that is still running, and with `wait` for its own end; whether it then succeeded is in
-        `last_checkpoint`, why not comes from `poll`. Raises ValueError for what cannot be written. Where a
-        step cannot be saved that its own facts name as needed, none is saved after it.
+        The arrays must not change until the save has ended (see the method `wait`). Waits for the previous save, if
+        that is still running, and with `wait` for its own end; then `last_checkpoint` tells if it succeeded, and
+        `poll` why not. Raises ValueError for values that cannot be stored. After the failure of a step that its own
+        facts name as needed, nothing more is saved.
         """
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
@@ -91,9 +91,9 @@ class Checkpointer:
             self.wait()
 
     def poll(self) -> list[str]:
-        """What finished or failed since the last call, in words.
+        """Return messages on the saves that finished or failed since the last call.
 
-        Raises Refusal when another process owns the run now, when a state was not finite (it is never saved), or
+        Raises Refusal if another process owns the run now, if a state was not finite (it is never saved), or
         after `max_failed` failed saves in a row.
         """
         if self._lost:
@@ -120,7 +120,7 @@ class Checkpointer:
         return [self._messages.popleft() for _ in range(len(self._messages))]
 
     def save_best(self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-        """Save what the run ends with, and wait for it; refuses (74) where that fails."""
+        """Save the checkpoint that the run ends with, and wait for it; refuse (74) if that fails."""
         self.wait()
         try:
             self._write(Content.of(step, arrays, meta), BEST)
@@ -181,9 +181,10 @@ class Checkpointer:
             self._retire(content.step)
 
     def _write(self, content: Content, name: str = "") -> int:
-        """Make the checkpoint durable, by `name` in place of one that is there; returns its bytes.
+        """Write the checkpoint durably; return its bytes.
 
-        Without a name it is that of the step, and when a valid one was there it stays: 0.
+        With `name` it replaces an existing one. Without, it is named by its step, and a valid one that exists stays:
+        0 bytes.
         """
         if not self._owned():
             raise _LostLock
@@ -193,7 +194,7 @@ class Checkpointer:
             with suppress(checkpoint_format.Invalid):
                 checkpoint_format.check(final, content.step)
                 if not name:
-                    fsync_directory(self._directory)  # whoever made it may have died before doing so
+                    fsync_directory(self._directory)  # its writer may have died before doing so
                     return 0
             replaced = os.lstat(final)
         temporary = self._unique(_TEMPORARY, final.name)
@@ -202,9 +203,9 @@ class Checkpointer:
             if not self._owned():
                 raise _LostLock
             failpoint("checkpoint.before_rename", temporary)
-            # Never what a new owner has put there since.
+            # Not if a new owner has put another one there since.
             if replaced and os.path.samestat(replaced, os.lstat(final)):
-                with suppress(OSError):  # what lies in it that is no checkpoint's stays, in the trash
+                with suppress(OSError):  # files in it that are not a checkpoint's stay in the trash
                     self._discard(final)
             os.rename(temporary, final)
             failpoint("checkpoint.after_rename", final)
@@ -218,36 +219,36 @@ class Checkpointer:
         return num_bytes
 
     def _retire(self, newest: int) -> None:
-        """Remove old ones that none of the kept needs. Those beyond `newest` were passed over: they never count."""
+        """Remove old checkpoints that no kept one needs. Ignore steps after `newest`, which `restore` skipped."""
         try:
             if not self._owned():
                 return
             checkpoints = steps_in(self._directory)
             self._distrusted.update(step for step, _ in checkpoints if step > newest)
             self._distrusted.discard(newest)
-            older = [one for one in checkpoints if one[0] < newest]
+            older = [(step, path) for step, path in checkpoints if step < newest]
             plausible = (
-                one
-                for one in older
-                if one[0] not in self._distrusted and checkpoint_format.is_plausible(one[1], one[0])
+                (step, path)
+                for step, path in older
+                if step not in self._distrusted and checkpoint_format.is_plausible(path, step)
             )
-            kept = dict([(newest, self._directory / step_name(newest)), *islice(plausible, self._keep - 1)])
-            needed = {step for path in kept.values() for step in checkpoint_format.needed_by(path)}
+            latest = dict([(newest, self._directory / step_name(newest)), *islice(plausible, self._keep - 1)])
+            needed = {step for path in latest.values() for step in checkpoint_format.needed_by(path)}
             for step, path in older:
-                if step not in kept and step not in needed:
+                if step not in latest and step not in needed:
                     self._discard(path)
         except Exception as error:
             self._messages.append(f"old checkpoints could not be removed: {reason(error)}.")
 
     def _discard(self, path: Path) -> None:
-        """Remove a checkpoint in one step, as far as any reader can see."""
+        """Remove a checkpoint, atomically for readers."""
         trash = self._unique(_TRASH, path.name)
         os.rename(path, trash)
         failpoint("checkpoint.trash_renamed", trash)
         _remove(trash)
 
     def _sweep(self) -> None:
-        """Remove what interrupted saves left. Part of the fence: see the top of this file."""
+        """Remove what interrupted saves left. Part of the fence that the module's docstring describes."""
         if not self._owned():
             raise Refusal(
                 f"run '{self._name}' is not owned by this process.",
@@ -257,7 +258,7 @@ class Checkpointer:
         try:
             for path in children(self._directory):
                 if path.name.startswith(_TEMPORARY):
-                    # Where its writer has renamed it, it is a checkpoint like any other.
+                    # If its writer has renamed it meanwhile, it is a checkpoint like any other.
                     with suppress(FileNotFoundError):
                         os.rename(path, self._unique(_TRASH, path.name))
         except OSError as error:
@@ -281,9 +282,9 @@ class Checkpointer:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, a link or a directory with all that is in it; no link is followed.
+    """Delete a file, a link or a checkpoint's directory; follow no link.
 
-    Raises OSError where a file lies in it that is no checkpoint's: that stays.
+    Raises OSError, and keeps the directory, if it holds a file that is no checkpoint's.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""One checkpoint on disk: a directory with tensors (safetensors), facts (JSON) and a manifest that proves both.
+"""Write and verify one checkpoint: a directory with tensors (safetensors), facts (JSON) and a manifest of both.
 
-Writing goes straight from the arrays to the file, in the layout of
-https://github.com/huggingface/safetensors#format; reading is left to the safetensors library.
+Arrays are written straight to the file, in the layout of
+https://github.com/huggingface/safetensors#format; the safetensors library reads them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tl_dist.runs import shape as shapes
 TENSORS, META, MANIFEST = FILES = "state.safetensors", "meta.json", "MANIFEST.json"
 FORMAT = 1
 NEEDS = "needs"
-"""key of the facts: the steps of checkpoints that are not to be removed while this one is kept, the best first"""
+"""key of the facts: steps whose checkpoints must be kept as long as this one is, the best first"""
 BEST = "best"
-"""the checkpoint that a run ends with, where that is none of a step as it is: an average, settled statistics"""
+"""name of the checkpoint that a run ends with, if it is not simply a step's: averaged weights, settled statistics"""
 
 _NAMES = {
     "bool": "BOOL",
@@ -39,8 +39,8 @@ _NAMES = {
     "bfloat16": "BF16",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_SHOWN = 5
-_AT_ONCE = 1 << 20  # numbers that are looked at together: their flags stay in the processor's cache
+_MOST_PROBLEMS = 5  # in a message
+_AT_ONCE = 1 << 20  # numbers checked at a time, so that their flags stay in the processor's cache
 
 Expected = Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -51,19 +51,19 @@ class Invalid(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `step` steps, read back and verified."""
+    """The state after `step` steps, read back and verified."""
 
     step: int
     path: Path
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
     sha256: str = ""
-    """of all arrays: what is known of a checkpoint beside it is bound by this"""
+    """digest of all arrays; figures stored elsewhere refer to the checkpoint by it"""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a checkpoint will hold, checked and laid out, with the array data still where it was."""
+    """The content of a checkpoint to write, checked and laid out; array data is not copied."""
 
     step: int
     header: bytes
@@ -73,7 +73,7 @@ class Content:
 
     @classmethod
     def of(cls, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Content:
-        """Raises ValueError for what cannot be written and read back unchanged."""
+        """Lay out a checkpoint. Raises ValueError for values that cannot be written and read back unchanged."""
         contiguous = {path: _contiguous(path, array) for path, array in arrays.items()}
         entries, offset = {}, 0
         for path, array in contiguous.items():
@@ -91,7 +91,7 @@ class Content:
         return cls(step, header, contiguous, facts, tuple(meta.get(NEEDS, ())))
 
     def pieces(self) -> Iterator[Any]:
-        """The safetensors file: length of the header, header, tensors."""
+        """Yield the safetensors file: length of the header, header, tensors."""
         yield len(self.header).to_bytes(8, "little") + self.header
         for array in self.arrays.values():
             yield array.reshape(-1).view(np.uint8)
@@ -99,7 +99,7 @@ class Content:
 
 
 def write(directory: Path, content: Content) -> int:
-    """Make `directory` and everything in it durable, the manifest last; returns the bytes written."""
+    """Write `directory` and everything in it durably, the manifest last; return the bytes written."""
     os.mkdir(directory, 0o700)
     failpoint("checkpoint.temp_made", directory)
     files = {
@@ -115,10 +115,10 @@ def write(directory: Path, content: Content) -> int:
 
 
 def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
-    """The checkpoint in a directory, every byte verified first; raises Invalid, also for NaN and infinity in it.
+    """Read the checkpoint in a directory, and verify every byte; raise Invalid, also for NaN and infinity in it.
 
-    With `expected`, one to go on from: raises Refusal when it holds another set of (path, dtype, shape), and Invalid
-    when it has no history.
+    With `expected`, read one to resume from: raises Refusal if its set of (path, dtype, shape) differs, and Invalid
+    if it has no history.
     """
     with _verified(path, step) as (tensors, meta, sha256):
         held = _held(tensors)
@@ -132,14 +132,14 @@ def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
 
 
 def check(path: Path, step: int) -> None:
-    """The same for a checkpoint that is not needed itself; raises Invalid."""
+    """Verify a checkpoint as `read` does, without keeping it; raise Invalid."""
     with _verified(path, step) as (tensors, _, _):
         for _ in _finite(tensors, _held(tensors)):
             pass
 
 
 def require_finite(path: str, array: np.ndarray) -> None:
-    """Raises Invalid for NaN and infinity, which no state may hold; a twentieth of the time that hashing takes."""
+    """Raise Invalid for NaN and infinity, which no state may hold. Takes a twentieth of the time of hashing."""
     if "float" not in array.dtype.name:
         return
     flat = array.reshape(-1)
@@ -148,7 +148,7 @@ def require_finite(path: str, array: np.ndarray) -> None:
 
 
 def needed_by(path: Path) -> list[int]:
-    """The steps of other checkpoints that one may go back to, as its facts say; none where they cannot be read."""
+    """Return the steps of other checkpoints that the facts of this one name as needed; none if unreadable."""
     with suppress(OSError, Invalid), open_directory(path) as fd:
         steps = _object(META, read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)).get(NEEDS, [])
         return [step for step in steps if isinstance(step, int)] if isinstance(steps, list) else []
@@ -156,7 +156,7 @@ def needed_by(path: Path) -> list[int]:
 
 
 def is_plausible(path: Path, step: int) -> bool:
-    """Whether the manifest and the sizes of the files agree; cheap, and blind to changed bytes."""
+    """Return True if the manifest and the sizes of the files agree; cheap, but does not notice changed bytes."""
     with suppress(OSError, Invalid), open_directory(path) as fd:
         listed = _listed(read_file(MANIFEST, max_bytes=limits.CHECKPOINT_MANIFEST, dir_fd=fd))
         sizes = {name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_size for name in (TENSORS, META)}
@@ -165,7 +165,7 @@ def is_plausible(path: Path, step: int) -> bool:
 
 
 def _finite(tensors: int, held: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    # By descriptor, so that it is the file that was verified; read, not mapped into memory, so that a
+    # By descriptor, so that this is the file that was verified; read, not mapped into memory, so that a
     # file that shrinks meanwhile is an error and not a SIGBUS.
     with safe_open(f"/proc/self/fd/{tensors}", framework="np", backend="pread") as file:
         for name in held:
@@ -195,10 +195,10 @@ def _halves(manifest: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]]:
-    """Of a whole checkpoint an open descriptor of the tensors, the facts, and the digest of the tensors.
+    """Yield, of a valid checkpoint, an open descriptor of the tensors, the facts, and the digest of the tensors.
 
-    In the end the manifest is made anew from what was read and compared byte by byte: no part of it, not
-    even a blank, can have changed unnoticed.
+    Rebuilds the manifest from what was read and compares it byte by byte: no part of it, not even a blank, can have
+    changed unnoticed.
     """
     tensors = -1
     try:
@@ -207,17 +207,17 @@ def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]
             listed = _listed(manifest)
             tensors = open_regular(TENSORS, dir_fd=fd)
             meta = read_file(META, max_bytes=limits.CHECKPOINT_META, dir_fd=fd)
-            found = {
+            files = {
                 TENSORS: _digest(tensors, listed[TENSORS].size),
                 META: Written(len(meta), hashlib.sha256(meta).hexdigest()),
             }
-            for name, file in found.items():
+            for name, file in files.items():
                 if file != listed[name]:
                     raise Invalid(_how_different(name, file, listed[name]))
-            if manifest != _manifest(step, found):
+            if manifest != _manifest(step, files):
                 raise Invalid(f"{MANIFEST} is damaged or of another step")
             facts = _object(META, meta)
-        yield tensors, facts, found[TENSORS].sha256
+        yield tensors, facts, files[TENSORS].sha256
     except FileNotFoundError as error:
         raise Invalid(f"{error.filename or path.name} is missing") from error
     except (OSError, SafetensorError) as error:
@@ -241,10 +241,10 @@ def _listed(manifest: bytes) -> dict[str, Written]:
 
 
 def _digest(fd: int, size: int) -> Written:
-    """What a file holds; not read when its size is another than `size`."""
-    found = os.fstat(fd).st_size
-    if found != size:
-        return Written(found, "")
+    """Return a file's size and digest; without the digest, unread, if the size is not `size`."""
+    actual = os.fstat(fd).st_size
+    if actual != size:
+        return Written(actual, "")
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(size + 1, CHUNK_BYTES)))
     offset = 0
@@ -254,14 +254,14 @@ def _digest(fd: int, size: int) -> Written:
     return Written(offset, digest.hexdigest())
 
 
-def _how_different(name: str, found: Written, listed: Written) -> str:
-    if found.size != listed.size:
-        return f"{name} has {found.size} bytes instead of {listed.size}"
+def _how_different(name: str, file: Written, listed: Written) -> str:
+    if file.size != listed.size:
+        return f"{name} has {file.size} bytes instead of {listed.size}"
     return f"{name} is damaged: its sha256 is not the one in {MANIFEST}"
 
 
 def _held(fd: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor by the file's header; its offsets are checked by the library."""
+    """Return type and shape of every tensor by the file's header; the library checks the offsets."""
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     if length > limits.CHECKPOINT_HEADER:
         raise Invalid(f"the header of {TENSORS} claims {length} bytes")
@@ -296,9 +296,9 @@ def _compare(path: Path, held: Expected, expected: Expected) -> None:
             was = f"{held[name][0]} {list(held[name][1])}"
             problems.append(f"'{name}' is {was} instead of {dtype} {list(shape)}")
     if problems:
-        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        more = f" and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
         raise Refusal(
-            f"{path} does not fit the model and optimizer: {', '.join(problems[:_SHOWN])}{more}.",
+            f"{path} does not fit the model and optimizer: {', '.join(problems[:_MOST_PROBLEMS])}{more}.",
             fix="go back to the model and optimizer that the run started with, or use another name=NAME.",
             code=ExitCode.UNSAFE,
         )

@@ -1,4 +1,4 @@
-"""The newest valid checkpoint of a run; what is damaged is passed over, and said. Imports no TensorFlow."""
+"""Find a run's checkpoints; skip damaged ones, and log that. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def find(
     expected: Expected | None = None,
     log: Callable[[str], object] = _LOGGER.warning,
 ) -> Checkpoint | None:
-    """The checkpoint that `at` names: "last", "best", the number of a step, or "": the best where the run keeps one.
+    """Read the checkpoint that `at` names: "last", "best", a step, or "": the best if the run keeps one, else the last.
 
-    None where the run has none at all. Refuses what is not there or not valid, and what `restore` refuses.
+    Returns None if the run has no checkpoint at all. Refuses a missing or invalid one, and what `restore` refuses.
     """
     refuse_unknown(at)
     if at in ("", BEST) and (step := _step(run.done or {}, "best", "step")) is not None:
@@ -47,11 +47,11 @@ def find(
             return read(run, best, expected=expected)
         except Refusal:
             if newest.step == max((step for step, _ in steps_in(run.checkpoints)), default=newest.step):
-                raise  # else its owner has replaced checkpoints while they were read here
+                raise  # else the run's owner has replaced checkpoints meanwhile: try again
 
 
 def refuse_unknown(at: str) -> None:
-    """Refuses what is none of the names that `find` takes."""
+    """Refuse (64) a name that `find` does not accept."""
     if at not in ("", BEST, LAST) and not re.fullmatch("[0-9]{1,18}", at):
         raise Refusal(
             f"'{at}' names no checkpoint.",
@@ -61,15 +61,15 @@ def refuse_unknown(at: str) -> None:
 
 
 def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | None = None) -> Checkpoint:
-    """The checkpoint of a step; with `at_end` what the run ended with, where that differs. Refuses an invalid one."""
+    """Read a step's checkpoint, or, with `at_end`, the one that the run ended with. Refuses an invalid one."""
     path = run.checkpoints / BEST
     if not at_end or not path.exists():
         path = run.checkpoints / step_name(step)
     if not path.exists():
-        there = ", ".join(str(number) for number, _ in reversed(steps_in(run.checkpoints)))
+        steps = ", ".join(str(number) for number, _ in reversed(steps_in(run.checkpoints)))
         raise Refusal(
             f"{run.path} has no checkpoint of step {step}.",
-            fix=f"those that are kept: {there}." if there else "train it first: tl-dist train CONFIG.",
+            fix=f"use one of {steps}." if steps else "train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
     try:
@@ -84,7 +84,7 @@ def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | N
 
 
 def _step(facts: Any, *keys: str | int) -> int | None:
-    """A step within facts that were read from a file; None where there is none."""
+    """Look up a step in facts that were read from a file; None if there is none."""
     for key in keys:
         try:
             facts = facts[key]
@@ -99,29 +99,28 @@ def restore(
     expected: Expected | None = None,
     log: Callable[[str], object] = _LOGGER.warning,
 ) -> Checkpoint | None:
-    """The newest valid checkpoint, or None if there never was one; nothing on the disk is changed.
+    """Read the newest valid checkpoint, or return None if there never was one; change nothing on disk.
 
-    Damaged checkpoints are passed over, and `log` is told which, why, and what is used instead. Refused are
-    checkpoints of which none is valid, and a set of (path, dtype, shape) that is not exactly `expected`, a mapping
-    from path to dtype name and shape.
+    Skips damaged checkpoints, and calls `log` with each, the reason, and the one used instead. Refuses (78) if none is
+    valid, or if its set of (path, dtype, shape) is not exactly `expected`, which maps a path to dtype name and shape.
     """
     for _ in range(3):
         checkpoints = steps_in(run.checkpoints)
         passed_over: list[tuple[int, str]] = []
         for step, path in checkpoints:
             try:
-                found = checkpoint_format.read(path, step, expected)
+                checkpoint = checkpoint_format.read(path, step, expected)
             except checkpoint_format.Invalid as problem:
                 passed_over.append((step, f"{path.name} is not valid ({problem})"))
                 continue
             for newer, why in passed_over:
                 log(f"{why}; going back to {path.name}: {newer - step} steps are done again.")
-            return found
+            return checkpoint
         if not checkpoints:
             return None
         if steps_in(run.checkpoints) == checkpoints:
             break
-        # Their owner has replaced checkpoints while they were read here: look again.
+        # The run's owner has replaced checkpoints meanwhile: look again.
     shown = "; ".join(why for _, why in passed_over[:3])
     raise Refusal(
         f"{run.checkpoints}: {shown}; no checkpoint is valid.",

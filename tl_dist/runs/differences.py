@@ -1,4 +1,4 @@
-"""What two nested mappings have different, for a person."""
+"""Describe the differences between two nested mappings, for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """What changed below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
+    """List the changes below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
     changes = []
     for key in keys:
         before, after = _flat(key, old.get(key, _ABSENT)), _flat(key, new.get(key, _ABSENT))

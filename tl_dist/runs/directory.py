@@ -1,4 +1,4 @@
-"""The run directory: what lies where, what makes it the same run, and files that processes talk through."""
+"""Define the run directory: its layout, the identity of a run, and the files by which processes communicate."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
 from tl_dist.runs.lock.claim import claim, claimant
 from tl_dist.runs.lock.owner import Owner, OwningJob
-from tl_dist.runs.steps import step_name, steps_in
 
-__all__ = ["RunDir", "differences", "step_name", "steps_in"]
-
+_STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
-_SETTLE_S = 10.0  # another command has the lock for as long as it writes two small files
+_SETTLE_S = 10.0  # another command holds the lock only while it writes two small files
 _NEW_RUN = "start a new run with another name=NAME"
 _OTHER_NAME = "use another name=NAME"
 UNWRITTEN = {"order": 1, "decoding": 1}
-"""what an identity means that was written before it had these keys"""
+"""values of an identity that was written before these keys existed"""
 
 
 class RunDir:
-    """One run on disk. Constructing it touches nothing; `create` and `open` check what they find."""
+    """One run on disk. The constructor touches no file; `create` and `open` check what exists."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -66,10 +64,10 @@ class RunDir:
 
     @classmethod
     def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
-        """The directory `root`/NAME with `resolved` as its config.yaml: made, or found and continued.
+        """Create or reuse the directory `root`/NAME, with `resolved` as its config.yaml.
 
-        A run that has begun, or that another process is about to start, keeps its trajectory (refused otherwise,
-        naming what differs); other keys are replaced.
+        Refuses (78), naming the differences, to change the trajectory of a run that has begun, or that another process
+        is about to start; replaces other keys.
         """
         run = cls(Path(root) / config.name)
         try:
@@ -87,7 +85,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
-        """The run in an existing directory; refuses one that is none, or that others could have changed."""
+        """Open the run in an existing directory; refuse any other directory, or one that other users could change."""
         run = cls(path)
         if not run.config_file.is_file():
             names = [entry.name for entry in children(run.path.parent) if (entry / "config.yaml").is_file()]
@@ -103,20 +101,20 @@ class RunDir:
         return run
 
     def rank_log(self, rank: int) -> Path:
-        """Where the output of one worker goes."""
+        """Return the file for one worker's output."""
         return self.logs / f"rank_{rank:04d}.out"
 
     def next_attempt(self) -> int:
-        """The number of an attempt that begins now: one more than the highest that has a file."""
-        found = (_ATTEMPT.fullmatch(path.name) for path in children(self.attempts))
-        return 1 + max((int(match[1]) for match in found if match), default=0)
+        """Return the number of an attempt that begins now: one more than the highest that has a file."""
+        matches = (_ATTEMPT.fullmatch(path.name) for path in children(self.attempts))
+        return 1 + max((int(match[1]) for match in matches if match), default=0)
 
     def request_stop(self) -> None:
-        """Ask the run to save and end. Safe in a signal handler: two system calls, and no wait for a disk."""
+        """Ask the run to save and stop. Safe in a signal handler: two system calls, and no wait for a disk."""
         os.close(os.open(self.stop_file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
 
     def stop_requested(self) -> bool:
-        """Whether the stop file is there, as the file server sees it now."""
+        """Return True if the stop file exists, as the file server sees it now."""
         with open_directory(self.path) as fd:
             try:
                 os.stat(self.stop_file.name, dir_fd=fd, follow_symlinks=False)
@@ -125,24 +123,26 @@ class RunDir:
         return True
 
     def clear_stop(self) -> None:
+        """Withdraw a request to stop."""
         self.stop_file.unlink(missing_ok=True)
 
     def mark_done(self, summary: Mapping[str, Any]) -> None:
-        """Say that the run has ended as planned; `done` gives the summary back."""
+        """Record that the run has ended as planned; `done` returns the summary."""
         write_atomically(self.done_file, _json(summary))
 
     @property
     def done(self) -> dict[str, Any] | None:
+        """Return the summary of a run that has ended as planned; None before."""
         return _shaped(self.done_file, shape.Done)
 
     def refer_to_features(self, key: str) -> None:
-        """Note that this run reads a feature set, so that pruning can tell what nobody refers to."""
+        """Record that this run reads a feature set, so that pruning keeps it."""
         known = self.features_referred_to()
         if key not in known:
             write_atomically(self.features_file, "".join(f"{k}\n" for k in [*known, key]).encode())
 
     def features_referred_to(self) -> list[str]:
-        """The keys of the feature sets that this run has read, in the order of first use."""
+        """Return the keys of the feature sets that this run has read, in the order of first use."""
         try:
             return read_file(self.features_file, max_bytes=limits.RUN_JSON).decode().split()
         except (FileNotFoundError, NotADirectoryError):
@@ -152,21 +152,22 @@ class RunDir:
 
     @property
     def begun(self) -> bool:
-        """Whether it has brought anything: what the workers agreed on, a record, a checkpoint, predictions."""
+        """Return True if the run has an identity, a record, a checkpoint or predictions."""
         files = (self.identity_file, self.metrics_file, self.done_file, self.predictions)
         return any(path.exists() for path in files) or bool(steps_in(self.checkpoints))
 
     def claim(self, job: OwningJob | None = None) -> None:
-        """Say that this process is about to start the run, or `job`: nobody else gives it another trajectory."""
+        """Record that this process, or `job`, is about to start the run: no other may change its trajectory."""
         claim(self.claim_file, job)
 
     def read_identity(self) -> dict[str, Any] | None:
+        """Return what `freeze_identity` has recorded; None before."""
         return _shaped(self.identity_file, shape.Identity)
 
     def freeze_identity(self, identity: Mapping[str, Any]) -> None:
-        """Record what the run was started with, or refuse when it was something else."""
+        """Record what the run is started with, or refuse (78) if it was started with something else."""
         if not os.path.lexists(self.identity_file):
-            with suppress(FileExistsError):  # of two processes that try at once, one does
+            with suppress(FileExistsError):  # of two processes that try at once, one succeeds
                 write_atomically(self.identity_file, _json(identity), exclusive=True)
                 return
         old, new = (UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
@@ -181,13 +182,13 @@ class RunDir:
         if changes:
             what = f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}."
             fix = f"bring back what it was started with, or {_NEW_RUN}."
-            if changes == differences(old, new, ["precision"]):  # of one config
+            if changes == differences(old, new, ["precision"]):  # the same config on other hardware
                 what += " Its 'precision: auto' means that on this machine."
                 fix = f"resume on a GPU or processor like that of its start, or {_NEW_RUN} in a precision of both."
             raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
     def refuse_other_config(self, config: Config) -> None:
-        """Refuse when another command has replaced the config since `config` was read; ask while owning the run."""
+        """Refuse (73) if another command has replaced the config since `config` was read; call it as the owner."""
         if config_file.load(self.config_file, imports=False) != config:
             raise Refusal(
                 f"{self.config_file} has been changed while this worker started.",
@@ -196,7 +197,7 @@ class RunDir:
             )
 
     def probe_storage(self) -> None:
-        """Refuse now, not at the first save, when files here cannot be written, made durable and renamed."""
+        """Refuse (73) now, not at the first save, if files here cannot be written, made durable and renamed."""
         for directory in self._directories():
             probe = directory / f".probe-{uuid4().hex}"
             try:
@@ -221,7 +222,7 @@ class RunDir:
             self._refuse_bound(config)
         owner = holder(self)
         wait_s = 0.0 if owner and owner.who == "worker" else _SETTLE_S
-        # Meanwhile no worker begins, and no other command does the same.
+        # While this holds the lock, no worker starts, and no other command does the same.
         with Lock.acquire(self, who="tl-dist", wait_s=wait_s):
             if os.path.lexists(self.config_file):
                 self._refuse_bound(config)
@@ -229,9 +230,9 @@ class RunDir:
             write_atomically(self.config_file, resolved)
 
     def _refuse_bound(self, config: Config) -> None:
-        """Refuse a trajectory other than that of a run that has begun, or that somebody is about to start."""
+        """Refuse (78) to change the trajectory of a run that has begun, or that a process is about to start."""
         before = config_file.load(self.config_file, imports=False)
-        old, new = (config_file.trajectory(one) for one in (before, config))
+        old, new = config_file.trajectory(before), config_file.trajectory(config)
         changes = differences(old, new, (*config_file.TRAJECTORY, *config_file.DECIDING, "runtime"))
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):
@@ -246,12 +247,27 @@ class RunDir:
         return claimant(self.claim_file, self.attempts)
 
 
+def step_name(step: int) -> str:
+    """Return the directory name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def steps_in(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Return every entry that is named as a checkpoint, the highest step first, whatever it holds."""
+    steps = []
+    for path in children(checkpoints):
+        match = _STEP_NAME.fullmatch(path.name)
+        if match and step_name(int(match[1])) == path.name:
+            steps.append((int(match[1]), path))
+    return sorted(steps, reverse=True)
+
+
 def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object in a file of the run; None where there is no file, refused (78) where it holds something else."""
+    """Read a JSON object from a file of the run; None if there is no file; refuse (78) any other content."""
     try:
         value = json.loads(read_file(path, max_bytes=limits.RUN_JSON))
     except FileNotFoundError:
@@ -264,7 +280,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _shaped(path: Path, kind: type[Any]) -> dict[str, Any] | None:
-    """The same, refused as well (78) where a value in it is none that `kind` of `shape` knows."""
+    """Read a JSON object as `read_json` does, and refuse (78) a value that does not fit `kind` of `shape`."""
     value = read_json(path)
     if value is not None and (wrong := shape.fault(value, kind)) is not None:
         raise _unsafe(path, f"is damaged ({wrong})", "restore the file from a copy.")

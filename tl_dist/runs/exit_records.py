@@ -1,4 +1,4 @@
-"""How each worker of an attempt ended, in a small file of its own: its exit code and, where it could say so, why."""
+"""Record how each worker of an attempt ended, in one small file each: its exit code and, if it knew it, the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tl_dist.files import limits
 from tl_dist.files.atomic import children, write_atomically
 from tl_dist.files.foreign import read_file
 
-_VARIABLE = "TL_DIST_ENDINGS"
+_VARIABLE = "TL_DIST_EXIT_RECORDS"
 
 
-class Ending(NamedTuple):
-    """The last word of one worker. `code` is 128 + N after signal N, as a shell has it."""
+class ExitRecord(NamedTuple):
+    """How one worker ended. `code` is 128 + N after signal N, as in a shell."""
 
     rank: int
     code: int
@@ -24,40 +24,40 @@ class Ending(NamedTuple):
     fix: str = ""
 
 
-class Endings:
-    """Those of one attempt: the files ATTEMPT.rank_0000 and so on, which are beside the attempt's own."""
+class ExitRecords:
+    """The exit records of one attempt: files ATTEMPT.rank_0000 and so on, beside the attempt's own."""
 
     def __init__(self, attempt: Path) -> None:
         self._attempt = attempt
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Endings | None:
-        """Those that whoever started this worker reads; None where nobody does."""
+    def from_env(cls, env: Mapping[str, str]) -> ExitRecords | None:
+        """Return the records that this worker's launcher reads; None if it reads none."""
         return cls(Path(env[_VARIABLE])) if _VARIABLE in env else None
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a worker where to write."""
+        """Return the variable that tells a worker where to write its record."""
         return {_VARIABLE: str(self._attempt)}
 
-    def write(self, ending: Ending) -> None:
-        """Leave it there; a disk that does not take it hides no other error."""
+    def write(self, record: ExitRecord) -> None:
+        """Write a record; ignore a failure, so that it hides no other error."""
         with suppress(OSError):
-            write_atomically(self._file(ending.rank), json.dumps(ending._asdict()).encode())
+            write_atomically(self._file(record.rank), json.dumps(record._asdict()).encode())
 
-    def read(self, ranks: Collection[int]) -> list[Ending]:
-        """Those of `ranks` that are known, in the order of time by the file server's clock."""
-        found = []
-        there = {path.name for path in children(self._attempt.parent)}
+    def read(self, ranks: Collection[int]) -> list[ExitRecord]:
+        """Return the records of `ranks` that exist, in order of time by the file server's clock."""
+        records = []
+        names = {path.name for path in children(self._attempt.parent)}
         for path in (self._file(rank) for rank in ranks):
-            if path.name in there:
-                with suppress(OSError, ValueError, TypeError):  # damaged: as good as none
-                    ending = Ending(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
-                    found.append((path.stat().st_mtime_ns, ending))
-        return [ending for _, ending in sorted(found)]
+            if path.name in names:
+                with suppress(OSError, ValueError, TypeError):  # a damaged record counts as none
+                    record = ExitRecord(**json.loads(read_file(path, max_bytes=limits.RUN_JSON)))
+                    records.append((path.stat().st_mtime_ns, record))
+        return [record for _, record in sorted(records)]
 
     def clear(self) -> None:
-        """Remove them, once they are known."""
+        """Remove all records of this attempt."""
         for path in children(self._attempt.parent):
             if path.name.startswith(f"{self._attempt.name}.rank_"):
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What each worker last said of itself, as small files that the supervisor reads."""
+"""Exchange heartbeats: small files in which each worker tells the supervisor its phase and step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE = re.compile(r"rank_(\d{4,})")
 
 
 class Beat(NamedTuple):
-    """The last word of one worker."""
+    """The last heartbeat of one worker."""
 
     age_s: float
     phase: str
@@ -30,36 +30,38 @@ class Beat(NamedTuple):
     host: str
     pid: int
     number: int = 0
-    """beats so far: workers go in step, so of several that are silent the one with the fewest holds up the others"""
+    """beats so far: workers advance in lockstep, so the silent one with the fewest beats blocks the others"""
     patience_s: float = 0.0
-    """how long this phase may last, where that is longer than others may"""
+    """how long this phase may last, if that is longer than usual"""
 
 
 class Heartbeats:
-    """The beats in one directory: a worker writes its own, the supervisor reads all."""
+    """The heartbeats in one directory: a worker writes its own, the supervisor reads all."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
         self._clock = clock
         self._every_s = 0.0
         self._lock = threading.Lock()
-        self._held: tuple[int, dict[str, Any], float] | None = None  # rank, facts, when they were said
+        self._held: tuple[int, dict[str, Any], float] | None = None  # rank, facts, time of the beat
         self._wrote_at = float("-inf")
         self._fds: dict[int, int] = {}
         self._number = 0
-        self._seen: dict[int, tuple[int, float, float]] = {}  # mtime, its age when first seen, when that was
+        self._seen: dict[
+            int, tuple[int, float, float]
+        ] = {}  # mtime, its age when first seen, time of that look
 
     def space(self, every_s: float) -> None:
-        """From now on write no more often than that; what is said meanwhile is written at the end of that time.
+        """Write at most one beat in `every_s` from now on, the last one at the end of that time.
 
-        By another thread, since by then this one may hang: who holds up whom is told by the last words of all. What is
-        held back now is written at once.
+        Another thread writes it, since this one may hang by then, and the supervisor compares the last beats of all.
+        A beat that is held back now is written at once.
         """
         self._every_s = every_s
         self._write_held()
 
     def beat(self, rank: int, phase: str, step: int, patience_s: float = 0.0) -> None:
-        """Show that worker `rank` lives, and what it does: at most three system calls, and no wait for a disk."""
+        """Report that worker `rank` is alive, and its phase: at most three system calls, and no wait for a disk."""
         self._number += 1
         facts = {"phase": phase[:100], "step": step, "host": os.uname().nodename, "pid": os.getpid()}
         facts |= {"number": self._number, "patience_s": patience_s}
@@ -75,12 +77,12 @@ class Heartbeats:
                 self._held = (rank, facts, now)
 
     def _write_held(self, after_s: float = 0.0, wrote_at: float | None = None) -> None:
-        """Later, no other beat may have been written since `wrote_at`: what is held then waits for another thread."""
+        """Write the held beat `after_s` later, unless one was written since `wrote_at`: then another thread does."""
         time.sleep(after_s)
         with self._lock, suppress(OSError):  # this process may have ended its run, and the directory be gone
             if self._held is not None and wrote_at in (None, self._wrote_at):
-                rank, facts, said_at = self._held
-                self._write(rank, {**facts, "held_s": round(self._clock() - said_at, 3)})
+                rank, facts, at = self._held
+                self._write(rank, {**facts, "held_s": round(self._clock() - at, 3)})
 
     def _write(self, rank: int, facts: Mapping[str, Any]) -> None:
         self._wrote_at, self._held = self._clock(), None
@@ -95,20 +97,20 @@ class Heartbeats:
         os.utime(fd)  # an NFS client may keep the write to itself, but not this
 
     def read(self) -> dict[int, Beat]:
-        """The last word of every worker. Ages need no agreement between the clocks of hosts, nor steady ones.
+        """Return the last heartbeat of every worker. Ages do not depend on synchronised or steady clocks of hosts.
 
-        When this object first sees a beat, its age is taken on the file server's clock; while the beat stays
-        the same, this process's monotonic clock goes on from there.
+        When this object first sees a beat, its age is measured by the file server's clock; while the beat stays
+        the same, this process's monotonic clock adds to that.
         """
         paths = [path for path in children(self._directory) if _FILE.fullmatch(path.name)]
         with ThreadPoolExecutor(_READERS) as pool:  # each waits for the file server
-            found = list(pool.map(_read, paths) if len(paths) > _READERS else map(_read, paths))
+            contents = list(pool.map(_read, paths) if len(paths) > _READERS else map(_read, paths))
         server_ns = None
         beats = {}
-        for path, read in zip(paths, found, strict=True):
-            if read is None:
+        for path, content in zip(paths, contents, strict=True):
+            if content is None:
                 continue
-            facts, mtime_ns = read
+            facts, mtime_ns = content
             rank = int(path.name.removeprefix("rank_"))
             if rank not in self._seen and server_ns is None:
                 server_ns = server_time_ns(self._directory)
@@ -117,7 +119,7 @@ class Heartbeats:
         return beats
 
     def clear(self) -> None:
-        """Forget the workers of an earlier attempt; call it before the next ones start."""
+        """Remove the beats of an earlier attempt; call it before the next workers start."""
         self._seen.clear()
         for path in children(self._directory):
             path.unlink(missing_ok=True)
@@ -133,16 +135,16 @@ class Heartbeats:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int] | None:
-    """What one file says, and when it was written; None of one that is being made or cleared, or says no such thing."""
+    """Read one beat and its mtime; None if the file is being created or cleared, or holds no beat."""
     try:
         fd = open_regular(path)
         try:
-            written = json.loads(os.read(fd, _RECORD_BYTES))
+            record = json.loads(os.read(fd, _RECORD_BYTES))
             mtime_ns = os.fstat(fd).st_mtime_ns
         finally:
             os.close(fd)
-        facts = {key: written[key] for key in ("phase", "step", "host", "pid")}
-        facts |= {key: written.get(key, 0) for key in ("number", "patience_s", "held_s")}
+        facts = {key: record[key] for key in ("phase", "step", "host", "pid")}
+        facts |= {key: record.get(key, 0) for key in ("number", "patience_s", "held_s")}
         return facts, mtime_ns
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""What a run is, for those who use it: its classes and precision need no data set."""
+"""Read what a run's users need without its data set: classes, precision, splits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tl_dist.runs.directory import UNWRITTEN, RunDir
 
 
 def identity_of(run: RunDir) -> dict[str, Any]:
-    """What the workers of the run have agreed on; refuses (64) a run that has not begun, or that has no model."""
+    """Return what the run's workers have agreed on; refuse (64) a run that has not begun, or that has no model."""
     identity = run.read_identity()
     if "cross_validation" in (run.done or {}):
         raise Refusal(
@@ -37,17 +37,17 @@ def identity_of(run: RunDir) -> dict[str, Any]:
 
 
 def decoding_of(run: RunDir, *, new: int) -> int:
-    """By which version of the rule of decoding the run reads images; `new` where it has not begun."""
+    """Return the version of image decoding that the run uses; `new` if it has not begun."""
     identity = run.read_identity()
     return new if identity is None else int(identity.get("decoding", UNWRITTEN["decoding"]))
 
 
 def split_ids(run: RunDir) -> dict[str, list[str]]:
-    """The ids of the examples of each split, by the manifest that the run froze; refuses (78) a damaged one."""
+    """Return the ids of each split's examples, by the run's own manifest; refuse (78) a damaged one."""
     file = run.path / "split.json"
     try:
         splits = json.loads(read_file(file, max_bytes=limits.SPLIT_MANIFEST))["splits"]
-        return {str(split): [str(name) for name in one["ids"]] for split, one in splits.items()}
+        return {str(split): [str(name) for name in entry["ids"]] for split, entry in splits.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refusal(
             f"{file} cannot be read ({reason(error)}).", fix="restore the file.", code=ExitCode.UNSAFE
@@ -55,9 +55,9 @@ def split_ids(run: RunDir) -> dict[str, list[str]]:
 
 
 def columns(run: RunDir, class_names: Sequence[str], key: str) -> list[int]:
-    """Where each of these classes is among those of the run, by name; refuses (64) a run of other classes.
+    """Return the index of each of these classes among the run's own, by name; refuse (64) a run of other classes.
 
-    `key` is that of the config which names the run.
+    `key` is the config key that names the run.
     """
     theirs = identity_of(run)["class_names"]
     if sorted(theirs) != sorted(class_names):

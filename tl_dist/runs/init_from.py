@@ -1,4 +1,4 @@
-"""The run that a backbone is carried over from, as far as the login node can judge it. Imports no TensorFlow."""
+"""Check the run from which a backbone is transferred, as far as the login node can. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _HEAD = (
     *(("model", key) for key in ("pooling", "normalize", "layers", "hidden")),
     ("data", "image_size"),  # where feature maps are flattened
 )
-"""sections and keys of the settings that a head fits"""
+"""sections and keys of the settings that must agree for a head to fit"""
 
 
 def opened(cfg: Config) -> tuple[RunDir, Config]:
-    """The run `cfg.source.run` and its config. Refuses another backbone, no checkpoint, and a task not yet trained."""
+    """Return the run `cfg.source.run` and its config. Refuses another backbone, no checkpoint, an untrained task."""
     if cfg.source is None or cfg.source.run is None:
         raise Refusal(
             f"the source task of '{cfg.name}' has not been trained.",
@@ -25,21 +25,21 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
             code=ExitCode.USAGE,
         )
     run = RunDir.open(cfg.source.run)
-    found = config_file.load(run.config_file, imports=False)
-    if found.model.backbone != cfg.model.backbone:
+    source = config_file.load(run.config_file, imports=False)
+    if source.model.backbone != cfg.model.backbone:
         raise Refusal(
-            f"source.run {run.path} trained {found.model.backbone}, but model.backbone is {cfg.model.backbone}.",
-            fix=f"write 'backbone: {found.model.backbone}', or name a run that trained {cfg.model.backbone}.",
+            f"source.run {run.path} trained {source.model.backbone}, but model.backbone is {cfg.model.backbone}.",
+            fix=f"write 'backbone: {source.model.backbone}', or name a run that trained {cfg.model.backbone}.",
             code=ExitCode.USAGE,
         )
-    if found.model.prune > cfg.model.prune:
+    if source.model.prune > cfg.model.prune:
         raise Refusal(
-            f"source.run {run.path} is pruned by {found.model.prune:g}, more than model.prune {cfg.model.prune:g}.",
-            fix=f"write 'prune: {found.model.prune:g}' or more, or name a run that has all channels.",
+            f"source.run {run.path} is pruned by {source.model.prune:g}, more than model.prune {cfg.model.prune:g}.",
+            fix=f"write 'prune: {source.model.prune:g}' or more, or name a run that has all channels.",
             code=ExitCode.USAGE,
         )
     for section, key in _HEAD if cfg.source.head else ():
-        theirs, ours = (getattr(getattr(one, section), key) for one in (found, cfg))
+        theirs, ours = (getattr(getattr(config, section), key) for config in (source, cfg))
         if theirs != ours and (key != "image_size" or cfg.model.pooling == "flatten"):
             raise Refusal(
                 f"source.head takes the head of {run.path}, where {section}.{key} is {json.dumps(theirs)}; here it is "
@@ -53,4 +53,4 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
             fix="train it first: tl-dist train CONFIG.",
             code=ExitCode.USAGE,
         )
-    return run, found
+    return run, source

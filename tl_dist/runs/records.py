@@ -1,7 +1,7 @@
-"""The records of a run, one JSON object a line of `metrics.jsonl`: what is damaged there stops nobody.
+"""Read and append a run's records, one JSON object a line of `metrics.jsonl`; damaged lines are skipped.
 
-Lines are only ever added. An attempt that resumes says from which step, and that makes void what is said above it of
-later steps, which are done again: whoever reads by `records` does not see it.
+Lines are only ever appended. An attempt that resumes records its step, which makes void the earlier records of later
+steps, since these are trained again: `records` does not yield them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 def open_records(path: Path) -> BinaryIO:
-    """The file, to be read; raises FileNotFoundError, and refuses (78) what is no regular file."""
+    """Open the file for reading; raise FileNotFoundError, and refuse (78) what is no regular file."""
     try:
         return os.fdopen(open_regular(path), "rb", buffering=1 << 18)
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def open_records(path: Path) -> BinaryIO:
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """Each line with its end, but those that are too long to be a record; the last one may have no end yet."""
+    """Yield each line with its newline, except lines too long for a record; the last may have no newline yet."""
     begins = True
     while piece := file.readline(limits.METRICS_LINE):
         ends = piece.endswith(b"\n")
@@ -45,7 +45,7 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def record_in(line: bytes) -> dict[str, Any] | None:
-    """The record on a line; None where it holds none, or one whose step is no number."""
+    """Parse the record on a line; None if there is none, or its step is no integer."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -54,12 +54,12 @@ def record_in(line: bytes) -> dict[str, Any] | None:
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """All that hold, in their order; none where there is no file."""
+    """Yield all records that are not void, in order; none if there is no file."""
     with suppress(FileNotFoundError), open_records(path) as file:
         resumed = [
             (n, step) for n, line in enumerate(lines(file)) if (step := _resumed_from(line)) is not None
         ]
-        # With each the least step of it and of all below; the uppermost in the file is the last of the list.
+        # Each with the least step of its own and of all below it in the file; the topmost is the last of the list.
         bounds = list(accumulate(reversed(resumed), lambda below, here: (here[0], min(below[1], here[1]))))
         file.seek(0)
         for n, line in enumerate(lines(file)):
@@ -71,13 +71,13 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def flattered(run: Path) -> list[str]:
-    """What is to be said wherever figures of a run are shown: why they are too good, each reason once."""
-    found = records(run / "metrics.jsonl")
-    return list(dict.fromkeys(str(one.get("text")) for one in found if one.get("flattered") is True))
+    """Return why a run's figures are too good, each reason once, to be shown wherever the figures are."""
+    reasons = (r.get("text") for r in records(run / "metrics.jsonl") if r.get("flattered") is True)
+    return list(dict.fromkeys(map(str, reasons)))
 
 
 def append_to(path: Path) -> TextIO:
-    """The file, for more records, each written out at the end of its line. One that a kill has torn is ended first."""
+    """Open the file to append line-buffered records; end a line that a kill has torn first."""
     torn = False
     with suppress(FileNotFoundError), open_records(path) as file:
         if file.seek(0, os.SEEK_END):
@@ -90,7 +90,7 @@ def append_to(path: Path) -> TextIO:
 
 
 class NewRecords:
-    """The records appended since the last look; starts at the file's present end."""
+    """A reader of the records that are appended after its construction."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,7 +98,7 @@ class NewRecords:
         self.read()
 
     def read(self) -> list[dict[str, Any]]:
-        """Whole lines only: the last one may still be in the making."""
+        """Return the new records of complete lines: the last line may still be being written."""
         fresh = []
         with suppress(FileNotFoundError), open_records(self._path) as file:
             file.seek(self._offset)
@@ -113,11 +113,11 @@ class NewRecords:
 
 
 def _resumed_from(line: bytes) -> int | None:
-    """The step of a `resumed` record; None for any other line, without parsing it."""
+    """Return the step of a `resumed` record; None for any other line, mostly without parsing it."""
     record = record_in(line) if b'"resumed"' in line else None
     return record.get("step", 0) if record is not None and record.get("event") == "resumed" else None
 
 
 def _is_void(record: dict[str, Any], step: int) -> bool:
-    """Whether a record says what an attempt that resumed from `step` does again."""
+    """Return True if an attempt that resumed from `step` repeats what the record reports."""
     return bool(record.get("step", 0) > step or record.get("event") == "done")

@@ -1,4 +1,4 @@
-"""What workers are asked to do with a run other than train: one JSON file, which each of them reads."""
+"""Write what workers are to do with a run, other than train, as one JSON file that each of them reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Request:
     at: str = ""
     """the checkpoint, as in `checkpoint.find`"""
     overrides: Sequence[str] = ()
-    """KEY=VALUE, over the config of the run"""
+    """KEY=VALUE over the config of the run"""
     into: str | None = None
-    """directory of the answer and of the stop mark where the run is only read; default: the run itself"""
+    """directory of the answer and of the stop file, if the run is only read; default: the run itself"""
 
     def save(self, file: Path) -> None:
-        """Write it, with the name of its tool."""
+        """Write the request, with the name of its tool."""
         tool = type(self).__module__.rpartition(".")[2]
         write_atomically(file, json.dumps({"tool": tool, **asdict(self)}).encode())

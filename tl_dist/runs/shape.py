@@ -1,6 +1,6 @@
-"""What the JSON of a run holds: the type of each value that anything uses, of whoever wrote the file.
+"""Validate the JSON of a run: the type of each value that is used, whatever wrote the file.
 
-Keys that are not known here are no damage, nor are those that are not there: an older or newer tl_dist wrote them.
+Unknown and missing keys are no damage: an older or newer tl_dist may have written the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_STEPS = 10**18
 
 
 def _text(value: str) -> str:
-    """A name as a file system or a table can have it; ValueError for halves of characters."""
+    """Return a name that a file system and a table can hold; ValueError for lone surrogates."""
     value.encode("utf-8", "surrogateescape")
     return value
 
@@ -35,13 +35,11 @@ def _moment(value: str) -> str:
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    """What can be walked through by functions that call themselves."""
+    """Return a mapping that recursive functions can walk; ValueError if it is nested too deeply."""
     level: list[Any] = [value]
     for _ in range(limits.CONFIG_DEPTH * 2):
-        nested = (
-            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
-        )
-        level = [item for items in nested for item in items]
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [leaf for item in nested for leaf in (item.values() if isinstance(item, dict) else item)]
     if level:
         raise ValueError("is nested too deeply")
     return value
@@ -60,7 +58,7 @@ class _Shape(BaseModel):
 
 
 class Identity(_Shape):
-    """What workers have agreed on."""
+    """The facts that a run's workers have agreed on."""
 
     class_names: Annotated[list[_Text], Field(min_length=1), AfterValidator(_distinct)] = Field(default=[])
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -99,7 +97,7 @@ def _crossed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class Done(_Shape):
-    """What a run ended with."""
+    """The result of a run."""
 
     step: _Step = 0
     figures: dict[_Text, _Figures] = Field(default={})
@@ -128,14 +126,14 @@ class _Monitor(_Shape):
 
 
 class History(_Shape):
-    """What a checkpoint says of the run before it."""
+    """The history of a run, in a checkpoint."""
 
     best_validation: _Seen | None = None
     monitor: _Monitor | None = None
 
 
 class Attempt(_Shape):
-    """How an attempt went."""
+    """The record of an attempt."""
 
     host: _Text = ""
     began: _Moment | None = None
@@ -143,7 +141,7 @@ class Attempt(_Shape):
 
 
 class Train(_Shape):
-    """A chunk of steps, of which a record tells."""
+    """The record of a chunk of steps."""
 
     step: _Step
     epoch: float
@@ -157,7 +155,7 @@ class Train(_Shape):
 
 
 class Evaluation(_Shape):
-    """Figures of a split, of which a record tells."""
+    """The record of a split's figures."""
 
     step: _Step
     split: _Text
@@ -174,7 +172,7 @@ class _Layer(_Shape):
 
 
 class BatchNorm(_Shape):
-    """What became of the layers, of which a record tells."""
+    """The record of batch norm layers after training."""
 
     policy: _Text
     layers: list[_Layer]
@@ -184,7 +182,7 @@ _RECORDS: Mapping[Any, type[_Shape]] = {"train": Train, "evaluation": Evaluation
 
 
 def fault(value: Mapping[str, Any], shape: type[_Shape]) -> str | None:
-    """What is wrong with it, in words for a message; None where nothing is."""
+    """Return what is wrong with `value`, in words for a message; None if nothing is."""
     try:
         shape.model_validate(value)
     except ValidationError as error:
@@ -195,6 +193,6 @@ def fault(value: Mapping[str, Any], shape: type[_Shape]) -> str | None:
 
 
 def is_whole(record: Mapping[str, Any]) -> bool:
-    """Whether a record of metrics.jsonl holds what its event promises; of an event that nothing uses, always."""
+    """Return True if a record of metrics.jsonl has its event's shape; always, if no code uses that event."""
     event = record.get("event")
     return not isinstance(event, str) or event not in _RECORDS or fault(record, _RECORDS[event]) is None

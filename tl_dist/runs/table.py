@@ -1,4 +1,4 @@
-"""The runs in a directory, one line each: what became of them, how far they are, their figures."""
+"""Summarise the runs in a directory, one line each: their state, step and figures."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from tl_dist.runs.records import records
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the table of runs."""
+    """One line in the table of runs."""
 
     name: str
     state: str  # running, done, failed (its last attempt says so), stopped or unreadable
     step: int = 0
     strategy: str = "?"
     workers: int | None = None
-    age_s: float = float("inf")  # since something last happened
+    age_s: float = float("inf")  # since the last change of a file
     figures: Mapping[str, float] = field(default_factory=dict)
     """last: loss, SPLIT_accuracy; best: best_SPLIT_accuracy"""
     problem: str = ""
-    """why it cannot be read, as a private run of somebody else"""
+    """why the run cannot be read, as if it is another user's"""
 
 
 def runs(root: str | Path) -> list[RunSummary]:
-    """Every run below `root`, the most recent first; what cannot be looked into last, with the reason.
+    """Return every run below `root`, the most recent first; unreadable ones last, with the reason.
 
     Refuses (64) a root that cannot be read itself. `root` may be a link, a run in it may not.
     """
     try:
-        found = children(Path(root).resolve())
+        paths = children(Path(root).resolve())
     except OSError as error:
         raise Refusal(
             f"{root} cannot be read ({reason(error)}).",
             fix="name a directory that you may read.",
             code=ExitCode.USAGE,
         ) from error
-    listed = [summary for path in found if (summary := _listed(path)) is not None]
-    return sorted(listed, key=lambda summary: (summary.age_s, summary.name))
+    summaries = [summary for path in paths if (summary := _listed(path)) is not None]
+    return sorted(summaries, key=lambda summary: (summary.age_s, summary.name))
 
 
 def _listed(path: Path) -> RunSummary | None:
-    """None for what is no run."""
+    """Summarise the run at `path`; None if it is no run."""
     try:
         return _summary(RunDir(path)) if (path / "config.yaml").is_file() else None
     except OSError as error:
@@ -79,7 +79,7 @@ def _summary(run: RunDir) -> RunSummary:
 
 
 def state_of(run: RunDir) -> str:
-    """What became of it: running, done, failed (its last attempt says so) or stopped."""
+    """Return the state of a run: running, done, failed (by the record of its last attempt) or stopped."""
     attempt = None
     with suppress(Refusal, ValueError):
         attempt = read_json(max(path for path in children(run.attempts) if path.suffix == ".json"))
@@ -92,7 +92,7 @@ def state_of(run: RunDir) -> str:
 
 
 def _metrics(path: Path) -> tuple[int, dict[str, float]]:
-    """The last step that was reported, and the figures of a run for one line of a table."""
+    """Return the last recorded step, and the figures for one line of a table."""
     step = 0
     figures: dict[str, float] = {}
     for record in records(path):

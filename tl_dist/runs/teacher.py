@@ -1,4 +1,4 @@
-"""The run that teaches another, as far as the login node can judge it. Imports no TensorFlow."""
+"""Check the run that teaches another, as far as the login node can. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tl_dist.runs.directory import RunDir
 
 
 def opened(cfg: Config) -> tuple[RunDir, Config]:
-    """The run `cfg.distill.teacher` and its config.
+    """Return the run `cfg.distill.teacher` and its config.
 
-    Refuses one that is not there or may still change, and one that takes other images where it cannot get its own.
+    Refuses (64) a run that is missing or may still change, or that needs images of another size or crop than it gets.
     """
     assert cfg.distill is not None
     path = Path(cfg.distill.teacher)
     if not (path / "config.yaml").is_file():
         raise _cannot(f"{path} is not a run", "say where it lies now: distill.teacher=DIRECTORY")
     run = RunDir.open(path)
-    found = config_file.load(run.config_file, imports=False)
+    teacher = config_file.load(run.config_file, imports=False)
     if run.done is None:
         raise _cannot(f"{path} has not ended, so its weights may change", "train it to its end first")
-    given = taught_in_steps(cfg) or cfg.runtime.decoded_images != "off"
-    sizes = [one.data.image_size or registry.backbone(one.model.backbone).input_size for one in (found, cfg)]
+    shares_images = taught_in_steps(cfg) or cfg.runtime.decoded_images != "off"
+    sizes = [c.data.image_size or registry.backbone(c.model.backbone).input_size for c in (teacher, cfg)]
     for key, theirs, ours in (
         ("image_size", *sizes),
-        ("resize", found.data.resize, cfg.data.resize),
-        ("crop_fraction", found.data.crop_fraction, cfg.data.crop_fraction),
+        ("resize", teacher.data.resize, cfg.data.resize),
+        ("crop_fraction", teacher.data.crop_fraction, cfg.data.crop_fraction),
     ):
-        if given and theirs != ours:
+        if shares_images and theirs != ours:
             how = "in steps that augment" if taught_in_steps(cfg) else "with runtime.decoded_images"
             raise _cannot(
                 f"{path} was trained with data.{key} {theirs}, but {how} it sees images of {ours}",
@@ -42,7 +42,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
                     else ", or decoded_images: off"
                 ),
             )
-    return run, found
+    return run, teacher
 
 
 def _cannot(what: str, fix: str) -> Refusal:

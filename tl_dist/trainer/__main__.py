@@ -29,7 +29,7 @@ from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.runs.request import Request
 from tl_dist.trainer.failing import report_error
@@ -120,8 +120,8 @@ def _slurm_job(env: Mapping[str, str]) -> OwningJob | None:
 
 def _leave(rank: int, code: ExitCode, what: str, fix: str = "") -> int:
     """Exit at once: after a failure Horovod's own shutdown may wait for peers that are gone."""
-    if (endings := Endings.from_env(os.environ)) is not None:
-        endings.write(Ending(rank, code, what, fix))
+    if (exit_records := ExitRecords.from_env(os.environ)) is not None:
+        exit_records.write(ExitRecord(rank, code, what, fix))
     for flush in (logging.shutdown, sys.stdout.flush, sys.stderr.flush):
         with contextlib.suppress(OSError):  # of a full disk
             flush()

@@ -21,7 +21,7 @@ from tl_dist.datasets import Splits
 from tl_dist.models import classifier, precision, weights
 from tl_dist.models.classifier import Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
-from tl_dist.parallel.feed import gpu_of_process
+from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST

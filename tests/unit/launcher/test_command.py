@@ -29,7 +29,7 @@ from tl_dist.launcher.command import (
 )
 from tl_dist.launcher.local import local_launch, place
 from tl_dist.refusal import Refusal
-from tl_dist.rendezvous.rank_layout import slot_environment
+from tl_dist.rendezvous.rank_layout import placement_environment
 from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.tools.doctor.environment import collect
 
@@ -72,7 +72,7 @@ def rendered(strategy: str) -> str:
 
     def place(rank: int) -> Mapping[str, str]:
         plan = [("localhost", processes)]
-        return slot_environment(plan, rank, rendezvous="127.0.0.1:4711", interface="lo")
+        return placement_environment(plan, rank, rendezvous="127.0.0.1:4711", interface="lo")
 
     with (
         mock.patch.object(os, "sched_getaffinity", return_value=range(8)),
@@ -246,8 +246,8 @@ def test_the_network_interface_and_the_timeout_may_be_set_by_hand(monkeypatch: p
     monkeypatch.setenv("HOROVOD_GLOO_IFACE", "eth9")
     monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "77")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    with Rendezvous([("localhost", 1)], "127.0.0.1") as meeting:
-        found = place(meeting, 0)
+    with Rendezvous([("localhost", 1)], "127.0.0.1") as rendezvous:
+        found = place(rendezvous, 0)
     assert found["NCCL_SOCKET_IFNAME"] == "ib0"
     assert (found["HOROVOD_GLOO_IFACE"], found["HOROVOD_GLOO_TIMEOUT_SECONDS"]) == ("eth9", "77")
 

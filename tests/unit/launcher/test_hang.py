@@ -1,4 +1,4 @@
-"""Who hangs, from what each worker last said: by phase, and never one that waits for another that works."""
+"""Heartbeats reveal the worker that hangs, by its phase, and never one that waits for another that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slurm without Slurm: what a job's environment means, the batch script, the end of srun and of each of its tasks."""
+"""Without Slurm: a job's environment is understood, the batch script complete, each end of srun and its tasks told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.end_to_end.harness import state_of
 from tl_dist import config
-from tl_dist.launcher.classify_exits import judged
+from tl_dist.launcher.classify_exits import classify
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.hang import HangDetector
 from tl_dist.launcher.slurm import script
@@ -23,17 +23,17 @@ from tl_dist.launcher.slurm.job import Allocation, hostnames, rendezvous_address
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.rank_layout import (
-    Slot,
+    Placement,
     expected_world_size,
     network_interface_towards,
     parse_plan,
+    placement_environment,
+    placements_of,
     plan_text,
-    slot_environment,
-    slots_of,
     slurm_task_environment,
     started_by_launcher,
 )
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.heartbeats import Beat
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -98,7 +98,7 @@ def test_a_node_without_scontrol_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_as_many_hosts_as_any_job_has_are_placed_at_once():
     plan = [(f"a{k:05}", 1) for k in range(65_536)]
-    assert slots_of(plan)[-1] == Slot("a65535", 65535, 65536, 0, 1, 65535, 65536)
+    assert placements_of(plan)[-1] == Placement("a65535", 65535, 65536, 0, 1, 65535, 65536)
     assert len(tasks_per_node("1" + ",1" * 65_535)) == 65_536
 
 
@@ -148,8 +148,8 @@ def test_inconsistent_job_is_refused(scontrol, change, code):
 
 
 def test_cross_rank_counts_only_hosts_that_have_the_local_rank():
-    slots = slots_of([("a", 1), ("b", 3), ("c", 2)])
-    assert [(s.rank, s.host, s.local_rank, s.local_size, s.cross_rank, s.cross_size) for s in slots] == [
+    placements = placements_of([("a", 1), ("b", 3), ("c", 2)])
+    assert [(s.rank, s.host, s.local_rank, s.local_size, s.cross_rank, s.cross_size) for s in placements] == [
         (0, "a", 0, 1, 0, 3),
         (1, "b", 0, 3, 1, 3),
         (2, "b", 1, 3, 0, 2),
@@ -167,11 +167,11 @@ def test_plan_survives_its_text():
 @pytest.mark.parametrize("plan", [[], [("a", 0)], [("a", 1), ("a", 1)]])
 def test_plan_that_is_none_is_refused(plan):
     with pytest.raises(Refusal, match="Fix: "):
-        slots_of(plan)
+        placements_of(plan)
 
 
-def test_slot_environment_is_that_of_horovods_static_launcher():
-    assert slot_environment(UNEVEN, 2, rendezvous="10.0.0.1:4000", interface="eth0") == {
+def test_placement_environment_is_that_of_horovods_static_launcher():
+    assert placement_environment(UNEVEN, 2, rendezvous="10.0.0.1:4000", interface="eth0") == {
         "HOROVOD_HOSTNAME": "node2",
         "HOROVOD_RANK": "2",
         "HOROVOD_SIZE": "3",
@@ -460,9 +460,10 @@ sys.exit(max(task.wait() for task in tasks))
 
 TASK = "import json, os, signal, sys, time\nact = json.loads(os.environ['ACTS'])[int(os.environ['SLURM_PROCID'])]\n"
 ACT = """
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 if act == "refuse":
-    Endings.from_env(os.environ).write(Ending(int(os.environ["SLURM_PROCID"]), 65, "x.png is torn.", "restore it."))
+    rank = int(os.environ["SLURM_PROCID"])
+    ExitRecords.from_env(os.environ).write(ExitRecord(rank, 65, "x.png is torn.", "restore it."))
     os._exit(65)
 if act == "lose its node":
     with open(os.environ["READY"], "w") as file:
@@ -488,7 +489,7 @@ def step_of(tmp_path: Path, *acts: object, srun: str = SRUN) -> Step:
     return Step(
         [Command(rank, command, env) for rank in range(3)],
         lambda rank: tmp_path / f"{rank}.out",
-        Endings(tmp_path / "attempts" / "0001"),
+        ExitRecords(tmp_path / "attempts" / "0001"),
         job_id=7,
     )
 
@@ -504,9 +505,9 @@ def test_a_task_of_which_nothing_is_left_is_named_when_srun_has_ended(tmp_path: 
     """And its worker does not live on."""
     with step_of(tmp_path, 76, "lose its node", 76) as step:
         assert step.wait(30)
-    end = judged(step.exits, done=False)
-    assert (end.rank, end.restartable) == (1, True)
-    assert re.match(r"left no exit code, and srun ended with \d+: ", end.cause)
+    outcome = classify(step.exits, done=False)
+    assert (outcome.rank, outcome.restartable) == (1, True)
+    assert re.match(r"left no exit code, and srun ended with \d+: ", outcome.cause)
     worker, deadline = int((tmp_path / "ready").read_text()), time.monotonic() + 10
     while state_of(worker) not in "ZX":
         assert time.monotonic() < deadline
@@ -515,17 +516,17 @@ def test_a_task_of_which_nothing_is_left_is_named_when_srun_has_ended(tmp_path: 
 def test_an_srun_that_starts_nothing_is_a_lost_attempt(tmp_path: Path) -> None:
     with step_of(tmp_path, srun="raise SystemExit(1)") as step:
         assert step.wait(30)
-    end = judged(step.exits, done=False)
-    assert end.restartable and "srun ended with 1" in end.cause
+    outcome = classify(step.exits, done=False)
+    assert outcome.restartable and "srun ended with 1" in outcome.cause
 
 
 def test_a_signal_to_a_task_reaches_its_worker(tmp_path: Path) -> None:
     env = os.environ | {"ACTS": '["wait"]', "SLURM_PROCID": "0", "READY": str(tmp_path / "ready")}
-    env |= Endings(tmp_path / "0001").environment
+    env |= ExitRecords(tmp_path / "0001").environment
     argv = [sys.executable, "-m", "tl_dist.launcher.slurm.task", sys.executable, "-c", TASK + ACT]
     with subprocess.Popen(argv, env=env) as task:
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
         task.send_signal(signal.SIGUSR1)
         assert task.wait(30) == 75
-    assert [(ending.rank, ending.code) for ending in Endings(tmp_path / "0001").read([0])] == [(0, 75)]
+    assert [(record.rank, record.code) for record in ExitRecords(tmp_path / "0001").read([0])] == [(0, 75)]

@@ -27,14 +27,14 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher import attempt
 from tl_dist.launcher.attempt import Launch
-from tl_dist.launcher.classify_exits import explained, first_failure, judged
+from tl_dist.launcher.classify_exits import classify, first_failure, outcome_of
 from tl_dist.launcher.command import Command
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.supervise import supervise
 from tl_dist.launcher.workers import Exit
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.terminal.progress import Progress
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[3]
 
 WORKER = r"""
 import faulthandler, json, os, pathlib, signal, subprocess, sys, time
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 from tl_dist.runs.heartbeats import Heartbeats
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 beats = Heartbeats(run / "heartbeats")
@@ -63,7 +63,7 @@ for act, *args in acts[min(attempt, len(acts)) - 1]:
     elif act == "say":
         print(args[0], flush=True)
     elif act == "end":
-        Endings.from_env(os.environ).write(Ending(rank, *args))
+        ExitRecords.from_env(os.environ).write(ExitRecord(rank, *args))
         os._exit(args[0])
     elif act == "sleep":
         time.sleep(args[0])
@@ -123,12 +123,12 @@ def end_of(tmp_path: Path, script: Script, *overrides: str) -> tuple[ExitCode | 
     shown = io.StringIO()
     with Progress(Console(file=shown, width=200)) as progress:
         try:
-            end: ExitCode | Refusal = supervise(
+            outcome: ExitCode | Refusal = supervise(
                 run, cfg, scripted(run, script), progress, longest_pause_s=0.05
             )
         except Refusal as refusal:
-            end = refusal
-    return end, run, shown.getvalue()
+            outcome = refusal
+    return outcome, run, shown.getvalue()
 
 
 def attempts(run: RunDir) -> list[dict[str, Any]]:
@@ -138,8 +138,8 @@ def attempts(run: RunDir) -> list[dict[str, Any]]:
 def test_a_run_is_done_when_all_workers_ended_and_left_the_marker(tmp_path: Path) -> None:
     note = {"event": "note", "text": "hello from rank 0"}
     script: Script = {"0": [[["record", note], ["done"], ["exit", 0]]], "1": [[["exit", 0]]]}
-    end, run, shown = end_of(tmp_path, script)
-    assert end == ExitCode.DONE
+    outcome, run, shown = end_of(tmp_path, script)
+    assert outcome == ExitCode.DONE
     assert "hello from rank 0" in shown
     (attempt,) = attempts(run)
     assert attempt["exit_code"] == 0 and attempt["workers"] == 2 and attempt["reason"] == "done"
@@ -147,9 +147,9 @@ def test_a_run_is_done_when_all_workers_ended_and_left_the_marker(tmp_path: Path
 
 
 def test_exit_code_zero_without_the_marker_is_a_failure(tmp_path: Path) -> None:
-    end, run, _ = end_of(tmp_path, {"0": [[["exit", 0]]]})
-    assert isinstance(end, Refusal) and end.code == ExitCode.NO_REQUEUE
-    assert "no DONE marker" in str(end)
+    outcome, run, _ = end_of(tmp_path, {"0": [[["exit", 0]]]})
+    assert isinstance(outcome, Refusal) and outcome.code == ExitCode.NO_REQUEUE
+    assert "no DONE marker" in str(outcome)
     assert len(attempts(run)) == 3
 
 
@@ -158,8 +158,8 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_the_checkpoint(tmp_pa
         "0": [[["checkpoint", 3], ["beat", 0], ["meet"], ["exit", 76]], [["done"], ["exit", 0]]],
         "1": [[["beat", 0], ["meet"], ["say", "famous last words"], ["kill", 9]], [["exit", 0]]],
     }
-    end, run, shown = end_of(tmp_path, script)
-    assert end == ExitCode.DONE
+    outcome, run, shown = end_of(tmp_path, script)
+    assert outcome == ExitCode.DONE
     assert (
         "rank 1 on " in shown and "SIGKILL (most likely out of memory" in shown and "exit code 137" in shown
     )
@@ -177,8 +177,8 @@ def test_the_first_failure_ends_all_within_ten_seconds(tmp_path: Path) -> None:
         "1": [[["beat", 0], ["meet"], ["kill", 9]], [["exit", 0]]],
     }
     began = time.monotonic()
-    end, run, _ = end_of(tmp_path, script)
-    assert end == ExitCode.DONE
+    outcome, run, _ = end_of(tmp_path, script)
+    assert outcome == ExitCode.DONE
     assert time.monotonic() - began < 12  # the second attempt is in it
     assert attempts(run)[0]["rank"] == 1
     assert not alive(int((run.path / "child_0").read_text()))
@@ -193,8 +193,8 @@ def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_pee
         "1": [[["beat", 0], ["sleep", 60]], [["exit", 0]]],
         "2": [[["beat", 0], ["meet"], ["exit", 76]], [["exit", 0]]],
     }
-    end, run, shown = end_of(tmp_path, script)
-    assert end == ExitCode.DONE
+    outcome, run, shown = end_of(tmp_path, script)
+    assert outcome == ExitCode.DONE
     assert "rank 1 on" in shown and "did not react" in shown
     assert attempts(run)[0]["rank"] == 1
     assert "Fatal Python error: Aborted" in run.rank_log(1).read_text()  # what it was doing
@@ -202,7 +202,7 @@ def test_the_worker_that_notices_nothing_is_the_cause_when_all_others_lost_a_pee
 
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_only_lost_peers_and_inner_errors_are_worth_a_restart(code: ExitCode) -> None:
-    assert explained(Exit(0, code)).restartable == (code in (70, 76))
+    assert outcome_of(Exit(0, code)).restartable == (code in (70, 76))
 
 
 def test_a_refusal_is_final(tmp_path: Path) -> None:
@@ -210,32 +210,34 @@ def test_a_refusal_is_final(tmp_path: Path) -> None:
         "0": [[["beat", 0], ["meet"], ["exit", 76]]],
         "1": [[["beat", 0], ["meet"], ["end", 65, "/data/x.png is torn.", "restore it."]]],
     }
-    end, run, _ = end_of(tmp_path, script)
-    assert isinstance(end, Refusal) and end.code == 65
-    assert str(end).startswith("rank 1 on ") and str(end).endswith(": /data/x.png is torn. Fix: restore it.")
+    outcome, run, _ = end_of(tmp_path, script)
+    assert isinstance(outcome, Refusal) and outcome.code == 65
+    assert str(outcome).startswith("rank 1 on ") and str(outcome).endswith(
+        ": /data/x.png is torn. Fix: restore it."
+    )
     assert len(attempts(run)) == 1
     assert [path.name for path in run.attempts.iterdir()] == ["0001.json"]
 
 
 def test_restarts_end_when_none_brings_a_newer_checkpoint(tmp_path: Path) -> None:
-    end, run, shown = end_of(tmp_path, {"0": [[["kill", 9]]]})
-    assert isinstance(end, Refusal) and end.code == ExitCode.NO_REQUEUE
-    assert "2 restarts in a row brought no newer checkpoint" in str(end)
-    assert "fewer workers or accumulate" in end.fix
+    outcome, run, shown = end_of(tmp_path, {"0": [[["kill", 9]]]})
+    assert isinstance(outcome, Refusal) and outcome.code == ExitCode.NO_REQUEUE
+    assert "2 restarts in a row brought no newer checkpoint" in str(outcome)
+    assert "fewer workers or accumulate" in outcome.fix
     assert len(attempts(run)) == 3 and "restart 2 of 2" in shown
 
 
 def test_a_newer_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
     acts = [[["checkpoint", k], ["exit", 70]] for k in (1, 1, 2, 3)]
-    end, run, _ = end_of(tmp_path, {"0": [*acts, [["done"], ["exit", 0]]]})
-    assert end == ExitCode.DONE
+    outcome, run, _ = end_of(tmp_path, {"0": [*acts, [["done"], ["exit", 0]]]})
+    assert outcome == ExitCode.DONE
     assert [attempt["from_step"] for attempt in attempts(run)] == [0, 1, 1, 2, 3]
 
 
 def test_without_restarts_the_workers_own_code_is_passed_on(tmp_path: Path) -> None:
-    end, run, _ = end_of(tmp_path, {"0": [[["kill", 11]]]}, "safety.max_restarts=0")
-    assert isinstance(end, Refusal) and end.code == ExitCode.PEER_LOST
-    assert "SIGSEGV" in str(end) and len(attempts(run)) == 1
+    outcome, run, _ = end_of(tmp_path, {"0": [[["kill", 11]]]}, "safety.max_restarts=0")
+    assert isinstance(outcome, Refusal) and outcome.code == ExitCode.PEER_LOST
+    assert "SIGSEGV" in str(outcome) and len(attempts(run)) == 1
 
 
 @pytest.mark.timing
@@ -246,8 +248,8 @@ def test_a_hung_or_frozen_worker_is_ended_with_its_stacks_in_the_log(tmp_path: P
         "0": [busy, [["done"], ["exit", 0]]],
         "1": [[["beat", 0], ["meet"], ["beat", 1], how], [["exit", 0]]],
     }
-    end, run, shown = end_of(tmp_path, script)
-    assert end == ExitCode.DONE
+    outcome, run, shown = end_of(tmp_path, script)
+    assert outcome == ExitCode.DONE
     assert "rank 1 on " in shown and "stalled, without progress for" in shown
     assert "while training, at step 1" in shown
     assert attempts(run)[0]["exit_code"] == ExitCode.PEER_LOST
@@ -257,8 +259,8 @@ def test_a_hung_or_frozen_worker_is_ended_with_its_stacks_in_the_log(tmp_path: P
 
 def test_before_the_first_step_patience_is_longer(tmp_path: Path) -> None:
     script: Script = {"0": [[["beat", 0], ["sleep", 1.0], ["done"], ["exit", 0]]]}
-    end, run, _ = end_of(tmp_path, script, "safety.hang_s=0.2")
-    assert end == ExitCode.DONE and len(attempts(run)) == 1
+    outcome, run, _ = end_of(tmp_path, script, "safety.hang_s=0.2")
+    assert outcome == ExitCode.DONE and len(attempts(run)) == 1
 
 
 @pytest.mark.parametrize(("workers", "every_s"), [(1, 2.0), (1000, 10.0)])
@@ -379,7 +381,7 @@ def test_logs_are_continued_and_each_attempt_has_its_heading(tmp_path: Path) -> 
 
 def test_a_command_that_does_not_exist_leaves_no_worker_behind(tmp_path: Path) -> None:
     commands = [Command(0, ("/nonexistent",), dict(os.environ))]
-    started = Group(commands, lambda rank: tmp_path / str(rank), Endings(tmp_path / "0001"))
+    started = Group(commands, lambda rank: tmp_path / str(rank), ExitRecords(tmp_path / "0001"))
     started.end()
     assert started.exits[0].code == 1
     assert "No such file" in "\n".join(started.last_lines(0))
@@ -419,23 +421,23 @@ def exits(*codes: int) -> list[Exit]:
 def test_the_end_of_an_attempt_is_what_its_workers_said(
     codes: list[int], done: bool, meaning: int, rank: int | None
 ) -> None:
-    end = judged(exits(*codes), done=done)
-    assert (end.code, end.rank, end.orderly) == (meaning, rank, rank is None)
+    outcome = classify(exits(*codes), done=done)
+    assert (outcome.code, outcome.rank, outcome.orderly) == (meaning, rank, rank is None)
 
 
 def test_who_did_not_end_when_the_others_lost_a_peer_is_named() -> None:
-    end = judged([Exit(0, 76), Exit(2, 76), Exit(1, 134, asked=True)], done=False)
-    assert (end.code, end.rank) == (76, 1)
-    assert end.cause == "did not react when rank 0 lost a peer, and was killed"
-    assert judged([Exit(0, 70), Exit(1, 134, asked=True)], done=False).rank == 0
+    outcome = classify([Exit(0, 76), Exit(2, 76), Exit(1, 134, asked=True)], done=False)
+    assert (outcome.code, outcome.rank) == (76, 1)
+    assert outcome.cause == "did not react when rank 0 lost a peer, and was killed"
+    assert classify([Exit(0, 70), Exit(1, 134, asked=True)], done=False).rank == 0
 
 
 def test_an_exit_is_explained_by_the_workers_own_last_word() -> None:
-    end = explained(Exit(1, 70, what="ValueError: bad shape"))
-    assert end.cause == "ValueError: bad shape" and end.code == 70
-    assert explained(Exit(1, 1)).code == ExitCode.INTERNAL
-    assert "SIGBUS" in explained(Exit(0, 135)).cause
-    assert "signal 60" in explained(Exit(0, 128 + 60)).cause
+    outcome = outcome_of(Exit(1, 70, what="ValueError: bad shape"))
+    assert outcome.cause == "ValueError: bad shape" and outcome.code == 70
+    assert outcome_of(Exit(1, 1)).code == ExitCode.INTERNAL
+    assert "SIGBUS" in outcome_of(Exit(0, 135)).cause
+    assert "signal 60" in outcome_of(Exit(0, 128 + 60)).cause
 
 
 @contextlib.contextmanager
@@ -480,5 +482,5 @@ if __name__ == "__main__":
 
 
 def test_a_worker_that_could_not_even_write_why_is_told_by_its_code() -> None:
-    end = explained(Exit(1, ExitCode.STORAGE))
-    assert "a disk is full" in end.cause and "make room" in end.fix and not end.restartable
+    outcome = outcome_of(Exit(1, ExitCode.STORAGE))
+    assert "a disk is full" in outcome.cause and "make room" in outcome.fix and not outcome.restartable

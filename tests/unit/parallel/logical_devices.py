@@ -19,8 +19,8 @@ from tl_dist.data.batch import Batch
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.parallel.collective import Collective
-from tl_dist.parallel.feed import fed
 from tl_dist.parallel.mirrored import Mirrored
+from tl_dist.parallel.replicas import prefetch_to
 from tl_dist.training import chunk, optim, step
 
 STEPS = 6
@@ -52,7 +52,7 @@ def trained(device: str | None, *, gpu: bool, parallel: Any = PARALLEL) -> dict[
     one = step.TrainStep(
         net, optimizer, step.Objective(3, 4), parallel, lambda at: 0.01 * tf.cast(at + 1, tf.float32), gpu=gpu
     )
-    feed = fed(batches(), device) if parallel is PARALLEL else parallel.feed(batches())
+    feed = prefetch_to(batches(), device) if parallel is PARALLEL else parallel.feed(batches())
     with tf.device(device):
         run = chunk.train_chunk(one)
         found = [run(feed, tf.constant(k, tf.int64), tf.constant(STEPS // 2)) for k in (0, STEPS // 2)]
@@ -120,11 +120,11 @@ def main(output: Path) -> None:
     """The first makes the devices."""
     mirrored = Mirrored(CONFIG.model_copy(update={"workers": 2}))
     found: dict[str, Any] = placed(mirrored)
-    fed_to = next(fed(batches(), "CPU:1"))
+    fed_to = next(prefetch_to(batches(), "CPU:1"))
     found["fed to"] = sorted({tensor.device.rpartition("device:")[-1] for tensor in fed_to})
     plain_, ahead = trained(None, gpu=False), trained("CPU:1", gpu=True)
     found["differences"] = differences(plain_, ahead)
-    found["error"] = ends_with_a_bad_example(fed(batches(bad=2), "CPU:1"))
+    found["error"] = ends_with_a_bad_example(prefetch_to(batches(bad=2), "CPU:1"))
     plain_ = trained(None, gpu=True, parallel=mirrored)
     mirrored.copies_ahead = True
     found["mirrored"] = {

@@ -1,4 +1,4 @@
-"""A broadcast takes an exchange for each type, not for each variable, and puts every value where it belongs."""
+"""A broadcast needs one exchange per data type, not per variable, and assigns every value to its variable."""
 
 from __future__ import annotations
 

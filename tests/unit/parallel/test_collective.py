@@ -1,4 +1,4 @@
-"""TensorFlow's own sums, in one process: what one worker makes of them, and what is said of a lost peer."""
+"""TensorFlow's collectives in one process: a single worker needs none, and a lost peer is reported as such."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class _StartedError(Exception):
 def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
     asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is its door opened: whoever is let in could run code."""
+    """Nor is its port guard opened: anyone who is let in could run code."""
     opened: list[object] = []
-    door = SimpleNamespace(port=4711, open_to=lambda *told: opened.append(told) or ["reached", "there"])
+    guard = SimpleNamespace(port=4711, open_to=lambda *told: opened.append(told) or ["reached", "there"])
     said = []
 
     def start(rank: int, endpoints: list[str], timeout_s: float) -> None:
@@ -76,9 +76,9 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(endpoint.OPEN_PORT_VARIABLE, "1" if asked else "")
     monkeypatch.setattr(endpoint, "own_address", lambda env: "10.0.0.1")
-    monkeypatch.setattr(endpoint, "door", lambda env, own: door)
-    monkeypatch.setattr(collective, "await_peers", lambda env, *, timeout_s, saying: said.append(saying))
-    monkeypatch.setattr(collective, "said_by_all", lambda env: ["10.0.0.1:4711", "8.8.8.8:4711"])
+    monkeypatch.setattr(endpoint, "open_port_guard", lambda env, own: guard)
+    monkeypatch.setattr(collective, "await_peers", lambda env, *, timeout_s, message: said.append(message))
+    monkeypatch.setattr(collective, "messages_of_all", lambda env: ["10.0.0.1:4711", "8.8.8.8:4711"])
     monkeypatch.setattr(collective, "_start_server", start)
     monkeypatch.setenv("TF_GRPC_REUSE_PORT", "")
     monkeypatch.setenv(TOKEN_VARIABLE, "a job's")

@@ -1,11 +1,11 @@
-"""Of a failed collective the line is quoted that says why, and what comes out the same each time is not restarted."""
+"""The error of a failed collective quotes the line with the reason; a failure that would repeat is not restarted."""
 
 from __future__ import annotations
 
 import pytest
 
 from tl_dist.launcher.classify_exits import RESTARTABLE
-from tl_dist.parallel.failures import refusal_of
+from tl_dist.parallel.horovod import refusal_of
 
 IN_A_GRAPH = """Graph execution error:
 

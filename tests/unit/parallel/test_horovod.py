@@ -1,4 +1,4 @@
-"""Horovod's process, without Horovod: what it is told about stalls, where it exchanges, what a lost peer is called."""
+"""Without Horovod: its stall settings, the device of its exchanges, and the report of a lost peer are right."""
 
 from __future__ import annotations
 

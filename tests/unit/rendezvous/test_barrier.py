@@ -1,4 +1,4 @@
-"""A worker that waits for others says for whom, once, and rank 0 how many are there."""
+"""A worker that waits for others logs once which ranks are missing and how many have come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tl_dist.refusal import Refusal
 from tl_dist.rendezvous import barrier
-from tl_dist.rendezvous.barrier import await_peers, said_by_all
+from tl_dist.rendezvous.barrier import await_peers, messages_of_all
 from tl_dist.rendezvous.server import Rendezvous
 
 PLAN = [("a", 2), ("b", 1)]
@@ -100,12 +100,12 @@ def test_each_worker_is_told_what_all_have_said_in_rank_order() -> None:
     with Rendezvous(PLAN, "127.0.0.1") as opened, ThreadPoolExecutor(3) as workers:
         places = [opened.worker_environment(rank) for rank in range(3)]
         with pytest.raises(Refusal, match="does not know what 3 workers said"):
-            said_by_all(places[0])
+            messages_of_all(places[0])
         for rank in (2, 0, 1):
-            workers.submit(await_peers, places[rank], timeout_s=60, saying=f"10.0.0.{rank}:80")
+            workers.submit(await_peers, places[rank], timeout_s=60, message=f"10.0.0.{rank}:80")
         workers.shutdown()
         for env in places:
-            assert said_by_all(env) == ["10.0.0.0:80", "10.0.0.1:80", "10.0.0.2:80"]
+            assert messages_of_all(env) == ["10.0.0.0:80", "10.0.0.1:80", "10.0.0.2:80"]
 
 
 def test_many_ranks_are_named_in_short() -> None:

@@ -1,4 +1,4 @@
-"""TensorFlow's server opens no port that nobody guards, and talks over no public address, unless that was asked for."""
+"""TensorFlow's server opens no unguarded port and uses no public address, unless the user asks for it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_private_addresses_are_taken(host: str) -> None:
 
 
 def test_where_the_kernel_cannot_guard_the_port_it_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_door(own: str) -> None:
+    def no_guard(own: str) -> None:
         raise OSError(92, "Protocol not available")
 
-    monkeypatch.setattr(endpoint, "Door", no_door)
+    monkeypatch.setattr(endpoint, "PortGuard", no_guard)
     with pytest.raises(Refusal, match="cannot be guarded here") as refused:
-        endpoint.door({}, "127.0.0.1")
+        endpoint.open_port_guard({}, "127.0.0.1")
     assert refused.value.code == ExitCode.UNSAFE
-    assert endpoint.door(ASKED, "127.0.0.1") is None
+    assert endpoint.open_port_guard(ASKED, "127.0.0.1") is None
 
 
 @pytest.mark.parametrize(

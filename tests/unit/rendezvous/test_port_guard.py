@@ -1,4 +1,4 @@
-"""A guarded port lets in this user's processes and other hosts that have the token; nothing of anybody else arrives."""
+"""A guarded port admits this user's processes, and other hosts that have the token; nobody else's bytes arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from tests import stranger
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous import port_guard_process
-from tl_dist.rendezvous.port_guard import Door
+from tl_dist.rendezvous.port_guard import PortGuard
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 OWN, ELSEWHERE, UNKNOWN = "127.0.0.1", "127.0.0.3", "127.0.0.9"  # this host, and two that play others
@@ -29,7 +29,7 @@ PATIENCE_S = 30.0
 class Server:
     """Listens to everyone, as gRPC does, answers with what it gets, and keeps that."""
 
-    def __init__(self, guarded: Door, *, reuse: bool = True) -> None:
+    def __init__(self, guarded: PortGuard, *, reuse: bool = True) -> None:
         self.arrived: list[bytes] = []
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
@@ -60,23 +60,23 @@ def closing() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def guarded(closing: ExitStack) -> Door:
-    return door(closing)
+def guarded(closing: ExitStack) -> PortGuard:
+    return new_guard(closing)
 
 
-def door(closing: ExitStack, own: str = OWN) -> Door:
-    made = Door(own)
+def new_guard(closing: ExitStack, own: str = OWN) -> PortGuard:
+    made = PortGuard(own)
     closing.callback(made.close)
     return made
 
 
-def server(closing: ExitStack, guarded: Door) -> Server:
+def server(closing: ExitStack, guarded: PortGuard) -> Server:
     made = Server(guarded)
     closing.callback(made.close)
     return made
 
 
-def alone(guarded: Door) -> tuple[str, int]:
+def alone(guarded: PortGuard) -> tuple[str, int]:
     """Where the port is reached, of a run of this worker alone."""
     (reached,) = guarded.open_to([(OWN, guarded.port)], "")
     return address(reached)
@@ -112,19 +112,19 @@ def calls(
     return b""
 
 
-def strangers(guarded: Door, seconds: float) -> subprocess.Popen[str]:
+def strangers(guarded: PortGuard, seconds: float) -> subprocess.Popen[str]:
     argv = [sys.executable, stranger.__file__, str(seconds), str(os.geteuid()), str(guarded.port)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_before_it_is_opened_not_even_its_own_user_gets_in(closing: ExitStack, guarded: Door) -> None:
+def test_before_it_is_opened_not_even_its_own_user_gets_in(closing: ExitStack, guarded: PortGuard) -> None:
     listening = server(closing, guarded)
     assert not calls((OWN, guarded.port), seconds=1)
     assert not listening.arrived
 
 
 def test_a_process_of_this_user_gets_in_from_any_address_and_none_that_is_not_here(
-    closing: ExitStack, guarded: Door
+    closing: ExitStack, guarded: PortGuard
 ) -> None:
     listening = server(closing, guarded)
     there = alone(guarded)
@@ -138,7 +138,7 @@ def test_a_process_of_this_user_gets_in_from_any_address_and_none_that_is_not_he
 
 
 def test_who_comes_before_the_server_listens_is_let_in_when_it_does(
-    closing: ExitStack, guarded: Door
+    closing: ExitStack, guarded: PortGuard
 ) -> None:
     answered: list[bytes] = []
     caller = threading.Thread(target=lambda: answered.append(calls(alone(guarded))))
@@ -152,7 +152,7 @@ def test_who_comes_before_the_server_listens_is_let_in_when_it_does(
 @as_root
 @pytest.mark.parametrize("serves", [False, True], ids=["while the server is awaited", "while it serves"])
 def test_a_stranger_does_not_get_in_by_the_port_of_one_who_does(
-    closing: ExitStack, guarded: Door, serves: bool
+    closing: ExitStack, guarded: PortGuard, serves: bool
 ) -> None:
     """The rule stands open again and again until the server listens, to one port after another, and for each call."""
     there = alone(guarded)
@@ -173,7 +173,7 @@ def test_a_stranger_does_not_get_in_by_the_port_of_one_who_does(
 @as_root
 @pytest.mark.parametrize("gives_up", ["closed", "reset", "before it was let in"])
 def test_a_stranger_does_not_get_in_by_the_port_of_one_who_has_left(
-    closing: ExitStack, guarded: Door, gives_up: str
+    closing: ExitStack, guarded: PortGuard, gives_up: str
 ) -> None:
     there = alone(guarded)
     listening = None if gives_up == "before it was let in" else server(closing, guarded)
@@ -198,9 +198,9 @@ def test_a_stranger_does_not_get_in_by_the_port_of_one_who_has_left(
 @as_root
 @pytest.mark.parametrize("ends", ["reset", "closed"])
 def test_what_a_stranger_left_behind_is_nobodys_else_who_has_its_port_since(
-    closing: ExitStack, guarded: Door, ends: str
+    closing: ExitStack, guarded: PortGuard, ends: str
 ) -> None:
-    """It waits in the kernel's queue, as long as the door is not open; the ports are then those of an own process."""
+    """It waits in the kernel's queue, as long as the guard is not open; the ports are then those of an own process."""
     listening = server(closing, guarded)
     with socket.socket() as left:
         os.fchown(left.fileno(), stranger.NOBODY, -1)
@@ -224,14 +224,16 @@ def test_what_a_stranger_left_behind_is_nobodys_else_who_has_its_port_since(
     assert set(listening.arrived) == {b"hello"}
 
 
-def others(closing: ExitStack, tokens: tuple[str, str]) -> tuple[Door, Door, Server, tuple[str, int]]:
-    """Two workers on two hosts: their doors, the second one's server, and where the first one reaches that."""
-    doors = door(closing), door(closing, ELSEWHERE)
-    listening = server(closing, doors[1])
-    workers = [(OWN, doors[0].port), (ELSEWHERE, doors[1].port)]
-    reached = [each.open_to(workers, token) for each, token in zip(doors, tokens, strict=True)]
-    assert reached[0][0] == f"{OWN}:{doors[0].port}"
-    return *doors, listening, address(reached[0][1])
+def others(
+    closing: ExitStack, tokens: tuple[str, str]
+) -> tuple[PortGuard, PortGuard, Server, tuple[str, int]]:
+    """Two workers on two hosts: their port guards, the second one's server, and where the first one reaches that."""
+    guards = new_guard(closing), new_guard(closing, ELSEWHERE)
+    listening = server(closing, guards[1])
+    workers = [(OWN, guards[0].port), (ELSEWHERE, guards[1].port)]
+    reached = [each.open_to(workers, token) for each, token in zip(guards, tokens, strict=True)]
+    assert reached[0][0] == f"{OWN}:{guards[0].port}"
+    return *guards, listening, address(reached[0][1])
 
 
 def test_a_worker_on_another_host_gets_in_by_the_jobs_token(closing: ExitStack) -> None:
@@ -291,9 +293,9 @@ def test_silent_hosts_keep_no_other_out_and_are_many(closing: ExitStack) -> None
         assert calls(there) == b"hello"
 
 
-def test_seventy_thousand_hosts_fit(closing: ExitStack, guarded: Door) -> None:
+def test_seventy_thousand_hosts_fit(closing: ExitStack, guarded: PortGuard) -> None:
     workers = [(f"10.{k >> 16}.{k >> 8 & 255}.{k & 255}", 4711) for k in range(70_000)]
-    second = door(closing, ELSEWHERE)
+    second = new_guard(closing, ELSEWHERE)
     listening = server(closing, second)
     second.open_to([*workers, (OWN, guarded.port), (ELSEWHERE, second.port)], TOKEN)
     reached = guarded.open_to([*workers, (OWN, guarded.port), (ELSEWHERE, second.port)], TOKEN)
@@ -301,7 +303,7 @@ def test_seventy_thousand_hosts_fit(closing: ExitStack, guarded: Door) -> None:
     assert listening.arrived == [b"hello"]
 
 
-def test_everything_arrives_in_order_however_slow_the_reader(closing: ExitStack, guarded: Door) -> None:
+def test_everything_arrives_in_order_however_slow_the_reader(closing: ExitStack, guarded: PortGuard) -> None:
     server(closing, guarded)
     sent = os.urandom(1 << 24)
     with connected(alone(guarded)) as made:
@@ -317,7 +319,7 @@ def test_everything_arrives_in_order_however_slow_the_reader(closing: ExitStack,
 
 
 @as_root
-def test_thousands_who_knock_keep_nobody_out(closing: ExitStack, guarded: Door) -> None:
+def test_thousands_who_knock_keep_nobody_out(closing: ExitStack, guarded: PortGuard) -> None:
     listening = server(closing, guarded)
     there = alone(guarded)
     assert calls(there) == b"hello"
@@ -339,15 +341,15 @@ def test_thousands_who_knock_keep_nobody_out(closing: ExitStack, guarded: Door) 
 
 
 @as_root
-def test_the_end_of_the_doorkeeper_ends_what_it_has_let_in_and_leaves_the_port_shut(
-    closing: ExitStack, guarded: Door
+def test_the_end_of_the_guard_process_ends_what_it_has_let_in_and_leaves_the_port_shut(
+    closing: ExitStack, guarded: PortGuard
 ) -> None:
     listening = server(closing, guarded)
     there = alone(guarded)
     with connected(there) as made:
         made.sendall(b"hello")
         assert made.recv(5) == b"hello"
-        guarded._keeper.send_signal(signal.SIGKILL)
+        guarded._process.send_signal(signal.SIGKILL)
         assert made.recv(5) == b""
     assert not calls(there, seconds=1.5)
     trying = strangers(guarded, 1.5)
@@ -358,8 +360,8 @@ def test_the_end_of_the_doorkeeper_ends_what_it_has_let_in_and_leaves_the_port_s
 
 FORGETS = """
 import gc, socket, sys, time
-from tl_dist.rendezvous.port_guard import Door
-guarded = Door("127.0.0.1")
+from tl_dist.rendezvous.port_guard import PortGuard
+guarded = PortGuard("127.0.0.1")
 guarded.open_to([("127.0.0.1", guarded.port)], "")
 server = socket.socket(socket.AF_INET6)
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -378,7 +380,7 @@ except TimeoutError:
 
 
 @as_root
-def test_the_port_stays_shut_until_its_process_ends_even_if_the_door_is_forgotten() -> None:
+def test_the_port_stays_shut_until_its_process_ends_even_if_the_guard_is_forgotten() -> None:
     """As at the end of a worker, when Python has closed what it knows of and TensorFlow's server still listens."""
     argv = [sys.executable, "-W", "ignore", "-c", FORGETS]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as worker:
@@ -391,19 +393,19 @@ def test_the_port_stays_shut_until_its_process_ends_even_if_the_door_is_forgotte
         assert worker.communicate(timeout=PATIENCE_S)[0] == "nobody came\n"
 
 
-def test_the_doorkeeper_ends_with_its_worker(closing: ExitStack, guarded: Door) -> None:
+def test_the_guard_process_ends_with_its_worker(closing: ExitStack, guarded: PortGuard) -> None:
     there = alone(guarded)
-    keeper = guarded._keeper
-    keeper.send_signal(signal.SIGTERM)  # is for the worker alone
+    process = guarded._process
+    process.send_signal(signal.SIGTERM)  # is for the worker alone
     server(closing, guarded)
     assert calls(there) == b"hello"
-    assert keeper.stdin
-    keeper.stdin.close()
-    assert keeper.wait(PATIENCE_S) == 0
-    keeper.stdin = None
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(PATIENCE_S) == 0
+    process.stdin = None
 
 
-def test_a_server_that_does_not_share_the_port_is_refused(guarded: Door) -> None:
+def test_a_server_that_does_not_share_the_port_is_refused(guarded: PortGuard) -> None:
     apart = Server(guarded, reuse=False)
     with pytest.raises(Refusal) as refused:
         guarded.check()
@@ -414,9 +416,9 @@ def test_a_server_that_does_not_share_the_port_is_refused(guarded: Door) -> None
 def test_a_kernel_without_such_a_guard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_guard_process, "_SO_ATTACH_REUSEPORT_CBPF", 9999)
     with pytest.raises(OSError, match="rotocol"):
-        Door(OWN)
+        PortGuard(OWN)
 
 
 def test_an_address_of_another_host_is_an_error() -> None:
     with pytest.raises(OSError, match="ssign"):
-        Door("192.0.2.77")
+        PortGuard("192.0.2.77")

@@ -1,4 +1,4 @@
-"""The rendezvous speaks Horovod's protocol, on one address, and takes nothing else; workers wait."""
+"""The rendezvous speaks Horovod's protocol on one address, refuses anything else, and lets workers wait."""
 
 from __future__ import annotations
 

@@ -354,7 +354,7 @@ def test_a_checkpoint_is_found_by_what_it_is(run):
     save_needing(run, {20: [20], 30: [20], 40: [20]})
     found = {at: checkpoint.find(run, at).step for at in ("", "best", "last", "20", "40")}
     assert found == {"": 20, "best": 20, "last": 40, "20": 20, "40": 40}
-    assert "those that are kept: 20, 40" in refused(ExitCode.USAGE, checkpoint.find, run, "30")
+    assert "use one of 20, 40" in refused(ExitCode.USAGE, checkpoint.find, run, "30")
     assert "names no checkpoint" in refused(ExitCode.USAGE, checkpoint.find, run, "../10")
     damage(run, 20)
     assert "step-00000020 is not valid" in refused(ExitCode.UNSAFE, checkpoint.find, run)

@@ -1,4 +1,4 @@
-"""Whatever goes wrong while saving: the checkpoint before stays loadable, the run goes on, nothing wrong is loaded."""
+"""Whatever fails during a save: the previous checkpoint stays loadable, the run continues, nothing damaged loads."""
 
 import collections
 import json

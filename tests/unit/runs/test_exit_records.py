@@ -1,32 +1,32 @@
-"""How workers ended is read in the order of time, of one attempt alone, and what is damaged is as good as not there."""
+"""Exit records are read in order of time, of one attempt only; a damaged one counts as none."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 
 
 def test_endings_are_those_of_the_attempt_in_the_order_of_time(tmp_path: Path) -> None:
-    endings, before = Endings(tmp_path / "0002"), Endings(tmp_path / "0001")
-    before.write(Ending(1, 137))
-    worker = Endings.from_env(endings.environment)
+    exit_records, before = ExitRecords(tmp_path / "0002"), ExitRecords(tmp_path / "0001")
+    before.write(ExitRecord(1, 137))
+    worker = ExitRecords.from_env(exit_records.environment)
     assert worker is not None
     for rank, ns in ((0, 2), (12_345, 1), (2, 3)):
-        worker.write(Ending(rank, 65, "a\nb \u202e.", "mend it."))
+        worker.write(ExitRecord(rank, 65, "a\nb \u202e.", "mend it."))
         os.utime(next(tmp_path.glob(f"0002.rank_*{rank}")), ns=(ns, ns))
     (tmp_path / "0002.rank_0003").write_text('{"rank": 3}')
     (tmp_path / "0002.rank_0004").write_bytes(b"\xff")
     (tmp_path / "0002.rank_0005").symlink_to("0002.rank_0000")
-    known = endings.read([0, 1, 2, 3, 4, 5, 6, 12_345])
-    assert known == [Ending(rank, 65, "a\nb \u202e.", "mend it.") for rank in (12_345, 0, 2)]
-    endings.clear()
+    known = exit_records.read([0, 1, 2, 3, 4, 5, 6, 12_345])
+    assert known == [ExitRecord(rank, 65, "a\nb \u202e.", "mend it.") for rank in (12_345, 0, 2)]
+    exit_records.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["0001.rank_0001"]
 
 
 def test_a_worker_that_cannot_write_its_ending_ends_all_the_same(tmp_path: Path) -> None:
-    endings = Endings(tmp_path / "gone" / "0001")
-    endings.write(Ending(0, 74, "the disk is full.", "free some."))
-    assert endings.read([0]) == []
-    assert Endings.from_env({}) is None
+    exit_records = ExitRecords(tmp_path / "gone" / "0001")
+    exit_records.write(ExitRecord(0, 74, "the disk is full.", "free some."))
+    assert exit_records.read([0]) == []
+    assert ExitRecords.from_env({}) is None

@@ -20,7 +20,8 @@ from tl_dist.files import atomic, foreign
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import heartbeats
-from tl_dist.runs.directory import RunDir, differences, step_name, steps_in
+from tl_dist.runs.differences import differences
+from tl_dist.runs.directory import RunDir, step_name, steps_in
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock
 from tl_dist.runs.lock.claim import ELSEWHERE_S

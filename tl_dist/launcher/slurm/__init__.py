@@ -1,1 +1,1 @@
-"""Slurm: the batch script, the job as its variables describe it, and what drives it from inside."""
+"""Run under Slurm: submit a batch script, read the job from its variables, and drive one attempt inside the job."""

@@ -1,8 +1,7 @@
-"""Inside a Slurm job: one attempt, whose workers are the tasks of one `srun`, with our own rendezvous.
+"""Run one attempt inside a Slurm job: its workers are the tasks of one `srun`, with our own rendezvous.
 
-This runs on the job's first node, started by the batch script (`tl-dist srun RUN_DIR`). Slurm owns every
-worker: no ssh, no MPI. A peer that is dead, frozen or cut off is noticed by Gloo; one whose main thread hangs,
-by its heartbeat.
+The batch script starts this on the job's first node (`tl-dist srun RUN_DIR`). Slurm owns every worker: no ssh,
+no MPI. Gloo notices a peer that is dead, frozen or cut off; heartbeats reveal one whose main thread hangs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tl_dist.launcher.slurm.job import Allocation, rendezvous_address
 from tl_dist.launcher.slurm.step import Step, srun_command
 from tl_dist.launcher.supervise import failure, report, signals_counted
 from tl_dist.refusal import ExitCode
-from tl_dist.rendezvous.rank_layout import integer, plan_text, slots_of
+from tl_dist.rendezvous.rank_layout import integer, placements_of, plan_text
 from tl_dist.rendezvous.server import Rendezvous
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
@@ -30,11 +29,10 @@ MPI_VARIABLE = "TL_DIST_MPI"
 
 
 def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode:
-    """Run all workers of one attempt, from the batch script: DONE, or REQUEUE; any other end is a Refusal.
+    """Run all workers of one attempt, from the batch script; return DONE or REQUEUE, raise a Refusal otherwise.
 
-    DONE only when every worker ended with 0 and the run has its DONE marker. A signal asks the run to stop,
-    by its stop file, and does nothing else: the workers save and end by themselves. Call it from the main
-    thread.
+    DONE requires that every worker ended with 0 and the run has its DONE marker. A signal only writes the stop
+    file: the workers save and end by themselves. Call it from the main thread.
     """
     run = RunDir.open(run_dir)
     cfg = config_file.load(run.config_file)
@@ -44,20 +42,20 @@ def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode
     run.claim()
     with signals_counted() as signals:
         start = partial(Step, job_id=job.job_id)
-        end = Attempt(run, cfg, progress, signals, start=start, facts={"slurm_job": facts}).watch(launch)
-    if end.orderly:
-        return ExitCode(end.code)
-    rank = end.rank or 0
-    host = slots_of(job.plan)[rank].host
-    report(run, end, progress, host)
-    raise failure(end, end.code, host, run.rank_log(rank))
+        outcome = Attempt(run, cfg, progress, signals, start=start, facts={"slurm_job": facts}).watch(launch)
+    if outcome.orderly:
+        return ExitCode(outcome.code)
+    rank = outcome.rank or 0
+    host = placements_of(job.plan)[rank].host
+    report(run, outcome, progress, host)
+    raise failure(outcome, outcome.code, host, run.rank_log(rank))
 
 
 @contextmanager
 def _launch(
     run: RunDir, cfg: Config, job: Allocation, env: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Sequence[Command]]:
-    """The srun that starts every worker, with a rendezvous unless they meet by MPI."""
+    """Open a rendezvous, unless the workers use MPI; yield one command per rank, all the same srun."""
     mpi = env.get(MPI_VARIABLE) or "none"
     cpus = integer(env, "SLURM_CPUS_PER_TASK") if "SLURM_CPUS_PER_TASK" in env else None
     argv = tuple(srun_command(run.path, num_tasks=job.num_tasks, cpus_per_task=cpus, mpi=mpi))
@@ -65,7 +63,7 @@ def _launch(
     common = worker_environment(cfg, env, processes=processes, cores=len(os.sched_getaffinity(0)))
     rendezvous = Rendezvous(job.plan, rendezvous_address(job, env)) if mpi == "none" else None
     with rendezvous or nullcontext():
-        meeting = f"rendezvous at {rendezvous.endpoint}" if rendezvous else mpi
-        say(f"{job.num_tasks} workers on {plan_text(job.plan)}, {meeting}")
+        where = f"rendezvous at {rendezvous.endpoint}" if rendezvous else mpi
+        say(f"{job.num_tasks} workers on {plan_text(job.plan)}, {where}")
         environment = common | (rendezvous.job_environment() if rendezvous else {})
         yield [Command(rank, argv, environment) for rank in range(job.num_tasks)]

@@ -1,4 +1,4 @@
-"""A Slurm job as its own environment variables describe it, and the address of its first node."""
+"""Read a Slurm job from its environment variables, and find the address of its first node."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ class Allocation:
 
     @property
     def num_tasks(self) -> int:
+        """Return the number of tasks on all nodes."""
         return sum(tasks for _, tasks in self.plan)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Allocation:
-        """Refuses outside of a job (64), and variables that contradict each other (78)."""
+        """Read the job from its variables; refuse (64) outside of a job, (78) variables that contradict each other."""
         if "SLURM_JOB_ID" not in env:
             raise Refusal("this is not inside a Slurm job.", fix="use tl-dist submit.", code=ExitCode.USAGE)
         nodelist, layout = env.get("SLURM_JOB_NODELIST", ""), env.get("SLURM_TASKS_PER_NODE", "")
         tasks, hosts = tasks_per_node(layout), hostnames(nodelist)
-        total = slurm_tasks(env)  # the batch script of a job that named no number of tasks has none
+        total = slurm_tasks(env)  # None in the batch script of a job submitted without a number of tasks
         if len(hosts) != len(tasks) or total not in (None, sum(tasks)):
             raise Refusal(
                 f"Slurm job {env['SLURM_JOB_ID']} has tasks {_short(layout)} on nodes {_short(nodelist)}, "
@@ -47,22 +48,23 @@ class Allocation:
 
 
 def hostnames(nodelist: str) -> list[str]:
-    """The hosts of Slurm's short form, in order: "node[08-10,12],gpu-a" -> node08 node09 node10 node12 gpu-a."""
+    """Expand Slurm's short form of hosts, in order: "node[08-10,12],gpu-a" -> node08 node09 node10 node12 gpu-a."""
     argv = ["scontrol", "show", "hostnames", nodelist]
     try:
         shown = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    except OSError as error:  # not there, or a list that no command line can hold
+    except OSError as error:  # no scontrol, or a list that is too long for a command line
         why = error.strerror
     else:
         hosts = shown.stdout.split()
-        if nodelist and hosts and not shown.returncode:  # without a list it takes one from the environment
+        # Given an empty list, scontrol takes the environment's.
+        if nodelist and hosts and not shown.returncode:
             return hosts
         why = shown.stderr.strip() or f"exit code {shown.returncode}"
     raise _unreadable(f"scontrol does not expand host list {_short(nodelist)} ({why}).")
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form of the tasks on each node: "2(x3),1" -> [2, 2, 2, 1]."""
+    """Expand Slurm's short form of the tasks on each node: "2(x3),1" -> [2, 2, 2, 1]."""
     tasks: list[int] = []
     total = 0
     for entry in text.split(","):
@@ -82,10 +84,10 @@ def tasks_per_node(text: str) -> list[int]:
 def rendezvous_address(
     job: Allocation, env: Mapping[str, str], *, node_address: Callable[[str], str] | None = None
 ) -> str:
-    """The IPv4 address of this node at which the workers meet: the declared one, else Slurm's for the node.
+    """Return this node's IPv4 address for the rendezvous: the declared one, else Slurm's for the node.
 
-    Loopback when the whole job is here. Refuses (78) a name that resolves to loopback: other nodes cannot
-    reach it.
+    Loopback if the whole job is on this node. Refuses (78) a name that resolves to loopback: other nodes cannot
+    reach that.
     """
     declared = env.get(INTERFACE_VARIABLE, "")
     if declared:
@@ -119,7 +121,7 @@ def _unreadable(what: str) -> Refusal:
 
 
 def _node_address(node: str) -> str:
-    """The address or name by which Slurm reaches a node."""
+    """Return the address or name by which Slurm reaches a node."""
     try:
         shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True).stdout
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""Ask Slurm for a run: the options, the batch script, `sbatch`. What happens inside the job is in `srun`.
+"""Submit a run to Slurm: its options, the batch script, `sbatch`. `driver` is what runs inside the job.
 
-The script is the template slurm/train.sbatch with its holes filled; it is found beside the package in a
-checkout (and so in an editable install), else among the data files of the installed distribution
-(share/tl_dist/slurm).
+The script is the template slurm/train.sbatch with its holes filled: beside the package in a checkout (and so in an
+editable install), else among the data files of the installed distribution (share/tl_dist/slurm).
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from tl_dist.files.atomic import write_atomically
 from tl_dist.launcher.command import worker_argv
 from tl_dist.launcher.slurm.step import srun_command
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.rendezvous.rank_layout import slots_of
+from tl_dist.rendezvous.rank_layout import placements_of
 
 TEMPLATE = Path("slurm", "train.sbatch")
 SCRIPT_NAME = "train.sbatch"
-"""The filled template, in the run directory."""
+"""the filled template, in the run directory"""
 
 _HOLE = re.compile(r"\{\{(.*?)\}\}")
 _CPUS = re.compile(r"-c|--cpus-per-(task|gpu)\b")
-"""An option by which a person has asked for CPUs."""
+"""matches an option by which the user asks for CPUs"""
 _EARLIEST_SIGNAL_S = 60  # sbatch(1): a signal may be sent up to 60 seconds earlier than asked for
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:+=/\-\[\]]+$")]
-"""What may stand in a #SBATCH line without quotes."""
+"""text that a #SBATCH line can hold without quotes"""
 
 
 class SubmitOptions(BaseModel):
-    """What Slurm has to know about a run. None leaves the choice to Slurm."""
+    """Options of a Slurm job. None leaves the choice to Slurm."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -100,16 +99,15 @@ class SubmitResult:
     script_path: Path
     """where it is, or would be"""
     step_command: str
-    """the one srun inside the job"""
+    """the only srun inside the job"""
     rank_commands: tuple[str, ...]
     """for each rank: its place, and the command that runs there"""
 
 
 def options_from(**values: Any) -> SubmitOptions:
-    """Options from the values of a command line, None meaning "not given". Refuses (64) naming the option."""
-    given = {name: value for name, value in values.items() if value is not None}
+    """Validate the values of a command line, None meaning "not given". Refuses (64), naming the option."""
     try:
-        return SubmitOptions(**given)
+        return SubmitOptions(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -142,7 +140,7 @@ def submit(
 
 
 def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executable) -> str:
-    """The batch script's text. Refuses (64) a path that a #SBATCH line cannot hold."""
+    """Return the batch script's text. Refuses (64) a path that a #SBATCH line cannot hold."""
     if not re.fullmatch(r"[A-Za-z0-9_.,:+=/\-]+", str(run_dir)):
         raise Refusal(
             f"run directory '{run_dir}' has characters that a #SBATCH line cannot hold.",
@@ -174,9 +172,9 @@ def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executabl
 
 
 def fill(template: str, values: Mapping[str, str | Sequence[str] | None]) -> str:
-    """`template` with each {{hole}} replaced. Refuses (70) a hole without value and a value without hole.
+    """Replace each {{hole}} in `template`. Refuses (70) a hole without value and a value without hole.
 
-    A #SBATCH line is left out when its hole's value is None, and repeated for each when it is a sequence.
+    Omits a #SBATCH line if its hole's value is None, and repeats it for each item of a sequence.
     """
     unused = set(values)
     lines: list[str] = []
@@ -199,7 +197,7 @@ def fill(template: str, values: Mapping[str, str | Sequence[str] | None]) -> str
 
 
 def template_text() -> str:
-    """The template of this checkout, or of this installation."""
+    """Read the template of this checkout, or of this installation."""
     beside_package = Path(__file__).parents[3] / TEMPLATE
     installed = Path(sysconfig.get_path("data"), "share", "tl_dist", TEMPLATE)
     for path in (beside_package, installed):
@@ -213,16 +211,17 @@ def template_text() -> str:
 
 
 def rank_commands(options: SubmitOptions, run_dir: Path) -> tuple[str, ...]:
-    """One line for each rank: where it will run and what. The nodes have no names yet."""
+    """Return one line per rank: its place and its command. The nodes have no names yet."""
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
     command = shlex.join(worker_argv(run_dir))
     return tuple(
-        f"rank {slot.rank}, {slot.host}, local rank {slot.local_rank}: {command}" for slot in slots_of(plan)
+        f"rank {place.rank}, {place.host}, local rank {place.local_rank}: {command}"
+        for place in placements_of(plan)
     )
 
 
 def seconds(limit: str) -> int:
-    """Slurm's time formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. 0 means no limit."""
+    """Convert a time limit in Slurm's formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. 0 means no limit."""
     days, dash, rest = limit.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:  # hours first

@@ -1,4 +1,4 @@
-"""`tl-dist submit`: a config becomes a run directory and a Slurm job."""
+"""Turn a config into a run directory and a Slurm job: `tl-dist submit`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def layout_of(asked: Config, wanted: SubmitOptions, horovod: bool) -> list[str]:
-    """Strategy and workers of a job, as overrides of its config; `horovod`: whether it is installed."""
+    """Return a job's strategy and workers, as overrides of its config; `horovod` is True if that is installed."""
     workers = wanted.nodes * wanted.ntasks_per_node
     if workers > 1:
         strategy = "horovod" if wanted.mpi != "none" else of_processes(asked, horovod)
         return [f"strategy={strategy}", f"workers={workers}"]
     if asked.strategy != registry.AUTO:
         return []
-    # One task has all GPUs of its node. This host's are not those of the job.
+    # A single task has all GPUs of its node. This host's own GPUs do not count.
     replicas = asked.workers or wanted.gpus_per_node or 1
     return ["strategy=mirrored", f"workers={replicas}"] if replicas > 1 else ["strategy=single"]
 
@@ -35,7 +35,7 @@ def layout_of(asked: Config, wanted: SubmitOptions, horovod: bool) -> list[str]:
 def submit_run(
     request: Request, options: Mapping[str, Any], console: Console, *, dry_run: bool = False
 ) -> int:
-    """Submit a run, or show what would be submitted, of which nothing is then written.
+    """Submit a run; with `dry_run`, show what would be submitted, and write nothing.
 
     More than one task means a strategy of processes, with one worker in each.
     """
@@ -52,7 +52,7 @@ def submit_run(
         return ExitCode.DONE
     require_package(cfg)
     run = open_run(request.runs, cfg)
-    prepare_shown(cfg, console)  # on the login node, which often has the only way out
+    prepare_shown(cfg, console)  # on the login node, often the only one with internet access
     result = submit(run.path, wanted, env=os.environ)
     run.claim(OwningJob(str(result.job_id)))
     console.say(f"job {result.job_id} of {relative(result.script_path)}; its output: {relative(run.logs)}")

@@ -1,7 +1,7 @@
-"""A worker as a task of srun, and a word on its end: `python -m tl_dist.launcher.slurm.task COMMAND...`.
+"""Run a worker as a task of srun, and record its exit: `python -m tl_dist.launcher.slurm.task COMMAND...`.
 
-What srun says of its tasks is for people. So somebody has to be there who outlives a worker that is killed, and he
-writes the exit code down, unless the worker has done so itself.
+srun reports its tasks' ends only in text for users. So this process outlives a worker that is killed, and records its
+exit code, unless the worker has done so itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from tl_dist.launcher import die_with_parent
-from tl_dist.runs.exit_records import Ending, Endings
+from tl_dist.runs.exit_records import ExitRecord, ExitRecords
 
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
@@ -21,11 +21,11 @@ _PASSED_ON = (
 
 
 def main() -> int:
-    """Run the command to its end; returns its exit code, 128 + N after signal N."""
+    """Run the command to its end; return its exit code, 128 + N after signal N."""
     workers: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, _: object) -> None:
-        # With cgroups Slurm signals its tasks alone; without, a worker gets each twice, which it does not mind.
+        # With cgroups Slurm signals only its tasks; without, a worker gets each signal twice, which is harmless.
         for worker in workers:
             worker.send_signal(number)
 
@@ -35,9 +35,9 @@ def main() -> int:
     workers.append(subprocess.Popen(argv))
     code = workers[0].wait()
     code = code if code >= 0 else 128 - code
-    endings, rank = Endings.from_env(os.environ), int(os.environ["SLURM_PROCID"])
-    if endings is not None and not endings.read([rank]):
-        endings.write(Ending(rank, code))
+    exit_records, rank = ExitRecords.from_env(os.environ), int(os.environ["SLURM_PROCID"])
+    if exit_records is not None and not exit_records.read([rank]):
+        exit_records.write(ExitRecord(rank, code))
     return code
 
 

@@ -1,10 +1,9 @@
-"""Who may write into a run directory: one process at a time, and the one that lost the right can tell.
+"""Let one process at a time write into a run directory; a process that has lost the lock can tell.
 
-The files are `lock/owner-00000007.json`, a new one for each owner; the highest number is the owner now.
-Taking the lock is *making the next number*, which the filesystem lets exactly one process do. Nothing is
-ever overwritten or moved away from under somebody: a process that judged owner 7 dead, and then slept while
-8 came and went, fails to make 8 or finds a higher number, and owns nothing. Only the owner of a higher
-number deletes a lower one.
+Each owner has a file `lock/owner-00000007.json`; the highest number is the present owner. A process takes the lock by
+*creating the next number*, in which exactly one can succeed. No owner's file is ever overwritten or moved by another:
+a process that took owner 7 for dead, and then slept while 8 came and went, fails to create 8 or finds a higher number,
+and does not get the lock. Only the owner of a higher number deletes lower ones.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from tl_dist.files.foreign import open_regular
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.lock.owner import HEARTBEAT_S, Owner, OwningJob, decoded, encoded, still_runs, this_process
 
-MISSED_HEARTBEATS = 5  # after so many an owner that cannot be looked at is taken for dead
+MISSED_HEARTBEATS = 5  # after so many an owner on another machine is taken for dead
 
 _OWNER_FILE = re.compile(r"owner-([0-9]{8,})\.json")
 
 
 class HasLock(Protocol):
-    """What can be locked: a RunDir."""
+    """Anything that can be locked, as a RunDir."""
 
     name: str
     lock_dir: Path
@@ -55,12 +54,12 @@ class _Look:
 
 
 class Lock:
-    """The right to write into a run; a context manager. Made by `acquire`, never by hand."""
+    """The right to write into a run; a context manager. Get it by `acquire`."""
 
     def __init__(self, directory: Path, number: int, owner: Owner, fd: int, history: str) -> None:
         self.owner = owner
         self.history = history
-        """why it could be taken: "free", or what became of the owner before"""
+        """why it could be taken: "free", or what happened to the previous owner"""
         self._directory = directory
         self._number = number
         self._fd = fd
@@ -80,10 +79,10 @@ class Lock:
         heartbeat_s: float = HEARTBEAT_S,
         sleep: Callable[[float], object] = time.sleep,
     ) -> Lock:
-        """Own the run, or raise a Refusal that names the owner; a live one is waited for up to `wait_s`.
+        """Own the run, or raise a Refusal that names the owner; wait for a live owner up to `wait_s`.
 
-        An owner is replaced when its process is gone (looked up on this machine), when it belongs to an
-        earlier start of the same SLURM job, or when it cannot be looked up and its heartbeat stands still.
+        Replaces an owner whose process is gone (if it ran on this machine), that belongs to an earlier start of the
+        same SLURM job, or that runs on another machine and whose heartbeat has stopped.
         """
         me = this_process(who, job, heartbeat_s)
         deadline = time.monotonic() + wait_s
@@ -96,7 +95,7 @@ class Lock:
                     lock = cls._take(run.lock_dir, seen.number + 1 if seen else 1, me, history)
                     if lock:
                         return lock
-                    continue  # somebody was quicker: look who
+                    continue  # another process was quicker: look which
             except OSError as error:
                 raise cannot_lock(run, error) from error
             if time.monotonic() >= deadline:
@@ -105,7 +104,7 @@ class Lock:
 
     @classmethod
     def _take(cls, directory: Path, number: int, me: Owner, history: str) -> Lock | None:
-        """Make owner file `number`, or None when somebody else has made it or a higher one."""
+        """Create owner file `number`; return None if another process has created it or a higher one."""
         path = _owner_file(directory, number)
         temporary = temporary_name(path)
         write_file(temporary, [encoded(me)], sync=False)  # a lock need not outlive a power cut
@@ -121,42 +120,42 @@ class Lock:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
         failpoint("lock.made", directory)
-        # Whoever looked long ago may have made a number that was used and deleted: then a higher one exists.
+        # If this process looked long ago, its number may have been used and deleted: then a higher one exists.
         numbers = sorted(_numbers(directory))
         if not numbers or numbers[-1] != number:
             os.close(fd)
             with suppress(FileNotFoundError):
                 os.unlink(path)
             return None
-        # Upwards: at no time can an earlier owner find its own file and none above it.
+        # In ascending order: an earlier owner never finds its own file and none above it.
         for old in numbers[:-1]:
             with suppress(OSError):
                 os.unlink(_owner_file(directory, old))
         return cls(directory, number, me, fd, history)
 
     def owned(self) -> bool:
-        """Whether this process is still the owner, asked of the files now; once lost, it stays lost.
+        """Return True if this process is still the owner, by the files now; once lost, the lock stays lost.
 
-        Raises OSError when the files cannot be read.
+        Raises OSError if the files cannot be read.
         """
         if self._lost or self._ended.is_set() or os.getpid() != self.owner.pid:
             return False
         try:
             seen = _look(self._directory)
         except (FileNotFoundError, NotADirectoryError):
-            seen = None  # somebody removed the directory
+            seen = None  # the directory was removed
         self._lost = seen is None or seen.owner is None or seen.owner.token != self.owner.token
         return not self._lost
 
     def refresh(self) -> None:
-        """Show that this process lives. Through the descriptor: a successor's file is never touched."""
+        """Update the heartbeat, through the descriptor: a successor's file is never touched."""
         os.utime(self._fd)
 
     def release(self) -> None:
-        """Let the next process in at once; does nothing when the lock was lost or released before."""
+        """Free the lock for the next process at once; do nothing if it was lost or released before."""
         if self._ended.is_set():
             return
-        with suppress(OSError):  # a lock that cannot be released is taken over when this process is gone
+        with suppress(OSError):  # a lock that is not released can be taken over after this process has ended
             if self.owned():
                 self._mark_released()
         self._ended.set()
@@ -164,8 +163,8 @@ class Lock:
         os.close(self._fd)
 
     def _mark_released(self) -> None:
-        # The file stays, so that numbers never start again. If this process was replaced a moment ago, the
-        # file comes back below its successor's number, where it means nothing.
+        # The file stays, so that numbers never start over. If this process was replaced a moment ago, the
+        # file is created again below its successor's number, where it has no effect.
         path = _owner_file(self._directory, self._number)
         temporary = temporary_name(path)
         write_file(temporary, [encoded(self.owner, released=True)], sync=False)
@@ -173,7 +172,7 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._ended.wait(self.owner.heartbeat_s):
-            with suppress(OSError):  # storage may come back; until then the age of the heartbeat says it
+            with suppress(OSError):  # storage may recover; until then the heartbeat grows old
                 self.refresh()
 
     def __enter__(self) -> Lock:
@@ -184,9 +183,9 @@ class Lock:
 
 
 def holder(run: HasLock) -> Owner | None:
-    """The process that owns the run and may be alive, or None; raises OSError where that cannot be read.
+    """Return the process that owns the run and may be alive, or None; raise OSError if that cannot be read.
 
-    For showing: only `Lock.acquire` decides. Nothing is written into a directory of somebody else.
+    For display only: `Lock.acquire` decides. Writes nothing into another user's directory.
     """
     seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
     if seen is None or seen.owner is None or seen.owner.released:
@@ -197,7 +196,7 @@ def holder(run: HasLock) -> Owner | None:
 
 
 def cannot_lock(run: HasLock, error: OSError) -> Refusal:
-    """A lock that can be neither read nor taken, for a person."""
+    """Return the refusal for a lock that can be neither read nor taken."""
     return Refusal(
         f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
         fix="make the run directory writable for this user, on this host.",
@@ -206,7 +205,7 @@ def cannot_lock(run: HasLock, error: OSError) -> Refusal:
 
 
 def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[float], object]) -> str | None:
-    """Why the next number may be made, in words; None when the owner must be taken for alive."""
+    """Return why the next number may be created, in words; None if the owner must be taken for alive."""
     owner = seen.owner if seen else None
     if seen is None or (owner and owner.released):
         return "free"
@@ -216,11 +215,11 @@ def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[f
     if owner and owner.job and me.job and same_job and owner.job.restart_count < me.job.restart_count:
         return f"taken over from {owner}, of the job's start {owner.job.restart_count}"
     if owner and owner.on_this_machine(me):
-        return None  # alive, however old its heartbeat: it may be stopped, or not get the processor
+        return None  # alive, however old its heartbeat: it may be suspended, or starved of the processor
     patience_s = _patience_s(owner)
     if _age_s(directory, seen) <= patience_s:
         return None
-    # Old by one look. A second one, in case the server's clock was set between heartbeat and look.
+    # One look is not enough: the server's clock may have been set between heartbeat and look.
     sleep(1.2 * patience_s / MISSED_HEARTBEATS)
     if _look(directory) != seen:
         return None
@@ -247,9 +246,9 @@ def _look(directory: Path) -> _Look | None:
             return None
         path = _owner_file(directory, number)
         try:
-            fd = open_regular(path)  # opened first: an NFS client asks for the mtime only then
+            fd = open_regular(path)  # opened before fstat: an NFS client fetches the mtime only then
         except FileNotFoundError:
-            continue  # replaced between listing and reading
+            continue  # deleted between listing and reading
         try:
             return _Look(number, decoded(os.read(fd, limits.LOCK)), os.fstat(fd).st_mtime_ns)
         finally:
@@ -257,10 +256,10 @@ def _look(directory: Path) -> _Look | None:
 
 
 def _numbers(directory: Path) -> list[int]:
-    """Those of files by the very name that a number has: another spelling would be looked for in vain."""
+    """Return the numbers of the owner files whose name is spelt exactly as `_owner_file` spells it."""
     with open_directory(directory) as fd:
-        found = [(name, int(match[1])) for name in os.listdir(fd) if (match := _OWNER_FILE.fullmatch(name))]
-    return [number for name, number in found if _owner_file(directory, number).name == name]
+        files = [(name, int(match[1])) for name in os.listdir(fd) if (match := _OWNER_FILE.fullmatch(name))]
+    return [number for name, number in files if _owner_file(directory, number).name == name]
 
 
 def _owner_file(directory: Path, number: int) -> Path:
@@ -272,11 +271,11 @@ def _age_s(directory: Path, seen: _Look) -> float:
 
 
 def _shown_age_s(directory: Path, seen: _Look) -> float:
-    """The same; by this host's clock where the directory is somebody else's, or cannot be written."""
+    """Return the age for display: by this host's clock if the directory is another user's, or cannot be written."""
     if directory.stat().st_uid == os.geteuid():
         with suppress(OSError):
             return _age_s(directory, seen)
-    return abs(time.time() - seen.mtime_ns / 1e9)  # a date to come is that of a clock that was wrong
+    return abs(time.time() - seen.mtime_ns / 1e9)  # a future date means that a clock was wrong
 
 
 def _patience_s(owner: Owner | None) -> float:

@@ -1,6 +1,6 @@
-"""Which command is about to start a run: until the run has begun, that alone binds it to its config.
+"""Claim a run that a command is about to start: until the run has begun, only the claim binds it to its config.
 
-The claim is one small file. It ends with the process that wrote it, or with the first attempt of a job that waits.
+The claim is one small file. It expires with the process that wrote it, or with the first attempt of a queued job.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from tl_dist.files.foreign import read_file
 from tl_dist.runs.lock.owner import HEARTBEAT_S, Owner, OwningJob, decoded, encoded, still_runs, this_process
 
 ELSEWHERE_S = 600.0
-"""for so long a process on another machine, which cannot be looked at, is taken to start the run"""
+"""how long a claim from another machine, whose processes cannot be looked up, is valid"""
 
 
 def claim(file: Path, job: OwningJob | None = None) -> None:
-    """Write that this process is about to start the run, or that `job` is."""
+    """Record that this process, or `job`, is about to start the run."""
     write_atomically(file, encoded(this_process("tl-dist", job, HEARTBEAT_S)))
 
 
 def claimant(file: Path, attempts: Path) -> Owner | None:
-    """Who is about to start the run; None where nobody is, or this very process."""
+    """Return the process or job that is about to start the run; None if there is none, or it is this process."""
     try:
         owner, written_ns = decoded(read_file(file, max_bytes=limits.LOCK)), file.stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""A process, described so that another one can tell later whether it still exists."""
+"""Describe a process so that another one can tell later if it still exists."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ class OwningJob:
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, described so that another one can tell whether it still exists."""
+    """The description of a process, by which another one can tell if it still exists."""
 
     who: str
     host: str
     pid: int
-    started: int  # clock ticks after boot: a pid is used again, a pid with its start time is not
+    started: int  # clock ticks after boot: a pid may be reused, a pid with its start time is not
     boot: str
-    namespaces: tuple[int, int]  # pid and time: in another one, pids and start times mean other processes
+    namespaces: tuple[
+        int, int
+    ]  # pid and time: in other namespaces, pids and start times mean other processes
     token: str
     job: OwningJob | None = None
     heartbeat_s: float = HEARTBEAT_S
-    taken_at: float = 0.0  # for people; never compared
+    taken_at: float = 0.0  # for information only; never compared
     released: bool = False
 
     def __str__(self) -> str:
@@ -42,18 +44,18 @@ class Owner:
         return f"{self.who} with pid {self.pid} on {self.host}{job}"
 
     def on_this_machine(self, me: Owner) -> bool:
-        """Whether `self.pid` and `self.started` can be checked from here."""
+        """Return True if `self.pid` and `self.started` can be looked up from here."""
         places = [(owner.host, owner.boot, owner.namespaces) for owner in (self, me)]
         return bool(me.boot) and places[0] == places[1]
 
 
 def encoded(owner: Owner, **changes: Any) -> bytes:
-    """The content of an owner file."""
+    """Return the content of an owner file."""
     return json.dumps(asdict(owner) | changes, indent=1).encode()
 
 
 def decoded(data: bytes) -> Owner | None:
-    """The owner in a file's content; None where it holds none."""
+    """Parse the owner in a file's content; None if it holds none."""
     try:
         fields = json.loads(data)
         job = OwningJob(**fields.pop("job")) if fields.get("job") else None
@@ -61,12 +63,12 @@ def decoded(data: bytes) -> Owner | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     numbers = (owner.pid, owner.started, owner.heartbeat_s, job.restart_count if job else 0)
-    # Not NaN, than which no age is older; nor what is no number of a process.
+    # Not NaN, with which no age compares as older; nor a number that no process can have.
     return owner if all(isinstance(n, int | float) and abs(n) < 1e15 for n in numbers) else None
 
 
 def this_process(who: str, job: OwningJob | None, heartbeat_s: float) -> Owner:
-    """The process that asks."""
+    """Describe the calling process."""
     boot, namespaces, started = "", (0, 0), 0
     with suppress(OSError):  # without /proc nothing can be looked up, and heartbeats decide
         namespaces = (_namespace("pid"), _namespace("time"))
@@ -90,11 +92,11 @@ def _namespace(kind: str) -> int:
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except FileNotFoundError:
-        return 0  # a kernel that has no such namespaces (time: before 5.6)
+        return 0  # the kernel has no such namespaces (time: before 5.6)
 
 
 def still_runs(owner: Owner) -> bool:
-    """Whether a process of this machine still exists. One that was killed and not yet waited for does not."""
+    """Return True if a process of this machine still exists; a zombie does not."""
     patience = time.monotonic() + 2.0
     while True:
         try:
@@ -106,9 +108,9 @@ def still_runs(owner: Owner) -> bool:
             return False
         if state not in "ZX" or time.monotonic() > patience:
             return True
-        time.sleep(0.01)  # killed, but one of its threads may be in a system call yet, such as a rename
+        time.sleep(0.01)  # killed, but one of its threads may still be in a system call, such as a rename
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (proc(5)): state, ..., number of threads, ..., start time."""
+    """Return the fields of /proc/PID/stat from the third on (proc(5)): state, ..., threads, ..., start time."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

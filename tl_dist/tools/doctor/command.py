@@ -18,12 +18,12 @@ from typing import Any
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
-from tl_dist.launcher.classify_exits import judged
+from tl_dist.launcher.classify_exits import classify
 from tl_dist.launcher.command import Command, local_commands
 from tl_dist.launcher.group import Group
 from tl_dist.launcher.local import place
 from tl_dist.rendezvous.server import Rendezvous
-from tl_dist.runs.exit_records import Endings
+from tl_dist.runs.exit_records import ExitRecords
 from tl_dist.tools.doctor.environment import first_line
 
 IMPORT_S = 180.0
@@ -140,7 +140,7 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
         with Rendezvous([("localhost", 2)], "127.0.0.1") as rendezvous:
             devices = {} if gpus > 1 else {"CUDA_VISIBLE_DEVICES": "-1"}
             commands = _sum_commands(cfg, file, lambda rank: place(rendezvous, rank) | devices)
-            with Group(commands, log, Endings(Path(scratch, "sum"))) as group:
+            with Group(commands, log, ExitRecords(Path(scratch, "sum"))) as group:
                 deadline = began + seconds
                 while True:
                     ended = group.wait(0.2) or any(exit.code for exit in group.exits)
@@ -150,7 +150,7 @@ def sum_over_two_workers(strategy: str, seconds: float = SUM_S, *, gpus: int = 0
                     if time.monotonic() > deadline:
                         return _failed(strategy, f"two workers did not meet within {seconds:.0f} s")
                 group.end(grace_s=0 if all(results) else None)
-                end = judged(group.exits, done=True)
+                end = classify(group.exits, done=True)
                 if not end.orderly:
                     last_line = group.last_lines(end.rank or 0, 1)
                     return _failed(strategy, ": ".join([end.cause, *last_line])[:300].rstrip("."))
