@@ -114,26 +114,24 @@ class Config(Section):
         if self.stages:
             self._rules_of_stages()
         elif (self.epochs is None) == (self.steps is None):
-            state = "neither is given" if self.epochs is None else "both are given"
-            fix = "add 'epochs: 10'." if self.epochs is None else "remove one of them."
-            what = f"give exactly one of epochs and steps; {state}."
-            path = () if self.epochs is None else ("steps",)
-            raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})
+            if self.epochs is None:
+                raise _broken("give exactly one of epochs and steps; neither is given.", "add 'epochs: 10'.")
+            raise _broken(
+                "give exactly one of epochs and steps; both are given.", "remove one of them.", "steps"
+            )
         return self
 
     def _rules_of_stages(self) -> None:
         for key in ("epochs", "steps"):
             if getattr(self, key) is not None:
-                what, fix = f"each stage has its own duration, so {key} has no effect.", f"remove '{key}'."
-                raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": (key,)})
+                what = f"each stage has its own duration, so {key} has no effect."
+                raise _broken(what, f"remove '{key}'.", key)
         for number, stage in enumerate(self.stages):
             if (stage.epochs is None) == (stage.steps is None):
                 state = "neither is given" if stage.epochs is None else "both are given"
                 what = f"stage {number + 1} needs exactly one of epochs and steps; {state}."
                 fix = "add 'epochs: 3' to it." if stage.epochs is None else "remove one of them."
-                raise PydanticCustomError(
-                    "rule", "{what}", {"what": what, "fix": fix, "path": ("stages", str(number))}
-                )
+                raise _broken(what, fix, "stages", str(number))
 
     @property
     def evaluation_batch(self) -> int:
@@ -149,3 +147,8 @@ class Config(Section):
     def parts(self) -> tuple[str, ...]:
         """Return `train_from` of each stage; a config without stages has one."""
         return tuple(stage.train_from for stage in self.stages) or (self.model.train_from,)
+
+
+def _broken(what: str, fix: str, *path: str) -> PydanticCustomError:
+    """Return an error that `problems.refusal` shows as it is; `path` is the key to look at."""
+    return PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})

@@ -20,7 +20,7 @@ def explained(cfg: Config) -> str:
         return f"{cfg.model.backbone} has no such layers"
     beginning = fresh(cfg)
     if beginning is None and cfg.model.prune:
-        return "sync, since its statistics are those of layers with more channels"
+        return "sync, since its statistics belong to layers with more channels"
     return (
         f"sync, since {beginning} hold no statistics" if beginning else "inference, by pretrained statistics"
     )

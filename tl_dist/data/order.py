@@ -90,7 +90,7 @@ class Order:
 
 
 def batch_deviation(order: Order, labels: NDArray[np.int32]) -> float:
-    """Return the mean total variation, in [0, 1], between the class shares of a batch and those of the whole set.
+    """Return the mean total variation, in [0, 1], between the class shares of a batch and of the whole set.
 
     Some of it is chance, so compare it with a full shuffle. Over the first epoch, or 131,072 examples of it.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-# Text written by people
+# Text written by users
 CONFIG = 1_000_000
 CONFIG_ALIASES = 50
 CONFIG_DEPTH = 20  # levels of nesting

@@ -56,7 +56,7 @@ class Calibration:
             and bool(((self.of_true >= 0) & (self.of_true <= 1)).all())
         )
         if not right:
-            raise ValueError("its arrays are not those of a calibration")
+            raise ValueError("its arrays do not fit a calibration")
 
     def arrays(self) -> dict[str, Any]:
         """Return the arrays for `predictions.save`."""

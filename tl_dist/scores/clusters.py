@@ -2,8 +2,8 @@
 
 Images of a group carry less information than as many independent ones. An accuracy over groups is a ratio, correct
 images over images: its variance is that of the groups' residuals (Cochran 1977, Sampling Techniques, 6.3), each divided
-by 1 - its share of the images (CR2, Bell and McCaffrey 2002), with Student's t, whose degrees of freedom are those of
-the effective number of equally large groups. `of` is the number of the group of each example, as from `numbers`.
+by 1 - its share of the images (CR2, Bell and McCaffrey 2002), with the quantile of Student's t for the effective number
+of equally large groups. `of` is the number of the group of each example, as from `numbers`.
 """
 
 from __future__ import annotations

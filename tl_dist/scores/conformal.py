@@ -43,7 +43,7 @@ def sets(probabilities: NDArray[np.float32], least: float) -> NDArray[np.int32]:
 
 
 def p_values(strangeness: NDArray[np.floating], of_known: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return how often an image like those of validation is at least as strange: in (0, 1], small for unknown images.
+    """Return how often images like those in validation are at least as strange: in (0, 1], small for unknown images.
 
     (1 + the number of validation images that are at least as strange) / (1 + their number): among images of the same
     distribution, at most a fraction `rate` has a value of `rate` or less.

@@ -46,7 +46,7 @@ class OutOfFold:
     """[seeds][folds]: the ids that each fold was trained on; None: all outside the fold"""
 
     def of_one(self, probabilities: np.ndarray) -> predictions.Predictions:
-        """Return predictions of every example with these probabilities: those of a seed, or their mean."""
+        """Return predictions of every example with these probabilities: from one seed, or the mean over seeds."""
         names, types = self.class_names, self.types
         return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups)
 

@@ -41,7 +41,7 @@ class Neighbours:
             and len(self.of_known) > 0
         )
         if not right:
-            raise ValueError("its arrays are not those of neighbours")
+            raise ValueError("its arrays do not fit neighbours")
 
     def arrays(self) -> dict[str, Any]:
         """Return the arrays for `predictions.save`."""

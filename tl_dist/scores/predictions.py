@@ -55,7 +55,7 @@ class Predictions:
         if wrong:
             raise ValueError(f"its {' and '.join(wrong)} have another shape or type than predictions")
         if not num or not ((self.labels >= 0) & (self.labels < classes)).all():
-            raise ValueError(f"its labels are not those of {classes} classes")
+            raise ValueError(f"its labels do not fit {classes} classes")
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class Hits:
             or [array.dtype.kind for array in arrays] != [*"UUUbb"]
             or self.groups.shape not in ((num,), (0,))
         ):
-            raise ValueError("its arrays are not those of an evaluation under corruptions")
+            raise ValueError("its arrays do not fit an evaluation under corruptions")
 
     @property
     def common(self) -> NDArray[np.bool_]:
@@ -132,7 +132,7 @@ def normalized(hits: Hits) -> float | None:
 def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0) -> dict[str, Any]:
     """Compare two runs on the same corrupted images: errors by corruption, and whether the means differ.
 
-    `ratios`: the corruption errors of the second divided by those of the first, and `mce` their mean, as the paper
+    `ratios`: each corruption error of the second divided by that of the first, and `mce` their mean, as the paper
     normalizes by AlexNet; None if the first makes no error. `mce_alexnet`: each run `normalized` by AlexNet itself.
     `difference`: mean error of the second minus that of the first, with its 95 % interval by the paired bootstrap over
     examples, or over their groups (`clusters.of_mean`), which `interval_by` then states; both None if only GEOMETRY was

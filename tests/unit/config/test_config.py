@@ -83,7 +83,7 @@ MISTAKES = {
     "a profile of everything": (
         GOOD + "report: {profile: [20, 2000]}\n",
         "x.yaml:9: report.profile [20, 2000] is not 1 to 200 steps. "
-        "Fix: write the step after which it begins and the last one, such as [20, 30].",
+        "Fix: write the step after which the trace begins and its last step, such as [20, 30].",
     ),
     "a typo": (
         changed("learning_rate", "learning_rat"),
