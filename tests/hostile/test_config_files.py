@@ -76,7 +76,7 @@ text(
     says="more than 10,000 values",
     always=False,
 )
-text("an alias bomb", BOMB, says="more than 10,000 values|over 50 aliases")
+text("an alias bomb", BOMB, says="more than 10,000 values|more than 50 aliases")
 text("100,000 brackets", "a: " + "[" * 100_000, says="nested deeper than 20 levels", always=False)
 text("an alias to itself", "a: &a [*a]\n", says="nested deeper than 20 levels", always=False)
 text("a whole number of 5,000 digits", CONFIG.replace("steps: 2", f"steps: {DIGITS}"), says='steps is "9999')

@@ -60,7 +60,7 @@ def _(arena: Arena) -> tuple[str, ...]:
     return "report", "runs/run"
 
 
-@CASES.add("a page of others", code=73, says="report.html is there already, and is not a report")
+@CASES.add("a page of others", code=73, says="report.html exists already, and is not a report")
 def _(arena: Arena) -> tuple[str, ...]:
     of_many_classes(arena)
     arena.file("runs/run/report.html", "<html>my thesis").chmod(0o600)

@@ -1,6 +1,6 @@
-"""The whole schema of a run, by sections. Strict: a typo is refused.
+"""The schema of a run's config, by sections. Strict: a typo is refused.
 
-`file` reads a file into it, `rules` holds the rules between fields, `problems` words what is wrong.
+`file` reads a YAML file into it, `rules` holds the rules between keys, `problems` writes the error messages.
 """
 
 from __future__ import annotations
@@ -57,25 +57,26 @@ __all__ = [
 
 
 class Config(Section):
-    """One run. The same file means the same mathematics on any number of workers, whose rounding alone differs."""
+    """One run. The same file means the same mathematics on any number of workers; only rounding differs."""
 
     name: Annotated[str, Field(pattern=RUN_NAME)]
-    """name of the run directory below runs/; default: the file's name"""
+    """name of the run directory below runs/; default: the name of the file"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     strategy: str = "single"
-    """single | mirrored (one process, several devices) | horovod or collective (several processes, joined by Horovod
-    or by TensorFlow) | one of another package | auto: single for one worker, mirrored for several GPUs of one host,
-    else horovod where it is installed, else collective; settled whenever workers are started"""
+    """single | mirrored (one process, several devices) | horovod or collective (several processes, connected by Horovod
+    or by TensorFlow) | a strategy of another package | auto: single for one worker, mirrored for several GPUs of one
+    host, else horovod if it is installed, else collective; decided each time workers are started"""
     workers: PositiveInt | None = None
-    """processes under horovod and collective, replicas under mirrored; default: one for each visible GPU, else 1"""
+    """processes under horovod and collective, replicas under mirrored; default: one for each visible GPU, or 1 if there
+    is none"""
     global_batch: PositiveInt = 32
     accumulate: PositiveInt = 1
-    """micro-batches per step and replica: the same update with less memory"""
+    """micro-batches per step and replica: gives the same update with less memory"""
     recipe: Literal["auto"] | None = None
-    """auto: keys that are left out are set by the number and size of the images (Big Transfer, arXiv 1912.11370)"""
+    """auto: the number and size of the images set all keys that are left out (Big Transfer, arXiv 1912.11370)"""
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: PositiveInt | None = None
-    """exactly one of epochs and steps"""
+    """give exactly one of epochs and steps"""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     data: DataConfig
     model: ModelConfig
@@ -84,14 +85,14 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...] = ()
-    """parts of the run one after another, such as the head alone and then the whole (LP-FT, arXiv 2202.10054), in place
-    of epochs, steps and model.train_from; the optimizer's state of a variable is kept from stage to stage"""
+    """consecutive parts of the run, such as the head alone and then the whole network (LP-FT, arXiv 2202.10054),
+    instead of epochs, steps and model.train_from; optimizer state is kept from stage to stage"""
     early_stopping: EarlyStoppingConfig | None = None
-    """end once a figure of the validation split has stopped improving; of several stages the one that it happens in"""
+    """end the run, or the current stage, once a figure of the validation split has stopped improving"""
     source: SourceConfig | None = None
-    """the task that the backbone is carried over from"""
+    """the task whose trained backbone this run starts from"""
     distill: DistillConfig | None = None
-    """the run that teaches this one"""
+    """the run that is the teacher of this one"""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
@@ -101,7 +102,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _computed_in_one_step(cls, data: Any) -> Any:
-        """A classifier that is computed needs neither an optimizer nor a duration: they are filled in."""
+        """Fill in an optimizer and a duration for a classifier that is computed, which needs neither."""
         classifier = data.get("classifier") if isinstance(data, Mapping) else None
         if not isinstance(classifier, Mapping) or classifier.get("name", "head") == "head":
             return data
@@ -113,38 +114,41 @@ class Config(Section):
         if self.stages:
             self._rules_of_stages()
         elif (self.epochs is None) == (self.steps is None):
-            found = "neither is given" if self.epochs is None else "both are given"
-            fix = "add 'epochs: 10'." if self.epochs is None else "remove one of them."
-            what = f"give exactly one of epochs and steps; {found}."
-            path = () if self.epochs is None else ("steps",)
-            raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})
+            if self.epochs is None:
+                raise _broken("give exactly one of epochs and steps; neither is given.", "add 'epochs: 10'.")
+            raise _broken(
+                "give exactly one of epochs and steps; both are given.", "remove one of them.", "steps"
+            )
         return self
 
     def _rules_of_stages(self) -> None:
         for key in ("epochs", "steps"):
             if getattr(self, key) is not None:
-                what, fix = f"the stages have their own durations, so {key} has no use.", f"remove '{key}'."
-                raise PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": (key,)})
+                what = f"each stage has its own duration, so {key} has no effect."
+                raise _broken(what, f"remove '{key}'.", key)
         for number, stage in enumerate(self.stages):
             if (stage.epochs is None) == (stage.steps is None):
-                found = "neither is given" if stage.epochs is None else "both are given"
-                what = f"stage {number + 1} needs exactly one of epochs and steps; {found}."
+                state = "neither is given" if stage.epochs is None else "both are given"
+                what = f"stage {number + 1} needs exactly one of epochs and steps; {state}."
                 fix = "add 'epochs: 3' to it." if stage.epochs is None else "remove one of them."
-                raise PydanticCustomError(
-                    "rule", "{what}", {"what": what, "fix": fix, "path": ("stages", str(number))}
-                )
+                raise _broken(what, fix, "stages", str(number))
 
     @property
     def evaluation_batch(self) -> int:
-        """Examples of a batch of evaluation, over all workers."""
+        """Return the examples in a batch of evaluation, over all workers."""
         return self.evaluation.batch or self.global_batch
 
     @property
     def random_start(self) -> bool:
-        """Whether the whole backbone starts from random weights."""
+        """Return whether the whole backbone starts from random weights."""
         return self.model.weights == "random" and self.source is None
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is trained in each stage, as `train_from` says it; one stage where the config names none."""
+        """Return `train_from` of each stage; a config without stages has one."""
         return tuple(stage.train_from for stage in self.stages) or (self.model.train_from,)
+
+
+def _broken(what: str, fix: str, *path: str) -> PydanticCustomError:
+    """Return an error that `problems.refusal` shows as it is; `path` is the key to look at."""
+    return PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "path": path})

@@ -1,13 +1,14 @@
-"""Settings for a data set by its size and that of its images, after Big Transfer's rule. Imports no TensorFlow.
+"""Settings by the number and size of the images of a data set (Big Transfer's rule). Imports no TensorFlow.
 
 BiT-HyperRule: Kolesnikov et al., arXiv 1912.11370, section 3.3, and bit_hyperrule.py in
-https://github.com/google-research/big_transfer for the milestones of its schedule. It is for a batch of 512. Another
-batch scales the rate with it and the steps against it, so that as many images are seen (Goyal et al., arXiv 1706.02677;
-bit_tf2/train.py has the steps' half as a comment). At 128 that is 0.00075 for four times the steps; the authors' README
-reports nearly the same accuracy on CIFAR with 0.001 and the steps of 512, which can be written: `steps: 500`.
+https://github.com/google-research/big_transfer for the milestones of its schedule, for batches of 512. For another
+batch size, the rate is proportional to it and the steps inversely, so that as many images are seen (Goyal et al., arXiv
+1706.02677; bit_tf2/train.py has the rule of the steps in a comment). At 128 that is a rate of 0.00075 for four times
+the steps; the authors' README reports nearly the same accuracy on CIFAR with 0.001 and the steps for 512, which the
+user can write: `steps: 500`.
 
-What differs here: the batch is 128 by default, large images are trained at the backbone's own size where that is below
-480, and the crop varies in aspect as well.
+Differences: the default batch is 128, large images are trained at the backbone's own size if that is below 480, and the
+crop varies in aspect as well.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ Values = dict[str, Any]
 
 
 def auto(written: Mapping[str, Any], num_examples: int, image_area: float, input_size: int) -> Values:
-    """Values for the keys of a config that `written` leaves out, nested as in the file.
+    """Return values for the keys that `written` leaves out, nested as in the file.
 
-    `image_area` is in pixels, that of a typical image; `input_size` that of the backbone. A classifier that is computed
-    needs no optimizer and no length: it gets a frozen backbone and images that can be cached.
+    `image_area` is that of a typical image, in pixels; `input_size` the backbone's. A classifier that is computed needs
+    no optimizer and no duration: it gets a frozen backbone and images that can be cached.
     """
     batch = written.get("global_batch", BATCH)
     computed = section(written, "classifier").get("name", "head") != "head"
-    found: Values = {"global_batch": batch}
+    values: Values = {"global_batch": batch}
     if computed or not written.get("stages"):
-        found["model"] = {"train_from": "head" if computed else "all"}
-    train_from = section(written, "model").get("train_from", found.get("model", {}).get("train_from"))
+        values["model"] = {"train_from": "head" if computed else "all"}
+    train_from = section(written, "model").get("train_from", values.get("model", {}).get("train_from"))
     cached = section(written, "runtime").get("prefix_cache") == "on" or train_from == "head"
-    found["data"] = _data(num_examples, image_area, input_size, cached=cached)
-    return found if computed else {**found, **_training(written, num_examples, batch)}
+    values["data"] = _data(num_examples, image_area, input_size, cached=cached)
+    return values if computed else {**values, **_training(written, num_examples, batch)}
 
 
 def _data(num_examples: int, image_area: float, input_size: int, *, cached: bool) -> Values:
@@ -58,20 +59,20 @@ def _data(num_examples: int, image_area: float, input_size: int, *, cached: bool
 
 
 def _training(written: Mapping[str, Any], num_examples: int, batch: int) -> Values:
-    """Length, update rule and schedule; a length that is written stretches the schedule."""
+    """Return duration, update rule and schedule; a duration in `written` stretches the schedule."""
     optimizer = section(written, "optimizer")
     per_epoch = num_examples / batch
     milestones = next(m for below, m in _RULE if below is None or num_examples < below)
     steps = max(1, round(milestones[-1] * PAPER_BATCH / batch))
-    found: Values = {}
+    values: Values = {}
     if not written.get("stages") and not written.keys() & {"steps", "epochs"}:
-        found["steps"] = steps
+        values["steps"] = steps
     if optimizer.get("name", "sgd") == "sgd":
         rate = PAPER_RATE * batch / PAPER_BATCH
-        found["optimizer"] = {"name": "sgd", "learning_rate": rate, "momentum": 0.9}
+        values["optimizer"] = {"name": "sgd", "learning_rate": rate, "momentum": 0.9}
     if "schedule" not in optimizer and not written.get("stages"):
         total = written.get("steps") or written.get("epochs", 0) * per_epoch or steps
         warmup, *drops = (round(m * total / milestones[-1] / per_epoch, 6) for m in milestones[:-1])
         schedule = {"name": "step", "warmup_epochs": warmup, "drop_at_epochs": drops, "drop_factor": 0.1}
-        found.setdefault("optimizer", {})["schedule"] = schedule
-    return found
+        values.setdefault("optimizer", {})["schedule"] = schedule
+    return values

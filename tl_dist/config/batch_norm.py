@@ -1,4 +1,4 @@
-"""Where the batch-norm layers that a config trains begin: at pretrained statistics, or at mean 0 and variance 1."""
+"""Whether trained batch-norm layers start from pretrained statistics, or from mean 0 and variance 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tl_dist.config import Config, registry
 
 
 def fresh(cfg: Config) -> str | None:
-    """What makes trained batch-norm layers begin without statistics; None where all of them have some, or none is."""
+    """Return why trained batch-norm layers start without statistics; None if all have some, or none is trained."""
     if not registry.backbone(cfg.model.backbone).batch_norm or all(part == "head" for part in cfg.parts):
         return None
     if cfg.random_start:
@@ -15,12 +15,12 @@ def fresh(cfg: Config) -> str | None:
 
 
 def explained(cfg: Config) -> str:
-    """What `batch_norm: auto` is under `cfg`, and why."""
+    """Return what `batch_norm: auto` means for `cfg`, and why."""
     if not registry.backbone(cfg.model.backbone).batch_norm:
         return f"{cfg.model.backbone} has no such layers"
     beginning = fresh(cfg)
     if beginning is None and cfg.model.prune:
-        return "sync, since its statistics are those of layers with more channels"
+        return "sync, since its statistics belong to layers with more channels"
     return (
         f"sync, since {beginning} hold no statistics" if beginning else "inference, by pretrained statistics"
     )

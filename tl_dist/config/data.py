@@ -1,4 +1,4 @@
-"""The sections of a config on images: which, how they are split, how they are augmented."""
+"""The sections of a config about images: which, how they are split, and how they are augmented."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ class AugmentConfig(Section):
     """How strong the augmentations of `data.augment` are."""
 
     crop_area: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
-    """random_resized_crop: least and largest part of the area"""
+    """random_resized_crop: smallest and largest fraction of the image's area"""
     jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """colour_jitter: brightness, contrast and saturation are multiplied by 1 +- this"""
+    """colour_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 +- this"""
     jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """colour_jitter: part of a full turn of the hue"""
+    """colour_jitter: the hue is shifted by up to +- this, as a fraction of a full turn"""
     rand_augment_num: PositiveInt = 2
-    """rand_augment: operations for each image"""
+    """rand_augment: operations per image"""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-    """rand_augment: strength, of 30"""
+    """rand_augment: strength of the operations, at most 30"""
     erase_probability: PositiveFraction = 0.25
-    """random_erasing"""
+    """random_erasing: probability that a rectangle of an image is erased"""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """alpha of the Beta distribution by which two images and their labels are mixed (arXiv 1710.09412); 0: never"""
+    """alpha of the Beta distribution from which the mixing ratio of two images and their labels is drawn (arXiv
+    1710.09412); 0: never"""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """alpha for pasting a part of another image (arXiv 1905.04899); with mixup, each has half of the pairs"""
+    """alpha for pasting a part of another image (arXiv 1905.04899); 0: never; with mixup, each is applied to half of
+    the pairs"""
 
     @property
     def mixes(self) -> bool:
-        """Whether examples are mixtures of two."""
+        """Return whether pairs of examples are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -40,33 +42,33 @@ class DataConfig(Section):
 
     name: str
     """dataset: cifar10, cifar100, digits, csv, elpv, image_folder, imagenet, packed, synthetic, tfds, tfrecord; or
-    one of another package: the name of its entry point, or package.module:NAME"""
+    a dataset of another package: the name of its entry point, or package.module:NAME"""
     path: str | None = None
-    """directory of the files (csv: the table); cifar10, cifar100 and elpv are downloaded where there is none"""
+    """directory of the files (csv: the table); cifar10, cifar100 and elpv are downloaded if none is given"""
     image_size: PositiveInt | None = None
     """images are resized to this square; default: the backbone's own input size"""
     resize: Literal["stretch", "crop"] = "stretch"
-    """how an image becomes the square: stretch changes its aspect; crop keeps it, and takes the middle"""
+    """how an image is made square: stretch changes its aspect ratio; crop keeps it and takes the middle"""
     crop_fraction: PositiveFraction | None = None
     """crop only: the shorter side is resized to image_size / crop_fraction, and the middle square is kept; default:
     0.875 (256 for 224)"""
     validation_fraction: Fraction = 0.0
-    """part of all examples but those of an official test split, stratified by class (and by type where the dataset
-    has one)"""
+    """fraction of all examples outside an official test split, stratified by class (and by type if the dataset has
+    types)"""
     test_fraction: Fraction = 0.25
-    """part of all examples, for datasets without an official test split"""
+    """fraction of all examples, for datasets without an official test split"""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """divide the examples into this many stratified folds, in place of test_fraction; see fold"""
+    """divide the examples into this many stratified folds instead of by test_fraction; see fold"""
     fold: Annotated[int, Field(ge=0)] | None = None
-    """the fold that is held out, from 0: as the test split, or as validation where the test split is official; of
-    `folds`, or of a manifest with folds"""
+    """number, from 0, of the fold that is held out, of `folds` or of a split manifest with folds: it is the test split,
+    or the validation split if the dataset has an official test split"""
     split_seed: int = 0
     split: str | None = None
-    """manifest that `tl-dist data split` wrote: divides the examples instead of the fractions"""
+    """split manifest written by `tl-dist data split`: divides the examples instead of the fractions"""
     labels: Literal["fine", "coarse"] = "fine"
     """cifar100 only"""
     first_label: Literal[0, 1] | None = None
-    """tfrecord and imagenet: the number of the first class in the records; default: 0 if there is one, else 1"""
+    """tfrecord and imagenet: the lowest class number in the records; default: 0 if a record has it, else 1"""
     augment: tuple[
         Literal[
             "random_resized_crop", "pad_crop", "flip", "dihedral", "brightness", "colour_jitter", "rand_augment",
@@ -74,21 +76,22 @@ class DataConfig(Section):
         ],
         ...,
     ] = ()  # fmt: skip
-    """applied in this order, seeded by (seed, position)"""
+    """applied in this order; random numbers are drawn by (seed, position)"""
     augmentation: AugmentConfig = AugmentConfig()
     shuffle: Literal["full", "blocks"] = "full"
-    """blocks: for storage that is slow at random, neighbours stay together; how well it mixes is said at the start"""
+    """blocks: neighbours stay together, for storage with slow random access; how well classes are mixed is shown at the
+    start"""
     shuffle_block: PositiveInt = 1024
-    """blocks only: neighbours that are moved together"""
+    """blocks only: neighbouring examples that stay together"""
     shuffle_window: PositiveInt = 16
-    """blocks only: so many blocks are mixed with each other"""
+    """blocks only: blocks whose examples are mixed with each other"""
     soft_labels: bool = False
-    """elpv only: train toward the experts' defect probability; evaluation keeps the hard label"""
+    """elpv only: train on the experts' defect probabilities; evaluation keeps the hard labels"""
     max_bad: Annotated[int, Field(ge=0)] | None = None
-    """examples that cannot be decoded, up to which training continues without them; default: the larger of 100 and
+    """training continues without examples that cannot be decoded, up to this many; default: the larger of 100 and
     0.01 % of all"""
     options: Options = Field(default={})
-    """of a data set of another package: its own keys"""
+    """keys of its own that a dataset of another package defines"""
     num_examples: PositiveInt = 1024
     """synthetic only"""
     num_classes: Annotated[int, Field(ge=2)] = 10
@@ -96,5 +99,5 @@ class DataConfig(Section):
 
     @property
     def kept_fraction(self) -> float | None:
-        """Which part of the shorter side `resize: crop` keeps; None where images are stretched."""
+        """Return the fraction of the shorter side that `resize: crop` keeps; None if images are stretched."""
         return None if self.resize == "stretch" else self.crop_fraction or 0.875

@@ -1,8 +1,8 @@
 """Data sets, backbones and strategies of other packages: by the name of an entry point, or as package.module:NAME.
 
-Either leads to a record, as those in `registry` are, in a module of an installed package. `tl-dist` reads it before any
-worker is there, so that module imports no framework; and it is looked for where workers look, which is not the working
-directory. Nothing that was found is called unless it is such a record.
+Either leads to a record like those in `registry`, in a module of an installed package. `tl-dist` reads it before any
+worker starts, so that module must not import a framework; it is searched for where workers search, which excludes the
+working directory. Only such a record is ever called.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from pydantic import TypeAdapter
 from tl_dist.refusal import ExitCode, Refusal
 
 FRAMEWORKS = ("tensorflow", "keras", "horovod")
-# Not `__main__`, which starts a program when it is imported.
+# Not `__main__`: importing it would start a program.
 _REFERENCE = re.compile(r"(?!.*\b__main__\b)[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class Offer(NamedTuple):
-    """Where the record of another package is."""
+    """Where another package has its record."""
 
     reference: str
     """package.module:NAME"""
     distribution: str | None = None
-    """name and version of the package whose entry point it is"""
+    """name and version of the package that has the entry point"""
 
 
 def offers(group: str) -> dict[str, list[Offer]]:
-    """What installed packages offer in a group of entry points, by name. Imports nothing."""
-    found: dict[str, list[Offer]] = {}
+    """Return what installed packages offer in a group of entry points, by name. Imports nothing."""
+    records: dict[str, list[Offer]] = {}
     for point in _entry_points(tuple((folder, _changed(folder)) for folder in sys.path)).select(group=group):
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else None
-        found.setdefault(point.name, []).append(Offer(point.value, distribution))
-    return found
+        records.setdefault(point.name, []).append(Offer(point.value, distribution))
+    return records
 
 
 @functools.lru_cache(maxsize=1)
 def _entry_points(folders: tuple[tuple[str, int], ...]) -> EntryPoints:
-    """Of all groups; read again when `sys.path` is another one or a folder of it has changed: 5 ms of 230 packages."""
-    found: Any = entry_points()  # in Python 3.11 another class, which selects alike
-    return found
+    """Return the entry points of all groups; read again (5 ms for 230 packages) if `sys.path` or its folders change."""
+    points: Any = entry_points()  # another class in Python 3.11, with the same `select`
+    return points
 
 
 def _changed(folder: str) -> int:
@@ -62,17 +62,19 @@ def _changed(folder: str) -> int:
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name has the form package.module:NAME."""
+    """Return whether a name has the form package.module:NAME."""
     return _REFERENCE.fullmatch(name) is not None
 
 
 def imported(reference: str, who: str) -> Any:
-    """The object behind "package.module:NAME"; refuses what cannot be had. `who` asks for it: "data set 'shapes'"."""
+    """Import "package.module:NAME"; refuses if that fails. `who` asks for it, such as "data set 'shapes'"."""
     if not is_reference(reference):
         raise _refused(f"{who}: '{reference}' is not of the form package.module:NAME", "correct its package.")
     name, _, attribute = reference.partition(":")
     if name.partition(".")[0] in sys.stdlib_module_names:
-        raise _refused(f"{who}: {name} is a module of Python itself", "name one of an installed package.")
+        raise _refused(
+            f"{who}: {name} is a module of Python itself", "name a module of an installed package."
+        )
     try:
         module = import_module(name)
     except (Exception, SystemExit) as error:
@@ -81,39 +83,39 @@ def imported(reference: str, who: str) -> Any:
         return getattr(module, attribute)
     except AttributeError:
         what = f"{who}: the module {name} has no {attribute}"
-        raise _refused(what, f"correct what stands behind '{name}:'.") from None
+        raise _refused(what, f"correct the name after '{name}:'.") from None
     except (Exception, SystemExit) as error:  # its own __getattr__
         raise _not_imported(f"{name}:{attribute}", error, who) from error
 
 
 def record(offer: Offer, wanted: type, who: str) -> Any:
-    """The record that is offered; refuses anything else."""
+    """Import the record that is offered; refuses anything else."""
     with _as_workers_look():
-        found = imported(offer.reference, who)
-    if not issubclass(type(found), wanted):
-        what = f"{who}: {offer.reference} is of type {type(found).__name__}, not {wanted.__name__}"
-        raise _refused(what, f"name a {wanted.__module__}.{wanted.__name__}.")
+        value = imported(offer.reference, who)
+    if not issubclass(type(value), wanted):
+        what = f"{who}: {offer.reference} is of type {type(value).__name__}, not {wanted.__name__}"
+        raise _refused(what, f"make it a {wanted.__module__}.{wanted.__name__}.")
     for name, hint in get_type_hints(wanted).items():
         try:
-            TypeAdapter(hint).validate_python(getattr(found, name))
-        except (Exception, SystemExit):  # also of its own properties
-            what = f"{who}: '{name}' of {offer.reference} is not what {wanted.__name__} takes"
+            TypeAdapter(hint).validate_python(getattr(value, name))
+        except (Exception, SystemExit):  # its own properties may raise anything
+            what = f"{who}: '{name}' of {offer.reference} has a type that {wanted.__name__} does not accept"
             raise _refused(what, f"correct it as {wanted.__module__}.{wanted.__name__} says.") from None
-    return found
+    return value
 
 
 @contextmanager
 def _as_workers_look() -> Iterator[None]:
-    """Within it no framework is imported that is not there yet, and nothing from the directory that Python began in."""
+    """Prevent the import of a framework that is not loaded yet, and of anything in the directory Python started in."""
     absent = set(FRAMEWORKS) - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: the import fails
     unsafe = not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()])
-    began_in = sys.path.pop(0) if unsafe else None
+    start_directory = sys.path.pop(0) if unsafe else None
     try:
         yield
     finally:
-        if began_in is not None:
-            sys.path.insert(0, began_in)
+        if start_directory is not None:
+            sys.path.insert(0, start_directory)
         for name in absent:
             sys.modules.pop(name, None)
 
@@ -121,20 +123,20 @@ def _as_workers_look() -> Iterator[None]:
 def _not_imported(module: str, error: BaseException, who: str) -> Refusal:
     missing = (error.name if isinstance(error, ModuleNotFoundError) else None) or ""
     framework = missing.partition(".")[0]
-    if framework in FRAMEWORKS and sys.modules.get(framework, error) is None:  # kept away by `record`
-        what = f"{who}: {module} imports {framework} at its top, and tl-dist reads it before there is one"
+    if framework in FRAMEWORKS and sys.modules.get(framework, error) is None:  # blocked by `record`
+        what = f"{who}: {module} imports {framework} at its top, but tl-dist reads it before {framework} is loaded"
         return _refused(what, f"import {framework} inside the functions that use it.")
     if missing and f"{module}.".startswith(f"{missing}."):
         what = f"{who}: there is no module {missing} in this Python environment"
-        return _refused(what, "install the package that has it; the working directory is not looked in.")
+        return _refused(what, "install the package that has it; the working directory is not searched.")
     what = f"{who}: {module} cannot be imported ({type(error).__name__}: {error})"
     return _refused(what, "correct that package, or install what it needs.")
 
 
 def identity(offer: Offer) -> dict[str, str]:
-    """The distribution, where an entry point says it, and a digest of the code of its record's top package.
+    """Return the distribution, if an entry point names it, and a digest of the code of the record's top package.
 
-    Of the record that has been read. The code of other packages, which this one imports, is not in the digest.
+    The record must have been imported. The digest does not cover other packages that this one imports.
     """
     parts = offer.reference.partition(":")[0].split(".")
     packages = (sys.modules[".".join(parts[: k + 1])] for k in range(len(parts)))
@@ -145,7 +147,7 @@ def identity(offer: Offer) -> dict[str, str]:
 
 
 def code_digest(root: Path) -> str:
-    """sha256 over the names and bytes of the Python code below a directory, or of one file, shortened."""
+    """Return a shortened sha256 over the names and bytes of the Python code below a directory, or of one file."""
     total, suffixes = hashlib.sha256(), tuple(all_suffixes())
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.name.endswith(suffixes))
     for path in files:

@@ -1,6 +1,6 @@
-"""How a file and the command line become a config, and a config a file, a trajectory and a digest.
+"""Turn a file and the command line into a config, and a config into a file, a trajectory and a digest.
 
-The text of a YAML file, with its lines, is read by `yaml_text`.
+`yaml_text` reads the text of a YAML file, with its lines.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
-from tl_dist.config import Config, DataConfig, batch_norm, options, registry, yaml_text
+from tl_dist.config import Config, DataConfig, Section, batch_norm, registry, yaml_text
 from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
@@ -38,21 +38,21 @@ TRAJECTORY = (
     "source",
     "distill",
 )
-"""Keys that decide the weights: a run directory is continued only when these are unchanged.
+"""keys that decide the weights: a run can be resumed only while these are unchanged
 
 The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
-attempts, but for the keys of `ROUNDING`, and of `DECIDING` where figures of the validation split decide something.
+attempts, except for the keys in `ROUNDING`, and in `DECIDING` if figures of the validation split decide something.
 """
 
 ROUNDING = {"wire": "auto", "tf32": True}
-"""keys of `runtime` by which numbers are rounded, with their defaults, which older runs mean that do not have them"""
+"""keys of `runtime` that decide how numbers are rounded, with their defaults"""
 
 DECIDING = {
     "early_stopping": None,
     "checkpoint": {"best", "average"},
     "evaluation": {"every_epochs", "views"},
 }
-"""keys that decide the weights where figures of the validation split decide, and what of their sections does"""
+"""sections that decide the weights if figures of the validation split decide something, and which of their keys do"""
 
 _PATHS = (
     "data.path",
@@ -65,18 +65,18 @@ _PATHS = (
 )
 
 Choose = Callable[[DataConfig, Mapping[str, Any]], Mapping[str, Any]]
-"""(data, what a file says) -> values, nested as in the file, for keys that it leaves out"""
+"""(data, values of a file) -> values, nested as in the file, for the keys that it leaves out"""
 
 
 def load(
     path: str | Path, overrides: Sequence[str] = (), *, choose: Choose | None = None, imports: bool = True
 ) -> Config:
-    """The config in a YAML file, with `overrides` ("optimizer.learning_rate=1e-3") put over it.
+    """Read the config in a YAML file and apply `overrides` such as "optimizer.learning_rate=1e-3".
 
     Any problem is one Refusal that names the file and line, the key, and how to fix it. Relative paths in
-    `data.path`, `data.split` and `model.weights` are taken from the working directory and made absolute.
-    `choose` gives the values that `recipe: auto` fills in. Without `imports`, for who only looks at a config or a run,
-    no code is imported that it names of other packages, and the rules that would need it are left out.
+    `data.path`, `data.split` and `model.weights` are made absolute from the working directory. `choose` returns the
+    values that `recipe: auto` fills in. Without `imports`, for commands that only look at a config or a run, no code of
+    other packages is imported, and the rules that would need it are left out.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -91,7 +91,7 @@ def load(
 
 
 def changed(cfg: Config, overrides: Sequence[str]) -> Config:
-    """`cfg` with `overrides` put over it, and then checked as that of a file is."""
+    """Return `cfg` with `overrides` applied, checked like a config file."""
     return _checked(cfg.model_dump(mode="json"), {"": f"the config of '{cfg.name}'"}, overrides)
 
 
@@ -108,32 +108,55 @@ def _checked(
     for dotted in _PATHS:
         _absolute(data, dotted, where)
     if data.get("recipe") == "auto" and choose is not None:
-        with suppress(ValidationError):  # of the data section: named below, with all else
-            found = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
-            if not imports and found.name not in registry.DATASETS:
-                what = (
-                    f"{where['']}: recipe 'auto' opens dataset '{found.name}', which would run its code here."
-                )
-                raise _usage(what, "see runs/NAME/config.yaml of a run of it, which has all values.")
-            data = filled(data, choose(found, data))
+        with suppress(ValidationError):  # of the data section: reported below, with all others
+            dataset = DataConfig.model_validate(_tuples(section(data, "data")), strict=True)
+            if not imports and dataset.name not in registry.DATASETS:
+                what = f"recipe 'auto' opens dataset '{dataset.name}', which would run its code here."
+                fix = "look at runs/NAME/config.yaml of a run with this config, which has all values."
+                raise _usage(f"{where['']}: {what}", fix)
+            data = filled(data, choose(dataset, data))
     try:
         cfg = Config.model_validate(_tuples(data), strict=True)
     except ValidationError as error:
         raise config_problems.refusal(error, Config, data, where) from None
     for rule in config_rules.broken(cfg, imports=imports):
         raise _usage(f"{config_problems.place(rule.path, where)}: {rule.what}", rule.fix)
-    options.refuse_wrong(cfg, where, imports=imports)
+    _refuse_wrong_options(cfg, where, imports=imports)
     return cfg
 
 
 def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section of an unchecked config; empty where it is not there or none."""
-    found = values.get(name)
-    return found if isinstance(found, Mapping) else {}
+    """Return a section of an unchecked config; empty if it is missing or not a section."""
+    value = values.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _refuse_wrong_options(cfg: Config, where: Mapping[str, str], *, imports: bool) -> None:
+    """Check `data.options` by the section that its data set's record names; without `imports`, only tl_dist's own."""
+    source = cfg.source.data if cfg.source is not None else None
+    for path, data in ((("data", "options"), cfg.data), (("source", "data", "options"), source)):
+        if data is None or not (imports or data.name in registry.DATASETS):
+            continue
+        schema = registry.dataset(data.name).options
+        if schema is None:
+            if data.options:
+                what = f"{config_problems.place(path, where)}: dataset '{data.name}' has no options."
+                raise _usage(what, "remove 'options'.")
+            continue
+        # Below sections of the same names, so that an error names the whole path.
+        whole: type[BaseModel] = schema
+        values = data.options
+        for key in reversed(path):
+            whole = create_model("Holder", __base__=Section, **{key: (whole, ...)})  # type: ignore[call-overload]
+            values = {key: values}
+        try:
+            whole.model_validate(values, strict=True)
+        except ValidationError as error:
+            raise config_problems.refusal(error, whole, values, where) from None
 
 
 def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`written` with the `values` of those keys that it leaves out."""
+    """Return `written` with the keys that it leaves out taken from `values`."""
     result = dict(written)
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -144,7 +167,7 @@ def filled(written: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def dump(cfg: Config) -> str:
-    """The resolved config as YAML, every default written out; `load` of it gives `cfg` again. Imports nothing."""
+    """Return the config as YAML with all defaults, which `load` reads back as `cfg`. Imports nothing."""
     text = yaml_text.dump(cfg.model_dump(mode="json"))
     if cfg.model.backbone not in registry.BACKBONES:
         return text
@@ -152,38 +175,38 @@ def dump(cfg: Config) -> str:
 
 
 def trajectory(cfg: Config) -> dict[str, Any]:
-    """The values that decide the weights, as plain data; where the data's files lie is not one of them."""
+    """Return the values that decide the weights, as plain data; the paths of files are not among them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
     for section in (values["optimizer"], *values["stages"]):
         if section["schedule"] is not None and section["schedule"]["name"] != "plateau":
-            for key in PLATEAU:  # which runs have that began before there was one
+            for key in PLATEAU:  # has no effect
                 del section["schedule"][key]
     if cfg.optimizer.name != "lars":
-        del values["optimizer"]["trust_coefficient"]  # which decides nothing, and older runs do not have
+        del values["optimizer"]["trust_coefficient"]  # has no effect
     if metrics_of(cfg):
-        values |= cfg.model_dump(mode="json", include={key: kept or True for key, kept in DECIDING.items()})
+        values |= cfg.model_dump(mode="json", include={key: keys or True for key, keys in DECIDING.items()})
     rounding = {key: getattr(cfg.runtime, key) for key in ROUNDING}
     if chosen := {key: value for key, value in rounding.items() if value != ROUNDING[key]}:
         values["runtime"] = chosen
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
     if not values["data"]["options"]:
-        del values["data"]["options"]  # as in runs that are older than this key
+        del values["data"]["options"]  # keys without effect are left out, here and below
     if not values["model"]["prune"]:
-        del values["model"]["prune"]  # likewise
+        del values["model"]["prune"]
     if values["source"] is not None:
-        # Whose weights those are is said by their digest, in the run's identity.
+        # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"
     if values["distill"] is None:
-        del values["distill"]  # as above
+        del values["distill"]
     else:
-        values["distill"]["teacher"] = "run"  # likewise
-        del values["distill"]["allow_seen"]  # which decides what is refused
+        values["distill"]["teacher"] = "run"  # as for the source
+        del values["distill"]["allow_seen"]  # decides only what is refused
     return values
 
 
 def flat(cfg: Config) -> dict[str, Any]:
-    """Every value of the config by its dotted key, as plain data."""
+    """Return every value of the config by its dotted key, as plain data."""
 
     def below(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in values.items():
@@ -196,16 +219,16 @@ def flat(cfg: Config) -> dict[str, Any]:
 
 
 def digest(cfg: Config) -> str:
-    """A name for `trajectory(cfg)`: sha256 of its canonical JSON."""
+    """Return the sha256 of the canonical JSON of `trajectory(cfg)`."""
     text = json.dumps(trajectory(cfg), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a config file, for editors."""
-    found = Config.model_json_schema()
-    found["required"].remove("name")  # `load` takes the file's
-    return found
+    """Return the JSON schema of a config file, for editors."""
+    document = Config.model_json_schema()
+    document["required"].remove("name")  # default: the name of the file
+    return document
 
 
 def _usage(what: str, fix: str) -> Refusal:
@@ -229,12 +252,12 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
     for name in path[:-1]:
         below = section.get(name)
         if below is not None and not isinstance(below, dict):
-            return  # the file's own mistake, which validation names
+            return  # a mistake in the file, which validation reports
         section[name] = dict(below or {})
         section = section[name]
     section[path[-1]] = yaml_text.parse(value, origin).data
     where[dotted] = origin
-    # One duration replaces the other: `steps=20` on the command line shortens a run that is given in epochs.
+    # One duration replaces the other: `steps=20` on the command line shortens a run given in epochs.
     if dotted in ("epochs", "steps") and section[dotted] is not None:
         other = "steps" if dotted == "epochs" else "epochs"
         if not where.get(other, "").startswith("override"):
@@ -242,7 +265,7 @@ def _override(data: dict[str, Any], where: dict[str, str], text: str) -> None:
 
 
 def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> None:
-    """Make one of the paths in `data` absolute, where it is given; sections on the way there are copied."""
+    """Make the path at `dotted` in `data` absolute, if it is given; the sections around it are copied."""
     *sections, key = dotted.split(".")
     for name in sections:
         if not isinstance(data.get(name), dict):
@@ -258,14 +281,12 @@ def _absolute(data: dict[str, Any], dotted: str, where: Mapping[str, str]) -> No
         data[key] = str(Path(text).expanduser().absolute())
     except RuntimeError:
         place = config_problems.place(tuple(dotted.split(".")), where)
-        what = (
-            f"{place}: {dotted} begins with the home directory '{Path(text).parts[0]}', which is not known."
-        )
-        raise _usage(what, "write the whole path, from '/' on.") from None
+        what = f"{place}: {dotted} begins with '{Path(text).parts[0]}', a home directory that cannot be determined."
+        raise _usage(what, "write the whole path, beginning with '/'.") from None
 
 
 def _tuples(value: Any) -> Any:
-    """The same data with lists as tuples, which is what strict validation wants for them."""
+    """Replace lists by tuples, as strict validation requires."""
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Which figures of the validation split decide something in a run. Imports nothing but the schema."""
+"""Which figures of the validation split decide something in a run. Imports only the schema."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ FIGURES = {
     "log_loss": "min",
     "ece": "min",
 }
-"""the figures that may decide (those of tl_dist/scores/figures.py that are one number), and which of them is better"""
+"""the figures that may decide, which are all single numbers in tl_dist/scores/figures.py, and which value is better"""
 
 SPLIT = "validation"
-"""the one that decides"""
+"""the split that decides"""
 
 
 def figure_of(metric: str) -> str:
-    """The name of the figure: metrics are written with or without their split, validation.macro_f1 or macro_f1."""
+    """Return the name of a metric's figure; metrics are written as validation.macro_f1 or macro_f1."""
     return metric.removeprefix(f"{SPLIT}.")
 
 
 def metrics_of(cfg: Config) -> dict[tuple[str, ...], str]:
-    """The metrics that decide, by the keys of the config that say so; empty where none does."""
+    """Return the metrics that decide, by the config key that names each; empty if none does."""
     best, stopping = cfg.checkpoint.best, cfg.early_stopping
-    found: dict[tuple[str, ...], str | None] = {
+    metrics: dict[tuple[str, ...], str | None] = {
         ("checkpoint", "best", "metric"): None if best is None else best.metric,
         ("early_stopping", "metric"): None if stopping is None else stopping.metric,
         ("optimizer", "schedule", "metric"): cfg.optimizer.schedule.metric,
@@ -38,4 +38,4 @@ def metrics_of(cfg: Config) -> dict[tuple[str, ...], str]:
             if stage.schedule is not None
         },
     }
-    return {path: metric for path, metric in found.items() if metric is not None}
+    return {path: metric for path, metric in metrics.items() if metric is not None}

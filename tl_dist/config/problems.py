@@ -1,6 +1,6 @@
-"""What is wrong with the data of a config, in one line: where, which key, what it must be, how to fix it.
+"""Error messages of a config, in one line: where, which key, what it must be, and how to fix it.
 
-Knows pydantic's models in general and the schema of a run only through the model it is given.
+Knows pydantic's models in general, and the schema of a run only through its arguments.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
@@ -20,9 +20,18 @@ from tl_dist.refusal import ExitCode, Refusal
 
 Path = tuple[str, ...]
 
-_DIGITS = 18  # of a number; more are text even without quotes
 
-# What people write who know another tool. Values are leaf names of the schema.
+class Broken(NamedTuple):
+    """A rule that a config breaks: the key to look at, what is wrong and how to fix it."""
+
+    path: Path
+    what: str
+    fix: str
+
+
+_DIGITS = 18  # most digits of a number: with more it is text even without quotes
+
+# Names of the same keys in other tools. Values are leaf names of the schema.
 SYNONYMS = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -47,10 +56,10 @@ SYNONYMS = {
 
 
 def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Mapping[str, str]) -> Refusal:
-    """The first problem as a refusal, with the number of the others.
+    """Turn the first problem into a refusal that counts the others.
 
     `where` maps a dotted path to the place that set it ("x.yaml:4"); "" is the file. Unknown keys come first,
-    and hide what is missing beside them: a misspelt key is both.
+    and hide missing keys of the same section, because a misspelt key is both.
     """
     problems: dict[Path, Any] = {}
     for entry in error.errors(include_url=False):
@@ -69,7 +78,7 @@ def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Ma
 
 
 def place(path: Path, where: Mapping[str, str]) -> str:
-    """Where the value at `path`, or the nearest thing around it, was written."""
+    """Return where the value at `path`, or the innermost section around it that was written, stands."""
     for end in range(len(path), -1, -1):
         if ".".join(path[:end]) in where:
             return where[".".join(path[:end])]
@@ -77,7 +86,7 @@ def place(path: Path, where: Mapping[str, str]) -> str:
 
 
 def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
-    """What to say about a key that the schema does not have, and how to fix it."""
+    """Return the message about a key that the schema does not have, and its fix."""
     *parents, key = path
     section = field_model(model, tuple(parents)) or model
     known = SYNONYMS.get(key, key)
@@ -97,12 +106,12 @@ def unknown_key(model: type[BaseModel], path: Path) -> tuple[str, str]:
 
 
 def key_paths(model: type[BaseModel]) -> list[Path]:
-    """The path of every value that a config can hold, in schema order; sections themselves are not values."""
+    """Return the path of every value that a config can hold, in schema order; sections are not values."""
     return [path for path in _all_paths(model) if field_model(model, path) is None]
 
 
 def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    """The section at `path`, or None where there is none. An item of a list of sections is one; the list is not."""
+    """Return the section at `path`, or None. An item of a list of sections is a section; the list is not."""
     current: Any = model
     for name in path:
         current = _below(current, name)
@@ -110,7 +119,7 @@ def field_model(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def _below(annotation: Any, name: str) -> Any:
-    """The type of the key or the item `name` of a value of this type; None for an unknown one."""
+    """Return the type of the key or item `name` of a value of this type; None if it is unknown."""
     if _is_section(annotation):
         field = annotation.model_fields.get(name)
         annotation = field.annotation if field else None
@@ -126,26 +135,26 @@ def _is_section(annotation: Any) -> bool:
 
 
 def field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
-    """The schema of the key at `path`, or None for an unknown one."""
+    """Return the schema of the key at `path`, or None if it is unknown."""
     section = field_model(model, path[:-1]) if path else None
     return section.model_fields.get(path[-1]) if section else None
 
 
 def accepts(model: type[BaseModel], path: Path) -> bool:
-    """Whether there is a key at `path`, or may be: below one whose keys are known elsewhere, as `data.options`."""
+    """Return whether there may be a key at `path`: anything below a free section, such as `data.options`, may be."""
     above = (field_at(model, path[:k]) for k in range(1, len(path)))
     free = any(field is not None and get_origin(field.annotation) is dict for field in above)
     return free or field_at(model, path) is not None
 
 
 def expects(field: FieldInfo) -> str:
-    """What a key holds, in words: "a whole number above 0"."""
+    """Describe what a key holds, such as "a whole number above 0"."""
     words, can_be_null = _words(field.annotation, tuple(field.metadata))
     return words + (" or null" if can_be_null else "")
 
 
 def shown(value: Any) -> str:
-    """A value as YAML spells it, cut to fit a line."""
+    """Write a value as YAML spells it, cut to fit a line."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 50 else text[:47] + "..."
 
@@ -159,7 +168,7 @@ def _all_paths(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
 
 
 def _schema_path(model: type[BaseModel], location: tuple[Any, ...]) -> Path:
-    """pydantic's location without its names for the arms of a union."""
+    """Remove pydantic's names for the arms of a union from its location."""
     path: list[str] = []
     current: Any = model
     for part in location:
@@ -266,7 +275,7 @@ def _is_number(text: str) -> bool:
 
 
 def _words(annotation: Any, metadata: tuple[Any, ...] = ()) -> tuple[str, bool]:
-    """The type in words, and whether null is allowed."""
+    """Describe a type, and return whether null is allowed."""
     origin = get_origin(annotation)
     if origin is Annotated:
         base, *more = get_args(annotation)

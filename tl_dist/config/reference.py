@@ -1,4 +1,4 @@
-"""Every key of a config, for people: rows for `tl-dist config schema`, and a page of the documentation.
+"""Every key of a config, for users: rows for `tl-dist config schema`, and a page of the documentation.
 
 `python -m tl_dist.config.reference` writes docs/pages/reference.md; a test compares it with the schema.
 """
@@ -20,16 +20,16 @@ _HEAD = """\
 
 Every key that a config may hold. `tl-dist config schema` shows the same in a terminal, `tl-dist config schema --json`
 as a JSON schema for editors, and `tl-dist config show CONFIG` prints a config with its defaults filled in. A key that
-is not listed here is refused. Which of them to choose: [Settings](settings.md).
+is not listed here is refused. How to choose them: [Settings](settings.md).
 
 """
 _REPEATED = {DataConfig: "data", OptimizerConfig: "optimizer"}
-"""sections that another section may hold as well"""
-_NAMED = re.compile(r"\n(\w+) {2,}")  # a line of a description that begins with one of the values
+"""sections that other sections may hold as well"""
+_NAMED = re.compile(r"\n(\w+) {2,}")  # a line of a description that begins with a value of the key
 
 
 class Row(NamedTuple):
-    """A key, the value that it has where none is given, and what it holds; `meaning` has a line for each value."""
+    """A key, its default, what it holds and what it means; `meaning` may have a line for each value."""
 
     path: tuple[str, ...]
     default: str
@@ -38,24 +38,24 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        """As it is written in an override."""
+        """Return the dotted key, as in an override."""
         return ".".join(self.path)
 
 
 def rows(model: type[BaseModel] = Config) -> Iterator[Row]:
-    """The keys of a section and of those below it, in the order of the schema."""
+    """Yield the keys of a section and of the sections below it, in the order of the schema."""
     for path in problems.key_paths(model):
         field = problems.field_at(model, path)
         assert field is not None
         default = "required" if field.is_required() else problems.shown(field.default).strip('"')
         if path == ("name",) and model is Config:
-            default = "file's name"
+            default = "name of the file"
         parts = _NAMED.sub("\0\\1: ", field.description or "").split("\0")
         yield Row(path, default, problems.expects(field), "\n".join(" ".join(part.split()) for part in parts))
 
 
 def page() -> str:
-    """The reference as Markdown: a table for each section."""
+    """Return the reference as Markdown, with a table for each section."""
     own = [row for row in rows() if _repeats(row.path) is None]
     sections = {name: list(of_it) for name, of_it in groupby(own, lambda r: r.path[0] if r.path[1:] else "")}
     text = _HEAD + _table("The run", Config, [row for row in own if not row.path[1:]])
@@ -71,7 +71,7 @@ def page() -> str:
 
 
 def _repeats(path: tuple[str, ...]) -> str | None:
-    """The section that stands at this path a second time, as `source.data` is `data`."""
+    """Return the section that is repeated at this path, as `data` is at `source.data`."""
     section = problems.field_model(Config, path[:2]) if path[2:] else None
     return _REPEATED.get(section) if section is not None else None
 

@@ -1,6 +1,6 @@
 """Names in a config and the code behind them: tables of strings, and what other packages offer (`extensions`).
 
-Nothing is imported until it is asked for.
+Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ if TYPE_CHECKING:
 
 
 class Strategy(NamedTuple):
-    """A strategy: its code, and what has to be known to start its workers, before that code is imported."""
+    """A strategy: its code, and what must be known to start its workers before that code is imported."""
 
     implementation: str
-    """class that makes a `DataParallel` of the config; its module may import any framework"""
+    """class that makes a `DataParallel` from the config; its module may import any framework"""
     workers: Literal["one", "replicas", "processes"] = "one"
     """what the config's `workers` counts: nothing, replicas in one process, or processes"""
     package: str | None = None
-    """module that has to be installed besides"""
+    """module that must be installed besides"""
 
     def start(self, config: Config) -> Any:
-        """The `DataParallel` of this process."""
+        """Return the `DataParallel` of this process."""
         return load(self.implementation)(config)
 
 
 class Dataset(NamedTuple):
-    """A data set: its code, and what a config of it needs, which is known without importing that code."""
+    """A data set: its code, and what its config needs, which is known without importing that code."""
 
     opener: str
-    """function from the `data` section to the splits; where there are `options`, from both"""
+    """function from the `data` section to the splits; with `options`, from both"""
     recognise: str | None = None
-    """function from a path, and the visible names in it (none of a file), to whether such a data set lies there"""
+    """function that takes a path and the visible names in it (none for a file), and returns whether it is such a data
+    set"""
     needs_path: bool = True
     package: str | None = None
-    """constant: the package that its files come from where a config gives no path"""
+    """constant: the package that its files come from if a config gives no path"""
     archive: str | None = None
-    """constant: the `files.downloads.Archive` that they come from there"""
+    """constant: the `files.downloads.Archive` that they come from then"""
     official_test: bool = False
-    """whether its test split is never taken from the fractions"""
+    """whether its test split never depends on the fractions"""
     made_up: bool = False
-    """random images, to measure speed on: sensible with any weights"""
+    """random images for measuring speed, which make sense with any weights"""
     keys: tuple[str, ...] = ()
-    """of `data`, which few data sets have: labels, soft_labels"""
+    """keys of `data` that it reads and few others do: labels, soft_labels"""
     options: type[BaseModel] | None = None
-    """the `Section` that `data.options` is checked by: keys that no other data set has"""
+    """the `Section` that checks `data.options`, the keys that no other data set has"""
 
     def open(self, data: Any) -> Any:
-        """The splits of a `data` section."""
+        """Return the splits of a `data` section."""
         opener = load(self.opener)
         if self.options is None:
             return opener(data)
@@ -65,7 +66,7 @@ class Dataset(NamedTuple):
 
 
 AUTO = "auto"
-"""the strategy that becomes another one where the workers are started (`launcher.command.resolved`)"""
+"""the strategy that is replaced by another one when the workers are started (`launcher.command.resolved`)"""
 
 STRATEGIES: Mapping[str, Strategy] = {
     "single": Strategy("tl_dist.parallel.single:SingleDevice"),
@@ -77,11 +78,11 @@ STRATEGIES: Mapping[str, Strategy] = {
 
 
 class Tracker(NamedTuple):
-    """What keeps copies of runs: `tools.track.to_NAME`."""
+    """An experiment tracker, which `tools.track.to_NAME` copies runs to."""
 
     title: str
     packages: tuple[str, ...]
-    """that have to be installed"""
+    """which must be installed"""
 
 
 TRACKERS: Mapping[str, Tracker] = {
@@ -125,7 +126,7 @@ DATASETS: Mapping[str, Dataset] = {
         f"{_FORMATS}.image_folder:open_image_folder", f"{_FORMATS}.image_folder:is_image_folder"
     ),
 }
-"""In the order in which they are recognised: nearly any directory looks like an image folder."""
+"""in the order in which they are tried: nearly any directory looks like an image folder, which is last"""
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "tiny": ("tiny",),
@@ -149,13 +150,13 @@ BACKBONES: Mapping[str, str] = {
 
 
 class Kind(NamedTuple):
-    """What a key of the config names."""
+    """A kind of thing that a config names."""
 
     what: str
     key: str
-    """of the config, the last part"""
+    """last part of the config key"""
     own: Mapping[str, Any]
-    """records, or references to them"""
+    """records of tl_dist, or references to them"""
     group: str
     """entry points of other packages"""
     record: str
@@ -169,17 +170,17 @@ KINDS = (DATASET, BACKBONE, STRATEGY)
 
 
 def dataset(name: str) -> Dataset:
-    """The record of a data set; refuses an unknown name, and what `extensions.record` refuses. As the next two."""
+    """Return the record of a data set; refuses an unknown name, and whatever `extensions.record` refuses."""
     return _record(DATASET, name)
 
 
 def backbone(name: str) -> Any:
-    """The `Backbone` of a name. Its module imports no framework."""
+    """Return the `Backbone` of a name, as `dataset` does. Its module imports no framework."""
     return _record(BACKBONE, name)
 
 
 def strategy(name: str) -> Strategy:
-    """The record of a strategy."""
+    """Return the record of a strategy, as `dataset` does."""
     return _record(STRATEGY, name)
 
 
@@ -206,9 +207,9 @@ def _offer(kind: Kind, name: str) -> Offer:
 
 
 def check(kind: Kind, name: str, *, imports: bool) -> None:
-    """Refuses a name that leads nowhere or to several places; with `imports` also a record that cannot be had.
+    """Refuse a name that is unknown or offered twice; with `imports`, a record that cannot be imported as well.
 
-    Without, nothing is imported, and of a name of ours nothing is looked up.
+    Without `imports`, nothing is imported, and tl_dist's own names are not looked up.
     """
     own = name in kind.own
     if own and not imports:
@@ -229,25 +230,25 @@ def check(kind: Kind, name: str, *, imports: bool) -> None:
 
 
 def named(cfg: Config) -> Iterator[tuple[Kind, tuple[str, ...], str]]:
-    """What a config names: the kind, the path of the key, and the name."""
+    """Yield everything that a config names: the kind, the path of the key, and the name."""
     yield DATASET, ("data", "name"), cfg.data.name
     yield BACKBONE, ("model", "backbone"), cfg.model.backbone
     yield STRATEGY, ("strategy",), cfg.strategy
 
 
 def names_others(cfg: Config) -> bool:
-    """Whether a config names anything of another package."""
+    """Return whether a config names anything of another package."""
     return any(name not in kind.own for kind, _, name in named(cfg))
 
 
 def code_of(kind: Kind, name: str) -> dict[str, str]:
-    """Distribution, and digest of the code, of what another package has under a name."""
+    """Return the distribution and the digest of the code behind a name of another package."""
     _record(kind, name)  # which imports it
     return extensions.identity(_offer(kind, name))
 
 
 def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
-    """The same of what a config names of other packages and a run is bound to: not the strategy, which may change."""
+    """Return `code_of` the data set and backbone, if of other packages: a run is bound to them, not to its strategy."""
     return {
         kind.what: code_of(kind, name)
         for kind, _, name in named(cfg)
@@ -256,13 +257,13 @@ def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:
-    """The valid name that a typo most likely meant, or None."""
+    """Return the valid name that a typo most likely means, or None."""
     close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
     return close[0] if close else None
 
 
 def load(reference: str) -> Any:
-    """The object behind "module:attribute"; of another package, refused where it cannot be had."""
+    """Return the object behind "module:attribute"; refuses one of another package that cannot be imported."""
     module, attribute = reference.split(":")
     if not module.startswith("tl_dist."):
         return extensions.imported(reference, f"'{reference}'")

@@ -1,4 +1,4 @@
-"""What the sections of the schema are made of."""
+"""The base class of the schema's sections, and types of their keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def _plain(value: Any) -> Any:
-    """Values as a YAML file of ours holds them, lists as tuples; ValueError for any other."""
+    """Return plain values with lists as tuples; ValueError for any that a config file cannot hold."""
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -25,12 +25,12 @@ def _plain(value: Any) -> Any:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
-"""a section whose keys are known elsewhere"""
+"""a section whose keys are defined elsewhere"""
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Section(BaseModel):
-    """Part of a config: immutable, and no unknown key."""
+    """Part of a config: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The config of a source task, which is trained first, and that of the run after it."""
+"""The configs of a source task, which is trained first, and of the run after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tl_dist.config import ClassifierConfig, Config, FeaturesConfig, LossConfig,
 
 
 def of_source(cfg: Config) -> Config | None:
-    """The config of the source task that `cfg` trains first; None where there is none."""
+    """Return the config of the source task that `cfg` trains first, or None."""
     source = cfg.source
     if source is None or source.data is None:
         return None
@@ -38,7 +38,7 @@ def of_source(cfg: Config) -> Config | None:
 
 
 def after_source(cfg: Config, run: Path) -> Config:
-    """`cfg` once its source task has been trained in `run`."""
+    """Return `cfg` with the trained run of its source task, `run`, as its source."""
     allowed = cfg.source is not None and cfg.source.allow_seen
     source = SourceConfig(run=str(run.absolute()), allow_seen=allowed)
     return cfg.model_copy(update={"source": source})

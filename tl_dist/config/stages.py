@@ -1,4 +1,4 @@
-"""A run as a sequence of stages: which part is trained, from which step to which, by which settings."""
+"""A run as a sequence of stages: which part is trained, in which steps, with which settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tl_dist.config import Config, OptimizerConfig, StageConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps `first_step` to `end` (exclusive) train everything from `train_from` on; a schedule begins anew in each."""
+    """Steps `first_step` to `end` (exclusive), which train everything from `train_from` on; restarts the schedule."""
 
     number: int
     train_from: str
@@ -20,20 +20,20 @@ class Stage:
 
 
 def plan(cfg: Config, steps_of: Callable[[float], int]) -> list[Stage]:
-    """The stages of a run, one after another; `steps_of` gives the whole steps of a number of epochs."""
+    """Return the stages of a run in order; `steps_of` converts epochs to whole steps."""
     if not cfg.stages:
         end = cfg.steps or steps_of(cfg.epochs or 1.0)
         return [Stage(0, cfg.model.train_from, cfg.optimizer, 0, end)]
-    found: list[Stage] = []
+    stages: list[Stage] = []
     for number, settings in enumerate(cfg.stages):
-        first = found[-1].end if found else 0
+        first = stages[-1].end if stages else 0
         end = first + (settings.steps or steps_of(settings.epochs or 1.0))
-        found.append(Stage(number, settings.train_from, _optimizer(cfg.optimizer, settings), first, end))
-    return found
+        stages.append(Stage(number, settings.train_from, _optimizer(cfg.optimizer, settings), first, end))
+    return stages
 
 
 def at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage of the last of `step` steps done; the first where none is."""
+    """Return the stage of the last step done, if `step` steps are done; the first stage if none is."""
     return next((stage for stage in stages if step <= stage.end), stages[-1])
 
 

@@ -1,8 +1,8 @@
-"""YAML as a config needs it: plain data, the line of every key, and one line of text for whatever is wrong.
+"""YAML as a config needs it: plain data, the line of every key, and a one-line error for anything wrong.
 
 Differs from `yaml.safe_load` on purpose: `1e-4` is a number, `yes`, `no`, `on` and `off` are text, and tags,
-duplicate keys, huge files and alias bombs are refused. Values are never expanded from the environment: the
-file alone says what the run does.
+duplicate keys, huge files and alias bombs are refused. Environment variables are never expanded: the file alone
+decides what the run does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal, is_printable
 
-# By an escape such as "\\0": PyYAML refuses them where they are written out. No path and no name has one.
+# Written as an escape such as "\\0": PyYAML itself refuses the bare characters. No path or name needs one.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _STR = "tag:yaml.org,2002:str"
-# The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are bounded so that a
-# digest made of digits stays text and no number overflows.
+# The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are limited so that a
+# digest that consists of digits remains text, and no number overflows.
 _SCALARS = (
     ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf")),
     ("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""]),
@@ -41,14 +41,14 @@ _SCALARS = (
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML text says, and where: `lines` maps a dotted path (`data.augment.0`) to its line, from 1."""
+    """The data of a YAML text; `lines` maps a dotted path (`data.augment.0`) to its line, from 1."""
 
     data: Any
     lines: Mapping[str, int]
 
 
 def read(path: Path) -> Document:
-    """The document in a file; refuses what is missing, no regular file, too big or not UTF-8."""
+    """Read the document in a file; refuses one that is missing, not regular, too large or not UTF-8."""
     try:
         text = read_file(path, max_bytes=limits.CONFIG, links=True).decode("utf-8-sig")
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def read(path: Path) -> Document:
 
 
 def parse(text: str, source: str) -> Document:
-    """The document in `text`; `source` is its name in refusals."""
+    """Parse the document in `text`; `source` is its name in refusals."""
     if len(text) > limits.CONFIG:
         raise Refusal(
             f"{source} has more than {limits.CONFIG:,} characters.", fix="shorten it.", code=ExitCode.USAGE
@@ -84,13 +84,13 @@ def parse(text: str, source: str) -> Document:
         raise Refusal(
             f"{source}:{line}: an unprintable character.", fix="remove it.", code=ExitCode.USAGE
         ) from None
-    except (ValueError, OverflowError):  # PyYAML's own, of numbers in escapes and in %YAML
+    except (ValueError, OverflowError):  # raised by PyYAML for numbers in escapes and in %YAML
         what = "an escape or a version with a number that is too large"
         raise _refused(source, loader.line + 1, what, "correct it.") from None
 
 
 def dump(data: Any) -> str:
-    """YAML text that `parse` reads back as `data`, key order kept; fit for a terminal."""
+    """Return YAML text that `parse` reads back as `data`, in the same order; safe to print on a terminal."""
     text = _dumped(data, allow_unicode=True)
     return text if is_printable(text) else _dumped(data, allow_unicode=False)
 
@@ -111,14 +111,14 @@ class _Loader(yaml.SafeLoader):
         self._nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        # Limits hold while composing: PyYAML recurses here, and a deep file would exhaust the stack first.
+        # Limits are checked while composing: PyYAML recurses here, and a deep file would exhaust the stack first.
         event: Any = self.peek_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1
             if self._aliases > limits.CONFIG_ALIASES:
                 raise _refused(
-                    self._source, line, f"over {limits.CONFIG_ALIASES} aliases", "write the values out."
+                    self._source, line, f"more than {limits.CONFIG_ALIASES} aliases", "write the values out."
                 )
         elif event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:60]
@@ -151,7 +151,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 class _Builder:
-    """Plain data from nodes. PyYAML's own constructors keep no lines, and take the last of duplicate keys."""
+    """Builds plain data from nodes. PyYAML's own constructors keep no lines, and accept duplicate keys."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -239,10 +239,13 @@ def _syntax(error: yaml.MarkedYAMLError, source: str) -> Refusal:
     if problem.startswith("found undefined alias"):
         return _refused(source, line, problem.removeprefix("found "), "quote text that begins with '*'.")
     if "but found another document" in problem:
-        return _refused(source, line, "a second document begins", "keep one document in a file.")
+        return _refused(source, line, "a second document begins", "keep one document per file.")
     if problem == "mapping values are not allowed here":
         return _refused(
-            source, line, "a ':' where no key can be", "check the indentation, or quote text that holds ': '."
+            source,
+            line,
+            "a ':' where no key can be",
+            "check the indentation, or quote text that contains ': '.",
         )
     return _refused(source, line, f"not valid YAML: {problem}", "check indentation, brackets and quotes.")
 

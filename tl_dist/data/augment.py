@@ -1,8 +1,8 @@
-"""Augmentation without state: each operation is a function of (images, numbers drawn by position).
+"""Stateless augmentation: each operation is a function of images and of random numbers drawn by position.
 
-The same position gives the same pixels on any worker count and after any restart. Each operation draws under its own
-name, so that adding one does not change the draws of another. All work on a whole batch at once: 32-pixel images
-would otherwise cost more in dispatch than in pixels.
+The same position gives the same pixels with any number of workers and after any restart. Each operation draws under its
+own name, so that adding one does not change the numbers of another. All work on a whole batch at once: for 32-pixel
+images dispatch would otherwise cost more than the pixels.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ Draw = Callable[[int], Any]
 
 
 def mirrored(images: Any, which: Any) -> Any:
-    """[rows, h, w, 3]: the images, and where `which` [rows] is 1 their mirror images."""
-    done = tf.numpy_function(_mirrored, [images, which > 0], images.dtype, stateful=False)
-    return tf.ensure_shape(done, images.shape)
+    """Mirror the images [rows, h, w, 3] whose `which` [rows] is 1."""
+    flipped = tf.numpy_function(_mirrored, [images, which > 0], images.dtype, stateful=False)
+    return tf.ensure_shape(flipped, images.shape)
 
 
 def _mirrored(images: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """OpenCV takes a tenth of the time of tf.reverse; all rows of pixels are one image to it."""
-    done = images.copy()
+    """Mirror by OpenCV, as one tall image of all rows, in a tenth of the time of tf.reverse."""
+    flipped = images.copy()
     width, depth = images.shape[2:]
     if chosen.any():
-        done[chosen] = cv2.flip(images[chosen].reshape(-1, width, depth), 1).reshape(-1, *images.shape[1:])
-    return done
+        flipped[chosen] = cv2.flip(images[chosen].reshape(-1, width, depth), 1).reshape(-1, *images.shape[1:])
+    return flipped
 
 
 def symmetry(images: Any, which: Any) -> Any:
-    """[rows, s, s, 3]: for each row one of the eight symmetries of the square, 0 being the image itself.
+    """Apply to each row of images [rows, s, s, 3] one of the eight symmetries of the square; 0 is the identity.
 
-    `which` int32 [rows]: quarter turns to the left in the two low bits, after a mirroring in the third.
+    `which` int32 [rows]: the third bit mirrors, then the two low bits count quarter turns to the left.
     """
     images = mirrored(images, which // 4)
     quarter = tf.reverse(tf.transpose(images, [0, 2, 1, 3]), [1])
@@ -55,13 +55,13 @@ def symmetry(images: Any, which: Any) -> Any:
 
 @dataclass(frozen=True)
 class View:
-    """A kind of augmentation with few outcomes: each can be computed once and kept."""
+    """A kind of augmentation with few outcomes, each of which can be computed once and cached."""
 
     num: int
     apply: Callable[[Any, Any], Any]
 
     def draw(self, draw: Draw) -> Any:
-        """The outcome at each position, int32 [rows] in [0, num)."""
+        """Draw the outcome at each position, int32 [rows] in [0, num)."""
         return tf.cast(draw(1)[:, 0] * self.num, tf.int32)
 
 
@@ -69,24 +69,24 @@ VIEWS: Mapping[str, View] = {"flip": View(2, mirrored), "dihedral": View(8, symm
 
 
 def drawn_view(run_seed: int, positions: Any, name: str) -> Any:
-    """The outcome of the view operation `name` at each position, int32 [rows]."""
+    """Draw the outcome of the view `name` at each position, int32 [rows]."""
     return VIEWS[name].draw(partial(draws.uniform, run_seed, positions, name))
 
 
 def flip(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Mirrored left to right, half of the time."""
+    """Mirror left to right with probability 1/2."""
     del settings
     return mirrored(images, VIEWS["flip"].draw(draw))
 
 
 def dihedral(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """One of the eight symmetries of the square, for images without an up."""
+    """Apply a random one of the eight symmetries of the square, for images without an upright orientation."""
     del settings
     return symmetry(images, VIEWS["dihedral"].draw(draw))
 
 
 def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """A crop of the same size out of the image padded by an eighth with zeros (4 pixels of 32, as for CIFAR)."""
+    """Pad an image with zeros by an eighth of its size (4 pixels of 32, as for CIFAR) and crop it to its size again."""
     del settings
     size = images.shape[1]
     pad = max(1, size // 8)
@@ -96,7 +96,7 @@ def pad_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
 
 
 def _out_of_padded(images: NDArray[np.uint8], corners: NDArray[np.int32], pad: int) -> NDArray[np.uint8]:
-    """Slices by NumPy take a tenth of the time of TensorFlow's gather, which copies three bytes at a time."""
+    """Crop by slices of NumPy, in a tenth of the time of TensorFlow's gather, which copies three bytes at a time."""
     rows, size = images.shape[:2]
     padded = np.zeros((rows, size + 2 * pad, size + 2 * pad, 3), np.uint8)
     padded[:, pad : pad + size, pad : pad + size] = images
@@ -107,9 +107,9 @@ def _out_of_padded(images: NDArray[np.uint8], corners: NDArray[np.int32], pad: i
 
 
 def random_resized_crop(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """A part of the area at an aspect of 3/4 to 4/3, resized (Szegedy et al., arXiv 1409.4842).
+    """Crop a fraction of the area at an aspect of 3/4 to 4/3, and resize it (Szegedy et al., arXiv 1409.4842).
 
-    For images that are in memory already; `pipeline` decodes only the crop of those that are files.
+    For images in memory; for image files, `pipeline` decodes only the crop.
     """
     size = images.shape[1]
     boxes = crop_boxes(draw(4 * ATTEMPTS), tf.constant([size, size]), settings.crop_area)
@@ -129,10 +129,10 @@ ATTEMPTS = 10
 
 
 def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
-    """int32 [rows, 4] (y, x, height, width) from float32 [rows, 4 * ATTEMPTS]; `extent` int32 [2] or [rows, 2].
+    """Return int32 boxes [rows, 4] (y, x, height, width) for random numbers float32 [rows, 4 * ATTEMPTS].
 
-    The first of ten attempts that fits, else as much of the middle as has an aspect of 3/4 to 4/3: the rule of
-    torchvision's RandomResizedCrop.
+    `extent` int32 [2] or [rows, 2]. The first of ten attempts that fits, else the largest middle part with an aspect of
+    3/4 to 4/3: the rule of torchvision's RandomResizedCrop.
     """
     drawn = tf.reshape(drawn, [-1, 4, ATTEMPTS])
     extent = tf.broadcast_to(extent, [tf.shape(drawn)[0], 2])
@@ -150,23 +150,23 @@ def crop_boxes(drawn: Any, extent: Any, area: tuple[float, float]) -> Any:
 
 
 def brightness(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Pixels times a factor of 0.8 to 1.2."""
+    """Multiply the pixels by a factor of 0.8 to 1.2."""
     del settings
     return clipped(tf.cast(images, tf.float32) * (0.8 + 0.4 * _by_row(draw(1)[:, 0])))
 
 
 def colour_jitter(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Brightness, contrast, saturation and hue, each by a random factor."""
+    """Change brightness, contrast, saturation and hue at random."""
     return jittered(images, draw(4), settings.jitter, settings.jitter_hue)
 
 
 def rand_augment(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """Some of fourteen operations at one strength (Cubuk et al., arXiv 1909.13719)."""
+    """Apply some of fourteen operations at one strength (Cubuk et al., arXiv 1909.13719)."""
     return rand_augmented(images, draw, settings.rand_augment_num, settings.rand_augment_magnitude)
 
 
 def random_erasing(images: Any, draw: Draw, settings: AugmentConfig) -> Any:
-    """A rectangle of 2 to 33 % of the area filled with one random colour (Zhong et al., arXiv 1708.04896)."""
+    """Fill a rectangle of 2 to 33 % of the area with a random colour (Zhong et al., arXiv 1708.04896)."""
     size = images.shape[1]
     drawn = draw(8)
     area = size * size * (0.02 + 0.31 * drawn[:, 1])
@@ -196,7 +196,7 @@ OPERATIONS: Mapping[str, Operation] = {
 def augment(
     images: Any, names: tuple[str, ...], settings: AugmentConfig, run_seed: int, positions: Any
 ) -> Any:
-    """uint8 [rows, size, size, 3] -> the same shape, by the named operations in order."""
+    """Apply the named operations in order to images uint8 [rows, size, size, 3]."""
     shape = images.shape
     for name in names:
         images = OPERATIONS[name](images, partial(draws.uniform, run_seed, positions, name), settings)

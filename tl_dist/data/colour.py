@@ -1,4 +1,4 @@
-"""Changes of colour, on whole batches."""
+"""Changes of colour of whole batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _TO_YIQ = np.array([GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
 
 
 def clipped(images: Any) -> Any:
-    """Any floats -> uint8, rounded."""
+    """Round floats to uint8."""
     return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
 def jittered(images: Any, drawn: Any, strength: float, hue: float) -> Any:
-    """uint8 [rows, h, w, 3]: brightness, contrast and saturation times 1 +- `strength`, hue turned by +- `hue` turns.
+    """Multiply brightness, contrast and saturation by up to 1 +- `strength`; rotate the hue by up to +- `hue` turns.
 
-    `drawn` float32 [rows, 4] in [0, 1). The order is fixed and values are clipped once, at the end: all four are then
-    one linear map of a pixel's colour, one pass over the image.
+    `images` uint8 [rows, h, w, 3]; `drawn` float32 [rows, 4] in [0, 1). The order is fixed and values are clipped once,
+    at the end, so that all four are one linear map of a pixel's colour, applied in one pass over the image.
     """
     factors = 1 + strength * (2 * drawn[:, :3, None] - 1)
     bright, contrast, saturation = factors[:, 0, :, None], factors[:, 1, :, None], factors[:, 2, :, None]
@@ -35,9 +35,13 @@ def jittered(images: Any, drawn: Any, strength: float, hue: float) -> Any:
 
 
 def _hue(angle: Any) -> Any:
-    """[rows, 3, 3]: a rotation of the two colour axes, which leaves grey as it is."""
-    zero, one = tf.zeros_like(angle), tf.ones_like(angle)
-    turn = [[one, zero, zero], [zero, tf.cos(angle), -tf.sin(angle)], [zero, tf.sin(angle), tf.cos(angle)]]
+    """Return rotations [rows, 3, 3] of the two colour axes, which leave grey unchanged."""
+    zeros, ones = tf.zeros_like(angle), tf.ones_like(angle)
+    turn = [
+        [ones, zeros, zeros],
+        [zeros, tf.cos(angle), -tf.sin(angle)],
+        [zeros, tf.sin(angle), tf.cos(angle)],
+    ]
     rotation = tf.transpose(tf.stack([tf.stack(row) for row in turn]), [2, 0, 1])
     return tf.constant(np.linalg.inv(_TO_YIQ)) @ rotation @ tf.constant(_TO_YIQ)
 

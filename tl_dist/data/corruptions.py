@@ -1,14 +1,14 @@
-"""The 15 kinds of corruptions of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), and changes of place.
+"""The 15 kinds of corruptions of ImageNet-C (Hendrycks and Dietterich 2019, arXiv 1903.12261), and geometric changes.
 
-Each is a function of an image and of a generator that is seeded by (corruption, severity, position): any worker, in any
-batch, makes the same pixels. Strengths and the order of draws are those of the package `imagecorruptions`, which draws
-from NumPy's global state and needs another build of OpenCV, and of the elastic transform those of ImageNet-C itself;
-photographs of frost are fetched when they are needed. Applied at the size of the model: radii are in pixels, so a
-smaller image is harmed more than one of 224.
+Each is a function of an image and of a generator seeded by (corruption, severity, position), so any worker makes the
+same pixels in any batch. Strengths and the order of random numbers follow the package `imagecorruptions` (which uses
+NumPy's global state and needs another build of OpenCV); the elastic transform follows ImageNet-C itself. Photographs of
+frost are fetched when they are needed. Corruptions are applied at the input size of the model: radii are in pixels, so
+a smaller image is damaged more than one of 224.
 
-These are not the images of ImageNet-C, and no error on them is comparable with a published one: motion blur, and that
-of snow, is not ImageMagick's, frost draws from six photographs in place of five, nothing is saved as a JPEG of quality
-85 in the end, and images may have another size and other classes than those of ImageNet-1k at 224 px.
+These are not the images of ImageNet-C, and no error on them is comparable with a published one: motion blur, also in
+snow, is not ImageMagick's, frost chooses from six photographs instead of five, images are not saved as JPEG of quality
+85 at the end, and they may differ in size and classes from ImageNet-1k at 224 px.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FROST = "imagecorruptions-imaug==1.1.5"
 """has six photographs of frost (Apache-2.0)"""
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE = 32
-"""pixels of the smallest images that the corruptions are made for"""
+"""pixels of the smallest images that the corruptions are designed for"""
 
 Image = NDArray[np.floating]
 """float [side, side, 3] in [0, 1]"""
@@ -42,55 +42,59 @@ Corrupt = Callable[[Image, int, np.random.Generator], Any]
 
 
 def corrupted(image: NDArray[np.uint8], name: str, severity: int, position: int) -> NDArray[np.uint8]:
-    """The image [side, side, 3] as the corruption `name` leaves it; `position` is that of the example in its split."""
+    """Apply the corruption `name` to an image [side, side, 3]; `position` is that of the example in its split."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), severity, position])
-    found = CORRUPTIONS[name](image.astype(np.float64) / 255, severity - 1, rng)
-    return (np.clip(found, 0, 1) * 255).astype(np.uint8)  # cut off, as there
+    pixels = CORRUPTIONS[name](image.astype(np.float64) / 255, severity - 1, rng)
+    return (np.clip(pixels, 0, 1) * 255).astype(np.uint8)  # truncated, as in the package
 
 
 def named(asked: str) -> list[str]:
-    """The corruptions that a text asks for: "all", or categories and names, parted by commas. Refuses (64) others.
+    """Return the corruptions in a text: "all", or categories and names separated by commas. Refuses (64) others.
 
-    Their order is always the same: two runs are compared on the same ones, however these were named.
+    Their order is fixed, so that two runs can be compared whatever the order in the text.
     """
-    found: list[str] = []
+    names: list[str] = []
     for word in asked.split(","):
         if word == "all":
-            found += CORRUPTIONS
+            names += CORRUPTIONS
         elif word in CATEGORIES:
-            found += CATEGORIES[word]
+            names += CATEGORIES[word]
         elif word in CORRUPTIONS:
-            found.append(word)
+            names.append(word)
         else:
             raise Refusal(
-                f"'{word}' is no corruption.",
+                f"'{word}' is not a corruption.",
                 fix=f"use all, {', '.join(CATEGORIES)}, or one of {', '.join(CORRUPTIONS)}.",
                 code=ExitCode.USAGE,
             )
-    return [name for name in CORRUPTIONS if name in found]
+    return [name for name in CORRUPTIONS if name in names]
 
 
 def prepare(names: Sequence[str]) -> None:
-    """Fetch what some of these need."""
+    """Fetch the files that these corruptions need."""
     if "frost" in names:
         fetch(FROST, "imagecorruptions/frost/frost1.png")
 
 
 def gaussian_noise(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Add normal noise."""
     return x + rng.normal(size=x.shape, scale=(0.08, 0.12, 0.18, 0.26, 0.38)[level])
 
 
 def shot_noise(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Replace each value by a count of photons."""
     photons = (60, 25, 12, 5, 3)[level]
     return rng.poisson(x * photons) / photons
 
 
 def impulse_noise(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Set random values to 0 or 1."""
     struck = rng.random(x.shape) <= (0.03, 0.06, 0.09, 0.17, 0.27)[level]
     return np.where(struck, rng.random(x.shape) <= 0.5, x)
 
 
 def defocus_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Blur with a disk."""
     radius, smoothing = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[level]
     reach = max(8, radius)
     across = np.arange(-reach, reach + 1)
@@ -101,11 +105,12 @@ def defocus_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def glass_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Swap pixels with near neighbours, between two blurs."""
     sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[level]
     height, width = x.shape[:2]
     pixels = (_smoothed(x, sigma) * 255).astype(np.uint8)
     rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
-    # From the last pixel to the first, each takes the colour of a neighbour, which may have taken another's before.
+    # From the last pixel to the first, each takes the colour of a neighbour, which may itself have changed before.
     steps = rng.integers(-reach, reach, size=(rounds, len(rows), len(columns), 2))
     targets = np.broadcast_to(rows[:, None] * width + columns, steps.shape[:3])
     sources = targets + steps[..., 1] * width + steps[..., 0]
@@ -116,11 +121,13 @@ def glass_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def motion_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Blur along a random direction."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[level]
     return _moved(x, radius, sigma, rng.uniform(-45, 45))
 
 
 def zoom_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Average the image with enlargements of its middle."""
     end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[level]
     factors = np.arange(1, end, step)
     height, width = x.shape[:2]
@@ -131,7 +138,8 @@ def zoom_blur(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def snow(x: Image, level: int, rng: np.random.Generator) -> Any:
-    mean, spread, zoom, least, radius, sigma, kept = (
+    """Whiten the image and add falling flakes."""
+    mean, spread, zoom, least, radius, sigma, share = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
         (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
@@ -144,20 +152,22 @@ def snow(x: Image, level: int, rng: np.random.Generator) -> Any:
     falling = _moved(np.clip(flakes, 0, 1), int(radius), sigma, rng.uniform(-135, -45))
     layer = np.round(falling[:height, :width] * 255) / 255
     grey = cv2.cvtColor(x.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None]
-    whiter = kept * x + (1 - kept) * np.maximum(x, grey * 1.5 + 0.5)
+    whiter = share * x + (1 - share) * np.maximum(x, grey * 1.5 + 0.5)
     return whiter + layer + np.rot90(layer, k=2)
 
 
 def frost(x: Image, level: int, rng: np.random.Generator) -> Any:
-    kept, share = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
+    """Add part of a photograph of frost."""
+    remaining, share = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
     height, width = x.shape[:2]
     picture = _frost(int(rng.integers(6)), height, width)
     top = int(rng.integers(0, picture.shape[0] - height))
     left = int(rng.integers(0, picture.shape[1] - width))
-    return kept * x + share * (picture[top : top + height, left : left + width] / 255)
+    return remaining * x + share * (picture[top : top + height, left : left + width] / 255)
 
 
 def fog(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Add clouds."""
     thickness, decay = ((1.5, 2), (2.0, 2), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))[level]
     height, width = x.shape[:2]
     side = 1 << (max(height, width) - 1).bit_length()
@@ -167,17 +177,20 @@ def fog(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def brightness(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Raise the value in HSV."""
     value = x.max(axis=-1, keepdims=True)  # of HSV: hue and saturation stay, so that all channels grow alike
     brighter = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 1)
     return np.where(value > 0, x * (brighter / np.where(value > 0, value, 1)), brighter)
 
 
 def contrast(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Move all values toward their mean."""
     means = x.mean(axis=(0, 1), keepdims=True)
     return (x - means) * (0.4, 0.3, 0.2, 0.1, 0.05)[level] + means
 
 
 def pixelate(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Shrink the image, and enlarge it without smoothing."""
     from PIL import Image as Pillow
 
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
@@ -187,6 +200,7 @@ def pixelate(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def jpeg_compression(x: Image, level: int, rng: np.random.Generator) -> Any:
+    """Compress as JPEG of low quality."""
     from PIL import Image as Pillow
 
     file = io.BytesIO()
@@ -201,7 +215,7 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "geometry": GEOMETRY,
 }
-"""the first four are those of ImageNet-C"""
+"""the first four belong to ImageNet-C"""
 _FUNCTIONS = {**vars(displacements), **globals()}
 CORRUPTIONS: Mapping[str, Corrupt] = {
     name: _FUNCTIONS[name] for names in CATEGORIES.values() for name in names
@@ -219,29 +233,29 @@ def _smoothed(x: Image, sigma: float) -> NDArray[np.float64]:
 
 
 def _moved(x: Image, radius: int, sigma: float, angle: float) -> NDArray[np.float64]:
-    """Blurred along a line to one side, with the weights of half a Gaussian; edges are repeated."""
+    """Blur along a line to one side, with the weights of half a Gaussian; edges are repeated."""
     width = 2 * radius + 1
     weights = np.exp(-(np.arange(width) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
     turn = math.radians(angle)
     height, breadth = x.shape[:2]
     wide = np.pad(x, ((width, width), (width, width), (0, 0)), mode="edge")
-    found = np.zeros(x.shape)
+    blurred = np.zeros(x.shape)
     for k, weight in enumerate(weights):
         down, right = (-math.ceil(k * part - 0.5) for part in (math.sin(turn), math.cos(turn)))
         if abs(down) >= height or abs(right) >= breadth:
             break  # beyond the image
         top, left = width - down, width - right
-        found += weight * wide[top : top + height, left : left + breadth]
-    return found
+        blurred += weight * wide[top : top + height, left : left + breadth]
+    return blurred
 
 
 def _zoomed(x: Image, factor: float) -> NDArray[np.float64]:
-    """The middle of an image, enlarged: bilinear, corners to corners; a little larger than the image itself."""
+    """Enlarge the middle of an image to slightly more than the size of the image: bilinear, corners aligned."""
     for axis in (0, 1):
         side = x.shape[axis]
-        kept = math.ceil(side / factor)
-        places = (side - kept) // 2 + np.linspace(0, kept - 1, round(kept * factor))
+        visible = math.ceil(side / factor)
+        places = (side - visible) // 2 + np.linspace(0, visible - 1, round(visible * factor))
         first = np.minimum(places.astype(int), side - 2) if side > 1 else places.astype(int)
         share = (places - first).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         x = np.take(x, first, axis) * (1 - share) + np.take(x, np.minimum(first + 1, side - 1), axis) * share
@@ -249,7 +263,7 @@ def _zoomed(x: Image, factor: float) -> NDArray[np.float64]:
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Clouds in [0, 1] by the diamond-square algorithm, [side, side] of a power of 2; opposite edges fit."""
+    """Draw clouds [side, side] in [0, 1] by the diamond-square algorithm; `side` is a power of 2, edges wrap around."""
     heights = np.zeros((side, side), np.float32)
     step, roughness = side, 100.0
 
@@ -274,7 +288,7 @@ def _plasma(side: int, decay: float, rng: np.random.Generator) -> NDArray[np.flo
 
 @lru_cache(maxsize=12)
 def _frost(number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """A photograph of frost, RGB, larger than the image."""
+    """Return a photograph of frost, RGB, larger than the image."""
     name = f"imagecorruptions/frost/frost{number + 1}.{'png' if number < 3 else 'jpg'}"
     picture = cv2.imread(str(fetch(FROST, name)))
     if picture is None:

@@ -1,4 +1,4 @@
-"""A random crop of an image file, resized: only the crop is decoded, and no more finely than it is used."""
+"""Random resized crops of image files: only the crop is decoded, at no higher resolution than needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tl_dist.datasets.decoding import JPEG_OPTIONS, VERSION, decode_rgb, jpeg_or
 
 
 def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
-    """float32 [rows, 4 * ATTEMPTS + 1]: what `cropped` takes for each position, drawn for a whole batch at once."""
+    """Draw the numbers that `cropped` takes for each position of a batch: float32 [rows, 4 * ATTEMPTS + 1]."""
     flips = draws.uniform(seed, positions, "flip", 1) if mirror else tf.zeros([tf.shape(positions)[0], 1])
     return tf.concat([draws.uniform(seed, positions, "random_resized_crop", 4 * ATTEMPTS), flips], 1)
 
@@ -25,9 +25,9 @@ def drawn(seed: int, positions: Any, *, mirror: bool) -> Any:
 def cropped(
     source: Source, index: Any, numbers: Any, *, image_size: int, area: tuple[float, float]
 ) -> tuple[Any, Any]:
-    """uint8 [image_size, image_size, 3] and the label: a random resized crop, by a row of `drawn`.
+    """Return a random resized crop uint8 [image_size, image_size, 3] of an example, by a row of `drawn`, and its label.
 
-    Draws are those of the operations `random_resized_crop` and `flip`.
+    The random numbers are the same as in the operations `random_resized_crop` and `flip`.
     """
     image, label = source.read(index)
     crop = _sliced(image, crop_boxes(numbers[None, :-1], tf.shape(image)[:2], area)[0])
@@ -37,11 +37,11 @@ def cropped(
 def cropped_rows(
     source: Source, indices: Any, numbers: Any, *, image_size: int, area: tuple[float, float]
 ) -> tuple[Any, Any]:
-    """The same for some examples that are encoded images: int64 [rows], whose number is known when this is traced.
+    """Do the same for several encoded images: `indices` int64 [rows], whose number is known when this is traced.
 
-    A JPEG is halved inside the decoder, and what lies below the crop is not decoded. The graph holds a decoder for
-    each row, so that no row costs any control flow, and all rows are resized in one call of Python. The crop is drawn
-    in the image as it is shown: what lies turned in its file is turned after it was cut out.
+    A JPEG is scaled down inside the decoder, and nothing below the crop is decoded. The graph has a decoder for each
+    row, which saves control flow, and all rows are resized in one call of Python. The box is drawn in the image as it
+    is displayed: an image that is stored rotated is rotated after cropping.
     """
     decoding = source.decoding or VERSION
     contents, labels = source.encoded_rows(indices)
@@ -65,16 +65,16 @@ def cropped_rows(
         ]
         return _resized(image_size, numbers[:, -1], orientations, *crops)
 
-    # Not inlined: tf.data would go through all of it once more whenever an iteration begins.
+    # Not inlined: tf.data would process all of it again whenever an iteration begins.
     @tf.function(experimental_attributes={"_noinline": True}, autograph=False)
     def one_by_one(contents: Any, numbers: Any, orientations: Any) -> Any:
-        def one(row: tuple[Any, Any, Any]) -> Any:
+        def resized_crop(row: tuple[Any, Any, Any]) -> Any:
             content, drawn, orientation = row
             crop = _decoded_crop(content, drawn[None, :-1], orientation[None], area, image_size, decoding)
             return _resized(image_size, drawn[-1:], orientation[None], crop)[0]
 
         images = tf.TensorSpec([image_size, image_size, 3], tf.uint8)
-        return tf.map_fn(one, (contents, numbers, orientations), fn_output_signature=images)
+        return tf.map_fn(resized_crop, (contents, numbers, orientations), fn_output_signature=images)
 
     images = tf.cond(
         tf.reduce_all((sides > 0) & (sides < 2 * image_size)),
@@ -85,13 +85,13 @@ def cropped_rows(
 
 
 _RATIOS = (1, 2, 4, 8)
-_TINY = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()  # in place of what is no JPEG
+_TINY = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()  # stands in for other formats
 
 
 def _decoded_crop(
     encoded: Any, numbers: Any, orientation: Any, area: tuple[float, float], image_size: int, decoding: int
 ) -> Any:
-    """One branch among five: nested ones cost as much as the resize. Of a JPEG it is still to be turned."""
+    """Decode the crop in one of five branches (nested ones cost as much as the resize); a JPEG is not rotated yet."""
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
     extent = tf.image.extract_jpeg_shape(tf.where(is_jpeg, encoded, _TINY))[None, :2]
     if decoding != 1:
@@ -104,7 +104,7 @@ def _decoded_crop(
     def at(ratio: int) -> Any:
         if ratio == 1:
             return tf.image.decode_and_crop_jpeg(encoded, box, **JPEG_OPTIONS)
-        # The crop window of a scaled decoder is in the pixels of its output.
+        # The crop window of a scaling decoder is in pixels of its output.
         ends = tf.concat([box[:2], box[:2] + box[2:]], 0)
         ends = tf.cast(tf.round(tf.cast(ends, tf.float32) / ratio), tf.int32)
         window = tf.concat([ends[:2], ends[2:] - ends[:2]], 0)
@@ -127,7 +127,7 @@ def _upright(num: int) -> Any:
 
 
 def _shown(extents: Any, orientations: Any) -> Any:
-    """int32 [rows, (height, width)] of images as they are shown, from those of their files."""
+    """Convert stored extents int32 [rows, (height, width)] to the extents of the displayed images."""
     return tf.where((orientations >= 5)[:, None], extents[:, ::-1], extents)
 
 
@@ -136,7 +136,7 @@ def _sliced(image: Any, box: Any) -> Any:
 
 
 def _resized(size: int, flips: Any, orientations: Any, *crops: Any) -> Any:
-    """uint8 [rows, size, size, 3] from as many crops, turned, mirrored where the number drawn is at least a half."""
+    """Resize and rotate crops to uint8 [rows, size, size, 3], and mirror those whose number is at least 1/2."""
     images = tf.numpy_function(_resize, [size, flips >= 0.5, orientations, *crops], tf.uint8, stateful=False)
     return tf.ensure_shape(images, [len(crops), size, size, 3])
 
@@ -158,7 +158,7 @@ _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # by orientation, as cv2.flip c
 
 
 def _turned(crop: Any, orientation: int) -> Any:
-    """As `preprocess.turned`, by OpenCV: four times as fast as a copy of that view."""
+    """Rotate as `preprocess.turned` does, but by OpenCV: four times as fast as a copy of that view."""
     if orientation >= 5:
         crop = cv2.transpose(crop)
     return cv2.flip(crop, _FLIPS[orientation]) if orientation in _FLIPS else crop

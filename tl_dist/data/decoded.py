@@ -1,4 +1,4 @@
-"""Small images decoded and resized once, and read from memory or a local file in every epoch after that."""
+"""Decode and resize small images once, and read them from memory or a local file in every later epoch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.parallel import DataParallel, rows_of
 from tl_dist.refusal import ExitCode, Refusal
 
-SCHEMA = 2  # raise it when the same images must be decoded anew
+SCHEMA = 2  # increase it when the same images must be decoded again
 _ROWS_AT_ONCE = 64
 _BATCHES_A_ROUND = 4
 _UNFINISHED = ".tmp-"
@@ -37,20 +37,22 @@ Images = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]  # rows, and thei
 
 @dataclass(frozen=True, eq=False)
 class DecodedStore(ArrayStore):
-    """The pixels that a source gives, resized, uint8 [N, size, size, 3]. It stays the same data set."""
+    """The resized pixels of a source, uint8 [N, size, size, 3]. It counts as the same data set."""
 
     decoded: Source
 
     def fingerprint(self, source: Source) -> str:
+        """Return the fingerprint of the source that was decoded."""
         return self.decoded.fingerprint
 
     @cached_property
     def tensor(self) -> Any:
+        """Return the images as a tensor that shares their memory."""
         return tensor_in_place(self.images)
 
 
 def in_memory(splits: Splits, image_size: int, threads: int, *, crop_fraction: float | None = None) -> Splits:
-    """Every split with its images decoded now, into the memory of this process."""
+    """Decode the images of every split into the memory of this process, now."""
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         shape = (source.num_examples, image_size, image_size, 3)
@@ -74,11 +76,11 @@ def on_disk(
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
 ) -> Splits:
-    """The same in one file for each source below `directory`, kept for later runs and read through the page cache.
+    """Decode the images of each source into one file below `directory`, kept for later runs; read by the page cache.
 
-    Every worker decodes its share into it, and it gets its name once it is complete. All workers ask
-    `stop_requested` after each round, and stop where one was told to. Refuses where it cannot be written (74), and
-    when stopped (75).
+    Every worker decodes its share, and the file gets its name once it is complete. All workers call `stop_requested`
+    after each round, and stop if it is true for one of them. Refuses if the file cannot be written (74), and when
+    stopped (75).
     """
 
     def decode(source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -88,7 +90,7 @@ def on_disk(
         first = parallel.rank == 0
         refuse_unsafe(directory, links=True)
         if parallel.total({"missing": float(first and not file.exists())})["missing"]:
-            # One name for all that make this file, now or after a kill: what they write there is the same.
+            # One name for all runs that make this file, now or after a kill: they write the same bytes.
             temporary = file.with_name(f"{_UNFINISHED}{file.name}")
             try:
                 if first:
@@ -118,7 +120,7 @@ def on_disk(
 
 
 def _lay_out(file: Path, num_examples: int, image_size: int) -> None:
-    """Make the file with its header and room for every image; what lies there already is written over later."""
+    """Create the file with its header and space for every image; existing images will be overwritten."""
     header = _header(num_examples, image_size)
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -136,10 +138,10 @@ def _write_share(
     parallel: DataParallel,
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Decode this worker's share of `rows` into the file, where images begin at the byte `start`.
+    """Decode this worker's share of `rows` into the file, whose images begin at the byte `start`.
 
-    All shares are on the disk when this returns. Written, never mapped: a full disk is an error then, not a signal,
-    and two hosts never write back one page.
+    All shares are on the disk when this returns. The file is written, never mapped: so a full disk is an error, not a
+    signal, and no two hosts write back the same page.
     """
     share = rows_of(parallel.rank, parallel.world_size, len(rows))
     batches = images_of(rows[share.start : share.stop])
@@ -178,7 +180,7 @@ def _write_at(fd: int, data: Any, offset: int) -> None:
 
 
 def _sweep(directory: Path) -> None:
-    """Make the directory; remove what interrupted runs left there long ago, by the file server's clock."""
+    """Create the directory, and remove what interrupted runs left there if it is old by the file server's clock."""
     make_private(directory)
     before_ns = server_time_ns(directory) - _LEFTOVER_S * 1e9
     for path in children(directory):
@@ -188,21 +190,21 @@ def _sweep(directory: Path) -> None:
 
 
 def _each_pool(splits: Splits, decode: Callable[[Source, NDArray[np.int64]], NDArray[np.uint8]]) -> Splits:
-    """The splits over decoded sources; of a source only the examples that some split uses are decoded."""
+    """Return the splits with decoded sources; only the examples that a split uses are decoded."""
     parts = {name: pool_of(source) for name, source in splits.items()}
-    made: dict[int, Source] = {}
+    decoded: dict[int, Source] = {}
     for pool, _ in parts.values():
-        if id(pool) not in made:
+        if id(pool) not in decoded:
             rows = np.unique(np.concatenate([at for other, at in parts.values() if other is pool]))
-            made[id(pool)] = replace(pool, store=DecodedStore(decode(pool, rows), pool))
-    return {name: made[id(pool)].subset(at) for name, (pool, at) in parts.items()}
+            decoded[id(pool)] = replace(pool, store=DecodedStore(decode(pool, rows), pool))
+    return {name: decoded[id(pool)].subset(at) for name, (pool, at) in parts.items()}
 
 
 @tf.autograph.experimental.do_not_convert
 def _decoded(
     source: Source, image_size: int, threads: int, crop_fraction: float | None, rows: NDArray[np.int64]
 ) -> Images:
-    """The images of `rows` as they come: which ones, and their pixels."""
+    """Yield the rows of decoded images and their pixels, in any order."""
     read = plain(source, image_size, crop_fraction)
     batches = (
         tf.data.Dataset.from_tensor_slices(rows)

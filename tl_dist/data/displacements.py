@@ -1,6 +1,6 @@
-"""Corruptions that move pixels: the elastic transform of ImageNet-C, and changes of place of the whole image.
+"""Corruptions that move pixels: the elastic transform of ImageNet-C, and shifts, rotations and scalings.
 
-Each takes an image float [side, side, 3] in [0, 1], its severity less 1, and a generator: see `corruptions`.
+Each takes an image float [side, side, 3] in [0, 1], the severity minus 1, and a generator: see `corruptions`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.floating]
 _ELASTIC_SIDE = 244 / 224
-"""ImageNet-C's shares of the side of 224 px are shares of 244, a slip of its authors"""
+"""ImageNet-C multiplies its fractions of the side by 244 instead of 224, by a slip of its authors"""
 
 
 def elastic_transform(x: Image, level: int, rng: np.random.Generator) -> Any:
     """Move three points at random, and the image with them by an affine map; then each pixel by a smooth random field.
 
     As ImageNet-C was made (make_imagenet_c.py of hendrycks/robustness): the points move the most at severities 1 and 2,
-    which therefore change an image more than 3 to 5. All lengths are shares of the side: at 224 px they are those of
-    ImageNet-C.
+    which therefore change an image more than 3 to 5. All lengths are fractions of the side: at 224 px they are the
+    lengths of ImageNet-C.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -35,7 +35,7 @@ def elastic_transform(x: Image, level: int, rng: np.random.Generator) -> Any:
         [[middle + arm, middle + arm], [middle + arm, middle - arm], [middle - arm, middle - arm]], np.float32
     )
     moved = corners + rng.uniform(-reach * unit, reach * unit, corners.shape).astype(np.float32)
-    # OpenCV takes the pixels of float32 from other places than those of float64, by up to 1/64: float32, as there.
+    # float32, as in ImageNet-C: OpenCV's sampling points for float32 and float64 differ by up to 1/64 px.
     placed = _warped(x.astype(np.float32), cv2.getAffineTransform(corners, moved))
     right, down = (
         gaussian_filter(rng.uniform(-1, 1, x.shape[:2]), sigma * unit, mode="reflect", truncate=3)
@@ -47,25 +47,25 @@ def elastic_transform(x: Image, level: int, rng: np.random.Generator) -> Any:
 
 
 def shift(x: Image, level: int, rng: np.random.Generator) -> Any:
-    """2 to 10 % of the side, in any direction; what comes in is mirrored."""
+    """Shift by 2 to 10 % of the side, in any direction; the border is filled by reflection."""
     angle, far = rng.uniform(0, 2 * math.pi), 0.02 * (level + 1) * x.shape[0]
     return _warped(x, np.array([[1, 0, far * math.cos(angle)], [0, 1, far * math.sin(angle)]]))
 
 
 def rotate(x: Image, level: int, rng: np.random.Generator) -> Any:
-    """By 5 to 25 degrees, either way."""
+    """Rotate by 5 to 25 degrees, either way."""
     middle = ((x.shape[1] - 1) / 2, (x.shape[0] - 1) / 2)
     return _warped(x, cv2.getRotationMatrix2D(middle, 5 * (level + 1) * rng.choice([-1, 1]), 1))
 
 
 def resize(x: Image, level: int, rng: np.random.Generator) -> Any:
-    """Objects 10 to 50 % larger, or as much smaller."""
+    """Scale objects up by a factor of 1.1 to 1.5, or down by the same factor."""
     middle = ((x.shape[1] - 1) / 2, (x.shape[0] - 1) / 2)
     return _warped(x, cv2.getRotationMatrix2D(middle, 0, (1 + 0.1 * (level + 1)) ** rng.choice([-1, 1])))
 
 
 def _warped(x: Image, matrix: Any) -> Any:
-    """Moved by an affine map, bilinear; what lies outside is mirrored."""
+    """Apply an affine map, bilinear; the border is filled by reflection."""
     return cv2.warpAffine(
         x, matrix, (x.shape[1], x.shape[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )

@@ -1,7 +1,7 @@
-"""Mixup and cutmix: each example is mixed with its neighbour in the stream, whichever worker has that one.
+"""Mixup and cutmix: each example is mixed with its neighbour in the stream, even if another worker has that one.
 
-Positions 2k and 2k + 1 are a pair; both draw from the pair's number, so the mixture is the same on any worker count.
-The labels stay two numbers and a share: the loss of the mixture is the mixture of the losses, exactly.
+Positions 2k and 2k + 1 are a pair; both draw by the pair's number, so the mixture is the same with any number of
+workers. Labels remain two numbers and a share: the loss of the mixture is exactly the mixture of the losses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _QUANTILES = 4097
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which pairs are mixed how: `mixup` and `cutmix` are the alphas of a Beta distribution, 0 for never."""
+    """Mixes pairs of examples: `mixup` and `cutmix` are the alphas of Beta distributions, 0 for never."""
 
     seed: int
     mixup: float
@@ -28,19 +28,19 @@ class Mixing:
 
     @staticmethod
     def first_of_pair(position: Any) -> Any:
-        """The even position at or before it."""
+        """Return the even position at or before `position`."""
         return position - position % 2
 
     @staticmethod
     def whole_pairs(rows: range, global_batch: int) -> range:
-        """As many rows, from the first of a pair, as cover the pairs of `rows` at any step."""
+        """Return a range of rows, from the first of a pair, that covers the pairs of `rows` at any step."""
         if global_batch % 2:  # the parity of a row changes from step to step
             return range(len(rows) + 1 + (len(rows) + 1) % 2)
         begin, end = rows.start - rows.start % 2, rows.stop + rows.stop % 2
         return range(begin, end)
 
     def mixed(self, images: Any, labels: Any, positions: Any) -> tuple[Any, Any, Any]:
-        """Whole pairs, uint8 [rows, h, w, 3] -> (images, labels of the partners, shares of the own labels [rows])."""
+        """Mix whole pairs, uint8 [rows, h, w, 3]; returns images, the partners' labels and shares of the own labels."""
         drawn = draws.uniform(self.seed, positions // 2, "mixing", 5)
         cut = drawn[:, 0] < self._part_cut
         alphas = (self._quantiles(self.mixup), self._quantiles(self.cutmix))
@@ -48,9 +48,9 @@ class Mixing:
         share = tf.where(cut, tf.gather(alphas[1], at), tf.gather(alphas[0], at))
         partners = _swapped(images)
         inside, pasted = _box(images, share, drawn[:, 2:4])
-        kept = share[:, None, None, None]
+        weight = share[:, None, None, None]
         blended = tf.cast(
-            tf.round(kept * tf.cast(images, tf.float32) + (1 - kept) * tf.cast(partners, tf.float32)),
+            tf.round(weight * tf.cast(images, tf.float32) + (1 - weight) * tf.cast(partners, tf.float32)),
             tf.uint8,
         )
         images = tf.where(cut[:, None, None, None], tf.where(inside, partners, images), blended)
@@ -62,7 +62,7 @@ class Mixing:
 
     @staticmethod
     def _quantiles(alpha: float) -> Any:
-        """float32 [_QUANTILES]: the inverse of the distribution function of Beta(alpha, alpha)."""
+        """Tabulate the quantile function of Beta(alpha, alpha), float32 [_QUANTILES]."""
         from scipy.stats import beta
 
         at = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -70,13 +70,13 @@ class Mixing:
 
 
 def _swapped(rows: Any) -> Any:
-    """Each row in the place of its partner."""
+    """Swap each row with its partner."""
     pairs = tf.reshape(rows, [-1, 2, *rows.shape[1:]])
     return tf.reshape(tf.reverse(pairs, [1]), tf.shape(rows))
 
 
 def _box(images: Any, share: Any, corner: Any) -> tuple[Any, Any]:
-    """bool [rows, h, w, 1], True in a box of 1 - `share` of the area around a random middle, and the part inside."""
+    """Return masks [rows, h, w, 1] of boxes of 1 - `share` of the area at random places, and the shares inside."""
     size = images.shape[1]
     half = tf.sqrt(1 - share)[:, None] * size / 2
     middle = corner * size

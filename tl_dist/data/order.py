@@ -1,14 +1,14 @@
-"""Which example a step sees, as a pure function of (seed, step): the whole state of the data order is one number.
+"""The order of training examples as a pure function of (seed, step): its whole state is one number.
 
 The infinite example stream is a concatenation of epochs, each a keyed permutation of the source. A global batch is
 `global_batch` consecutive positions of it, so a batch may straddle two epochs and every example is used exactly
 once per epoch: there is no remainder rule. The permutation is computed, never stored (`RandomIndexShuffle`, a
-cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism". For storage that is slow at
-random, blocks of neighbours are permuted, then rows within windows of blocks: as pure a function of the position.
+cycle-walking block cipher), as in levanter and Mosaic's Streaming "elastic determinism". For storage with slow random
+access, blocks of neighbours are permuted, then rows within windows of blocks, which is a pure function as well.
 
-Up to 65,536 examples the cipher takes the low 8 bits of each of three key words, so keys are hashed: small raw numbers
-such as (seed, epoch) are nearly equal keys, and their permutations nearly the identity. It does 8 rounds, as
-TensorFlow's own global shuffle: 4 leave traces of the order of the source even under hashed keys.
+Up to 65,536 examples the cipher uses the low 8 bits of each of three key words, so keys are hashed: small raw numbers
+such as (seed, epoch) would be nearly equal keys, and their permutations nearly the identity. It does 8 rounds, like
+TensorFlow's own global shuffle: 4 leave traces of the order of the source even with hashed keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tl_dist.data import random as draws
 
 VERSION = 2
-"""of the order, in the identity of every run: what changes which example is at a position must count it up"""
+"""of the order, in the identity of every run: increase it with any change of which example is at a position"""
 _ROUNDS = 8
 _MOST = 1 << 17  # positions that `batch_deviation` looks at
 
@@ -33,8 +33,8 @@ _MOST = 1 << 17  # positions that `batch_deviation` looks at
 class Order:
     """The order of training examples; `num_examples` is the size of the source, `seed` the run's.
 
-    With `block` not 0, blocks of so many neighbours are permuted, and then the rows within each `window` blocks that
-    follow one another: any worker reads from about `window` places of the storage at a time.
+    If `block` is not 0, blocks of so many neighbours are permuted, and then the rows within each `window` consecutive
+    blocks: a worker reads from about `window` places of the storage at a time.
     """
 
     seed: int
@@ -44,19 +44,19 @@ class Order:
     window: int = 1
 
     def positions(self, step: Any, rows: Any) -> Any:
-        """Place in the infinite stream of the given rows of the batch of `step`; int64, shape of `rows`."""
+        """Return the positions in the infinite stream of `rows` of the batch of `step`; int64, shape of `rows`."""
         return step * self.global_batch + rows
 
     def index(self, positions: Any) -> Any:
-        """Row in the source at each position; int64 tensors of any one shape. Traced or eager."""
+        """Return the row of the source at each position, int64 of the same shape. Traced or eager."""
         positions = tf.convert_to_tensor(positions, tf.int64)
         flat = tf.reshape(positions, [-1])
         epochs, offsets = flat // self.num_examples, flat % self.num_examples
         if not self.block:
-            found = self._shuffled(offsets, self.num_examples, "examples", epochs)
+            rows = self._shuffled(offsets, self.num_examples, "examples", epochs)
         else:
-            found = self._of_blocks(self._within_windows(offsets, epochs), epochs)
-        return tf.reshape(found, tf.shape(positions))
+            rows = self._of_blocks(self._within_windows(offsets, epochs), epochs)
+        return tf.reshape(rows, tf.shape(positions))
 
     def _within_windows(self, offsets: Any, epochs: Any) -> Any:
         size = min(self.block * self.window, self.num_examples)
@@ -67,7 +67,7 @@ class Order:
         return begin + self._shuffled(offsets - begin, length, "windows", epochs * num_windows + number)
 
     def _of_blocks(self, offsets: Any, epochs: Any) -> Any:
-        """The whole blocks are permuted; the rest, which is shorter, comes at a place of its own."""
+        """Permute the whole blocks, and insert the remainder, which is shorter, at a random place."""
         number, rest = divmod(self.num_examples, self.block)
         each, which = tf.unique(epochs)
         place = tf.gather(self._shuffled(tf.zeros_like(each), number + 1, "rest", each), which) * self.block
@@ -78,21 +78,21 @@ class Order:
         return tf.where(before | after, blocks * self.block + among % self.block, in_rest)
 
     def _shuffled(self, index: Any, length: Any, purpose: str, numbers: Any) -> Any:
-        """One permutation of [0, length) for each purpose and number; int64 [n], `length` also one for all."""
+        """Permute `index` int64 [n] in [0, length) by purpose and number; `length` [n] or a scalar."""
         keys = draws.bits(self.seed, numbers, f"order/{purpose}", 3)
         last = tf.broadcast_to(tf.cast(length, tf.int64) - 1, tf.shape(index))
         # The public wrapper pads a batch of seeds of length 2 wrongly; the raw op takes [n, 3].
         return tf.raw_ops.RandomIndexShuffle(index=index, seed=keys, max_index=last, rounds=_ROUNDS)
 
     def steps(self, epochs: float) -> int:
-        """Whole steps that cover `epochs` (the last batch may reach into the next epoch)."""
+        """Return the number of whole steps that cover `epochs` (the last batch may reach into the next epoch)."""
         return max(1, math.ceil(epochs * self.num_examples / self.global_batch - 1e-9))
 
 
 def batch_deviation(order: Order, labels: NDArray[np.int32]) -> float:
-    """How far the class shares of a batch are from those of the set: total variation, in [0, 1], mean over batches.
+    """Return the mean total variation, in [0, 1], between the class shares of a batch and of the whole set.
 
-    Some of it is chance, so compare it with that of a full shuffle. Over the first epoch, or 131,072 examples of it.
+    Some of it is chance, so compare it with a full shuffle. Over the first epoch, or 131,072 examples of it.
     """
     num_classes = int(labels.max()) + 1
     batch = min(order.global_batch, order.num_examples)

@@ -1,4 +1,4 @@
-"""Batches of this worker's rows, by tf.data: nothing about an iterator is ever saved, it is made anew at any step."""
+"""Batches of this worker's rows, by tf.data; no iterator state is ever saved, since one can start at any step."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tl_dist.datasets import Source, host_tensor
 from tl_dist.datasets.annotations import SoftLabels
 
 LookUp = Callable[[Any, Any], Any]
-"""(indices [rows], positions [rows]) -> a value of each row [rows, ...]; traced by tf.data"""
+"""(indices [rows], positions [rows]) -> a value for each row [rows, ...]; traced by tf.data"""
 
 
 @dataclass(frozen=True)
 class Read:
-    """How examples become rows of a batch; all of it is traced by tf.data, and a function of index and position.
+    """How examples become rows of a batch: functions of index and position, traced by tf.data.
 
     batch   (indices [rows], positions [rows]) -> (images or features [rows, ...], labels [rows]); the number of rows is
             known when it is traced
-    part    how many rows of so many one call of `batch` takes, where parts in parallel are faster; None: all
-    finish  (images, positions) -> images: what is left to do on the batch
-    mixing  which rows are mixed with which
+    part    number of rows -> rows per call of `batch`, if several calls in parallel are faster; None: all
+    finish  (images, positions) -> images: operations on the whole batch
+    mixing  how rows are mixed in pairs
     """
 
     batch: Callable[[Any, Any], tuple[Any, Any]]
@@ -51,9 +51,9 @@ def augmented(
     settings: AugmentConfig = AugmentConfig(),  # noqa: B008  (frozen)
     crop_fraction: float | None = None,
 ) -> Read:
-    """Training examples: uint8 [image_size, image_size, 3], augmented by position.
+    """Read training examples as uint8 [image_size, image_size, 3], augmented by position.
 
-    Whole images become squares as `resize` says. A random crop of an encoded image is cut from all of it.
+    Whole images are made square by `resize`. A random crop of an encoded image is taken from the whole image.
     """
     mixing = Mixing(seed, settings.mixup, settings.cutmix) if settings.mixes else None
 
@@ -87,7 +87,7 @@ def augmented(
 
 
 def one_by_one(each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """What reads rows, from what reads one: (index, position) -> (image of a fixed shape, label)."""
+    """Turn a reader of one example, (index, position) -> (image of a fixed shape, label), into a reader of rows."""
 
     def batch(indices: Any, positions: Any) -> tuple[Any, Any]:
         rows = zip(tf.unstack(indices), tf.unstack(positions), strict=True)
@@ -98,7 +98,7 @@ def one_by_one(each: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, An
 
 
 def plain(source: Source, image_size: int, crop_fraction: float | None = None) -> Read:
-    """Examples as they are, resized: uint8 [image_size, image_size, 3]."""
+    """Read examples without augmentation, resized to uint8 [image_size, image_size, 3]."""
     return augmented(source, (), 0, image_size, crop_fraction=crop_fraction)
 
 
@@ -116,15 +116,15 @@ def train_batches(
     teacher: LookUp | None = None,
     threads: int = 1,
 ) -> tf.data.Dataset:
-    """One `Batch` per step in [from_step, to_step), holding the given rows of the global batch, in order.
+    """Yield one `Batch` per step in [from_step, to_step) with `rows` of the global batch, in order.
 
-    `mask_features` is the width of the dropout mask that each example gets; 0 for none. The cost of the first batch
-    does not depend on `from_step`. `weights` are those of the examples in the loss, above 0; default: 1 each.
-    `soft` labels of the examples cannot be mixed once more, nor can what a `teacher` said of them.
+    `mask_features` is the width of each example's dropout mask; 0 for none. The cost of the first batch does not
+    depend on `from_step`. `weights` of the examples in the loss are above 0; default: 1. Neither `soft` labels
+    nor the logits of a `teacher` can be combined with mixing.
     """
     weight_of = None if weights is None else host_tensor(weights)
     soft_of = None if soft is None else SoftLabels(*(host_tensor(values) for values in soft))
-    # Mixing needs both images of a pair: a share that begins or ends inside one reads one row more.
+    # Mixing needs both images of a pair: a share that begins or ends inside a pair reads one row more.
     read_rows = rows if read.mixing is None else read.mixing.whole_pairs(rows, order.global_batch)
 
     def numbers(step: Any) -> tuple[Any, Any]:
@@ -142,7 +142,7 @@ def train_batches(
             others, shares = (tf.gather(values, order.index(positions)) for values in soft_of)
         if read.mixing is not None:
             images, others, shares = read.mixing.mixed(images, labels, positions)
-            # The first position of this share has the same place in the batch at every step.
+            # This share begins at the same row of the batch at every step.
             begin = tf.cast((positions[0] - rows.start) % order.global_batch != 0, tf.int32)
             images, labels, positions, others, shares = (
                 tf.ensure_shape(t[begin : begin + len(rows)], [len(rows), *t.shape[1:]])
@@ -153,9 +153,11 @@ def train_batches(
         else:
             masks = tf.zeros([len(rows), 0], tf.bool)
         ones = tf.ones([len(rows)])
-        worth = ones if weight_of is None else tf.gather(weight_of, order.index(positions))
-        said = tf.zeros([len(rows), 0]) if teacher is None else teacher(order.index(positions), positions)
-        return Batch(images, labels, worth, positions, masks, others, shares, said)
+        example_weights = ones if weight_of is None else tf.gather(weight_of, order.index(positions))
+        teacher_logits = (
+            tf.zeros([len(rows), 0]) if teacher is None else teacher(order.index(positions), positions)
+        )
+        return Batch(images, labels, example_weights, positions, masks, others, shares, teacher_logits)
 
     steps = tf.data.Dataset.range(from_step, to_step)
     return _read(steps, numbers, read, batch, len(read_rows), threads)
@@ -164,7 +166,7 @@ def train_batches(
 def evaluation_batches(
     read: Read, num_examples: int, *, rows: range, global_batch: int, threads: int = 1
 ) -> tf.data.Dataset:
-    """Each of `num_examples` once over all workers, in order; the last batch is padded with weight 0."""
+    """Yield each of `num_examples` once over all workers, in order; the last batch is padded with weight 0."""
     num_batches = -(-num_examples // global_batch)
 
     def numbers(k: Any) -> tuple[Any, Any]:
@@ -182,7 +184,7 @@ def evaluation_batches(
     return _read(tf.data.Dataset.range(num_batches), numbers, read, batch, len(rows), threads)
 
 
-# Nothing here needs AutoGraph, which would rewrite all that a map calls: it takes as long as the rest of the tracing.
+# Nothing here needs AutoGraph, which would take as long as the rest of the tracing to rewrite all functions of a map.
 @tf.autograph.experimental.do_not_convert
 def _read(
     steps: tf.data.Dataset,
@@ -192,7 +194,7 @@ def _read(
     num_rows: int,
     threads: int,
 ) -> tf.data.Dataset:
-    """Step -> (indices, positions) -> (images, labels, positions) -> Batch."""
+    """Map step -> (indices, positions) -> (images, labels, positions) -> Batch."""
     options = as_written()
     options.deterministic = True
     options.threading.private_threadpool_size = threads
@@ -208,7 +210,7 @@ def _read(
         batches = steps.map(whole, num_parallel_calls=threads)
     else:
         parts = steps.map(numbers).rebatch(read.part(num_rows), drop_remainder=True)
-        # A copy: `rebatch` gives views into a larger tensor, and complains on stderr of each that it gets again.
+        # A copy: `rebatch` yields views into a larger tensor, and logs a warning for each view that it gets back.
         parts = parts.map(
             lambda indices, positions: (*read.batch(indices, positions), tf.raw_ops.DeepCopy(x=positions)),
             threads,
@@ -219,10 +221,10 @@ def _read(
 
 
 def as_written() -> tf.data.Options:
-    """For a pipeline whose parallelism is chosen by hand: TensorFlow does not rewrite its graph.
+    """Return options that keep TensorFlow from rewriting a pipeline whose parallelism is chosen by hand.
 
-    A rewrite would gain nothing, and it copies all that the functions hold, such as images and features in memory, for
-    each iterator.
+    A rewrite would gain nothing, and it copies everything that the functions hold, such as images and features in
+    memory, for each iterator.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -231,9 +233,9 @@ def as_written() -> tf.data.Options:
 
 
 def part_of(num_rows: int) -> int:
-    """How many rows are decoded in one call: the largest divisor up to 16, which still fit into the cache.
+    """Return how many rows to decode per call: the largest divisor up to 16, so that they fit into the cache.
 
-    A share that has no divisor of 4 and more goes in one piece: smaller parts would cost more than they spread.
+    A share without a divisor from 4 to 16 is one piece: smaller parts would cost more than parallelism gains.
     """
     best = max(part for part in range(1, 17) if num_rows % part == 0)
     return best if best >= 4 else num_rows

@@ -1,7 +1,6 @@
-"""RandAugment (Cubuk et al., arXiv 1909.13719): some operations of a fixed list, at one strength.
+"""RandAugment (Cubuk et al., arXiv 1909.13719): random operations of a fixed list, at one strength.
 
-The list and the strengths are torchvision's, with bins of 31 magnitudes. Each row of a batch runs only its own
-operation.
+The list and the strengths are torchvision's, with 31 magnitudes. Each row of a batch runs only its own operations.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ MAX_MAGNITUDE = 30
 
 
 def rand_augmented(images: Any, draw: Callable[[int], Any], num: int, magnitude: int) -> Any:
-    """uint8 [rows, size, size, 3]: `num` operations after one another, each of strength `magnitude` of 30."""
+    """Apply to each row of uint8 [rows, size, size, 3] `num` operations in turn, of strength `magnitude` of 30."""
     drawn = tf.reshape(draw(2 * num), [-1, num, 2])
     which = tf.cast(drawn[:, :, 0] * len(OPERATIONS), tf.int32)
     sign = tf.where(drawn[:, :, 1] < 0.5, -1.0, 1.0)
     strength = magnitude / MAX_MAGNITUDE
 
-    def one(row: tuple[Any, Any, Any]) -> Any:
+    def augmented_row(row: tuple[Any, Any, Any]) -> Any:
         image, chosen, signs = row
         for k in range(num):
             branches = [partial(operation, image, strength, signs[k]) for operation in OPERATIONS]
@@ -33,12 +32,12 @@ def rand_augmented(images: Any, draw: Callable[[int], Any], num: int, magnitude:
         return image
 
     return tf.map_fn(
-        one, (images, which, sign), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8)
+        augmented_row, (images, which, sign), fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8)
     )
 
 
 def _affine(image: Any, transform: list[Any]) -> Any:
-    """Output (x, y) is input (a x + b y + c, d x + e y + f), nearest pixel, black outside."""
+    """Take output (x, y) from input (a x + b y + c, d x + e y + f): nearest pixel, black outside."""
     values = [tf.cast(value, tf.float32) for value in transform]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None], transforms=tf.stack([*values, 0.0, 0.0])[None], output_shape=tf.shape(image)[:2],
@@ -97,7 +96,7 @@ def _contrast(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _sharpness(image: Any, strength: float, sign: Any) -> Any:
-    """Away from, or towards, a 3 x 3 smoothing; the border keeps its values."""
+    """Move away from, or toward, a 3 x 3 smoothing; the border keeps its values."""
     values = tf.cast(image, tf.float32)
     kernel = tf.constant([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     smooth = tf.nn.depthwise_conv2d(
@@ -122,7 +121,7 @@ def _solarize(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
-    """Each channel stretched to 0 to 255."""
+    """Stretch each channel to the range 0 to 255."""
     del strength, sign
     values = tf.cast(image, tf.float32)
     low, high = tf.reduce_min(values, (0, 1)), tf.reduce_max(values, (0, 1))
@@ -131,7 +130,7 @@ def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _equalize(image: Any, strength: float, sign: Any) -> Any:
-    """Each channel's histogram made flat, by Pillow's rule."""
+    """Equalize each channel's histogram by Pillow's rule."""
     del strength, sign
 
     def channel(values: Any) -> Any:

@@ -1,8 +1,7 @@
-"""Random numbers that are a pure function of (run seed, position, purpose): the same on any worker, in any batch.
+"""Random numbers as a pure function of (run seed, position, purpose): the same on any worker and in any batch.
 
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with a state of its own for each position, computed for a whole batch in
-a dozen vector operations. TensorFlow's stateless generators take one seed for a call, so they would need a call for
-each row.
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) with its own state for each position, computed for a whole batch in a
+dozen vector operations. TensorFlow's stateless generators take one seed per call, so each row would need a call.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ _MASK = (1 << 64) - 1
 
 
 def bits(run_seed: int, positions: Any, purpose: str, num: int) -> Any:
-    """uint64 [rows, num]: `num` words for each of `positions` (int64 [rows])."""
+    """Draw `num` words for each of `positions` (int64 [rows]): uint64 [rows, num]."""
     start = _mixed_int((run_seed << 32) ^ zlib.crc32(purpose.encode()))
     states = _mixed(tf.cast(positions, tf.uint64) * _word(_GOLDEN) + _word(start))
-    # An array: of a list of integers beyond 2^63 and below, a traced function makes float64 first, and rounds them.
+    # An array: a traced function would convert a list of integers above and below 2^63 to float64, and round them.
     steps = tf.constant(np.array([(k + 1) * _GOLDEN & _MASK for k in range(num)], np.uint64))
     return _mixed(states[:, None] + steps[None, :])
 
 
 def uniform(run_seed: int, positions: Any, purpose: str, num: int) -> Any:
-    """float32 [rows, num] in [0, 1)."""
+    """Draw `num` numbers in [0, 1) for each of `positions`: float32 [rows, num]."""
     words = tf.bitwise.right_shift(bits(run_seed, positions, purpose, num), _word(40))
     return tf.cast(tf.cast(words, tf.int32), tf.float32) * 2.0**-24
 
 
 def keep_masks(run_seed: int, positions: Any, num: int, dropout: float) -> Any:
-    """bool [rows, num], False with probability `dropout` (rounded to a 65,536th)."""
+    """Draw masks, bool [rows, num], that are False with probability `dropout` (rounded to 1/65,536)."""
     words = bits(run_seed, positions, "dropout", -(-num // 4))
     draws = tf.reshape(tf.bitcast(words, tf.uint16), [-1, 4 * words.shape[1]])[:, :num]
     return tf.cast(draws, tf.int32) >= round(dropout * 65536)

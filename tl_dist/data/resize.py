@@ -1,4 +1,4 @@
-"""From an image, or a part of one, of any size to a square."""
+"""Resize an image, or a part of one, of any size to a square."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ cv2.setNumThreads(1)  # tf.data runs many at once
 
 
 def resize(image: Any, size: int, crop_fraction: float | None = None) -> Any:
-    """uint8 [..., h, w, 3] -> uint8 [..., size, size, 3]; bilinear with antialiasing, no copy where the size fits.
+    """Resize uint8 [..., h, w, 3] to [..., size, size, 3], bilinear with antialiasing; no copy if the size fits.
 
-    Stretched; or with `crop_fraction` the shorter side becomes size / crop_fraction and the middle square is kept,
-    where torchvision's Resize and CenterCrop put it. Only what is kept is computed.
+    Without `crop_fraction` the image is stretched. With it, the shorter side becomes size / crop_fraction and the
+    middle square is kept, the same as by torchvision's Resize and CenterCrop. Only the square is computed.
     """
     fits = image.shape[-3] == size and image.shape[-2] == size
     if fits and crop_fraction in (None, 1.0):
@@ -30,20 +30,20 @@ def resize(image: Any, size: int, crop_fraction: float | None = None) -> Any:
     whole = int(size / crop_fraction) * extent // tf.reduce_min(extent)
     begin = tf.round(tf.cast(whole - size, tf.float32) / 2)
     batched = image.shape.rank == 4
-    kept = tf.raw_ops.ScaleAndTranslate(
+    square = tf.raw_ops.ScaleAndTranslate(
         images=values if batched else values[None], size=[size, size],
         scale=tf.cast(whole / extent, tf.float32), translation=-begin,
         kernel_type="triangle", antialias=True,
     )  # fmt: skip
-    return clipped(kept if batched else kept[0])
+    return clipped(square if batched else square[0])
 
 
 def stretch(crop: NDArray[np.uint8], square: NDArray[np.uint8]) -> None:
     """Fill `square` [size, size, 3] with `crop` [h, w, 3]: bilinear with antialiasing, much faster than `resize`.
 
-    That one's filter is a triangle as wide as the scale s. OpenCV's bilinear resize (a fifth of the time) has a
-    triangle of width 1: smoothed beforehand by [1 - 1/s, 2/s, 1 - 1/s] / 2 it is the same one for s = 1 and s = 2, and
-    near to it between and a little beyond. What is at least twice the square is halved first.
+    The filter of `resize` is a triangle as wide as the scale s. OpenCV's bilinear resize (a fifth of the time) has a
+    triangle of width 1: after smoothing by [1 - 1/s, 2/s, 1 - 1/s] / 2 it is the same filter for s = 1 and s = 2, and
+    close to it between and slightly beyond. A crop of at least twice the size is halved first.
     """
     size, part = len(square), np.asarray(crop)
     shortest = min(part.shape[:2])

@@ -1,4 +1,4 @@
-"""After a failure in the middle of training: which example was it?"""
+"""Find the example that made training fail, and tell it from a fault of the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ_ERRORS = (
     tf.errors.FailedPreconditionError,
     tf.errors.UnimplementedError,
 )
-"""What reading an example can end with; others are those of devices and of lost peers."""
+"""errors of reading an example; others come from devices and lost peers"""
 
 MACHINE_ERRORS = (
     OSError,
@@ -35,44 +35,44 @@ MACHINE_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.UnavailableError,
 )
-"""What a fault of the machine becomes when an example is read, in Python or by TensorFlow, among other things."""
+"""errors that a fault of the machine may raise when an example is read, in Python or by TensorFlow"""
 
-LOOK_ON_S = 5.0  # for more, once one is found: each failure costs a restart
+LOOK_ON_S = 5.0  # search for more after the first, since each failure costs a restart
 
 
 def undecodable(source: Source, indices: Iterable[int], threads: int) -> dict[int, Fault]:
-    """The examples among `indices` that `source.read` cannot read, and why; read as the pipeline reads them.
+    """Return the examples among `indices` that `source.read` cannot read, and why; read as in the pipeline.
 
-    Looks until it has found one, and then for another LOOK_ON_S.
+    Searches until it finds one, and then for another LOOK_ON_S.
     """
-    found: dict[int, Fault] = {}
+    faults: dict[int, Fault] = {}
     until: float | None = None
     with ThreadPoolExecutor(threads) as pool:
         for block in _blocks(indices, 16 * threads):
             for index, reason in zip(block, pool.map(lambda k: _failure(source, k), block), strict=True):
                 if reason is not None:
-                    found[index] = Fault(source.location(index).offset if source.is_encoded else 0, reason)
-            if found and until is None:
+                    faults[index] = Fault(source.location(index).offset if source.is_encoded else 0, reason)
+            if faults and until is None:
                 until = time.monotonic() + LOOK_ON_S
             if until is not None and time.monotonic() >= until:
                 break
-    return found
+    return faults
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """What the machine failed in, such as "Too many open files"; None for an error of any other kind.
+    """Return the fault of the machine behind an error, such as "Too many open files", or None.
 
-    TensorFlow hands on the system's words and not its number.
+    TensorFlow passes on the system's message but not its number.
     """
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in MACHINE_FAULTS else None
-    said = [text for text in map(os.strerror, MACHINE_FAULTS) if text in str(error)]
-    return max(said, key=len, default=None)  # "Too many open files in system" has a shorter one in it
+    reasons = [text for text in map(os.strerror, MACHINE_FAULTS) if text in str(error)]
+    return max(reasons, key=len, default=None)  # "Too many open files in system" contains a shorter one
 
 
 @contextmanager
 def naming_machine_faults(what: str) -> Iterator[None]:
-    """Within it a fault of the machine is refused as one of storage, in reading `what`: it is no example's."""
+    """Turn a fault of the machine while reading `what` into a refusal of storage: no example is to blame."""
     try:
         yield
     except MACHINE_ERRORS as error:
@@ -92,12 +92,12 @@ def _failure(source: Source, index: int) -> str | None:
         with tf.device("CPU:0"):
             image: Any = source.read(tf.constant(index, tf.int64))[0]
             image.numpy()
-    except (*READ_ERRORS, ValueError) as error:  # what Python code raises is a ValueError outside of a graph
+    except (*READ_ERRORS, ValueError) as error:  # Python code raises a ValueError outside a graph
         return f"cannot be decoded: {first_line(error)}"
     return None
 
 
 def first_line(error: Exception) -> str:
-    """What TensorFlow says went wrong, without the name of the operation."""
+    """Return TensorFlow's message without the name of the operation."""
     text = getattr(error, "message", str(error)) or type(error).__name__
     return re.sub(r" \[Op:\w+\].*$", "", telling_line(text))[:160].rstrip(".")

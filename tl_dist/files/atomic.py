@@ -1,6 +1,6 @@
-"""Files that are on the disk whole or not at all, and files that are read without being led elsewhere.
+"""Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write.
 
-The run directory, its lock and its checkpoints all go through these few functions.
+The run directory, its lock and its checkpoints are all written through these few functions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from uuid import uuid4
 
 from tl_dist.refusal import ExitCode, Refusal
 
-CHUNK_BYTES = 4 << 20  # hashed and written in turn: still in the processor's cache, and without the GIL
+CHUNK_BYTES = 4 << 20  # written, then hashed while still in the processor's cache, without the GIL
 
-LEFTOVER_S = 3600.0  # a small file that is being written is no older
+LEFTOVER_S = 3600.0  # no small file takes longer to write
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,16 +36,16 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 @dataclass(frozen=True)
 class Written:
-    """What a file holds."""
+    """Size and digest of a file that was written."""
 
     size: int
     sha256: str
 
 
 def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True) -> Written:
-    """Write a new file from buffers, hashing on the way; with `sync`, on the disk when this returns.
+    """Write a new file from buffers and hash it; with `sync`, it is on the disk when this returns.
 
-    An error of write, fsync or close is raised, and then the file is of no use: after a failed fsync the
+    Errors of write, fsync and close are raised, and the file is then unusable: after a failed fsync the
     kernel forgets which pages were dirty, so a second fsync would succeed and prove nothing.
     """
     digest = hashlib.sha256()
@@ -70,7 +70,7 @@ def write_file(path: Path, pieces: Iterable[Any], *, sync: bool = True) -> Writt
 
 
 def open_to_append(path: Path) -> int:
-    """A descriptor that appends to a log of this user's, made where there is none; raises OSError for a link."""
+    """Open a log of this user to append to, creating it if missing; raises OSError for a symbolic link."""
     return os.open(path, _APPEND, 0o600)
 
 
@@ -80,7 +80,7 @@ def fsync_directory(path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        # Some network and FUSE filesystems know no fsync of a directory; there is nothing else to call.
+        # Some network and FUSE filesystems cannot fsync a directory; there is nothing else to call.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -89,7 +89,7 @@ def fsync_directory(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[int]:
-    """A descriptor of a new file, which takes the place of `path` at the end: else the old file stays as it was."""
+    """Yield a descriptor of a new file that replaces `path` on success; on an error the old file is kept."""
     temporary = temporary_name(path)
     fd = os.open(temporary, _CREATE, 0o600)
     try:
@@ -106,9 +106,9 @@ def replacing(path: Path) -> Iterator[int]:
 
 
 def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> None:
-    """Put `data` at `path`: every reader, and a crash at any moment, finds the old file or the new one.
+    """Write `data` to `path` so that every reader, even after a crash, finds the old file or the new one.
 
-    With `exclusive`, raises FileExistsError when there is a file already, even one made at the same moment.
+    With `exclusive`, raises FileExistsError if the file exists, even if it was created at the same moment.
     """
     temporary = temporary_name(path)
     try:
@@ -124,7 +124,7 @@ def write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> Non
 
 
 def copy_into(source: Path, path: Path) -> None:
-    """Put a copy of the file `source`, perhaps of another disk, at `path`, as `write_atomically` does."""
+    """Copy the file `source`, perhaps from another disk, to `path` as `write_atomically` does."""
     with open(source, "rb") as file, replacing(path) as fd:
         while piece := file.read(CHUNK_BYTES):
             view = memoryview(piece)
@@ -133,7 +133,7 @@ def copy_into(source: Path, path: Path) -> None:
 
 
 def write_output(path: Path, data: bytes, *, option: str) -> None:
-    """The same for a file that a person asked for by `option`; refuses (73) where it cannot be written."""
+    """Write `data` atomically to the file that the user named with `option`; refuses (73) if it cannot be written."""
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -145,16 +145,16 @@ def write_output(path: Path, data: bytes, *, option: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody else uses."""
+    """Return an unused name beside `path`."""
     return path.with_name(f".tmp-{path.name}-{uuid4().hex}")
 
 
 def link_exclusively(source: Path, target: Path) -> None:
-    """Give the file `source` the name `target`; raises FileExistsError unless this call made the name."""
+    """Give the file `source` the name `target`; raises FileExistsError unless this call created the name."""
     try:
         os.link(source, target)
     except FileExistsError:
-        # NFS repeats a call whose answer was lost, and then refuses what the first one did.
+        # NFS repeats a call whose answer was lost; the repetition then fails because the first one succeeded.
         if not os.path.samestat(os.lstat(source), os.lstat(target)):
             raise
     except OSError as error:
@@ -166,9 +166,9 @@ def link_exclusively(source: Path, target: Path) -> None:
 
 @contextmanager
 def open_directory(path: Path) -> Iterator[int]:
-    """A descriptor of a directory that is no link; names looked up after this are the file server's of now.
+    """Yield a descriptor of a directory, not of a link to one; later look-ups see what the file server has now.
 
-    Without opening the directory, an NFS client may go on for a minute believing that a name does not exist.
+    Unless the directory is opened, an NFS client may believe for another minute that a name does not exist.
     """
     fd = os.open(path, _READ | os.O_DIRECTORY)
     try:
@@ -178,7 +178,7 @@ def open_directory(path: Path) -> Iterator[int]:
 
 
 def children(directory: Path) -> list[Path]:
-    """What is in a directory, as its file server sees it now; nothing, if there is no such directory."""
+    """List a directory as its file server sees it now; empty if there is no such directory."""
     try:
         with open_directory(directory) as fd:
             return [directory / name for name in os.listdir(fd)]
@@ -187,7 +187,7 @@ def children(directory: Path) -> list[Path]:
 
 
 def server_time_ns(directory: Path) -> int:
-    """The clock that stamps the files in `directory`, now: the mtime of a file made this moment.
+    """Read the clock that stamps the files in `directory`: the mtime of a file created now.
 
     Ages of files are differences on this one clock; the clocks of two hosts are never compared.
     """
@@ -201,7 +201,7 @@ def server_time_ns(directory: Path) -> int:
 
 
 def sweep(directory: Path) -> None:
-    """Remove small files that interrupted processes left here, long ago by the file server's clock."""
+    """Remove small files that interrupted processes left here, if they are old by the file server's clock."""
     before_ns = server_time_ns(directory) - LEFTOVER_S * 1e9
     for path in children(directory):
         with suppress(FileNotFoundError):
@@ -212,20 +212,18 @@ def sweep(directory: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An error as a few words for a message."""
+    """Describe an error in a few words, for a message."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def of_the_machine(error: BaseException) -> Refusal | None:
-    """What a disk or its owner refuses, whatever the command: nobody's bug. None for any other error."""
+    """Turn a full disk or a missing permission into a refusal, whatever the command; None for any other error."""
     code = _OF_THE_MACHINE.get(error.errno or 0) if isinstance(error, OSError) else None
-    if os.strerror(errno.ENOSPC) in str(
-        error
-    ):  # the one word that libraries have for it, in errors of their own
+    if os.strerror(errno.ENOSPC) in str(error):  # libraries quote it in exceptions of their own
         code = ExitCode.STORAGE
     if code is None:
         return None
     what = reason(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
-    return Refusal(f"{what}.", fix="make room or get access there, or name another place.", code=code)
+    return Refusal(f"{what}.", fix="free space or get access there, or name another place.", code=code)

@@ -1,15 +1,15 @@
-"""How many files a process may have open."""
+"""The limit of open files of a process."""
 
 from __future__ import annotations
 
 import resource
 
-_MOST_ALLOWED = 1 << 16  # some libraries close every file that they might have open, one by one
+_MAX_OPEN = 1 << 16  # not more: some libraries close every possible descriptor, one by one
 
 
 def allow_many_open_files() -> None:
-    """Raise this process's own limit of open files, often 1,024, toward what the system allows."""
+    """Raise this process's soft limit of open files, often 1,024, toward the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_ALLOWED if hard == resource.RLIM_INFINITY else min(hard, _MOST_ALLOWED)
-    if wanted > soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = _MAX_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN)
+    if limit > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

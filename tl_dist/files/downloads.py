@@ -1,4 +1,4 @@
-"""Archives from the addresses of their publishers, each with the digest that it must have."""
+"""Archives downloaded from their publishers and checked against a known digest."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tl_dist.files.foreign import open_regular
 from tl_dist.files.packages import made_once, user_cache
 from tl_dist.refusal import ExitCode, Refusal
 
-_SILENT_S = 30.0  # of a connection, after which it is given up
+_SILENT_S = 30.0  # without data, after which a connection is given up
 _MODE = 0o700
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tar.gz that anybody may download."""
+    """A publicly available .tar.gz."""
 
     url: str
     sha256: str
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Return the file name."""
         return self.url.rpartition("/")[2]
 
 
 def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
-    """The directory that the unpacked archive is in.
+    """Return the directory of the unpacked archive, downloading it on the first call.
 
-    The first call downloads, later ones only look; of several processes at once, one does the work. A file of its name
-    that a person put into `CACHE/archives` is used instead of the network. What is there is whole: it was renamed into
-    place. Refuses what cannot be had, another digest, and an archive that would write outside its place.
+    Of several processes that call at once, one does the work. A file of the archive's name that the user put into
+    `CACHE/archives` is used instead of the network. The directory is complete, since it is renamed into place. Refuses
+    an archive that cannot be obtained, has another digest, or would write outside its directory.
     """
     archives = (cache or user_cache()) / "archives"
     home, brought = archives / archive.name.removesuffix(".tar.gz"), archives / archive.name
@@ -51,7 +51,7 @@ def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
         if digest != archive.sha256:
             raise Refusal(
                 f"{brought if brought.exists() else archive.url} has sha256 {digest}, not {archive.sha256}.",
-                fix="obtain the file of the publisher; if it is the publisher's, do not use it, and report this.",
+                fix="obtain the publisher's file; if this is the publisher's file, do not use it, and report this.",
                 code=ExitCode.UNSAFE,
             )
         _unpack(copy, scratch / "unpacked")
@@ -67,8 +67,8 @@ def _of_file(path: Path) -> Iterator[bytes]:
 
 
 def _of_network(archive: Archive, brought: Path) -> Iterator[bytes]:
-    """The bytes of the address, no more than `limits.ARCHIVE`; a connection that is cut is a refusal."""
-    # Neither files nor FTP: a redirect to one ends in an error.
+    """Yield the bytes behind the URL, at most `limits.ARCHIVE`; refuses if the connection is cut."""
+    # No handlers of files or FTP: a redirect to either is an error.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -89,7 +89,7 @@ def _of_network(archive: Archive, brought: Path) -> Iterator[bytes]:
                 if received > limits.ARCHIVE:
                     raise ValueError(f"it is larger than {limits.ARCHIVE:,} bytes")
                 yield piece
-        if received < expected:  # http.client raises nothing for a body that was read in pieces
+        if received < expected:  # http.client does not raise for a short body that is read in pieces
             raise EOFError(f"the connection ended after {received:,} of {expected:,} bytes")
     except (OSError, HTTPException, ValueError, EOFError) as error:
         if isinstance(error, HTTPError):
@@ -97,13 +97,13 @@ def _of_network(archive: Archive, brought: Path) -> Iterator[bytes]:
         why = getattr(error, "reason", None) or error
         raise Refusal(
             f"{archive.url} cannot be downloaded: {str(why)[:200] or type(error).__name__}.",
-            fix=f"run the command again; or download it where there is internet, and bring the file to {brought}.",
+            fix=f"run the command again, or download the file where there is internet and copy it to {brought}.",
             code=ExitCode.DATA,
         ) from error
 
 
 def _unpack(path: Path, target: Path) -> None:
-    """Write the regular files and directories of an archive below `target`, which must not exist."""
+    """Unpack the regular files and directories of an archive below `target`, which must not exist."""
     left = limits.ARCHIVE_UNPACKED
     try:
         with tarfile.open(path, "r:gz") as archive:

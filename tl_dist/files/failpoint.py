@@ -1,10 +1,10 @@
-"""Named places where a test makes a process die, stop, wait or fail. Costs nothing when none is set.
+"""Failpoints: named places where a test makes a process die, stop, wait or fail. Free when none is set.
 
-`TL_FAILPOINT=NAME[@RANK][:N]=ACTION` (several, separated by commas) acts when NAME is reached: for the Nth
+`TL_FAILPOINT=NAME[@RANK][:N]=ACTION` (several, separated by commas) acts when NAME is reached: the Nth
 time only, or every time without N; in the worker RANK only, or in every worker without RANK. Actions: `kill`
-(SIGKILL), `stop` (SIGSTOP), `raise`, `sleep=S` (seconds), `corrupt` (one bit of the largest file that the
-place hands over). Refused unless `TL_ALLOW_FAILPOINTS=1` is set too: nobody should lose a run to a forgotten
-variable.
+(SIGKILL), `stop` (SIGSTOP), `raise`, `sleep=S` (seconds), `corrupt` (flips a bit of the file, or of the largest
+file in the directory, that the place passes). Refused unless `TL_ALLOW_FAILPOINTS=1` is set too: nobody should
+lose a run to a forgotten variable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FORM = re.compile(
 
 
 class FailpointReached(Exception):
-    """What the action `raise` raises."""
+    """Raised by the action `raise`."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class _Rule:
 
 
 class Failpoint:
-    """Call it with the name of the place that was reached, and the file or directory that it is about."""
+    """Called with the name of the place that was reached, and the file or directory that it concerns."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         text = environment.get("TL_FAILPOINT", "")
@@ -69,19 +69,20 @@ class Failpoint:
             self._rules.append(_Rule(form["name"], rank, nth, action, float(form["seconds"] or 0)))
 
     def set_rank(self, rank: int) -> None:
-        """Say which worker this process is; raises the Refusal when the variables are not as they must be."""
+        """Set this worker's rank; raises the Refusal if the environment variables are wrong."""
         self._rank = rank
         self("worker.rank_known")
 
     def __call__(self, name: str, path: Path | None = None) -> None:
+        """Act by the rules for the place `name`."""
         if self._refusal is not None:
-            raise self._refusal  # not at import, where nobody would turn it into one line and an exit code
+            raise self._refusal  # not at import, where nothing would turn it into one line and an exit code
         for rule in self._rules:
             if rule.applies(name, self._rank):
                 _act(rule, path)
 
     def names(self, name: str) -> bool:
-        """Whether a rule is about this place: what costs time to make one can be left out."""
+        """Return whether a rule concerns this place, so that costly preparation can be skipped otherwise."""
         return any(rule.name == name for rule in self._rules)
 
     def _refuse(self, what: str, fix: str) -> None:
@@ -92,7 +93,7 @@ def _act(rule: _Rule, path: Path | None) -> None:
     if rule.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif rule.action == "stop":
-        # To this thread: one sent to the process may be taken by another thread, and this one would go on a while.
+        # To this thread: a signal to the process may be taken by another thread, while this one keeps running.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif rule.action == "raise":
         raise FailpointReached(rule.name)

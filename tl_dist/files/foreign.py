@@ -1,4 +1,4 @@
-"""Opening a file that somebody else may have written: regular, bounded, and no link unless links make sense there."""
+"""Open files that others may have written: regular, of bounded size, and no symbolic link unless allowed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a named pipe would
 
 
 def open_regular(path: Path | str, *, dir_fd: int | None = None, links: bool = False) -> int:
-    """A descriptor for reading a regular file; raises OSError for a pipe, a device, a directory.
+    """Open a regular file for reading; raises OSError for a pipe, a device or a directory.
 
-    Also for a symbolic link, unless `links`: images and tables are linked by people who have them elsewhere, what
-    tl_dist writes itself is not.
+    Raises it for a symbolic link as well, unless `links`: users link images and tables that lie elsewhere, whereas
+    tl_dist's own files are never links.
     """
     try:
         fd = os.open(path, _READ if links else _READ | os.O_NOFOLLOW, dir_fd=dir_fd)
@@ -34,7 +34,7 @@ def open_regular(path: Path | str, *, dir_fd: int | None = None, links: bool = F
 
 
 def read_slice(path: Path, offset: int, length: int) -> bytes:
-    """At most `length` bytes of a regular file, perhaps behind a link, from `offset`; raises OSError for another."""
+    """Read at most `length` bytes from `offset` of a regular file, perhaps behind a link; raises OSError for others."""
     fd = open_regular(path, links=True)
     try:
         return os.pread(fd, length, offset)
@@ -43,16 +43,16 @@ def read_slice(path: Path, offset: int, length: int) -> bytes:
 
 
 def read_file(path: Path | str, *, max_bytes: int, dir_fd: int | None = None, links: bool = False) -> bytes:
-    """All bytes of a regular file; raises OSError for anything else, and for more than `max_bytes`."""
+    """Read a regular file; raises OSError for anything else, and for one larger than `max_bytes`."""
     with os.fdopen(open_regular(path, dir_fd=dir_fd, links=links), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise OSError(errno.EFBIG, f"is larger than {max_bytes:,} bytes", str(path))
-        return file.read(size)  # Python asks for the memory of as many bytes before it reads the first
+        return file.read(size)  # not the limit: Python allocates that much memory before it reads
 
 
 def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str, option: str) -> None:
-    """Refuse (73) to take the place of anything but a file that this command made before, as `is_ours` can tell."""
+    """Refuse (73) to overwrite anything but an earlier output of this command, which `is_ours` recognizes."""
     if not os.path.lexists(path):
         return
     # A damaged file can raise nearly anything.
@@ -60,7 +60,7 @@ def refuse_other(path: Path, is_ours: Callable[[IO[bytes]], bool], *, what: str,
         if is_ours(file):
             return
     raise Refusal(
-        f"{path} is there already, and is not {what} that this command made.",
+        f"{path} exists already, and is not {what} that this command made.",
         fix=f"name another file with {option}, or move it away.",
         code=ExitCode.CANNOT_CREATE,
     )

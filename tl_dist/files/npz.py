@@ -1,4 +1,4 @@
-"""Arrays in .npz files as `numpy.savez` writes them: neither compressed nor pickled."""
+"""Read arrays from .npz files as `numpy.savez` writes them: neither compressed nor pickled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:
-    """The arrays by name, in no more memory than the file has bytes. A damaged file can raise nearly anything."""
+    """Return the arrays by name, in no more memory than the size of the file; a damaged file can raise anything."""
     import numpy as np
 
     with zipfile.ZipFile(file) as archive:
@@ -33,7 +33,7 @@ def read_npz(file: IO[bytes]) -> dict[str, NDArray[Any]]:
 
 
 def load_npz(path: Path, make: Callable[[dict[str, NDArray[Any]]], T], *, what: str, fix: str) -> T:
-    """What `make` makes of the arrays of a file. Refuses (65) a file that holds no `what`, or is not there."""
+    """Return `make(arrays)` of a file; refuses (65) a file that is missing or holds no `what`."""
     try:
         with open(open_regular(path), "rb") as file:
             return make(read_npz(file))

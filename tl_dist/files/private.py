@@ -1,4 +1,4 @@
-"""Directories that only their owner can change: made, and checked before anything in them is believed or removed."""
+"""Create directories that only their owner can change, and check them before anything in them is trusted or removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER_ROOT = "use another directory with --runs"
 
 
 def make_private(directory: Path) -> None:
-    """Have a directory that only this user can change, made now or checked; a link to one will do."""
+    """Create a directory that only this user can change, or check an existing one or a link to one."""
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700, parents=True)
     refuse_unsafe(directory, links=True)
@@ -27,9 +27,9 @@ def refuse_unsafe(
 ) -> None:
     """Refuse (78) a directory through which another user could change what is read or written there.
 
-    One that is not there is safe. A symbolic link only with `links`, and never one of another user. `shared`: a
-    directory of a group, in which every entry that is used is checked in turn; refused only where every user can take
-    an entry away.
+    A missing directory is safe. A symbolic link is accepted only with `links`, and never from another user. `shared`: a
+    directory of a group, whose entries are checked one by one when they are used; refused only if every user can remove
+    them.
     """
     if not os.path.lexists(directory):
         return
@@ -51,12 +51,12 @@ def refuse_unsafe(
 
 
 def refuse_unsafe_below(directory: Path) -> None:
-    """Refuse (78) anything below a directory of this user's that is a link, is another user's but root's, or can be
-    written by other users. What others can read is their business.
+    """Refuse (78) any entry below this user's directory that another user could have changed.
 
-    Every entry, at any depth, so that nobody has to know which of them are read or written; but logs may be written,
-    which nothing believes: Slurm and shells make them by the umask of a person. An entry that goes while this looks was
-    removed by a process of this user: nobody else can.
+    That is a link, an entry that belongs to anyone but this user and root, and one that other users can write; who may
+    read does not matter. All entries are checked, at any depth, so that nobody has to know which are used. Logs alone
+    may be writable, because nothing trusts them: Slurm and shells create them with the user's umask. An entry that
+    vanishes meanwhile was removed by a process of this user: nobody else can.
     """
     waiting, left, me = [directory], limits.RUN_ENTRIES, os.geteuid()
     quoted = shlex.quote(str(directory))

@@ -1,4 +1,4 @@
-"""Directories for what is in the making. The next command removes those whose makers were killed, and nothing else."""
+"""Scratch directories. The next command removes any whose owner was killed, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _MARK = ".maker"
-"""Names the host of the maker, who holds a lock on it: the end of a process, however it comes, releases that."""
+"""holds the owner's host name; the owner keeps it locked, which ends with the process, however it ends"""
 
 
 @contextmanager
 def scratch(place: Path, stem: str) -> Iterator[Path]:
-    """A private directory STEM-RANDOM in `place`, removed at the end unless it was kept; raises OSError without room.
+    """Create a private directory STEM-RANDOM in `place` and remove it at the end, unless `keep` was called.
 
-    Before that, others of this stem are removed whose makers, of this user and host, are gone.
+    First removes others of this stem whose owners, of this user and host, are gone. Raises OSError without space.
     """
     with suppress(OSError), os.scandir(place) as entries:
         ours = [entry for entry in entries if re.fullmatch(re.escape(stem) + "-[a-z0-9_]{8}", entry.name)]
         for entry in ours:
             _remove_abandoned(Path(entry.path))
-    made = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=place))
-    mark, held = made / _MARK, -1
+    directory = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=place))
+    mark, held = directory / _MARK, -1
     try:
-        held = os.open(made / f"{_MARK}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # without locks nobody gets it, and nothing is ever taken for abandoned
+        held = os.open(directory / f"{_MARK}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # on a file system without locks nothing ever counts as abandoned
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(held, socket.gethostname().encode())
-        os.rename(made / f"{_MARK}.new", mark)
-        yield made
+        os.rename(directory / f"{_MARK}.new", mark)
+        yield directory
     finally:
-        if held < 0 or any((made / name).exists() for name in (_MARK, f"{_MARK}.new")):
-            shutil.rmtree(made, ignore_errors=True)
+        if held < 0 or any((directory / name).exists() for name in (_MARK, f"{_MARK}.new")):
+            shutil.rmtree(directory, ignore_errors=True)
         if held >= 0:
             os.close(held)
 
 
-def keep(made: Path) -> None:
-    """Leave the directory to the person who is told of it."""
-    (made / _MARK).unlink(missing_ok=True)
+def keep(directory: Path) -> None:
+    """Keep a scratch directory for the user, who is told of it."""
+    (directory / _MARK).unlink(missing_ok=True)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Probabilities that can be believed: one temperature for all logits (Guo et al. 2017, arXiv 1706.04599).
+"""Calibrated probabilities: one temperature for all logits (Guo et al. 2017, arXiv 1706.04599).
 
-It is fitted on the validation split alone and kept in RUN/calibration.npz, beside what conformal sets need of the same
-examples. The file is bound to the digest of one checkpoint: another one has no calibration. No pickled object is ever
-written or read.
+It is fitted on the validation split alone and stored in RUN/calibration.npz, with what conformal sets need from the
+same examples. The file is bound to the digest of one checkpoint and is not used for any other. No pickled object is
+ever written or read.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MOST = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What was learned of a checkpoint on its validation split."""
+    """The calibration of a checkpoint on its validation split."""
 
     step: int
     sha256: str
     """of the checkpoint"""
     views: Sequence[str]
-    """over which the logits are a mean"""
+    """over which the logits are averaged"""
     temperature: float
     labels: NDArray[np.int32]
     of_true: NDArray[np.float64]
@@ -56,28 +56,28 @@ class Calibration:
             and bool(((self.of_true >= 0) & (self.of_true <= 1)).all())
         )
         if not right:
-            raise ValueError("its arrays are not those of a calibration")
+            raise ValueError("its arrays do not fit a calibration")
 
     def arrays(self) -> dict[str, Any]:
-        """For `predictions.save`."""
+        """Return the arrays for `predictions.save`."""
         return {**vars(self), "views": np.array(list(self.views), np.str_)}
 
 
 def load(run: Path) -> Calibration | None:
-    """That of a run; None where it was never calibrated. Refuses (65) a damaged file."""
+    """Load the calibration of a run; None if it was never calibrated. Refuses (65) a damaged file."""
     path = run / FILE
     if not os.path.lexists(path):
         return None
     return load_npz(
         path,
-        lambda found: Calibration(
-            int(found["step"]),
-            str(found["sha256"]),
-            [str(name) for name in found["views"]],
-            float(found["temperature"]),
-            found["labels"],
-            found["of_true"],
-            found["types"],
+        lambda arrays: Calibration(
+            int(arrays["step"]),
+            str(arrays["sha256"]),
+            [str(name) for name in arrays["views"]],
+            float(arrays["temperature"]),
+            arrays["labels"],
+            arrays["of_true"],
+            arrays["types"],
         ),
         what="calibration",
         fix="calibrate the run again: tl-dist calibrate RUN; or remove the file.",
@@ -85,18 +85,18 @@ def load(run: Path) -> Calibration | None:
 
 
 def of_checkpoint(run: Path, sha256: str, views: Sequence[str] | None = None) -> Calibration | None:
-    """That of this very checkpoint, evaluated as a mean over these views; None: in whichever."""
-    found = load(run)
-    if found is None or found.sha256 != sha256:
+    """Load the calibration of this very checkpoint for these views; for any views, if `views` is None."""
+    calibration = load(run)
+    if calibration is None or calibration.sha256 != sha256:
         return None
-    return found if views is None or [*views] == [*found.views] else None
+    return calibration if views is None or [*views] == [*calibration.views] else None
 
 
 def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
-    """The temperature at which these examples have the least log loss: where its derivative by 1 / temperature is 0.
+    """Fit the temperature with the least log loss: where its derivative with respect to 1 / temperature is 0.
 
-    The loss is convex in 1 / temperature, so there is one. It stays 1 where all examples are right: nothing shows then
-    how sure the network may be, and the least loss would be that of certainty.
+    The loss is convex in 1 / temperature, so there is one. If all examples are right the temperature is 1: nothing then
+    shows how confident the network may be, and the least loss would be that of certainty.
     """
     from scipy.optimize import brentq
 
@@ -119,14 +119,14 @@ def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
 
 
 def quality(labels: Labels, logits: Logits, temperature: float, of: Numbers | None = None) -> dict[str, Any]:
-    """Log loss, expected calibration error and the bins of a reliability diagram, at a temperature."""
-    found = figures.confidences(labels, figures.Softmax(logits, temperature))
-    if not np.isfinite(found.confidence).all():
+    """Return log loss, expected calibration error and the bins of a reliability diagram, at a temperature."""
+    predicted = figures.confidences(labels, figures.Softmax(logits, temperature))
+    if not np.isfinite(predicted.confidence).all():
         return {"log_loss": None, "ece": None, "bins": []}
     return {
-        "log_loss": figures.mean_surprise(found.of_true),
-        "ece": figures.calibration_error(found.confidence, found.hits),
-        "bins": [one._asdict() for one in curves.reliability(found.confidence, found.hits, of)],
+        "log_loss": figures.mean_surprise(predicted.of_true),
+        "ece": figures.calibration_error(predicted.confidence, predicted.hits),
+        "bins": [row._asdict() for row in curves.reliability(predicted.confidence, predicted.hits, of)],
     }
 
 
@@ -137,9 +137,9 @@ def before_and_after(
     of: Numbers | None = None,
     num_fitted: int = 0,
 ) -> dict[str, Any]:
-    """`quality` of a split as the network gives it, and calibrated.
+    """Return the `quality` of a split before and after calibration.
 
-    To `num_fitted` of its examples the temperature was fitted: whoever shows this says so.
+    The temperature was fitted to `num_fitted` of its examples, which anything that shows this must say.
     """
     return {
         "temperature": temperature,

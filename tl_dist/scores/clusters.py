@@ -1,9 +1,9 @@
-"""Intervals and tests where images come in groups, such as patients, sites or modules, that share their errors.
+"""Intervals and tests for images in groups, such as patients, sites or modules, whose errors are correlated.
 
-Images of a group tell less than as many independent ones. An accuracy over groups is a ratio, images right over images:
-its variance is that of the groups' residuals (Cochran 1977, Sampling Techniques, 6.3), each divided by 1 - its share of
-the images (CR2, Bell and McCaffrey 2002), with Student's t of as many degrees of freedom as equally large groups would
-leave. `of` numbers the group of each example, as `numbers` does.
+Images of a group carry less information than as many independent ones. An accuracy over groups is a ratio, correct
+images over images: its variance is that of the groups' residuals (Cochran 1977, Sampling Techniques, 6.3), each divided
+by 1 - its share of the images (CR2, Bell and McCaffrey 2002), with the quantile of Student's t for the effective number
+of equally large groups. `of` is the number of the group of each example, as from `numbers`.
 """
 
 from __future__ import annotations
@@ -17,70 +17,70 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 EXACT = 2e9
-"""steps of `sign_flip`, about so many seconds; beyond, there are tens of thousands of groups, and it is its limit"""
+"""most steps of `sign_flip`, some seconds; beyond, there are tens of thousands of groups, and the normal limit holds"""
 
 Groups = Sequence[str] | NDArray[Any]
-"""the name of the group of each example; empty where there are none"""
+"""the name of the group of each example; empty without groups"""
 Numbers = NDArray[np.int64]
 OfClasses = Sequence[list[float] | None] | None
 """an interval for each class that has an example; None without groups"""
 
 
 def numbers(groups: Groups) -> Numbers | None:
-    """The number of the group of each example; None where each stands alone, as an example without a name does."""
-    names, found = np.unique(np.asarray(groups, np.str_), return_inverse=True)
+    """Number the group of each example; None if every group is one example. An unnamed group is one example."""
+    names, of = np.unique(np.asarray(groups, np.str_), return_inverse=True)
     alone = np.asarray(groups, np.str_) == ""
-    found[alone] = len(names) + np.arange(alone.sum())
-    found = np.unique(found, return_inverse=True)[1]
-    return found if len(found) and found.max() + 1 < len(found) else None
+    of[alone] = len(names) + np.arange(alone.sum())
+    of = np.unique(of, return_inverse=True)[1]
+    return of if len(of) and of.max() + 1 < len(of) else None
 
 
 def beside(kind: Groups, groups: Groups) -> Numbers | None:
-    """`numbers(groups)` for figures by another `kind`; None where each of this kind lies in one group.
+    """Return `numbers(groups)` for figures by another `kind`; None if each of this kind lies within one group.
 
-    It is then judged by its own images, whose accuracy is its own whatever other groups do.
+    Its interval is then over its own images: the accuracy is a property of that group alone.
     """
     if not len(groups) or len({*zip(kind, groups, strict=True)}) == len({*kind}):
         return None
     return numbers(groups)
 
 
-def shared(kept: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> Groups:
-    """Of the groups that runs keep of the same examples, each in its order, the coarsest; empty where none has any."""
-    ordered = [groups[order] for groups, order in kept if len(groups)]
-    return min(ordered, key=lambda one: len(np.unique(one)), default=())
+def shared(pairs: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> Groups:
+    """Return the coarsest of several groupings of the same examples, given as (groups, order); empty without any."""
+    ordered = [groups[order] for groups, order in pairs if len(groups)]
+    return min(ordered, key=lambda groups: len(np.unique(groups)), default=())
 
 
 def words(of: Numbers) -> str:
-    """How many groups there are: "44 groups"."""
+    """Return the number of groups in words, such as "44 groups"."""
     num = len(np.unique(of))
     return f"{num:,} group{'s' * (num != 1)}"
 
 
 def by_design_effect(of: Numbers) -> dict[str, str]:
-    """What `interval` is, for a record."""
+    """Describe `interval`, for a record."""
     return {"interval_by": f"Wilson, by the design effect of {words(of)}"}
 
 
 def _sums(values: NDArray[Any], of: Numbers) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The examples of each group and the sum of their values."""
-    found = np.unique(of, return_inverse=True)[1]
-    return np.bincount(found), np.bincount(found, weights=values)
+    """Return the number of examples of each group, and the sum of their values."""
+    numbered = np.unique(of, return_inverse=True)[1]
+    return np.bincount(numbered), np.bincount(numbered, weights=values)
 
 
 def _quantile(shares: NDArray[np.float64]) -> float:
-    """Of Student's t, for groups with these shares of the examples: as many degrees as groups less one, where equal."""
+    """Return the quantile of Student's t for groups with these shares: n - 1 degrees of freedom for n equal ones."""
     from scipy.special import stdtrit
 
     return float(stdtrit(max(1 / float((shares**2).sum()) - 1, 1.0), (1 + CONFIDENCE) / 2))
 
 
 def effective_size(hits: NDArray[np.bool_], of: Numbers) -> float:
-    """How many independent examples would tell as much of the accuracy; 0 for one group, at most as many as there are.
+    """Return how many independent examples would tell as much about the accuracy; 0 for one group, never more than all.
 
-    The variance over that of independent examples is the design effect (Rao and Scott 1992), here at least 1 and with
-    half a group's weight for the worst case, in which a group is right or wrong as a whole: few groups with errors say
-    little of it, and none nothing. Student's t is in it as well (Korn and Graubard 1998).
+    The variance divided by that of independent examples is the design effect (Rao and Scott 1992). Here it is at least
+    1, and includes with half a group's weight the worst case, in which groups are right or wrong as a whole: few groups
+    with errors say little about it, and none says nothing. Student's t is included (Korn and Graubard 1998).
     """
     from scipy.special import ndtri
 
@@ -98,15 +98,15 @@ def effective_size(hits: NDArray[np.bool_], of: Numbers) -> float:
 
 
 def wilson(num_correct: int, num_examples: int) -> list[float]:
-    """Both ends of the 95 % interval of a proportion (Wilson 1927)."""
+    """Return both ends of the 95 % interval of a proportion (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    found = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(found.low), float(found.high)]
+    ends = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(ends.low), float(ends.high)]
 
 
 def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
-    """Both ends of the 95 % interval of an accuracy: Wilson's of `effective_size`. 0 to 1 of one group alone."""
+    """Return both ends of the 95 % interval of an accuracy: Wilson's for `effective_size`; 0 to 1 for one group."""
     from scipy.special import ndtri
 
     if of is None:
@@ -123,7 +123,7 @@ def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
 def of_classes(
     labels: NDArray[Any], hits: NDArray[np.bool_] | None, of: Numbers | None, num_classes: int
 ) -> OfClasses:
-    """The intervals of the recalls of classes."""
+    """Return the intervals of the recalls of classes."""
     if hits is None or of is None:
         return None
     order = np.argsort(labels, kind="stable")
@@ -133,7 +133,7 @@ def of_classes(
 
 
 def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
-    """Both ends of the 95 % interval of the mean of values from -1 to 1, such as differences of two classifiers."""
+    """Return both ends of the 95 % interval of the mean of values in [-1, 1], such as paired differences."""
     sizes, sums = _sums(values, of)
     if len(sizes) < 2:
         return [-1.0, 1.0]
@@ -144,9 +144,9 @@ def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
 
 
 def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:
-    """The p-value of the exact sign-flip test that whole `gaps` sum to nothing: each group's sum may have either sign.
+    """Return the p-value of the exact sign-flip test that integer `gaps` sum to 0: each group's sum has either sign.
 
-    Of groups of one example with gaps of one it is McNemar's exact test. Beyond EXACT the normal limit.
+    For groups of one example with gaps of 1 it is McNemar's exact test. Beyond EXACT steps, the normal limit.
     """
     from scipy.special import erfc
 
@@ -155,7 +155,7 @@ def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:
     whole = int(steps.sum())
     if whole * len(steps) > EXACT:
         return float(erfc(seen / np.sqrt(2.0 * float((steps.astype(np.float64) ** 2).sum()))))
-    chances = np.zeros(whole + 1)  # that the sums with one of the signs come to so many
+    chances = np.zeros(whole + 1)  # probability of each total of the sums with a positive sign
     chances[0], reach = 1.0, 1
     for step in steps.tolist():
         before = chances[:reach].copy()
@@ -166,7 +166,7 @@ def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:
 
 
 def paired(gaps: NDArray[np.integer], of: Numbers) -> Mapping[str, Any]:
-    """What replaces McNemar's test and the bootstrap; `gaps`: 1 where the second alone is right, -1 where the first."""
+    """Replace McNemar's test and the bootstrap; `gaps` are 1 if only the second is right, -1 if only the first."""
     return {
         "interval": of_mean(gaps, of),
         "p_value": sign_flip(gaps, of),

@@ -1,8 +1,8 @@
-"""Statements about single images that hold at a stated rate: sets that hold the true class, images that fit none.
+"""Conformal prediction: sets of classes that contain the true class, and alarms for unknown images, at a stated rate.
 
-Both compare an image with validation images that were not trained on. If it is one more draw of the same kind, its rank
-among them is equally likely to be any (split conformal prediction; Vovk, Gammerman and Shafer 2005). That holds for
-finitely many images, whatever the network; not for images of another origin.
+Both compare an image with validation images that were not trained on. If it comes from the same distribution, its rank
+among them is uniform (split conformal prediction; Vovk, Gammerman and Shafer 2005). That holds for finitely many images
+and any network, but not for images of another origin.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tl_dist.refusal import ExitCode, Refusal
 
 
 def least_probability(of_true: NDArray[np.floating], coverage: float) -> float:
-    """The probability from which on a class belongs to the set, so that the true one does at this rate, or more often.
+    """Return the least probability of a class in the set, so that the set contains the true class at this rate or more.
 
-    Least ambiguous sets (Sadinle, Lei and Wasserman 2019, arXiv 1609.00451): of all rules that hold the true class as
-    often, the smallest sets on average. `of_true`: that of the true class of each validation image, of which there
-    must be enough for the rate to be less than always (refused, 65).
+    Least ambiguous sets (Sadinle, Lei and Wasserman 2019, arXiv 1609.00451): the smallest on average of all sets with
+    this rate. `of_true` is the probability of the true class of each validation image; refuses (65) too few images for
+    the rate.
     """
     num = len(of_true)
     rank = _rank(num, coverage)
@@ -32,21 +32,21 @@ def least_probability(of_true: NDArray[np.floating], coverage: float) -> float:
 
 
 def _rank(num: int, coverage: float) -> int:
-    """num + 1 - ceil((num + 1) coverage), of which rounding must not make one more or less."""
+    """Return num + 1 - ceil((num + 1) coverage), which rounding must not change by one."""
     return num + 1 - math.ceil(round((num + 1) * coverage, 9))
 
 
 def sets(probabilities: NDArray[np.float32], least: float) -> NDArray[np.int32]:
-    """How many of the most probable classes of each row are its set: always one, though an empty set might do."""
+    """Return how many of the most probable classes of each row are in its set: at least one, even if none is needed."""
     counts = (probabilities >= np.float32(least)).sum(axis=1)
     return np.maximum(counts, 1).astype(np.int32)
 
 
 def p_values(strangeness: NDArray[np.floating], of_known: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How often an image like those of validation is at least as strange: in (0, 1], small for one that fits none.
+    """Return how often images like those in validation are at least as strange: in (0, 1], small for unknown images.
 
-    (1 + the number of validation images that are as strange or stranger) / (1 + their number): of images of their kind
-    at most a share of `rate` has a value of `rate` or less.
+    (1 + the number of validation images that are at least as strange) / (1 + their number): among images of the same
+    distribution, at most a fraction `rate` has a value of `rate` or less.
     """
     ascending = np.sort(of_known)
     as_strange = len(ascending) - np.searchsorted(ascending, strangeness, "left")

@@ -1,4 +1,4 @@
-"""The figures of a cross-validation from its out-of-fold predictions. Imports no TensorFlow."""
+"""Figures of a cross-validation from its out-of-fold predictions. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MOST_LINES = 10
 
 
 def name_of(config: str, by: str | None = None) -> str:
-    """The name of the run that the folds of a config amount to; `by`: where each group of this kind is a fold."""
+    """Return the name of a config's cross-validation; `by`: the kind of group, if each group is a fold."""
     return f"{config}-cv" + ("" if by is None else "-by-" + re.sub(r"[^\w.-]", "_", by)[:30])
 
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """What was said of each example by classifiers that had not seen it, once for each seed.
+    """Predictions for each example by classifiers that have not seen it, once per seed.
 
     ids, labels, types [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
-    [seeds][folds]: the `l2` and `layers` that each classifier took, where it chose them.
+    [seeds][folds]: the `l2` and `layers` of each classifier, if it chose them.
     """
 
     ids: np.ndarray
@@ -39,24 +39,25 @@ class OutOfFold:
     probabilities: np.ndarray
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
     held_out: tuple[str, Sequence[str]] | None = None
-    """where each fold is a group: what these are, and their names"""
+    """if each fold is a group: the kind of group, and the groups' names"""
     groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
     """of the examples, as `Predictions.groups`"""
     trained: Sequence[Sequence[Sequence[str]]] | None = None
-    """[seeds][folds]: the ids that each fold was trained on; None: all outside it"""
+    """[seeds][folds]: the ids that each fold was trained on; None: all outside the fold"""
 
     def of_one(self, probabilities: np.ndarray) -> predictions.Predictions:
-        """As predictions of every example, with the probabilities of a seed, or the mean over them."""
+        """Return predictions of every example with these probabilities: from one seed, or the mean over seeds."""
         names, types = self.class_names, self.types
         return predictions.Predictions(self.ids, self.labels, probabilities, names, 0, types, self.groups)
 
     def is_trained(self, seed: int, k: int) -> np.ndarray:
-        """bool [examples]: by fold `k`."""
+        """Return which examples fold `k` was trained on, bool [examples]."""
         return self.fold[seed] != k if self.trained is None else np.isin(self.ids, self.trained[seed][k])
 
     def save(self, path: Path) -> None:
+        """Write the arrays to `path`."""
         chosen = {
-            key: np.array([[one[key] for one in folds] for folds in self.chosen])
+            key: np.array([[choice[key] for choice in folds] for folds in self.chosen])
             for key in ("l2", "layers")
             if self.chosen is not None
         }
@@ -74,10 +75,10 @@ class OutOfFold:
 
 
 def load(path: Path) -> OutOfFold:
-    """What `save` has written, without what was chosen. Refuses (65) a file that is not that."""
+    """Read what `save` wrote, without `chosen`. Refuses (65) any other file."""
 
-    def made(arrays: dict[str, Any]) -> OutOfFold:
-        found = OutOfFold(
+    def from_arrays(arrays: dict[str, Any]) -> OutOfFold:
+        result = OutOfFold(
             arrays["ids"],
             arrays["labels"],
             arrays["types"],
@@ -86,49 +87,51 @@ def load(path: Path) -> OutOfFold:
             arrays["probabilities"],
             **{key: arrays[key] for key in ("groups",) if key in arrays},
         )
-        for probabilities in found.probabilities:  # which says what has another shape or type
-            found.of_one(probabilities)
-        return found
+        for probabilities in result.probabilities:  # raises an error for a wrong shape or type
+            result.of_one(probabilities)
+        return result
 
     fix = "move it away, and run 'tl-dist cv CONFIG' again."
-    return load_npz(path, made, what="out-of-fold predictions", fix=fix)
+    return load_npz(path, from_arrays, what="out-of-fold predictions", fix=fix)
 
 
-def summary(found: OutOfFold) -> dict[str, Any]:
-    """Means over folds and seeds, the 95 % interval of the accuracy, and every fold and group by itself.
+def summary(results: OutOfFold) -> dict[str, Any]:
+    """Return means over folds and seeds, the 95 % interval of the accuracy, and the figures of each fold and group.
 
-    The interval is that of `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with
-    other data of the same size. Where each fold is a group, down to one of a single image, `figures` are those of all
-    examples together, each of which is predicted once. Each example counts the same, whatever its weight in training.
+    The interval is `figures.accuracy_interval` over all folds of all seeds: how the mean would vary with other data of
+    the same size. If each fold is a group, which may be a single image, `figures` are over all examples together, each
+    predicted once. Every example counts the same, whatever its weight in training.
     """
-    seeds, num_folds = len(found.fold), int(found.fold.max()) + 1
+    seeds, num_folds = len(results.fold), int(results.fold.max()) + 1
     each = [
         [
-            figures.figures(found.labels[inside], found.probabilities[seed][inside])
-            for inside in (found.fold[seed] == k for k in range(num_folds))
+            figures.figures(results.labels[inside], results.probabilities[seed][inside])
+            for inside in (results.fold[seed] == k for k in range(num_folds))
         ]
         for seed in range(seeds)
     ]
     accuracies = [[fold["accuracy"] for fold in folds] for folds in each]
     flat = [fold for folds in each for fold in folds]
-    right = found.probabilities.argmax(axis=-1) == found.labels
-    more: dict[str, Any] = {} if found.chosen is None else {"chosen": found.chosen}
-    tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in found.fold]
-    trained = [[found.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
+    right = results.probabilities.argmax(axis=-1) == results.labels
+    more: dict[str, Any] = {} if results.chosen is None else {"chosen": results.chosen}
+    tested = [np.bincount(of_seed, minlength=num_folds) for of_seed in results.fold]
+    trained = [[results.is_trained(seed, k).sum() for k in range(num_folds)] for seed in range(seeds)]
     ratio = figures.test_to_train(tested, trained)
-    if unseen := list(_never_seen(found)):
+    if unseen := list(_never_seen(results)):
         more["never_seen"] = unseen
     of_all = {key: mean_of(flat, key) for key in flat[0]}
-    if found.held_out is not None:
-        of_all = figures.figures(found.labels, found.probabilities[0])
-        kind, names = found.held_out
-        of = [names[k] for k in found.fold[0]]
-        more["left_out"] = {kind: groups.by_group(of, found.labels, found.probabilities[0], found.groups)}
+    if results.held_out is not None:
+        of_all = figures.figures(results.labels, results.probabilities[0])
+        kind, names = results.held_out
+        of = [names[k] for k in results.fold[0]]
+        more["left_out"] = {
+            kind: groups.by_group(of, results.labels, results.probabilities[0], results.groups)
+        }
     return {
         **more,
         "folds": num_folds,
         "seeds": seeds,
-        "num_examples": len(found.labels),
+        "num_examples": len(results.labels),
         "accuracy": float(np.mean(accuracies)),
         "interval": figures.accuracy_interval(np.ravel(accuracies).tolist(), ratio),
         "fold_accuracies": accuracies,
@@ -136,34 +139,34 @@ def summary(found: OutOfFold) -> dict[str, Any]:
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},
         "groups": {
             str(name): {
-                "num_examples": int((found.types == name).sum()),
-                "accuracy": float(right[:, found.types == name].mean()),
+                "num_examples": int((results.types == name).sum()),
+                "accuracy": float(right[:, results.types == name].mean()),
             }
-            for name in np.unique(found.types)
+            for name in np.unique(results.types)
         },
     }
 
 
-def _never_seen(found: OutOfFold) -> Iterator[dict[str, Any]]:
-    """Of each fold that tests classes without a training example: which, and how many images of each."""
-    for seed, k in np.ndindex(len(found.fold), int(found.fold.max()) + 1):
-        known, tested = found.labels[found.is_trained(seed, k)], found.labels[found.fold[seed] == k]
-        if classes := evaluation.never_seen(known, tested, found.class_names.tolist()):
-            fold = f"seed {seed} fold {k}" if found.held_out is None else found.held_out[1][k]
+def _never_seen(results: OutOfFold) -> Iterator[dict[str, Any]]:
+    """Yield each fold that tests classes without a training example, with these classes and their images."""
+    for seed, k in np.ndindex(len(results.fold), int(results.fold.max()) + 1):
+        known, tested = results.labels[results.is_trained(seed, k)], results.labels[results.fold[seed] == k]
+        if classes := evaluation.never_seen(known, tested, results.class_names.tolist()):
+            fold = f"seed {seed} fold {k}" if results.held_out is None else results.held_out[1][k]
             yield {"fold": fold, "classes": classes}
 
 
 def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
-    """What `summary` says of such classes, a line for each fold; of many folds the first."""
+    """Describe such classes in a `summary`, one line per fold, for the first folds."""
     lines = [
-        f"{one['fold']}: {evaluation.never_seen_line(one['classes'], 'in training of this fold')}"
-        for one in result.get("never_seen", ())
+        f"{entry['fold']}: {evaluation.never_seen_line(entry['classes'], 'in training of this fold')}"
+        for entry in result.get("never_seen", ())
     ]
     return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]
 
 
 def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The mean of a figure over folds; None where one fold does not define it."""
+    """Return the mean of a figure over folds; None if it is undefined in a fold."""
     values = [fold[key] for fold in folds]
     return None if None in values else float(np.mean(values))
 
@@ -173,7 +176,7 @@ def merged(
     held_out: tuple[str, Sequence[str]] | None = None,
     trained: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> OutOfFold:
-    """Out-of-fold predictions from those of each held-out fold, by seed; ordered by id."""
+    """Merge the predictions of held-out folds, by seed, into out-of-fold predictions ordered by id."""
     probabilities, numbers = [], []
     for of_seed in folds:
         ids = np.concatenate([part.ids for part in of_seed])
@@ -190,7 +193,7 @@ def merged(
         )
         ids = ids[order]
     classes = folds[0][0].class_names
-    fold, said = np.stack(numbers), np.stack(probabilities)
+    fold, stacked = np.stack(numbers), np.stack(probabilities)
     return OutOfFold(
-        ids, labels, types, classes, fold, said, held_out=held_out, groups=names, trained=trained
+        ids, labels, types, classes, fold, stacked, held_out=held_out, groups=names, trained=trained
     )

@@ -1,4 +1,4 @@
-"""Curves over the threshold of a class, and what confidence is worth: for charts."""
+"""Curves over the threshold of a class, and accuracy by confidence, for charts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_POINTS = 200
 
 
 class Curve(NamedTuple):
-    """Points of a curve, and the area below it."""
+    """Points of a curve, and the area under it."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 
 
 def roc(is_positive: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
-    """True positive rate (y) by false positive rate (x); both kinds must occur."""
+    """Return true positive rate (y) by false positive rate (x); both kinds must occur."""
     from sklearn.metrics import auc, roc_curve
 
     x, y, _ = roc_curve(is_positive, scores)
@@ -30,7 +30,7 @@ def roc(is_positive: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
 
 
 def precision_recall(is_positive: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
-    """Precision (y) by recall (x), ascending; the area is the average precision, which is no trapezoid."""
+    """Return precision (y) by recall (x), ascending; the area is the average precision, not the trapezoidal area."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     y, x, _ = precision_recall_curve(is_positive, scores)
@@ -38,7 +38,7 @@ def precision_recall(is_positive: NDArray[np.bool_], scores: NDArray[np.floating
 
 
 class Bin(NamedTuple):
-    """Examples of about the same confidence."""
+    """Examples of similar confidence."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Bin(NamedTuple):
 def reliability(
     confidence: NDArray[np.floating], hits: NDArray[np.bool_], of: NDArray[np.int64] | None = None
 ) -> list[Bin]:
-    """The bins of `figures.calibration_error` that hold an example; `of`: the number of the group of each."""
+    """Return the non-empty bins of `figures.calibration_error`; `of` is the number of the group of each example."""
     numbers = bin_of(np.asarray(confidence, np.float64), NUM_BINS)
     bins = []
     for k in np.unique(numbers).tolist():
@@ -75,8 +75,8 @@ def reliability(
 def _thinned(
     x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most MAX_POINTS of them, both ends among them."""
+    """Return at most MAX_POINTS of the points, including both ends."""
     if len(x) <= MAX_POINTS:
         return x, y
-    kept = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
-    return x[kept], y[kept]
+    chosen = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
+    return x[chosen], y[chosen]

@@ -1,4 +1,4 @@
-"""What the evaluation of a split gives."""
+"""The result of evaluating a split."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ class Evaluation:
     mean_loss: float
     confusion: NDArray[np.int64]  # [true class, predicted class]
     logits: NDArray[np.float32] | None = field(default=None, repr=False)
-    """[examples, classes] in the order of the split, on rank 0; None elsewhere, and where there are too many"""
+    """[examples, classes] in the order of the split, on rank 0; None on other ranks, and if there are too many"""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """what `figures.figures` says of them, on rank 0"""
+    """`figures.figures` of these examples, on rank 0"""
     class_intervals: OfClasses = None
-    """those of recalls, on rank 0"""
+    """intervals of the recalls, on rank 0"""
 
     @property
     def accuracy(self) -> float:
+        """Return the fraction of examples that are correct."""
         return self.num_correct / self.num_examples
 
 
 def never_seen(
     trained: ArrayLike, labels: NDArray[np.int32], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Each class that has examples here, how many, and none among the labels that were `trained` on."""
-    names, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
-    found = zip(names.tolist(), counts.tolist(), strict=True)
-    return [{"class": class_names[k], "num_examples": n} for k, n in found]
+    """Return each class of `labels` that is not among the `trained` labels, and its number of examples."""
+    classes, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
+    pairs = zip(classes.tolist(), counts.tolist(), strict=True)
+    return [{"class": class_names[k], "num_examples": n} for k, n in pairs]
 
 
 def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
-    """The same for people: "never seen in training: dog (20 images), which can hardly be right"."""
-    counts = [(one["class"], one["num_examples"]) for one in classes]
+    """Return the same in words: "never seen in training: dog (20 images), which can hardly be right"."""
+    counts = [(entry["class"], entry["num_examples"]) for entry in classes]
     each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
-    each += f" and {len(counts) - NAMED} classes more" if counts[NAMED:] else ""
+    each += f" and {len(counts) - NAMED} more classes" if counts[NAMED:] else ""
     return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"

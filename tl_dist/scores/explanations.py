@@ -1,4 +1,4 @@
-"""What workers answer that explain images: a file in a private directory."""
+"""The explanations that workers compute, passed on as a file in a private directory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ _ANSWER = "explained.npz"
 
 
 class Explained(NamedTuple):
-    """Of each image, in the order of the request."""
+    """Explanations of images, in the order of the request."""
 
     images: NDArray[np.uint8]
     """[n, size, size, 3], as the network sees them"""
     logits: NDArray[np.float32]
-    """[n, classes], at the temperature of a calibrated run, as those of `predict`"""
+    """[n, classes], divided by the temperature of a calibrated run, as in `predict`"""
     classes: NDArray[np.int32]
-    """which is explained"""
+    """[n]: the class that is explained"""
     cam: NDArray[np.float32]
     """[n, size, size], 0 to 1"""
     integrated: NDArray[np.float32]
-    """[n, size, size], the attributions of a pixel's three colours together; [0, ...] where they were not asked for"""
+    """[n, size, size], attributions summed over a pixel's three colours; [0, ...] if not requested"""
     gaps: NDArray[np.float32]
-    """[n]: how far their sum is from the difference of the outputs, as a share of it"""
+    """[n]: relative difference of their sum from the difference of the outputs"""
 
     def save(self, directory: Path) -> None:
+        """Write the arrays into `directory`."""
         predictions.save(directory / _ANSWER, **self._asdict())
 
     @classmethod
     def load(cls, directory: Path) -> Explained:
+        """Read what `save` wrote into `directory`."""
         with (directory / _ANSWER).open("rb") as file:
             return cls(**read_npz(file))

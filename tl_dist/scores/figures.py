@@ -14,29 +14,29 @@ Labels = NDArray[np.int32]
 Probabilities = NDArray[np.float64]
 """[examples, classes]; rows sum to 1"""
 Said = NDArray[np.floating]
-"""the same as a file has them"""
+"""the same, of any precision, as in a file"""
 
 NUM_BINS = 15
 TOP_CLASSES = 20
-"""with more classes than this it is also said how often the true one is among the first five"""
+"""with more classes than this, top-5 accuracy is reported as well"""
 CONFIDENCE, wilson = clusters.CONFIDENCE, clusters.wilson
 RESAMPLES = 10_000
 LEAST = float(np.finfo(np.float64).eps)
-"""of the probability of a true class in a log loss, as in scikit-learn: no example costs more than 36"""
-BLOCK = 1 << 20  # probabilities that are looked at together: 8 MiB
+"""lower bound of a true class's probability in the log loss, as in scikit-learn: no example costs more than 36"""
+BLOCK = 1 << 20  # probabilities that are processed together: 8 MiB
 
 
 def softmax(logits: NDArray[Any]) -> Probabilities:
-    """float64 probabilities of logits [examples, classes]."""
+    """Return float64 probabilities for logits [examples, classes]."""
     from scipy.special import softmax as of_rows
 
     return np.asarray(of_rows(logits.astype(np.float64), axis=-1))
 
 
 class Softmax:
-    """The probabilities of logits float32 [examples, classes] at a temperature, never in memory as a whole.
+    """Lazy probabilities of logits float32 [examples, classes] at a temperature, never in memory as a whole.
 
-    `[rows]` and `[:, columns]`, both slices, are computed when they are asked for: the float64 that `softmax` gives.
+    `[rows]` and `[:, columns]`, both slices, are computed on access, as the float64 of `softmax`.
     """
 
     def __init__(self, logits: NDArray[np.float32], temperature: float = 1.0) -> None:
@@ -50,26 +50,26 @@ class Softmax:
 
     def __getitem__(self, place: slice | tuple[slice, slice]) -> Probabilities:
         rows = place[0] if isinstance(place, tuple) else place
-        with np.errstate(invalid="ignore"):  # an infinite logit: its row is not a number
+        with np.errstate(invalid="ignore"):  # a row with an infinite logit becomes NaN
             shares = self._logits[place].astype(np.float64) - self._largest[rows]
             np.exp(shares if self._temperature == 1 else shares / self._temperature, out=shares)
         shares /= self._sums[rows]
         return np.asarray(shares)
 
     def in_place(self) -> NDArray[np.float32]:
-        """All of them as float32, in the memory of the logits: neither these nor this object can be used again."""
+        """Return all as float32 in the memory of the logits: neither these nor this object can be used again."""
         for rows in blocks(*self.shape):
             self._logits[rows] = self[rows]
         return self._logits
 
 
 def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Groups = ()) -> dict[str, Any]:
-    """Every figure of one set of examples by name; None where one is not defined.
+    """Return every figure of a set of examples by name; None if a figure is undefined.
 
-    F1 is over the classes that occur among labels or predictions, balanced accuracy over those among the labels.
-    ROC-AUC is one class against the rest, weighted by the examples of each, and needs an example of every class.
-    `interval` is Wilson's for the accuracy: it says how well this one split is known, nothing about other splits. Where
-    examples have `groups`, it is `clusters.interval`, and `interval_by` says so.
+    F1 is over the classes that occur in labels or predictions, balanced accuracy over the classes in the labels.
+    ROC-AUC is one class against the rest, weighted by the examples of each class, and needs an example of every class.
+    `interval` is Wilson's for the accuracy: it covers this one split and says nothing about other splits. If examples
+    have `groups`, it is `clusters.interval`, and `interval_by` says so.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
@@ -77,7 +77,7 @@ def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Grou
     num_correct = int(hits.sum())
     finite = bool(np.isfinite(confidence).all())
     present, many = np.unique(labels), probabilities.shape[1] > TOP_CLASSES
-    one_alone = len(np.union1d(present, predicted)) == 1  # scikit-learn says 0 of it, and warns
+    one_alone = len(np.union1d(present, predicted)) == 1  # scikit-learn returns 0 for it, and warns
     return {
         "accuracy": num_correct / len(labels),
         "interval": clusters.interval(hits, of := clusters.numbers(groups)),
@@ -96,18 +96,18 @@ def figures(labels: Labels, probabilities: Said | Softmax, groups: clusters.Grou
 
 
 class Confidences(NamedTuple):
-    """Of each example: the predicted class and its probability, that of the true class, and whether these are one."""
+    """For each example: the predicted class, its probability, that of the true class, and whether it is correct."""
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
     of_true: NDArray[np.float64]
     hits: NDArray[np.bool_]
     num_above: NDArray[np.int64]
-    """classes before the true one: the more probable ones, and of equal ones those of a higher number (scikit-learn)"""
+    """classes ranked above the true one: the more probable, and of equal ones the higher numbers (as scikit-learn)"""
 
 
 def confidences(labels: Labels, probabilities: Said | Softmax) -> Confidences:
-    """Block by block."""
+    """Compare labels with probabilities, block by block."""
     predicted, num_above = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     confidence, of_true = np.empty(len(labels)), np.empty(len(labels))
     for rows in blocks(*probabilities.shape):
@@ -121,22 +121,22 @@ def confidences(labels: Labels, probabilities: Said | Softmax) -> Confidences:
 
 
 def blocks(num: int, width: int) -> Iterator[slice]:
-    """0 to `num` in pieces of about BLOCK entries, where each counts `width`."""
+    """Return slices of the range 0 to `num`, of about BLOCK entries each, where a row has `width` entries."""
     size = max(1, BLOCK // width)
     return (slice(first, first + size) for first in range(0, num, size))
 
 
 def largest(probabilities: NDArray[np.float32], top: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Of each row the `top` classes, most probable first, and their probabilities; of equal ones the lower class."""
+    """Return the `top` classes of each row and their probabilities, most probable first; ties go to the lower class."""
     top = min(top, probabilities.shape[1])
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return order.astype(np.int32), np.take_along_axis(probabilities, order, axis=1)
 
 
 def by_class(confusion: NDArray[np.int64], intervals: clusters.OfClasses = None) -> list[dict[str, Any]]:
-    """Of each class: its examples, recall with its 95 % interval, precision and F1; None where not defined.
+    """Return the examples, recall with 95 % interval, precision and F1 of each class; None if undefined.
 
-    The interval is Wilson's, or one of `intervals`, where examples come in groups.
+    The interval is Wilson's, or one of `intervals` if examples come in groups.
     """
     return of_classes(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0), intervals)
 
@@ -147,21 +147,23 @@ def of_classes(
     predicted: NDArray[np.int64],
     intervals: clusters.OfClasses = None,
 ) -> list[dict[str, Any]]:
-    """The same from how often each class is right, occurs, and is predicted."""
+    """Return the same from the counts of correct, true and predicted examples of each class."""
     return [
         {
             "num_examples": n,
             "recall": hit / n if n else None,
             "interval": intervals[k] if intervals is not None else wilson(hit, n) if n else None,
-            "precision": hit / said if said else None,
-            "f1": 2 * hit / (n + said) if n + said else None,
+            "precision": hit / guesses if guesses else None,
+            "f1": 2 * hit / (n + guesses) if n + guesses else None,
         }
-        for k, (hit, n, said) in enumerate(zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True))
+        for k, (hit, n, guesses) in enumerate(
+            zip(hits.tolist(), true.tolist(), predicted.tolist(), strict=True)
+        )
     ]
 
 
 def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, int, int]]:
-    """(true class, what was said, how often) of what was confused most often; of equal counts in the matrix's order."""
+    """Return the most frequent confusions as (true class, predicted class, count); ties in the matrix's order."""
     errors = confusion.copy()
     np.fill_diagonal(errors, 0)
     largest = np.argsort(-errors, axis=None, kind="stable")[:most]
@@ -170,9 +172,9 @@ def largest_errors(confusion: NDArray[np.int64], most: int) -> list[tuple[int, i
 
 
 def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
-    """Area under the ROC curve; None where a class has no example, or there is one alone.
+    """Return the area under the ROC curve; None if a class has no example, or there is only one class.
 
-    Of more than two classes each against the rest: scikit-learn would need several matrices of all probabilities.
+    With more than two classes, each against the rest; scikit-learn would need several copies of all probabilities.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -189,7 +191,7 @@ def roc_auc(labels: Labels, probabilities: Said | Softmax) -> float | None:
 
 
 def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
-    """From the ranks of the positive examples, ties sharing theirs (Mann and Whitney 1947; Bamber 1975)."""
+    """Compute it from the mean ranks of the positive examples (Mann and Whitney 1947; Bamber 1975)."""
     ascending, positive = np.sort(scores), scores[is_positive]
     ranks = (
         np.searchsorted(ascending, positive, "left") + np.searchsorted(ascending, positive, "right") + 1
@@ -201,35 +203,35 @@ def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
 def log_loss(
     labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """Mean negative log probability of the true class, which counts as `LEAST` at least.
+    """Return the mean negative log probability of the true class, which is at least `LEAST`.
 
-    `weights` [examples]: how much each counts in the mean; default: all the same.
+    `weights` [examples] in the mean; default: equal.
     """
     return mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
 
 
 def mean_surprise(of_true: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> float:
-    """The log loss of examples whose true classes have these probabilities."""
+    """Return the log loss of examples whose true classes have these probabilities."""
     return float(np.average(-np.log(np.maximum(of_true.astype(np.float64), LEAST)), weights=weights))
 
 
 def calibration_error(
     confidence: NDArray[np.float64], hits: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> float:
-    """Expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
+    """Return the expected calibration error over bins of equal width (Guo et al. 2017, arXiv 1706.04599)."""
     gaps = np.bincount(bin_of(confidence, num_bins), weights=hits - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(hits))
 
 
 def bin_of(confidence: NDArray[np.float64], num_bins: int) -> NDArray[np.int64]:
-    """The number of the bin that each confidence lies in, a bound in the lower one."""
+    """Return the number of the bin of each confidence; a value on a bound is in the lower bin."""
     return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
 
 
 def best_threshold(labels: Labels, probabilities: Probabilities) -> float:
-    """The probability of class 1 from which on to say 1: most examples right, of equal ones nearest to 1/2.
+    """Return the least probability at which to predict class 1: most examples correct, ties nearest to 1/2.
 
-    For two classes, and for validation examples alone: on a test split it would be a choice by it.
+    For two classes and validation examples only: on a test split it would be chosen by the test data.
     """
     scores = probabilities[:, 1]
     order = np.sort(np.unique(scores))
@@ -242,15 +244,15 @@ def best_threshold(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def accuracy_at(labels: Labels, probabilities: Probabilities, threshold: float) -> float:
-    """Accuracy of "class 1 from this probability on"."""
+    """Return the accuracy of predicting class 1 from this probability on."""
     return float(((probabilities[:, 1] >= threshold) == (labels == 1)).mean())
 
 
 def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
-    """Both ends of the 95 % interval of a mean over resampled splits (Nadeau and Bengio 2003, Machine Learning 52).
+    """Return both ends of the 95 % interval of a mean over resampled splits (Nadeau and Bengio 2003, Mach. Learn. 52).
 
-    `test_to_train` is the size of a test part over that of its training part (see there). The training parts overlap,
-    so the plain t interval would be far too narrow.
+    `test_to_train` is the size of a test part over that of its training part (the function of that name). The training
+    parts overlap, so the plain t interval would be far too narrow.
     """
     from scipy.stats import t
 
@@ -261,12 +263,12 @@ def corrected_interval(accuracies: Sequence[float], test_to_train: float) -> lis
 
 
 def test_to_train(tested: ArrayLike, trained: ArrayLike) -> float:
-    """n2 / n1 of `corrected_interval`, of how many each fold was tested and trained on: of unequal folds the mean."""
+    """Return n2 / n1 of `corrected_interval` from the numbers of tested and trained examples: the mean over folds."""
     return float(np.divide(tested, trained).mean())
 
 
 def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list[float]:
-    """`corrected_interval` within 0 and 1: of few folds t goes far beyond."""
+    """Return `corrected_interval` clipped to 0 and 1, which it exceeds for few folds."""
     low, high = corrected_interval(accuracies, test_to_train)
     return [max(0.0, low), min(1.0, high)]
 
@@ -277,10 +279,10 @@ def paired(
     second: Said,
     groups: clusters.Groups = (),
 ) -> dict[str, Any]:
-    """Whether two classifiers differ on the same examples: exact McNemar test, and an interval of the difference.
+    """Compare two classifiers on the same examples: exact McNemar test, and an interval of the difference.
 
-    `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples. Where these have
-    `groups`, both are over groups instead, `clusters.paired`, and `test` and `interval_by` say so.
+    `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples. If these have
+    `groups`, both are over groups instead (`clusters.paired`), and `test` and `interval_by` say so.
     """
     from scipy.stats import binomtest
 
@@ -305,20 +307,22 @@ def paired(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several tests, each corrected for their number (Holm 1979): below 0.05, none is a false alarm
-    with a probability of 0.95."""
+    """Correct the p-values of several tests for their number (Holm 1979).
+
+    With probability 0.95, none of the corrected values below 0.05 is a false alarm.
+    """
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    found = np.empty(len(p_values))
-    found[order] = corrected
-    return [float(p) for p in found]
+    unsorted = np.empty(len(p_values))
+    unsorted[order] = corrected
+    return [float(p) for p in unsorted]
 
 
-def summary_line(found: Mapping[str, Any]) -> str:
-    """Figures in one line, for people; those that are not defined are left out."""
+def summary_line(values: Mapping[str, Any]) -> str:
+    """Write figures in one line for users; undefined ones are left out."""
     names = {
         "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
         "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
     }  # fmt: skip
-    return " | ".join(f"{names[key]} {found[key]:.3f}" for key in names if found.get(key) is not None)
+    return " | ".join(f"{names[key]} {values[key]:.3f}" for key in names if values.get(key) is not None)

@@ -1,4 +1,4 @@
-"""Figures of each group of a split, such as a site or a type of module; and how sure it is that one is worse."""
+"""Figures of each group of a split, such as a site or a type of module, and a test whether one is worse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tl_dist.scores import clusters, figures
 
 MAX_GROUPS = 1000
-"""of a record: those of the lowest accuracy"""
+"""most groups in a record: those with the lowest accuracy"""
 
 
 def by_group(
@@ -20,11 +20,11 @@ def by_group(
     probabilities: NDArray[np.floating],
     units: clusters.Groups = (),
 ) -> list[dict[str, Any]]:
-    """The figures of each group, the lowest accuracy first, with Wilson's 95 % interval.
+    """Return the figures of each group, lowest accuracy first, with Wilson's 95 % interval.
 
     `p_value`: of Fisher's exact test that the group is no less accurate than all others together, times the number of
-    groups (Bonferroni), since somebody looks at the worst of them; None for one group alone. Where a group is made of
-    several `units`, such as a site of patients, it is of so many examples as `clusters.effective_size` says.
+    groups (Bonferroni), since users look at the worst of them; None if there is only one group. If a group consists of
+    several `units`, such as a site of patients, it counts as `clusters.effective_size` examples.
     """
     from scipy.stats import fisher_exact
 
@@ -56,14 +56,14 @@ def by_group(
 
 
 def _counts(hits: NDArray[np.bool_], of: clusters.Numbers) -> list[int]:
-    """Right and wrong ones, of as many independent examples as these are worth."""
+    """Return correct and wrong examples, scaled to the effective number of independent ones."""
     num = round(clusters.effective_size(hits, of))
     right = round(float(hits.mean()) * num)
     return [right, num - right]
 
 
 def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The group of the lowest accuracy in a line, and whether it is more than chance that it is below the others."""
+    """Describe in a line the group with the lowest accuracy, and whether it is below the others by more than chance."""
     worst = rows[0]
     low, high = worst["interval"]
     line = (
@@ -72,6 +72,6 @@ def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     line += f", over {worst['num_units']:,} groups)" if "num_units" in worst else ")"
     if worst["p_value"] is not None:
-        sure = "less accurate than the others" if worst["p_value"] < 0.05 else "no more than chance may do"
+        sure = "less accurate than the others" if worst["p_value"] < 0.05 else "no more than chance explains"
         line += f"; {sure}, p = {worst['p_value']:.3g}"
     return line

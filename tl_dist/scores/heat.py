@@ -1,4 +1,4 @@
-"""Heat maps as pictures: over an image, and beside it with a caption."""
+"""Heat maps as pictures: laid over an image, and beside it with a caption."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from tl_dist.refusal import printable, shortened
 
 GAP, CAPTION = 6, 22
 _LEAST_SIDE = 224
-_STRONGEST = 99  # per cent: of attributions beyond it one pixel would outshine all
+_STRONGEST = (
+    99  # percentile of attributions that gets the full colour: a single pixel would outshine all others
+)
 
 
 def overlay(image: NDArray[np.uint8], cam: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The image [h, w, 3], under a colour that is the stronger, the larger its map [h, w] from 0 to 1 is."""
+    """Lay colours over an image [h, w, 3], which are the stronger the larger its map [h, w] in [0, 1]."""
     from matplotlib import colormaps
 
     strength = np.clip(cam, 0, 1)[..., None]
@@ -24,7 +26,7 @@ def overlay(image: NDArray[np.uint8], cam: NDArray[np.floating]) -> NDArray[np.u
 
 
 def signed(attributions: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """[h, w] -> [h, w, 3]: red for the class, blue against it, on white."""
+    """Colour attributions [h, w]: red for the class, blue against it, on white; returns [h, w, 3]."""
     from matplotlib import colormaps
 
     largest = max(float(np.percentile(np.abs(attributions), _STRONGEST)), 1e-12)
@@ -33,13 +35,15 @@ def signed(attributions: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def side_by_side(panels: list[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
-    """Panels of one size in a row, each below its caption."""
+    """Put panels of one size in a row, each below its caption."""
     side = max(_LEAST_SIDE, len(panels[0][1]))
     sheet = Image.new("RGB", (len(panels) * (side + GAP) - GAP, side + CAPTION), (255, 255, 255))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for k, (caption, pixels) in enumerate(panels):
         left = k * (side + GAP)
-        caption = shortened(printable(caption), side)  # of a character each, it would still be too wide
+        caption = shortened(
+            printable(caption), side
+        )  # longer captions are too wide even at a pixel per character
         while draw.textlength(caption, font) > side and len(caption) > 1:
             caption = caption.removesuffix("…")[:-1] + "…"
         draw.text((left + 2, 3), caption, fill=(20, 20, 20), font=font)
@@ -49,5 +53,5 @@ def side_by_side(panels: list[tuple[str, NDArray[np.uint8]]]) -> Image.Image:
 
 
 def is_side_by_side(width: int, height: int) -> bool:
-    """Whether a picture of this size may be one of ours."""
+    """Return whether `side_by_side` may have made a picture of this size."""
     return not (width + GAP) % (height - CAPTION + GAP) and height >= _LEAST_SIDE + CAPTION

@@ -1,4 +1,4 @@
-"""Which labels are likely to be wrong: confident learning (Northcutt et al., arXiv 1911.00068)."""
+"""Find labels that are likely wrong: confident learning (Northcutt et al., arXiv 1911.00068)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Suspects(NamedTuple):
 
     examples: NDArray[np.int64]
     likely: NDArray[np.int64]
-    """the class of each that it more likely has"""
+    """a more likely class for each"""
 
 
 def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspects:
-    """Examples counted off the diagonal of the confident joint, by the margin of their label, lowest first.
+    """Return the examples off the diagonal of the confident joint, ordered by the margin of their label, lowest first.
 
-    `probabilities` [examples, classes] must come from a model that has not seen these labels. An example is counted
-    as of a class where its probability is at least the mean one of the examples that are labelled so; of several such
-    classes, as of the most probable. One that is predicted as it is labelled is no suspect.
+    `probabilities` [examples, classes] must come from a model that has not seen these labels. An example counts as a
+    class if its probability is at least the mean probability of the examples with that label; among several such
+    classes, as the most probable. An example whose label is predicted is no suspect.
     """
     num, num_classes = probabilities.shape
     own = probabilities[np.arange(num), labels].astype(np.float64)
@@ -31,7 +31,7 @@ def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspect
     likely, margin, off = np.empty(num, np.int64), np.empty(num), np.empty(num, bool)
     with np.errstate(invalid="ignore"):  # what is not finite is no probability, and no suspect
         means = np.bincount(labels, weights=own, minlength=num_classes) / np.maximum(counts, 1)
-        known = means > LEAST  # not a class that nobody is labelled as, or that the model has never seen
+        known = means > LEAST  # neither a class without examples nor one that the model has never seen
         thresholds = np.where(known, means, np.inf)
         for rows in blocks(num, num_classes):
             block, of = probabilities[rows].copy(), labels[rows]
@@ -42,6 +42,6 @@ def label_errors(labels: Labels, probabilities: NDArray[np.floating]) -> Suspect
             off[rows] = is_counted & (block.argmax(axis=1) != of) & known[of]
             block[every, of] = -np.inf
             margin[rows] = own[rows] - block.max(axis=1)
-    found = np.flatnonzero(off)
-    ranked = found[np.argsort(margin[found], kind="stable")]
+    suspects = np.flatnonzero(off)
+    ranked = suspects[np.argsort(margin[suspects], kind="stable")]
     return Suspects(ranked, likely[ranked])

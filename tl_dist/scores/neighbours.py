@@ -1,6 +1,6 @@
-"""How unlike the training images an image is: the distance to the k-th nearest in feature space.
+"""How unlike the training images an image is: the distance to its k-th nearest neighbour in feature space.
 
-Features are what the last layer takes, scaled to length 1 (Sun et al. 2022, arXiv 2204.06507). Kept in
+Features are the inputs of the last layer, scaled to length 1 (Sun et al. 2022, arXiv 2204.06507). Stored in
 RUN/neighbours.npz, bound to the digest of one checkpoint. No pickled object is ever written or read.
 """
 
@@ -18,12 +18,12 @@ from tl_dist.files.npz import load_npz
 
 FILE = "neighbours.npz"
 MOST_BYTES = 256 << 20
-"""of features that are kept; of more training images as many as fit, chosen at random"""
+"""of stored features; if there are more training images than fit, they are chosen at random"""
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Features of training images, and how far validation images are from them."""
+    """Features of training images, and the distances of validation images from them."""
 
     sha256: str
     """of the checkpoint"""
@@ -41,25 +41,25 @@ class Neighbours:
             and len(self.of_known) > 0
         )
         if not right:
-            raise ValueError("its arrays are not those of neighbours")
+            raise ValueError("its arrays do not fit neighbours")
 
     def arrays(self) -> dict[str, Any]:
-        """For `predictions.save`."""
+        """Return the arrays for `predictions.save`."""
         return dict(vars(self))
 
     def distances(self, features: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
-        """That of each row to its k-th nearest; `batch` as below."""
+        """Return the distance of each row to its k-th nearest neighbour; `batch` as in the function `distances`."""
         return distances(self.features, normalised(features), batch)
 
 
 def normalised(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row at length 1; zeros stay."""
+    """Scale each row to length 1; rows of zeros are unchanged."""
     lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return (features / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
 
 
 def chosen(num_examples: int, width: int, seed: int) -> NDArray[np.int64]:
-    """Which of so many training images are kept, in ascending order."""
+    """Choose the training images whose features are stored, in ascending order."""
     most = max(1, MOST_BYTES // (4 * width))
     if num_examples <= most:
         return np.arange(num_examples)
@@ -67,38 +67,38 @@ def chosen(num_examples: int, width: int, seed: int) -> NDArray[np.int64]:
 
 
 def num_nearest(num_kept: int) -> int:
-    """k: one in a thousand of those that are kept, as in the paper; of few images 5."""
+    """Return k: a thousandth of the stored images, as in the paper, but at least 5."""
     return min(num_kept, max(5, num_kept // 1000))
 
 
-def distances(kept: NDArray[np.float32], queries: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
-    """Euclidean, from each query to the k-th nearest of `kept`; all rows have length 1.
+def distances(stored: NDArray[np.float32], queries: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+    """Return the Euclidean distance from each query to its k-th nearest row of `stored`; all rows have length 1.
 
-    A matrix product rounds by its shape and by the place of a row in it: it is always of `batch` queries, so that those
-    of an evaluation have the same bits in pieces of any number of whole batches.
+    The rounding of a matrix product depends on its shape and on the position of a row. The product is therefore always
+    of `batch` queries, so that an evaluation has the same bits in pieces of any number of whole batches.
     """
-    nearest = num_nearest(len(kept))
-    found = np.empty(len(queries), np.float32)
-    block = np.zeros((batch, kept.shape[1]), np.float32)
+    nearest = num_nearest(len(stored))
+    result = np.empty(len(queries), np.float32)
+    block = np.zeros((batch, stored.shape[1]), np.float32)
     for first in range(0, len(queries), batch):
         rows = queries[first : first + batch]
         block[: len(rows)] = rows
-        cosines = block @ kept.T
-        those = np.argpartition(cosines, len(kept) - nearest, axis=1)[: len(rows), len(kept) - nearest]
+        cosines = block @ stored.T
+        kth = np.argpartition(cosines, len(stored) - nearest, axis=1)[: len(rows), len(stored) - nearest]
         # Not from the cosine: near 1 it has few digits left.
-        found[first : first + batch] = np.linalg.norm(kept[those].astype(np.float64) - rows, axis=1)
-    return found
+        result[first : first + batch] = np.linalg.norm(stored[kth].astype(np.float64) - rows, axis=1)
+    return result
 
 
 def of_checkpoint(run: Path, sha256: str) -> Neighbours | None:
-    """Those of this very checkpoint; None where there are none. Refuses (65) a damaged file."""
+    """Load the neighbours of this very checkpoint, or None. Refuses (65) a damaged file."""
     path = run / FILE
     if not os.path.lexists(path):
         return None
-    found = load_npz(
+    neighbours = load_npz(
         path,
-        lambda kept: Neighbours(str(kept["sha256"]), kept["features"], kept["of_known"]),
+        lambda arrays: Neighbours(str(arrays["sha256"]), arrays["features"], arrays["of_known"]),
         what="neighbours",
         fix="make it again: tl-dist calibrate RUN --unknown; or remove the file.",
     )
-    return found if found.sha256 == sha256 else None
+    return neighbours if neighbours.sha256 == sha256 else None

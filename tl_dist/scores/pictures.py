@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: a confusion matrix, and images with their classes."""
+"""Pictures for TensorBoard: confusion matrix, reliability diagram, and images with their classes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from tl_dist.refusal import printable, shortened
 
-MAX_NAMED_CLASSES = 30  # whose names and counts a picture shows
-MAX_SIDE = 1024  # pixels of a picture of more classes
-_NAME_LENGTH = 30  # characters of a name in a picture: longer ones leave no room for it
+MAX_NAMED_CLASSES = 30  # most classes for which a picture shows names and counts
+MAX_SIDE = 1024  # pixels of a picture with more classes
+_NAME_LENGTH = 30  # most characters of a name: longer ones leave no room for the picture
 
 
 def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """PNG of counts by true (row) and predicted (column) class, shaded by the share of the row.
+    """Draw a PNG of counts by true (row) and predicted (column) class, shaded by the fraction of the row.
 
-    Of more than MAX_NAMED_CLASSES it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a square of
-    pixels for each pair of classes, or one for several neighbours.
+    With more than MAX_NAMED_CLASSES classes it shows neither names nor numbers, and is at most MAX_SIDE pixels wide: a
+    square of pixels for each pair of classes, or one for several neighbouring classes.
     """
     if len(counts) > MAX_NAMED_CLASSES:
         return _pixels(counts)
@@ -30,7 +30,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> bytes:
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(counts))
-    # Names are text: "$x_1$" is no formula.
+    # Names are plain text: "$x_1$" is not a formula.
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
     for true, predicted in np.ndindex(*counts.shape):
@@ -48,7 +48,9 @@ def _pixels(counts: np.ndarray) -> bytes:
     from matplotlib import colormaps
     from PIL import Image
 
-    first = np.arange(0, len(counts), -(-len(counts) // MAX_SIDE))  # of the classes that share a pixel
+    first = np.arange(
+        0, len(counts), -(-len(counts) // MAX_SIDE)
+    )  # the first of the classes that share a pixel
     binned = np.add.reduceat(np.add.reduceat(counts, first, axis=0), first, axis=1)
     picture = Image.fromarray(colormaps["Blues"](_shares(binned), bytes=True)).convert("RGB")
     side = MAX_SIDE // len(binned) * len(binned)
@@ -57,18 +59,18 @@ def _pixels(counts: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def reliability_picture(found: Mapping[str, Any]) -> bytes:
-    """PNG of a reliability diagram: accuracy by confidence before and after calibration, as `calibration` has it."""
+def reliability_picture(quality: Mapping[str, Any]) -> bytes:
+    """Draw a PNG of a reliability diagram: accuracy by confidence before and after calibration (`calibration`)."""
     figure = _figure(4.6, 4.4)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
-    fitted = ", fitted to these images" if found["num_fitted"] else ""
-    names = {"before": "as trained", "after": f"temperature {found['temperature']:.2f}{fitted}"}
+    fitted = ", fitted to these images" if quality["num_fitted"] else ""
+    names = {"before": "as trained", "after": f"temperature {quality['temperature']:.2f}{fitted}"}
     for (key, name), marker in zip(names.items(), "os", strict=True):
-        bins = found[key]["bins"]
-        sizes = [8 + 160 * one["num_examples"] / sum(b["num_examples"] for b in bins) for one in bins]
-        places = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
-        ece = "" if found[key]["ece"] is None else f", ECE {found[key]['ece']:.3f}"
+        bins = quality[key]["bins"]
+        sizes = [8 + 160 * row["num_examples"] / sum(b["num_examples"] for b in bins) for row in bins]
+        places = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
+        ece = "" if quality[key]["ece"] is None else f", ECE {quality[key]['ece']:.3f}"
         axes.plot(*places, linewidth=1)
         axes.scatter(*places, s=sizes, marker=marker, label=f"{name}{ece}", alpha=0.7)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
@@ -77,7 +79,7 @@ def reliability_picture(found: Mapping[str, Any]) -> bytes:
 
 
 def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
-    """PNG of up to 16 images with their class below each."""
+    """Draw a PNG of up to 16 images, each with the name of its class."""
     images = images[:16]
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
@@ -91,12 +93,12 @@ def grid_picture(images: np.ndarray, names: Sequence[str]) -> bytes:
 
 
 def _drawable(names: Sequence[str]) -> list[str]:
-    """The names in short; no font has control characters, nor bytes that are not UTF-8."""
+    """Shorten the names and escape control characters and bytes that are not UTF-8, which no font has."""
     return [shortened(printable(name), _NAME_LENGTH) for name in names]
 
 
 def _figure(width: float, height: float) -> Any:
-    """An empty one, in inches; no text of it goes through LaTeX, as a matplotlibrc in the working directory may say."""
+    """Create an empty figure, in inches, without LaTeX, which a matplotlibrc in the working directory may turn on."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 

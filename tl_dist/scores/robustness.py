@@ -1,6 +1,6 @@
-"""What corruptions do to a run: accuracy against severity, mean corruption error, and a paired test of two runs.
+"""Robustness of a run to corruptions: accuracy by severity, mean corruption error, and a paired test of two runs.
 
-Kept in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written or read.
+Stored in RUN/predictions/SPLIT_corruptions.npz; no pickled object is ever written or read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tl_dist.files.npz import load_npz
 from tl_dist.scores import clusters
 
 GEOMETRY = ("shift", "rotate", "resize")
-"""are shown, and belong to no mean corruption error"""
+"""shown, but never part of a mean corruption error"""
 ELASTIC = "elastic_transform"
 VERSION = 2
-"""of the corruptions: in the first `ELASTIC` was that of the package `imagecorruptions`, not of ImageNet-C"""
+"""of the corruptions: version 1 had `ELASTIC` of the package `imagecorruptions` instead of ImageNet-C's"""
 NUM_SEVERITIES = 5
 ALEXNET: Mapping[str, float] = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640,
@@ -28,15 +28,15 @@ ALEXNET: Mapping[str, float] = {
     "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
     "contrast": 0.853204, ELASTIC: 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
-"""Errors of AlexNet on ImageNet-C, the mean over its five severities: what Hendrycks and Dietterich (arXiv 1903.12261,
-github.com/hendrycks/robustness) divide by."""
+"""Errors of AlexNet on ImageNet-C, as a mean over its five severities, by which Hendrycks and Dietterich divide (arXiv
+1903.12261, github.com/hendrycks/robustness)."""
 NOT_PUBLISHED = "not comparable with published mCE, as these are not the images of ImageNet-C"
-"""is said wherever a figure that is normalized by `ALEXNET` is shown"""
+"""shown with every figure that is normalized by `ALEXNET`"""
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Which examples a run is right about."""
+    """Which examples a run classifies correctly, clean and corrupted."""
 
     ids: NDArray[np.str_]
     names: NDArray[np.str_]
@@ -51,7 +51,7 @@ class Hits:
     groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
     """of the examples, as `Predictions.groups`"""
     version: int = 1
-    """of the corruptions, see `VERSION`; files of the first do not say it"""
+    """of the corruptions, see `VERSION`; files of version 1 do not contain it"""
 
     def __post_init__(self) -> None:
         num = len(self.ids)
@@ -63,81 +63,80 @@ class Hits:
             or [array.dtype.kind for array in arrays] != [*"UUUbb"]
             or self.groups.shape not in ((num,), (0,))
         ):
-            raise ValueError("its arrays are not those of an evaluation under corruptions")
+            raise ValueError("its arrays do not fit an evaluation under corruptions")
 
     @property
     def common(self) -> NDArray[np.bool_]:
-        """Which of the corruptions the mean corruption error is of."""
+        """Return which corruptions are part of the mean corruption error."""
         return ~np.isin(self.names, GEOMETRY)
 
 
 def file_of(run: Path, split: str) -> Path:
-    """Where a run keeps it."""
+    """Return the file of a run's evaluation under corruptions."""
     return run / "predictions" / f"{split}_corruptions.npz"
 
 
 def load(path: Path) -> Hits:
-    """Refuses (65) what is not there or another file."""
+    """Load an evaluation under corruptions; refuses (65) a missing file, and one of another kind."""
 
-    def made(found: dict[str, Any]) -> Hits:
-        sizes = {key: int(found.pop(key)) for key in ("step", "image_size")}
-        version = int(found.pop("version", 1))
-        return Hits(**found, **sizes, version=version)  # type: ignore[arg-type]
+    def from_arrays(arrays: dict[str, Any]) -> Hits:
+        sizes = {key: int(arrays.pop(key)) for key in ("step", "image_size")}
+        version = int(arrays.pop("version", 1))
+        return Hits(**arrays, **sizes, version=version)  # type: ignore[arg-type]
 
     return load_npz(
-        path, made, what="evaluation under corruptions", fix="make it: tl-dist eval RUN --corruptions all."
+        path,
+        from_arrays,
+        what="evaluation under corruptions",
+        fix="make it: tl-dist eval RUN --corruptions all.",
     )
 
 
-def record(found: Hits) -> dict[str, Any]:
-    """Accuracies as JSON. `mean_corruption_error`: the mean error over corruptions and severities, not normalized.
+def record(hits: Hits) -> dict[str, Any]:
+    """Return the accuracies as JSON, with means of the errors.
 
-    `relative`: how much of that the corruptions add to the error on images as they are; not normalized either.
-    `mce_alexnet` is `normalized`.
+    `mean_corruption_error`: the mean error over corruptions and severities, not normalized. `relative`: the difference
+    between that and the error on clean images, not normalized either. `mce_alexnet` is `normalized`.
     """
-    accuracy = found.right.mean(axis=2)
-    errors = 1 - accuracy[found.common]
-    clean = float(found.clean.mean())
+    accuracy = hits.right.mean(axis=2)
+    errors = 1 - accuracy[hits.common]
+    clean = float(hits.clean.mean())
     return {
         "event": "corruptions",
-        "step": found.step,
-        "num_examples": len(found.ids),
-        "image_size": found.image_size,
-        "severities": found.severities.tolist(),
+        "step": hits.step,
+        "num_examples": len(hits.ids),
+        "image_size": hits.image_size,
+        "severities": hits.severities.tolist(),
         "clean": clean,
-        "accuracy": {str(name): row.tolist() for name, row in zip(found.names, accuracy, strict=True)},
+        "accuracy": {str(name): row.tolist() for name, row in zip(hits.names, accuracy, strict=True)},
         "mean_corruption_error": float(errors.mean()) if errors.size else None,
         "relative": float(errors.mean() - (1 - clean)) if errors.size else None,
-        "mce_alexnet": normalized(found),
-        "version": found.version,
+        "mce_alexnet": normalized(hits),
+        "version": hits.version,
     }
 
 
-def normalized(found: Hits) -> float | None:
+def normalized(hits: Hits) -> float | None:
     """Return the mCE of Hendrycks and Dietterich: the mean of the corruption errors, each divided by AlexNet's.
 
-    Dividing by a network that was measured elsewhere weighs the corruptions as the paper does; it does not make the
-    figure one of ImageNet-C (`NOT_PUBLISHED`). None without all 15 of them at all five severities, or where one is not
-    ImageNet-C's.
+    Dividing by a network that was measured elsewhere weights the corruptions as the paper does; it does not make the
+    figure comparable with ImageNet-C (`NOT_PUBLISHED`). None without all 15 corruptions at all five severities, or if
+    one is not ImageNet-C's.
     """
-    errors = dict(zip(found.names.tolist(), 1 - found.right.mean(axis=(1, 2)), strict=True))
-    if (
-        found.version < VERSION
-        or len(found.severities) < NUM_SEVERITIES
-        or not errors.keys() >= ALEXNET.keys()
-    ):
+    errors = dict(zip(hits.names.tolist(), 1 - hits.right.mean(axis=(1, 2)), strict=True))
+    if hits.version < VERSION or len(hits.severities) < NUM_SEVERITIES or not errors.keys() >= ALEXNET.keys():
         return None
     return float(np.mean([errors[name] / error for name, error in ALEXNET.items()]))
 
 
 def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0) -> dict[str, Any]:
-    """Two runs on the same corrupted images: errors by corruption, and whether the means differ.
+    """Compare two runs on the same corrupted images: errors by corruption, and whether the means differ.
 
-    `ratios`: the corruption errors of the second relative to the first, and `mce` their mean, as the paper normalizes
-    by AlexNet; None where the first makes no error. `mce_alexnet`: of each run `normalized`, by AlexNet itself.
-    `difference` is that of the mean errors, second less first, with its 95 % interval by the paired bootstrap over
-    examples, or over their groups (`clusters.of_mean`), as `interval_by` says; both None where only GEOMETRY was
-    evaluated. ValueError unless both are of the same.
+    `ratios`: each corruption error of the second divided by that of the first, and `mce` their mean, as the paper
+    normalizes by AlexNet; None if the first makes no error. `mce_alexnet`: each run `normalized` by AlexNet itself.
+    `difference`: mean error of the second minus that of the first, with its 95 % interval by the paired bootstrap over
+    examples, or over their groups (`clusters.of_mean`), which `interval_by` then states; both None if only GEOMETRY was
+    evaluated. ValueError unless both are evaluations of the same examples and corruptions.
     """
     a, b = np.argsort(first.ids), np.argsort(second.ids)
     same = (
@@ -149,14 +148,14 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     if not same:
         raise ValueError("other examples, corruptions, severities or sizes")
     if first.version != second.version and ELASTIC in first.names:
-        raise ValueError(f"{ELASTIC} is that of ImageNet-C in one of them, and an earlier one in the other")
+        raise ValueError(f"{ELASTIC} is ImageNet-C's in one of them, and an earlier one in the other")
     wrong = [~first.right[:, :, a], ~second.right[:, :, b]]
-    errors = [one.mean(axis=(1, 2)) for one in wrong]
+    errors = [rows.mean(axis=(1, 2)) for rows in wrong]
     common = first.common
     ratios = [float(y / x) if x else None for x, y in zip(*errors, strict=True)]
     counted = [ratio for ratio, counts in zip(ratios, common, strict=True) if counts]
     normal = [ratio for ratio in counted if ratio is not None]
-    # Of each example how many of its corrupted images only one of the runs is wrong about.
+    # For each example, the number of its corrupted images that the second gets wrong, less that of the first.
     gaps = (wrong[1][common].sum(axis=(0, 1)) - wrong[0][common].sum(axis=(0, 1), dtype=np.int64)).astype(
         np.float64
     )
@@ -172,7 +171,7 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     return {
         "num_examples": len(gaps),
         "names": first.names.tolist(),
-        "errors": [one.tolist() for one in errors],
+        "errors": [row.tolist() for row in errors],
         "ratios": ratios,
         "mce": float(np.mean(normal)) if normal and len(normal) == len(counted) else None,
         "difference": float(gaps.mean()) if common.any() else None,

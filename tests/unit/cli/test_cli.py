@@ -480,7 +480,7 @@ def test_a_full_or_read_only_disk_is_nobodys_bug(
     assert found == code and err.startswith("error: ") and len(err.splitlines()) == 1
     if code != ExitCode.INTERNAL:
         assert err == (
-            f"error: {os.strerror(number)}: split.json. Fix: make room or get access there, or name another place.\n"
+            f"error: {os.strerror(number)}: split.json. Fix: free space or get access there, or name another place.\n"
         )
 
 

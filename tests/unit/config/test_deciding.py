@@ -42,8 +42,8 @@ def load(*overrides: str) -> Config:
         (["checkpoint.average=3"], "does not say which those are", "best: {metric"),
         (["checkpoint.best.metric=mcc", "checkpoint.best.mode=min"], "worst mcc", "mode: auto"),
         (["optimizer.schedule.name=plateau"], "needs a metric", "validation.log_loss"),
-        (["optimizer.schedule.patience=2"], "does nothing with schedule 'constant'", "name: plateau"),
-        ([*PLATEAU, "optimizer.schedule.min_rate=0.1"], "it would never drop", "make it less"),
+        (["optimizer.schedule.patience=2"], "has no effect with schedule 'constant'", "name: plateau"),
+        ([*PLATEAU, "optimizer.schedule.min_rate=0.1"], "which would never drop", "write a lower one"),
         (
             ["checkpoint.best.metric=mcc", "classifier.name=logistic", "model.train_from=head", "steps=1",
              "model.weights=imagenet", "model.backbone=vgg16"],

@@ -98,7 +98,7 @@ def test_packages_are_looked_at_once_and_again_when_one_is_installed(
     ("override", "says"),
     [
         ("data.name=shaped", "dataset 'shaped' is not known. Fix: write 'name: shapes'."),
-        ("data.name=os:path", "os is a module of Python itself. Fix: name one of an installed package."),
+        ("data.name=os:path", "os is a module of Python itself. Fix: name a module of an installed package."),
         (
             "data.name=nowhere.at_all:X",
             "there is no module nowhere in this Python environment. Fix: install the",
@@ -107,18 +107,18 @@ def test_packages_are_looked_at_once_and_again_when_one_is_installed(
             "data.name=tl_shapes.at_all:X",
             "there is no module tl_shapes.at_all in this Python environment. Fix: ",
         ),
-        ("data.name=tl_shapes:SHAPE", "the module tl_shapes has no SHAPE. Fix: correct what stands behind"),
+        ("data.name=tl_shapes:SHAPE", "the module tl_shapes has no SHAPE. Fix: correct the name after"),
         (
             "data.name=tl_shapes:ONE_CONV",
-            "is of type Backbone, not Dataset. Fix: name a tl_dist.config.registry.",
+            "is of type Backbone, not Dataset. Fix: make it a tl_dist.config.registry.",
         ),
         (
             "model.backbone=tl_shapes:SHAPES",
-            "is of type Dataset, not Backbone. Fix: name a tl_dist.models.backbo",
+            "is of type Dataset, not Backbone. Fix: make it a tl_dist.models.backbo",
         ),
         (
             "strategy=tl_shapes:Options",
-            "is of type ModelMetaclass, not Strategy. Fix: name a tl_dist.config.re",
+            "is of type ModelMetaclass, not Strategy. Fix: make it a tl_dist.config.re",
         ),
         (
             "data.name=other_divides:X",

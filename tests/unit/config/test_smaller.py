@@ -64,21 +64,21 @@ def test_the_source_task_is_neither_taught_nor_pruned() -> None:
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        (["model.prune=0.5"], "there is none to take them from. Fix: train it whole first"),
+        (["model.prune=0.5"], "but the config has no source. Fix: train the whole network first"),
         (["model.prune=1"], "from 0 up and below 1"),
         (["model.prune=0.5", "source.run=x", "model.backbone=xception"], "xception has few of them"),
         (["source.data.name=digits", "source.steps=3", "source.head=true"], "has classes of its own"),
         ([TAUGHT, "distill.temperature=0"], "above 0"),
-        (["source.run=x", "source.head=true", "source.refit=true"], "nothing to make good without model.prune"),
-        ([*REFITTED, "source.head=false"], "the head is fitted, too. Fix: write 'head: true' below 'source:'"),
+        (["source.run=x", "source.head=true", "source.refit=true"], "it has no effect without model.prune"),
+        ([*REFITTED, "source.head=false"], "must come from the source. Fix: write 'head: true' below 'source:'"),
         ([*REFITTED, "model.train_from=block2"], "would be frozen. Fix: write 'train_from: all'"),
-        ([*REFITTED, "optimizer.l2_sp=0.1"], "l2_sp would pull to the weights before"),
-        ([TAUGHT, "distill.weight=1", "loss.label_smoothing=0.1"], "label_smoothing does nothing"),
-        ([TAUGHT, "distill.weight=1", "loss.class_weights=balanced"], "class_weights does nothing"),
+        ([*REFITTED, "optimizer.l2_sp=0.1"], "l2_sp would pull toward the weights before"),
+        ([TAUGHT, "distill.weight=1", "loss.label_smoothing=0.1"], "label_smoothing has no effect"),
+        ([TAUGHT, "distill.weight=1", "loss.class_weights=balanced"], "class_weights has no effect"),
         (
             [TAUGHT, "classifier.name=logistic", "model.train_from=head", "model.weights=imagenet", "source.run=x",
              "epochs=null", "steps=1"],
-            "nothing is learnt from a teacher",
+            "so a teacher has no effect",
         ),
     ],
 )  # fmt: skip

@@ -82,10 +82,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("? [a, b]\n: c", "x.yaml:1: the key 'list' is not text. Fix: use names as keys."),
         ("true: a", "x.yaml:1: the key 'true' is not text. Fix: use names as keys."),
         ("a: *b", "x.yaml:1: undefined alias 'b'. Fix: quote text that begins with '*'."),
-        ("--- a\n--- b", "x.yaml:2: a second document begins. Fix: keep one document in a file."),
+        ("--- a\n--- b", "x.yaml:2: a second document begins. Fix: keep one document per file."),
         (
             "a: b: c",
-            "x.yaml:1: a ':' where no key can be. Fix: check the indentation, or quote text that holds ': '.",
+            "x.yaml:1: a ':' where no key can be. Fix: check the indentation, or quote text that contains ': '.",
         ),
         (
             "a: [1",
@@ -102,7 +102,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" + "1, " * 300_000 + "]", "x.yaml:1: more than 10,000 values. Fix: shorten the file."),
         ("[" * 2000, "x.yaml:1: nested deeper than 20 levels. Fix: a config has three."),
         ("a: &a [*a]", "x.yaml:1: nested deeper than 20 levels. Fix: a config has three."),
-        ("x: &x 1\ny: [" + "*x, " * 51 + "]", "x.yaml:2: over 50 aliases. Fix: write the values out."),
+        ("x: &x 1\ny: [" + "*x, " * 51 + "]", "x.yaml:2: more than 50 aliases. Fix: write the values out."),
         (BOMB, "x.yaml:1: more than 10,000 values. Fix: shorten the file."),
         ("#" * 1_000_001, "x.yaml has more than 1,000,000 characters. Fix: shorten it."),
     ],

@@ -61,7 +61,7 @@ def test_any_number_of_workers_makes_the_same_images(name: str) -> None:
 def test_words_of_the_command_line() -> None:
     assert corruptions.named("all") == list(corruptions.CORRUPTIONS)
     assert corruptions.named("noise,fog,shot_noise") == [*corruptions.CATEGORIES["noise"], "fog"]
-    with pytest.raises(Refusal, match=r"'smog' is no corruption\. Fix: use all, noise") as caught:
+    with pytest.raises(Refusal, match=r"'smog' is not a corruption\. Fix: use all, noise") as caught:
         corruptions.named("noise,smog")
     assert caught.value.code == ExitCode.USAGE
 

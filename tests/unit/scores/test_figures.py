@@ -74,7 +74,7 @@ def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
     assert evaluation.never_seen([0, 2, 3], labels, ["a", "b", "c", "d"]) == []
     line = evaluation.never_seen_line([*found, {"class": "d", "num_examples": 1000}])
     assert line.startswith("never seen in training: c (2 images), d (1,000 images), ")
-    assert " and 2 classes more, " in evaluation.never_seen_line(found * 12)
+    assert " and 2 more classes, " in evaluation.never_seen_line(found * 12)
 
 
 def test_the_threshold_is_the_best_of_all() -> None:

@@ -26,7 +26,7 @@ def test_the_worst_is_named_with_what_chance_does() -> None:
 
 def test_a_small_group_is_not_called_worse_by_chance() -> None:
     found = rows({"north": (95, 100), "west": (8, 10)})
-    assert found[0]["name"] == "west" and "no more than chance may do" in worst_line("site", found)
+    assert found[0]["name"] == "west" and "no more than chance explains" in worst_line("site", found)
 
 
 def test_the_test_counts_how_many_groups_there_are() -> None:

@@ -118,7 +118,7 @@ def test_an_earlier_elastic_transform_is_compared_with_its_like_alone(tmp_path: 
         replace(old, version=2), new
     )
     for pair in ((loaded, new), (new, loaded)):
-        with pytest.raises(ValueError, match="elastic_transform is that of ImageNet-C in one of them"):
+        with pytest.raises(ValueError, match="elastic_transform is ImageNet-C's in one of them"):
             robustness.compared(*pair)
     assert robustness.compared(FIRST, replace(SECOND, version=VERSION))["num_examples"] == 200
     predictions.save(file, **vars(new))

@@ -1,4 +1,4 @@
-"""The rules between the fields of a config, by sections: what is cheap to know before any worker starts."""
+"""The rules between the keys of a config, by sections: cheap checks before any worker starts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from functools import partial
 
 from tl_dist.config import Config, registry
+from tl_dist.config.problems import Broken
 from tl_dist.config.rules import data, model, model_selection, training
-from tl_dist.config.rules.rule import Broken
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
 
 MAX_PROFILED = 200
-"""steps: a trace is kept in memory until its end, and grows by some MB a step"""
+"""steps: a trace is kept in memory until it ends, and grows by some MB per step"""
 
 
 def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
-    """Every rule that `cfg` breaks, in the order in which a person would read the file.
+    """Yield every rule that `cfg` breaks, in the order in which the user reads the file.
 
-    Without `imports` no code of other packages is; where some is named, its rules cannot be known, and are left out.
+    Without `imports`, no code of other packages is imported; if the config names any, the rules that depend on it are
+    skipped.
     """
     unknown = list(_names(cfg, imports=imports))
     yield from unknown
@@ -62,11 +63,9 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     if source is None:
         return
     if (source.run is None) == (source.data is None):
-        found = "neither is given" if source.run is None else "both are given"
-        what = f"a source is either a run or data to train on first; {found}."
-        yield Broken(
-            ("source",), what, "write 'source: {run: runs/NAME}', or data and a duration in its place."
-        )
+        state = "neither is given" if source.run is None else "both are given"
+        what = f"a source is either a run or data to train on first; {state}."
+        yield Broken(("source",), what, "write 'source: {run: runs/NAME}', or data and a duration instead.")
     elif source.data is None:
         needless = [
             key for key in ("epochs", "steps", "optimizer", "name") if getattr(source, key) is not None
@@ -75,7 +74,7 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
             what = f"source.{needless[0]} is for a task that is trained first; this source is a run."
             yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
     elif source.head:
-        what = "source.head carries the head of an earlier run; a task that is trained first has classes of its own."
+        what = "source.head transfers the head of an earlier run; a task that is trained first has its own classes."
         yield Broken(
             ("source", "head"), what, "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
         )
@@ -102,5 +101,5 @@ def _profile(cfg: Config) -> Iterator[Broken]:
         yield Broken(
             ("report", "profile"),
             f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps.",
-            "write the step after which it begins and the last one, such as [20, 30].",
+            "write the step after which the trace begins and its last step, such as [20, 30].",
         )

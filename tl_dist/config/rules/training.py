@@ -1,53 +1,53 @@
-"""The rules on the update rule, its schedules, and what is computed once."""
+"""The rules about the optimizer, its schedules, and outputs that are computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tl_dist.config import Config, OptimizerConfig, ScheduleConfig, registry
-from tl_dist.config.rules.rule import Broken
+from tl_dist.config.problems import Broken
 from tl_dist.config.training import PLATEAU
 
 FEW_VIEWS = ("flip", "dihedral")
-"""augmentations with a few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
+"""augmentations with few outcomes: the keys of `VIEWS` in tl_dist/data/augment.py, which imports TensorFlow"""
 
 
 def optimizer(cfg: Config) -> Iterator[Broken]:
-    """Of decays and pulls that would do nothing, or work against each other."""
+    """Yield broken rules about decays and pulls that have no effect, or work against each other."""
     optimizer = cfg.optimizer
     if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
         yield Broken(
             ("optimizer", "layer_decay"),
-            "layer_decay does nothing with train_from 'head', which trains no layer below the head.",
+            "layer_decay has no effect with train_from 'head', which trains no layer below the head.",
             "remove it, or write 'train_from: all' or a stage below 'model:'.",
         )
     if optimizer.l2_sp and optimizer.weight_decay:
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls the backbone to its pretrained weights, and weight_decay pulls it to 0.",
-            f"write 'head_weight_decay: {optimizer.weight_decay:g}' in place of 'weight_decay', or remove l2_sp.",
+            f"write 'head_weight_decay: {optimizer.weight_decay:g}' instead of 'weight_decay', or remove l2_sp.",
         )
     if optimizer.l2_sp and cfg.random_start and not registry.dataset(cfg.data.name).made_up:
         yield Broken(
             ("optimizer", "l2_sp"),
             "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
-            "write 'weights: imagenet' below 'model:', or weight_decay in place of l2_sp.",
+            "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp.",
         )
 
 
 def trust(cfg: Config) -> Iterator[Broken]:
-    """Of what only LARS reads."""
+    """Yield a broken rule about the key that only LARS reads."""
     default = OptimizerConfig.model_fields["trust_coefficient"].default
     if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
         yield Broken(
             ("optimizer", "trust_coefficient"),
-            f"trust_coefficient does nothing with optimizer '{cfg.optimizer.name}'.",
+            f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'.",
             "write 'name: lars', or remove it.",
         )
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:
-    """Of the schedule of the run and of each stage."""
+    """Yield broken rules about the schedules of the run and of each stage."""
     rate = cfg.optimizer.learning_rate
     yield from _one_schedule(cfg.optimizer.schedule, ("optimizer", "schedule"), rate)
     for number, stage in enumerate(cfg.stages):
@@ -59,13 +59,14 @@ def schedule(cfg: Config) -> Iterator[Broken]:
 def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: float) -> Iterator[Broken]:
     drops = schedule.drop_at_epochs
     path = (*section, "drop_at_epochs")
-    idle = f"does nothing with schedule '{schedule.name}'."
+    idle = f"has no effect with schedule '{schedule.name}'."
     if drops and schedule.name != "step":
         yield Broken(path, f"drop_at_epochs {idle}", "write 'name: step'.")
     if schedule.name == "step" and not drops:
         yield Broken(path, "schedule 'step' needs drop_at_epochs.", "add 'drop_at_epochs: [30, 60, 80]'.")
     if any(later <= earlier for earlier, later in zip((0.0, *drops), drops, strict=False)):
-        yield Broken(path, f"drop_at_epochs {list(drops)} must increase from above 0.", "sort the epochs.")
+        what = f"drop_at_epochs {list(drops)} must increase, and begin above 0."
+        yield Broken(path, what, "sort the epochs, and remove duplicates and 0.")
     if schedule.final_fraction > 0 and schedule.name != "cosine":
         yield Broken(
             (*section, "final_fraction"),
@@ -79,17 +80,19 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: floa
     if schedule.name == "plateau" and schedule.metric is None:
         yield Broken(path[:-1], "schedule 'plateau' needs a metric.", "add 'metric: validation.log_loss'.")
     if schedule.min_rate >= rate:
-        what = f"min_rate {schedule.min_rate:g} is no lower than the learning rate {rate:g}: it would never drop."
-        yield Broken((*section, "min_rate"), what, "make it less, or remove it.")
+        what = (
+            f"min_rate {schedule.min_rate:g} is not below the learning rate {rate:g}, which would never drop."
+        )
+        yield Broken((*section, "min_rate"), what, "write a lower one, or remove it.")
 
 
 def endless_augmentations(cfg: Config) -> list[str]:
-    """Those that make more images of one than could be cached."""
+    """Return the augmentations that make more variants of an image than could be cached."""
     return [name for name in cfg.data.augment if name not in FEW_VIEWS]
 
 
 def prefix_cache(cfg: Config) -> Iterator[Broken]:
-    """Of what would make the outputs of the frozen part too many to keep."""
+    """Yield broken rules about settings that leave the frozen part nothing, or too much, to cache."""
     path = ("data", "augment") if cfg.classifier.computed else ("runtime", "prefix_cache")
     if cfg.runtime.prefix_cache != "on" and not cfg.classifier.computed:
         return
@@ -105,24 +108,24 @@ def prefix_cache(cfg: Config) -> Iterator[Broken]:
     if endless:
         yield Broken(
             path,
-            f"augmentation '{endless[0]}' makes endlessly many images of one, which cannot be cached.",
+            f"augmentation '{endless[0]}' makes endless variants of each image, which cannot be cached.",
             f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
         )
 
 
 def taught_in_steps(cfg: Config) -> bool:
-    """Whether the teacher has to see images that cannot be foreseen, and so runs in each step."""
+    """Return whether the teacher runs in each step, because the images cannot be known in advance."""
     return bool(endless_augmentations(cfg)) or cfg.data.augmentation.mixes
 
 
 def distill(cfg: Config) -> Iterator[Broken]:
-    """Of a teacher whose outputs no step would see, and of labels that no loss would."""
+    """Yield broken rules about a teacher that no step would use, and about labels that no loss would use."""
     if cfg.distill is None:
         return
     if cfg.classifier.computed:
         yield Broken(
             ("distill",),
-            f"classifier '{cfg.classifier.name}' is computed from labels: nothing is learnt from a teacher.",
+            f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect.",
             "write 'name: head' below 'classifier:', or remove 'distill'.",
         )
     idle = {
@@ -130,6 +133,6 @@ def distill(cfg: Config) -> Iterator[Broken]:
         ("loss", "class_weights"): cfg.loss.class_weights is not None,
         ("data", "soft_labels"): cfg.data.soft_labels,
     }
-    for path in (path for path, given in idle.items() if given and cfg.distill.weight == 1):
-        what = f"{path[1]} does nothing with distill.weight 1, which leaves no weight to the labels."
+    for path in (path for path, is_set in idle.items() if is_set and cfg.distill.weight == 1):
+        what = f"{path[1]} has no effect with distill.weight 1, which leaves no weight to the labels."
         yield Broken(path, what, "remove it, or lower distill.weight.")
