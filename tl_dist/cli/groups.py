@@ -19,16 +19,16 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 class GroupedCommands(TyperGroup):
-    """The commands by `GROUPS`."""
+    """List and show the commands by `GROUPS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all commands, group by group; those of no group last."""
+        """Return the names of all commands, group by group; commands without a group come last."""
         names = super().list_commands(ctx)
         order = [name for group in GROUPS.values() for name in group]
         return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, which knows its group."""
+        """Return a command, with its group set as the panel of the help."""
         command = super().get_command(ctx, cmd_name)
         for title, names in GROUPS.items():
             if cmd_name in names:

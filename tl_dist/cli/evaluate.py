@@ -1,0 +1,109 @@
+"""`tl-dist eval RUN`: evaluate a run on a split, on other labelled images, or on corrupted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tl_dist.cli.arguments import At, RunPath, Split, Strategy, Workers
+from tl_dist.launcher.task import Computation
+from tl_dist.refusal import ExitCode, Refusal
+
+
+def evaluate(
+    run: RunPath,
+    split: Annotated[
+        Split | None,
+        typer.Option(help="split to evaluate; default: test, or all of a --data without a test split"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|CONFIG", help="evaluate on another labelled data set; classes are matched by name"
+        ),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(help="average over these views, such as flip,dihedral; default: as in the run"),
+    ] = None,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="also show each type and group of the data set")
+    ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|REGEX",
+            help="also show each value of a column of its table, or of a part of the paths",
+        ),
+    ] = None,
+    corruptions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|noise,blur,weather,digital,geometry", help="evaluate on corrupted images instead"
+        ),
+    ] = None,
+    severity: Annotated[
+        str | None, typer.Option(metavar="1-5", help="severity of the corruptions, or a range; default: all")
+    ] = None,
+    at: At = "",
+    strategy: Strategy = None,
+    workers: Workers = None,
+) -> int:
+    """Evaluate a run on a split, on other labelled images, or on corrupted ones."""
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import relative, show_evaluation, show_flattered
+    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
+
+    console = Console()
+    how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
+    groups = [*["any"] * by_group, *([by] if by else [])]
+    if corruptions is not None:
+        if data is not None or groups:
+            what = "--corruptions takes the run's own images, without groups."
+            raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
+        return _evaluate_corrupted(run, split or Split.TEST, how, corruptions, severity or "1-5")
+    if severity is not None:
+        what = "--severity needs --corruptions."
+        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
+    if data is not None:
+        return _evaluate_data(run, data, split, how, groups)
+    note = partial(console.say, style="dim")
+    with console.busy(f"evaluating {run}"):
+        record = evaluate_run(run, split or Split.TEST, how, by=groups, say=note)
+    show_evaluation(record, console)
+    show_flattered(run, console)
+    if "calibration" in record["figures"]:
+        picture = run / "evaluations" / f"{record['split']}_reliability.png"
+        console.say(f"reliability diagram: {relative(picture)}", style="dim")
+    return ExitCode.DONE
+
+
+def _evaluate_data(
+    run: Path, data: Path, split: Split | None, how: Computation, groups: Sequence[str]
+) -> int:
+    from tl_dist.terminal.console import Console
+    from tl_dist.terminal.tables import show_evaluation
+    from tl_dist.tools.evaluate.command import evaluate_data, show_matching
+
+    console = Console()
+    with console.busy(f"evaluating {run}"):
+        record = evaluate_data(run, data, split, how, by=groups)
+    show_evaluation(record, console)
+    show_matching(record["data"], partial(console.say, style="yellow"))
+    return ExitCode.DONE
+
+
+def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
+    from tl_dist.terminal.console import Console
+    from tl_dist.tools.evaluate import corruptions_shown
+    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
+
+    console, selection = Console(), corruptions_shown.asked(corruptions, severity)
+    with console.busy(f"evaluating {run}"):
+        record = evaluate_run(run, split, how, corruptions=selection)
+    corruptions_shown.show(record, console)
+    return ExitCode.DONE
