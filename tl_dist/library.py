@@ -74,7 +74,7 @@ def _train_here(cfg: Config, runs: Path) -> int:
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
         what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
         raise Refusal(
-            f"{what} needs processes of its own, and here=True has this one alone.",
+            f"{what} needs processes of its own, and here=True has only this one.",
             fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
             code=ExitCode.USAGE,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from typer.core import TyperGroup
@@ -28,9 +29,9 @@ class GroupedCommands(TyperGroup):
         return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, with its group set as the panel of the help."""
-        command = super().get_command(ctx, cmd_name)
+        """Return a command, with its group as the panel of the help."""
+        view: Any = copy(super().get_command(ctx, cmd_name))
         for title, names in GROUPS.items():
             if cmd_name in names:
-                command.rich_help_panel = title  # type: ignore[union-attr]
-        return command
+                view.rich_help_panel = title
+        return view

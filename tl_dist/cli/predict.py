@@ -30,10 +30,7 @@ def predict(
         Path | None, typer.Option(metavar="DIR", help="copy each image to DIR/CLASS; overwrites nothing")
     ] = None,
     null: Annotated[
-        bool,
-        typer.Option(
-            "--null", "-0", help="names on standard input end with NUL, as find -print0 writes them"
-        ),
+        bool, typer.Option("--null", "-0", help="names on standard input end with NUL, as by find -print0")
     ] = False,
     max_bad: Annotated[
         int | None,
@@ -44,9 +41,7 @@ def predict(
     coverage: Annotated[
         float | None,
         typer.Option(
-            min=0.5,
-            max=0.9999,
-            help="add a set of classes that holds the true one at this rate, such as 0.95",
+            min=0.5, max=0.9999, help="add a set that holds the true class at this rate, such as 0.95"
         ),
     ] = None,
     of_type: Annotated[

@@ -10,7 +10,6 @@ import typer
 from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
 from tl_dist.cli.evaluate import evaluate
 from tl_dist.cli.predict import predict
-from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode
 
 trained_app = typer.Typer()
@@ -30,6 +29,7 @@ def calibrate(
     workers: Workers = None,
 ) -> int:
     """Calibrate the probabilities of a run on its validation split. No predicted class changes."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.tools.calibrate.command import calibrate as calibrate_run
     from tl_dist.tools.calibrate.command import show
@@ -132,6 +132,7 @@ def report(
     workers: Workers = None,
 ) -> int:
     """Write a self-contained HTML page: figures, errors with heat maps, doubtful labels, curves."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative
     from tl_dist.tools.explain.command import ask
@@ -189,6 +190,7 @@ def explain(
     workers: Workers = None,
 ) -> int:
     """Draw which parts of an image decide its class, by LayerCAM and integrated gradients."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.tools.explain.command import Images
     from tl_dist.tools.explain.command import explain as explain_images

@@ -12,10 +12,10 @@ from tl_dist.runs.table import RunSummary
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_runs
 from tl_dist.tools.compare import command as compare
-from tl_dist.tools.compare import corruptions as robustness
 from tl_dist.tools.cross_validate import command as cross_validation
 from tl_dist.tools.curate import inspect as data_inspect
 from tl_dist.tools.curate import split, verify
+from tl_dist.tools.evaluate import corruptions_shown
 from tl_dist.tools.features import command as feature_sets
 from tl_dist.tools.rank import command as rank
 
@@ -140,7 +140,7 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
         ["each site held out once", "12,345", "0.123", "0.100-0.150", "worst site", "p = 0.0123"],
     ),
     "eval --corruptions": (
-        lambda c: robustness.show(CORRUPTED, c),
+        lambda c: corruptions_shown.show(CORRUPTED, c),
         ["elastic_transform", "gaussian_noise"],
         ["0.9876", "0.123", "0.321", "0.222", "224 pixels", "12,345 examples"],
     ),
