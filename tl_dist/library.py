@@ -1,4 +1,4 @@
-"""tl_dist from Python: what `import tl_dist` offers. Importing this module imports no framework.
+"""Offer in Python what the command line does, as `import tl_dist`. Importing this module imports no framework.
 
 import tl_dist as tl
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def load_config(path: str | Path, *overrides: str) -> Config:
-    """The config of a YAML file with `overrides`, each KEY=VALUE, put over it, as the command line reads them.
+    """Load the config of a YAML file; `overrides`, each KEY=VALUE, take precedence, as on the command line.
 
-    Imports the records that it names of other packages. Raises `Refusal` for a file that is missing, and for a key or
-    value that is wrong, with its line and a fix.
+    Imports the records of other packages that it names. Raises `Refusal` for a missing file and for a wrong key or
+    value, with its line and a fix.
     """
     from tl_dist.launcher.auto_config import values_for
 
@@ -36,10 +36,10 @@ def load_config(path: str | Path, *overrides: str) -> Config:
 
 
 def open_dataset(data: Config | DataConfig) -> Splits:
-    """The splits of a data set by name: "train" always, "validation" and "test" where they are.
+    """Return the splits of a data set by name: always "train", and "validation" and "test" where it has them.
 
-    Each has `num_examples`, `class_names`, `ids`, `labels` int32 [N], and `read(index)`, to be traced by tf.data.
-    Nothing is decoded. Raises `Refusal` for data that is not there or not what its format says.
+    Each has `num_examples`, `class_names`, `ids`, `labels` int32 [N], and `read(index)`, which tf.data can trace.
+    Decodes nothing. Raises `Refusal` for data that is missing or not in its format.
     """
     from tl_dist.datasets.division import open_splits
 
@@ -47,12 +47,12 @@ def open_dataset(data: Config | DataConfig) -> Splits:
 
 
 def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
-    """Train a config to its end, or resume it, below the directory `runs`; the same as `tl-dist train`.
+    """Train a config to its end, or resume it, in the directory `runs`, as `tl-dist train` does.
 
-    Workers are started as the config says, and shown as on the command line. With `here` this process is the only
-    worker, as in a notebook: `strategy` must be single. It leaves dtype policy, seeds, umask and signal handlers as
-    it found them, and may be called again. Interrupted, it returns a run whose `done` is False, and that the same call
-    resumes. Raises `Refusal`.
+    Starts workers as the config says and shows their progress as on the command line. With `here` this process is the
+    only worker, as in a notebook: `strategy` must be single. Dtype policy, seeds, umask and signal handlers are
+    restored, so it may be called again. If interrupted, it returns a run whose `done` is False; the same call resumes
+    it. Raises `Refusal` for any other end.
     """
     from tl_dist.launcher.train import train_config
     from tl_dist.terminal.console import Console
@@ -74,7 +74,7 @@ def _train_here(cfg: Config, runs: Path) -> int:
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
         what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
         raise Refusal(
-            f"{what} needs processes of its own, and here=True has this one alone.",
+            f"{what} needs processes of its own, and here=True has only this one.",
             fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
             code=ExitCode.USAGE,
         )
@@ -98,10 +98,10 @@ def _train_here(cfg: Config, runs: Path) -> int:
 
 
 class Run:
-    """A run on disk: its figures, its history, its predictions and its model. Reads only."""
+    """Give access to a run on disk: its figures, history, predictions and model."""
 
     def __init__(self, path: str | Path) -> None:
-        """Opens a run directory; raises `Refusal` where there is none."""
+        """Open a run directory. Raises `Refusal` where there is none."""
         self._directory = RunDir.open(path)
         self.path = self._directory.path
 
@@ -110,36 +110,36 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """What the run was started with, every value written out."""
+        """The config that the run was started with, with every default filled in."""
         return config_file.load(self._directory.config_file, imports=False)
 
     @property
     def done(self) -> bool:
-        """Whether it has been trained to its end and evaluated."""
+        """True once the run has been trained to its end and evaluated."""
         return self._directory.done is not None
 
     @property
     def scores(self) -> Mapping[str, Mapping[str, Any]]:
-        """By split: accuracy, loss, and every other figure with its interval; empty before the end of the run."""
+        """Accuracy, loss and all other figures with intervals, by split; empty before the end of the run."""
         return dict((self._directory.done or {}).get("figures", {}))
 
     def history(self, event: str = "train") -> list[dict[str, Any]]:
-        """The records of one kind, oldest first: "train" (every `report.every_steps`), "evaluation", "resumed"."""
+        """Return records oldest first: "train" (every `report.every_steps`), "evaluation" or "resumed"."""
         from tl_dist.runs.records import records
 
         return [record for record in records(self._directory.metrics_file) if record.get("event") == event]
 
     def predictions(self, split: str) -> Predictions:
-        """ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any."""
+        """Load ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any."""
         from tl_dist.scores import predictions
 
         return predictions.load(predictions.file_of(self.path, split))
 
     def predict(self, images: str | Path | Sequence[str | Path], at: str = "") -> Predicted:
-        """Probabilities [N, classes] of image files, folders and patterns, as `tl-dist predict` has them.
+        """Predict probabilities [N, classes] for image files, folders and patterns, as `tl-dist predict` does.
 
-        In this process, on one device; `at` as for `keras_model`. The run may be in use, and its data set gone. Raises
-        `Refusal` without a checkpoint, and for a name for which there is nothing.
+        Runs in this process, on one device; `at` as for `keras_model`. The run may be in use and its data set gone.
+        Raises `Refusal` without a checkpoint, and for a name that matches nothing.
         """
         from tl_dist.datasets.unlabelled import listed, unreadable
         from tl_dist.trainer.load_model import loaded
@@ -151,15 +151,15 @@ class Run:
         with process_as_it_was():
             overrides = ("strategy=single", "workers=1")
             model = loaded(self._directory, at, cores=None, overrides=overrides)
-            known = {k: reason for some in unreadable(paths) for k, reason in some.items()}
+            known = {k: reason for reasons in unreadable(paths) for k, reason in reasons.items()}
             return predicted(model, paths, known)
 
     def calibrate(self, *, unknown: bool = False, at: str = "") -> Calibration:
         """Fit a temperature to the validation split of a checkpoint and keep it, as `tl-dist calibrate` does.
 
-        In this process; from then on `predict`, `keras_model` and `export` give calibrated probabilities of this
-        checkpoint. With `unknown` also what `tl-dist predict --unknown` compares images with. Raises `Refusal` without
-        a validation split.
+        Runs in this process; from then on `predict`, `keras_model` and `export` give calibrated probabilities for this
+        checkpoint. With `unknown` it also keeps the features that `tl-dist predict --unknown` compares images with.
+        Raises `Refusal` without a validation split.
         """
         from tl_dist.launcher import read_only
         from tl_dist.tools.calibrate.command import keep
@@ -181,12 +181,11 @@ class Run:
         split: str | None = None,
         heat_maps: int = 40,
     ) -> Path:
-        """Write the page of `tl-dist report` about this run, or about it and others `against` it; where it lies.
+        """Write the page of `tl-dist report` and return its path; with `against`, compare those runs with this one.
 
-        `out` is by default `report.html` in the run directory, of several runs `comparison.html` here; `split` is by
-        default test. Heat maps of so many errors are computed by a worker of its own; 0 starts none. A page of a
-        tracked run is sent. Raises `Refusal` without predictions, without jinja2, and rather than replace a file that
-        is no such page.
+        `out` defaults to `report.html` in the run directory, or to `comparison.html` in the working directory for
+        several runs; `split` defaults to test. A separate worker draws `heat_maps` errors; 0 starts none. The page of
+        a tracked run is sent. Raises `Refusal` without predictions, without jinja2, and where `out` is another file.
         """
         from tl_dist.tools.explain.command import ask
         from tl_dist.tools.report.command import Request, report
@@ -194,18 +193,18 @@ class Run:
 
         paths = [self.path, *(run.path for run in against)]
         target = None if out is None else Path(out)
-        made = report(Request(paths, target, split, heat_maps, explain=ask), lambda text: None)
+        page = report(Request(paths, target, split, heat_maps, explain=ask), lambda text: None)
         if not against:
-            after_report(self.path, made)
-        return made
+            after_report(self.path, page)
+        return page
 
     def keras_model(self, at: str = "") -> Any:
-        """A `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
+        """Build a `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
 
-        Preprocessing, backbone and head of a checkpoint, with averaged weights where the run keeps them: what the run
-        evaluated. `at` is "best", "last" or a step; by default the best where the run keeps one. Before its end that
-        holds but for batch norm, whose moving statistics are taken as they are. Made of Keras's own
-        layers. Raises `Refusal` without a checkpoint.
+        It has preprocessing, backbone and head of a checkpoint, with averaged weights where the run keeps them: what
+        the run evaluated, in Keras's own layers. Before the end of a run, batch norm has its moving statistics as they
+        are. `at` is "best", "last" or a step; default: the best if the run keeps one, else the last. Raises `Refusal`
+        without a checkpoint.
         """
         from tl_dist.trainer.load_model import restored
 
@@ -221,12 +220,12 @@ class Run:
         min_agreement: float | None = None,
         at: str = "",
     ) -> dict[str, Any]:
-        """Write the model for another runtime, compared with the run image by image, as `tl-dist export`; its report.
+        """Export the model for another runtime, as `tl-dist export` does, and return the comparison with the run.
 
-        `to` is savedmodel, keras, onnx or litert, `numbers` also float16 or int8 for litert; `out` is a directory, by
+        `to` is savedmodel, keras, onnx or litert; `numbers` may be float16 or int8 for litert; `out` is a directory, by
         default below the run's `exports`; `check` is a split, or "none"; `at` names a checkpoint, as for `keras_model`.
-        Raises `Refusal` for an export that gives fewer images than `min_agreement` the class that the run gives them;
-        then nothing is written.
+        Raises `Refusal`, and writes nothing, where export and run agree on a smaller share of images than
+        `min_agreement`.
         """
         from tl_dist.tools.export import Request
         from tl_dist.tools.export.command import default_directory

@@ -1,4 +1,4 @@
-"""What several commands take: the same word, metavar and help in each."""
+"""Options and arguments that several commands share, with one name, metavar and help each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 class Split(StrEnum):
-    """A part of a data set; files are named after it."""
+    """Name a part of a data set; files are named after it."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -24,7 +24,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="takes precedence over the file, such as optimizer.learning_rate=1e-3",
+        help="override a key of the file, such as optimizer.learning_rate=1e-3",
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
@@ -33,14 +33,16 @@ At = Annotated[
     typer.Option(
         "--at",
         metavar="best|last|STEP",
-        help="which checkpoint; default: the best where the run keeps one, else the last",
+        help="checkpoint to use; default: the best if the run keeps one, else the last",
         show_default=False,
     ),
 ]
 Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[
-    str | None, typer.Option(help="single, mirrored, horovod, collective, auto, or one of another package")
+    str | None,
+    typer.Option(help="single, mirrored, horovod, collective, auto, or one from an installed package"),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-n", min=1, help="how many; default: one per visible GPU, or one")
+    int | None,
+    typer.Option("--workers", "-n", min=1, help="number of workers; default: one per visible GPU, or one"),
 ]

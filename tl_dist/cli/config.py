@@ -1,4 +1,4 @@
-"""`tl-dist config VERB`: look at a config, or at what a config may hold."""
+"""`tl-dist config VERB`: show a config, or every key that a config may hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ config_app = typer.Typer(help="Show a config, or every key that a config may hol
 
 @config_app.command()
 def show(config: ConfigFile, overrides: Overrides = None) -> int:
-    """Print a config with every default filled in. Runs no code that it names of other packages."""
+    """Print a config with every default filled in. Imports no package that it names."""
     from tl_dist.config.file import dump
     from tl_dist.launcher.train import Request
 
@@ -25,7 +25,7 @@ def show(config: ConfigFile, overrides: Overrides = None) -> int:
 
 @config_app.command()
 def schema(
-    as_json: Annotated[bool, typer.Option("--json", help="as a JSON schema, for editors")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON schema, for editors")] = False,
 ) -> int:
     """List every key that a config may hold, with its type, default and meaning."""
     from tl_dist.config import file as config_file

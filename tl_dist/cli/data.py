@@ -24,17 +24,19 @@ data_app = typer.Typer(help="Inspect, verify, split and pack a data set.", no_ar
 
 DataPath = Annotated[
     Path,
-    typer.Argument(metavar="PATH|CONFIG", help="directory of a data set, or a config", show_default=False),
+    typer.Argument(
+        metavar="PATH|CONFIG", help="data set (a directory or a CSV file), or a config", show_default=False
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="as JSON")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @data_app.command()
 def inspect(
     path: DataPath,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="picture of some samples")] = Path(
-        "samples.png"
-    ),
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="file for a picture of some samples")
+    ] = Path("samples.png"),
     as_json: AsJson = False,
 ) -> int:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
@@ -48,51 +50,53 @@ def inspect(
 @data_app.command()
 def verify(
     path: DataPath,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; default: one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="number of processes; default: one per core")
+    ] = None,
     distance: Annotated[
         int,
         typer.Option(
             min=-1,
             max=16,
-            help="near duplicates differ in at most so many of 64 bits; -1: skip the search",
+            help="largest difference of near duplicates, in bits of a 64-bit hash; -1: skip the search",
         ),
     ] = 3,
     as_json: AsJson = False,
 ) -> int:
-    """Decode every image. Exit code 65 for bad files, or for images that are in two splits."""
+    """Decode every image. Exit with 65 if a file is bad or an image is in two splits."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.curate import verify
 
-    found = verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
-    _show(found, verify.show, as_json)
-    return ExitCode.DONE if found["ok"] else ExitCode.DATA
+    facts = verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
+    _show(facts, verify.show, as_json)
+    return ExitCode.DONE if facts["ok"] else ExitCode.DATA
 
 
 @data_app.command()
 def split(
     path: DataPath,
-    test: Annotated[float, typer.Option(min=0, max=1, help="fraction of all examples")] = 0.0,
-    validation: Annotated[float, typer.Option(min=0, max=1, help="fraction of all examples")] = 0.0,
+    test: Annotated[float, typer.Option(min=0, max=1, help="test share of all examples")] = 0.0,
+    validation: Annotated[float, typer.Option(min=0, max=1, help="validation share of all examples")] = 0.0,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="folds for cross-validation, in place of --test and --validation"),
+        typer.Option(min=2, help="number of cross-validation folds, instead of --test and --validation"),
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="column of a CSV file, or regular expression on ids; equal values stay together"),
+        typer.Option(help="column of a CSV file, or a regular expression on ids; equal values stay together"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE")] = Path("split.json"),
+    seed: Annotated[int, typer.Option(min=0, help="seed of the random division")] = 0,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="manifest to write")] = Path("split.json"),
     force: Annotated[bool, typer.Option("--force", help="replace another manifest in FILE")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.tools.curate import split
 
-    made = split.split(
+    manifest = split.split(
         path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
     )
-    _show(made, split.show, as_json)
+    _show(manifest, split.show, as_json)
     return ExitCode.DONE
 
 
@@ -107,16 +111,18 @@ def pack(
     ],
     size: Annotated[
         int | None,
-        typer.Option(min=8, help="scale larger images to this shorter side; default: keep all bytes"),
+        typer.Option(min=8, help="shorter side to which larger images are scaled; default: keep all bytes"),
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="of the JPEGs that --size makes")] = 95,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="quality of the JPEGs that --size writes")
+    ] = 95,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-n", min=1, help="processes; default: one per core")
+        int | None, typer.Option("--workers", "-n", min=1, help="number of processes; default: one per core")
     ] = None,
 ) -> int:
-    """Pack a data set into a few large files. The same command resumes one that was stopped.
+    """Pack a data set into a few large files. The same command resumes a stopped pack.
 
-    Start it several times, on one host or many (by srun, mpirun or horovodrun, or by hand), to share the work.
+    To share the work, start the command several times, on one host or many: by srun, mpirun, horovodrun or by hand.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -145,7 +151,7 @@ def pack(
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if rank:  # of many alike the first one says it
+    if rank:  # the first of several processes reports
         return ExitCode.DONE
     total = sum(s.num_examples for s in splits.values())
     taken = sum(path.stat().st_size for path in target.glob("*.images"))
@@ -156,7 +162,7 @@ def pack(
 
 
 def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
-    """One answer, for a program or for a person."""
+    """Print facts as JSON for a program, or as text for the user."""
     from tl_dist.terminal.console import Console
 
     if as_json:

@@ -1,4 +1,4 @@
-"""What ends a command before it is done: one line on standard error, and an exit code."""
+"""Turn an exception that ends a command into one line on standard error and an exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 def complain(error: BaseException) -> int:
-    """Say what went wrong and how to fix it; returns the exit code."""
+    """Print what went wrong and how to fix it; return the exit code."""
     from tl_dist.terminal.console import Console, plain
 
     if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing

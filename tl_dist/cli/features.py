@@ -1,4 +1,4 @@
-"""`tl-dist features VERB`: cached outputs of frozen backbones, computed, listed, removed."""
+"""`tl-dist features VERB`: compute, list and remove cached outputs of frozen backbones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def features_extract(
 
 
 @features_app.command("list")
-def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
+def features_list(
+    runs: Annotated[Path, typer.Argument(metavar="[DIR]", help="directory that holds the runs")] = Path(
+        "runs"
+    ),
+) -> int:
     """List the feature sets beside the runs in DIR, most recently used first."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.features.command import sets, show
@@ -43,28 +47,30 @@ def features_list(runs: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path(
 
 @features_app.command("prune")
 def features_prune(
-    runs: Annotated[Path, typer.Argument(metavar="[DIR]", resolve_path=True)] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Argument(metavar="[DIR]", resolve_path=True, help="directory that holds the runs")
+    ] = Path("runs"),
     unused_days: Annotated[
         float | None, typer.Option(min=0, help="remove sets unused for longer than this")
     ] = None,
     keep_mb: Annotated[
-        float | None, typer.Option(min=0, help="keep the most recently used, up to this size")
+        float | None, typer.Option(min=0, help="keep the most recently used sets, up to this size in MB")
     ] = None,
     unreferenced: Annotated[
         bool, typer.Option("--unreferenced", help="remove sets that no run in DIR reads")
     ] = False,
 ) -> int:
-    """Remove feature sets that are not needed, and leftovers of interrupted extractions."""
+    """Remove unused feature sets and leftovers of interrupted extractions."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.features.command import prune, show_pruned
 
     console = Console()
-    gone = prune(
+    removed = prune(
         runs,
         unused_days=unused_days,
         keep_mb=keep_mb,
         unreferenced=unreferenced,
         say=console.say,
     )
-    show_pruned(gone, console)
+    show_pruned(removed, console)
     return ExitCode.DONE

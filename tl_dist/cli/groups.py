@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from typer.core import TyperGroup
@@ -19,18 +20,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 
 class GroupedCommands(TyperGroup):
-    """The commands by `GROUPS`."""
+    """List and show the commands by `GROUPS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all commands, group by group; those of no group last."""
+        """Return the names of all commands, group by group; commands without a group come last."""
         names = super().list_commands(ctx)
         order = [name for group in GROUPS.values() for name in group]
         return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, which knows its group."""
-        command = super().get_command(ctx, cmd_name)
+        """Return a command, with its group as the panel of the help."""
+        view: Any = copy(super().get_command(ctx, cmd_name))
         for title, names in GROUPS.items():
             if cmd_name in names:
-                command.rich_help_panel = title  # type: ignore[union-attr]
-        return command
+                view.rich_help_panel = title
+        return view

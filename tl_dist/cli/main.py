@@ -1,7 +1,6 @@
-"""The command line: `tl-dist VERB ...`. Each verb parses, calls one function, and shows what it returns.
+"""The command line, `tl-dist VERB ...`: each verb parses, calls one function, and shows what it returns.
 
-Modules are imported by the verb that needs them, so that `--help` answers at once and nothing here can bring
-TensorFlow in.
+Each verb imports the modules that it needs, so that `--help` answers at once and nothing here loads TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from tl_dist.cli.errors import INTERRUPTED, complain
 from tl_dist.cli.features import features_app
 from tl_dist.cli.groups import GroupedCommands
 from tl_dist.cli.rank import ranking_app
+from tl_dist.cli.slurm import slurm_app
 from tl_dist.cli.trained import trained_app
 from tl_dist.files.search_paths import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(trained_app)
 app.add_typer(ranking_app)
+app.add_typer(slurm_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(features_app, name="features")
@@ -49,11 +50,13 @@ app.add_typer(augment_app, name="augment")
 @app.command("init")
 def begin(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="a folder of images, a CSV file, or another data set")
+        Path, typer.Argument(metavar="DATA", help="folder of images, CSV file, or another data set")
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="YAML", help="default: DATA.yaml")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="YAML", help="config to write; default: DATA.yaml")
+    ] = None,
 ) -> int:
-    """Write a short config for a data set, and the manifest of its splits. Replaces no file."""
+    """Write a short config for a data set and the manifest of its splits. Replaces no file."""
     from tl_dist.tools.curate.init import init
 
     console = _console()
@@ -66,7 +69,7 @@ def train(
     config: Annotated[
         Path,
         typer.Argument(
-            metavar="CONFIG|DATA", help="YAML file of the run; or a data set, for a config as init's"
+            metavar="CONFIG|DATA", help="YAML file of the run; or a data set, for which init writes one"
         ),
     ],
     overrides: Overrides = None,
@@ -74,7 +77,7 @@ def train(
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Train to the end. The same command resumes a run that was stopped or failed."""
+    """Train to the end. The same command resumes a run that stopped or failed."""
     from tl_dist.launcher.train import Request
     from tl_dist.rendezvous.rank_layout import started_by_launcher
     from tl_dist.tools.curate.init import config_for, is_data, refuse_launcher
@@ -95,7 +98,7 @@ def train(
 
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
-    """Download the data and weights of a config, as on a login node before a job starts."""
+    """Download the data and weights of a config, such as on a login node before a job starts."""
     from tl_dist.launcher.train import Request, prepare_config
 
     prepare_config(Request(config, overrides or ()), _console())
@@ -114,21 +117,21 @@ def worker(run: RunPath) -> int:
 def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="default: 5")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="number of folds; default: 5")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="number of random divisions into folds; default: 5")
     ] = None,
     by: Annotated[
         str | None,
         typer.Option(
-            metavar="type|group|COLUMN|REGEX", help="leave each group out once, instead of random folds"
+            metavar="type|group|COLUMN|REGEX", help="leave out each group once, instead of random folds"
         ),
     ] = None,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Cross-validate a config: mean with interval, scores by fold and group, out-of-fold predictions."""
+    """Cross-validate a config: mean with interval, scores by fold and group, and predictions of every example."""
     from tl_dist.launcher.train import Request
     from tl_dist.tools.cross_validate.command import cross_validate as run_folds
 
@@ -143,12 +146,15 @@ def cross_validate(
 def tune(
     config: ConfigFile,
     overrides: Overrides = None,
-    folds: Annotated[int, typer.Option(min=2, help="of the training split, without a validation split")] = 5,
+    folds: Annotated[
+        int,
+        typer.Option(min=2, help="number of folds of the training split where there is no validation split"),
+    ] = 5,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Search for the best classifier on cached features, without the test split; write it as YAML."""
+    """Search for the best classifier on cached features, without the test split; write a config with it."""
     from tl_dist.launcher.train import Request
     from tl_dist.tools.tune.command import tune as search
 
@@ -159,19 +165,19 @@ def tune(
 def augment_preview(
     config: ConfigFile,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", metavar="PNG")] = Path("augment.png"),
+    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="picture to write")] = Path("augment.png"),
     rows: Annotated[int, typer.Option(min=1, max=64, help="number of images, one per row")] = 4,
 ) -> int:
     """Show a few training images, each unchanged and then augmented eight times."""
     from tl_dist.tools.augment.command import preview
 
     preview(config, overrides or (), out, rows)
-    _console().say(f"each row: an image, then the same augmented at eight positions: {out}")
+    _console().say(f"{out}: each row is an image, then the same image augmented at eight positions")
     return ExitCode.DONE
 
 
 @app.command()
-def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> int:
+def env(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> int:
     """Describe this machine and installation for a bug report."""
     from tl_dist.tools.doctor.environment import as_text, collect
 
@@ -182,7 +188,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False
 
 @app.command()
 def doctor() -> int:
-    """Check this installation, with a sum over two workers. Exit code 1 if something is broken."""
+    """Check this installation, including a sum over two workers. Exit with 1 if something is broken."""
     from tl_dist.tools.doctor.command import examine
 
     console = _console()
@@ -195,84 +201,25 @@ def doctor() -> int:
 
 
 @app.command("runs")
-def list_runs(root: Annotated[Path, typer.Argument(metavar="[DIR]")] = Path("runs")) -> int:
-    """List the runs in a directory."""
+def list_runs(
+    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="directory that holds the runs")] = Path(
+        "runs"
+    ),
+) -> int:
+    """List the runs in a directory: state, step, figures."""
     from tl_dist.runs.table import runs
     from tl_dist.terminal.tables import show_runs
 
     if not root.is_dir():
         raise Refusal(
-            f"{root} is not a directory.", fix="name the one that holds the runs.", code=ExitCode.USAGE
+            f"{root} is not a directory.", fix="name the directory that holds the runs.", code=ExitCode.USAGE
         )
     show_runs(runs(root), _console())
     return ExitCode.DONE
 
 
-@app.command()
-def submit(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(help="default: 1")] = None,
-    ntasks_per_node: Annotated[
-        int | None, typer.Option(help="workers on each node; default: its GPUs")
-    ] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="needs --cpus-per-task as well")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores of each worker")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    time: Annotated[str | None, typer.Option(help="time limit in the form of sbatch: 8:00:00, 1-12")] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    signal_lead_s: Annotated[
-        int | None, typer.Option(help="seconds before the limit at which to save and stop; default: 120")
-    ] = None,
-    max_requeue: Annotated[int | None, typer.Option(help="restarts of the job; default: 3")] = None,
-    interface: Annotated[
-        str | None, typer.Option(help="network interface or address of the first node")
-    ] = None,
-    mpi: Annotated[str | None, typer.Option(help="none or pmix")] = None,
-    extra: Annotated[
-        list[str] | None, typer.Option(help='one more #SBATCH option, such as "--constraint=a100"')
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be submitted")] = False,
-    runs: Root = Path("runs"),
-) -> int:
-    """Submit a run to Slurm. The job saves and requeues itself before its time limit."""
-    from tl_dist.launcher.slurm.submit import submit_run
-    from tl_dist.launcher.train import Request
-
-    options: dict[str, Any] = {
-        "nodes": nodes,
-        "ntasks_per_node": ntasks_per_node or gpus_per_node,
-        "gpus_per_node": gpus_per_node,
-        "cpus_per_task": cpus_per_task,
-        "partition": partition,
-        "time": time,
-        "account": account,
-        "signal_lead_s": signal_lead_s,
-        "max_requeue": max_requeue,
-        "interface": interface,
-        "mpi": mpi,
-        "extra": tuple(extra) if extra else None,
-    }
-    request = Request(config, overrides or (), runs=runs)
-    return submit_run(request, options, _console(), dry_run=dry_run)
-
-
-@app.command(hidden=True)
-def srun(run: RunPath) -> int:
-    """Inside a Slurm job: start and watch the workers of one attempt. Called by the batch script."""
-    from tl_dist.config import file as config_file
-    from tl_dist.launcher.companion import copying
-    from tl_dist.launcher.slurm.driver import drive
-    from tl_dist.runs.directory import RunDir
-    from tl_dist.terminal.progress import Progress
-
-    opened = RunDir.open(run)
-    with copying(opened, config_file.load(opened.config_file)), Progress(_console()) as progress:
-        return drive(run, os.environ, progress)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Whatever goes wrong is one line on standard error."""
+    """Run one command and return its exit code. Any error is one line on standard error."""
     if arguments is None:
         _import_nothing_from_here()
     try:
@@ -289,15 +236,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import_nothing_from_here() -> None:
-    """For every program that this process starts: the working directory may hold a random.py, a libz.so, or an ssh.
+    """Keep the working directory off every search path, also of the programs that this process starts.
 
-    A checkout that `python -m` found there is named to them instead.
+    It may hold a random.py, a libz.so, or an ssh. A checkout that `python -m` has found there is named by its path.
     """
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    here = {os.path.abspath(entry) for entry in named if not os.path.isabs(entry)}
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    here = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}
     package = str(Path(__file__).parents[2])
     if sys.path[0] == package:
-        os.environ["PYTHONPATH"] = os.pathsep.join([package, *named])
+        os.environ["PYTHONPATH"] = os.pathsep.join([package, *entries])
     if "PYTHONPATH" in os.environ:
         sys.path[:] = [entry for entry in sys.path if entry == package or entry not in here]
     os.environ.update(elsewhere(os.environ))

@@ -1,4 +1,4 @@
-"""`tl-dist predict RUN PATH...`: its options."""
+"""`tl-dist predict RUN PATH...`: classify images."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...", help="files, folders, patterns; - for a list of files on standard input"
+            metavar="PATH...", help="files, folders or patterns; - reads a list of files from standard input"
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, metavar="K", help="how many classes to say of each image")] = 1,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="K", help="number of classes to show for each image")
+    ] = 1,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a row for each image: .csv, .jsonl or .parquet")
+        Path | None,
+        typer.Option(metavar="FILE", help="write a row for each image to this .csv, .jsonl or .parquet file"),
     ] = None,
     sort_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="copy each image to DIR/CLASS; nothing is overwritten")
+        Path | None, typer.Option(metavar="DIR", help="copy each image to DIR/CLASS; overwrites nothing")
     ] = None,
     null: Annotated[
-        bool, typer.Option("--null", "-0", help="names on standard input end with NUL, as of find -print0")
+        bool, typer.Option("--null", "-0", help="names on standard input end with NUL, as by find -print0")
     ] = False,
     max_bad: Annotated[
         int | None,
-        typer.Option(min=0, help="exit code 65 if more cannot be decoded; default: data.max_bad"),
+        typer.Option(
+            min=0, help="exit with 65 if more images than this cannot be decoded; default: data.max_bad"
+        ),
     ] = None,
     coverage: Annotated[
         float | None,
         typer.Option(
-            min=0.5,
-            max=0.9999,
-            help="also a set of classes that holds the true one at this rate, such as 0.95",
+            min=0.5, max=0.9999, help="add a set that holds the true class at this rate, such as 0.95"
         ),
     ] = None,
     of_type: Annotated[
         str | None,
-        typer.Option("--type", help="with --coverage: the images are of this type or group of the data set"),
+        typer.Option(
+            "--type", help="with --coverage: type or group of the data set that the images belong to"
+        ),
     ] = None,
     unknown: Annotated[
         float | None,
         typer.Option(
-            min=0.0001, max=0.5, help="flag what is unlike the training images, at this rate of false alarms"
+            min=0.0001, max=0.5, help="flag images unlike the training images, at this false alarm rate"
         ),
     ] = None,
     at: At = "",
@@ -61,9 +66,7 @@ def predict(
     from tl_dist.tools.predict.command import PredictOptions, predict_shown
 
     if of_type is not None and coverage is None:
-        raise Refusal(
-            "--type says for which images --coverage holds.", fix="add --coverage 0.95.", code=ExitCode.USAGE
-        )
+        raise Refusal("--type needs --coverage.", fix="add --coverage 0.95.", code=ExitCode.USAGE)
     request = Request(top=top, coverage=coverage, of_type=of_type, unknown=unknown)
     how = Computation(at, strategy, workers)
     predict_shown(PredictOptions(run, images, request, how, out, sort_into, null, max_bad))

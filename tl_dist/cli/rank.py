@@ -21,33 +21,39 @@ def rank(
     candidates: Annotated[
         str,
         typer.Option(
-            metavar="FILE|a,b,c", help="BACKBONE or BACKBONE:BLOCK each, or a YAML file with a list"
+            metavar="FILE|a,b,c",
+            help="networks to rank, each BACKBONE or BACKBONE:BLOCK; or a YAML file that lists them",
         ),
     ] = "",
     images: Annotated[
-        int, typer.Option(min=20, help="score by so many training images at most, drawn by class")
+        int, typer.Option(min=20, help="largest number of training images to score with, drawn by class")
     ] = 5000,
     trained: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN", help="a run to compare with; default: those of this config in --runs"),
+        typer.Option(
+            metavar="RUN",
+            help="trained run to compare the order with; default: the runs of this config in --runs",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="YAML", help="config of the best; default: CONFIG_best.yaml"),
+        typer.Option(
+            "--out", metavar="YAML", help="file for the config of the best; default: CONFIG_best.yaml"
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="what was found, as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
 ) -> int:
-    """Rank pretrained networks for a data set by their features, without the test split; write the best as YAML."""
+    """Rank pretrained networks by their features of the training images; write a config with the best."""
     from tl_dist.launcher.train import Request
     from tl_dist.terminal.console import Console
     from tl_dist.tools.rank.command import rank as rank_candidates
 
     request = Request(config, overrides or (), strategy, workers, runs)
     console = Console(stderr=as_json)
-    found = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
+    ranking = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(ranking, indent=1))
     return ExitCode.DONE

@@ -1,131 +1,43 @@
-"""What is done with a run that has been trained: `tl-dist eval`, `predict`, `calibrate`, `report` and others."""
+"""Commands that use a trained run: `tl-dist eval`, `predict`, `calibrate`, `report` and others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tl_dist.cli.arguments import At, Overrides, RunPath, Split, Strategy, Workers
+from tl_dist.cli.evaluate import evaluate
 from tl_dist.cli.predict import predict
-from tl_dist.launcher.task import Computation
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.refusal import ExitCode
 
 trained_app = typer.Typer()
+trained_app.command("eval")(evaluate)
 trained_app.command()(predict)
-
-
-@trained_app.command("eval")
-def evaluate(
-    run: RunPath,
-    split: Annotated[
-        Split | None, typer.Option(help="default: test; of --data all, where it has no test split")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR|CONFIG", help="another labelled data set; classes are matched by name"),
-    ] = None,
-    views: Annotated[
-        str | None,
-        typer.Option(help="mean over these views, such as flip,dihedral; default: those of the run"),
-    ] = None,
-    by_group: Annotated[
-        bool, typer.Option("--by-group", help="also by the types and groups that the data set has")
-    ] = False,
-    by: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN|REGEX", help="also by a column of its table, or by a part of the paths"),
-    ] = None,
-    corruptions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="all|noise,blur,weather,digital,geometry", help="accuracy on images that are corrupted so"
-        ),
-    ] = None,
-    severity: Annotated[
-        str | None, typer.Option(metavar="1-5", help="of the corruptions: one, or a range; default: all")
-    ] = None,
-    at: At = "",
-    strategy: Strategy = None,
-    workers: Workers = None,
-) -> int:
-    """Evaluate a checkpoint of a run."""
-    from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import relative, show_evaluation, show_flattered
-    from tl_dist.tools.evaluate.command import evaluate as evaluate_run
-
-    console = Console()
-    how = Computation(at, strategy, workers, [] if views is None else [f"evaluation.views=[{views}]"])
-    groups = [*["any"] * by_group, *([by] if by else [])]
-    if corruptions is not None:
-        if data is not None or groups:
-            what = "--corruptions is of the run's own images, all together."
-            raise Refusal(what, fix="leave out --data, --by-group and --by.", code=ExitCode.USAGE)
-        return _evaluate_corrupted(run, split or Split.TEST, how, corruptions, severity or "1-5")
-    if severity is not None:
-        what = "--severity is of corruptions, and there are none."
-        raise Refusal(what, fix="add --corruptions all, or leave out --severity.", code=ExitCode.USAGE)
-    if data is not None:
-        return _evaluate_data(run, data, split, how, groups)
-    said = partial(console.say, style="dim")
-    with console.busy(f"evaluating {run}"):
-        record = evaluate_run(run, split or Split.TEST, how, by=groups, say=said)
-    show_evaluation(record, console)
-    show_flattered(run, console)
-    if "calibration" in record["figures"]:
-        picture = run / "evaluations" / f"{record['split']}_reliability.png"
-        console.say(f"reliability diagram: {relative(picture)}", style="dim")
-    return ExitCode.DONE
-
-
-def _evaluate_data(
-    run: Path, data: Path, split: Split | None, how: Computation, groups: Sequence[str]
-) -> int:
-    from tl_dist.terminal.console import Console
-    from tl_dist.terminal.tables import show_evaluation
-    from tl_dist.tools.evaluate.command import evaluate_data, show_matching
-
-    console = Console()
-    with console.busy(f"evaluating {run}"):
-        record = evaluate_data(run, data, split, how, by=groups)
-    show_evaluation(record, console)
-    show_matching(record["data"], partial(console.say, style="yellow"))
-    return ExitCode.DONE
-
-
-def _evaluate_corrupted(run: Path, split: Split, how: Computation, corruptions: str, severity: str) -> int:
-    from tl_dist.terminal.console import Console
-    from tl_dist.tools.evaluate import command
-
-    console, names_and_severities = Console(), command.parse_corruptions(corruptions, severity)
-    with console.busy(f"evaluating {run}"):
-        record = command.evaluate(run, split, how, corruptions=names_and_severities)
-    command.show_corrupted(record, console)
-    return ExitCode.DONE
 
 
 @trained_app.command()
 def calibrate(
     run: RunPath,
     unknown: Annotated[
-        bool, typer.Option("--unknown", help="also keep what predict --unknown compares images with")
+        bool,
+        typer.Option("--unknown", help="also keep the features that predict --unknown compares images with"),
     ] = False,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Fit a temperature on the validation split, so that probabilities can be trusted; no class changes."""
+    """Calibrate the probabilities of a run on its validation split. No predicted class changes."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.tools.calibrate.command import calibrate as calibrate_run
     from tl_dist.tools.calibrate.command import show
 
     console = Console()
     with console.busy(f"calibrating {run}"):
-        found = calibrate_run(run, Computation(at, strategy, workers), unknown=unknown)
-    show(found, run, console.say)
+        calibration = calibrate_run(run, Computation(at, strategy, workers), unknown=unknown)
+    show(calibration, run, console.say)
     return ExitCode.DONE
 
 
@@ -135,43 +47,47 @@ def prune(
     overrides: Overrides = None,
     by: Annotated[
         float,
-        typer.Option(
-            min=0.05, max=0.95, help="share of the channels, those of the smallest filters, to leave out"
-        ),
+        typer.Option(min=0.05, max=0.95, help="share of the channels to remove, smallest filters first"),
     ] = 0.5,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Train a smaller copy of a run, without a share of its channels and taught by the run: RUN-pruned-SHARE."""
+    """Train RUN-pruned-SHARE: a copy of a run with fewer channels, distilled from the run."""
     from tl_dist.launcher.train import Request, train_config
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
     from tl_dist.tools.prune.command import pruned
 
-    of = RunDir.open(run)
-    request = Request(of.config_file, overrides or (), strategy, workers, of.path.parent)
-    return train_config(pruned(of, by, request.all_overrides), request.runs, Console())
+    teacher = RunDir.open(run)
+    request = Request(teacher.config_file, overrides or (), strategy, workers, teacher.path.parent)
+    return train_config(pruned(teacher, by, request.all_overrides), request.runs, Console())
 
 
 @trained_app.command()
 def export(
     run: RunPath,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="savedmodel, keras, onnx or litert")],
-    int8: Annotated[bool, typer.Option("--int8", help="litert with weights of 8 bits")] = False,
-    float16: Annotated[bool, typer.Option("--float16", help="litert with weights of 16 bits")] = False,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="format: savedmodel, keras, onnx or litert")
+    ],
+    int8: Annotated[bool, typer.Option("--int8", help="litert with 8-bit weights")] = False,
+    float16: Annotated[bool, typer.Option("--float16", help="litert with 16-bit weights")] = False,
     check: Annotated[
-        str, typer.Option(metavar="SPLIT", help="compare it with the run on this split; none: on none")
+        str,
+        typer.Option(
+            metavar="SPLIT", help="split on which the export is compared with the run; none: no comparison"
+        ),
     ] = "test",
     min_agreement: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="share of images of the same class below which it fails"),
+        typer.Option(min=0, max=1, help="smallest share of images on which export and run must agree"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="default: RUN/exports/FORMAT")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="directory to write; default: RUN/exports/FORMAT"),
     ] = None,
     at: At = "",
 ) -> int:
-    """Export the model of a run for another runtime, and compare it with the run image by image."""
+    """Export the model of a run for another runtime and compare the two image by image."""
     from tl_dist.runs.directory import RunDir
     from tl_dist.terminal.console import Console
     from tl_dist.tools.export import Request
@@ -194,23 +110,29 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="a run; several are compared with the first, on the same examples"
+            metavar="RUN...", help="a run; further runs are compared with the first, on the same examples"
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="default: RUN/report.html; of several runs comparison.html"),
+        typer.Option(
+            metavar="FILE",
+            help="page to write; default: RUN/report.html, or comparison.html for several runs",
+        ),
     ] = None,
     split: Annotated[
-        Split | None, typer.Option(help="default: test; of a run without one, validation")
+        Split | None,
+        typer.Option(help="split to report on; default: test, or validation where there is none"),
     ] = None,
     heat_maps: Annotated[
-        int, typer.Option(min=0, max=500, metavar="N", help="of the N errors that it was most sure of")
+        int,
+        typer.Option(min=0, max=500, metavar="N", help="number of heat maps, of the most confident errors"),
     ] = 40,
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Write a self-contained page about a run: figures, errors with heat maps, doubtful labels, curves."""
+    """Write a self-contained HTML page: figures, errors with heat maps, doubtful labels, curves."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import relative
     from tl_dist.tools.explain.command import ask
@@ -221,16 +143,16 @@ def report(
     console = Console()
     request = Request(runs, out, split, heat_maps, Computation("", strategy, workers), ask)
     with console.busy("reading the run") as show_text:
-        made = report_runs(request, show_text)
-    console.say(f"{relative(made)}: {made.stat().st_size / 1e6:.1f} MB", style="bold")
-    for line in after_report(runs[0], made) if len(runs) == 1 else ():
+        page = report_runs(request, show_text)
+    console.say(f"{relative(page)}: {page.stat().st_size / 1e6:.1f} MB", style="bold")
+    for line in after_report(runs[0], page) if len(runs) == 1 else ():
         console.say(line, style="dim")
     return ExitCode.DONE
 
 
 @trained_app.command()
 def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=True)] = False) -> int:
-    """Send a run to its trackers (report.track); nothing is sent twice."""
+    """Send to the trackers of a run (report.track) what they do not have yet."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.track.command import beside
     from tl_dist.tools.track.command import sync as sync_run
@@ -242,8 +164,8 @@ def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=
         return beside(run, lambda path: report(Request([path], pictures=False), lambda text: None))
     console = Console()
     with console.busy(f"sending {run}"):
-        said = sync_run(run)
-    for line in said:
+        lines = sync_run(run)
+    for line in lines:
         console.say(line)
     return ExitCode.DONE
 
@@ -251,19 +173,24 @@ def sync(run: RunPath, keep_on: Annotated[bool, typer.Option("--beside", hidden=
 @trained_app.command()
 def explain(
     run: RunPath,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="files, folders, patterns")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="files, folders or patterns")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="default: beside each image")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="directory for the pictures; default: beside each image"),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="CAM", help="layercam or gradcam")] = "layercam",
+    method: Annotated[
+        str, typer.Option(metavar="CAM", help="kind of heat map: layercam or gradcam")
+    ] = "layercam",
     of_class: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="default: the class that is predicted")
+        str | None,
+        typer.Option("--class", metavar="NAME", help="class to explain; default: the predicted class"),
     ] = None,
     at: At = "",
     strategy: Strategy = None,
     workers: Workers = None,
 ) -> int:
-    """Show which part of an image decides its class: LayerCAM and integrated gradients, as a picture."""
+    """Draw which parts of an image decide its class, by LayerCAM and integrated gradients."""
+    from tl_dist.launcher.task import Computation
     from tl_dist.terminal.console import Console
     from tl_dist.tools.explain.command import ExplainOptions
     from tl_dist.tools.explain.command import explain as explain_images
@@ -278,18 +205,18 @@ def explain(
 @trained_app.command()
 def serve(
     path: Annotated[Path, typer.Argument(metavar="RUN|EXPORT", help="directory of a run or of an export")],
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free")] = 8501,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="port to listen on; 0: any free port")] = 8501,
     host: Annotated[
-        str, typer.Option(help="address to listen on; another than this lets others in")
+        str, typer.Option(help="address to listen on; any address but loopback lets others in")
     ] = "127.0.0.1",
     at: At = "",
 ) -> int:
-    """Serve a model over HTTP, in TensorFlow Serving's REST format, with a page to drop images on."""
+    """Serve a model over HTTP, by TensorFlow Serving's REST API and a page to drop images on."""
     from tl_dist.terminal.console import Console
     from tl_dist.tools.serve.command import become_server, reachable_by_others
 
     if reachable_by_others(host):
-        warning = f"whoever can reach {host} can use this server: it asks for no password"
+        warning = f"anyone who can reach {host} can use this server: it asks for no password"
         Console().say(warning, style="yellow")
     become_server(path, host=host, port=port, at=at)
 
@@ -298,12 +225,12 @@ def serve(
 def compare(
     first: RunPath,
     second: RunPath,
-    split: Split = Split.TEST,
+    split: Annotated[Split, typer.Option(help="split to compare on")] = Split.TEST,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="on the corrupted images of eval --corruptions")
+        bool, typer.Option("--corruptions", help="compare the results of eval --corruptions")
     ] = False,
 ) -> int:
-    """Test whether two runs differ, by a paired test on the same examples."""
+    """Compare two runs by a paired test on the same examples."""
     from tl_dist.terminal.console import Console
     from tl_dist.terminal.tables import show_flattered
     from tl_dist.tools.compare import command

@@ -1,1 +1,1 @@
-"""What a person sees: the live line of a run, and tables."""
+"""Show runs to the user: the live line, tables, and the console that they are printed on."""

@@ -1,6 +1,6 @@
-"""The one way to a terminal: rich's console and text, with nothing of what they are given interpreted.
+"""Print to a terminal through rich, without interpreting anything in the text.
 
-Nobody else names rich's `Console` and `Text`. Strings that a table or `print` is given are covered as well.
+No other module names rich's `Console` and `Text`. Strings given to a table or to `print` are covered as well.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from rich.text import Text
 
 from tl_dist.refusal import printable, shortened
 
-_LONGEST = 100_000  # characters of a line or a cell: the longest of ours is a plan of thousands of hosts
+_LONGEST = 100_000  # characters of a line or a cell; a plan for thousands of hosts still fits
 
 
 class Console(rich.console.Console):
-    """A console for which `[red]` and `:smile:` are text, and which obeys no control character."""
+    """Print `[red]` and `:smile:` as text, and control characters as escapes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Each string that is printed or in a table comes here, on its way to become text."""
+        """Turn a string, printed or in a table, into text: rich calls this for each of them."""
         return super().render_str(shortened(printable(text, lines=True), _LONGEST), **options)
 
     def say(self, text: str, *, style: str = "") -> None:
-        """One line of plain text, whole, whatever the width: people copy it."""
+        """Print one line of plain text without breaking it at the width, so that it can be copied."""
         self.print(plain(text, style), soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[Callable[[str], None]]:
-        """A sign of life while the body works, on a terminal alone; what it gets shows another text in its place."""
+        """Show a sign of life while the body works, on a terminal only; yields a function that changes the text."""
         if not self.is_terminal:
             yield lambda text: None
             return
@@ -42,5 +42,5 @@ class Console(rich.console.Console):
 
 
 def plain(text: str, style: str = "", **options: Any) -> Text:
-    """One line of text, or one cell: shown as it is, with escapes for what is not printable."""
+    """Return one line or cell of text, shown literally, with escapes for unprintable characters."""
     return Text(shortened(printable(text), _LONGEST), style, **options)

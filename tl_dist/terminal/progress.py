@@ -1,7 +1,7 @@
-"""What a person sees of a training run: one live line on a terminal, a plain line now and then elsewhere.
+"""Show the progress of a run: one live line on a terminal, a plain line at intervals elsewhere.
 
-Everything shown comes from the records that rank 0 appends to `metrics.jsonl`, so the supervisor, which is
-another process, shows the same as rank 0 under a foreign launcher.
+Everything shown comes from the records that rank 0 appends to `metrics.jsonl`. So the supervisor, which is another
+process, shows the same as rank 0 does under `mpirun`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MAX_CONFUSIONS = 10
 
 
 def progress_line(record: Record, width: int | None = None) -> str:
-    """One line about a "train" record; what matters least is left out until it fits into `width` columns."""
+    """Format a "train" record as one line; the least important parts are dropped until it fits `width` columns."""
     parts = _parts(record)
-    for least in (None, "shares", "rate", "workers", "scale", "speed"):
-        if least is not None:
-            parts.pop(least, None)
+    for dropped in (None, "shares", "rate", "workers", "scale", "speed"):
+        if dropped is not None:
+            parts.pop(dropped, None)
         line = " | ".join(_joined(parts))
         if width is None or len(line) <= width:
             return line
@@ -38,7 +38,7 @@ def progress_line(record: Record, width: int | None = None) -> str:
 
 
 def evaluation_line(record: Record) -> str:
-    """One line about an "evaluation" record: counts first, since they can be compared exactly."""
+    """Format an "evaluation" record as one line: counts first, since they can be compared exactly."""
     correct, total = int(record["num_correct"]), int(record["num_examples"])
     split = record.get("split", "evaluation")
     line = f"{split} accuracy {correct:,} of {total:,} ({correct / max(total, 1):.4f})"
@@ -50,14 +50,14 @@ def evaluation_line(record: Record) -> str:
 
 
 def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
-    """The confusion matrix of an "evaluation" record as a table; its largest errors where it does not fit."""
+    """Build a table of the confusion matrix of an "evaluation" record; of its largest errors where it does not fit."""
     import numpy as np
     from rich.table import Table
 
     from tl_dist.scores.figures import largest_errors
     from tl_dist.terminal.console import plain
 
-    if "largest_errors" in record:  # of many classes there is no more
+    if "largest_errors" in record:  # with many classes the record has no matrix
         errors = int(record["num_examples"]) - int(record["num_correct"])
         return _error_table(record["largest_errors"], errors)
     counts: Sequence[Sequence[int]] = record.get("confusion") or ()
@@ -80,7 +80,7 @@ def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
 
 
 def batch_norm_line(record: Record) -> str:
-    """What became of the batch-norm layers: "batch norm (sync): 52 layers, 12 trained, statistics of 12 moved"."""
+    """Format a "batch_norm" record: "batch norm (sync): 52 layers, 12 trained, statistics of 12 moved"."""
     layers = record["layers"]
     trained = sum(layer["trainable"] for layer in layers)
     moved = sum(layer["statistics_moved"] for layer in layers)
@@ -90,7 +90,7 @@ def batch_norm_line(record: Record) -> str:
 
 
 def extraction_line(record: Record) -> str:
-    """One line about an "extraction" or a "prediction" record: how many images are done."""
+    """Format an "extraction" or "prediction" record as one line: how many images are done."""
     what = f"features of {record['split']} " if "split" in record else "images "
     line = f"{what}{int(record['done']):,}/{int(record['total']):,}"
     if not record["examples_per_s"]:
@@ -101,9 +101,9 @@ def extraction_line(record: Record) -> str:
 
 
 class Progress:
-    """Shows records as they come; a context manager, since it may own the terminal's last line.
+    """Show records as they come; a context manager, since it may own the terminal's last line.
 
-    `every_s` is the time between plain lines where the output is no terminal.
+    `every_s` is the time between plain lines where the output is not a terminal.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Progress:
         self._last_line_at = float("-inf")
         self._line: str | None = None  # not yet printed for good
         self._live: Live | None = None
-        self._nobody_looks = False
+        self._output_closed = False
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -134,7 +134,7 @@ class Progress:
             self._line = None
 
     def show(self, record: Record) -> None:
-        """Show one record of `metrics.jsonl`; other events show nothing."""
+        """Show one record of `metrics.jsonl`; events that are not for the user show nothing."""
         event = record.get("event")
         if event == "train":
             self._moving(
@@ -156,7 +156,7 @@ class Progress:
         self._print(text, style)
 
     def _moving(self, line: Callable[[int | None], str], last: bool) -> None:
-        """Replace the live line; where there is none, print it when it is time, or when it is the last."""
+        """Replace the live line; without one, print the line if `every_s` has passed or it is the last."""
         now = self._clock()
         if self._live is not None:
             self._line = line(self._console.width)
@@ -170,12 +170,12 @@ class Progress:
         self._try(partial(self._console.print, self._text(text, style), soft_wrap=True))
 
     def _try(self, show: Callable[[], None]) -> None:
-        """A terminal that was closed, or a pipe without reader, is no reason to end a run."""
-        if not self._nobody_looks:
+        """Call `show`; a terminal that was closed, or a pipe without a reader, does not end the run."""
+        if not self._output_closed:
             try:
                 show()
             except (OSError, SystemExit):  # rich leaves by SystemExit when a pipe breaks
-                self._nobody_looks = True
+                self._output_closed = True
 
     @staticmethod
     def _text(text: str, style: str | None = None) -> RenderableType:
@@ -188,7 +188,7 @@ _RANKS_SHOWN = 4
 
 
 def _parts(record: Record) -> dict[str, str]:
-    """The parts of a progress line by name, in order."""
+    """Return the parts of a progress line by name, in order."""
     parts = {"place": f"step {_count(record, 'step')}/{_count(record, 'total_steps')}"}
     if record.get("epochs"):
         epochs = float(record["epochs"])
@@ -219,7 +219,7 @@ def _parts(record: Record) -> dict[str, str]:
 
 
 def _data_wait(record: Record) -> str:
-    """The share of the time that was spent waiting for data: of each rank, or of many the largest and its rank."""
+    """Format the share of time spent waiting for data: of each rank; of many ranks, the largest and its rank."""
     largest = f"{100 * float(record['data_wait_share']):.0f}"
     ranks = [100 * float(share) for share in record.get("data_wait_shares", ())]
     if "data_wait_rank" in record:
@@ -243,7 +243,7 @@ def _count(record: Record, key: str) -> str:
 
 
 def _short_float(value: float) -> str:
-    """3.0e-4 rather than 3.0e-04."""
+    """Format 3.0e-4 rather than 3.0e-04."""
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 

@@ -1,4 +1,4 @@
-"""What is shown of runs when they are not training: the end of one, and the table of all."""
+"""Show results of runs: the end of one, its evaluations, and the table of all."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _FIGURES = {"test_accuracy": "test", "validation_accuracy": "validation", "loss"
 
 
 def show_end(run: RunDir, console: Console) -> None:
-    """The figures of a finished run, where it is, and how to look at its curves."""
-    # The last of each split.
+    """Show the figures of a finished run, its directory, and the command that shows its curves."""
+    # A dict keeps the last record of each split.
     results = {str(r.get("split")): r for r in records(run.metrics_file) if r.get("event") == "evaluation"}
     final = results.get("test") or results.get("validation")
     if final is not None:
@@ -43,13 +43,13 @@ def show_end(run: RunDir, console: Console) -> None:
 
 
 def show_flattered(run: Path, console: Console, name: str = "") -> None:
-    """Why figures of the run are too good, each behind `name`; nothing where they are not."""
+    """Show each reason why figures of the run are too good, after `name`; nothing if there is none."""
     for text in flattered(run):
         console.say(f"{name}{text}", style="yellow")
 
 
 def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
-    """The last loss of each run: in training, and on the split that it held out."""
+    """Show the last loss of each run, in training and on its held-out splits."""
     for name, run in runs.items():
         last = {
             str(r.get("split", "train")): r
@@ -61,21 +61,21 @@ def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
 
 
 def show_evaluation(record: Record, console: Console) -> None:
-    """One evaluation: "x of N", the other figures, how far one split can be trusted, and its confusion matrix."""
+    """Show an evaluation: "x of N", the other figures, the interval, and the confusion matrix."""
     console.say(evaluation_line(record), style="bold")
-    found = record.get("figures")
-    if found:
-        console.say(figures.summary_line(found))
-        low, high = found["interval"]
-        by = f" ({found['interval_by']})" if "interval_by" in found else ""
+    values = record.get("figures")
+    if values:
+        console.say(figures.summary_line(values))
+        low, high = values["interval"]
+        by = f" ({values['interval_by']})" if "interval_by" in values else ""
         console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}{by}", style="dim")
-    if found and "accuracy_at_threshold" in found:
-        chosen = f"{found['threshold']:.3f}, chosen on the validation split"
-        console.say(f"accuracy {found['accuracy_at_threshold']:.4f} at threshold {chosen}")
-    if found and "never_seen" in found:
-        console.say(evaluation.never_seen_line(found["never_seen"]), style="yellow")
-    if found and "calibration" in found:
-        console.say(calibration_line(found["calibration"]))
+    if values and "accuracy_at_threshold" in values:
+        threshold = f"{values['threshold']:.3f}, chosen on the validation split"
+        console.say(f"accuracy {values['accuracy_at_threshold']:.4f} at threshold {threshold}")
+    if values and "never_seen" in values:
+        console.say(evaluation.never_seen_line(values["never_seen"]), style="yellow")
+    if values and "calibration" in values:
+        console.say(calibration_line(values["calibration"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
@@ -84,21 +84,21 @@ def show_evaluation(record: Record, console: Console) -> None:
         show_groups(kind, rows, console)
 
 
-def calibration_line(found: Mapping[str, Any]) -> str:
-    """What the temperature changes: "calibrated, temperature 1.830: log loss 0.402 to 0.361, ECE 0.084 to 0.021"."""
+def calibration_line(calibration: Mapping[str, Any]) -> str:
+    """Format the effect of a temperature: "calibrated, temperature 1.830: log loss 0.402 to 0.361, ..."."""
     names = {"log_loss": "log loss", "ece": "ECE"}
     changes = [
-        f"{name} {found['before'][key]:.3f} to {found['after'][key]:.3f}"
+        f"{name} {calibration['before'][key]:.3f} to {calibration['after'][key]:.3f}"
         for key, name in names.items()
-        if found["before"][key] is not None
+        if calibration["before"][key] is not None
     ]
-    fitted = found.get("num_fitted", 0)  # which older records do not have
+    fitted = calibration.get("num_fitted", 0)  # older records do not have it
     flatters = f" (fitted to {fitted:,} of these very images: it flatters)" if fitted else ""
-    return f"calibrated, temperature {found['temperature']:.3f}: {', '.join(changes)}{flatters}"
+    return f"calibrated, temperature {calibration['temperature']:.3f}: {', '.join(changes)}{flatters}"
 
 
 def _show_classes(record: Record, console: Console) -> None:
-    """A row for each class that has examples, where the record has them; of many those of the lowest recall."""
+    """Show a row for each class that has examples; of many classes, the ones with the lowest recall."""
     from tl_dist.terminal.console import plain
 
     rows = [row for row in record.get("classes", ()) if row["num_examples"]]
@@ -108,9 +108,9 @@ def _show_classes(record: Record, console: Console) -> None:
     table = narrow_table("class", "images", "recall", "95 % interval", "precision", "F1", folds=("class",))
     for row in shown:
         low, high = row["interval"]
-        said = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
+        scores = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
         table.add_row(
-            plain(row["class"]), f"{row['num_examples']:,}", said[0], f"{low:.3f}-{high:.3f}", *said[1:]
+            plain(row["class"]), f"{row['num_examples']:,}", scores[0], f"{low:.3f}-{high:.3f}", *scores[1:]
         )
     console.print(table)
     if len(shown) < len(rows):
@@ -118,14 +118,14 @@ def _show_classes(record: Record, console: Console) -> None:
 
 
 def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A row for each group, the lowest accuracy first, and what is to be thought of the worst."""
+    """Show a row for each group, lowest accuracy first, and whether the worst is more than chance."""
     from tl_dist.terminal.console import plain
 
     table = narrow_table(kind, "images", "accuracy", "95 % interval", "log loss", folds=(kind,))
     for row in rows[:_MAX_CLASSES]:
         low, high = row["interval"]
-        figures_of = f"{row['accuracy']:.3f}", f"{low:.3f}-{high:.3f}", f"{row['log_loss']:.3f}"
-        table.add_row(plain(row["name"]), f"{row['num_examples']:,}", *figures_of)
+        cells = f"{row['accuracy']:.3f}", f"{low:.3f}-{high:.3f}", f"{row['log_loss']:.3f}"
+        table.add_row(plain(row["name"]), f"{row['num_examples']:,}", *cells)
     console.print(table)
     if len(rows) > _MAX_CLASSES:
         console.say(f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
@@ -133,7 +133,7 @@ def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) 
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
-    """A table that fits into 80 columns: those named in `folds` go over several lines, and nothing is cut off."""
+    """Return a table for 80 columns: columns named in `folds` wrap over several lines; nothing is cut off."""
     from rich import box
     from rich.table import Table
 
@@ -144,13 +144,13 @@ def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
 
 
 def column_groups(names: Sequence[str], width: int, console: Console, *, beside: int) -> list[Sequence[str]]:
-    """The names of columns of this width, in as many tables as it takes; `beside` is the room for other columns."""
+    """Split columns of this width into as many tables as fit; `beside` is the room that other columns take."""
     at_once = max(1, (console.width - beside - 2) // (width + 1))
     return [names[first : first + at_once] for first in range(0, len(names), at_once)]
 
 
 def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
-    """One line for each run, the most recent first."""
+    """Show one line for each run, the most recent first."""
     from tl_dist.terminal.console import plain
 
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
@@ -173,7 +173,7 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
 
 
 def show_schema(console: Console) -> None:
-    """Every key of a config: its default, what it holds and what that does."""
+    """Show every key of a config, its default, type and meaning."""
     from rich import box
     from rich.table import Table
 
@@ -188,21 +188,20 @@ def show_schema(console: Console) -> None:
 
 
 def show_remarks(remarks: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """What training does to some images, a line each."""
-    for one in remarks:
-        console.say(
-            f"{one['count']:,} of {one['of']:,} {one['what']}; such as {one['example']}", style="yellow"
-        )
+    """Show what decoding changes in some images, one line for each kind."""
+    for remark in remarks:
+        example = f"such as {remark['example']}"
+        console.say(f"{remark['count']:,} of {remark['of']:,} {remark['what']}; {example}", style="yellow")
 
 
 def relative(path: Path) -> str:
-    """The path as a person in the working directory would write it."""
+    """Return the path as the user would write it in the working directory."""
     inside = path.absolute().is_relative_to(Path.cwd())
     return os.path.relpath(path) if inside else str(path)
 
 
 def ago(seconds: float) -> str:
-    """An age in its largest unit."""
+    """Format an age in its largest unit."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

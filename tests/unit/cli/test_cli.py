@@ -201,11 +201,13 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_64(
             "error: override 'workers=2': strategy 'single' has one worker, not 2. "
             "Fix: write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
         ),
-        (["runs", "nowhere"], "error: nowhere is not a directory. Fix: name the one that holds the runs."),
+        (
+            ["runs", "nowhere"],
+            "error: nowhere is not a directory. Fix: name the directory that holds the runs.",
+        ),
         (
             ["eval", "runs/some", "--severity", "3"],
-            "error: --severity is of corruptions, and there are none. "
-            "Fix: add --corruptions all, or leave out --severity.",
+            "error: --severity needs --corruptions. Fix: add --corruptions all, or leave out --severity.",
         ),
     ],
 )
