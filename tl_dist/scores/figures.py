@@ -306,19 +306,6 @@ def paired(
     }
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct the p-values of several tests for their number (Holm 1979).
-
-    With probability 0.95, none of the corrected values below 0.05 is a false alarm.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(p_values), 0, -1)
-    corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    unsorted = np.empty(len(p_values))
-    unsorted[order] = corrected
-    return [float(p) for p in unsorted]
-
-
 def summary_line(values: Mapping[str, Any]) -> str:
     """Write figures in one line for users; undefined ones are left out."""
     names = {

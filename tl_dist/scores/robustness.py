@@ -48,10 +48,10 @@ class Hits:
     """[corruptions, severities, examples]"""
     step: int
     image_size: int
-    groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
-    """of the examples, as `Predictions.groups`"""
     version: int = 1
     """of the corruptions, see `VERSION`; files of version 1 do not contain it"""
+    groups: NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
+    """of the examples, as `Predictions.groups`"""
 
     def __post_init__(self) -> None:
         num = len(self.ids)

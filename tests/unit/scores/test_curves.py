@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_dist.scores import curves, figures
+from tl_dist.scores import clusters, curves, figures
 
 
 @pytest.fixture(scope="module")
@@ -45,5 +45,5 @@ def test_bins_add_up_to_the_calibration_error(said: tuple[np.ndarray, np.ndarray
 
 def test_holm_corrects_as_published() -> None:
     # Holm (1979): the smallest of m is multiplied by m, the next by m - 1, and none falls below one before it.
-    assert figures.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert figures.holm([0.9, 0.5]) == [1.0, 1.0] and figures.holm([]) == []
+    assert clusters.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert clusters.holm([0.9, 0.5]) == [1.0, 1.0] and clusters.holm([]) == []

@@ -116,7 +116,7 @@ def _tests(compared: Compared) -> dict[str, Any]:
         figures.paired(compared.labels, compared.probabilities[0], other, compared.groups)
         for other in compared.probabilities[1:]
     ]
-    corrected = figures.holm([test["p_value"] for test in tests])
+    corrected = clusters.holm([test["p_value"] for test in tests])
     rows = [
         {
             "first": names[0],
