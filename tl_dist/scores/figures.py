@@ -134,10 +134,7 @@ def largest(probabilities: NDArray[np.float32], top: int) -> tuple[NDArray[np.in
 
 
 def by_class(confusion: NDArray[np.int64], intervals: clusters.OfClasses = None) -> list[dict[str, Any]]:
-    """Return the examples, recall with 95 % interval, precision and F1 of each class; None if undefined.
-
-    The interval is Wilson's, or one of `intervals` if examples come in groups.
-    """
+    """Return examples, recall with interval (Wilson's, or of `intervals`), precision and F1 of each class, or None."""
     return of_classes(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0), intervals)
 
 
@@ -203,10 +200,7 @@ def _area_under_roc(scores: Said, is_positive: NDArray[np.bool_]) -> float:
 def log_loss(
     labels: Labels, probabilities: Probabilities, weights: NDArray[np.float64] | None = None
 ) -> float:
-    """Return the mean negative log probability of the true class, which is at least `LEAST`.
-
-    `weights` [examples] in the mean; default: equal.
-    """
+    """Return the mean, by `weights` [examples], of -log of the true class's probability, which is at least `LEAST`."""
     return mean_surprise(probabilities[np.arange(len(labels)), labels], weights)
 
 
@@ -273,12 +267,7 @@ def accuracy_interval(accuracies: Sequence[float], test_to_train: float) -> list
     return [max(0.0, low), min(1.0, high)]
 
 
-def paired(
-    labels: Labels,
-    first: Said,
-    second: Said,
-    groups: clusters.Groups = (),
-) -> dict[str, Any]:
+def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = ()) -> dict[str, Any]:
     """Compare two classifiers on the same examples: exact McNemar test, and an interval of the difference.
 
     `interval` is the 95 % percentile bootstrap of accuracy(second) - accuracy(first) over examples. If these have
