@@ -201,7 +201,7 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, st
             crc = crc32c(data)
             matches = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
             yield start, data, check, "" if matches else "the checksum of the data is wrong"
-            ahead.at = last + 4
+            ahead.skip_to(last + 4)
             start += length + 16
 
 
@@ -229,6 +229,10 @@ class _ReadAhead:
                 return False
             self.end += count
         return True
+
+    def skip_to(self, at: int) -> None:
+        """Drop what lies before `at` in the buffer."""
+        self.at = at
 
 
 def _key(file: Path, keys: Keys) -> str:
