@@ -108,9 +108,7 @@ class Optimizer:
             INITIAL_LOSS_SCALE if scale_loss else 1.0, trainable=False, name="loss_scale"
         )
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
-        self._rate_factor = tf.Variable(
-            1.0, trainable=False
-        )  # not saved: set from the history of a checkpoint
+        self._rate_factor = tf.Variable(1.0, trainable=False)  # not saved: comes from a checkpoint's history
         self.variables: dict[str, Any] = {
             **{
                 "optimizer/updates" + (f"/{k}" if k else ""): variable
