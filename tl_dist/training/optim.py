@@ -107,8 +107,7 @@ class Optimizer:
         scale = INITIAL_LOSS_SCALE if scale_loss else 1.0
         self._loss_scale = tf.Variable(scale, trainable=False, name="loss_scale")
         self._finite_in_a_row = tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_in_a_row")
-        # Not saved: set from the history of a checkpoint.
-        self._rate_factor = tf.Variable(1.0, trainable=False)
+        self._rate_factor = tf.Variable(1.0, trainable=False)  # not saved: comes from a checkpoint's history
         self.variables: dict[str, Any] = {
             **{
                 "optimizer/updates" + (f"/{k}" if k else ""): variable
