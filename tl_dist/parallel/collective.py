@@ -93,7 +93,7 @@ class Collective(OneOfMany):
             _start_server(self.rank, endpoints, timeout_s)
             if guard:
                 guard.check()
-            task = f"/job:trainer/replica:0/task:{self.rank}/device:"
+            task = f"/job:worker/replica:0/task:{self.rank}/device:"
             self._use({True: f"{task}CPU:0", False: f"{task}{'GPU' if self._on_gpu else 'CPU'}:0"})
             # TensorFlow gathers in the order of its devices' names, in which task 10 comes before task 2.
             ranks = self._gathered(np.array([[self.rank]], np.int32), "ranks", on_cpu=True).numpy()[:, 0]
@@ -216,8 +216,8 @@ class Collective(OneOfMany):
 
 def _start_server(rank: int, endpoints: Sequence[str], timeout_s: float) -> None:
     """Start TensorFlow's server, by which workers exchange tensors and heartbeats; wait until all have started."""
-    task = f"/job:trainer/replica:0/task:{rank}"
-    leader = "/job:trainer/replica:0/task:0"
+    task = f"/job:worker/replica:0/task:{rank}"
+    leader = "/job:worker/replica:0/task:0"
     quiet_s = rank_layout.gloo_timeout_s(len(endpoints), os.environ)
     here = context.context()
     on_term = signal.getsignal(signal.SIGTERM)

@@ -96,7 +96,7 @@ def test_over_a_public_address_no_server_is_started_unless_that_was_asked_for(
         (tf.errors.UnavailableError, "Collective ops is aborted by: failed to connect", "died or stalled"),
         (tf.errors.UnavailableError, "Collective ops is aborted by: Connection reset by peer", "died ("),
         (tf.errors.UnavailableError, "Collective ops is aborted by: Deadline Exceeded", "stalled or cannot"),
-        (tf.errors.InternalError, "RecvBuf of /job:trainer/replica:0/task:1 failed", "died or stalled"),
+        (tf.errors.InternalError, "RecvBuf of /job:worker/replica:0/task:1 failed", "died or stalled"),
         (tf.errors.DeadlineExceededError, "Collective has timed out", "stalled or cannot"),
     ],
 )
