@@ -43,7 +43,7 @@ def install(what: list[str]) -> None:
         add("tensorflow", "tensorflow" if "[gpu" in what[1] else "tensorflow_cpu", "2.21.0")
         add("pytest", "pytest", "8.2", 'import sys\nprint("pytest:", sys.argv[1:])')
         (PACKAGES / "pytest" / "__main__.py").touch()
-        for name in ("tl-dist", "ruff", "mypy", "lint-imports"):
+        for name in ("tl-dist", "ruff", "codespell", "mypy", "lint-imports"):
             add_command(name)
     elif what[0].endswith(".whl"):
         add("horovod", "horovod", Path(what[0]).name.split("-")[1], HOROVOD)
