@@ -75,7 +75,7 @@ def everywhere(errors: dict[str, Sequence[float]], severities: Sequence[int] = (
     wrong = np.array([[round(e * num) for e in row] for row in errors.values()])
     right = np.arange(num) >= wrong[..., None]
     names, kinds = np.array([*errors], np.str_), np.array(severities)
-    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, VERSION)
+    return Hits(np.arange(num).astype(str), names, kinds, right[0, 0], right, 5, 224, version=VERSION)
 
 
 def test_alexnet_has_an_mce_of_1_by_itself() -> None:
