@@ -41,7 +41,7 @@ _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
 def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
     """Refuse (64) if a module of an extra is not installed, naming the command that installs it.
 
-    The command names the packages with their lower bounds, not `tl_dist[extra]`: anybody may own that name on an index.
+    The command names these packages with their lower bounds: on an index, anybody may own the name of this one.
     """
     missing = [name for name in imports if importlib.util.find_spec(name) is None]
     if not missing:

@@ -259,8 +259,8 @@ MISTAKES = {
     ),
     "reinitialized layers that nothing would normalize": (
         changed("resnet50", "resnet50\n  reinitialize: conv5\n  train_from: conv4\n  batch_norm: frozen"),
-        "x.yaml:9: batch_norm 'frozen' does not normalize layers reinitialized from 'conv5': means of 0 and variances "
-        "of 1. Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
+        "x.yaml:9: batch_norm 'frozen' does not normalize layers reinitialized from 'conv5': they keep means of 0 "
+        "and variances of 1. Fix: remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
     ),
     "reinitialized layers that a first stage keeps frozen": (
         changed("epochs: 10\n", "").replace("resnet50", "resnet50\n  reinitialize: conv5")

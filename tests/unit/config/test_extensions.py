@@ -175,7 +175,7 @@ def test_a_record_with_a_field_of_another_type_is_refused(site: Path, field: str
     sys.modules.pop("other_wrong", None)
     key = {"D": "data.name", "S": "strategy", "B": "model.backbone"}[WRONG[field][0]]
     said = refused(f"{key}=other_wrong:X", *(["data.options={}"] if key == "data.name" else []))
-    assert f"'{field}' of other_wrong:X is not what " in said and " Fix: correct it as tl_dist." in said
+    assert f"'{field}' of other_wrong:X has a type that " in said and " Fix: correct it as tl_dist." in said
 
 
 @pytest.mark.parametrize(

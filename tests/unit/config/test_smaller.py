@@ -67,7 +67,7 @@ def test_the_source_task_is_neither_taught_nor_pruned() -> None:
         (["model.prune=0.5"], "but the config has no source. Fix: train the whole network first"),
         (["model.prune=1"], "from 0 up and below 1"),
         (["model.prune=0.5", "source.run=x", "model.backbone=xception"], "xception has few of them"),
-        (["source.data.name=digits", "source.steps=3", "source.head=true"], "has classes of its own"),
+        (["source.data.name=digits", "source.steps=3", "source.head=true"], "has its own classes"),
         ([TAUGHT, "distill.temperature=0"], "above 0"),
         (["source.run=x", "source.head=true", "source.refit=true"], "it has no effect without model.prune"),
         ([*REFITTED, "source.head=false"], "must come from the source. Fix: write 'head: true' below 'source:'"),
