@@ -169,8 +169,13 @@ def _runs(cfg: Config) -> Iterator[tuple[str, Path, bool]]:
 
 
 def _starts(cfg: Config, root: Path) -> Iterator[tuple[str, bool, Seen]]:
-    """Yield what each run that a config starts from has seen, and what its source task will see."""
-    yield from ((f"{key} {run}", allowed, of_run(RunDir(run), root)) for key, run, allowed in _runs(cfg))
+    """Yield what each run that a config starts from has seen, and what its source task will see.
+
+    A directory that is no run is left to those who open it: they say what is wrong with it.
+    """
+    for key, run, allowed in _runs(cfg):
+        if RunDir(run).config_file.exists():
+            yield f"{key} {run}", allowed, of_run(RunDir(run), root)
     if (task := of_source(cfg)) is not None:
         yield f"source.data of '{task.name}'", False, _learnt(task, open_splits(task.data)[0], root)
 

@@ -88,7 +88,7 @@ def test_what_would_do_nothing_is_refused(overrides: list[str], what: str) -> No
     assert what in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_folds_are_not_taught_by_one_teacher() -> None:
+def test_a_teacher_that_is_no_run_is_refused_as_such_by_folds() -> None:
     request = Request(Path("trial.yaml"), (TAUGHT,))
-    with pytest.raises(Refusal, match=r"folds hold out\. Fix: "):
+    with pytest.raises(Refusal, match=r"is not a run\. Fix: "):
         cross_validation.cross_validate(request, 2, 1, Console())
