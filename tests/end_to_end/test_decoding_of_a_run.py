@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import tl_dist as tl
 from tests.end_to_end.harness import SMALL, Workspace
 from tl_dist.datasets.division import open_splits
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores.explanations import Explained, Request
+from tl_dist.scores.explanations import Explained
 from tl_dist.scores.figures import softmax
+from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.work import explain
 from tl_dist.trainer.load_model import loaded
 from tl_dist.trainer.setup import process_as_it_was
@@ -62,9 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, RunDir]
 
 def explained(run: RunDir, request: Request, directory: Path) -> Explained:
     directory.mkdir()
-    request.save(directory)
     with process_as_it_was():
-        explain(loaded(run, cores=None), directory)
+        explain(loaded(run, cores=None), replace(request, into=str(directory)))
     return Explained.load(directory)
 
 
@@ -76,8 +77,8 @@ def test_an_explanation_is_of_what_is_predicted(
     test = open_splits(tl.Run(run.path).config.data)[0]["test"]
     files = [f"images/{name}" for name in test.ids]
     predicted = tl.Run(run.path).predict(files).probabilities
-    asked = {"files": Request("layercam", False, files=files)}
-    asked["split"] = Request("layercam", False, split="test", examples=list(range(test.num_examples)))
+    asked = {"files": Request(files=files)}
+    asked["split"] = Request(split="test", examples=range(test.num_examples))
     shown = []
     for name in files:
         with Image.open(name) as picture:

@@ -113,4 +113,4 @@ def test_tuning_ranks_and_rank_probes_by_the_weights(workspace: Workspace) -> No
     said = tl_dist(workspace, "rank", "trial.yaml", "--candidates", "tiny,tiny:block2", "--json")
     row, _ = json.loads(said[said.index("\n{\n") :])["candidates"]
     assert row["linear_probe"] > 0.85 and row["weighted"]
-    assert "by their weights; in the other scores all count alike" in said
+    assert "each with its weight; the other scores are unweighted" in said

@@ -14,11 +14,11 @@ OPEN = """
 import sys
 from pathlib import Path
 from tl_dist.config import DataConfig
-from tl_dist.datasets import listing
+from tl_dist.datasets import directory_cache
 from tl_dist.datasets.division import open_splits
-listing.SETTLED_S = 0  # they have just been made
+directory_cache.SETTLED_S = 0  # they have just been made
 root, rank = sys.argv[1], int(sys.argv[2])
-with listing.kept(Path(root).parent / "listings", root, writes=rank == 0):
+with directory_cache.kept(Path(root).parent / "listings", root, writes=rank == 0):
     splits, _ = open_splits(DataConfig(name=sys.argv[3], path=root))
 print(sum(source.num_examples for source in splits.values()), splits["train"].fingerprint)
 """

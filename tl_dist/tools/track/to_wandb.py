@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
+from tl_dist.files.scratch import scratch
 from tl_dist.tools.track import Copied, Keep, NotTaken
 
 _PROJECT = "tl_dist"
@@ -32,10 +35,8 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
     if live:
         return f"at the end of the run, in {place}"
     content = _content(copied)
-    empty = copied.place / "wandb.new"
-    shutil.rmtree(empty, ignore_errors=True)
-    empty.mkdir(mode=0o700)
-    with chdir(empty):
+    # Outside the run, where nothing may be a link: the library leaves some.
+    with scratch(Path(tempfile.gettempdir()), "tl-dist-wandb") as empty, chdir(empty):
         import wandb
 
         offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
@@ -48,7 +49,6 @@ def send(copied: Copied, known: dict[str, Any], keep: Keep, *, live: bool) -> st
         if not offline and known.get("uploaded") != content:
             _upload(place)
             known["uploaded"] = content
-    shutil.rmtree(empty)
     return f"offline in {place}" if offline else f"run {copied.id}, and in {place}"
 
 
@@ -99,7 +99,12 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
             page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
             run.log({"report": wandb.Html(page, inject=False)})
     run.finish(exit_code=int(copied.state == "failed"))
-    (empty / "wandb").rename(place)
+    (written,) = empty.glob("wandb/offline-run-*")
+    shutil.copytree(written, place / written.name, ignore=_links_in)
+
+
+def _links_in(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if os.path.islink(os.path.join(folder, name))]
 
 
 def _files_in(place: Path) -> list[Path]:
