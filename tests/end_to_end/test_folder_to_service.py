@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -28,6 +29,7 @@ def shifted_digits(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.timing
 def test_a_folder_is_a_served_prediction_in_five_minutes(tmp_path: Path) -> None:
     folder = shifted_digits(tmp_path / "my_digits")
     start = time.monotonic()
