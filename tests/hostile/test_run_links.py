@@ -104,13 +104,13 @@ def _kept(arena: Arena) -> None:
     assert {path.read_bytes() for path in arena.folder.glob("s*.*")} == {b"mine"}
 
 
-@CASES.add("a file with the name of the picture", code=73, says="samples.png is there", after=_kept)
+@CASES.add("a file with the name of the picture", code=73, says="samples.png exists", after=_kept)
 def _(arena: Arena) -> Sequence[str]:
     arena.file("samples.png", "mine")
     return "data", "inspect", images(arena)
 
 
-@CASES.add("a link with the name of the picture", code=73, says="samples.png is there", always=False)
+@CASES.add("a link with the name of the picture", code=73, says="samples.png exists", always=False)
 def _(arena: Arena) -> Sequence[str]:
     link(arena.folder / "samples.png", "thesis.tex")
     return "data", "inspect", images(arena)
