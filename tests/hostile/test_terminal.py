@@ -247,7 +247,7 @@ def _(arena: Arena) -> Sequence[str]:
 def _(arena: Arena) -> Sequence[str]:
     facts = {"backbone": TITLE, "cut": "\u202ecut", "image_size": 8}
     shard = {"file": "shard-0000.npy", "rows": 1, "sha256": "0" * 64}
-    manifest = {"facts": facts, "shape": [4], "dtype": "float32", "shards": [shard]}
+    manifest = {"facts": facts, "shape": [4], "dtype": "float32", "computed": "float32", "shards": [shard]}
     arena.file(f"runs/features/{'0' * 32}/manifest.json", json.dumps(manifest))
     return "features", "list"
 
