@@ -360,5 +360,5 @@ def test_a_signal_ends_it_while_it_decodes(run: Path, tmp_path: Path) -> None:
         out, _ = server.process.communicate(timeout=30)
         assert server.process.returncode == 0 and re.fullmatch(r"stopped after \d requests\n", out)
         # libjpeg has its own for each image
-        assert sum(line.startswith("error: ") for line in server.lines()) <= 1
+        assert sum(line.startswith("error: ") for line in server.lines()) <= 1, server.lines()
         assert not any("Traceback" in line for line in server.lines())

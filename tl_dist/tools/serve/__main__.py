@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import logging
 import os
@@ -113,6 +114,8 @@ class _Lines(logging.Handler):
         """Print the record, an exception as its type, its text and the last line of code."""
         text = " ".join(record.getMessage().split())
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, asyncio.CancelledError):
+            return  # the shutdown ends requests, and uvicorn has logged how many
         if error is not None:
             frame = traceback.extract_tb(error.__traceback__)[-1:]
             place = "".join(f" ({Path(each.filename).name}:{each.lineno})" for each in frame)
