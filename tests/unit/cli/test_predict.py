@@ -177,7 +177,7 @@ def test_parquet_is_read_back_by_its_library() -> None:
     assert table["path"][2] == "\\udcff.png"
     write(Path("o.parquet"))
     parquet.write_table(parquet.read_table("o.parquet").select(["class"]), "theirs.parquet")
-    with pytest.raises(Refusal, match="is there already"):
+    with pytest.raises(Refusal, match="exists already"):
         write(Path("theirs.parquet"))
 
 
@@ -223,7 +223,7 @@ def test_a_file_is_replaced_if_it_is_one_of_these_and_whole_at_the_end(suffix: s
     write(path)
     assert path.read_bytes().startswith(first) and len(path.read_bytes()) > len(first)
     path.write_text("years,of,work\n")
-    with pytest.raises(Refusal, match=r"is there already, .* Fix: name another file with --out"):
+    with pytest.raises(Refusal, match=r"exists already, .* Fix: name another file with --out"):
         write(path)
     assert path.read_text() == "years,of,work\n"
 
@@ -233,7 +233,7 @@ def test_places_where_no_file_can_be_are_refused() -> None:
     for name, what in (
         ("o.xml", "no format"),
         ("no/o.csv", "No such file"),
-        ("link.csv", "is there already"),
+        ("link.csv", "exists already"),
     ):
         with pytest.raises(Refusal, match=what):
             write(Path(name))
