@@ -231,7 +231,7 @@ def test_a_lock_that_is_no_file_is_refused(arena: Arena) -> None:
     run = tracked(arena, "mlflow")
     (run.path / "track" / "lock").mkdir(parents=True)
     (run.path / "track").chmod(0o700)
-    one_line(sync(arena), 78, "is no file")
+    one_line(sync(arena), 78, "is not a file")
 
 
 @pytest.mark.parametrize("name", ["mlflow", "mlflow.db", "mlflow.db-journal", "mlflow.db-wal"])
@@ -248,6 +248,6 @@ def test_a_database_that_came_with_the_runs_says_not_where_files_go(arena: Arena
     places = f"sqlite:///{arena.folder}/runs/mlflow.db", f"file://{arena.outside}/directory"
     environment: Mapping[str, str] = arena.environment
     subprocess.run([sys.executable, "-P", "-c", code, *places], check=True, env=environment, timeout=120)
-    one_line(sync(arena), 75, "keeps files elsewhere")
+    one_line(sync(arena), 75, "keeps files outside")
     assert os.listdir(arena.outside / "directory") == ["data.json"]
     assert run.config_file.is_file()
