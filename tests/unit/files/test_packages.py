@@ -19,6 +19,7 @@ import pytest
 from tl_dist.files import packages
 from tl_dist.files.packages import fetch, unpack, user_cache
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.tools.serve.command import PACKAGES
 
 ROOT = Path(__file__).parents[3]
 BY_NAME = re.compile(r"pip install (?!-e)[^`]*\btl[-_]dist\b|\btl[-_]dist\[")
@@ -270,7 +271,7 @@ def test_where_locks_do_nothing_the_second_one_to_finish_takes_what_is_there(cac
 EXTRAS = {
     "parquet": ("pyarrow",),
     "report": ("jinja2",),
-    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "serve": PACKAGES,
     "export": ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert"),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "wandb": ("wandb",),

@@ -51,12 +51,11 @@ def sums(delay_s: float, *, timed: bool = True, steps: int = 10, image_size: int
 
 @pytest.mark.timing
 def test_a_slow_input_is_waiting_for_data() -> None:
-    # Whatever else the machine does only adds to a wait, and these are two tenths of a second.
-    fast = min((sums(0.0) for _ in range(3)), key=lambda found: found["data_wait_s"] / found["elapsed_s"])
+    # Whatever else the machine does only adds to a wait: the least of three is the input's own.
+    fast_wait_s = min(sums(0.0)["data_wait_s"] for _ in range(3))
     slow = sums(0.05)
     assert slow["data_wait_s"] > 10 * 0.05 * 0.5  # a few batches are read ahead
-    assert fast["data_wait_s"] < 0.2 * fast["elapsed_s"]
-    assert slow["data_wait_s"] > 3 * fast["data_wait_s"]
+    assert slow["data_wait_s"] > 3 * fast_wait_s
     assert slow["reduction_s"] < 0.1 * slow["data_wait_s"]
 
 

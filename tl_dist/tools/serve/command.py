@@ -17,7 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 
-PACKAGES = ("fastapi", "uvicorn", "python_multipart")
+PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart")
 
 
 def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
