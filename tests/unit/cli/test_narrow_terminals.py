@@ -163,7 +163,7 @@ SHOWN: dict[str, tuple[Any, list[str], list[str]]] = {
 def test_nothing_is_cut_off(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(cross_validation.figures, "summary_line", lambda found: "")
+    monkeypatch.setattr(cross_validation.text, "summary", lambda found: "")
     target = io.StringIO()
     show, folded, whole = SHOWN[command]
     show(Console(file=target))
