@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from tl_dist.files.npz import load_npz
 from tl_dist.scores import evaluation, figures, groups, predictions
+from tl_dist.scores.arrays import Arrays, no_text
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
@@ -23,23 +22,26 @@ def name_of(config: str, by: str | None = None) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
+class OutOfFold(Arrays):
     """Predictions for each example by classifiers that have not seen it, once per seed.
 
-    ids, labels, types [examples]; fold [seeds, examples]; probabilities [seeds, examples, classes]; chosen
-    [seeds][folds]: the `l2` and `layers` of each classifier, if it chose them.
+    `load` leaves out `chosen`, `held_out` and `trained`.
     """
 
-    ids: np.ndarray
-    labels: np.ndarray
-    types: np.ndarray
-    class_names: np.ndarray
-    fold: np.ndarray
-    probabilities: np.ndarray
+    WHAT = "out-of-fold predictions"
+    FIX = "move it away, and run 'tl-dist cv CONFIG' again."
+
+    ids: Annotated[np.ndarray, "U examples"]
+    labels: Annotated[np.ndarray, "iu examples"]
+    types: Annotated[np.ndarray, "US examples?"]
+    class_names: Annotated[np.ndarray, "U classes"]
+    fold: Annotated[np.ndarray, "iu seeds examples"]
+    probabilities: Annotated[np.ndarray, "f seeds examples classes"]
     chosen: Sequence[Sequence[Mapping[str, Any]]] | None = None
+    """[seeds][folds]: the `l2` and `layers` of each classifier, if it chose them"""
     held_out: tuple[str, Sequence[str]] | None = None
     """if each fold is a group: the kind of group, and the groups' names"""
-    groups: np.ndarray = field(default_factory=lambda: np.array([], np.str_))
+    groups: Annotated[np.ndarray, "US examples?"] = field(default_factory=no_text)
     """of the examples, as `Predictions.groups`"""
     trained: Sequence[Sequence[Sequence[str]]] | None = None
     """[seeds][folds]: the ids that each fold was trained on; None: all outside the fold"""
@@ -53,45 +55,18 @@ class OutOfFold:
         """Return which examples fold `k` was trained on, bool [examples]."""
         return self.fold[seed] != k if self.trained is None else np.isin(self.ids, self.trained[seed][k])
 
-    def save(self, path: Path) -> None:
-        """Write the arrays to `path`."""
+    def arrays(self) -> dict[str, Any]:
+        """Return the content of the file: all but `held_out` and `trained`, and of `chosen` two arrays."""
         chosen = {
             key: np.array([[choice[key] for choice in folds] for folds in self.chosen])
             for key in ("l2", "layers")
             if self.chosen is not None
         }
-        predictions.save(
-            path,
-            ids=self.ids,
-            labels=self.labels,
-            types=self.types,
-            groups=self.groups,
-            class_names=self.class_names,
-            fold=self.fold,
-            probabilities=self.probabilities.astype(np.float32),
-            **chosen,
-        )
+        kept = {name: getattr(self, name) for name in self.shapes()}
+        return {**kept, "probabilities": self.probabilities.astype(np.float32), **chosen}
 
 
-def load(path: Path) -> OutOfFold:
-    """Read what `save` wrote, without `chosen`. Refuses (65) any other file."""
-
-    def from_arrays(arrays: dict[str, Any]) -> OutOfFold:
-        result = OutOfFold(
-            arrays["ids"],
-            arrays["labels"],
-            arrays["types"],
-            arrays["class_names"],
-            arrays["fold"],
-            arrays["probabilities"],
-            **{key: arrays[key] for key in ("groups",) if key in arrays},
-        )
-        for probabilities in result.probabilities:  # raises an error for a wrong shape or type
-            result.of_one(probabilities)
-        return result
-
-    fix = "move it away, and run 'tl-dist cv CONFIG' again."
-    return load_npz(path, from_arrays, what="out-of-fold predictions", fix=fix)
+load = OutOfFold.load
 
 
 def summary(results: OutOfFold) -> dict[str, Any]:

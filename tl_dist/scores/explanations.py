@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.files.npz import read_npz
-from tl_dist.scores import predictions
+from tl_dist.files.npz import read_npz, save_npz
 
 _ANSWER = "explained.npz"
 
@@ -32,7 +31,7 @@ class Explained(NamedTuple):
 
     def save(self, directory: Path) -> None:
         """Write the arrays into `directory`."""
-        predictions.save(directory / _ANSWER, **self._asdict())
+        save_npz(directory / _ANSWER, **self._asdict())
 
     @classmethod
     def load(cls, directory: Path) -> Explained:
