@@ -19,7 +19,7 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import figures, heat, predictions
+from tl_dist.scores import explanations, figures, predictions
 from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.command import ExplainOptions, explain
 from tl_dist.tools.explain.work import explained
@@ -241,7 +241,7 @@ def test_pictures_of_what_speaks_for_a_class(run: tl.Run, markers: Markers, tmp_
     assert done.returncode == 0, done.stderr
     for file in files:
         with Image.open(f"{file}.explained.png") as picture:
-            assert heat.is_side_by_side(*picture.size)
+            assert explanations.is_side_by_side(*picture.size)
     with pytest.raises(Refusal, match="would be trained on") as refused:
         explain(ExplainOptions(run.path, [str(markers.root / names[0])]), lambda text: None)
     assert refused.value.code == ExitCode.USAGE

@@ -16,7 +16,7 @@ from tl_dist.config import file as config_file
 from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import heat, neighbours
+from tl_dist.scores import explanations, neighbours
 from tl_dist.tools.predict import sorting, work
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Columns, Row, written
@@ -156,5 +156,5 @@ def test_neighbours_of_another_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["two\nlines", "x" * 200_000, "\x1b]0;x\x07", "", "\u202e" * 5_000])
 def test_a_caption_of_any_class_fits_its_panel(name: str) -> None:
     panel = np.zeros((8, 8, 3), np.uint8)
-    sheet = heat.side_by_side([(name, panel), ("b", panel)])
-    assert heat.is_side_by_side(*sheet.size)
+    sheet = explanations.side_by_side([(name, panel), ("b", panel)])
+    assert explanations.is_side_by_side(*sheet.size)

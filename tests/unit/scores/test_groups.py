@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl_dist.scores.groups import by_group
+from tl_dist.scores.evaluation import by_group
 from tl_dist.scores.text import worst_group
 
 
