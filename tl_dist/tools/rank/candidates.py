@@ -30,6 +30,11 @@ from tl_dist.launcher.train import Request
 from tl_dist.models.published import IMAGENET_TOP1
 from tl_dist.refusal import ExitCode, Refusal
 
+_KEPT = (
+    "seed", "strategy", "workers", "global_batch", "precision", "features", "report", "safety", "runtime",
+)  # fmt: skip
+_KEPT_OF_MODEL = ("backbone", "weights", "weights_sha256", "normalize", "layers")
+
 
 class Entry(Section):
     """One candidate as the user writes it."""
@@ -174,32 +179,18 @@ def _refuse_stages_of_others(cfg: Config, stages: Sequence[str], where: str) -> 
 
 def _of_features(cfg: Config, label: str) -> Config:
     """Make the config of the frozen network with a classifier on its features: what its feature-based runs share."""
-    model = cfg.model
-    data = cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()})
     frozen = Config(
+        **{key: getattr(cfg, key) for key in _KEPT},
         name="rank",
-        seed=cfg.seed,
-        strategy=cfg.strategy,
-        workers=cfg.workers,
-        global_batch=cfg.global_batch,
         steps=1,
-        precision=cfg.precision,
-        data=data,
+        data=cfg.data.model_copy(update={"augment": (), "augmentation": AugmentConfig()}),
         model=ModelConfig(
-            backbone=model.backbone,
-            weights=model.weights,
-            weights_sha256=model.weights_sha256,
-            pooling="average" if model.pooling == "flatten" else model.pooling,
-            normalize=model.normalize,
-            layers=model.layers,
+            **{key: getattr(cfg.model, key) for key in _KEPT_OF_MODEL},
+            pooling="average" if cfg.model.pooling == "flatten" else cfg.model.pooling,
         ),
         classifier=ClassifierConfig(name="logistic", l2="auto"),
-        features=cfg.features,
         optimizer=OptimizerConfig(learning_rate=1.0),
         evaluation=EvaluationConfig(batch=cfg.evaluation.batch),
-        report=cfg.report,
-        safety=cfg.safety,
-        runtime=cfg.runtime,
     )
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:22]
     return frozen.model_copy(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 VERSION = 1
 """raise it when a score changes: scores saved by earlier commands are then computed again"""
 
+SCORES = {"nearest": 3, "logme": 3, "h_score": 2, "nleep": 2}
+"""other scores, and their decimals"""
 SORTED_BY = "probe, then published accuracy"
 WORTH = (
     "how far to trust it: on three data sets the first choice, once trained, was 0.00 to 0.15 points below the best, "
@@ -51,12 +53,11 @@ def rank(
             fix="add images of another class.",
             code=ExitCode.DATA,
         )
+    sample = {"images": min(images, len(labels)), "data": splits["train"].fingerprint}
     rows = []
     for candidate in choices:
         seen.flattered(candidate.features, request.runs, "rank", splits)
-        scored = {"version": VERSION, "images": min(images, len(labels)), "data": splits["train"].fingerprint}
-        scored |= _digests(candidate)
-        scores = _scores(request, candidate, scored, console)
+        scores = _scores(request, candidate, sample, console)
         rows.append({"candidate": candidate.label, "accuracy": candidate.accuracy, **scores})
     order = preferred(rows)
     rows = [rows[k] for k in order]
@@ -65,17 +66,14 @@ def rank(
     return {"candidates": rows, "sorted_by": SORTED_BY, "best": str(best)}
 
 
-def _digests(candidate: Candidate) -> dict[str, Any]:
-    """Return the digests of a candidate's weights and of other packages' code: its features depend on both."""
+def _scores(
+    request: train.Request, candidate: Candidate, sample: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Return the scores that an earlier command saved for the same sample, else have workers compute them."""
     model = candidate.features.model
     file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
-    return {"weights": file and file.sha256, "code": registry.code_of_others(candidate.features)}
-
-
-def _scores(
-    request: train.Request, candidate: Candidate, scored: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
-    """Return the scores that an earlier command saved for the same `scored`, else have workers compute them."""
+    code = registry.code_of_others(candidate.features)
+    scored = {"version": VERSION, **sample, "weights": file and file.sha256, "code": code}
     run = RunDir(request.runs / candidate.features.name)
     run = RunDir.open(run.path) if run.config_file.exists() else run
     record = (run.done or {}).get("ranking")
@@ -115,12 +113,10 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         "million\nparam.", "fea-\ntures", "Image-\nNet", folds=("candidate",),
     )  # fmt: skip
     for row in rows:
-        low, high = row["interval"]
-        table.add_row(
-            plain(row["candidate"]), f"{row['linear_probe']:.3f}", f"{low:.3f}\n{high:.3f}", f"{row['nearest']:.3f}",
-            f"{row['logme']:.3f}", f"{row['h_score']:.2f}", f"{row['nleep']:.2f}",
-            f"{row['parameters'] / 1e6:.2f}", f"{row['features']:,}", text.figure(row["accuracy"]),
-        )  # fmt: skip
+        ends = "\n".join(map(text.figure, row["interval"]))
+        scores = [text.figure(row[name], digits) for name, digits in SCORES.items()]
+        size = f"{row['parameters'] / 1e6:.2f}", f"{row['features']:,}", text.figure(row["accuracy"])
+        table.add_row(plain(row["candidate"]), text.figure(row["linear_probe"]), ends, *scores, *size)
     console.print(table)
     console.say(
         f"linear probe: accuracy of a linear classifier on the frozen features, over "
@@ -142,24 +138,19 @@ def preferred(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     published accuracy, or these are equal, the probe decides alone.
     """
     order = sorted(range(len(rows)), key=lambda k: -rows[k]["linear_probe"])
-    alike = _alike([rows[k] for k in order])
-    first = [order[k] for k in alike]
+    first = [order[k] for k in _alike([rows[k] for k in order])]
     if _published(rows, first):
         first.sort(key=lambda k: -rows[k]["accuracy"])
     return first + [k for k in order if k not in first]
 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """List the best by the probe and all that its folds do not tell apart from it, in the order of `rows`."""
+    """List the best by the probe and all for which the interval of the difference over the same folds holds 0."""
     best = max(rows, key=lambda row: row["linear_probe"])
-    return [k for k, row in enumerate(rows) if not told_apart(best, row)]
+    gaps = [np.subtract(best["fold_accuracies"], row["fold_accuracies"]).tolist() for row in rows]
+    ratio = best["test_to_train"]
+    return [k for k, gap in enumerate(gaps) if figures.corrected_interval(gap, ratio)[0] <= 0]
 
 
 def _published(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> bool:
     return all(rows[k]["accuracy"] is not None for k in numbers)
-
-
-def told_apart(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether `best` is surely better: the interval of the difference over the same folds is above 0."""
-    difference = np.subtract(best["fold_accuracies"], other["fold_accuracies"]).tolist()
-    return figures.corrected_interval(difference, best["test_to_train"])[0] > 0

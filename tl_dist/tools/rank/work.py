@@ -31,9 +31,9 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
 def rank(
     setup: Setup, scored: Mapping[str, Any], stop_requested: Callable[[], bool], say: extraction.Say
 ) -> None:
-    """Save the scores of the config's network and `scored` in the run, from at most `scored["images"]` examples.
+    """Save the scores of the config's network and `scored`, from at most `scored["images"]` training examples.
 
-    Only training examples are scored. If a stop is requested before the end, saves nothing or raises `Stopped`.
+    If a stop is requested before the end, saves nothing or raises `Stopped`.
     """
     source, rows = _examples(setup, scored["images"])
     stage_input = from_images(setup, setup.stages[0])
