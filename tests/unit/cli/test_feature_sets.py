@@ -39,8 +39,8 @@ def test_a_list_says_what_each_set_is(
     made = three(tmp_path)
     (made[2] / "manifest.json").write_text("{")
     found = feature_sets.sets(tmp_path)
-    assert [one.rows for one in found if one.facts] == [11, 22]
-    assert [one.facts.get("views") for one in found if one.facts] == [[], ["flip"]]
+    assert [one.manifest.rows for one in found if one.manifest] == [11, 22]
+    assert [one.manifest.facts.views for one in found if one.manifest] == [[], ["flip"]]
     assert found[-1].num_bytes >= 22 * 4 * 8 * 2
     assert main(["features", "list", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -60,7 +60,8 @@ def test_the_list_says_in_which_number_format_a_set_is_kept(
 def test_using_a_set_makes_it_recent(tmp_path: Path) -> None:
     three(tmp_path)
     extract(tmp_path / "features", ("dihedral",))
-    assert feature_sets.sets(tmp_path)[0].facts["views"] == ["dihedral"]
+    newest = feature_sets.sets(tmp_path)[0].manifest
+    assert newest is not None and newest.facts.views == ["dihedral"]
 
 
 def test_pruning_takes_the_longest_unused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tl_dist.features.manifest import Facts, Manifest, Shard
 from tl_dist.runs.table import RunSummary
 from tl_dist.terminal.console import Console
 from tl_dist.terminal.tables import show_runs
@@ -30,11 +31,16 @@ def summary(**more: Any) -> RunSummary:
     return RunSummary(**{**values, "age_s": 3600.0, "figures": figures, **more})  # type: ignore[arg-type]
 
 
+VIEWS = ["flip", "dihedral"]
+
+
 def feature_set() -> feature_sets.FeatureSetOnDisk:
-    facts = {"backbone": "inceptionresnetv2", "cut": "block8_10_mixed_convolution", "image_size": 224}
-    facts["views"] = ["flip", "dihedral"]
-    path = Path("features") / "0123456789abcdef"
-    return feature_sets.FeatureSetOnDisk(path, facts, (7, 7, 1536), "bfloat16", 12345678, 123456789012, 7200)
+    facts = Facts(
+        backbone="inceptionresnetv2", cut="block8_10_mixed_convolution", image_size=224, views=VIEWS
+    )
+    shards = [Shard(file="shard-0000.npy", rows=12345678, sha256="0" * 64)]
+    content = Manifest(dtype="bfloat16", computed="float32", shape=[7, 7, 1536], shards=shards, facts=facts)
+    return feature_sets.FeatureSetOnDisk(Path("features/0123456789abcdef"), content, 123456789012, 7200)
 
 
 SPLIT = {
