@@ -53,8 +53,7 @@ class Calibration(Arrays):
 
 def load(run: Path) -> Calibration | None:
     """Load the calibration of a run; None if it was never calibrated. Refuses (65) a damaged file."""
-    path = run / FILE
-    return Calibration.load(path) if os.path.lexists(path) else None
+    return Calibration.load(run / FILE) if os.path.lexists(run / FILE) else None
 
 
 def of_checkpoint(run: Path, sha256: str, views: Sequence[str] | None = None) -> Calibration | None:
@@ -83,12 +82,11 @@ def fitted(labels: NDArray[np.int32], logits: NDArray[np.float32]) -> float:
 
     if (logits[np.arange(len(labels)), labels] == logits.max(axis=1)).all():
         return 1.0
-    least, most = 1 / MOST, MOST
-    if slope(least) >= 0:  # no better than a guess, however flat
+    if slope(1 / MOST) >= 0:  # no better than a guess, however flat
         return MOST
-    if slope(most) <= 0:
+    if slope(MOST) <= 0:
         return 1 / MOST
-    return 1 / float(brentq(slope, least, most, xtol=1e-12, rtol=1e-10))
+    return 1 / float(brentq(slope, 1 / MOST, MOST, xtol=1e-12, rtol=1e-10))
 
 
 def quality(labels: Labels, logits: Logits, temperature: float, of: Numbers | None = None) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def wilson(num_correct: int, num_examples: int) -> list[float]:
     """Return both ends of the 95 % interval of a proportion (Wilson 1927)."""
     from scipy.stats import binomtest
 
-    ends = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(ends.low), float(ends.high)]
+    low, high = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(low), float(high)]
 
 
 def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
@@ -142,6 +142,11 @@ def of_mean(values: NDArray[Any], of: Numbers) -> list[float]:
     residuals = (sums - mean * sizes) / len(values)
     half = _quantile(shares) * float(np.sqrt((residuals**2 / (1 - shares)).sum()))
     return [max(-1.0, mean - half), min(1.0, mean + half)]
+
+
+def percentiles(resampled: NDArray[np.float64]) -> list[float]:
+    """Return both ends of the 95 % percentile interval of a bootstrap."""
+    return np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
 
 
 def sign_flip(gaps: NDArray[np.integer], of: Numbers) -> float:
@@ -185,6 +190,4 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    unsorted = np.empty(len(p_values))
-    unsorted[order] = corrected
-    return [float(p) for p in unsorted]
+    return corrected[np.argsort(order)].tolist()

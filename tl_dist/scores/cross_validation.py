@@ -103,7 +103,7 @@ def summary(results: OutOfFold) -> dict[str, Any]:
         "seeds": seeds,
         "num_examples": len(labels),
         "accuracy": float(np.mean(accuracies)),
-        "interval": figures.accuracy_interval(accuracies, figures.test_to_train(tested, trained)),
+        "interval": figures.accuracy_interval(accuracies, float(np.divide(tested, trained).mean())),
         "fold_accuracies": np.reshape(accuracies, (seeds, num_folds)).tolist(),
         "seed_accuracies": right.mean(axis=1).tolist(),
         "figures": {key: value for key, value in of_all.items() if key not in ("accuracy", "interval")},

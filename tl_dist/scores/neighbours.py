@@ -54,18 +54,14 @@ def chosen(num_examples: int, width: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).choice(num_examples, most, replace=False))
 
 
-def num_nearest(num_kept: int) -> int:
-    """Return k: a thousandth of the stored images, as in the paper, but at least 5."""
-    return min(num_kept, max(5, num_kept // 1000))
-
-
 def distances(stored: NDArray[np.float32], queries: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
     """Return the Euclidean distance from each query to its k-th nearest row of `stored`; all rows have length 1.
 
+    k is a thousandth of the stored rows, as in the paper, but at least 5.
     The rounding of a matrix product depends on its shape and on the position of a row. The product is therefore always
     of `batch` queries, so that an evaluation has the same bits in pieces of any number of whole batches.
     """
-    nearest = num_nearest(len(stored))
+    nearest = min(len(stored), max(5, len(stored) // 1000))
     result = np.empty(len(queries), np.float32)
     block = np.zeros((batch, stored.shape[1]), np.float32)
     for first in range(0, len(queries), batch):
@@ -80,8 +76,5 @@ def distances(stored: NDArray[np.float32], queries: NDArray[np.float32], batch: 
 
 def of_checkpoint(run: Path, sha256: str) -> Neighbours | None:
     """Load the neighbours of this very checkpoint, or None. Refuses (65) a damaged file."""
-    path = run / FILE
-    if not os.path.lexists(path):
-        return None
-    neighbours = Neighbours.load(path)
-    return neighbours if neighbours.sha256 == sha256 else None
+    neighbours = Neighbours.load(run / FILE) if os.path.lexists(run / FILE) else None
+    return neighbours if neighbours and neighbours.sha256 == sha256 else None

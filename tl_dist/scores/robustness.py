@@ -108,24 +108,19 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     evaluated. ValueError unless both are evaluations of the same examples and corruptions.
     """
     a, b = np.argsort(first.ids), np.argsort(second.ids)
-    same = (
+    if first.image_size != second.image_size or not (
         np.array_equal(first.ids[a], second.ids[b])
         and np.array_equal(first.names, second.names)
         and np.array_equal(first.severities, second.severities)
-        and first.image_size == second.image_size
-    )
-    if not same:
+    ):
         raise ValueError("other examples, corruptions, severities or sizes")
     wrong = [~first.right[:, :, a], ~second.right[:, :, b]]
     errors = [rows.mean(axis=(1, 2)) for rows in wrong]
     common = first.common
     ratios = [float(y / x) if x else None for x, y in zip(*errors, strict=True)]
     counted = [ratio for ratio, counts in zip(ratios, common, strict=True) if counts]
-    normal = [ratio for ratio in counted if ratio is not None]
     # For each example, the number of its corrupted images that the second gets wrong, less that of the first.
-    gaps = (wrong[1][common].sum(axis=(0, 1)) - wrong[0][common].sum(axis=(0, 1), dtype=np.int64)).astype(
-        np.float64
-    )
+    gaps = np.subtract(*(rows[common].sum(axis=(0, 1), dtype=np.float64) for rows in wrong[::-1]))
     gaps /= max(1, int(common.sum()) * len(first.severities))
     of, interval = clusters.numbers(clusters.shared([(first.groups, a), (second.groups, b)])), None
     if of is not None:
@@ -133,14 +128,13 @@ def compared(first: Hits, second: Hits, *, resamples: int = 2_000, seed: int = 0
     elif common.any():
         draws = np.random.default_rng(seed)
         means = [gaps[draws.integers(0, len(gaps), len(gaps))].mean() for _ in range(resamples)]
-        ends = (1 - clusters.CONFIDENCE) / 2, (1 + clusters.CONFIDENCE) / 2
-        interval = [float(end) for end in np.quantile(means, ends)]
+        interval = clusters.percentiles(np.array(means))
     return {
         "num_examples": len(gaps),
         "names": first.names.tolist(),
         "errors": [row.tolist() for row in errors],
         "ratios": ratios,
-        "mce": float(np.mean(normal)) if normal and len(normal) == len(counted) else None,
+        "mce": float(np.mean(np.array(counted, np.float64))) if counted and None not in counted else None,
         "difference": float(gaps.mean()) if common.any() else None,
         "interval": interval if common.any() else None,
         **({} if of is None else {"interval_by": f"t over {clusters.words(of)}"}),

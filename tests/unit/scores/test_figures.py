@@ -77,15 +77,6 @@ def test_a_class_that_was_never_trained_on_is_named_with_its_examples() -> None:
     assert " and 2 more classes, " in text.never_seen(found * 12)
 
 
-def test_the_threshold_is_the_best_of_all() -> None:
-    labels, p = drawn(classes=2)
-    skewed = np.stack([1 - p[:, 1] ** 3, p[:, 1] ** 3], axis=1)
-    threshold = figures.best_threshold(labels, skewed)
-    best = max(figures.accuracy_at(labels, skewed, t) for t in np.linspace(0, 1.01, 2000))
-    assert figures.accuracy_at(labels, skewed, threshold) >= best
-    assert best > figures.figures(labels, skewed)["accuracy"]
-
-
 def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_taken() -> None:
     scores = np.array([0.1, 0.2, 0.3, 0.9])  # 0.15, 0.5 and 0.6 are all right three times
     p = np.stack([1 - scores, scores], axis=1)

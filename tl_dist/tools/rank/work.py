@@ -81,7 +81,7 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
     sizes = np.bincount(fold)
     accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
-    test_to_train = figures.test_to_train(sizes, len(labels) - sizes)
+    test_to_train = float((sizes / (len(labels) - sizes)).mean())
     scores: dict[str, Any] = {
         "linear_probe": float(np.mean(accuracies)),
         "interval": figures.accuracy_interval(accuracies, test_to_train),
