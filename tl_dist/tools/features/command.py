@@ -90,7 +90,7 @@ def prune(
 
     Removed are sets unused for `unused_days`, then the longest unused until the rest fits into `keep_mb`, and with
     `unreferenced` sets that no run in `root` has read, for example because its run was deleted. A set that a live run
-    reads, or that was used so recently that one may, is spared and reported to `say`.
+    reads, or that was used so recently that one may, is spared. `say` is told of each.
     """
     if unused_days is None and keep_mb is None and not unreferenced:
         raise Refusal(
@@ -124,15 +124,10 @@ def prune(
             say(f"spared {path.name}: it holds {names[0]}, which belongs to no feature set")
         else:
             manifest.discard(path)
+            say(f"removed {path.name}")
             removed.append(path)
+    say(f"{len(removed)} removed")
     return removed
-
-
-def show_pruned(removed: Sequence[Path], console: Console) -> None:
-    """Print what was removed."""
-    for path in removed:
-        console.say(f"removed {path.name}")
-    console.say(f"{len(removed)} removed")
 
 
 def _entries(root: Path) -> list[Path]:

@@ -71,27 +71,29 @@ def candidates(request: Request, text: str) -> list[Candidate]:
     """
     cfg = request.load()
     if cfg.source is not None:
-        raise Refusal(
-            f"{request.config} starts from another run ('source'), so there is no network to choose.",
-            fix="rank a config without 'source'.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{request.config} starts from another run ('source'), so there is no network to choose."
+        raise _mistake(what, "rank a config without 'source'.")
     entries = _from_file(Path(text)) if text.endswith((".yaml", ".yml")) else _from_names(text)
     if not entries:
-        fix = "name some, as by --candidates vgg16,resnet50."
-        raise Refusal("there is no candidate to choose from.", fix=fix, code=ExitCode.USAGE)
+        raise _mistake(
+            "there is no candidate to choose from.", "name some, as by --candidates vgg16,resnet50."
+        )
     choices = [_candidate(request, cfg, entry, where) for entry, where in entries]
     labels = [choice.label for choice in choices]
     if len(choices) < 2 or len(set(labels)) < len(labels):
         twice = next((label for label in labels if labels.count(label) > 1), None)
         what = f"candidate '{twice}' is listed twice" if twice else "one candidate leaves nothing to choose"
-        raise Refusal(f"{text}: {what}.", fix="name at least two different ones.", code=ExitCode.USAGE)
+        raise _mistake(f"{text}: {what}.", "name at least two different ones.")
     return choices
+
+
+def _mistake(what: str, fix: str) -> Refusal:
+    return Refusal(what, fix=fix, code=ExitCode.USAGE)
 
 
 def _from_names(text: str) -> list[tuple[Entry, str]]:
     entries = []
-    for name in filter(None, (part.strip() for part in text.split(","))):
+    for name in filter(None, map(str.strip, text.split(","))):
         backbone, _, block = name.rpartition(":")
         # package.module:NAME is a network of another package without a block; package.module:NAME:BLOCK has one.
         if not backbone or (extensions.is_reference(name) and "." in backbone):
@@ -104,11 +106,8 @@ def _from_file(path: Path) -> list[tuple[Entry, str]]:
     """Read the entries of a file, each with its line."""
     document = yaml_text.read(path)
     if not isinstance(document.data, list) or not all(isinstance(item, str | dict) for item in document.data):
-        raise Refusal(
-            f"{path} is not a list of candidates.",
-            fix="write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'.",
-            code=ExitCode.USAGE,
-        )
+        fix = "write lines such as '- {backbone: resnet50, weights: imagenet}', or '- vgg16:block4'."
+        raise _mistake(f"{path} is not a list of candidates.", fix)
     entries = []
     for number, item in enumerate(document.data):
         line = f"{path}:{document.lines[str(number)]}"
@@ -139,41 +138,39 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     try:
         stages = registry.backbone(entry.backbone).stages
         if entry.block not in (None, *stages):
-            fix = f"use one of {', '.join(stages)}."
-            raise Refusal(f"{entry.backbone} has no block '{entry.block}'.", fix=fix, code=ExitCode.USAGE)
+            raise _mistake(
+                f"{entry.backbone} has no block '{entry.block}'.", f"use one of {', '.join(stages)}."
+            )
         tuned = entry.train_from != "head" and set(cfg.parts) != {"head"}
         if tuned and entry.block not in (None, [*stages][-1]):
-            raise Refusal(
+            raise _mistake(
                 f"the config trains more than the head, and the blocks after '{entry.block}' would not be used.",
-                fix="add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
-                code=ExitCode.USAGE,
+                "add model.train_from=head, or give it 'train_from: head' in a file of candidates.",
             )
         training = request.load(*(f"model.{key}={json.dumps(value)}" for key, value in model.items()))
+        if not own:
+            _refuse_stages_of_others(training, [*stages])
     except Refusal as refusal:
         raise Refusal(f"{where}: {refusal.what}", fix=refusal.fix, code=refusal.code) from None
-    if not own:
-        _refuse_stages_of_others(training, [*stages], where)
     label = ":".join(filter(None, (entry.backbone, entry.block)))
     if entry.weights not in (None, "imagenet"):
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
-    accuracy = entry.accuracy
-    if accuracy is None and weights == "imagenet":
-        accuracy = IMAGENET_TOP1.get(entry.backbone)
+    published = IMAGENET_TOP1.get(entry.backbone) if weights == "imagenet" else None
+    accuracy = published if entry.accuracy is None else entry.accuracy
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
-def _refuse_stages_of_others(cfg: Config, stages: Sequence[str], where: str) -> None:
+def _refuse_stages_of_others(cfg: Config, stages: Sequence[str]) -> None:
     """Refuse a config that trains from a stage of its own network, which the candidate's network does not have.
 
     The rules of the config refuse all other names of stages.
     """
     for part in filter(None, (*cfg.parts, cfg.model.reinitialize)):
         if part not in ("head", "all", *stages):
-            raise Refusal(
-                f"{where}: the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
-                fix=f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train "
-                "from 'head' or 'all'.",
-                code=ExitCode.USAGE,
+            raise _mistake(
+                f"the config trains from '{part}', which is not a stage of {cfg.model.backbone}.",
+                f"give it 'train_from: STAGE' in a file of candidates, with one of {', '.join(stages)}; or train from "
+                "'head' or 'all'.",
             )
 
 
