@@ -11,6 +11,7 @@ import pytest
 
 from tests.hostile.arena import Arena, Case, Cases
 from tl_dist.config import file as config_file
+from tl_dist.files.npz import save_npz
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures, label_errors, predictions
 from tl_dist.tools.report import examples, facts
@@ -43,9 +44,10 @@ def of_many_classes(arena: Arena) -> Path:
     said = draws.random((ROWS, CLASSES), np.float32)
     labels = draws.integers(0, CLASSES, ROWS).astype(np.int32)
     said[np.arange(ROWS), np.where(np.arange(ROWS) % 3, labels, labels // 2)] = 3
-    predictions.save(
+    save_npz(
         path, ids=np.array([f"i{k}" for k in range(ROWS)]), labels=labels, probabilities=said / said.sum(1)[:, None],
         class_names=np.array([f"class {k}" for k in range(CLASSES)]), step=1, types=np.array([], np.str_),
+        groups=np.array([], np.str_),
     )  # fmt: skip
     return path
 

@@ -62,15 +62,8 @@ def features_prune(
 ) -> int:
     """Remove unused feature sets and leftovers of interrupted extractions."""
     from tl_dist.terminal.console import Console
-    from tl_dist.tools.features.command import prune, show_pruned
+    from tl_dist.tools.features.command import prune
 
-    console = Console()
-    removed = prune(
-        runs,
-        unused_days=unused_days,
-        keep_mb=keep_mb,
-        unreferenced=unreferenced,
-        say=console.say,
-    )
-    show_pruned(removed, console)
+    say = Console().say
+    prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)
     return ExitCode.DONE

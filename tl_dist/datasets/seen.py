@@ -36,11 +36,10 @@ from tl_dist.datasets.store import Location, PixelStore
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.npz import load_npz
+from tl_dist.files.npz import load_npz, save_npz
 from tl_dist.files.private import make_private, refuse_unsafe
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.scores import predictions
 
 FILE = "seen.npz"
 MOST = 50_000
@@ -185,7 +184,7 @@ def record(run: RunDir, cfg: Config, splits: Splits) -> None:
     if not os.path.lexists(run.path / FILE):
         root = run.path.parent
         own = _learnt(cfg, splits, root)
-        predictions.save(run.path / FILE, **own.beside(seen for *_, seen in _starts(cfg, root))._asdict())
+        save_npz(run.path / FILE, **own.beside(seen for *_, seen in _starts(cfg, root))._asdict())
 
 
 def flattered(

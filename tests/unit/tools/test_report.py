@@ -17,6 +17,7 @@ import scipy.special
 
 from tl_dist.config import file as config_file
 from tl_dist.datasets.division import open_splits
+from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, cross_validation, predictions, robustness
@@ -45,7 +46,7 @@ def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> Ru
     labels = (np.arange(num) % 2).astype(np.int32)
     sure = np.clip(rng.normal(0.75, 0.2, num), 0.02, 0.98)
     probabilities = np.where(labels[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
-    predictions.save(
+    save_npz(
         predictions.file_of(run.path, "test"),
         ids=np.array([f"{HOSTILE}{k}" for k in range(num)]),
         labels=labels,
@@ -53,6 +54,7 @@ def kept(root: Path, name: str = "trial", *, num: int = 60, seed: int = 0) -> Ru
         class_names=np.array([HOSTILE, "$x_1$"]),
         step=10,
         types=np.array(["mono", "poly"] * (num // 2)),
+        groups=np.array([], np.str_),
     )
     run.mark_done({"step": 10, "figures": {}})
     return run
@@ -239,9 +241,9 @@ def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Pa
     run = kept(tmp_path)
     said = predictions.load(predictions.file_of(run.path, "test"))
     made = calibration.Calibration(
-        10, "a" * 64, [], 0.5, said.labels, np.full(60, 0.5), np.array([], np.str_)
+        10, "a" * 64, np.array([], np.str_), 0.5, said.labels, np.full(60, 0.5), np.array([], np.str_)
     )
-    predictions.save(run.path / calibration.FILE, **made.arrays())
+    save_npz(run.path / calibration.FILE, **made.arrays())
     logits = np.log(said.probabilities.astype(np.float64))
     sharper = scipy.special.softmax(2 * logits + 3, axis=1)
     bins = np.clip(np.ceil(15 * sharper.max(axis=1)).astype(int), 1, 15)
@@ -250,7 +252,7 @@ def test_the_temperature_of_the_run_is_shown_beside_what_it_changes(tmp_path: Pa
     text = report(Request([run.path]), lambda text: None).read_text()
     assert "Temperature 0.500 changes the ECE from 0." in text
     assert f"to {ece:.3f}." in text and text.count('aria-label="Calibrated of 60 images"') == 1
-    predictions.save(run.path / calibration.FILE, **made.arrays() | {"step": 9})  # of another checkpoint
+    save_npz(run.path / calibration.FILE, **made.arrays() | {"step": 9})  # of another checkpoint
     assert "Temperature" not in report(Request([run.path]), lambda text: None).read_text()
 
 
@@ -262,7 +264,7 @@ def test_robustness_is_shown_and_compared_where_both_runs_have_it(tmp_path: Path
         clean, right = np.ones(60, bool), np.ones((3, 2, 60), bool)
         clean[:6], right[:2, :, :wrong], right[2, 1] = False, False, False
         hits = robustness.Hits(ids, names, severities, clean, right, 10, 32)
-        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+        save_npz(robustness.file_of(run.path, "test"), **vars(hits))
     text = report(Request([runs[0].path]), lambda text: None).read_text()
     assert "raise its error from 10.0\N{NO-BREAK SPACE}% to 20.0\N{NO-BREAK SPACE}%" in text
     assert re.search(r">shift</td><td[^>]*>1.000</td><td[^>]*>0.000<", text)
@@ -279,7 +281,7 @@ def grouped(run: RunDir) -> None:
     with np.load(file) as arrays:
         kept_ = dict(arrays)
     of = np.array([f"patient {k // 5}" for k in range(60)])
-    predictions.save(file, **kept_ | {"groups": of, "types": np.array(["mono"] * 30 + ["poly"] * 30)})
+    save_npz(file, **kept_ | {"groups": of, "types": np.array(["mono"] * 30 + ["poly"] * 30)})
 
 
 def test_intervals_and_tests_name_the_groups_that_they_are_over(tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_of_geometry_alone_no_difference_is_shown(tmp_path: Path) -> None:
         said = predictions.load(predictions.file_of(run.path, "test"))
         right = np.broadcast_to(np.arange(60) < 60 * share, (1, 2, 60))
         hits = robustness.Hits(said.ids, np.array(["rotate"]), np.array([1, 2]), right[0, 0], right, 10, 16)
-        predictions.save(robustness.file_of(run.path, "test"), **vars(hits))
+        save_npz(robustness.file_of(run.path, "test"), **vars(hits))
     text = report(Request([run.path for run in runs], tmp_path / "c.html"), lambda text: None).read_text()
     assert (
         "difference of the mean error" in text

@@ -31,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the picture and return the exit code; print a refusal as one line on standard error."""
     path, out, rows, *overrides = arguments
     try:
-        pixels = preview(config_file.load(path, overrides), int(rows))
-        write(Image.fromarray(pixels), Path(out))
+        write(preview(config_file.load(path, overrides), int(rows)), Path(out))
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return refusal.code
@@ -75,13 +74,11 @@ def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarra
 
 def _grid(images: np.ndarray) -> np.ndarray:
     """Lay out uint8 [rows, columns, size, size, 3] as one picture on white."""
-    rows, columns, size = images.shape[:3]
-    pitch = size + _GAP
-    grid = np.full((rows * pitch - _GAP, columns * pitch - _GAP, 3), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            grid[row * pitch :, column * pitch :][:size, :size] = images[row, column]
-    return grid
+    gap = (0, _GAP)
+    padded = np.pad(images, [(0, 0), (0, 0), gap, gap, (0, 0)], constant_values=255)
+    rows, columns, pitch = padded.shape[:3]
+    grid = padded.swapaxes(1, 2).reshape(rows * pitch, columns * pitch, 3)
+    return np.asarray(grid[:-_GAP, :-_GAP])
 
 
 def is_grid(width: int, height: int) -> bool:
@@ -90,11 +87,11 @@ def is_grid(width: int, height: int) -> bool:
     return not rest and not (height + _GAP) % pitch
 
 
-def write(picture: Image.Image, out: Path) -> None:
+def write(pixels: np.ndarray, out: Path) -> None:
     """Write a PNG, over an earlier preview at most. Refuse any other file, and one that cannot be written."""
     refuse_other_picture(out, is_grid, option="--out")
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    Image.fromarray(pixels).save(content, "PNG")
     write_output(out, content.getvalue(), option="--out")
 
 

@@ -15,7 +15,7 @@ from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import identity_of
-from tl_dist.scores import calibration, figures, neighbours, predictions
+from tl_dist.scores import calibration, figures, neighbours
 from tl_dist.scores.calibration import Calibration
 from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.calibrate import Request
@@ -67,13 +67,13 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         result = Calibration(
             step=model.step,
             sha256=model.sha256,
-            views=model.cfg.evaluation.views,
+            views=np.array(model.cfg.evaluation.views, np.str_),
             temperature=temperature,
             labels=labels,
             of_true=of_true.astype(np.float32),
             types=np.array(held_out.annotations.types or held_out.annotations.groups or (), np.str_),
         )
-        predictions.save(directory / calibration.FILE, **result.arrays())
+        result.save(directory / calibration.FILE)
     if unknown:
         width = model.model.num_features
         sample = train.subset(neighbours.chosen(train.num_examples, width, model.cfg.seed))
@@ -81,7 +81,7 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
         if model.parallel.rank == 0:
             bank = neighbours.normalised(train_features)
             of_known = neighbours.distances(bank, neighbours.normalised(features), model.cfg.evaluation_batch)
-            predictions.save(directory / neighbours.FILE, **Neighbours(model.sha256, bank, of_known).arrays())
+            Neighbours(model.sha256, bank, of_known).save(directory / neighbours.FILE)
 
 
 def _outputs(

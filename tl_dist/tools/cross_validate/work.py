@@ -53,19 +53,11 @@ def cross_validate(
     stop is requested before the end, returns None or raises `Stopped`.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
-    grouped = None if by is None else one_fold_each(pool, by)
+    group, names = (None, ()) if by is None else one_fold_each(pool, by)
     stage_input = from_images(setup, setup.stages[0])
     find = cached.finder(setup, stage_input, stop_requested, say)
-
-    def array_of(features: FeatureSet) -> NDArray[np.float32]:
-        """Read a feature set as [examples, views, features]."""
-        return cached.normalized(setup, stage_input, features.array())
-
-    views = [cfg.data.augment]
-    if cfg.evaluation.views not in ((), cfg.data.augment):
-        views.append(cfg.evaluation.views)
     sets: list[FeatureSet] = []
-    for augmentations in views:
+    for augmentations in dict.fromkeys((cfg.data.augment, cfg.evaluation.views or cfg.data.augment)):
         features = find(pool, augmentations=augmentations, split="all examples")
         if features is None:
             return None
@@ -73,17 +65,18 @@ def cross_validate(
         sets.append(features)
     if not setup.is_first:  # only rank 0 holds the features in memory
         return None
-    examples = cached.examples_of(pool, array_of(sets[0]), cfg)
-    if len(sets) > 1:
-        examples = replace(examples, evaluated=array_of(sets[1]))
+    values = [cached.normalized(setup, stage_input, features.array()) for features in sets]
+    examples = cached.examples_of(pool, values[0], cfg)
+    if len(values) > 1:
+        examples = replace(examples, evaluated=values[1])
     classifier = cached.classifier_of(setup, stage_input, stop_requested)
-    if by is not None and grouped is not None:
-        if len(grouped[1]) > 2:  # with one of two groups held out, the other cannot be divided by group
-            examples = replace(examples, groups=[grouped[1][k] for k in grouped[0]])
-        by_group = _out_of_fold(setup, classifier, pool, examples, grouped[0][None], say)
-        return replace(by_group, held_out=(by, grouped[1]))
-    fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
-    return _out_of_fold(setup, classifier, pool, examples, fold, say)
+    if group is None:
+        fold = np.stack([folds_of(examples.strata, folds, seed, examples.groups) for seed in range(seeds)])
+        return _out_of_fold(setup, classifier, pool, examples, fold, say)
+    if len(names) > 2:  # with one of two groups held out, the other cannot be divided by group
+        examples = replace(examples, groups=[names[k] for k in group])
+    out_of_fold = _out_of_fold(setup, classifier, pool, examples, group[None], say)
+    return replace(out_of_fold, held_out=(by or "", names))
 
 
 def _out_of_fold(

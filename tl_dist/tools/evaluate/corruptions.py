@@ -13,7 +13,7 @@ from tl_dist.data.pipeline import Read
 from tl_dist.datasets.division import groups_of
 from tl_dist.features.views import in_views
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.scores import predictions, robustness
+from tl_dist.scores import robustness
 from tl_dist.scores.robustness import Hits
 from tl_dist.trainer import evaluate
 from tl_dist.trainer.setup import Setup
@@ -60,10 +60,9 @@ def evaluate_corrupted(
         step=setup.state.step,
         image_size=size,
         groups=np.array(groups_of(source, cfg.data), np.str_),
-        version=robustness.VERSION,
     )
     if setup.is_first:
-        predictions.save(robustness.file_of(setup.run.path, split), **vars(result))
+        result.save(robustness.file_of(setup.run.path, split))
     return {"split": split, **robustness.record(result)}
 
 

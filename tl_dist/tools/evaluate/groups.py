@@ -9,7 +9,7 @@ from tl_dist.datasets import Source
 from tl_dist.datasets.grouping import named
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import predictions
-from tl_dist.scores.groups import by_group
+from tl_dist.scores.evaluation import by_group
 
 
 def record(run: RunDir, split: str, source: Source, by: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.files.atomic import write_atomically
-from tl_dist.files.npz import read_npz
-from tl_dist.scores import predictions
+from tl_dist.files.npz import read_npz, save_npz
 
 _LIST, _FACTS = "images", "facts.json"
 _POLL_S = 0.02
@@ -54,7 +53,7 @@ def put_facts(directory: Path, **facts: Any) -> None:
 def put(directory: Path, number: int, piece: Piece) -> None:
     """Write the piece with this number, counted from 0."""
     arrays = piece._asdict() | {"faults": np.frombuffer(json.dumps(piece.faults).encode(), np.uint8)}
-    predictions.save(directory / _name(number), **arrays)
+    save_npz(directory / _name(number), **arrays)
 
 
 class Inbox:

@@ -19,8 +19,7 @@ from tl_dist.files.packages import require
 from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.records import flattered
-from tl_dist.scores import heat
-from tl_dist.scores.explanations import Explained
+from tl_dist.scores.explanations import Explained, overlay
 from tl_dist.tools.report import comparison, single
 from tl_dist.tools.report.duplicates import MAX_SHOWN, Twin, twins_in
 from tl_dist.tools.report.examples import MAX_SUSPECTS, Examples, examples_of
@@ -165,5 +164,5 @@ def _heat(
             raise
         notes.append(f"There are no heat maps: {refusal.what}")
         return {}
-    pictures = (heat.overlay(*pair) for pair in zip(maps.images, maps.cam, strict=True))
+    pictures = (overlay(*pair) for pair in zip(maps.images, maps.cam, strict=True))
     return {str(ids[k]): address_of(picture, HEAT_SIDE) for k, picture in zip(worst, pictures, strict=True)}

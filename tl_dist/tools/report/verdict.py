@@ -11,7 +11,8 @@ import numpy as np
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.runs.records import flattered
-from tl_dist.scores import cross_validation, evaluation, figures
+from tl_dist.scores import cross_validation, figures
+from tl_dist.scores.text import never_seen, never_seen_by_fold
 from tl_dist.tools.report.duplicates import Twin
 from tl_dist.tools.report.examples import Examples, pairs
 from tl_dist.tools.report.facts import OUT_OF_FOLD_SPLIT, Facts
@@ -99,10 +100,10 @@ def _findings(
     if not facts.done:
         yield Finding("check", "The run has not ended: the figures are from its last evaluation.")
     if facts.split == OUT_OF_FOLD_SPLIT:
-        unseen = cross_validation.never_seen_lines(facts.done["cross_validation"])
+        unseen = never_seen_by_fold(facts.done["cross_validation"])
     else:
         of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
-        unseen = [evaluation.never_seen_line(of_split)] if of_split else []
+        unseen = [never_seen(of_split)] if of_split else []
     yield from (Finding("check", f"{line[0].upper()}{line[1:]}.", "classes", "classes") for line in unseen)
     counts = examples.counts
     majority = float(counts.max() / examples.num_examples)
