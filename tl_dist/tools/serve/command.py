@@ -17,7 +17,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown
 from tl_dist.runs.directory import RunDir
 
-PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart")
+PACKAGES = ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client")
 
 
 def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
@@ -25,9 +25,10 @@ def become_server(path: Path, *, host: str, port: int, at: str) -> NoReturn:
     refuse_unusable(path, at)
     listening = listening_on(host, port)
     listening.set_inheritable(True)
-    options = ["--socket", str(listening.fileno()), *(["--at", at] if at else [])]
-    options += ["--public"] if reachable_by_others(host) else []
-    argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute()), *options]
+    address = listening.getsockname()[0]
+    hosts = "*" if reachable_by_others(host) else f"{address} [{address}] localhost"
+    argv = [sys.executable, "-P", "-m", "tl_dist.tools.serve", str(path.absolute())]
+    argv += [str(listening.fileno()), at, hosts]
     environment = {name: value for name, value in os.environ.items() if not is_secret(name, value)}
     # Without this TensorFlow warns of each image that cannot be decoded; the answer says so already.
     os.execve(argv[0], argv, {"TF_CPP_MIN_LOG_LEVEL": "2"} | environment | {SAFE_PATH: "1"})
