@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.refusal import printable, shortened
-from tl_dist.scores.curves import Bin, Curve
+from tl_dist.scores.curves import Bin
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """x and y by name"""
@@ -57,15 +57,6 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
             _in_percent(axes.yaxis)
         _legend(axes, len(series))
         return done()
-
-
-def curves(by_name: Mapping[str, Curve], *, x: str, y: str, area: str, what: str, diagonal: bool) -> str:
-    """Draw curves between 0 and 1; the legend gives the area under each."""
-    series = {
-        f"{shortened(name, 16)}: {area} {curve.area:.3f}": (curve.x.tolist(), curve.y.tolist())
-        for name, curve in by_name.items()
-    }
-    return lines(series, x=x, y=y, what=what, diagonal=diagonal)
 
 
 def reliability(bins: Sequence[Bin], what: str) -> str:

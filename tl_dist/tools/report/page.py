@@ -38,8 +38,11 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        plain = isinstance(value, str) and not hasattr(value, "__html__")
-        return printable(value, lines=True) if plain else value
+        is_text = isinstance(value, str) and not isinstance(value, Markup)
+        return printable(value, lines=True) if is_text else value
+
+    def read(name: str) -> Markup:
+        return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -50,16 +53,16 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
-    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
     text = environment.get_template("page.html.j2").render(
         title=title,
         kind=kind,
         sections=[section for section in sections if section.content is not None],
         data=printed(data),
-        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=f"sha256-{digest}",
+        style=read("page.css"),
+        script=script,
+        script_digest=f"sha256-{digest.decode()}",
         version=version("tl_dist"),
     )
     first, rest = text.split("\n", 1)
