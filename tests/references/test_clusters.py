@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tl_dist.scores import clusters, figures, groups, robustness
+from tl_dist.scores import clusters, figures, groups, robustness, text
 from tl_dist.scores.robustness import Hits
 
 CORRELATION = 0.3
@@ -193,7 +193,7 @@ def test_a_type_that_is_worse_is_found_and_one_of_a_single_group_is_not_judged()
     said, labels = np.stack([hits, ~hits], axis=1).astype(np.float64), np.zeros(660, np.int32)
     worst = groups.by_group(np.where(of < 12, "a", "b").tolist(), labels, said, of.astype(str))[0]
     assert worst["name"] == "a" and worst["p_value"] < 0.01 and worst["num_units"] == 12
-    assert ", over 12 groups)" in groups.worst_line("type", [worst])
+    assert ", over 12 groups)" in text.worst_group("type", [worst])
     alone = groups.by_group(np.where(of < 1, "a", "b").tolist(), labels, said, of.astype(str))[0]
     assert alone["p_value"] == 1.0 and alone["interval"] == [0.0, 1.0]
 

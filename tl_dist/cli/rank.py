@@ -28,13 +28,6 @@ def rank(
     images: Annotated[
         int, typer.Option(min=20, help="largest number of training images to score with, drawn by class")
     ] = 5000,
-    trained: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="trained run to compare the order with; default: the runs of this config in --runs",
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +46,7 @@ def rank(
 
     request = Request(config, overrides or (), strategy, workers, runs)
     console = Console(stderr=as_json)
-    ranking = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
+    ranking = rank_candidates(request, candidates, console, images=images, out=out)
     if as_json:
         print(json.dumps(ranking, indent=1))
     return ExitCode.DONE

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.scores.text import counted
+
 CONFIDENCE = 0.95
 EXACT = 2e9
 """most steps of `sign_flip`, some seconds; beyond, there are tens of thousands of groups, and the normal limit holds"""
@@ -53,8 +55,7 @@ def shared(pairs: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> Groups:
 
 def words(of: Numbers) -> str:
     """Return the number of groups in words, such as "44 groups"."""
-    num = len(np.unique(of))
-    return f"{num:,} group{'s' * (num != 1)}"
+    return counted(len(np.unique(of)), "group")
 
 
 def by_design_effect(of: Numbers) -> dict[str, str]:

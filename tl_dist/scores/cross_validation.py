@@ -15,7 +15,6 @@ from tl_dist.scores import evaluation, figures, groups, predictions
 
 OUT_OF_FOLD = "predictions/out_of_fold.npz"
 """below the directory of a cross-validation"""
-MOST_LINES = 10
 
 
 def name_of(config: str, by: str | None = None) -> str:
@@ -154,15 +153,6 @@ def _never_seen(results: OutOfFold) -> Iterator[dict[str, Any]]:
         if classes := evaluation.never_seen(known, tested, results.class_names.tolist()):
             fold = f"seed {seed} fold {k}" if results.held_out is None else results.held_out[1][k]
             yield {"fold": fold, "classes": classes}
-
-
-def never_seen_lines(result: Mapping[str, Any]) -> list[str]:
-    """Describe such classes in a `summary`, one line per fold, for the first folds."""
-    lines = [
-        f"{entry['fold']}: {evaluation.never_seen_line(entry['classes'], 'in training of this fold')}"
-        for entry in result.get("never_seen", ())
-    ]
-    return [*lines[:MOST_LINES], *([f"and {len(lines) - MOST_LINES} more"] if lines[MOST_LINES:] else [])]
 
 
 def mean_of(folds: Sequence[Mapping[str, Any]], key: str) -> float | None:

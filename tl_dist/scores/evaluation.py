@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from tl_dist.scores.clusters import OfClasses
 
-NAMED = 10  # classes in a line
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -43,11 +41,3 @@ def never_seen(
     classes, counts = np.unique(labels[~np.isin(labels, trained)], return_counts=True)
     pairs = zip(classes.tolist(), counts.tolist(), strict=True)
     return [{"class": class_names[k], "num_examples": n} for k, n in pairs]
-
-
-def never_seen_line(classes: Sequence[Mapping[str, Any]], where: str = "in training") -> str:
-    """Return the same in words: "never seen in training: dog (20 images), which can hardly be right"."""
-    counts = [(entry["class"], entry["num_examples"]) for entry in classes]
-    each = ", ".join(f"{name} ({n:,} image{'s' * (n != 1)})" for name, n in counts[:NAMED])
-    each += f" and {len(counts) - NAMED} more classes" if counts[NAMED:] else ""
-    return f"never seen {where}: {each}, which can hardly be right; each adds at most 36 to the log loss"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -293,12 +293,3 @@ def paired(labels: Labels, first: Said, second: Said, groups: clusters.Groups = 
         "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
         **({} if of is None else clusters.paired(b.astype(np.int64) - a, of)),
     }
-
-
-def summary_line(values: Mapping[str, Any]) -> str:
-    """Write figures in one line for users; undefined ones are left out."""
-    names = {
-        "top5": "top-5", "balanced_accuracy": "balanced", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
-        "mcc": "MCC", "roc_auc": "ROC-AUC", "log_loss": "log loss", "ece": "ECE",
-    }  # fmt: skip
-    return " | ".join(f"{names[key]} {values[key]:.3f}" for key in names if values.get(key) is not None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,18 +60,3 @@ def _counts(hits: NDArray[np.bool_], of: clusters.Numbers) -> list[int]:
     num = round(clusters.effective_size(hits, of))
     right = round(float(hits.mean()) * num)
     return [right, num - right]
-
-
-def worst_line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Describe in a line the group with the lowest accuracy, and whether it is below the others by more than chance."""
-    worst = rows[0]
-    low, high = worst["interval"]
-    line = (
-        f"worst {kind}: {worst['name']}, accuracy {worst['accuracy']:.4f} of {worst['num_examples']:,} "
-        f"(95 % interval {low:.4f} to {high:.4f}"
-    )
-    line += f", over {worst['num_units']:,} groups)" if "num_units" in worst else ")"
-    if worst["p_value"] is not None:
-        sure = "less accurate than the others" if worst["p_value"] < 0.05 else "no more than chance explains"
-        line += f"; {sure}, p = {worst['p_value']:.3g}"
-    return line

@@ -21,7 +21,7 @@ from tl_dist.launcher.task import run_shown
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores import cross_validation, figures, predictions
+from tl_dist.scores import cross_validation, predictions, text
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.terminal.tables import column_groups, narrow_table, relative, show_groups
 from tl_dist.tools.cross_validate import Request
@@ -147,7 +147,6 @@ def _split_of_folds(runs: Sequence[Path]) -> str:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Show the mean with its interval, then the figures of groups and folds."""
-    low, high = summary["interval"]
     left_out = summary.get("left_out", {})
     over = next(
         (f"{summary['folds']} groups by {kind}, weighted equally," for kind in left_out),
@@ -155,14 +154,14 @@ def show(summary: dict[str, Any], console: Console) -> None:
     )
     console.say(
         f"accuracy {summary['accuracy']:.4f} | mean of {over} of {summary['num_examples']:,} examples | "
-        f"95 % interval {low:.4f} to {high:.4f} (Nadeau and Bengio)",
+        f"{text.interval(summary['interval'], 'Nadeau and Bengio')}",
         style="bold",
     )
     together = f"all examples together: accuracy {summary['seed_accuracies'][0]:.4f} | " if left_out else ""
-    console.say(together + figures.summary_line(summary["figures"]))
+    console.say(together + text.summary(summary["figures"]))
     if "chosen" in summary:
         console.say(chosen_line(summary["chosen"]))
-    for line in cross_validation.never_seen_lines(summary):
+    for line in text.never_seen_by_fold(summary):
         console.say(line, style="yellow")
     for name, group in summary["groups"].items():
         console.say(f"{name}: accuracy {group['accuracy']:.4f} of {group['num_examples']:,} examples")

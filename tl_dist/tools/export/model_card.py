@@ -18,7 +18,7 @@ from tl_dist.models.export import FORMATS
 from tl_dist.refusal import printable, shortened
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import split_ids
-from tl_dist.scores.figures import summary_line
+from tl_dist.scores.text import summary
 from tl_dist.trainer.load_model import Restored
 
 MAX_NAMED = 50  # classes
@@ -146,7 +146,7 @@ def _evaluation(split: str, figures: Mapping[str, Any]) -> str:
     if figures.get("interval"):
         low, high = figures["interval"]
         line += f", 95 % interval {low:.4f} to {high:.4f} ({figures.get('interval_by', 'Wilson')})"
-    return f"{line} | {summary_line(figures)}."
+    return f"{line} | {summary(figures)}."
 
 
 def _agreement(report: Mapping[str, Any]) -> list[str]:

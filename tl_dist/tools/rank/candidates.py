@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,10 +205,3 @@ def _of_features(cfg: Config, label: str) -> Config:
     return frozen.model_copy(
         update={"name": f"{cfg.name[:24]}-rank-{short}-{config_file.digest(frozen)[:8]}"}
     )
-
-
-def bare(cfg: Config) -> Mapping[str, Any]:
-    """Return the settings that decide a run's weights, without its seed and initial weights, which digests identify."""
-    values = config_file.trajectory(cfg)
-    del values["seed"]
-    return {**values, "model": {k: v for k, v in values["model"].items() if not k.startswith("weights")}}

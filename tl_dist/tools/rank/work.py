@@ -52,8 +52,6 @@ def rank(
         "parameters": sum(int(np.prod(weight.shape)) for layer in used for weight in layer.weights),
         "features": int(values.shape[-1]),
         "examples": len(rows),
-        "data": {name: split.fingerprint for name, split in setup.examples.opened.items()},
-        "weights_sha256": setup.built.weights_sha256,
         "request": dict(scored),
     }
     setup.run.mark_done({"ranking": scores})

@@ -12,10 +12,10 @@ from tl_dist.data.corruptions import CATEGORIES
 from tl_dist.refusal import shortened
 from tl_dist.scores import calibration, clusters, curves, figures, robustness
 from tl_dist.scores.robustness import Hits
+from tl_dist.scores.text import figure, percent, span
 from tl_dist.tools.report import charts
 from tl_dist.tools.report.examples import Examples
 from tl_dist.tools.report.facts import Facts
-from tl_dist.tools.report.page import percent
 
 _MAX_POINTS = 300
 _MAX_CURVES = 200
@@ -62,7 +62,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         for caption, each in bins.items()
     }
     rows = [
-        (f"{low:.2f} to {high:.2f}", f"{num:,}", f"{confidence:.3f}", f"{accuracy:.3f}")
+        (span((low, high), ".2f"), f"{num:,}", figure(confidence), figure(accuracy))
         for low, high, num, confidence, accuracy, _ in next(iter(bins.values()))
     ]
     return _charted(sentence, pictures, ("As numbers", ("confidence", "images", "mean", "accuracy"), rows))
@@ -144,7 +144,7 @@ def robust(facts: Facts) -> dict[str, Any] | None:
         )
     what = "Accuracy by severity of corruption"
     svg = charts.lines(series, x="severity", y="accuracy", what=what, percent=True)
-    rows = [(name, *(f"{value:.3f}" for value in values)) for name, values in accuracy.items()]
+    rows = [(name, *map(figure, values)) for name, values in accuracy.items()]
     table = ("Each corruption", ("corruption", *map(str, record["severities"])), rows)
     caption = "Mean accuracy by kind of corruption; severity 0 is the original image"
     return _charted(sentence, {caption: svg}, table)

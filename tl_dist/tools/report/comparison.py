@@ -13,9 +13,10 @@ from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.differences import differences
 from tl_dist.scores import clusters, figures, robustness
+from tl_dist.scores.text import NOT_DEFINED, figure, percent, points
 from tl_dist.tools.report import charted
 from tl_dist.tools.report.facts import Facts
-from tl_dist.tools.report.page import NOT_DEFINED, Section, percent, render
+from tl_dist.tools.report.page import Section, render
 
 MAX_PICTURES = 600
 _ALPHA = 0.05
@@ -94,8 +95,8 @@ def _verdict(compared: Compared, tests: Sequence[Mapping[str, Any]], notes: Sequ
     ]
     best, scores = max(rows, key=lambda row: row[1]["accuracy"])
     surely = [
-        f"{test['second']} is {abs(test['points']):.1f} points {'better' if test['points'] > 0 else 'worse'} than "
-        f"{test['first']}"
+        f"{test['second']} is {100 * abs(test['difference']):.1f} points "
+        f"{'better' if test['difference'] > 0 else 'worse'} than {test['first']}"
         for test in tests
         if test["holm"] < _ALPHA
     ]
@@ -118,7 +119,7 @@ def _tests(compared: Compared) -> list[dict[str, Any]]:
     names = [facts.run.name for facts in compared.runs]
     corrected = clusters.holm([test["p_value"] for test in tests])
     return [
-        {**test, "first": names[0], "second": name, "points": 100 * test["difference"], "holm": p}
+        {**test, "first": names[0], "second": name, "holm": p}
         for name, test, p in zip(names[1:], tests, corrected, strict=True)
     ]
 
@@ -172,12 +173,11 @@ def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:
             compared = robustness.compared(first[1], hits)
         except ValueError:  # other corruptions or severities: not comparable
             continue
-        difference = interval = NOT_DEFINED
+        ratio, difference, interval = figure(compared["mce"], undefined=NOT_DEFINED), NOT_DEFINED, NOT_DEFINED
         if compared["difference"] is not None:
-            difference = f"{100 * compared['difference']:+.1f} points"
-            interval = " to ".join(f"{100 * end:+.1f}" for end in compared["interval"])
-        mce = NOT_DEFINED if compared["mce"] is None else f"{compared['mce']:.3f}"
-        rows.append((name, mce, difference, interval))
+            difference = f"{points(compared['difference'])} points"
+            interval = " to ".join(map(points, compared["interval"]))
+        rows.append((name, ratio, difference, interval))
         methods.add(compared.get("interval_by", "paired bootstrap over images"))
     sentence = (
         f"Errors on the same corrupted images, relative to the errors of “{first[0]}”, not of AlexNet. A ratio below "

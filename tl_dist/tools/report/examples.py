@@ -13,8 +13,8 @@ from tl_dist.refusal import shortened
 from tl_dist.scores import clusters, figures
 from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
+from tl_dist.scores.text import percent
 from tl_dist.tools.report.facts import Facts
-from tl_dist.tools.report.page import percent
 
 MAX_PICTURES = 1_000
 MAX_MATRIX = 30

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tl_dist.refusal import printable
+from tl_dist.scores import text
 
 _TEMPLATES = Path(__file__).with_name("templates")
-NOT_DEFINED = "\N{EN DASH}"
 MARK = b"<!-- report of tl_dist -->"
 """follows the doctype of every report: only a file with this mark is replaced"""
 
@@ -52,10 +52,10 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = percent
+    environment.filters |= {name: getattr(text, name) for name in ("figure", "percent", "points")}
     script = read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
-    text = environment.get_template("page.html.j2").render(
+    content = environment.get_template("page.html.j2").render(
         title=title,
         kind=kind,
         sections=[section for section in sections if section.content is not None],
@@ -65,7 +65,7 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         script_digest=f"sha256-{digest.decode()}",
         version=version("tl_dist"),
     )
-    first, rest = text.split("\n", 1)
+    first, rest = content.split("\n", 1)
     return f"{first}\n{MARK.decode()}\n{rest}".encode("utf-8", "replace")
 
 
@@ -76,8 +76,3 @@ def printed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: printed(item) for key, item in value.items()}
     return [printed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def percent(share: float | None) -> str:
-    """Format a share as a percentage with one decimal and a no-break space; None as a dash."""
-    return NOT_DEFINED if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

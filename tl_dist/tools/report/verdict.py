@@ -11,11 +11,11 @@ import numpy as np
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
 from tl_dist.runs.records import flattered
-from tl_dist.scores import cross_validation, evaluation, figures
+from tl_dist.scores import cross_validation, figures
+from tl_dist.scores.text import never_seen, never_seen_by_fold, percent
 from tl_dist.tools.report.examples import Examples, Table, pairs
 from tl_dist.tools.report.facts import Facts
 from tl_dist.tools.report.images import Twin
-from tl_dist.tools.report.page import percent
 
 _NAMES = {
     "top5": ("top-5 accuracy", "correct class among the five most probable"),
@@ -80,10 +80,10 @@ def _of_run(facts: Facts) -> Iterator[Finding]:
     if not facts.done:
         yield Finding("check", "The run has not ended: the figures are from its last evaluation.")
     if facts.folds is not None:
-        unseen = cross_validation.never_seen_lines(facts.folds)
+        unseen = never_seen_by_fold(facts.folds)
     else:
         of_split = facts.done.get("figures", {}).get(facts.split, {}).get("never_seen")
-        unseen = [evaluation.never_seen_line(of_split)] if of_split else []
+        unseen = [never_seen(of_split)] if of_split else []
     yield from (Finding("check", f"{line[0].upper()}{line[1:]}.", "classes") for line in unseen)
 
 

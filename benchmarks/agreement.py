@@ -1,8 +1,8 @@
-"""Measure whether a score predicted how well networks do once trained, and whether it beat the plain baselines."""
+"""Whether a score of `tl-dist rank` predicted how well networks do once trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,6 @@ class Agreement:
     """accuracy lost by training the score's first choice instead of the best; the mean if several tie for first"""
     error: float | None = None
     """standard error of the regret over test images and seeds; None if unknown"""
-
-    @property
-    def quality(self) -> tuple[float, float]:
-        """Return the sort key, greater is better: the regret first, then the order of all candidates."""
-        return -round(self.regret, 9), -np.inf if self.kendall is None else round(self.kendall, 9)
 
 
 def agreement(
@@ -76,14 +71,3 @@ def resample(
         for k, runs in enumerate(right):
             draw[k] = (runs @ counts)[rng.integers(len(runs), size=len(runs))].mean() / counts.sum()
     return drawn
-
-
-def verdict(scores: Sequence[Agreement], baselines: Sequence[Agreement]) -> Mapping[str, bool]:
-    """Tell for each score whether it beats the best plain baseline: in regret or, at equal regret, in order."""
-    best = best_of(baselines)
-    return {score.name: best is None or score.quality > best.quality for score in scores}
-
-
-def best_of(baselines: Sequence[Agreement]) -> Agreement | None:
-    """Return the baseline to beat; None if no baseline is known for all candidates."""
-    return max(baselines, key=lambda baseline: baseline.quality, default=None)
