@@ -86,7 +86,7 @@ class Cards:
     """The examples that the page's script shows, each once, with the predictions that it was first added by."""
 
     def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+        self._examples, self._names = examples, examples.facts.class_names
         self._numbers: dict[str, int] = {}
         self.all: list[dict[str, Any]] = []
         ids, pictured = examples.facts.predictions.ids, examples.pictured()
@@ -107,7 +107,7 @@ class Cards:
         return tiles
 
     def _card(self, predictions: Predictions, k: int, name: str) -> dict[str, Any]:
-        names, label = self._examples.facts.class_names, int(predictions.labels[k])
+        names, label = self._names, int(predictions.labels[k])
         probabilities = predictions.probabilities[k]
         best = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
         predicted = int(probabilities.argmax())
@@ -134,7 +134,7 @@ class Cards:
             "doubtful": [number for _, number in by_confidence[:MAX_DOUBTFUL]],
             "all": self._of_split,
         }
-        return {"class_names": self._examples.facts.class_names, "examples": self.all, "orders": orders}
+        return {"class_names": self._names, "examples": self.all, "orders": orders}
 
 
 def confusions(examples: Examples) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
             page = read_file(path, max_bytes=limits.REPORT).decode("utf-8", "replace")
             run.log({"report": wandb.Html(page, inject=False)})
     run.finish(exit_code=int(copied.state == "failed"))
+    wandb.teardown()  # `finish` does not wait for the process that writes the file
     (written,) = empty.glob("wandb/offline-run-*")
     shutil.copytree(written, place / written.name, ignore=_links_in)
 
@@ -115,20 +116,15 @@ def _upload(place: Path) -> None:
     """Upload the file. Raises NotTaken if that fails or takes too long."""
     (file,) = _files_in(place)
     argv = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_UPLOAD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
+    with tempfile.TemporaryFile() as log:
+        try:
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=_UPLOAD_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise NotTaken(f"no answer within {_UPLOAD_S:.0f} s") from None
+        log.seek(0)
+        lines = log.read().decode("utf-8", "replace").splitlines()
     if not file.with_name(f"{file.name}.synced").exists():
-        lines = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if line.strip()]
-        errors = [
-            line.removeprefix("Error: ") for line in lines if file.name not in line and "Syncing" not in line
-        ]
-        raise NotTaken(errors[-1] if errors else "its server did not take the upload")
+        errors = [line for line in lines if line.strip() and file.name not in line and "Syncing" not in line]
+        raise NotTaken(errors[-1].removeprefix("Error: ") if errors else "its server did not take the upload")
