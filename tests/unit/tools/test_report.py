@@ -199,7 +199,7 @@ def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
     picture = {str(ids[worst[0]]): "data:,x"}
     suspects = Suspects(worst, found.predicted[worst])
     shown = replace(found, images=picture, heat=picture, suspects=suspects)
-    text = single.page(shown, groups=None, twins=None, notes=[]).decode()
+    text = single.page(shown, twins=None, notes=[]).decode()
     sections = dict(re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.DOTALL))
     assert [sections[name].count("<img") for name in ("worst", "labels")] == [2, 1]
 

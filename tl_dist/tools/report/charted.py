@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tl_dist.data.corruptions import CATEGORIES
 from tl_dist.refusal import shortened
@@ -48,7 +47,10 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
     fitted = calibration.load(facts.run.path)
     fits = fitted is not None and fitted.step == predictions.step and facts.split in ("test", "validation")
     if fitted is not None and fits and [*fitted.views] == [*facts.cfg.evaluation.views]:
-        scaled = _at_temperature(predictions.probabilities, fitted.temperature)
+        # Logarithms of probabilities serve as logits: they differ by a constant, which softmax ignores.
+        logits = np.log(np.maximum(predictions.probabilities, np.finfo(np.float32).tiny))
+        softmax = figures.Softmax(logits, fitted.temperature)
+        scaled = figures.confidences(predictions.labels, softmax).confidence
         before, after = (figures.calibration_error(values, hits) for values in (examples.confidence, scaled))
         seen = "; it was fitted on this very split" if facts.split == "validation" else ""
         sentence += (
@@ -66,16 +68,6 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         for low, high, num, confidence, accuracy, _ in next(iter(bins.values()))
     ]
     return _charted(sentence, pictures, ("As numbers", ("confidence", "images", "mean", "accuracy"), rows))
-
-
-def _at_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
-    """Return the confidence of each example at a temperature."""
-    confidence = np.empty(len(probabilities))
-    for rows in figures.blocks(*probabilities.shape):
-        # Logarithms of probabilities serve as logits: they differ by a constant, which softmax ignores.
-        logs = np.log(np.maximum(probabilities[rows].astype(np.float64), np.finfo(np.float32).tiny))
-        confidence[rows] = figures.softmax(logs / temperature).max(axis=1)
-    return confidence
 
 
 def thresholds(examples: Examples) -> dict[str, Any] | None:

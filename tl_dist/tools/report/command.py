@@ -28,14 +28,11 @@ class Request:
     runs: Sequence[Path]
     out: Path | None = None
     split: str | None = None
-    heat_maps: int = 40
-    """number of errors to compute heat maps of"""
-    how: Computation = field(default_factory=Computation)
-    """how heat maps are computed"""
+    heat_maps: int = 40  # number of errors to compute heat maps of
+    how: Computation = field(default_factory=Computation)  # how heat maps are computed
     explain: Callable[..., Explained] | None = None
     """`tools.explain.command.ask`; without it there are no heat maps"""
-    pictures: bool = True
-    """if False, the data set is not opened"""
+    pictures: bool = True  # if False, the data set is not opened
 
 
 def report(request: Request, say: Callable[[str], None]) -> Path:
@@ -70,10 +67,10 @@ def _single(facts: Facts, request: Request, say: Callable[[str], None]) -> bytes
         say("reading images")
         ids = [*predicted.ids[examples.pictured()]]
         ids += [*examples.suspects_of.ids[examples.suspects.examples[:MAX_SUSPECTS]]]
-        ids += [place.id for twin in (twins or ())[: images.MAX_TWINS] for place in twin.pair]
+        ids += [name for _, pair in (twins or ())[: images.MAX_TWINS] for name, _, _ in pair]
         examples = replace(examples, images=images.thumbnails(splits, ids))
         examples = replace(examples, heat=_heat(examples, splits, request, notes, say))
-    return single.page(examples, groups=predicted.groups.tolist(), twins=twins, notes=notes)
+    return single.page(examples, twins=twins, notes=notes)
 
 
 def _comparison(facts: Sequence[Facts], say: Callable[[str], None]) -> bytes:

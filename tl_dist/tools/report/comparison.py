@@ -30,24 +30,13 @@ class Compared:
     runs: Sequence[Facts]
     ids: NDArray[Any]
     labels: NDArray[np.int32]
-    probabilities: Sequence[NDArray[np.floating]]
-    """one array [examples, classes] per run"""
-    groups: clusters.Groups = ()
-    """of the examples, if they have any"""
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Return the predicted classes [runs, examples]."""
-        return np.stack([each.argmax(axis=1) for each in self.probabilities])
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        """Return which predictions are correct [runs, examples]."""
-        return self.predicted == self.labels
+    probabilities: Sequence[NDArray[np.floating]]  # one array [examples, classes] per run
+    predicted: NDArray[np.int64]  # the classes [runs, examples]
+    groups: clusters.Groups  # of the examples, if they have any
 
     def disagreements(self) -> NDArray[np.int64]:
         """List at most MAX_PICTURES examples that some runs classify correctly and others not, surest errors first."""
-        right = self.right
+        right = self.predicted == self.labels
         mixed = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
         confidence = np.stack([each.max(axis=1) for each in self.probabilities])
         surest = np.where(right, 0.0, confidence).max(axis=0)[mixed]
@@ -69,16 +58,26 @@ def compare(runs: Sequence[Facts]) -> Compared:
             )
     parts = [facts.predictions.probabilities[order] for facts, order in zip(runs, orders, strict=True)]
     groups = clusters.shared(zip((facts.predictions.groups for facts in runs), orders, strict=True))
-    return Compared(runs, ids, labels, parts, groups)
+    return Compared(runs, ids, labels, parts, np.stack([each.argmax(axis=1) for each in parts]), groups)
 
 
 def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) -> bytes:
     """Render the page, which measures the other runs against the first."""
     script, disagreements = _disagreements(compared, images)
-    tests = _tests(compared)
+    tests = {"tests": _tests(compared), "alpha": _ALPHA, "num_examples": len(compared.labels)}
+    rows = [
+        (facts.run.name, figures.figures(compared.labels, probabilities, compared.groups))
+        for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
+    ]
+    best = max(rows, key=lambda row: row[1]["accuracy"])
     sections = [
-        Section("verdict", "Verdict", "runs", _verdict(compared, tests, notes)),
-        Section("tests", "Paired tests", "paired", {"tests": tests, "num_examples": len(compared.labels)}),
+        Section(
+            "verdict",
+            "Verdict",
+            "runs",
+            {**tests, "rows": rows, "best": best, "names": _MORE, "notes": notes},
+        ),
+        Section("tests", "Paired tests", "paired", tests),
         Section("disagreements", "Where they disagree", "disagreements", disagreements),
         Section("robustness", "Robustness", "facts", _robustness(compared.runs)),
         Section("learning", "Learning curves", "charts", charted.learning(compared.runs)),
@@ -86,30 +85,6 @@ def page(compared: Compared, images: Mapping[str, str], notes: Sequence[str]) ->
     ]
     names = " and ".join(facts.run.name for facts in compared.runs)
     return render(names, f"Comparison of runs, {compared.runs[0].subject}", sections, script)
-
-
-def _verdict(compared: Compared, tests: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
-    rows = [
-        (facts.run.name, figures.figures(compared.labels, probabilities, compared.groups))
-        for facts, probabilities in zip(compared.runs, compared.probabilities, strict=True)
-    ]
-    best, scores = max(rows, key=lambda row: row[1]["accuracy"])
-    surely = [
-        f"{test['second']} is {100 * abs(test['difference']):.1f} points "
-        f"{'better' if test['difference'] > 0 else 'worse'} than {test['first']}"
-        for test in tests
-        if test["holm"] < _ALPHA
-    ]
-    if surely:
-        headline = f"{best}: {percent(scores['accuracy'])}"
-        sentence = f"More than chance explains (Holm-corrected p below {_ALPHA}): {'; '.join(surely)}."
-    else:
-        headline = "No significant difference"
-        sentence = (
-            f"On these {len(compared.labels):,} images each difference may be due to chance: no Holm-corrected p is "
-            f"below {_ALPHA}. That does not prove the runs equal; the intervals show how far apart they may be."
-        )
-    return {"headline": headline, "sentence": " ".join([sentence, *notes]), "rows": rows, "names": _MORE}
 
 
 def _tests(compared: Compared) -> list[dict[str, Any]]:
@@ -127,7 +102,7 @@ def _tests(compared: Compared) -> list[dict[str, Any]]:
 def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the data of the page's script, and the content of the section."""
     names, labels = compared.runs[0].class_names, compared.labels
-    predicted, right = compared.predicted, compared.right
+    predicted, right = compared.predicted, compared.predicted == compared.labels
     pictured = [k for k in compared.disagreements().tolist() if str(compared.ids[k]) in images]
     cards = []
     for k in pictured:
@@ -154,12 +129,11 @@ def _disagreements(compared: Compared, images: Mapping[str, str]) -> tuple[dict[
     for r, facts in enumerate(compared.runs):
         orders[f"run-{r}"] = [n for n, k in enumerate(pictured) if right[r, k]]
         chips[f"run-{r}"] = f"{facts.run.name} is right"
-    all_right, some_right = right.all(axis=0), right.any(axis=0)
-    sentence = (
-        f"All runs are right on {all_right.sum():,} images, none on {(~some_right).sum():,}, and only some on "
-        f"{(some_right & ~all_right).sum():,}."
-    )
-    return {"class_names": names, "examples": cards, "orders": orders}, {"sentence": sentence, "chips": chips}
+    num_right = np.bincount(right.sum(axis=0), minlength=len(compared.runs) + 1)
+    return {"class_names": names, "examples": cards, "orders": orders}, {
+        "num_right": num_right,
+        "chips": chips,
+    }
 
 
 def _robustness(runs: Sequence[Facts]) -> dict[str, Any] | None:

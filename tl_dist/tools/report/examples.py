@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.refusal import shortened
 from tl_dist.scores import clusters, figures
 from tl_dist.scores.label_errors import Suspects, label_errors
 from tl_dist.scores.predictions import Predictions
@@ -17,15 +16,12 @@ from tl_dist.scores.text import percent
 from tl_dist.tools.report.facts import Facts
 
 MAX_PICTURES = 1_000
-MAX_MATRIX = 30
-"""most classes of which the whole confusion matrix is shown"""
-MAX_CLASSES = 1_000
-"""rows in the table of classes"""
+MAX_MATRIX = 30  # most classes of which the whole confusion matrix is shown
+MAX_CLASSES = 1_000  # rows in the table of classes
 MAX_PAIRS = 8
 MAX_SUSPECTS = 50
 MAX_DOUBTFUL = 200
 _MAX_GROUPS = 30
-_TOP = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +31,12 @@ class Examples:
     facts: Facts
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
-    errors: NDArray[np.int64]
-    """the most confident first"""
-    suspects: Suspects
-    """rows of `suspects_of`"""
+    errors: NDArray[np.int64]  # the most confident first
+    suspects: Suspects  # rows of `suspects_of`
     suspects_of: Predictions
     """predictions by which labels are checked: of the split, or of all examples out of fold"""
-    images: Mapping[str, str] = field(default_factory=dict)
-    """`data:` addresses by id"""
-    heat: Mapping[str, str] = field(default_factory=dict)
-    """`data:` addresses of heat maps by id"""
+    images: Mapping[str, str] = field(default_factory=dict)  # `data:` addresses by id
+    heat: Mapping[str, str] = field(default_factory=dict)  # `data:` addresses of heat maps by id
 
     @property
     def num_examples(self) -> int:
@@ -109,7 +101,7 @@ class Cards:
     def _card(self, predictions: Predictions, k: int, name: str) -> dict[str, Any]:
         names, label = self._names, int(predictions.labels[k])
         probabilities = predictions.probabilities[k]
-        best = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
+        best = np.argsort(-probabilities, kind="stable")[:3].tolist()
         predicted = int(probabilities.argmax())
         return {
             "id": name,
@@ -139,21 +131,16 @@ class Cards:
 
 def confusions(examples: Examples) -> dict[str, Any]:
     """Return the confusion matrix if there are few classes, and the most frequent pairs if there are more than two."""
-    names = examples.facts.class_names
-    few = len(names) <= MAX_MATRIX
-    counts = np.zeros(2 * (len(names) if few else 0,), np.int64)
-    if few:
+    num_classes = len(examples.facts.class_names)
+    counts = np.zeros(2 * (num_classes if num_classes <= MAX_MATRIX else 0,), np.int64)
+    if len(counts):
         np.add.at(counts, (examples.facts.predictions.labels, examples.predicted), 1)
     shades = np.ceil(5 * np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))).astype(int)
     return {
-        "names": names,
-        "short_names": [shortened(name, 40) for name in names],
-        "totals": examples.counts,
+        "examples": examples,
+        "names": examples.facts.class_names,
         "matrix": list(zip(counts.tolist(), shades.tolist(), strict=True)),
-        "pairs": pairs(examples) if len(names) > 2 else [],
-        "num_errors": len(examples.errors),
-        "num_examples": examples.num_examples,
-        "num_images": len(examples.images),
+        "pairs": pairs(examples) if num_classes > 2 else [],
     }
 
 
@@ -177,24 +164,22 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Accuracy by a kind of group, the worst first, or recall, precision and F1 by "class"."""
+    """Accuracy by a kind of group, the worst of `num` first, or recall, precision and F1 by "class"."""
 
     kind: str
     rows: list[Row]
-    note: str
+    num: int
+    of: clusters.Numbers | None  # the groups by which intervals are computed
 
 
-def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[Table]:
+def class_tables(examples: Examples) -> list[Table]:
     """Return the tables by class, and by type and group where there are several."""
     names, counts, predictions = examples.facts.class_names, examples.counts, examples.facts.predictions
     hits, of = examples.predicted == predictions.labels, clusters.numbers(predictions.groups)
     right = np.bincount(predictions.labels[hits], minlength=len(names))
     predicted = np.bincount(examples.predicted, minlength=len(names))
-    every, note = np.arange(len(names)), ""
-    if len(names) > MAX_CLASSES:
-        share = np.where(counts, right / np.maximum(counts, 1), np.inf)
-        every = np.sort(np.argsort(share, kind="stable")[:MAX_CLASSES])
-        note = f"The {MAX_CLASSES:,} of {len(names):,} classes with the lowest recall."
+    share = np.where(counts, right / np.maximum(counts, 1), np.inf)
+    every = np.sort(np.argsort(share, kind="stable")[:MAX_CLASSES])
     intervals = clusters.of_classes(predictions.labels, hits, of, len(names))
     intervals = intervals and [intervals[k] for k in every.tolist()]
     scores = figures.of_classes(right[every], counts[every], predicted[every], intervals)
@@ -202,28 +187,18 @@ def class_tables(examples: Examples, groups: Sequence[str] | None) -> list[Table
         Row(names[k], each["num_examples"], each["recall"], each["interval"], (each["precision"], each["f1"]))
         for k, each in zip(every, scores, strict=True)
     ]
-    tables = [Table("class", rows, _note(note, of))]
-    for kind, of_each in (("type", predictions.types.tolist()), ("group", list(groups or ()))):
-        if len(set(of_each)) > 1:
-            tables.append(_by(kind, of_each, hits, clusters.beside(of_each, predictions.groups.tolist())))
-    return tables
+    by_kind = {"type": predictions.types.tolist(), "group": predictions.groups.tolist()}
+    tables = [_by(kind, kinds, hits, predictions) for kind, kinds in by_kind.items() if len(set(kinds)) > 1]
+    return [Table("class", rows, len(names), of), *tables]
 
 
-def _by(kind: str, of_each: Sequence[str], hits: NDArray[np.bool_], of: clusters.Numbers | None) -> Table:
-    names, numbers = np.unique(np.array(of_each), return_inverse=True)
+def _by(kind: str, kinds: Sequence[str], hits: NDArray[np.bool_], predictions: Predictions) -> Table:
+    of = clusters.beside(kinds, predictions.groups.tolist())
+    names, numbers = np.unique(np.array(kinds), return_inverse=True)
     totals = np.bincount(numbers)
     shares = np.bincount(numbers, weights=hits) / totals
     rows = []
     for k in np.argsort(shares, kind="stable")[:_MAX_GROUPS].tolist():
         interval = clusters.interval(hits[numbers == k], None if of is None else of[numbers == k])
         rows.append(Row(str(names[k]), int(totals[k]), float(shares[k]), interval))
-    better = len(names) - len(rows)
-    return Table(
-        kind, rows, _note(f"{better:,} others are better than these." if better else "", of, last=True)
-    )
-
-
-def _note(text: str, of: clusters.Numbers | None, *, last: bool = False) -> str:
-    """Join a note, and another on how intervals were computed if examples have groups."""
-    by = "" if of is None else f"Intervals: {clusters.by_design_effect(of)['interval_by']}."
-    return " ".join(filter(None, [by, text] if last else [text, by]))
+    return Table(kind, rows, len(names), of)

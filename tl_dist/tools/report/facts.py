@@ -31,12 +31,10 @@ class Facts:
     run: RunDir
     cfg: Config
     identity: Mapping[str, Any]
-    done: Mapping[str, Any]
-    """the final record; empty before the end of the run"""
+    done: Mapping[str, Any]  # the final record; empty before the end of the run
     records: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
-    versions: Mapping[str, str]
-    """of the packages that wrote the newest checkpoint"""
+    versions: Mapping[str, str]  # of the packages that wrote the newest checkpoint
     split_sizes: Mapping[str, int]
     split: str
     predictions: Predictions
@@ -102,8 +100,11 @@ def gather(path: Path, split: str | None) -> Facts:
         kept = (s for s in ("test", "validation") if predictions.file_of(run.path, s).exists())
         split = split or next(kept, "test")
         predicted = predictions.load(predictions.file_of(run.path, split))
-    if out_of_fold is not None and not _fits(out_of_fold, predicted):
-        out_of_fold = None
+    if out_of_fold is not None and (
+        list(out_of_fold.class_names) != list(predicted.class_names)
+        or not _labels(predicted) <= _labels(out_of_fold)
+    ):
+        out_of_fold = None  # of other classes or examples, or with other labels
     attempts = [read_json(file) for file in sorted(children(run.attempts)) if file.suffix == ".json"]
     newest = next((directory for _, directory in steps_in(run.checkpoints)), run.checkpoints)
     versions = (read_json(newest / "meta.json") or {}).get("versions")
@@ -133,10 +134,5 @@ def _out_of_fold(run: RunDir) -> OutOfFold | None:
     return None
 
 
-def _fits(out_of_fold: OutOfFold, predicted: Predictions) -> bool:
-    """Tell whether `out_of_fold` covers all examples of `predicted` with the same labels."""
-    if list(out_of_fold.class_names) != list(predicted.class_names):
-        return False
-    labels = dict(zip(out_of_fold.ids.tolist(), out_of_fold.labels.tolist(), strict=True))
-    pairs = zip(predicted.ids.tolist(), predicted.labels.tolist(), strict=True)
-    return all(labels.get(name) == label for name, label in pairs)
+def _labels(predicted: Predictions | OutOfFold) -> set[tuple[str, int]]:
+    return set(zip(predicted.ids.tolist(), predicted.labels.tolist(), strict=True))

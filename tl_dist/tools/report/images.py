@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,30 +28,16 @@ from tl_dist.tools.report.facts import Facts
 SIDE = 112
 """pixels of the longer side: sharp at the size of a tile, and a page with a thousand of them has 4 MB"""
 HEAT_SIDE = 176
-MAX_COMPARED = 20_000
-"""images in all splits: more take minutes, and are left to `tl-dist data verify`"""
-MAX_TWINS = 24
-"""pairs on the page"""
-_DISTANCE = 3
-"""most bits in which the hashes of nearly equal images differ"""
+MAX_COMPARED = 20_000  # images in all splits: more take minutes, and are left to `tl-dist data verify`
+MAX_TWINS = 24  # pairs on the page
+_DISTANCE = 3  # most bits in which the hashes of nearly equal images differ
 _QUALITY = 60
 _THREADS = 4
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
-class Place(NamedTuple):
-    """An image, its split and its label."""
-
-    id: str
-    split: str
-    label: str
-
-
-class Twin(NamedTuple):
-    """Two images in different splits."""
-
-    pair: tuple[Place, Place]
-    equal: bool
+Twin = tuple[bool, list[tuple[str, str, str]]]
+"""whether two images in different splits are equal, or nearly so, and the id, split and label of each"""
 
 
 def opened(facts: Facts, notes: list[str]) -> Splits:
@@ -69,12 +55,12 @@ def twins_of(facts: Facts, splits: Splits) -> list[Twin] | None:
     if len(parts) < 2 or sum(source.num_examples for source in parts.values()) > MAX_COMPARED:
         return None
 
-    def place(split: str, k: int) -> Place:
+    def place(split: str, k: int) -> tuple[str, str, str]:
         source = parts[split]
-        return Place(str(source.ids[k]), split, str(source.class_names[source.labels[k]]))
+        return str(source.ids[k]), split, str(source.class_names[source.labels[k]])
 
     pairs = across_splits(parts, workers=len(os.sched_getaffinity(0)), distance=_DISTANCE)
-    return [Twin((place(*pair.first), place(*pair.second)), pair.equal) for pair in pairs]
+    return [(pair.equal, [place(*pair.first), place(*pair.second)]) for pair in pairs]
 
 
 def held_out_by(facts: Facts, splits: Splits) -> Splits:

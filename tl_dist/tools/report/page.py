@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tl_dist.refusal import printable
-from tl_dist.scores import text
+from tl_dist.refusal import printable, shortened
+from tl_dist.scores.clusters import by_design_effect
+from tl_dist.scores.text import figure, percent, points
 
 _TEMPLATES = Path(__file__).with_name("templates")
 MARK = b"<!-- report of tl_dist -->"
@@ -25,8 +26,7 @@ class Section:
     anchor: str
     title: str
     template: str
-    content: Mapping[str, Any] | None
-    """None leaves the part out"""
+    content: Mapping[str, Any] | None  # None leaves the part out
 
 
 def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str, Any]) -> bytes:
@@ -52,10 +52,11 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(text, name) for name in ("figure", "percent", "points")}
+    environment.filters |= {each.__name__: each for each in (figure, percent, points, shortened)}
+    environment.globals["by_design_effect"] = by_design_effect
     script = read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
-    content = environment.get_template("page.html.j2").render(
+    text = environment.get_template("page.html.j2").render(
         title=title,
         kind=kind,
         sections=[section for section in sections if section.content is not None],
@@ -65,7 +66,7 @@ def render(title: str, kind: str, sections: Sequence[Section], data: Mapping[str
         script_digest=f"sha256-{digest.decode()}",
         version=version("tl_dist"),
     )
-    first, rest = content.split("\n", 1)
+    first, rest = text.split("\n", 1)
     return f"{first}\n{MARK.decode()}\n{rest}".encode("utf-8", "replace")
 
 

@@ -68,10 +68,9 @@ def verdict(
             *_of_run(facts),
             *_of_data(examples, scores["interval"], twins),
             *_of_tables(*tables),
-            *_of_confidence(examples, scores),
-            *_of_training(facts),
+            *_of_learning(examples, scores),
         ],
-        "command": reproduction(facts),
+        "command": _command(facts),
         "config": read_file(facts.run.config_file, max_bytes=limits.RUN_JSON).decode("utf-8", "replace"),
     }
 
@@ -96,7 +95,7 @@ def _of_data(
         text = f"The model may be no better than always predicting the most frequent class ({percent(majority)})."
         yield Finding("check", text)
     if twins:
-        num_equal = sum(twin.equal for twin in twins)
+        num_equal = sum(equal for equal, _ in twins)
         text = (
             f"{num_equal or len(twins):,} pairs of {'equal' if num_equal else 'nearly equal'} images are in different "
             "splits: if they show the same thing, the figures are too good."
@@ -123,25 +122,23 @@ def _of_tables(classes: Table, *others: Table) -> Iterator[Finding]:
     )
     text = f"The class with the lowest recall is “{least.name}”: {percent(recall)} of {least.num_examples:,} images."
     yield Finding("note", text, "classes")
-    for kind, rows, _ in others:
+    for kind, rows, *_ in others:
         low, high = rows[0], rows[-1]
         if low.interval and high.interval and low.interval[1] < high.interval[0]:
             text = f"Accuracy differs by {kind}: {percent(low.share)} for “{low.name}”, {percent(high.share)} for"
             yield Finding("check", f"{text} “{high.name}”.", "classes")
 
 
-def _of_confidence(examples: Examples, scores: Mapping[str, Any]) -> Iterator[Finding]:
-    ece, accuracy, sure = scores.get("ece"), scores["accuracy"], float(examples.confidence.mean())
+def _of_learning(examples: Examples, scores: Mapping[str, Any]) -> Iterator[Finding]:
+    """Tell of over-confidence, and of a training accuracy far above the validation accuracy."""
+    facts, ece, accuracy = examples.facts, scores.get("ece"), scores["accuracy"]
     if ece is not None and ece > _POORLY_CALIBRATED:
+        sure = float(examples.confidence.mean())
         way = "over-confident" if sure > accuracy else "under-confident"
         text = f"The model is {way}: mean confidence {percent(sure)}, accuracy {percent(accuracy)}."
         yield Finding("check", text, "calibration")
     elif ece is not None:
         yield Finding("good", f"The model is well calibrated (ECE {ece:.3f}).", "calibration")
-
-
-def _of_training(facts: Facts) -> Iterator[Finding]:
-    """Tell if training accuracy is far above validation accuracy."""
     train = [record["accuracy"] for record in facts.events("train")[-5:]]
     held_out = [r["accuracy"] for r in facts.events("evaluation") if r["split"] == "validation"]
     if train and held_out and (fitted := float(np.mean(train))) - held_out[-1] > _OVERFIT:
@@ -149,7 +146,7 @@ def _of_training(facts: Facts) -> Iterator[Finding]:
         yield Finding("note", text, "learning")
 
 
-def reproduction(facts: Facts) -> str:
+def _command(facts: Facts) -> str:
     """Return the command that reproduces the run from its config."""
     name, folds, by = facts.run.name, facts.folds, _held_out(facts)
     if not folds:

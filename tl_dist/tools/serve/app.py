@@ -26,8 +26,7 @@ from tl_dist.tools.serve.requests import Answers, Bad, Full, Metrics
 from tl_dist.tools.serve.served import Served
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-BODY_S = 15.0
-"""how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S"""
+BODY_S = 15.0  # how long the server waits for a body, beyond the time that it takes at BODY_BYTES_PER_S
 BODY_BYTES_PER_S = 32 << 10
 
 
@@ -216,16 +215,17 @@ def _metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def _digest(tag: str) -> str:
-    """Return the digest by which the Content-Security-Policy allows an inline element of the page."""
-    (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 _TOO_LARGE = f"the request is larger than {limits.SERVED_BODY:,} bytes"
+# The digests allow the inline elements of the page, and no other.
+_SCRIPT, _STYLE = (
+    base64.b64encode(
+        hashlib.sha256(PAGE.split(f"<{tag}>")[1].split(f"</{tag}>")[0].encode()).digest()
+    ).decode()
+    for tag in ("script", "style")
+)
 _HEADERS = {
     "Content-Security-Policy": (
-        f"default-src 'none'; script-src {_digest('script')}; style-src {_digest('style')}; img-src blob: data:; "
+        f"default-src 'none'; script-src 'sha256-{_SCRIPT}'; style-src 'sha256-{_STYLE}'; img-src blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",

@@ -33,8 +33,7 @@ from tl_dist.runs.directory import RunDir, read_json
 from tl_dist.runs.records import records
 from tl_dist.runs.table import state_of
 
-MAX_VALUE = 500
-"""characters of a parameter"""
+MAX_VALUE = 500  # characters of a parameter
 _MAX_NAME, _MAX_NUMBERS = 200, 500  # characters of a name, numbers of a record
 _NOT_CURVES = {"step", "total_steps", "epochs", "eta_s", "figures"}
 _NOT_IN_NAMES = re.compile(r"[^\w. /-]", re.ASCII)
@@ -44,15 +43,13 @@ _AT = re.compile(r"/[^\s'\"<>()/]+@[^\s'\"<>()]*")
 _QUERY = re.compile(r"\?[^\s'\"<>()]+")  # libraries also show an address without its host
 _LOCK_WAIT_S = 10.0
 
-Keep = Callable[[], None]
-"""writes to disk what a tracker has taken"""
+Keep = Callable[[], None]  # writes to disk what a tracker has taken
 
 
 class Row(NamedTuple):
     """The numbers of one record."""
 
-    key: str
-    """train, SPLIT:STEP, or done; rows of training are told apart by their step"""
+    key: str  # train, SPLIT:STEP, or done; rows of training are told apart by their step
     step: int
     values: Mapping[str, float]
 
@@ -62,12 +59,9 @@ class Copied:
     """What a run has to copy, and where it is noted what has been sent."""
 
     run: RunDir
-    id: str
-    """the id of this run in every tracker"""
-    state: str
-    """running, done, stopped or failed"""
-    place: Path
-    """the directory of the notes"""
+    id: str  # the id of this run in every tracker
+    state: str  # running, done, stopped or failed
+    place: Path  # the directory of the notes
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -68,26 +68,14 @@ def _write(copied: Copied, place: Path, empty: Path) -> None:
 
     shutil.rmtree(place, ignore_errors=True)
     # Send nothing about this machine, its packages or its repository: the run may have been trained elsewhere.
-    settings = wandb.Settings(
-        console="off",
-        disable_git=True,
-        save_code=False,
-        silent=True,
-        symlink=False,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
+    on = ("disable_git", "silent", "x_disable_meta", "x_disable_machine_info", "x_disable_stats")
+    off = ("save_code", "symlink", "x_save_requirements")
+    settings = wandb.Settings(console="off", **dict.fromkeys(on, True), **dict.fromkeys(off, False))
+    project = wandb.setup().settings.project or _PROJECT
     run = wandb.init(
-        id=copied.id,
-        name=copied.run.name,
-        project=wandb.setup().settings.project or _PROJECT,
-        config=copied.parameters,
-        dir=str(empty),
-        mode="offline",
-        settings=settings,
-    )
+        id=copied.id, name=copied.run.name, project=project, config=copied.parameters, dir=str(empty),
+        mode="offline", settings=settings,
+    )  # fmt: skip
     run.define_metric("*", step_metric="step")
     for row in copied.rows():
         if row.key == "done":
