@@ -34,12 +34,12 @@ def text(run: RunDir, own: Restored, report: Mapping[str, Any]) -> str:
     size = own.model.input_shape[1]
     origin = f"weights '{_plain(_without_place(cfg.model.weights))}'"
     if cfg.source:
-        origin = f"the weights of run '{_run_in(cfg.source.run)}'"
+        origin = f"the weights of run '{_plain(_without_place(cfg.source.run))}'"
     if cfg.model.prune:
         origin += f" without {cfg.model.prune:g} of the channels of each convolution"
     if identity.get("weights_sha256"):
         origin += f" (sha256 {_plain(identity['weights_sha256'])})"
-    taught = f", taught by run '{_run_in(cfg.distill.teacher)}'" if cfg.distill else ""
+    taught = f", taught by run '{_plain(_without_place(cfg.distill.teacher))}'" if cfg.distill else ""
     calibrated = (
         f"Probabilities are calibrated: the logits are divided by {own.temperature:.4g}, which was fitted on the "
         "validation split (temperature scaling, Guo et al. 2017); the figures below were taken before."
@@ -111,10 +111,6 @@ def _without_place(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_place(entry) for entry in value]
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
-
-
-def _run_in(path: str | None) -> str:
-    return _plain(PurePath(path or "").name)
 
 
 def _front_matter(own: Restored, figures: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:

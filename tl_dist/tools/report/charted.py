@@ -11,11 +11,12 @@ from tl_dist.data.corruptions import CATEGORIES
 from tl_dist.refusal import shortened
 from tl_dist.scores import calibration, clusters, curves, figures, robustness
 from tl_dist.scores.robustness import Hits
-from tl_dist.scores.text import figure, percent, span
+from tl_dist.scores.text import figure, span
 from tl_dist.tools.report import charts
 from tl_dist.tools.report.examples import Examples
 from tl_dist.tools.report.facts import Facts
 
+_Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, names and rows
 _MAX_POINTS = 300
 _MAX_CURVES = 200
 _TRADE_OFFS = (
@@ -24,13 +25,9 @@ _TRADE_OFFS = (
 )
 
 
-def _charted(
-    sentence: str,
-    pictures: Mapping[str, str],
-    table: tuple[str, Sequence[str], Sequence[Sequence[str]]] | None = None,
-) -> dict[str, Any]:
-    """Return the content of a section: charts by caption, and title, names and rows of a table that is folded away."""
-    return {"sentence": sentence, "charts": pictures, "table": table}
+def _charted(pictures: Mapping[str, str], table: _Table | None = None, **facts: Any) -> dict[str, Any]:
+    """Return the content of a section: charts by caption, a table that is folded away, and facts for its text."""
+    return {"charts": pictures, "table": table, **facts}
 
 
 def calibrated(examples: Examples) -> dict[str, Any] | None:
@@ -39,10 +36,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         return None
     facts, predictions = examples.facts, examples.facts.predictions
     hits = examples.predicted == predictions.labels
-    sentence = (
-        f"Mean confidence is {percent(float(examples.confidence.mean()))}, accuracy {percent(float(hits.mean()))}. "
-        "A point below the diagonal is over-confident; its size shows its share of the images."
-    )
+    effect = None
     confidences = {"Reliability: accuracy by confidence, with 95 % intervals": examples.confidence}
     fitted = calibration.load(facts.run.path)
     fits = fitted is not None and fitted.step == predictions.step and facts.split in ("test", "validation")
@@ -51,11 +45,7 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         logits = np.log(np.maximum(predictions.probabilities, np.finfo(np.float32).tiny))
         softmax = figures.Softmax(logits, fitted.temperature)
         scaled = figures.confidences(predictions.labels, softmax).confidence
-        before, after = (figures.calibration_error(values, hits) for values in (examples.confidence, scaled))
-        seen = "; it was fitted on this very split" if facts.split == "validation" else ""
-        sentence += (
-            f" Temperature {fitted.temperature:.3f} changes the ECE from {before:.3f} to {after:.3f}{seen}."
-        )
+        effect = [figures.calibration_error(values, hits) for values in (examples.confidence, scaled)]
         confidences[f"Calibrated: the same at temperature {fitted.temperature:.3f}"] = scaled
     of = clusters.numbers(predictions.groups)
     bins = {caption: curves.reliability(values, hits, of) for caption, values in confidences.items()}
@@ -67,7 +57,10 @@ def calibrated(examples: Examples) -> dict[str, Any] | None:
         (span((low, high), ".2f"), f"{num:,}", figure(confidence), figure(accuracy))
         for low, high, num, confidence, accuracy, _ in next(iter(bins.values()))
     ]
-    return _charted(sentence, pictures, ("As numbers", ("confidence", "images", "mean", "accuracy"), rows))
+    table = ("As numbers", ("confidence", "images", "mean", "accuracy"), rows)
+    return _charted(
+        pictures, table, examples=examples, accuracy=float(hits.mean()), fitted=fitted, effect=effect
+    )
 
 
 def thresholds(examples: Examples) -> dict[str, Any] | None:
@@ -85,10 +78,6 @@ def thresholds(examples: Examples) -> dict[str, Any] | None:
     }
     worst = sorted(both, key=lambda k: both[k][1].area)[: charts.MAX_SERIES]
     shown = [k for k in both if k in worst]
-    of = f"“{names[shown[0]]}”" if len(names) == 2 else "each class against the rest"
-    sentence = f"The trade-off at other thresholds: {of}."
-    if len(shown) < len(possible):
-        sentence += f" Shown are the {len(shown)} classes with the lowest average precision."
     pictures = {}
     for which, (what, x, y, area, caption) in enumerate(_TRADE_OFFS):
         drawn = {k: both[k][which] for k in shown}
@@ -99,7 +88,8 @@ def thresholds(examples: Examples) -> dict[str, Any] | None:
         if len(shown) == 1:  # a single curve has no legend that could hold the area
             caption = f"{caption} {drawn[shown[0]].area:.3f}"
         pictures[caption] = charts.lines(series, x=x, y=y, what=what, diagonal=which == 0)
-    return _charted(sentence, pictures)
+    of = names[shown[0]] if len(names) == 2 else None
+    return _charted(pictures, of=of, num_shown=len(shown), num_classes=len(possible))
 
 
 def hits_of(facts: Facts) -> Hits | None:
@@ -115,31 +105,20 @@ def robust(facts: Facts) -> dict[str, Any] | None:
         return None
     record = robustness.record(hits)
     accuracy: Mapping[str, list[float]] = record["accuracy"]
-    error, clean = record["mean_corruption_error"], record["clean"]
     series = {}
     for category, names in CATEGORIES.items():
         kinds = [accuracy[name] for name in names if name in accuracy]
         if kinds:
-            series[category] = ([0, *record["severities"]], [clean, *np.mean(kinds, axis=0).tolist()])
-    sentence = (
-        f"Accuracy on the uncorrupted images: {percent(clean)}."
-        if error is None
-        else f"Corruptions raise its error from {percent(1 - clean)} to {percent(error)}, the mean over kinds and "
-        "severities without geometric ones."
-    )
-    sentence += (
-        f" Applied at the model's size, {record['image_size']} pixels, to {record['num_examples']:,} images."
-    )
-    if record["mce_alexnet"] is not None:
-        sentence += (
-            f" mCE {record['mce_alexnet']:.3f}, normalized by AlexNet's errors; {robustness.NOT_PUBLISHED}."
-        )
+            series[category] = (
+                [0, *record["severities"]],
+                [record["clean"], *np.mean(kinds, axis=0).tolist()],
+            )
     what = "Accuracy by severity of corruption"
     svg = charts.lines(series, x="severity", y="accuracy", what=what, percent=True)
     rows = [(name, *map(figure, values)) for name, values in accuracy.items()]
     table = ("Each corruption", ("corruption", *map(str, record["severities"])), rows)
     caption = "Mean accuracy by kind of corruption; severity 0 is the original image"
-    return _charted(sentence, {caption: svg}, table)
+    return _charted({caption: svg}, table, record=record, not_published=robustness.NOT_PUBLISHED)
 
 
 def learning(runs: Sequence[Facts]) -> dict[str, Any] | None:
@@ -156,13 +135,13 @@ def learning(runs: Sequence[Facts]) -> dict[str, Any] | None:
                 series, x="epoch", y=key, what=what, percent=key == "accuracy"
             )
     if len(runs) > 1 or not pictures:
-        return _charted("", pictures) if pictures else None
+        return _charted(pictures) if pictures else None
     rows = [
         (f"{record['step']:,}", record["split"], f"{record['accuracy']:.4f}", f"{record['loss']:.4f}")
         for record in runs[0].events("evaluation")
     ]
     names = ("step", "split", "accuracy", "loss")
-    return _charted("", pictures, ("Evaluations", names, rows) if rows else None)
+    return _charted(pictures, ("Evaluations", names, rows) if rows else None)
 
 
 def curves_of(runs: Sequence[Facts], key: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -214,12 +193,9 @@ def speed(facts: Facts) -> dict[str, Any] | None:
         "waiting for data": wait,
         "reducing over workers": reduction,
     }
-    seconds, images = (
-        float(np.median([record[key] for record in warm])) for key in ("step_s", "examples_per_s")
-    )
-    shares = ", ".join(f"{100 * float(values.mean()):.0f} % {name}" for name, values in parts.items())
-    sentence = (
-        f"Median: {images:,.0f} images/s, {1e3 * seconds:,.1f} ms per step. Mean shares of a step's time: "
-    )
     svg = charts.shares(parts, [record["step"] for record in shown], "Parts of a step's time")
-    return _charted(f"{sentence}{shares}.", {"Where the time of a step goes": svg})
+    medians = {
+        key: float(np.median([record[key] for record in warm])) for key in ("step_s", "examples_per_s")
+    }
+    shares = {name: float(values.mean()) for name, values in parts.items()}
+    return _charted({"Where the time of a step goes": svg}, shares=shares, medians=medians)

@@ -58,14 +58,11 @@ def lines(series: Series, *, x: str, y: str, what: str, percent: bool = False, d
 def reliability(bins: Sequence[Bin], what: str) -> str:
     """Draw accuracy by confidence with intervals; the area of a point grows with its share of the examples."""
     with _axes(what) as (axes, done):
-        total = sum(each.num_examples for each in bins)
-        confidence = np.array([each.confidence for each in bins])
-        accuracy = np.array([each.accuracy for each in bins])
-        bounds = np.array([each.interval for each in bins]).T
+        _, _, nums, confidence, accuracy, bounds = map(np.array, zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], color=_LINE, linestyle="--", linewidth=1)
-        errors = np.abs(bounds - accuracy)
+        errors = np.abs(bounds.T - accuracy)
         axes.errorbar(confidence, accuracy, errors, fmt="none", ecolor=_SERIES[0], elinewidth=1.2)
-        sizes = [20 + 400 * each.num_examples / total for each in bins]
+        sizes = 20 + 400 * nums / nums.sum()
         axes.scatter(confidence, accuracy, sizes, color=_SERIES[0], alpha=0.85, linewidths=0)
         axes.set(xlabel="confidence", ylabel="accuracy", ylim=(-0.03, 1.05))
         axes.set_xlim(min(0.5, float(confidence.min()) - 0.05), 1.03)

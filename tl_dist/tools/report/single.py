@@ -30,11 +30,11 @@ def page(examples: Examples, *, twins: Sequence[Twin] | None, notes: Sequence[st
         Section("worst", "Worst errors", "worst", {"tiles": worst} if worst else None),
         Section("labels", "Labels", "labels", labels),
         Section("duplicates", "Duplicates", "duplicates", duplicates),
-        Section("calibration", "Calibration", "charts", charted.calibrated(examples)),
-        Section("thresholds", "Thresholds", "charts", charted.thresholds(examples)),
-        Section("robustness", "Robustness", "charts", charted.robust(facts)),
+        Section("calibration", "Calibration", "calibration", charted.calibrated(examples)),
+        Section("thresholds", "Thresholds", "thresholds", charted.thresholds(examples)),
+        Section("robustness", "Robustness", "robustness", charted.robust(facts)),
         Section("learning", "Learning curves", "charts", charted.learning([facts])),
-        Section("speed", "Speed", "charts", charted.speed(facts)),
+        Section("speed", "Speed", "speed", charted.speed(facts)),
         Section("environment", "Environment", "environment", environment),
     ]
     return render(facts.run.name, f"Report of a run, {facts.subject}", sections, cards.for_script())

@@ -50,24 +50,14 @@ def listening_on(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # It listens from now on: if two servers only bound the port, neither would notice the other.
         return socket.create_server(address[:2], family=family, backlog=128)
-    except (socket.gaierror, UnicodeError) as error:
-        raise _no_address(host, error) from error
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise _no_address(host, error) from error
-        raise Refusal(
-            f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0)}).",
-            fix="name another port with --port; 0 takes a free one.",
-            code=ExitCode.CANNOT_CREATE,
-        ) from error
-
-
-def _no_address(host: str, error: Exception) -> Refusal:
-    return Refusal(
-        f"--host {host} is no address of this machine ({reason(error)}).",
-        fix="name one, such as 127.0.0.1 or 0.0.0.0.",
-        code=ExitCode.USAGE,
-    )
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+            what = f"--host {host} is no address of this machine ({reason(error)})."
+            fix, code = "name one, such as 127.0.0.1 or 0.0.0.0.", ExitCode.USAGE
+        else:
+            what = f"{host} port {port} cannot be served on ({os.strerror(error.errno or 0)})."
+            fix, code = "name another port with --port; 0 takes a free one.", ExitCode.CANNOT_CREATE
+        raise Refusal(what, fix=fix, code=code) from error
 
 
 def reachable_by_others(host: str) -> bool:
