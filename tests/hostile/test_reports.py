@@ -75,22 +75,19 @@ def test_its_figures_of_many_classes_are_those_of_scikit_learn(arena: Arena) -> 
     found = facts.gather(of_many_classes(arena).parents[1], None)
     made = examples.examples_of(found)
     labels = found.predictions.labels
-    (table,) = examples.class_tables(made, None)
-    numbers = [int(row["name"].split()[1]) for row in table["rows"]]
+    (table,) = examples.class_tables(made)
+    numbers = [int(row.name.split()[1]) for row in table.rows]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, made.predicted, labels=numbers, zero_division=0
     )
-    assert (
-        support is not None and len(numbers) == examples.MAX_CLASSES and "of 20,000 classes" in table["note"]
-    )
-    for k, row in enumerate(table["rows"]):
-        told = [row["share"] or 0, row["more"][0] or 0, row["more"][1] or 0]
-        assert told == pytest.approx([recall[k], precision[k], f1[k]]) and row["num_examples"] == support[k]
+    assert support is not None and len(numbers) == examples.MAX_CLASSES and table.num == CLASSES
+    for k, row in enumerate(table.rows):
+        told = [row.share or 0, row.more[0] or 0, row.more[1] or 0]
+        assert told == pytest.approx([recall[k], precision[k], f1[k]]) and row.num_examples == support[k]
     wrong = labels != made.predicted
     counts = Counter(zip(labels[wrong].tolist(), made.predicted[wrong].tolist(), strict=True))
     best = sorted(counts, key=lambda pair: (-counts[pair], pair))[: examples.MAX_PAIRS]
-    told_pairs = [(pair["label_number"], pair["predicted_number"]) for pair in examples.pairs(made)]
-    assert told_pairs == best
+    assert [(label, predicted) for label, predicted, _ in examples.pairs(made)] == best
 
 
 def test_suspects_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +106,7 @@ def test_suspects_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_its_memory_is_that_of_the_predictions(arena: Arena) -> None:
     found = facts.gather(of_many_classes(arena).parents[1], None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    examples.confusions(examples.examples_of(found), 0)
+    examples.confusions(examples.examples_of(found))
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
     )  # KiB; a matrix would be 3 GiB

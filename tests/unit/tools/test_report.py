@@ -23,9 +23,10 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import calibration, cross_validation, predictions, robustness
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold
 from tl_dist.scores.label_errors import Suspects
-from tl_dist.tools.report import charts, facts, single, technical
-from tl_dist.tools.report.command import Request, _held_out_by, report
+from tl_dist.tools.report import charted, charts, facts, single
+from tl_dist.tools.report.command import Request, report
 from tl_dist.tools.report.examples import MAX_PICTURES, Cards, examples_of
+from tl_dist.tools.report.images import held_out_by
 from tl_dist.tools.report.page import Section, render
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202egnp"
@@ -75,7 +76,7 @@ def test_a_page_without_pictures_opens_no_data_set_and_says_what_adds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = kept(tmp_path)
-    monkeypatch.delattr("tl_dist.tools.report.command.open_splits")
+    monkeypatch.delattr("tl_dist.tools.report.images.open_splits")
     text = report(Request([run.path], pictures=False), lambda text: None).read_text()
     assert f"tl-dist report {run.path} adds them" in text
 
@@ -200,7 +201,7 @@ def test_maps_are_beside_the_worst_errors_alone(tmp_path: Path) -> None:
     picture = {str(ids[worst[0]]): "data:,x"}
     suspects = Suspects(worst, found.predicted[worst])
     shown = replace(found, images=picture, heat=picture, suspects=suspects)
-    text = single.page(shown, groups=None, twins=None, notes=[]).decode()
+    text = single.page(shown, twins=None, notes=[]).decode()
     sections = dict(re.findall(r'<section id="(\w+)"(.*?)</section>', text, re.DOTALL))
     assert [sections[name].count("<img") for name in ("worst", "labels")] == [2, 1]
 
@@ -230,7 +231,7 @@ def test_near_duplicates_of_folds_are_sought_between_the_folds(tmp_path: Path) -
         run.path / OUT_OF_FOLD
     )
     run.mark_done({"cross_validation": {}})
-    found = _held_out_by(facts.gather(run.path, None), splits)
+    found = held_out_by(facts.gather(run.path, None), splits)
     assert {name: list(source.ids) for name, source in found.items()} == {
         **({"test": list(splits["test"].ids)} if "test" in splits else {}),
         **{f"fold {k}": ids[fold[0] == k].tolist() for k in range(3)},
@@ -348,13 +349,13 @@ def test_each_of_several_runs_has_one_curve_in_the_colour_of_its_name(tmp_path: 
         for step, split in ((5, "validation"), (10, "validation"), (10, "test")):
             rows.append({"event": "evaluation", "step": step, "split": split, "accuracy": 0.4, "loss": step})
         run.metrics_file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    found = technical.curves_of([facts.gather(run.path, None) for run in runs], "loss")
+    found = charted.curves_of([facts.gather(run.path, None) for run in runs], "loss")
     assert found == {
         "first, validation": ([1.0, 2.0], [5, 10]),
         "second": ([], []),
         "third, validation": ([1.0, 2.0], [5, 10]),
     }
-    assert list(technical.curves_of([facts.gather(runs[0].path, None)], "loss")) == [
+    assert list(charted.curves_of([facts.gather(runs[0].path, None)], "loss")) == [
         "train",
         "validation",
         "test",
