@@ -19,7 +19,6 @@ from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
-from tl_dist.config.training import PLATEAU
 from tl_dist.refusal import ExitCode, Refusal
 
 TRAJECTORY = (
@@ -44,8 +43,8 @@ The others (strategy, workers, accumulate, evaluation, checkpoint, report, safet
 attempts, except for the keys in `ROUNDING`, and in `DECIDING` if figures of the validation split decide something.
 """
 
-ROUNDING = {"wire": "auto", "tf32": True}
-"""keys of `runtime` that decide how numbers are rounded, with their defaults"""
+ROUNDING = {"wire", "tf32"}
+"""keys of `runtime` that decide how numbers are rounded"""
 
 DECIDING = {
     "early_stopping": None,
@@ -177,29 +176,15 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """Return the values that decide the weights, as plain data; the paths of files are not among them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
-    for section in (values["optimizer"], *values["stages"]):
-        if section["schedule"] is not None and section["schedule"]["name"] != "plateau":
-            for key in PLATEAU:  # has no effect
-                del section["schedule"][key]
-    if cfg.optimizer.name != "lars":
-        del values["optimizer"]["trust_coefficient"]  # has no effect
     if metrics_of(cfg):
         values |= cfg.model_dump(mode="json", include={key: keys or True for key, keys in DECIDING.items()})
-    rounding = {key: getattr(cfg.runtime, key) for key in ROUNDING}
-    if chosen := {key: value for key, value in rounding.items() if value != ROUNDING[key]}:
-        values["runtime"] = chosen
+    values |= cfg.model_dump(mode="json", include={"runtime": ROUNDING})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
-    if not values["data"]["options"]:
-        del values["data"]["options"]  # keys without effect are left out, here and below
-    if not values["model"]["prune"]:
-        del values["model"]["prune"]
     if values["source"] is not None:
         # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"
-    if values["distill"] is None:
-        del values["distill"]
-    else:
+    if values["distill"] is not None:
         values["distill"]["teacher"] = "run"  # as for the source
         del values["distill"]["allow_seen"]  # decides only what is refused
     return values

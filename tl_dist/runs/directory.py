@@ -31,8 +31,6 @@ _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command holds the lock only while it writes two small files
 _NEW_RUN = "start a new run with another name=NAME"
 _OTHER_NAME = "use another name=NAME"
-UNWRITTEN = {"order": 1, "decoding": 1}
-"""values of an identity that was written before these keys existed"""
 
 
 class RunDir:
@@ -170,14 +168,14 @@ class RunDir:
             with suppress(FileExistsError):  # of two processes that try at once, one succeeds
                 write_atomically(self.identity_file, _json(identity), exclusive=True)
                 return
-        old, new = (UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
-        if old["order"] != new["order"]:
-            raise Refusal(
-                f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
-                f"training examples, and this is version {new['order']}.",
-                fix=f"{_NEW_RUN}, or finish it with the tl_dist that started it.",
-                code=ExitCode.UNSAFE,
+        old, new = self.read_identity() or {}, json.loads(_json(identity))
+        if old.get("order") != new.get("order"):
+            what = (
+                f"{self.identity_file}: the run was started with version {old.get('order')} of the order of its "
+                f"training examples, and this is version {new.get('order')}."
             )
+            fix = f"{_NEW_RUN}, or finish it with the tl_dist that started it."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
         changes = differences(old, new, sorted(old.keys() | new.keys()))
         if changes:
             what = f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}."

@@ -64,8 +64,8 @@ class Identity(_Shape):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     data: _Facts = Field(default={})
     weights_sha256: _Digest | None = None
-    order: _Step = 1
-    decoding: _Step = 1
+    order: _Step = 0
+    decoding: _Step = 0
     teacher_sha256: _Digest = ""
     trajectory: _Facts = Field(default={})
     extensions: _Facts = Field(default={})
