@@ -36,7 +36,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
 def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     for kind, path, name in registry.named(cfg):
         try:
-            registry.check(kind, name, imports=imports)
+            kind.check(name, imports=imports)
         except Refusal as refusal:
             yield Broken(path, refusal.what, refusal.fix)
 
@@ -44,18 +44,12 @@ def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
 def _workers(cfg: Config) -> Iterator[Broken]:
     workers = cfg.workers or 1
     if registry.strategy(cfg.strategy).workers == "one" and workers > 1:
-        yield Broken(
-            ("workers",),
-            f"strategy '{cfg.strategy}' has one worker, not {workers}.",
-            "write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
-        )
+        fix = "write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'."
+        yield Broken(("workers",), f"strategy '{cfg.strategy}' has one worker, not {workers}.", fix)
     if cfg.global_batch < workers * cfg.accumulate:
         share = f"{workers} workers" + (f" x {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "")
-        yield Broken(
-            ("global_batch",),
-            f"global_batch is {cfg.global_batch}, too few rows for {share}.",
-            f"write 'global_batch: {workers * cfg.accumulate}' or more, or use fewer workers.",
-        )
+        fix = f"write 'global_batch: {workers * cfg.accumulate}' or more, or use fewer workers."
+        yield Broken(("global_batch",), f"global_batch is {cfg.global_batch}, too few rows for {share}.", fix)
 
 
 def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
@@ -75,9 +69,8 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
             yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
     elif source.head:
         what = "source.head transfers the head of an earlier run; a task that is trained first has its own classes."
-        yield Broken(
-            ("source", "head"), what, "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
-        )
+        fix = "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
+        yield Broken(("source", "head"), what, fix)
     elif (source.epochs is None) == (source.steps is None):
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
@@ -98,8 +91,6 @@ def _safety(cfg: Config) -> Iterator[Broken]:
 def _profile(cfg: Config) -> Iterator[Broken]:
     steps = cfg.report.profile
     if steps is not None and not steps[0] < steps[1] <= steps[0] + MAX_PROFILED:
-        yield Broken(
-            ("report", "profile"),
-            f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps.",
-            "write the step after which the trace begins and its last step, such as [20, 30].",
-        )
+        what = f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps."
+        fix = "write the step after which the trace begins and its last step, such as [20, 30]."
+        yield Broken(("report", "profile"), what, fix)

@@ -17,17 +17,12 @@ def deciding(cfg: Config) -> Iterator[Broken]:
         yield from _metric(path, metric)
     best = cfg.checkpoint.best
     if best is None and cfg.checkpoint.average is not None:
-        yield Broken(
-            ("checkpoint", "average"),
-            "checkpoint.average needs checkpoint.best, which says which weights are best.",
-            "write 'best: {metric: validation.accuracy}' below 'checkpoint:', or remove 'average'.",
-        )
+        what = "checkpoint.average needs checkpoint.best, which says which weights are best."
+        fix = "write 'best: {metric: validation.accuracy}' below 'checkpoint:', or remove 'average'."
+        yield Broken(("checkpoint", "average"), what, fix)
     if best is not None and best.mode not in ("auto", FIGURES.get(figure_of(best.metric), best.mode)):
-        yield Broken(
-            ("checkpoint", "best", "mode"),
-            f"mode '{best.mode}' would keep the weights with the worst {best.metric}.",
-            "write 'mode: auto'.",
-        )
+        what = f"mode '{best.mode}' would keep the weights with the worst {best.metric}."
+        yield Broken(("checkpoint", "best", "mode"), what, "write 'mode: auto'.")
     if cfg.classifier.computed and metrics:
         path = next(iter(metrics))
         yield Broken(
@@ -41,9 +36,8 @@ def _metric(path: tuple[str, ...], metric: str) -> Iterator[Broken]:
     split, dot, figure = metric.rpartition(".")
     if dot and split != SPLIT:
         why = "the test split must not decide" if split == "test" else f"only the {SPLIT} split decides"
-        yield Broken(
-            path, f"{'.'.join(path)} is '{metric}', but {why}.", f"write 'metric: {SPLIT}.{figure}'."
-        )
+        what = f"{'.'.join(path)} is '{metric}', but {why}."
+        yield Broken(path, what, f"write 'metric: {SPLIT}.{figure}'.")
     elif figure not in FIGURES:
         guess = "log_loss" if figure == "loss" else nearest(figure, list(FIGURES))
         fix = f"write 'metric: {SPLIT}.{guess}'." if guess else f"use one of {', '.join(FIGURES)}."

@@ -16,11 +16,9 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about decays and pulls that have no effect, or work against each other."""
     optimizer = cfg.optimizer
     if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
-        yield Broken(
-            ("optimizer", "layer_decay"),
-            "layer_decay has no effect with train_from 'head', which trains no layer below the head.",
-            "remove it, or write 'train_from: all' or a stage below 'model:'.",
-        )
+        what = "layer_decay has no effect with train_from 'head', which trains no layer below the head."
+        fix = "remove it, or write 'train_from: all' or a stage below 'model:'."
+        yield Broken(("optimizer", "layer_decay"), what, fix)
     if optimizer.l2_sp and optimizer.weight_decay:
         yield Broken(
             ("optimizer", "l2_sp"),
@@ -28,22 +26,17 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' instead of 'weight_decay', or remove l2_sp.",
         )
     if optimizer.l2_sp and cfg.random_start and not registry.dataset(cfg.data.name).made_up:
-        yield Broken(
-            ("optimizer", "l2_sp"),
-            "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
-            "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp.",
-        )
+        what = "l2_sp pulls toward pretrained weights, but the weights are 'random'."
+        fix = "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp."
+        yield Broken(("optimizer", "l2_sp"), what, fix)
 
 
 def trust(cfg: Config) -> Iterator[Broken]:
     """Yield a broken rule about the key that only LARS reads."""
     default = OptimizerConfig.model_fields["trust_coefficient"].default
     if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
-        yield Broken(
-            ("optimizer", "trust_coefficient"),
-            f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'.",
-            "write 'name: lars', or remove it.",
-        )
+        what = f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'."
+        yield Broken(("optimizer", "trust_coefficient"), what, "write 'name: lars', or remove it.")
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:
@@ -68,11 +61,8 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: floa
         what = f"drop_at_epochs {list(drops)} must increase, and begin above 0."
         yield Broken(path, what, "sort the epochs, and remove duplicates and 0.")
     if schedule.final_fraction > 0 and schedule.name != "cosine":
-        yield Broken(
-            (*section, "final_fraction"),
-            f"final_fraction {idle}",
-            "write 'name: cosine' or remove it.",
-        )
+        what = f"final_fraction {idle}"
+        yield Broken((*section, "final_fraction"), what, "write 'name: cosine' or remove it.")
     if schedule.name != "plateau":
         fields = ScheduleConfig.model_fields
         for key in (key for key in PLATEAU if getattr(schedule, key) != fields[key].default):
@@ -99,18 +89,12 @@ def prefix_cache(cfg: Config) -> Iterator[Broken]:
     if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
     if cfg.data.augmentation.mixes:
-        yield Broken(
-            path,
-            "mixup and cutmix make images that cannot be cached.",
-            "write 'prefix_cache: off', or remove them.",
-        )
+        what = "mixup and cutmix make images that cannot be cached."
+        yield Broken(path, what, "write 'prefix_cache: off', or remove them.")
     endless = endless_augmentations(cfg)
     if endless:
-        yield Broken(
-            path,
-            f"augmentation '{endless[0]}' makes endless variants of each image, which cannot be cached.",
-            f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
-        )
+        what = f"augmentation '{endless[0]}' makes endless variants of each image, which cannot be cached."
+        yield Broken(path, what, f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.")
 
 
 def taught_in_steps(cfg: Config) -> bool:
@@ -123,11 +107,8 @@ def distill(cfg: Config) -> Iterator[Broken]:
     if cfg.distill is None:
         return
     if cfg.classifier.computed:
-        yield Broken(
-            ("distill",),
-            f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect.",
-            "write 'name: head' below 'classifier:', or remove 'distill'.",
-        )
+        what = f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect."
+        yield Broken(("distill",), what, "write 'name: head' below 'classifier:', or remove 'distill'.")
     idle = {
         ("loss", "label_smoothing"): cfg.loss.label_smoothing > 0,
         ("loss", "class_weights"): cfg.loss.class_weights is not None,
