@@ -59,11 +59,8 @@ def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
 
     code = _train_here(cfg, Path(runs)) if here else train_config(cfg, Path(runs), Console())
     if code not in (ExitCode.DONE, ExitCode.REQUEUE):
-        raise Refusal(
-            f"run '{cfg.name}' ended with exit code {code}.",
-            fix=f"see the lines above, and {Path(runs) / cfg.name / 'logs'}.",
-            code=ExitCode(code),
-        )
+        fix = f"see the lines above, and {Path(runs) / cfg.name / 'logs'}."
+        raise Refusal(f"run '{cfg.name}' ended with exit code {code}.", fix=fix, code=ExitCode(code))
     return Run(Path(runs) / cfg.name)
 
 

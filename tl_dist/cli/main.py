@@ -211,9 +211,8 @@ def list_runs(
     from tl_dist.terminal.tables import show_runs
 
     if not root.is_dir():
-        raise Refusal(
-            f"{root} is not a directory.", fix="name the directory that holds the runs.", code=ExitCode.USAGE
-        )
+        what = f"{root} is not a directory."
+        raise Refusal(what, fix="name the directory that holds the runs.", code=ExitCode.USAGE)
     show_runs(runs(root), _console())
     return ExitCode.DONE
 

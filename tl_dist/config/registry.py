@@ -182,11 +182,8 @@ class Registry(Generic[T]):
             return Offer(name)
         known = [*self.own, *offers]
         guess = nearest(name, known)
-        raise Refusal(
-            f"{self.what} '{name}' is not known.",
-            fix=f"write '{self.key}: {guess}'." if guess else f"use one of {', '.join(known)}.",
-            code=ExitCode.USAGE,
-        )
+        fix = f"write '{self.key}: {guess}'." if guess else f"use one of {', '.join(known)}."
+        raise Refusal(f"{self.what} '{name}' is not known.", fix=fix, code=ExitCode.USAGE)
 
     def check(self, name: str, *, imports: bool) -> None:
         """Refuse a name that is unknown or offered twice; with `imports`, a record that cannot be imported as well."""
@@ -196,11 +193,9 @@ class Registry(Generic[T]):
         offers = extensions.offers(self.group).get(name, ())
         homes = ["tl_dist"] * own + [offer.distribution or offer.reference for offer in offers]
         if len(homes) > 1:
-            raise Refusal(
-                f"{self.what} '{name}' is offered by {' and by '.join(homes)}.",
-                fix="uninstall the other package." if own else "uninstall one, or write package.module:NAME.",
-                code=ExitCode.USAGE,
-            )
+            what = f"{self.what} '{name}' is offered by {' and by '.join(homes)}."
+            fix = "uninstall the other package." if own else "uninstall one, or write package.module:NAME."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
         if imports:
             self.record(name)
         else:

@@ -54,9 +54,8 @@ def read(path: Path) -> Document:
     except FileNotFoundError:
         raise _no_file(path, "does not exist") from None
     except UnicodeDecodeError as error:
-        raise Refusal(
-            f"{path}: byte {error.start} is not UTF-8.", fix="save the file as UTF-8.", code=ExitCode.USAGE
-        ) from None
+        what = f"{path}: byte {error.start} is not UTF-8."
+        raise Refusal(what, fix="save the file as UTF-8.", code=ExitCode.USAGE) from None
     except OSError as error:
         if path.is_dir():
             raise _no_file(path, "is a directory, not a YAML file") from None
@@ -68,9 +67,8 @@ def read(path: Path) -> Document:
 def parse(text: str, source: str) -> Document:
     """Parse the document in `text`; `source` is its name in refusals."""
     if len(text) > limits.CONFIG:
-        raise Refusal(
-            f"{source} has more than {limits.CONFIG:,} characters.", fix="shorten it.", code=ExitCode.USAGE
-        )
+        what = f"{source} has more than {limits.CONFIG:,} characters."
+        raise Refusal(what, fix="shorten it.", code=ExitCode.USAGE)
     try:
         loader = _Loader(text, source)
         root = loader.get_single_node()
@@ -81,9 +79,8 @@ def parse(text: str, source: str) -> Document:
         raise _syntax(error, source) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise Refusal(
-            f"{source}:{line}: an unprintable character.", fix="remove it.", code=ExitCode.USAGE
-        ) from None
+        what = f"{source}:{line}: an unprintable character."
+        raise Refusal(what, fix="remove it.", code=ExitCode.USAGE) from None
     except (ValueError, OverflowError):  # raised by PyYAML for numbers in escapes and in %YAML
         what = "an escape or a version with a number that is too large"
         raise _refused(source, loader.line + 1, what, "correct it.") from None

@@ -137,11 +137,8 @@ def write_output(path: Path, data: bytes, *, option: str) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise Refusal(
-            f"{path} cannot be written: {reason(error)}.",
-            fix=f"name another file with {option}.",
-            code=ExitCode.CANNOT_CREATE,
-        ) from error
+        what = f"{path} cannot be written: {reason(error)}."
+        raise Refusal(what, fix=f"name another file with {option}.", code=ExitCode.CANNOT_CREATE) from error
 
 
 def temporary_name(path: Path) -> Path:

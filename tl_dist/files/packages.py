@@ -138,11 +138,8 @@ def _parse(requirement: str) -> tuple[str, str]:
     """Return name and version, normalized so that one distribution has one directory (PEP 503)."""
     match = REQUIREMENT.fullmatch(requirement)
     if match is None:
-        raise Refusal(
-            f"{requirement!r} names no exact version of a package.",
-            fix="write it as NAME==VERSION.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{requirement!r} names no exact version of a package."
+        raise Refusal(what, fix="write it as NAME==VERSION.", code=ExitCode.USAGE)
     return re.sub(r"[-_.]+", "-", match[1]).lower(), match[2].lower()
 
 
@@ -150,11 +147,8 @@ def _member(home: Path, member: str, requirement: str) -> Path:
     parts = PurePosixPath(member).parts
     path = home.joinpath(*parts)
     if not parts or ".." in parts or PurePosixPath(member).is_absolute() or not path.exists():
-        raise Refusal(
-            f"{requirement} has no file {member!r} in {home}.",
-            fix=f"delete {home} to have it fetched again, or correct the name.",
-            code=ExitCode.DATA,
-        )
+        fix = f"delete {home} to have it fetched again, or correct the name."
+        raise Refusal(f"{requirement} has no file {member!r} in {home}.", fix=fix, code=ExitCode.DATA)
     return path
 
 
@@ -245,8 +239,5 @@ def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
 
 
 def _unsafe(archive: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{archive.name} is not unpacked: {why}.",
-        fix="obtain the archive again from a source that you trust.",
-        code=ExitCode.UNSAFE,
-    )
+    what = f"{archive.name} is not unpacked: {why}."
+    return Refusal(what, fix="obtain the archive again from a source that you trust.", code=ExitCode.UNSAFE)

@@ -97,11 +97,9 @@ class Checkpointer:
         after `max_failed` failed saves in a row.
         """
         if self._lost:
-            raise Refusal(
-                f"run '{self._name}' was taken over by another process; this one saves nothing more.",
-                fix="leave the run to its new owner, or stop that one first (lock/ names it).",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"run '{self._name}' was taken over by another process; this one saves nothing more."
+            fix = "leave the run to its new owner, or stop that one first (lock/ names it)."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
         if self._diverged:
             raise Refusal(
                 f"{self._diverged}; {self._newest()}.",
@@ -128,11 +126,9 @@ class Checkpointer:
             self._lost = True
             self.poll()
         except OSError as error:
-            raise Refusal(
-                f"{self._directory / BEST} could not be saved: {reason(error)}.",
-                fix="free space or repair the storage, then start the run again.",
-                code=ExitCode.STORAGE,
-            ) from error
+            what = f"{self._directory / BEST} could not be saved: {reason(error)}."
+            fix = "free space or repair the storage, then start the run again."
+            raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
     def wait(self) -> None:
         """Wait for the save in flight."""
@@ -250,11 +246,9 @@ class Checkpointer:
     def _sweep(self) -> None:
         """Remove what interrupted saves left. Part of the fence that the module's docstring describes."""
         if not self._owned():
-            raise Refusal(
-                f"run '{self._name}' is not owned by this process.",
-                fix="acquire its lock before writing checkpoints.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"run '{self._name}' is not owned by this process."
+            fix = "acquire its lock before writing checkpoints."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
         try:
             for path in children(self._directory):
                 if path.name.startswith(_TEMPORARY):
@@ -262,11 +256,8 @@ class Checkpointer:
                     with suppress(FileNotFoundError):
                         os.rename(path, self._unique(_TRASH, path.name))
         except OSError as error:
-            raise Refusal(
-                f"{self._directory} cannot be cleared of interrupted saves ({reason(error)}).",
-                fix="make it writable for this user.",
-                code=ExitCode.CANNOT_CREATE,
-            ) from error
+            what = f"{self._directory} cannot be cleared of interrupted saves ({reason(error)})."
+            raise Refusal(what, fix="make it writable for this user.", code=ExitCode.CANNOT_CREATE) from error
         trash = [path for path in children(self._directory) if path.name.startswith(_TRASH)]
         try:
             for path in trash:

@@ -297,8 +297,6 @@ def _compare(path: Path, held: Expected, expected: Expected) -> None:
             problems.append(f"'{name}' is {was} instead of {dtype} {list(shape)}")
     if problems:
         more = f" and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
-        raise Refusal(
-            f"{path} does not fit the model and optimizer: {', '.join(problems[:_MOST_PROBLEMS])}{more}.",
-            fix="go back to the model and optimizer that the run started with, or use another name=NAME.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"{path} does not fit the model and optimizer: {', '.join(problems[:_MOST_PROBLEMS])}{more}."
+        fix = "go back to the model and optimizer that the run started with, or use another name=NAME."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)

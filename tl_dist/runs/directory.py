@@ -88,11 +88,8 @@ class RunDir:
         if not run.config_file.is_file():
             names = [entry.name for entry in children(run.path.parent) if (entry / "config.yaml").is_file()]
             guess = nearest(run.name, names)
-            raise Refusal(
-                f"{run.path} is not a run: it has no config.yaml.",
-                fix=f"use '{run.path.parent / guess}'." if guess else "name a directory that training made.",
-                code=ExitCode.USAGE,
-            )
+            fix = f"use '{run.path.parent / guess}'." if guess else "name a directory that training made."
+            raise Refusal(f"{run.path} is not a run: it has no config.yaml.", fix=fix, code=ExitCode.USAGE)
         for directory in run._directories():
             refuse_unsafe(directory, instead=_OTHER_NAME)
         refuse_unsafe_below(run.path)
@@ -188,11 +185,9 @@ class RunDir:
     def refuse_other_config(self, config: Config) -> None:
         """Refuse (73) if another command has replaced the config since `config` was read; call it as the owner."""
         if config_file.load(self.config_file, imports=False) != config:
-            raise Refusal(
-                f"{self.config_file} has been changed while this worker started.",
-                fix="run one command at a time, or give each another name=NAME.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"{self.config_file} has been changed while this worker started."
+            fix = "run one command at a time, or give each another name=NAME."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
 
     def probe_storage(self) -> None:
         """Refuse (73) now, not at the first save, if files here cannot be written, made durable and renamed."""
@@ -235,11 +230,9 @@ class RunDir:
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""
-            raise Refusal(
-                f"{self.path} was started with other values{by}: {'; '.join(changes)}.",
-                fix="use another name=NAME, or go back to the old values.",
-                code=ExitCode.UNSAFE,
-            )
+            what = f"{self.path} was started with other values{by}: {'; '.join(changes)}."
+            fix = "use another name=NAME, or go back to the old values."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
     def _claimant(self) -> Owner | None:
         return claimant(self.claim_file, self.attempts)
@@ -290,8 +283,6 @@ def _unsafe(path: Path, what: str, fix: str) -> Refusal:
 
 
 def _cannot_create(path: Path, error: OSError) -> Refusal:
-    return Refusal(
-        f"{path} cannot be used as a run directory ({reason(error)}).",
-        fix="choose a directory that can be written, on a disk with free space.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"{path} cannot be used as a run directory ({reason(error)})."
+    fix = "choose a directory that can be written, on a disk with free space."
+    return Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)

@@ -48,9 +48,6 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
                 code=ExitCode.USAGE,
             )
     if not steps_in(run.checkpoints):
-        raise Refusal(
-            f"source.run {run.path} has no checkpoint.",
-            fix="train it first: tl-dist train CONFIG.",
-            code=ExitCode.USAGE,
-        )
+        what = f"source.run {run.path} has no checkpoint."
+        raise Refusal(what, fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE)
     return run, source

@@ -41,11 +41,8 @@ def runs(root: str | Path) -> list[RunSummary]:
     try:
         paths = children(Path(root).resolve())
     except OSError as error:
-        raise Refusal(
-            f"{root} cannot be read ({reason(error)}).",
-            fix="name a directory that you may read.",
-            code=ExitCode.USAGE,
-        ) from error
+        what = f"{root} cannot be read ({reason(error)})."
+        raise Refusal(what, fix="name a directory that you may read.", code=ExitCode.USAGE) from error
     summaries = [summary for path in paths if (summary := _listed(path)) is not None]
     return sorted(summaries, key=lambda summary: (summary.age_s, summary.name))
 

@@ -197,11 +197,9 @@ def holder(run: HasLock) -> Owner | None:
 
 def cannot_lock(run: HasLock, error: OSError) -> Refusal:
     """Return the refusal for a lock that can be neither read nor taken."""
-    return Refusal(
-        f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
-        fix="make the run directory writable for this user, on this host.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)})."
+    fix = "make the run directory writable for this user, on this host."
+    return Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[float], object]) -> str | None:
@@ -232,11 +230,8 @@ def _in_use(run: HasLock) -> Refusal:
         seen = _look(run.lock_dir)
         if seen is not None:
             who = f"{seen.owner or who} (heartbeat {_shown_age_s(run.lock_dir, seen):.0f} s ago)"
-    return Refusal(
-        f"run '{run.name}' is in use by {who}.",
-        fix="wait for it, stop it, or use another name=NAME.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"run '{run.name}' is in use by {who}."
+    return Refusal(what, fix="wait for it, stop it, or use another name=NAME.", code=ExitCode.CANNOT_CREATE)
 
 
 def _look(directory: Path) -> _Look | None:
