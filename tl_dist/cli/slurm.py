@@ -6,47 +6,41 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath
+from tl_dist.cli.groups import app
+from tl_dist.terminal.console import Console
 
-slurm_app = typer.Typer()
 
-
-@slurm_app.command()
+@app.command()
 def submit(
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(help="number of nodes; default: 1")] = None,
-    ntasks_per_node: Annotated[
-        int | None, typer.Option(help="workers on each node; default: one per GPU")
-    ] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(help="GPUs on each node; needs --cpus-per-task")
-    ] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores of each worker")] = None,
-    partition: Annotated[str | None, typer.Option(help="Slurm partition")] = None,
-    time: Annotated[str | None, typer.Option(help="time limit, as sbatch takes it: 8:00:00 or 1-12")] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm account")] = None,
+    nodes: Annotated[int | None, Option(help="number of nodes; default: 1")] = None,
+    ntasks_per_node: Annotated[int | None, Option(help="workers on each node; default: one per GPU")] = None,
+    gpus_per_node: Annotated[int | None, Option(help="GPUs on each node; needs --cpus-per-task")] = None,
+    cpus_per_task: Annotated[int | None, Option(help="CPU cores of each worker")] = None,
+    partition: Annotated[str | None, Option(help="Slurm partition")] = None,
+    time: Annotated[str | None, Option(help="time limit, as sbatch takes it: 8:00:00 or 1-12")] = None,
+    account: Annotated[str | None, Option(help="Slurm account")] = None,
     signal_lead_s: Annotated[
-        int | None, typer.Option(help="seconds before the limit at which to save and stop; default: 120")
+        int | None, Option(help="seconds before the limit at which to save and stop; default: 120")
     ] = None,
-    max_requeue: Annotated[int | None, typer.Option(help="largest number of requeues; default: 3")] = None,
+    max_requeue: Annotated[int | None, Option(help="largest number of requeues; default: 3")] = None,
     interface: Annotated[
-        str | None,
-        typer.Option(help="network interface, or address of the first node, on which workers meet"),
+        str | None, Option(help="network interface, or address of the first node, on which workers meet")
     ] = None,
-    mpi: Annotated[str | None, typer.Option(help="how srun starts workers: none or pmix")] = None,
+    mpi: Annotated[str | None, Option(help="how srun starts workers: none or pmix")] = None,
     extra: Annotated[
-        list[str] | None, typer.Option(help='one more #SBATCH option, such as "--constraint=a100"')
+        list[str] | None, Option(help='one more #SBATCH option, such as "--constraint=a100"')
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be submitted")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="show what would be submitted")] = False,
     runs: Root = Path("runs"),
 ) -> int:
     """Submit a run to Slurm. The job saves a checkpoint and requeues itself before its time limit."""
     from tl_dist.launcher.slurm.submit import submit_run
     from tl_dist.launcher.train import Request
-    from tl_dist.terminal.console import Console
 
     options: dict[str, Any] = {
         "nodes": nodes,
@@ -66,14 +60,13 @@ def submit(
     return submit_run(request, options, Console(), dry_run=dry_run)
 
 
-@slurm_app.command(hidden=True)
+@app.command(hidden=True)
 def srun(run: RunPath) -> int:
     """Start and watch the workers of one attempt inside a Slurm job. Called by the batch script."""
     from tl_dist.config import file as config_file
     from tl_dist.launcher.companion import copying
     from tl_dist.launcher.slurm.driver import drive
     from tl_dist.runs.directory import RunDir
-    from tl_dist.terminal.console import Console
     from tl_dist.terminal.progress import Progress
 
     directory = RunDir.open(run)
