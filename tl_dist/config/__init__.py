@@ -20,11 +20,14 @@ from tl_dist.config.execution import (
     RuntimeConfig,
     SafetyConfig,
 )
-from tl_dist.config.model import ClassifierConfig, FeaturesConfig, LossConfig, ModelConfig
 from tl_dist.config.section import RUN_NAME, PositiveInt, Section
 from tl_dist.config.training import (
+    ClassifierConfig,
     DistillConfig,
     EarlyStoppingConfig,
+    FeaturesConfig,
+    LossConfig,
+    ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
     SourceConfig,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,35 @@ def trajectory(cfg: Config) -> dict[str, Any]:
 
 def flat(cfg: Config) -> dict[str, Any]:
     """Return every value of the config by its dotted key, as plain data."""
+    return {dotted: value for dotted, value in _leaves(cfg.model_dump(mode="json")) if value != {}}
 
-    def below(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                yield from below(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
 
-    return dict(below(cfg.model_dump(mode="json"), ""))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """List the changes below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
+    changes = []
+    for key in keys:
+        before, after = (dict(_leaves({key: values[key]})) if key in values else {} for values in (old, new))
+        for dotted in before | after:
+            was, is_ = ([leaves[dotted]] if dotted in leaves else [] for leaves in (before, after))
+            if was != is_:
+                changes.append(f"{dotted}: {_short(was)} -> {_short(is_)}")
+    return changes
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: list[Any]) -> str:
+    """Format the value in the list, if there is one."""
+    if not value:
+        return "(none)"
+    text = value[0] if isinstance(value[0], str) else json.dumps(value[0], default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def digest(cfg: Config) -> str:

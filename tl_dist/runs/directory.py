@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.config.file import differences
 from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
@@ -20,11 +21,9 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import shape
-from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.lock.claim import claim, claimant
-from tl_dist.runs.lock.owner import Owner, OwningJob
+from tl_dist.runs.lock.owner import Owner, OwningJob, claim, claimant
 
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")

@@ -16,16 +16,15 @@ import pytest
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.config.file import differences
 from tl_dist.files import atomic, foreign
 from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import heartbeats
-from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir, step_name, steps_in
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock
-from tl_dist.runs.lock.claim import ELSEWHERE_S
-from tl_dist.runs.lock.owner import OwningJob
+from tl_dist.runs.lock.owner import ELSEWHERE_S, OwningJob
 from tl_dist.runs.table import runs
 
 ROOT = Path(__file__).parents[3]

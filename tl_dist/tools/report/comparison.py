@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import file as config_file
-from tl_dist.runs.differences import differences
+from tl_dist.config.file import differences
 from tl_dist.scores import clusters, figures
 from tl_dist.tools.report import trust
 from tl_dist.tools.report.facts import Facts, same_examples
