@@ -1,7 +1,4 @@
-"""The command line, `tl-dist VERB ...`: each verb parses, calls one function, and shows what it returns.
-
-Each verb imports the modules that it needs, so that `--help` answers at once and nothing here loads TensorFlow.
-"""
+"""The command line, `tl-dist VERB ...`. Each verb imports what it needs, so that `--help` answers at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The schema of a run's config, by sections. Strict: a typo is refused.
-
-`file` reads a YAML file into it, `rules` holds the rules between keys, `problems` writes the error messages.
-"""
+"""The schema of a run's config, by sections. Strict: a typo is refused."""
 
 from __future__ import annotations
 

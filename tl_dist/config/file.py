@@ -1,7 +1,4 @@
-"""Turn a file and the command line into a config, and a config into a file, a trajectory and a digest.
-
-`yaml_text` reads the text of a YAML file, with its lines.
-"""
+"""Turn a file and the command line into a config, and a config into a file, a trajectory and a digest."""
 
 from __future__ import annotations
 
@@ -72,10 +69,9 @@ def load(
 ) -> Config:
     """Read the config in a YAML file and apply `overrides` such as "optimizer.learning_rate=1e-3".
 
-    Any problem is one Refusal that names the file and line, the key, and how to fix it. Relative paths in
-    `data.path`, `data.split` and `model.weights` are made absolute from the working directory. `choose` returns the
-    values that `recipe: auto` fills in. Without `imports`, for commands that only look at a config or a run, no code of
-    other packages is imported, and the rules that would need it are left out.
+    Any problem is one Refusal that names file and line, key, and fix. Relative paths are made absolute from the working
+    directory. `choose` returns the values that `recipe: auto` fills in. Without `imports`, no code of other packages is
+    imported, and the rules that would need it are left out.
     """
     path = Path(path)
     document = yaml_text.read(path)

@@ -1,7 +1,4 @@
-"""Names in a config and the code behind them: tables of strings, and what other packages offer (`extensions`).
-
-Nothing is imported before it is needed.
-"""
+"""Names in a config and the code behind them, of tl_dist and of other packages, which is imported when it is used."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """YAML as a config needs it: plain data, the line of every key, and a one-line error for anything wrong.
 
-Differs from `yaml.safe_load` on purpose: `1e-4` is a number, `yes`, `no`, `on` and `off` are text, and tags,
-duplicate keys, huge files and alias bombs are refused. Environment variables are never expanded: the file alone
-decides what the run does.
+Differs from `yaml.safe_load` on purpose: `1e-4` is a number, `yes`, `no`, `on` and `off` are text, and tags, duplicate
+keys, huge files and alias bombs are refused. Environment variables are never expanded.
 """
 
 from __future__ import annotations

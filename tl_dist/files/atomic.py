@@ -1,7 +1,4 @@
-"""Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write.
-
-The run directory, its lock and its checkpoints are all written through these few functions.
-"""
+"""Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write."""
 
 from __future__ import annotations
 

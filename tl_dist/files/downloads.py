@@ -35,11 +35,10 @@ class Archive:
 
 
 def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
-    """Return the directory of the unpacked archive, downloading it on the first call.
+    """Return the directory of the unpacked archive, downloaded on the first call; of several processes, one does it.
 
-    Of several processes that call at once, one does the work. A file of the archive's name that the user put into
-    `CACHE/archives` is used instead of the network. The directory is complete, since it is renamed into place. Refuses
-    an archive that cannot be obtained, has another digest, or would write outside its directory.
+    A file of its name in `CACHE/archives` is used instead of the network. Refuses an archive that cannot be obtained,
+    has another digest, or would write outside its directory.
     """
     archives = (cache or user_cache()) / "archives"
     home, brought = archives / archive.name.removesuffix(".tar.gz"), archives / archive.name

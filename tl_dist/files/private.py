@@ -27,9 +27,8 @@ def refuse_unsafe(
 ) -> None:
     """Refuse (78) a directory through which another user could change what is read or written there.
 
-    A missing directory is safe. A symbolic link is accepted only with `links`, and never from another user. `shared`: a
-    directory of a group, whose entries are checked one by one when they are used; refused only if every user can remove
-    them.
+    A missing directory is safe; a link is accepted only with `links`, and never from another user. `shared`: a
+    directory of a group, whose entries are checked one by one; refused only if every user can remove them.
     """
     if not os.path.lexists(directory):
         return
@@ -51,12 +50,11 @@ def refuse_unsafe(
 
 
 def refuse_unsafe_below(directory: Path) -> None:
-    """Refuse (78) any entry below this user's directory that another user could have changed.
+    """Refuse (78) any entry, at any depth below this user's directory, that another user could have changed.
 
-    That is a link, an entry that belongs to anyone but this user and root, and one that other users can write; who may
-    read does not matter. All entries are checked, at any depth, so that nobody has to know which are used. Logs alone
-    may be writable, because nothing trusts them: Slurm and shells create them with the user's umask. An entry that
-    vanishes meanwhile was removed by a process of this user: nobody else can.
+    That is a link, an entry of anyone but this user and root, and one that other users can write. Logs alone may be
+    writable, because nothing trusts them: Slurm and shells create them with the user's umask. An entry that vanishes
+    meanwhile was removed by a process of this user: nobody else can.
     """
     waiting, left, me = [directory], limits.RUN_ENTRIES, os.geteuid()
     quoted = shlex.quote(str(directory))

@@ -41,10 +41,9 @@ class _LostLock(Exception):
 
 
 class Checkpointer:
-    """The writer of a run's checkpoints; a context manager, for the owner of the lock only.
+    """The writer of a run's checkpoints, for the owner of the lock; a context manager. Construct it before `restore`.
 
-    Construct it before `restore`: that removes what interrupted writers left, and an earlier owner can save nothing
-    any more. Keeps `keep` checkpoints and the ones that they need; always the newest valid one.
+    Keeps `keep` checkpoints and the ones that they need; always the newest valid one.
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
@@ -73,12 +72,10 @@ class Checkpointer:
     def save(
         self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
     ) -> None:
-        """Save `arrays`, a private host copy, in the background.
+        """Save `arrays`, a private host copy that must not change until the end of the save, in the background.
 
-        The arrays must not change until the save has ended (see the method `wait`). Waits for the previous save, if
-        that is still running, and with `wait` for its own end; then `last_checkpoint` tells if it succeeded, and
-        `poll` why not. Raises ValueError for values that cannot be stored. After the failure of a step that its own
-        facts name as needed, nothing more is saved.
+        Waits for the previous save, and with `wait` for this one; then `last_checkpoint` tells if it succeeded, and
+        `poll` why not. Raises ValueError for values that cannot be stored.
         """
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
@@ -93,8 +90,7 @@ class Checkpointer:
     def poll(self) -> list[str]:
         """Return messages on the saves that finished or failed since the last call.
 
-        Raises Refusal if another process owns the run now, if a state was not finite (it is never saved), or
-        after `max_failed` failed saves in a row.
+        Raises Refusal if another process owns the run now, a state was not finite, or `max_failed` saves failed.
         """
         if self._lost:
             what = f"run '{self._name}' was taken over by another process; this one saves nothing more."
@@ -179,8 +175,7 @@ class Checkpointer:
     def _write(self, content: Content, name: str = "") -> int:
         """Write the checkpoint durably; return its bytes.
 
-        With `name` it replaces an existing one. Without, it is named by its step, and a valid one that exists stays:
-        0 bytes.
+        With `name` it replaces an existing one. Without, it is named by its step, and a valid one stays: 0 bytes.
         """
         if not self._owned():
             raise _LostLock
@@ -273,10 +268,7 @@ class Checkpointer:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, a link or a checkpoint's directory; follow no link.
-
-    Raises OSError, and keeps the directory, if it holds a file that is no checkpoint's.
-    """
+    """Delete a file, a link or a checkpoint's directory; raise OSError for a directory with any other file in it."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

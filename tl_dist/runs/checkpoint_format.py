@@ -1,7 +1,6 @@
 """Write and verify one checkpoint: a directory with tensors (safetensors), facts (JSON) and a manifest of both.
 
-Arrays are written straight to the file, in the layout of
-https://github.com/huggingface/safetensors#format; the safetensors library reads them.
+Arrays are written in the layout of https://github.com/huggingface/safetensors#format, and read by that library.
 """
 
 from __future__ import annotations
@@ -117,8 +116,7 @@ def write(directory: Path, content: Content) -> int:
 def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
     """Read the checkpoint in a directory, and verify every byte; raise Invalid, also for NaN and infinity in it.
 
-    With `expected`, read one to resume from: raises Refusal if its set of (path, dtype, shape) differs, and Invalid
-    if it has no history.
+    With `expected`, to resume from it: raises Refusal if its set of (path, dtype, shape) differs.
     """
     with _verified(path, step) as (tensors, meta, sha256):
         held = _held(tensors)
@@ -197,8 +195,7 @@ def _halves(manifest: bytes) -> Iterator[bytes]:
 def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]]:
     """Yield, of a valid checkpoint, an open descriptor of the tensors, the facts, and the digest of the tensors.
 
-    Rebuilds the manifest from what was read and compares it byte by byte: no part of it, not even a blank, can have
-    changed unnoticed.
+    Rebuilds the manifest from what was read: no part of it, not even a blank, can have changed unnoticed.
     """
     tensors = -1
     try:

@@ -92,8 +92,7 @@ def restore(
 ) -> Checkpoint | None:
     """Read the newest valid checkpoint, or return None if there never was one; change nothing on disk.
 
-    Skips damaged checkpoints, and calls `log` with each, the reason, and the one used instead. Refuses (78) if none is
-    valid, or if its set of (path, dtype, shape) is not exactly `expected`, which maps a path to dtype name and shape.
+    Tells `log` of damaged ones. Refuses (78) if none is valid, or if its set of (path, dtype, shape) is not `expected`.
     """
     for _ in range(3):
         checkpoints = steps_in(run.checkpoints)

@@ -63,8 +63,7 @@ class RunDir:
     def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
         """Create or reuse the directory `root`/NAME, with `resolved` as its config.yaml.
 
-        Refuses (78), naming the differences, to change the trajectory of a run that has begun, or that another process
-        is about to start; replaces other keys.
+        Refuses (78) to change the trajectory of a run that has begun or is about to start; replaces other keys.
         """
         run = cls(Path(root) / config.name)
         try:

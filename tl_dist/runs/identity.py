@@ -47,10 +47,7 @@ def split_ids(run: RunDir) -> dict[str, list[str]]:
 
 
 def columns(run: RunDir, class_names: Sequence[str], key: str) -> list[int]:
-    """Return the index of each of these classes among the run's own, by name; refuse (64) a run of other classes.
-
-    `key` is the config key that names the run.
-    """
+    """Return the index of each class among those of the run that `key` names; refuse (64) a run of other classes."""
     theirs = identity_of(run)["class_names"]
     if sorted(theirs) != sorted(class_names):
         only = [sorted(set(a) - set(b)) for a, b in ((theirs, class_names), (class_names, theirs))]

@@ -56,10 +56,7 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
 
 
 def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
-    """Return the run `cfg.distill.teacher` and its config.
-
-    Refuses (64) a run that is missing or may still change, or that needs images of another size or crop than it gets.
-    """
+    """Return the teacher and its config. Refuses (64) one that may change, or that needs images of another size."""
     assert cfg.distill is not None
     path = Path(cfg.distill.teacher)
     if not (path / "config.yaml").is_file():

@@ -1,7 +1,4 @@
-"""Validate the JSON of a run: the type of each value that is used, whatever wrote the file.
-
-Unknown and missing keys are no damage: an older or newer tl_dist may have written the file.
-"""
+"""Validate the JSON of a run: the type of each value that is used. Unknown and missing keys are no damage."""
 
 from __future__ import annotations
 

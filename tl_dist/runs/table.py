@@ -34,10 +34,7 @@ class RunSummary:
 
 
 def runs(root: str | Path) -> list[RunSummary]:
-    """Return every run below `root`, the most recent first; unreadable ones last, with the reason.
-
-    Refuses (64) a root that cannot be read itself. `root` may be a link, a run in it may not.
-    """
+    """Return every run below `root`, the most recent first, unreadable ones last; refuse (64) an unreadable root."""
     try:
         paths = children(Path(root).resolve())
     except OSError as error:

@@ -1,7 +1,6 @@
 """Show the progress of a run: one live line on a terminal, a plain line at intervals elsewhere.
 
-Everything shown comes from the records that rank 0 appends to `metrics.jsonl`. So the supervisor, which is another
-process, shows the same as rank 0 does under `mpirun`.
+Everything shown comes from `metrics.jsonl`: the supervisor, another process, shows the same as rank 0 does.
 """
 
 from __future__ import annotations
@@ -96,10 +95,7 @@ def extraction_line(record: Record) -> str:
 
 
 class Progress:
-    """Show records as they come; a context manager, since it may own the terminal's last line.
-
-    `every_s` is the time between plain lines where the output is not a terminal.
-    """
+    """Show records as they come, plain lines `every_s` apart; a context manager, which may own the last line."""
 
     def __init__(
         self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic

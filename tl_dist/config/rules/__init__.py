@@ -18,8 +18,7 @@ MAX_PROFILED = 200
 def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     """Yield every rule that `cfg` breaks, in the order in which the user reads the file.
 
-    Without `imports`, no code of other packages is imported; if the config names any, the rules that depend on it are
-    skipped.
+    Without `imports`, rules are skipped that depend on code of other packages.
     """
     unknown = list(_names(cfg, imports=imports))
     yield from unknown

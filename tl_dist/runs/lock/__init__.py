@@ -81,8 +81,7 @@ class Lock:
     ) -> Lock:
         """Own the run, or raise a Refusal that names the owner; wait for a live owner up to `wait_s`.
 
-        Replaces an owner whose process is gone (if it ran on this machine), that belongs to an earlier start of the
-        same SLURM job, or that runs on another machine and whose heartbeat has stopped.
+        Replaces an owner whose process is gone, of an earlier start of the same job, or elsewhere without a heartbeat.
         """
         me = this_process(who, job, heartbeat_s)
         deadline = time.monotonic() + wait_s
@@ -134,10 +133,7 @@ class Lock:
         return cls(directory, number, me, fd, history)
 
     def owned(self) -> bool:
-        """Return True if this process is still the owner, by the files now; once lost, the lock stays lost.
-
-        Raises OSError if the files cannot be read.
-        """
+        """Return True if this process is still the owner, by the files now; raise OSError if they cannot be read."""
         if self._lost or self._ended.is_set() or os.getpid() != self.owner.pid:
             return False
         try:
@@ -183,10 +179,7 @@ class Lock:
 
 
 def holder(run: HasLock) -> Owner | None:
-    """Return the process that owns the run and may be alive, or None; raise OSError if that cannot be read.
-
-    For display only: `Lock.acquire` decides. Writes nothing into another user's directory.
-    """
+    """Return the process that owns the run and may be alive, or None, for display only; raise OSError if unreadable."""
     seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
     if seen is None or seen.owner is None or seen.owner.released:
         return None

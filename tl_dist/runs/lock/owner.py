@@ -1,7 +1,6 @@
 """Describe a process so that another one can tell later if it still exists.
 
-A command that is about to start a run claims it by such a description: until the run has begun, only that binds it to
-its config. A claim expires with the process that wrote it, or with the first attempt of a queued job.
+By such a description a command claims a run that it is about to start, until the run has begun or the process ended.
 """
 
 from __future__ import annotations
