@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tl_dist.config.data import AugmentConfig, DataConfig
+from tl_dist.config.data import AugmentConfig as AugmentConfig
+from tl_dist.config.data import DataConfig
 from tl_dist.config.execution import (
-    BestConfig,
     CheckpointConfig,
     EvaluationConfig,
     ReportConfig,
@@ -26,34 +26,10 @@ from tl_dist.config.training import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
-    ScheduleConfig,
     SourceConfig,
     StageConfig,
 )
-
-__all__ = [
-    "RUN_NAME",
-    "AugmentConfig",
-    "BestConfig",
-    "CheckpointConfig",
-    "ClassifierConfig",
-    "Config",
-    "DataConfig",
-    "DistillConfig",
-    "EarlyStoppingConfig",
-    "EvaluationConfig",
-    "FeaturesConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ReportConfig",
-    "RuntimeConfig",
-    "SafetyConfig",
-    "ScheduleConfig",
-    "Section",
-    "SourceConfig",
-    "StageConfig",
-]
+from tl_dist.config.training import ScheduleConfig as ScheduleConfig
 
 
 class Config(Section):

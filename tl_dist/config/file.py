@@ -18,26 +18,15 @@ from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.refusal import ExitCode, Refusal
 
-TRAJECTORY = (
-    "seed",
-    "global_batch",
-    "epochs",
-    "steps",
-    "precision",
-    "data",
-    "model",
-    "classifier",
-    "features",
-    "loss",
-    "optimizer",
-    "stages",
-    "source",
-    "distill",
-)
+_OTHERS = {
+    "name", "recipe", "strategy", "workers", "accumulate",
+    "early_stopping", "evaluation", "checkpoint", "report", "safety", "runtime",
+}  # fmt: skip
+TRAJECTORY = tuple(key for key in Config.model_fields if key not in _OTHERS)
 """keys that decide the weights: a run can be resumed only while these are unchanged
 
-The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
-attempts, except for the keys in `ROUNDING`, and in `DECIDING` if figures of the validation split decide something.
+The others may change between attempts, except for `ROUNDING`, and `DECIDING` if figures of the validation split decide
+something.
 """
 
 ROUNDING = {"wire", "tf32"}

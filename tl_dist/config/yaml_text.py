@@ -24,25 +24,19 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _STR = "tag:yaml.org,2002:str"
 # The YAML 1.2 core schema without octal, hexadecimal, infinity and not-a-number. Digits are limited so that a
 # digest that consists of digits remains text, and no number overflows.
-_SCALARS = (
-    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf")),
-    ("tag:yaml.org,2002:null", re.compile(r"^(?:null|~|)$"), ["n", "~", ""]),
-    ("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,18}$"), list("-+0123456789")),
+_SCALARS: tuple[tuple[str, str, list[str], Callable[[str], Any]], ...] = (
+    ("tag:yaml.org,2002:bool", "true|false", list("tf"), "true".__eq__),
+    ("tag:yaml.org,2002:null", "null|~|", ["n", "~", ""], lambda text: None),
+    ("tag:yaml.org,2002:int", "[-+]?[0-9]{1,18}", list("-+0123456789"), int),
     (
         "tag:yaml.org,2002:float",
-        re.compile(
-            r"^[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40}|[0-9]{1,40}(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?$"
-        ),
+        r"[-+]?(?:[0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40}|[0-9]{1,40}(?=[eE]))(?:[eE][-+]?[0-9]{1,3})?",
         list("-+.0123456789"),
+        float,
     ),
 )
-_CONSTRUCTORS: Mapping[str, Callable[[str], Any]] = {
-    "tag:yaml.org,2002:bool": "true".__eq__,
-    "tag:yaml.org,2002:null": lambda text: None,
-    "tag:yaml.org,2002:int": int,
-    "tag:yaml.org,2002:float": float,
-    _STR: str,
-}
+"""tag, form, first characters, and what makes the value of the text"""
+_CONSTRUCTORS = {_STR: str} | {tag: construct for tag, _, _, construct in _SCALARS}
 _SYNTAX = (  # what PyYAML says, what is shown instead if anything, and the fix
     (r"'\\t'|^found a tab", "a tab where YAML wants spaces", "indent with spaces."),
     ("^found undefined alias", "", "quote text that begins with '*'."),
@@ -192,9 +186,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _tag, _pattern, _first in _SCALARS:
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+for _tag, _form, _first, _ in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_form})$"), _first)
 
 
 def _join(path: str, key: str) -> str:

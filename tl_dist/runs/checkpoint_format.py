@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tl_dist.files import limits
-from tl_dist.files.atomic import CHUNK_BYTES, Written, fsync_directory, open_directory, reason, write_file
+from tl_dist.files.atomic import Written, fsync_directory, open_directory, reason, write_file
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular, read_file
 from tl_dist.refusal import ExitCode, Refusal
@@ -242,13 +242,9 @@ def _digest(fd: int, size: int) -> Written:
     actual = os.fstat(fd).st_size
     if actual != size:
         return Written(actual, "")
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(size + 1, CHUNK_BYTES)))
-    offset = 0
-    while count := os.preadv(fd, [buffer], offset):
-        digest.update(buffer[:count])
-        offset += count
-    return Written(offset, digest.hexdigest())
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Written(file.tell(), digest)
 
 
 def _how_different(name: str, file: Written, listed: Written) -> str:

@@ -85,10 +85,7 @@ def _step(facts: Any, *keys: str | int) -> int | None:
 
 
 def restore(
-    run: RunDir,
-    *,
-    expected: Expected | None = None,
-    log: Callable[[str], object] = _LOGGER.warning,
+    run: RunDir, *, expected: Expected | None = None, log: Callable[[str], object] = _LOGGER.warning
 ) -> Checkpoint | None:
     """Read the newest valid checkpoint, or return None if there never was one; change nothing on disk.
 

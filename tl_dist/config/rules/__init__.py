@@ -7,7 +7,7 @@ from functools import partial
 
 from tl_dist.config import Config, registry
 from tl_dist.config.problems import Broken
-from tl_dist.config.rules import data, model, model_selection, training
+from tl_dist.config.rules import data, model, training
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
 
@@ -26,8 +26,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
             model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
-            training.distill,
-            model_selection.deciding, _safety, _profile,
+            training.distill, training.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
 
