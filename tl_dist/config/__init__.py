@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tl_dist.config.data import RUN_NAME, DataConfig, PositiveInt, Section
 from tl_dist.config.data import AugmentConfig as AugmentConfig
-from tl_dist.config.data import DataConfig
 from tl_dist.config.execution import (
     CheckpointConfig,
     EvaluationConfig,
@@ -17,7 +17,6 @@ from tl_dist.config.execution import (
     RuntimeConfig,
     SafetyConfig,
 )
-from tl_dist.config.section import RUN_NAME, PositiveInt, Section
 from tl_dist.config.training import (
     ClassifierConfig,
     DistillConfig,

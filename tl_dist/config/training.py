@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tl_dist.config.data import DataConfig
-from tl_dist.config.section import RUN_NAME, Fraction, PositiveInt, Section
+from tl_dist.config.data import RUN_NAME, DataConfig, Fraction, PositiveInt, Section
 
 
 class ModelConfig(Section):
