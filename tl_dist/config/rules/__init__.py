@@ -78,12 +78,10 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
 
 
 def _safety(cfg: Config) -> Iterator[Broken]:
-    if cfg.safety.hang_s < 2 * cfg.safety.heartbeat_s:
-        yield Broken(
-            ("safety", "hang_s"),
-            f"safety.hang_s {cfg.safety.hang_s:g} is less than twice heartbeat_s {cfg.safety.heartbeat_s:g}.",
-            f"write 'hang_s: {4 * cfg.safety.heartbeat_s:g}' or more.",
-        )
+    hang_s, heartbeat_s = cfg.safety.hang_s, cfg.safety.heartbeat_s
+    if hang_s < 2 * heartbeat_s:
+        what = f"safety.hang_s {hang_s:g} is less than twice heartbeat_s {heartbeat_s:g}."
+        yield Broken(("safety", "hang_s"), what, f"write 'hang_s: {4 * heartbeat_s:g}' or more.")
 
 
 def _profile(cfg: Config) -> Iterator[Broken]:

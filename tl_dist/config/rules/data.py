@@ -20,15 +20,12 @@ def data(cfg: Config) -> Iterator[Broken]:
         yield Broken(("data", "labels"), what, "remove 'labels' or use 'name: cifar100'.")
     if data.soft_labels:
         yield from _soft_labels(cfg)
-    test, what = data.test_fraction, f"test_fraction {data.test_fraction}"
+    test, name = data.test_fraction, f"test_fraction {data.test_fraction}"
     if data.folds is not None:
-        test, what = 1 / data.folds, f"one of {data.folds} folds"
+        test, name = 1 / data.folds, f"one of {data.folds} folds"
     if not needs.official_test and data.validation_fraction + test >= 1:
-        yield Broken(
-            ("data", "validation_fraction"),
-            f"validation_fraction {data.validation_fraction} and {what} leave nothing to train on.",
-            "make their sum less than 1.",
-        )
+        what = f"validation_fraction {data.validation_fraction} and {name} leave nothing to train on."
+        yield Broken(("data", "validation_fraction"), what, "make their sum less than 1.")
     if data.folds is not None and data.split is not None:
         what = "data.split divides the examples already."
         yield Broken(("data", "folds"), what, "remove 'folds' or 'split'.")
@@ -69,12 +66,10 @@ def _crops(cfg: Config) -> Iterator[Broken]:
     if "random_resized_crop" in data.augment[1:]:
         what = "random_resized_crop comes after another augmentation, but only the crop is decoded."
         yield Broken(("data", "augment"), what, "write it first.")
-    if data.augmentation.crop_area[0] > data.augmentation.crop_area[1]:
-        yield Broken(
-            ("data", "augmentation", "crop_area"),
-            f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
-            "write the smaller fraction first.",
-        )
+    first, last = data.augmentation.crop_area
+    if first > last:
+        what = f"crop_area goes from {first:g} down to {last:g}."
+        yield Broken(("data", "augmentation", "crop_area"), what, "write the smaller fraction first.")
 
 
 def _soft_labels(cfg: Config) -> Iterator[Broken]:

