@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tl_dist.config.section import PositiveInt, Section
+from tl_dist.config.data import PositiveInt, Section
 
 
 class EvaluationConfig(Section):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tl_dist.config import Config, registry
-from tl_dist.files.search_paths import elsewhere
+from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal
 
 _SECRET_NAME = re.compile(

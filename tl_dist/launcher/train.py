@@ -27,7 +27,7 @@ from tl_dist.launcher.local import local_launch
 from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import init_from, teacher
+from tl_dist.runs import init_from
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
 from tl_dist.terminal.tables import relative, show_end, show_losses
@@ -151,7 +151,7 @@ def open_run(root: Path, cfg: Config) -> RunDir:
     if cfg.source is not None:
         init_from.opened(cfg)
     if cfg.distill is not None:
-        teacher.opened(cfg)
+        init_from.opened_teacher(cfg)
     require_trackers(cfg.report.track)
     run = RunDir.create(root, cfg, resolved=config_file.dump(cfg))
     run.probe_storage()

@@ -35,7 +35,7 @@ import os
 import secrets
 
 from tl_dist.files import limits
-from tl_dist.files.descriptors import allow_many_open_files
+from tl_dist.files.process import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.barrier import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
 from tl_dist.rendezvous.http_server import Answer, Deferred, HttpServer, Request

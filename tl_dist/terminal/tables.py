@@ -6,19 +6,19 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+
+from tl_dist.config.reference import rows as config_keys
 from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import flattered, records
 from tl_dist.runs.table import RunSummary
 from tl_dist.scores import text
+from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from tl_dist.terminal.console import Console
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _MAX_CLASSES = 20
@@ -86,8 +86,6 @@ def show_evaluation(record: Record, console: Console) -> None:
 
 def _show_classes(record: Record, console: Console) -> None:
     """Show a row for each class that has examples; of many classes, the ones with the lowest recall."""
-    from tl_dist.terminal.console import plain
-
     rows = [row for row in record.get("classes", ()) if row["num_examples"]]
     shown = sorted(rows, key=lambda row: row["recall"])[:_MAX_CLASSES] if len(rows) > _MAX_CLASSES else rows
     if not rows:
@@ -106,8 +104,6 @@ def _show_classes(record: Record, console: Console) -> None:
 
 def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Show a row for each group, lowest accuracy first, and whether the worst is more than chance."""
-    from tl_dist.terminal.console import plain
-
     table = narrow_table(kind, "images", "accuracy", "95 % interval", "log loss", folds=(kind,))
     for row in rows[:_MAX_CLASSES]:
         low, high = row["interval"]
@@ -121,9 +117,6 @@ def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
     """Return a table for 80 columns: columns named in `folds` wrap over several lines; nothing is cut off."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name not in folds)
@@ -138,8 +131,6 @@ def column_groups(names: Sequence[str], width: int, console: Console, *, beside:
 
 def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """Show one line for each run, the most recent first."""
-    from tl_dist.terminal.console import plain
-
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
         colour = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}.get(
@@ -161,14 +152,8 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
 
 def show_schema(console: Console) -> None:
     """Show every key of a config, its default, type and meaning."""
-    from rich import box
-    from rich.table import Table
-
-    from tl_dist.config.reference import rows
-    from tl_dist.terminal.console import plain
-
     table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows():
+    for row in config_keys():
         holds = row.holds + (f". {' '.join(row.meaning.split())}" if row.meaning else "")
         table.add_row(*(plain(cell) for cell in (row.key, row.default, holds)))
     console.print(table)

@@ -23,8 +23,8 @@ from typing import Any
 
 from tl_dist.files import failpoint, limits
 from tl_dist.files.atomic import open_to_append
-from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.files.foreign import read_file
+from tl_dist.files.process import allow_many_open_files
 from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout

@@ -25,9 +25,9 @@ from tl_dist.models.classifier import Classifier
 from tl_dist.models.digest import digest
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs import teacher as teachers
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
+from tl_dist.runs.init_from import opened_teacher
 from tl_dist.trainer import cached, init_from
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput
@@ -62,12 +62,12 @@ class Teacher:
 def load_teacher(setup: Setup) -> Teacher | None:
     """Return the teacher that the config names, as rank 0 reads it; None where it names none.
 
-    Refuses what `runs.teacher.opened` refuses, other classes, and another teacher than the run began with.
+    Refuses what `runs.init_from.opened_teacher` refuses, other classes, and another teacher than the run began with.
     """
     if setup.cfg.distill is None:
         return None
     setup.prepare_for("loading the teacher")
-    run, cfg = teachers.opened(setup.cfg)
+    run, cfg = opened_teacher(setup.cfg)
     places = columns(run, setup.splits["train"].class_names, "distill.teacher")
     identity, policy = identity_of(run), keras.config.dtype_policy()
     try:

@@ -8,13 +8,13 @@ from typing import Any
 import keras
 
 from tl_dist.config import Config, registry
+from tl_dist.config.file import differences
 from tl_dist.models import classifier, pruning, weights
 from tl_dist.models.classifier import Classifier
 from tl_dist.models.digest import digest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
-from tl_dist.runs.differences import differences
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 

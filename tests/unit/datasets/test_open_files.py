@@ -21,7 +21,7 @@ from tl_dist.datasets.files import file_source
 from tl_dist.datasets.open_files import Handles
 from tl_dist.datasets.records import RecordStore
 from tl_dist.datasets.store import Location
-from tl_dist.files.descriptors import allow_many_open_files
+from tl_dist.files.process import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer.examples import Examples

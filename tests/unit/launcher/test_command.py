@@ -16,7 +16,7 @@ from unittest import mock
 import pytest
 
 from tl_dist.config import Config, registry
-from tl_dist.files.search_paths import elsewhere
+from tl_dist.files.process import elsewhere
 from tl_dist.launcher import die_with_parent
 from tl_dist.launcher.command import (
     local_commands,

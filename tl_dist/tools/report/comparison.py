@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.config import file as config_file
+from tl_dist.config.file import differences
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.differences import differences
 from tl_dist.scores import clusters, figures, robustness
 from tl_dist.scores.text import NOT_DEFINED, figure, percent, points
 from tl_dist.tools.report import charted

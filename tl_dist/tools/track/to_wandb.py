@@ -19,7 +19,7 @@ from typing import Any
 
 from tl_dist.files import limits
 from tl_dist.files.foreign import read_file
-from tl_dist.files.scratch import scratch
+from tl_dist.files.private import scratch
 from tl_dist.tools.track import Copied, Keep, NotTaken
 
 _PROJECT = "tl_dist"
