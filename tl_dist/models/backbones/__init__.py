@@ -1,4 +1,4 @@
-"""The record of a backbone. Each family has a file of records beside this one; `models/weights` loads their weights."""
+"""The record of a backbone. `applications.py` has those of Keras's networks; `models/weights` loads their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 Preprocessing = Literal["caffe", "torch", "tf", "included"]
@@ -20,11 +19,6 @@ included  as it is: the network has its own rescaling layers
 
 Arrays = dict[str, Any]
 """Weights on the host: `layer/variable` -> numpy array."""
-
-
-def unchanged(arrays: Arrays) -> Arrays:
-    """Return the same arrays: most networks need no others than a Keras file has."""
-    return arrays
 
 
 @dataclass(frozen=True)
@@ -48,13 +42,16 @@ class Backbone:
     None if each stage is one block"""
     pretrained: Callable[[], Any] | None = None
     """builds the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
-    adapt: Callable[[Arrays], Arrays] = unchanged
+    adapt: Callable[[Arrays], Arrays] = lambda arrays: arrays
     """turns the arrays of a Keras file into those of `build`, if the two networks differ"""
     batch_norm: bool = True
     """whether it has batch-norm layers"""
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
+    imagenet_top1: float | None = None
+    """published top-1 accuracy on ImageNet of the pretrained weights; `rank` shows it as a plain baseline, and chooses
+    by it among candidates that its folds cannot distinguish from the best"""
 
 
 def application(
@@ -72,28 +69,6 @@ def application(
     construct = getattr(keras.applications, constructor)
     with _numbered_from_zero():
         return construct(include_top=False, weights=weights, input_shape=input_shape, pooling=None)
-
-
-def of_keras(
-    constructor: str,
-    *,
-    preprocessing: Preprocessing,
-    stages: Mapping[str, str],
-    input_size: int = 224,
-    min_size: int = 32,
-    **more: Any,
-) -> Backbone:
-    """Return the record of a network of keras.applications; `more` are fields of `Backbone` with a default."""
-    return Backbone(
-        name=constructor.lower(),
-        build=partial(application, constructor),
-        input_size=input_size,
-        min_size=min_size,
-        preprocessing=preprocessing,
-        stages=stages,
-        pretrained=partial(application, constructor, weights="imagenet"),
-        **more,
-    )
 
 
 @contextmanager

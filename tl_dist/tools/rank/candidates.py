@@ -27,7 +27,6 @@ from tl_dist.config import (
 from tl_dist.config import file as config_file
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.launcher.train import Request
-from tl_dist.models.published import IMAGENET_TOP1
 from tl_dist.refusal import ExitCode, Refusal
 
 
@@ -153,7 +152,7 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
     accuracy = entry.accuracy
     if accuracy is None and weights == "imagenet":
-        accuracy = IMAGENET_TOP1.get(entry.backbone)
+        accuracy = registry.backbone(entry.backbone).imagenet_top1
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 
