@@ -234,7 +234,7 @@ def short_resnet() -> classifier.Classifier:
 
     record = replace(registry.backbone("resnet50"), build=built)
     config = ModelConfig(backbone="resnet50", weights="random", train_from="all", batch_norm="train")
-    return classifier.build(record, config, image_size=64, num_classes=3, seed=0)
+    return classifier.Classifier(record, config, image_size=64, num_classes=3, seed=0)
 
 
 def forward_backward(policy: str, network: Callable[[], classifier.Classifier], **settings: Any) -> Any:

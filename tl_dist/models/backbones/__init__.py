@@ -17,8 +17,7 @@ included  as it is: the network has its own rescaling layers
 """
 
 
-Arrays = dict[str, Any]
-"""Weights on the host: `layer/variable` -> numpy array."""
+Arrays = dict[str, Any]  # Weights on the host: `layer/variable` -> numpy array.
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Backbone:
     """builds the network with Keras's own ImageNet weights, which it downloads; variables are named as in `build`"""
     adapt: Callable[[Arrays], Arrays] = lambda arrays: arrays
     """turns the arrays of a Keras file into those of `build`, if the two networks differ"""
-    batch_norm: bool = True
-    """whether it has batch-norm layers"""
+    batch_norm: bool = True  # whether it has batch-norm layers
     prunable: bool = False
     """whether `model.prune` may narrow it: most of its weights are in convolutions whose channels one other convolution
     reads, with only batch norm, depthwise convolutions, pooling, padding and activations between them"""
@@ -114,7 +112,7 @@ def seam(network: Any, position: int) -> Any:
 def preprocess(kind: Preprocessing, images: Any) -> Any:
     """Turn uint8 RGB [batch, h, w, 3] into float32 as the weights expect it, on the device, in the graph.
 
-    Keras's operations also work inside a `keras.Model` (models/keras_model.py): one rule, the same bits.
+    Keras's operations also work inside a `keras.Model` (`classifier.assemble`): one rule, the same bits.
     """
     import numpy as np
     from keras import ops

@@ -1,7 +1,6 @@
-"""Keras's own networks (`keras.applications`), a table for each family; their accuracies are Keras's.
+"""Keras's own networks (`keras.applications`), a table for each family.
 
-Accuracies are of https://keras.io/api/applications, MobileNetV3's of keras/src/applications/mobilenet_v3.py; nothing
-here was measured by us.
+Accuracies: https://keras.io/api/applications; MobileNetV3: keras/src/applications/mobilenet_v3.py. None is ours.
 """
 
 from __future__ import annotations
@@ -164,6 +163,7 @@ def _efficientnet(size: str, top1: float, input_size: int, num_blocks: int) -> B
     is_v2 = size.startswith("V2")
     stem, block1 = ("stem_conv", "block1a_project_conv") if is_v2 else ("stem_conv_pad", "block1a_dwconv")
     blocks = {f"block{k}": f"block{k}a_expand_conv" for k in range(2, num_blocks + 1)}
+    more: dict[str, Any] = {} if is_v2 else {"adapt": square_the_deviation}
     return of_keras(
         f"EfficientNet{size}",
         top1,
@@ -171,7 +171,7 @@ def _efficientnet(size: str, top1: float, input_size: int, num_blocks: int) -> B
         preprocessing="included",
         stages={"stem": stem, "block1": block1} | blocks | {"top": "top_conv"},
         block=r"block\d([a-z]+)_",
-        **({} if is_v2 else {"adapt": square_the_deviation}),
+        **more,
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
 from tl_dist.datasets.division import groups_of
-from tl_dist.models.export.runtime import Predict
+from tl_dist.models.export import Predict
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.scores import figures
 from tl_dist.trainer import evaluate

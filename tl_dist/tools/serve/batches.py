@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.files import limits
-from tl_dist.models.export.runtime import Predict
+from tl_dist.models.export import Predict
 
 BATCH = 32
 
