@@ -60,10 +60,10 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
     monkeypatch.setattr(cached, "refer", lambda setup, found: None)
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> Any:
-        return SimpleNamespace(array=lambda: VIEWS[augmentations])
+    def kept(asked: extraction.Extraction) -> Any:
+        return SimpleNamespace(array=lambda: VIEWS[asked.augmentations])
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
 
 
 def cross_validated(**options: Any) -> OutOfFold:
@@ -112,11 +112,11 @@ def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
 ) -> None:
     extracted = []
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> object:
-        extracted.append(augmentations)
+    def kept(asked: extraction.Extraction) -> object:
+        extracted.append(asked.augmentations)
         return object()  # of which nothing can be read
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
     other = setup(rank=1, evaluated=("dihedral",))
     assert cross_validation.cross_validate(other, 3, 2, lambda: False, lambda record: None) is None
     assert extracted == [("flip",), ("dihedral",)]
