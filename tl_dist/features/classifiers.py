@@ -202,19 +202,15 @@ class Problems:
     Newton's method, with steps by conjugate gradients (truncated Newton: Nocedal and Wright, Numerical Optimization,
     section 7.1). A network's features are so differently scaled that L-BFGS, or plain conjugate gradients, take
     hundreds of rounds. Here the conjugate gradients are preconditioned by the principal axes of the rows. The
-    intercepts are not penalized. For two classes there is one logit, for the second.
-
-    rows    [rows, features], float32 or float64, the type in which the large products are computed
-    labels  [rows], from 0 on
-    share   [rows, Q]: the weight of each row in each problem
-    mean, spread  [features, Q]: coefficients apply to (rows - mean) / spread, which is 0 for an infinite spread
+    intercepts are not penalized. For two classes there is one logit, for the second. Coefficients apply to
+    (rows - mean) / spread, which is 0 for an infinite spread.
     """
 
-    rows: NDArray[Any]
-    labels: NDArray[np.int32]
-    share: NDArray[Any]
-    mean: NDArray[Any]
-    spread: NDArray[Any]
+    rows: NDArray[Any]  # [rows, features], float32 or float64: the type of the large products
+    labels: NDArray[np.int32]  # [rows], from 0 on
+    share: NDArray[Any]  # [rows, Q]: the weight of each row in each problem
+    mean: NDArray[Any]  # [features, Q]
+    spread: NDArray[Any]  # [features, Q]
     watch: Watch = unwatched
     num_logits: int = field(init=False)
     _axes: tuple[NDArray[Any], NDArray[Any]] | None = field(init=False, default=None)

@@ -89,7 +89,9 @@ class Extraction:
             refuse_unsafe(self.root, links=True)
             refuse_unsafe(directory)
             complete = self.repair if _all_agree(self.parallel, directory.is_dir()) else self.make
-            if not complete(directory):
+            try:
+                complete(directory)
+            except _Stopped:
                 return None
             # Another process may have removed the set by now, or a network file system may not show it here yet.
             with suppress(OSError, ValueError), open_directory(Path(os.path.realpath(self.root))):
@@ -107,8 +109,8 @@ class Extraction:
         """Return how many views of an example are stored."""
         return views_of(self.augmentations)
 
-    def make(self, directory: Path, old: Manifest | None = None, damaged: Sequence[str] = ()) -> bool:
-        """Compute a set into `directory`, complete or absent, in the place of a damaged one; return False on a stop.
+    def make(self, directory: Path, old: Manifest | None = None, damaged: Sequence[str] = ()) -> None:
+        """Compute a set into `directory`, complete or absent, instead of a damaged one.
 
         Of an `old` set only the damaged files are computed; the others become the new set's.
         """
@@ -126,22 +128,19 @@ class Extraction:
             if old is not None:
                 kept = _keep(old, damaged, directory, temporary)
         kept = json.loads(_same_text(parallel, json.dumps(kept)))
-        shards: list[dict[str, Any]] | None = None
         try:
             shards = self._shards(temporary, old, kept)
-        finally:  # stopped, or an error passes through
-            if shards is None and parallel.rank == 0:
+        except BaseException:
+            if parallel.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-        if shards is None:
-            return False
+            raise
         if parallel.rank == 0:
             facts = {**self.prefix.facts, **self.prefix.geometry, "views": list(self.augmentations)}
             stored.commit(temporary, directory, shards, facts, replace=bool(damaged))
         _all_agree(parallel, here=True)
-        return True
 
-    def repair(self, directory: Path) -> bool:
-        """Check the existing set and compute damaged files again; return False if asked to stop."""
+    def repair(self, directory: Path) -> None:
+        """Check the existing set and compute damaged files again."""
         parallel = self.parallel
         manifest = self._manifest(directory)
         if manifest is not None and parallel.rank == 0:
@@ -151,12 +150,11 @@ class Extraction:
         own = [MANIFEST] if manifest is None else stored.damaged_shards(directory, manifest, mine)
         gathered = parallel.gather(json.dumps(own).encode())
         damaged = sorted({name for names in gathered for name in json.loads(names)})
-        if not damaged:
-            return True
-        if parallel.rank == 0:
+        if damaged and parallel.rank == 0:
             note = f"features {directory}: {', '.join(damaged)} damaged; computed again"
             self.say({"event": "note", "text": note})
-        return self.make(directory, None if MANIFEST in damaged else manifest, damaged)
+        if damaged:
+            self.make(directory, None if MANIFEST in damaged else manifest, damaged)
 
     def _manifest(self, directory: Path) -> Manifest | None:
         """Return the manifest; None if it is damaged, or its rows are not the rows of these examples."""
@@ -176,13 +174,13 @@ class Extraction:
 
     def _shards(
         self, temporary: Path, old: Manifest | None, kept: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]] | None:
-        """Write the files that are missing, one on each worker at a time; return all, or None if asked to stop."""
+    ) -> list[dict[str, Any]]:
+        """Write the files that are missing, one on each worker at a time; return all."""
         parallel = self.parallel
         if old is None:
             share = rows_of(parallel.rank, parallel.world_size, self.source.num_examples)
             shard = self._shard(share, temporary / f"shard-{parallel.rank:04d}.npy")
-            return None if shard is None else stored.gather_shards(temporary, shard, parallel)
+            return stored.gather_shards(temporary, shard, parallel)
         shards = {shard["file"]: shard for shard in kept}
         ends = np.cumsum([shard.rows // self.num_views for shard in old.shards]).tolist()
         shares = dict(zip((s.file for s in old.shards), map(range, [0, *ends], ends), strict=False))
@@ -191,19 +189,15 @@ class Extraction:
             batch = missing[first : first + parallel.world_size]
             name = batch[parallel.rank] if parallel.rank < len(batch) else ""
             shard = self._shard(shares.get(name, range(0)), temporary / name)
-            if shard is None:
-                return None
             gathered = map(json.loads, parallel.gather(json.dumps(shard).encode()))
             shards |= {shard["file"]: shard for shard in gathered if shard["rows"]}
         return [shards[name] for name in shares]
 
-    def _shard(self, share: range, path: Path) -> dict[str, Any] | None:
-        """Write one file of a share's examples; return what the manifest says of it, or None if asked to stop."""
+    def _shard(self, share: range, path: Path) -> dict[str, Any]:
+        """Write one file of a share's examples; return what the manifest says of it."""
         try:
             num_rows = len(share) * self.num_views
             return stored.write_shard(path, self._rows(share), num_rows, self.prefix.dtype)
-        except _Stopped:
-            return None
         except OSError as error:
             raise storage_refusal(path.parents[1], error) from error
 

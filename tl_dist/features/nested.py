@@ -190,19 +190,14 @@ class _Folds:
 
 @dataclass(frozen=True)
 class Nested:
-    """How a classifier is fitted: its settings, and what chooses those that are left open.
-
-    columns        columns of features by the layers they come from, as `classifier.layers: auto` may choose them
-    class_weights  gives the weights of the classes in the loss from the training labels and the examples' weights
-    seed           of the folds within the training examples
-    watch          called in every round of a fit, which it ends by an exception
-    """
+    """How a classifier is fitted: its settings, and what chooses those that are left open."""
 
     settings: ClassifierConfig
     num_classes: int
-    columns: Mapping[str, NDArray[np.int64]]
+    columns: Mapping[str, NDArray[np.int64]]  # by the layers, as `classifier.layers: auto` may choose them
     class_weights: Callable[..., Sequence[float] | None] = lambda labels, weights: None
-    seed: int = 0
+    """gives the weights of the classes in the loss from the training labels and the examples' weights"""
+    seed: int = 0  # of the folds within the training examples
     watch: Watch = unwatched
 
     def fit(self, train: Examples) -> tuple[classifiers.Linear, Choice | None]:

@@ -97,8 +97,7 @@ class TrainStep:
     `rate(step)` is the learning rate; `stage` is the index of the optimizer's stage that is trained. A replica takes
     its rows in `accumulate` micro-batches, one after another. `clock()` gives seconds, or 0 where it must not be read.
 
-    The host fills a queue that the GPU works off. With `gpu` nothing in a step makes the host wait for a result, except
-    the clock where a step is timed.
+    With `gpu` nothing in a step makes the host wait for a result, except the clock where a step is timed.
     """
 
     model: Classifier

@@ -58,10 +58,7 @@ def application(
     *,
     weights: Literal["imagenet"] | None = None,
 ) -> Any:
-    """Build a network of keras.applications without its classifier, with the same names each time.
-
-    Random weights have no side effect; "imagenet" downloads a file into Keras's cache the first time.
-    """
+    """Build a network of keras.applications without its classifier; "imagenet" downloads weights the first time."""
     import keras
 
     construct = getattr(keras.applications, constructor)
@@ -73,9 +70,8 @@ def application(
 def _numbered_from_zero() -> Iterator[None]:
     """Number layers without a name from zero inside, and restore the caller's numbering.
 
-    Keras counts such layers over the whole process: the second InceptionV3 would have other variable names than the
-    first, and neither weights nor checkpoints would fit. Keras can only clear all of its state, so this replaces the
-    counters behind `keras.backend.get_uid` for a while.
+    Keras counts them over the whole process: a second InceptionV3 would have other variable names than the first. Keras
+    can only clear all of its state, so this replaces the counters behind `keras.backend.get_uid` for a while.
     """
     from keras.src.backend.common import global_state
 

