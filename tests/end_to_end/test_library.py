@@ -24,7 +24,7 @@ from tl_dist.config import Config, DataConfig, ModelConfig, OptimizerConfig, reg
 from tl_dist.data.resize import resize
 from tl_dist.models import classifier
 from tl_dist.models.backbones import Backbone
-from tl_dist.models.backbones.tiny import TINY
+from tl_dist.models.backbones.applications import TINY
 from tl_dist.models.classifier import assemble
 from tl_dist.runs.directory import RunDir
 

@@ -129,8 +129,8 @@ DATASETS: Mapping[str, Dataset] = {
 """in the order in which they are tried: nearly any directory looks like an image folder, which is last"""
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "tiny": ("tiny",),
     "applications": (
+        "tiny",
         "vgg16",
         "vgg19",
         *("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),

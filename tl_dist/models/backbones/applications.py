@@ -1,4 +1,4 @@
-"""Keras's own networks (`keras.applications`), a table for each family.
+"""Keras's own networks (`keras.applications`), a table for each family, and a tiny one.
 
 Accuracies: https://keras.io/api/applications; MobileNetV3: keras/src/applications/mobilenet_v3.py. None is ours.
 """
@@ -211,3 +211,26 @@ CONVNEXTSMALL = _convnext("Small", 0.823)
 CONVNEXTBASE = _convnext("Base", 0.853)
 CONVNEXTLARGE = _convnext("Large", 0.863)
 CONVNEXTXLARGE = _convnext("XLarge", 0.867)
+
+
+def _tiny(input_shape: tuple[int, int, int]) -> Any:
+    """Build a VGG of 24,000 parameters without pretrained weights, for tests, smoke runs and examples."""
+    import keras
+
+    x = inputs = keras.Input(input_shape)
+    for block, filters in enumerate((16, 32, 64), start=1):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"block{block}_conv1")(x)
+        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+    return keras.Model(inputs, x, name="tiny")
+
+
+TINY = Backbone(
+    name="tiny",
+    build=_tiny,
+    input_size=32,
+    min_size=8,
+    preprocessing="tf",
+    stages={f"block{k}": f"block{k}_conv1" for k in (1, 2, 3)},
+    batch_norm=False,
+    prunable=True,
+)
