@@ -64,7 +64,7 @@ class Trainer:
         source = _in_memory(cfg)
         size = cfg.data.image_size or 32
         with parallel.scope():
-            self.model = classifier.build(
+            self.model = classifier.Classifier(
                 registry.backbone(cfg.model.backbone),
                 cfg.model,
                 image_size=size,

@@ -85,14 +85,14 @@ def array_source(num: int = 60, num_classes: int = 3) -> Source:
 def build(backbone: str = "tiny", *, image_size: int = 32, **settings: Any) -> classifier.Classifier:
     config = ModelConfig(backbone=backbone, weights="random", **settings)
     record = registry.backbone(backbone)
-    return classifier.build(record, config, image_size=image_size, num_classes=3, seed=0)
+    return classifier.Classifier(record, config, image_size=image_size, num_classes=3, seed=0)
 
 
 def normalised(
     train_from: str, batch_norm: str, *, num_classes: int = 3, **settings: Any
 ) -> classifier.Classifier:
     config = ModelConfig(backbone="normalised", train_from=train_from, batch_norm=batch_norm, **settings)
-    return classifier.build(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
+    return classifier.Classifier(NORMALISED, config, image_size=32, num_classes=num_classes, seed=0)
 
 
 def drawn(classes: int, num: int = 120, views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,8 +124,8 @@ def extract(
     said: list[Any] = []
     settings: dict[str, Any] = {"stop_requested": lambda: False, "say": said.append, **changes}
     source = settings.pop("source", FEATURE_SOURCE)
-    found = extraction.cached(source, prefix, views, root=root, split="train", parallel=PARALLEL, **settings)
-    return found, said
+    places: dict[str, Any] = {"root": root, "split": "train", "parallel": PARALLEL}
+    return extraction.Extraction(source, prefix, views, **places, **settings).features(), said
 
 
 def setup_of(

@@ -17,8 +17,7 @@ from tl_dist.config import file as config_file
 from tl_dist.config import registry
 from tl_dist.datasets import pool_of
 from tl_dist.datasets.division import open_splits
-from tl_dist.features import classifiers
-from tl_dist.features.classifiers import nested
+from tl_dist.features import classifiers, nested
 from tl_dist.features.stored import FeatureSet
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal

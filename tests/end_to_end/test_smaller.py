@@ -15,7 +15,7 @@ import tl_dist as tl
 from tests.end_to_end.harness import Workspace, bits, losses, records
 from tl_dist.data.resize import resize
 from tl_dist.features.stored import FeatureSet
-from tl_dist.models import refit
+from tl_dist.models import pruning
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.prune.command import pruned
 from tl_dist.trainer import distillation
@@ -132,13 +132,13 @@ def test_a_stop_changes_no_bit_and_a_teacher_that_is_moved_or_changed_is_named(
 ) -> None:
     whole = workspace.train_here("whole", *PRUNED)
     with monkeypatch.context() as patch:
-        solve = refit.Fit.solve
+        solve = pruning.Fit.solve
 
-        def then_stop(self: refit.Fit, *sums: Any) -> None:
+        def then_stop(self: pruning.Fit, *sums: Any) -> None:
             solve(self, *sums)
             workspace.run("cut").request_stop()
 
-        patch.setattr(refit.Fit, "solve", then_stop)
+        patch.setattr(pruning.Fit, "solve", then_stop)
         workspace.train_here("cut", *PRUNED)
     assert workspace.run("cut").done is None and not losses(workspace.run("cut"))
     with monkeypatch.context() as patch:

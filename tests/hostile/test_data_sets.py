@@ -429,7 +429,7 @@ def test_weights_are_not_read_before_their_shapes_are_right(tmp_path: Path) -> N
     setup = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from tl_dist.models.weights import safetensors_files
+from tl_dist.models.weights import sources
 from tl_dist.refusal import Refusal
 import safetensors, numpy
 file = Path({str(tmp_path / "x.safetensors")!r})
@@ -437,7 +437,7 @@ network = SimpleNamespace(name="tiny", weights=[SimpleNamespace(path="a/kernel",
 """
     measured = """
 try:
-    safetensors_files.arrays_of(file, file, network)
+    sources.safetensors_of(file, file, network)
 except Refusal as refused:
     assert "does not hold the weights of tiny" in str(refused), refused
 else:

@@ -49,8 +49,8 @@ from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.preprocess import orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
-from tl_dist.models.weights import hdf5, safetensors_files
-from tl_dist.models.weights import keras_archives as archives
+from tl_dist.models.weights import hdf5, sources
+from tl_dist.models.weights import keras_files as readers
 from tl_dist.refusal import Refusal
 
 MEMORY = 1 << 30  # bytes that a parser may add to those of the process
@@ -436,7 +436,7 @@ def weights() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     with suppress(Refusal):
-        safetensors_files.arrays_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
+        sources.safetensors_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
 
 
 @functools.cache
@@ -496,7 +496,7 @@ def keras_archives() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     path = folder / "x.keras"
     path.write_bytes(content)
-    in_a_process(lambda: archives.arrays_of(path, NETWORK), ValueError)
+    in_a_process(lambda: readers.of_archive(path, NETWORK), ValueError)
     assert os.listdir(folder) == ["x.keras"]
 
 

@@ -170,7 +170,7 @@ def run_variant(
     source = digits()
     parts = stages or [(config.train_from, num_steps)]
     with parallel.scope():
-        built = classifier.build(backbone, config, image_size=24, num_classes=10, seed=1)
+        built = classifier.Classifier(backbone, config, image_size=24, num_classes=10, seed=1)
         views = [built.trained_from(train_from) for train_from, _ in parts]
         net = classifier.widest(views)
         opt = optim.Optimizer(

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from tl_dist.config import Config, registry
 from tl_dist.config.rules.training import endless_augmentations
 from tl_dist.datasets import Source, pool_of, strata_of
-from tl_dist.features import extraction
+from tl_dist.features import extraction, nested
 from tl_dist.features import views as feature_views
-from tl_dist.features.classifiers import nested, selection
-from tl_dist.features.classifiers.regressions import watching
+from tl_dist.features.classifiers import watching
 from tl_dist.features.stored import FeatureSet
 from tl_dist.parallel import rows_of
 from tl_dist.trainer import projector
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.trainer.stage_input import StageInput, TrainFeatures
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.training.step import balanced_class_weights
 
 PHASE = "extracting features"
 """of heartbeats while features are computed"""
@@ -36,9 +35,9 @@ LARGEST_ROW = 8
 def finder(
     setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> Callable[..., FeatureSet | None]:
-    """Return `extraction.cached` of this stage's frozen part as a function of source, augmentations and split."""
-    return partial(
-        extraction.cached,
+    """Return the extraction of this stage's frozen part as a function of source, augmentations and split."""
+    of_frozen = partial(
+        extraction.Extraction,
         prefix=prefix_of(setup, stage_input),
         root=setup.run.path.parent / "features",
         parallel=setup.parallel,
@@ -46,6 +45,7 @@ def finder(
         say=say,
         threads=setup.threads,
     )
+    return lambda source, **what: of_frozen(source, **what).features()
 
 
 def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -101,10 +101,9 @@ def from_features(
                     features=TrainFeatures(features, rows),
                     read_train=feature_views.reader(features, split, views, setup.cfg.seed, rows),
                 )
-            if evaluated and views == evaluated:
-                read[name] = feature_views.reader_of_views(features, split, rows)
-            elif not evaluated:
-                read[name] = feature_views.reader(features, split, (), setup.cfg.seed, rows)
+            if views == evaluated or not evaluated:
+                every = None if evaluated else ()
+                read[name] = feature_views.reader(features, split, every, setup.cfg.seed, rows)
     return replace(on_features, read=read)
 
 
@@ -254,7 +253,7 @@ def classifier_of(setup: Setup, stage_input: StageInput, stop_requested: Callabl
     return nested.Nested(
         cfg.classifier,
         train.num_classes,
-        selection.columns_of(model.stage_names, widths),
+        nested.columns_of(model.stage_names, widths),
         # Counted over the fitted examples alone: held-out labels must not influence the fit.
         lambda labels, weights: (
             balanced_class_weights(labels, train.num_classes, weights) if balanced else setup.class_weights()

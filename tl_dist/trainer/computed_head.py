@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tl_dist.features import classifiers, extraction
-from tl_dist.features.classifiers import nested, selection
-from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.features import classifiers, extraction, nested
+from tl_dist.features.classifiers import Stopped
 from tl_dist.files.failpoint import failpoint
 from tl_dist.trainer.cached import classifier_of, examples_of, normalized
 from tl_dist.trainer.setup import Setup, StopRequested
@@ -50,7 +49,7 @@ def fit_head(setup: Setup, stage_input: StageInput, say: extraction.Say) -> Stag
 
 
 def _record(
-    setup: Setup, head: classifiers.Linear, choice: selection.Choice | None, seconds: float
+    setup: Setup, head: classifiers.Linear, choice: nested.Choice | None, seconds: float
 ) -> dict[str, Any]:
     """Return the record of a computed head; keep what was chosen in the state's history as well."""
     settings = setup.cfg.classifier

@@ -21,8 +21,7 @@ from tl_dist.config import Config
 from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.features import extraction
 from tl_dist.features import views as feature_views
-from tl_dist.models.classifier import Classifier
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import Classifier, digest
 from tl_dist.parallel import rows_of
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -123,7 +122,7 @@ def add_teacher(
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
     with setup.examples.naming_bad("train", lambda: share):
-        logits = extraction.cached(
+        logits = extraction.Extraction(
             source,
             prefix,
             cfg.data.augment,
@@ -132,7 +131,7 @@ def add_teacher(
             parallel=setup.parallel,
             stop_requested=partial(setup.stop_requested, cached.PHASE),
             say=say,
-        )
+        ).features()
     if logits is None:
         raise StopRequested
     cached.refer(setup, logits)

@@ -10,8 +10,7 @@ import keras
 from tl_dist.config import Config, registry
 from tl_dist.config.file import differences
 from tl_dist.models import classifier, pruning, weights
-from tl_dist.models.classifier import Classifier
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import Classifier, digest
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
@@ -37,7 +36,7 @@ def network_of(run: RunDir, cfg: Config, precision: str | None = None) -> Classi
     refuse_changed_code(run, cfg)
     if precision is not None:
         keras.config.set_dtype_policy(precision)
-    return classifier.build(
+    return classifier.Classifier(
         registry.backbone(cfg.model.backbone),
         cfg.model,
         image_size=image_size_of(cfg),

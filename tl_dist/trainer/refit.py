@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.resize import resize
-from tl_dist.models import refit
+from tl_dist.models import pruning
 from tl_dist.parallel import rows_of
 from tl_dist.runs import init_from as origins
 from tl_dist.trainer import init_from
@@ -40,7 +40,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}
     used = []
-    for fit in refit.fits(whole, setup.model):
+    for fit in pruning.fits(whole, setup.model):
         used.append(fit.num_images(setup.splits["train"].num_examples))
         sums = _sums(setup, fit, used[-1])
         if sums["stop"]:
@@ -56,7 +56,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     say({"event": "note", "text": f"{len(used)} layers fitted to {run.path} by least squares on {images}"})
 
 
-def _sums(setup: Setup, fit: refit.Fit, num_images: int) -> dict[str, Any]:
+def _sums(setup: Setup, fit: pruning.Fit, num_images: int) -> dict[str, Any]:
     """Return the sums over all images that determine the solution, and whether to stop."""
     parallel, source = setup.parallel, setup.splits["train"]
     size, crop = setup.built.image_size, setup.cfg.data.kept_fraction

@@ -30,9 +30,9 @@ from tl_dist.trainer import audit, examples, init_from
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.init_from import refuse_changed_code
 from tl_dist.training import monitor, optim
-from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
+from tl_dist.training.step import balanced_class_weights
 
 
 class StopRequested(Exception):
@@ -241,7 +241,7 @@ def _build(
         file = weights.resolve(cfg.model.weights, cfg.model.backbone, sha256=cfg.model.weights_sha256)
     image_size = cfg.data.image_size or backbone.input_size
     with parallel.scope():
-        model = classifier.build(
+        model = classifier.Classifier(
             backbone,
             cfg.model,
             image_size=image_size,

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.features.classifiers import Stopped
 from tl_dist.features.extraction import Say
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to

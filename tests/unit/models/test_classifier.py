@@ -15,10 +15,10 @@ from tl_dist.config import ModelConfig
 from tl_dist.data.order import Order
 from tl_dist.data.pipeline import plain, train_batches
 from tl_dist.models import batch_norm, classifier
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import digest
 from tl_dist.refusal import Refusal
 from tl_dist.training import chunk, optim, step
-from tl_dist.training.class_weights import balanced_class_weights
+from tl_dist.training.step import balanced_class_weights
 
 
 def train(
@@ -188,7 +188,7 @@ def test_left_to_itself_a_trained_layer_is_synchronized_where_its_statistics_are
 
 def test_a_backbone_that_another_run_has_trained_has_its_statistics() -> None:
     config = ModelConfig(backbone="normalised", weights="random", train_from="all")
-    net = classifier.build(NORMALISED, config, image_size=32, num_classes=3, seed=0, carried=True)
+    net = classifier.Classifier(NORMALISED, config, image_size=32, num_classes=3, seed=0, carried=True)
     assert not net.statistics
 
 

@@ -13,8 +13,7 @@ from tl_dist.config import ClassifierConfig, Config, DataConfig, EvaluationConfi
 from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
-from tl_dist.features.classifiers import regressions
-from tl_dist.features.classifiers.regressions import Stopped
+from tl_dist.features.classifiers import Stopped
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as cross_validation
 from tl_dist.tools.tune import search as tuning
@@ -61,10 +60,10 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
     monkeypatch.setattr(cached, "refer", lambda setup, found: None)
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> Any:
-        return SimpleNamespace(array=lambda: VIEWS[augmentations])
+    def kept(asked: extraction.Extraction) -> Any:
+        return SimpleNamespace(array=lambda: VIEWS[asked.augmentations])
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
 
 
 def cross_validated(**options: Any) -> OutOfFold:
@@ -101,7 +100,7 @@ def test_each_fold_is_judged_by_a_fit_to_all_views_of_the_others(evaluated: tupl
 
 
 def test_a_stop_ends_it_in_the_middle_of_a_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regressions, "LOOK_S", 0.0)
+    monkeypatch.setattr(classifiers, "LOOK_S", 0.0)
     asked, told = iter([False] * 50 + [True]), list[Any]()
     with pytest.raises(Stopped):
         cross_validation.cross_validate(setup(), 3, 2, lambda: next(asked), told.append)
@@ -113,11 +112,11 @@ def test_a_worker_that_is_not_the_first_extracts_and_has_no_features_in_memory(
 ) -> None:
     extracted = []
 
-    def kept(pool: Any, *, augmentations: tuple[str, ...], **more: Any) -> object:
-        extracted.append(augmentations)
+    def kept(asked: extraction.Extraction) -> object:
+        extracted.append(asked.augmentations)
         return object()  # of which nothing can be read
 
-    monkeypatch.setattr(extraction, "cached", kept)
+    monkeypatch.setattr(extraction.Extraction, "features", kept)
     other = setup(rank=1, evaluated=("dihedral",))
     assert cross_validation.cross_validate(other, 3, 2, lambda: False, lambda record: None) is None
     assert extracted == [("flip",), ("dihedral",)]

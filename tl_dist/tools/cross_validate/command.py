@@ -13,7 +13,7 @@ from tl_dist.config import Config
 from tl_dist.datasets import seen
 from tl_dist.datasets.division import manifest_of_folds, open_splits
 from tl_dist.datasets.grouping import one_fold_each
-from tl_dist.features.classifiers import selection
+from tl_dist.features import nested
 from tl_dist.files.atomic import write_output
 from tl_dist.files.private import make_private
 from tl_dist.launcher import train
@@ -182,7 +182,7 @@ def chosen_line(chosen: Sequence[Sequence[Mapping[str, Any]]]) -> str:
             parts.append(f"{key} {values}")
     edges = Counter(choice.get("edge") for choice in choices)
     parts += [
-        f"{edges[edge]} of {edges.total()} took {selection.edge_advice(edge)}"
+        f"{edges[edge]} of {edges.total()} took {nested.edge_advice(edge)}"
         for edge in ("least", "greatest")
         if edges[edge]
     ]

@@ -13,8 +13,7 @@ from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.division import groups_of
 from tl_dist.datasets.grouping import one_fold_each
 from tl_dist.datasets.split import folds_of
-from tl_dist.features import extraction
-from tl_dist.features.classifiers import nested
+from tl_dist.features import extraction, nested
 from tl_dist.features.stored import FeatureSet
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir

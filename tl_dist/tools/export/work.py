@@ -22,9 +22,7 @@ from tl_dist.datasets import preprocess
 from tl_dist.datasets.decoding import decode_jpeg, decode_png
 from tl_dist.datasets.division import groups_of
 from tl_dist.files.atomic import reason, write_atomically
-from tl_dist.models.export import Format, format_of
-from tl_dist.models.export.runtime import Predict, opened
-from tl_dist.models.export.write import write
+from tl_dist.models.export import Format, Predict, format_of, opened, write
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures

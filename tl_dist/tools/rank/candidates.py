@@ -27,7 +27,6 @@ from tl_dist.config import (
 from tl_dist.config import file as config_file
 from tl_dist.config.rules.model import WEIGHTS_FILES
 from tl_dist.launcher.train import Request
-from tl_dist.models.published import IMAGENET_TOP1
 from tl_dist.refusal import ExitCode, Refusal
 
 _KEPT = (
@@ -155,8 +154,9 @@ def _candidate(request: Request, cfg: Config, entry: Entry, where: str) -> Candi
     label = ":".join(filter(None, (entry.backbone, entry.block)))
     if entry.weights not in (None, "imagenet"):
         label += f" {Path(weights).stem if weights.endswith(WEIGHTS_FILES) else weights}"
-    published = IMAGENET_TOP1.get(entry.backbone) if weights == "imagenet" else None
-    accuracy = published if entry.accuracy is None else entry.accuracy
+    accuracy = entry.accuracy
+    if accuracy is None and weights == "imagenet":
+        accuracy = registry.backbone(entry.backbone).imagenet_top1
     return Candidate(label, training, _of_features(training, label), accuracy)
 
 

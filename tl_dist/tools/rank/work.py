@@ -8,7 +8,7 @@ import numpy as np
 
 from tl_dist.datasets import Source, pool_of
 from tl_dist.datasets.split import hold_out
-from tl_dist.features.classifiers import nested, selection
+from tl_dist.features import nested
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures
@@ -61,9 +61,8 @@ def _scores(examples: nested.Examples, probe: nested.Nested) -> dict[str, Any]:
     """Compute every score. Only the probe, which decides the order, weights the examples; the others cannot."""
     examples = examples.counting()
     rows, labels, fold = examples.values[:, 0], examples.labels, probe.folds(examples)
-    values, weights = examples.values, examples.counts
-    choice = selection.choose(values, examples.evaluated, labels, fold, weights=weights, watch=probe.watch)
-    right = selection.held_out_classes(values, labels, fold, choice.l2, probe.watch, weights) == labels
+    choice, weights = nested.choose(examples, fold, watch=probe.watch), examples.counts
+    right = nested.held_out_classes(examples, fold, choice.l2, probe.watch) == labels
     sizes = np.bincount(fold)
     accuracies = [float(np.average(right[fold == k], weights=weights[fold == k])) for k in range(len(sizes))]
     test_to_train = float((sizes / (len(labels) - sizes)).mean())

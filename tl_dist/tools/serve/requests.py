@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from tl_dist.files import limits
-from tl_dist.models.export.runtime import Predict
+from tl_dist.models.export import Predict
 from tl_dist.refusal import printable, shortened
 from tl_dist.tools.serve.served import Served
 

@@ -21,8 +21,7 @@ from tl_dist.features.views import apply_views, views_of
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
-from tl_dist.models.export import format_of
-from tl_dist.models.export.runtime import Predict, compiled, opened
+from tl_dist.models.export import Predict, compiled, format_of, opened
 from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir

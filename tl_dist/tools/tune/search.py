@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tl_dist.config import ClassifierConfig
 from tl_dist.features.classifiers import in_loss
-from tl_dist.features.classifiers.nested import Examples, Nested
+from tl_dist.features.nested import Examples, Nested
 from tl_dist.scores import figures
 
 L2 = (0.003, 0.01, 0.03, 0.1, 0.3)

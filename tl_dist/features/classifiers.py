@@ -1,36 +1,38 @@
-"""Logistic regressions on the same rows, solved together to their minimum. NumPy and SciPy.
+"""Classifiers that are computed from features rather than trained by steps. Each is a linear map, and so a head.
 
-Newton's method, with steps by conjugate gradients (truncated Newton: Nocedal and Wright, Numerical Optimization,
-section 7.1). A network's features are so differently scaled that L-BFGS, or plain conjugate gradients, take hundreds of
-rounds. Here the conjugate gradients are preconditioned by the principal axes of the rows, along which the curvature of
-the loss is known well enough.
+NumPy and SciPy; no TensorFlow, no file.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tl_dist.scores import figures
+
+Features = NDArray[Any]  # [examples, features], float32 or float64
+Weights = NDArray[np.float64]  # [examples], above 0
+
+TOLERANCE = 1e-10  # on the largest entry of the gradient of the mean loss
+ROWS_AT_ONCE = 8192  # widened to float64 together
+ABSENT = -1e4  # logit of a class without training examples: its probability is 0
 MOST_AXES = 2048
 """most features for principal axes; with more, or more than half as many as rows, they cost more than they save"""
 NEWTON_STEPS = 50
 CONJUGATE_STEPS = 200
 HALVINGS = 30
 LOOK_S = 1.0
-SUFFICIENT = 1e-4
-"""share of the promised decrease with which a step is accepted (Armijo)"""
+SUFFICIENT = 1e-4  # share of the promised decrease with which a step is accepted (Armijo)
 CURVATURE = 1e-6
 """least curvature of a logit, and least variance relative to the largest, in the preconditioner"""
 
-Coefficients = NDArray[np.float64]
-"""[features + 1, Q * K]: the last row has the intercepts"""
-Watch = Callable[[], None]
-"""called in every round of a search, which it ends by an exception"""
+Coefficients = NDArray[np.float64]  # [features + 1, Q * K]: the last row has the intercepts
+Watch = Callable[[], None]  # called in every round of a search, which it ends by an exception
 
 
 class Stopped(Exception):
@@ -55,8 +57,137 @@ def watching(stop_requested: Callable[[], bool]) -> Watch:
     return watch
 
 
-@dataclass(frozen=True)
-class Minimum:
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """The map logits = features @ kernel + bias, with a float64 kernel [features, classes]."""
+
+    kernel: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    iterations: int = 0
+    converged: bool = True
+
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        """Return float64 [examples, classes], in float64: features far from 0 would cost float32 its digits."""
+        if len(features) <= ROWS_AT_ONCE:
+            return np.asarray(features.astype(np.float64) @ self.kernel + self.bias)
+        parts = range(0, len(features), ROWS_AT_ONCE)
+        return np.concatenate([self.logits(features[k : k + ROWS_AT_ONCE]) for k in parts])
+
+    def probabilities(self, features: Features) -> NDArray[np.float64]:
+        """Return the softmax of the logits, float64 [examples, classes]."""
+        return figures.softmax(self.logits(features))
+
+
+def fit(
+    name: str,
+    features: Features,
+    labels: NDArray[np.int32],
+    num_classes: int,
+    *,
+    l2: float = 0.0,
+    scaling: str = "standardize",
+    class_weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
+    watch: Watch = unwatched,
+) -> Linear:
+    """Fit the classifier `name` (logistic or nearest_mean) to these features.
+
+    `scaling` "standardize" gives each feature mean 0 and variance 1 over the examples first; the returned map takes
+    unscaled features. `weights` of the examples are scikit-learn's sample_weight, in the scaling as in the fit: 2
+    counts an example twice, and only ratios matter.
+    """
+    counts = np.ones(len(labels)) if weights is None else weights
+    mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
+    if scaling == "standardize":
+        mean, spread = moments(features, counts)
+    scaled = features - mean
+    scaled /= spread
+    if name == "logistic":
+        fitted = logistic(
+            scaled, labels, num_classes, l2=l2, class_weights=class_weights, weights=counts, watch=watch
+        )
+    else:
+        fitted = nearest_mean(scaled, labels, num_classes, counts)
+    kernel = fitted.kernel / spread[:, None]
+    return Linear(kernel, fitted.bias - mean @ kernel, fitted.iterations, fitted.converged)
+
+
+def moments(features: Features, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and the standard deviation of each feature over the examples; infinity for a constant one.
+
+    A feature is constant if it varies by no more than the rounding of its own values, however small these are.
+    """
+    share = weights / weights.sum()
+    mean = share @ features
+    centred = features - mean
+    spread = np.sqrt(share @ np.square(centred, out=centred))
+    rounding = 10 * float(np.finfo(features.dtype).eps) * np.abs(mean)
+    spread[spread <= rounding] = np.inf
+    return mean, spread
+
+
+def logistic(
+    features: Features,
+    labels: NDArray[np.int32],
+    num_classes: int,
+    *,
+    l2: float,
+    class_weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
+    watch: Watch = unwatched,
+) -> Linear:
+    """Fit a multinomial logistic regression to the minimum of its loss.
+
+    The loss is mean cross-entropy + l2 / 2 * |coefficients|^2; the intercepts are not penalized. scikit-learn's C is
+    1 / (l2 * the sum of the examples' weights). For two classes there is one vector of coefficients, for the difference
+    of the logits.
+    """
+    present = np.unique(labels)
+    kernel, bias = np.zeros((features.shape[1], num_classes)), np.full(num_classes, ABSENT)
+    if len(present) == 1:
+        bias[present] = 0.0
+        return Linear(kernel, bias)
+    num, width = features.shape
+    counts = np.ones(num) if weights is None else weights
+    problem = Problems(
+        features.astype(np.float64, copy=False),
+        np.searchsorted(present, labels).astype(np.int32),
+        in_loss(labels, class_weights, counts)[:, None] / counts.sum(),
+        np.zeros((width, 1)),
+        np.ones((width, 1)),
+        watch,
+    )
+    minimum = problem.minimum(l2, problem.start, TOLERANCE)
+    coefficients, intercepts = (part[..., 0, :] for part in problem.map(minimum.at))
+    halves = [-0.5, 0.5] if len(present) == 2 else 1.0
+    kernel[:, present], bias[present] = coefficients * halves, intercepts * halves
+    return Linear(kernel, bias, minimum.rounds, minimum.converged)
+
+
+def in_loss(labels: NDArray[np.int32], class_weights: Sequence[float] | None, weights: Weights) -> Weights:
+    """Return the weight of each example in the loss: its own times its class's."""
+    return weights if class_weights is None else np.asarray(class_weights, float)[labels] * weights
+
+
+def nearest_mean(features: Features, labels: NDArray[np.int32], num_classes: int, weights: Weights) -> Linear:
+    """Fit the classifier that predicts the class with the nearest mean.
+
+    Its logits are negative squared distances to the means, in units of the mean squared distance of an example to the
+    mean of its own class: in units of the variance of a feature, so many features would make it far too confident.
+    """
+    wide = features.astype(np.float64, copy=False)
+    kernel, bias = np.zeros((wide.shape[1], num_classes)), np.full(num_classes, ABSENT)
+    members = {int(k): labels == k for k in np.unique(labels)}
+    means = {k: np.average(wide[rows], axis=0, weights=weights[rows]) for k, rows in members.items()}
+    squares = [((row - means[int(k)]) ** 2).sum() for row, k in zip(wide, labels, strict=True)]
+    unit = max(float(np.average(squares, weights=weights)), 1e-12)
+    for k, mean in means.items():
+        kernel[:, k] = 2 * mean / unit
+        bias[k] = -(mean @ mean) / unit
+    return Linear(kernel, bias)
+
+
+class Minimum(NamedTuple):
     """The point at which a search ended, near enough to the minimum or not."""
 
     at: Coefficients
@@ -68,19 +199,18 @@ class Minimum:
 class Problems:
     """Q regressions of K logits: each minimises sum of share * cross-entropy + l2 / 2 * |coefficients|^2.
 
-    The intercepts are not penalized. For two classes there is one logit, for the second.
-
-    rows    [rows, features], float32 or float64, the type in which the large products are computed
-    labels  [rows], from 0 on
-    share   [rows, Q]: the weight of each row in each problem
-    mean, spread  [features, Q]: coefficients apply to (rows - mean) / spread, which is 0 for an infinite spread
+    Newton's method, with steps by conjugate gradients (truncated Newton: Nocedal and Wright, Numerical Optimization,
+    section 7.1). A network's features are so differently scaled that L-BFGS, or plain conjugate gradients, take
+    hundreds of rounds. Here the conjugate gradients are preconditioned by the principal axes of the rows. The
+    intercepts are not penalized. For two classes there is one logit, for the second. Coefficients apply to
+    (rows - mean) / spread, which is 0 for an infinite spread.
     """
 
-    rows: NDArray[Any]
-    labels: NDArray[np.int32]
-    share: NDArray[Any]
-    mean: NDArray[Any]
-    spread: NDArray[Any]
+    rows: NDArray[Any]  # [rows, features], float32 or float64: the type of the large products
+    labels: NDArray[np.int32]  # [rows], from 0 on
+    share: NDArray[Any]  # [rows, Q]: the weight of each row in each problem
+    mean: NDArray[Any]  # [features, Q]
+    spread: NDArray[Any]  # [features, Q]
     watch: Watch = unwatched
     num_logits: int = field(init=False)
     _axes: tuple[NDArray[Any], NDArray[Any]] | None = field(init=False, default=None)
