@@ -8,70 +8,54 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets.gif import first_frame_alone
-
-VERSION = 2
-"""version of the decoding rule, part of every run's identity. 1: pixels as stored, alpha dropped, not oriented, the
-high byte of 16 bits; 2: as an image viewer shows them"""
+VERSION = 1
+"""version of the decoding rule, part of every run's identity"""
 JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 """for every JPEG decoder, as in Pillow and OpenCV; TensorFlow's default is up to 12 levels off and no faster"""
+BY_PILLOW = ("GIF", "WebP", "TIFF")
+"""kinds of images that `decode_rgb` leaves to `preprocess.rgb`"""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _SEGMENTS = 10_000
 
 
-def decode_rgb(encoded: Any, decoding: int = VERSION) -> Any:
+def decode_rgb(encoded: Any) -> Any:
     """Decode the bytes of a PNG, JPEG, GIF, BMP, WebP or TIFF, told apart by content, to uint8 [height, width, 3].
 
-    `decoding` is the version of the rule, see `preprocess.rgb`. A damaged image raises InvalidArgumentError when the
-    graph runs.
+    A damaged image raises InvalidArgumentError when the graph runs.
     """
     import tensorflow as tf
 
-    def gif() -> Any:
-        return _decode_gif(encoded) if decoding == 1 else _by_pillow(encoded, decoding)
-
     head = tf.strings.substr(encoded, 0, 12)
-    begin = tf.strings.substr(head, 0, 4)
     image = tf.case(
         [
-            (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded, decoding)),
+            (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded)),
             (tf.strings.substr(head, 0, 2) == b"BM", _apart(lambda: _decode_bmp(encoded))),
-            (begin == b"GIF8", _apart(gif)),
             (
-                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP")
-                | (begin == b"II*\0")
-                | (begin == b"MM\0*"),
-                _apart(lambda: _by_pillow(encoded, decoding)),
+                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP|(GIF8|II\*\x00|MM\x00\*)\C*"),
+                _apart(lambda: _by_pillow(encoded)),
             ),
         ],
-        default=lambda: decode_png(encoded, decoding),
+        default=lambda: decode_png(encoded),
     )
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def by_pillow(kind: str, decoding: int) -> bool:
-    """Tell if `decode_rgb` leaves images of this header kind to `preprocess.rgb`."""
-    return kind in ("WebP", "TIFF") or (kind == "GIF" and decoding != 1)
-
-
-def decode_jpeg(encoded: Any, decoding: int) -> Any:
+def decode_jpeg(encoded: Any) -> Any:
     """Decode a JPEG to uint8 [height, width, 3], with operations that TensorFlow Serving has."""
     import tensorflow as tf
 
     image = tf.io.decode_jpeg(encoded, **JPEG_OPTIONS)
-    return image if decoding == 1 else turned(image, jpeg_orientations(encoded[None])[0])
+    return turned(image, jpeg_orientations(encoded[None])[0])
 
 
-def decode_png(encoded: Any, decoding: int) -> Any:
+def decode_png(encoded: Any) -> Any:
     """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
     import tensorflow as tf
 
     def plain() -> Any:
         return tf.io.decode_png(encoded, channels=3)
 
-    if decoding == 1:
-        return plain()
     bits, colour = tf.unstack(_numbers(encoded[None], tf.constant([24]), 2)[0])
     # Most have neither 16 bits nor alpha, and nothing before their pixels.
     is_plain = (bits <= 8) & (colour < 4) & (_text(encoded, 37, 4) == b"IDAT")
@@ -282,19 +266,11 @@ def _decode_bmp(encoded: Any) -> Any:
     return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
 
 
-def _decode_gif(encoded: Any) -> Any:
-    """Decode the first frame of a GIF: TensorFlow would decode them all, a few megabytes to many gigabytes."""
-    import tensorflow as tf
+def _by_pillow(encoded: Any) -> Any:
+    """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21.
 
-    def alone(content: Any) -> bytes:
-        return first_frame_alone(content if isinstance(content, bytes) else content.item())
-
-    first = tf.numpy_function(alone, [encoded], tf.string, stateful=False)
-    return tf.io.decode_image(tf.ensure_shape(first, []), channels=3, expand_animations=False)
-
-
-def _by_pillow(encoded: Any, decoding: int) -> Any:
-    """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21."""
+    Of a GIF it would decode all frames, a few megabytes to many gigabytes.
+    """
     import tensorflow as tf
 
     def decode(content: Any) -> NDArray[np.uint8]:
@@ -302,7 +278,7 @@ def _by_pillow(encoded: Any, decoding: int) -> Any:
 
         content = content if isinstance(content, bytes) else content.item()  # an array when called eagerly
         try:
-            return rgb(content, decoding)
+            return rgb(content)
         except Exception as error:
             raise ValueError(f"it is damaged: {error}") from error
 

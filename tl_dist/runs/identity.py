@@ -10,7 +10,7 @@ from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.runs.directory import UNWRITTEN, RunDir
+from tl_dist.runs.directory import RunDir
 
 
 def identity_of(run: RunDir) -> dict[str, Any]:
@@ -34,12 +34,6 @@ def identity_of(run: RunDir) -> dict[str, Any]:
                 code=ExitCode.UNSAFE,
             )
     return identity
-
-
-def decoding_of(run: RunDir, *, new: int) -> int:
-    """Return the version of image decoding that the run uses; `new` if it has not begun."""
-    identity = run.read_identity()
-    return new if identity is None else int(identity.get("decoding", UNWRITTEN["decoding"]))
 
 
 def split_ids(run: RunDir) -> dict[str, list[str]]:

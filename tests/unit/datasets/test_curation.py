@@ -16,13 +16,12 @@ from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.cli.main import main
-from tl_dist.datasets.curation.inspection import inspect
 from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
 from tl_dist.datasets.curation.verification import near_pairs, verify
 from tl_dist.datasets.formats import cifar as cifar_files
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.tools.curate.inspect import blocks
+from tl_dist.tools.curate.inspect import blocks, inspect
 
 NAMES = [f"digit {k}" for k in range(10)]
 

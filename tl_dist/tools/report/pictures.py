@@ -21,13 +21,12 @@ SIDE = 112
 HEAT_SIDE = 176
 _QUALITY = 60
 _THREADS = 4
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def thumbnails(source: Source, examples: Iterable[int]) -> Mapping[int, str]:
     """Return thumbnails by example; images that cannot be decoded, and generated images, have none."""
     wanted = list(examples)
-    every = images.stored_rows(source, wanted)
+    every = images.stored(source, wanted)
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")  # Pillow's, about files that passed `fault`
         addresses = pool.map(_thumbnail, every)
@@ -39,7 +38,7 @@ def _thumbnail(image: images.Stored) -> str | None:
         if not isinstance(image, np.ndarray) and fault(image) is not None:
             return None
         return address_of(images.pixels(image), SIDE)
-    except _DAMAGED:
+    except images.ERRORS:
         return None
 
 

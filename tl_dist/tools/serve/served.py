@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tl_dist.config import file as config_file
 from tl_dist.data.resize import resize
 from tl_dist.data.undecodable import READ_ERRORS, first_line
-from tl_dist.datasets.decoding import by_pillow, decode_rgb
+from tl_dist.datasets.decoding import BY_PILLOW, decode_rgb
 from tl_dist.datasets.headers import checked
 from tl_dist.datasets.preprocess import rgb
 from tl_dist.features.views import apply_views, views_of
@@ -70,7 +70,7 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
             own.class_names,
             size,
             compiled(predict, own.model.input_shape),
-            decoder(size, cfg.data.kept_fraction, own.decoding),
+            decoder(size, cfg.data.kept_fraction),
             calibrated=temperature is not None,
         )
     )
@@ -93,7 +93,7 @@ def of_export(directory: Path, *, cores: int) -> Served:
                 [str(name) for name in settings["class_names"]],
                 size,
                 opened(report["to"], directory / form.file, threads=cores),
-                decoder(size, settings["crop_fraction"], settings.get("decoding", 1)),
+                decoder(size, settings["crop_fraction"]),
                 calibrated=report.get("temperature") is not None,
             )
         )
@@ -115,7 +115,7 @@ def _checked(served: Served) -> Served:
     return served
 
 
-def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], NDArray[np.uint8]]:
+def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8]]:
     """Return a function that reads the bytes of a request as `tl-dist predict` reads a file."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
@@ -124,16 +124,16 @@ def decoder(size: int, crop: float | None, decoding: int) -> Callable[[bytes], N
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def read(encoded: tf.Tensor) -> tf.Tensor:
-        return fitted(decode_rgb(encoded, decoding))
+        return fitted(decode_rgb(encoded))
 
     def decode(encoded: bytes) -> NDArray[np.uint8]:
-        kind, width, height, _ = checked(encoded)
+        kind, width, height = checked(encoded)
         if width * height > limits.SERVED_PIXELS:
             raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
         with tf.device("CPU:0"):
-            if by_pillow(kind, decoding):
+            if kind in BY_PILLOW:
                 try:  # outside the graph, which prints a traceback for each damaged image
-                    pixels = rgb(encoded, decoding)
+                    pixels = rgb(encoded)
                 except Exception as error:
                     raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
                 return np.asarray(fitted(tf.constant(pixels)))
