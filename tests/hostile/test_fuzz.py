@@ -43,7 +43,7 @@ from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.tfds import open_tfds
 from tl_dist.datasets.headers import Fault, look
-from tl_dist.datasets.preprocess import orientation
+from tl_dist.datasets.preprocess import exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
 from tl_dist.models.weights import hdf5, safetensors_files
@@ -162,7 +162,7 @@ def _(data: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(data)
     found = look(Location(folder / "image"))
     assert found.reason if isinstance(found, Fault) else found.width
-    assert 1 <= orientation(data) <= 8
+    assert 1 <= jpeg_orientation(data) <= 8 and 1 <= exif_orientation(data) <= 8
 
 
 def field(number: int, data: bytes) -> bytes:

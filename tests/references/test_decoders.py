@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_image
 from tests.image_kinds import KINDS, deep, is_lossy, jpeg, seen
 from tests.image_kinds import png as png_of
 from tl_dist.datasets.decoding import decode_rgb, jpeg_orientations
-from tl_dist.datasets.preprocess import orientation, rgb
+from tl_dist.datasets.preprocess import jpeg_orientation, rgb
 
 
 def photograph() -> Image.Image:
@@ -157,7 +157,7 @@ def test_exif_data_that_lie_are_understood_alike_or_not_at_all() -> None:
     """Offsets beyond the end, numbers that are none, cut off anywhere: by TensorFlow as by Python."""
     whole = jpeg(6), jpeg(6, "<"), without_jfif(jpeg(6))
     spoilt_ones = [spoilt(content, k) for content in whole for k in range(300)]
-    expected = [orientation(content) for content in spoilt_ones]
+    expected = [jpeg_orientation(content) for content in spoilt_ones]
     assert len(set(expected)) > 2 and 300 < expected.count(1) < 850
     found = tf.function(jpeg_orientations, autograph=False)(tf.constant([*whole, *spoilt_ones]))
     assert found.numpy().tolist() == [6, 6, 6, *expected]

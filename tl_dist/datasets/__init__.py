@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets.annotations import Annotations
-from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.store import EncodedStore, Location, PixelStore, without_cached
 
 ALIGNMENT = 64
@@ -105,6 +104,8 @@ class Source:
         row = self._row(index)
         if isinstance(self.store, PixelStore):
             return self.store.pixels(row), self._label(index)
+        from tl_dist.datasets.decoding import decode_rgb
+
         return decode_rgb(self.store.encoded(row)), self._label(index)
 
     @property

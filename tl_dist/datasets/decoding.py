@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-VERSION = 1
-"""version of the decoding rule, part of every run's identity"""
+from tl_dist.datasets.preprocess import rgb
+
 JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 """for every JPEG decoder, as in Pillow and OpenCV; TensorFlow's default is up to 12 levels off and no faster"""
 BY_PILLOW = ("GIF", "WebP", "TIFF")
@@ -24,8 +25,6 @@ def decode_rgb(encoded: Any) -> Any:
 
     A damaged image raises InvalidArgumentError when the graph runs.
     """
-    import tensorflow as tf
-
     head = tf.strings.substr(encoded, 0, 12)
     image = tf.case(
         [
@@ -43,15 +42,12 @@ def decode_rgb(encoded: Any) -> Any:
 
 def decode_jpeg(encoded: Any) -> Any:
     """Decode a JPEG to uint8 [height, width, 3], with operations that TensorFlow Serving has."""
-    import tensorflow as tf
-
     image = tf.io.decode_jpeg(encoded, **JPEG_OPTIONS)
     return turned(image, jpeg_orientations(encoded[None])[0])
 
 
 def decode_png(encoded: Any) -> Any:
     """Decode a PNG to uint8 [height, width, 3]; for other bytes the error says that they are no image."""
-    import tensorflow as tf
 
     def plain() -> Any:
         return tf.io.decode_png(encoded, channels=3)
@@ -64,8 +60,6 @@ def decode_png(encoded: Any) -> Any:
 
 
 def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> Any:
-    import tensorflow as tf
-
     def with_alpha() -> Any:
         return _on_white(tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32))
 
@@ -80,7 +74,6 @@ def _any_png(encoded: Any, bits: Any, colour: Any, plain: Callable[[], Any]) -> 
 
 def turned(image: Any, orientation: Any) -> Any:
     """Orient an image [height, width, channels] for display by its EXIF orientation 1 to 8, a scalar int32."""
-    import tensorflow as tf
 
     def transposed() -> Any:
         # By tf.gather: oneDNN logs an error for each graph that transposes uint8, which it leaves to Eigen.
@@ -97,8 +90,6 @@ def turned(image: Any, orientation: Any) -> Any:
 
 def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
     """Map boxes int32 [rows, (y, x, height, width)] of oriented images of these extents to boxes of the stored ones."""
-    import tensorflow as tf
-
     begin, size = boxes[:, :2], boxes[:, 2:]
     begin = tf.where(_flips(orientations), extents - begin - size, begin)
     across = (orientations >= 5)[:, None]
@@ -107,8 +98,6 @@ def stored_boxes(boxes: Any, extents: Any, orientations: Any) -> Any:
 
 def _flips(orientations: Any) -> Any:
     """Return bool [..., 2]: if rows, and if columns, are reversed after the transposition."""
-    import tensorflow as tf
-
     none, columns, both, rows = (False, False), (False, True), (True, True), (True, False)
     table = tf.constant([none, none, columns, both, rows, none, columns, both, rows])
     return tf.gather(table, orientations)
@@ -116,7 +105,6 @@ def _flips(orientations: Any) -> Any:
 
 def jpeg_orientations(encoded: Any) -> Any:
     """Return int32 [rows]: `preprocess.orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
-    import tensorflow as tf
 
     def is_exif(head: Any) -> Any:
         is_app1 = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)
@@ -152,8 +140,6 @@ def jpeg_orientations(encoded: Any) -> Any:
 
 def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
     """Return from the chunks before the pixels: if there is a tRNS chunk, and begin and size of EXIF data."""
-    import tensorflow as tf
-
     total = tf.strings.length(encoded)
 
     def is_before_pixels(at: Any, *_state: Any) -> Any:
@@ -180,7 +166,6 @@ def _png_chunks(encoded: Any) -> tuple[Any, Any, Any]:
 
 def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
     """Return int32 [rows]: the orientation in the EXIF data of `size` bytes from `begin` of each of string [rows]."""
-    import tensorflow as tf
 
     def read() -> Any:
         length = tf.minimum(size, tf.strings.length(encoded) - begin)
@@ -205,8 +190,6 @@ def _orientations(encoded: Any, begin: Any, size: Any) -> Any:
 
 def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
     """Compile a branch of a condition as a function call: inlined, its nodes cost time even if it is not taken."""
-    import tensorflow as tf
-
     if tf.executing_eagerly():
         return branch
     return tf.function(branch, experimental_attributes={"_noinline": True}, autograph=False)
@@ -214,16 +197,12 @@ def _apart(branch: Callable[[], Any]) -> Callable[[], Any]:
 
 def _text(encoded: Any, at: Any, num: int) -> Any:
     """Return up to `num` bytes from `at`; none if `at` is out of range."""
-    import tensorflow as tf
-
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
     return tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
 
 
 def _numbers(encoded: Any, at: Any, num: Any) -> Any:
     """Return int32 [rows, num]: the bytes of each of string [rows] from `at`, padded with zeros."""
-    import tensorflow as tf
-
     at = tf.minimum(tf.maximum(at, 0), tf.strings.length(encoded))
     part = tf.strings.substr(encoded, at, tf.fill(tf.shape(at), num))
     return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=num), tf.int32)
@@ -231,8 +210,6 @@ def _numbers(encoded: Any, at: Any, num: Any) -> Any:
 
 def _value(numbers: Any, little: Any) -> Any:
     """Return int32 [...] from bytes [..., up to 4], little-endian where `little`."""
-    import tensorflow as tf
-
     places = [1 << 8 * k for k in range(numbers.shape[-1])]
     big_endian = tf.reduce_sum(numbers * places[::-1], -1)
     return (
@@ -242,16 +219,12 @@ def _value(numbers: Any, little: Any) -> Any:
 
 def _on_white(pixels: Any) -> Any:
     """Composite int32 RGBA on white, to uint8 RGB."""
-    import tensorflow as tf
-
     shade = (255 - pixels[..., :3]) * pixels[..., 3:]
     return tf.cast(255 - (shade + 127) // 255, tf.uint8)
 
 
 def _decode_bmp(encoded: Any) -> Any:
     """Decode a BMP, with the palette of one of 8 bits: TensorFlow returns its indices."""
-    import tensorflow as tf
-
     pixels = tf.io.decode_bmp(encoded)
 
     def with_palette() -> Any:
@@ -271,11 +244,8 @@ def _by_pillow(encoded: Any) -> Any:
 
     Of a GIF it would decode all frames, a few megabytes to many gigabytes.
     """
-    import tensorflow as tf
 
     def decode(content: Any) -> NDArray[np.uint8]:
-        from tl_dist.datasets.preprocess import rgb
-
         content = content if isinstance(content, bytes) else content.item()  # an array when called eagerly
         try:
             return rgb(content)

@@ -22,6 +22,9 @@ _FILE = Path(__file__).with_name("classes.json")
 _SETTINGS = json.loads(_FILE.read_text(encoding="utf-8")) if _FILE.exists() else {}
 class_names: list[str] = _SETTINGS.get("class_names", [])
 
+VERSION = 1
+"""version of the rule by which images become pixels, part of every run's identity"""
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 _SEGMENTS = 10_000
 """maximum number of segments before the pixels that are searched for EXIF data"""
@@ -54,8 +57,9 @@ def rgb(encoded: bytes, at_least: tuple[int, int] | None = None) -> np.ndarray:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if at_least is not None:
             image.draft("RGB", at_least)
+        orientation = _orientation(image, encoded)  # before a PNG has loaded what follows its pixels
         pixels = on_white(_eight_bits(image, encoded))
-    return np.ascontiguousarray(turned(pixels, orientation(encoded)))
+    return np.ascontiguousarray(turned(pixels, orientation))
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -141,60 +145,33 @@ def _scaled(values: np.ndarray, image: Any) -> np.ndarray:
     return eight
 
 
-def orientation(encoded: bytes) -> int:
-    """Return the EXIF orientation 1 to 8 of a JPEG, PNG or WebP; 1 if it is missing or malformed.
-
-    As in browsers, it is one SHORT in the first directory. A JPEG has it in a segment before the decoder's tables, a
-    PNG in a chunk before the pixels.
-    """
-    if encoded[:3] == b"\xff\xd8\xff":
-        return exif_orientation(_exif_of_jpeg(encoded))
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
-        return exif_orientation(_exif_of_png(encoded))
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-        return exif_orientation(_exif_of_webp(encoded).removeprefix(b"Exif\0\0"))
-    return 1
+def _orientation(image: Any, encoded: bytes) -> int:
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_orientation(encoded)
+    # A TIFF is turned when it is loaded.
+    block = b"" if image.format == "TIFF" else image.info.get("exif", b"")
+    return exif_orientation(block.removeprefix(b"Exif\0\0"))
 
 
-def _exif_of_jpeg(data: bytes) -> bytes:
-    at = 2
+def jpeg_orientation(encoded: bytes) -> int:
+    """Return the orientation in the first EXIF segment of a JPEG before the decoder's tables; 1 without one."""
+    at = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
     for _ in range(_SEGMENTS):
-        head = data[at : at + 10]
+        head = encoded[at : at + 10]
         if len(head) < 10 or head[0] != 0xFF or not (head[1] >> 4 == 0xE or head[1] == 0xFE):
             break
         end = at + 2 + int.from_bytes(head[2:4], "big")
         if head[1] == 0xE1 and head[4:] == b"Exif\0\0":
-            return data[at + 10 : end]
+            return exif_orientation(encoded[at + 10 : end])
         at = end
-    return b""
-
-
-def _exif_of_png(data: bytes) -> bytes:
-    at = 8
-    for _ in range(_SEGMENTS):
-        end, kind = at + 8 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind == b"eXIf":
-            return data[at + 8 : end]
-        if kind == b"IDAT" or len(kind) < 4:
-            break
-        at = end + 4
-    return b""
-
-
-def _exif_of_webp(data: bytes) -> bytes:
-    at = 12
-    for _ in range(_SEGMENTS):
-        kind, end = data[at : at + 4], at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-        if kind == b"EXIF":
-            return data[at + 8 : end]
-        if len(kind) < 4:
-            break
-        at = end + end % 2
-    return b""
+    return 1
 
 
 def exif_orientation(block: bytes) -> int:
-    """Return the orientation 1 to 8 in the first directory of EXIF data, which is a TIFF file without pixels."""
+    """Return the orientation 1 to 8 in EXIF data, which are a TIFF file without pixels; 1 if missing or malformed.
+
+    As in browsers, it is one SHORT in the first directory.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return 1

@@ -23,8 +23,7 @@ from tl_dist.datasets.headers import Fault, fault, look
 from tl_dist.datasets.preprocess import FORMATS
 from tl_dist.datasets.store import Location
 from tl_dist.files.atomic import write_output
-from tl_dist.files.foreign import open_regular
-from tl_dist.files.picture import refuse_other_picture
+from tl_dist.files.foreign import open_regular, refuse_other_picture
 from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.tables import show_remarks
 
