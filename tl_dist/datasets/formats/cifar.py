@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Iterable, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,66 +47,46 @@ PUBLISHED = {
 }
 """MD5 of the pickles, as in torchvision.datasets.cifar. Nobody can make another file with the MD5 of a given one."""
 
-_PIXELS = 3 * 32 * 32
-
-
-class _Labels(NamedTuple):
-    """Locate one kind of label in either format.
-
-    A binary record begins with one byte for each kind, in the order of `_Cifar.labels`.
-    """
-
-    num_classes: int
-    key: str  # pickle: the list of labels
-    names_key: str  # pickle of names: the list of names
-    names_file: str  # binary: one name a line
-
 
 @dataclass(frozen=True)
 class _Cifar:
-    """Name the files and keys of one dataset."""
+    """Name the files of one dataset, and its kinds of labels."""
 
     archive: str
     python: str  # directory
     binary: str  # directory
     train: tuple[str, ...]
     test: str
-    names: str  # pickle of names
-    labels: dict[str, _Labels]
-    strata: str  # kind of label by which a validation split is stratified
+    names: str  # pickle of the names of classes
+    labels: dict[str, tuple[int, str, str, str]]
+    """by kind, in the order of a binary record: number of classes, keys of labels and names in the pickles, and the
+    binary version's file of names"""
 
 
 _CIFAR10 = _Cifar(
-    archive="cifar-10",
+    "cifar-10",
     python="cifar-10-batches-py",
     binary="cifar-10-batches-bin",
     train=tuple(f"data_batch_{k}" for k in range(1, 6)),
     test="test_batch",
     names="batches.meta",
-    labels={"fine": _Labels(10, "labels", "label_names", "batches.meta.txt")},
-    strata="fine",
+    labels={"fine": (10, "labels", "label_names", "batches.meta.txt")},
 )
 _CIFAR100 = _Cifar(
-    archive="cifar-100",
+    "cifar-100",
     python="cifar-100-python",
     binary="cifar-100-binary",
     train=("train",),
     test="test",
     names="meta",
     labels={
-        "coarse": _Labels(20, "coarse_labels", "coarse_label_names", "coarse_label_names.txt"),
-        "fine": _Labels(100, "fine_labels", "fine_label_names", "fine_label_names.txt"),
+        "coarse": (20, "coarse_labels", "coarse_label_names", "coarse_label_names.txt"),
+        "fine": (100, "fine_labels", "fine_label_names", "fine_label_names.txt"),
     },
-    # Each fine class lies in one coarse class, so both kinds are stratified and get the same split.
-    strata="fine",
 )
 
-
-class _Part(NamedTuple):
-    """Hold the records of one file: images uint8 [n, 32, 32, 3]; labels int32 [n] by kind."""
-
-    images: NDArray[np.uint8]
-    labels: dict[str, NDArray[np.int32]]
+_Part = tuple[NDArray[np.uint8], dict[str, NDArray[np.int32]]]
+"""pixels uint8 [n, 3072], channel by channel, and labels int32 [n] by kind"""
 
 
 def open_cifar10(data: DataConfig) -> Splits:
@@ -122,7 +102,7 @@ def open_cifar100(data: DataConfig) -> Splits:
 def is_cifar10(path: Path, names: Set[str]) -> bool:
     """Tell by names if the path holds, or is, a directory of CIFAR-10."""
     return (
-        not names.isdisjoint({"cifar-10-batches-bin", "cifar-10-batches-py", "data_batch_1.bin"})
+        not names.isdisjoint({_CIFAR10.binary, _CIFAR10.python, "data_batch_1.bin"})
         or {"data_batch_1", "batches.meta"} <= names
     )
 
@@ -130,7 +110,7 @@ def is_cifar10(path: Path, names: Set[str]) -> bool:
 def is_cifar100(path: Path, names: Set[str]) -> bool:
     """Tell by names if the path holds, or is, a directory of CIFAR-100."""
     return (
-        not names.isdisjoint({"cifar-100-binary", "cifar-100-python"})
+        not names.isdisjoint({_CIFAR100.binary, _CIFAR100.python})
         or {"train.bin", "fine_label_names.txt"} <= names
         or {"train", "meta", "test"} <= names
     )
@@ -138,26 +118,21 @@ def is_cifar100(path: Path, names: Set[str]) -> bool:
 
 def _open(cifar: _Cifar, archive: Archive, kind: str, data: DataConfig) -> Splits:
     root, binary = _find(cifar, archive, data)
-    read = _read_binary if binary else _read_python
-    names = {each: _class_names(cifar, each, root, binary) for each in cifar.labels}
+    read, read_names = (_read_binary, _names_of_binary) if binary else (_read_python, _names_of_python)
+    names = {each: read_names(cifar, each, root) for each in cifar.labels}[kind]
 
-    def source(files: Iterable[str]) -> tuple[Source, NDArray[np.int32]]:
-        """Return all records of files as one source, and the strata of its examples."""
-        parts = [read(cifar, root / f"{file}.bin" if binary else root / file) for file in files]
-        images, labels, strata = (
-            np.concatenate(columns)
-            for columns in zip(
-                *((p.images, p.labels[kind], p.labels[cifar.strata]) for p in parts), strict=True
-            )
-        )
-        # Without the suffix, so that both formats give an example the same id.
-        ids = [
-            f"{file}:{k}" for file, part in zip(files, parts, strict=True) for k in range(len(part.images))
-        ]
-        return array_source(images, labels, names[kind], ids), strata
+    def source(files: Sequence[str]) -> tuple[Source, NDArray[np.int32]]:
+        """Return the records of files as one source, and their fine labels."""
+        parts = [read(cifar, root / file) for file in files]
+        # The ids are without a suffix, so that both formats give an example the same.
+        ids = [f"{file}:{k}" for file, part in zip(files, parts, strict=True) for k in range(len(part[0]))]
+        channels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
+        labels, fine = (np.concatenate([columns[k] for _, columns in parts]) for k in (kind, "fine"))
+        return array_source(np.ascontiguousarray(channels.transpose(0, 2, 3, 1)), labels, names, ids), fine
 
-    train, strata = source(cifar.train)
-    return {**divide(train, data, strata=strata, test=False), "test": source([cifar.test])[0]}
+    # Each fine class lies in one coarse class: stratified by the fine ones, both kinds get the same split.
+    train, fine = source(cifar.train)
+    return {**divide(train, data, strata=fine, test=False), "test": source([cifar.test])[0]}
 
 
 def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool]:
@@ -176,9 +151,9 @@ def _find(cifar: _Cifar, archive: Archive, data: DataConfig) -> tuple[Path, bool
     )
 
 
-def _read_binary(cifar: _Cifar, file: Path) -> _Part:
+def _read_binary(cifar: _Cifar, stem: Path) -> _Part:
     """Read records of one byte for each kind of label, then the pixels."""
-    record = len(cifar.labels) + _PIXELS
+    file, record = stem.with_name(f"{stem.name}.bin"), len(cifar.labels) + 3 * 32 * 32
     size_of(file)
     content = bytes_in(file, limits.CIFAR_FILE)
     if len(content) % record:
@@ -186,23 +161,35 @@ def _read_binary(cifar: _Cifar, file: Path) -> _Part:
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = {kind: records[:, column].astype(np.int32) for column, kind in enumerate(cifar.labels)}
     for kind, values in labels.items():
-        outside = np.flatnonzero(values >= cifar.labels[kind].num_classes)
-        if outside.size:
-            k, last = outside[0], cifar.labels[kind].num_classes - 1
+        last = cifar.labels[kind][0] - 1
+        for k in np.flatnonzero(values > last)[:1]:
             raise _wrong(file, f"record {k} has the {kind} label {values[k]}, outside 0 to {last}")
-    return _Part(_rgb(records[:, len(labels) :]), labels)
+    return records[:, len(labels) :], labels
+
+
+def _names_of_binary(cifar: _Cifar, kind: str, root: Path) -> list[str]:
+    num_classes, _, _, name = cifar.labels[kind]
+    size_of(root / name)
+    text = bytes_in(root / name, limits.DATASET_METADATA).decode("latin1")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(names) != num_classes or len(set(names)) != len(names):
+        raise _wrong(
+            root / name, f"it holds {len(set(names))} different {kind} names instead of {num_classes}"
+        )
+    return names
 
 
 def _read_python(cifar: _Cifar, file: Path) -> _Part:
-    """Read a pickled dictionary with the array "data" and one list for each kind of label."""
     content = _unpickled(file)
-    labels = {kind: np.asarray(content[where.key], np.int32) for kind, where in cifar.labels.items()}
-    return _Part(_rgb(content["data"]), labels)
+    labels = {kind: np.asarray(content[key], np.int32) for kind, (_, key, _, _) in cifar.labels.items()}
+    return content["data"], labels
 
 
-def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return images [n, 32, 32, 3] from pixels [n, 3072], channel by channel."""
-    return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+def _names_of_python(cifar: _Cifar, kind: str, root: Path) -> list[str]:
+    return list(_unpickled(root / cifar.names)[cifar.labels[kind][2]])
+
+
+_GLOBALS = {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -210,13 +197,9 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolve a known name; raises UnpicklingError for any other."""
-        if (module, name) in {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-        }:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _unpickled(file: Path) -> dict[str, Any]:
@@ -229,21 +212,6 @@ def _unpickled(file: Path) -> dict[str, Any]:
             code=ExitCode.UNSAFE,
         )
     return dict(_Unpickler(io.BytesIO(content), encoding="latin1").load())
-
-
-def _class_names(cifar: _Cifar, kind: str, root: Path, binary: bool) -> list[str]:
-    where = cifar.labels[kind]
-    if not binary:
-        return list(_unpickled(root / cifar.names)[where.names_key])
-    file = root / where.names_file
-    size_of(file)
-    text = bytes_in(file, limits.DATASET_METADATA).decode("latin1")
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(names) != where.num_classes or len(set(names)) != len(names):
-        raise _wrong(
-            file, f"it holds {len(set(names))} different {kind} names instead of {where.num_classes}"
-        )
-    return names
 
 
 def _wrong(file: Path, why: str) -> Refusal:
