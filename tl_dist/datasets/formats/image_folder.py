@@ -84,25 +84,19 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(name for name, kind, _ in _visible(path) if kind == directory_cache.FOLDER)
+    return sorted(name for name, kind, _ in _visible(path)[1] if kind == directory_cache.FOLDER)
 
 
-def _visible(path: Path) -> list[tuple[str, int, int]]:
-    return _without_clutter(_listed(path))
-
-
-def _without_clutter(listed: directory_cache.Folder) -> list[tuple[str, int, int]]:
-    """List (name, kind, size) of entries other than hidden and system files."""
-    return [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
-
-
-def _listed(path: Path) -> directory_cache.Folder:
+def _visible(path: Path) -> tuple[tuple[int, int], list[tuple[str, int, int]]]:
+    """Return a folder's identity, and (name, kind, size) of its entries other than hidden and system files."""
     try:
-        return directory_cache.folder(path)
+        listed = directory_cache.folder(path)
     except OSError as error:
         raise unusable(
             f"{path} cannot be listed: {error.strerror}", "permit it, or correct the path"
         ) from error
+    shown = [e for e in listed.entries() if not e[0].startswith(".") and e[0].lower() not in _CLUTTER]
+    return listed.identity, shown
 
 
 class _Image(NamedTuple):
@@ -117,7 +111,7 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
         raise _too_few(folder, classes)
     prefix = "" if folder == root else f"{folder.name}/"
     left_out: dict[str, list[str]] = {}
-    for name, kind, _ in _visible(folder):
+    for name, kind, _ in _visible(folder)[1]:
         if kind != directory_cache.FOLDER:
             _check_link(folder / name, kind)
             left_out.setdefault(_suffix(name), []).append(prefix + name)
@@ -126,9 +120,8 @@ def _source(root: Path, folder: Path, met: Folders) -> Source:
     labels: list[int] = []
     for label, name in enumerate(classes):
         of_class: Folders = {}
-        class_images = sorted(images_below(folder / name, prefix + name, left_out, of_class))
-        images += class_images
-        labels += [label] * len(class_images)
+        images += sorted(images_below(folder / name, prefix + name, left_out, of_class))
+        labels += [label] * (len(images) - len(labels))
         count_folders(root, met, of_class, len(images))
     _report(folder, left_out)
     if empty := sorted(set(range(len(classes))) - set(labels)):
@@ -149,10 +142,10 @@ def images_below(
 
     Skips a folder in `met` by another path: thirty folders with two links each to the next have 2**30 paths.
     """
-    listed = _listed(folder)
-    if listed.identity in above:
+    identity, entries = _visible(folder)
+    if identity in above:
         raise unusable(f"{folder} is a link to a folder that holds it", "delete the link")
-    if met.setdefault(listed.identity, prefix) != prefix:
+    if met.setdefault(identity, prefix) != prefix:
         return
     count_folders(folder, met, {})
     if len(above) >= limits.FOLDER_DEPTH:
@@ -160,7 +153,7 @@ def images_below(
             f"{prefix} lies deeper than {limits.FOLDER_DEPTH} folders", "keep images nearer to their class"
         )
     folders: list[str] = []
-    for entry, kind, size in _without_clutter(listed):
+    for entry, kind, size in entries:
         name = f"{prefix}/{entry}"
         suffix = _suffix(entry)
         if kind == directory_cache.FOLDER:
@@ -171,7 +164,7 @@ def images_below(
             _check_link(folder / entry, kind)
             left_out.setdefault(suffix, []).append(name)
     for entry in sorted(folders):  # sorted, so that every worker meets a folder first by the same path
-        yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {listed.identity})
+        yield from images_below(folder / entry, f"{prefix}/{entry}", left_out, met, above | {identity})
 
 
 def _too_few(folder: Path, classes: list[str]) -> Refusal:
@@ -179,7 +172,7 @@ def _too_few(folder: Path, classes: list[str]) -> Refusal:
     if classes and len(inside := _folders(folder / classes[0])) > 1:
         what = f"{folder} holds the one folder {classes[0]}, and that holds {_few(inside)}"
         return unusable(what, f"set data.path to {folder / classes[0]}, if those are the classes")
-    num = sum(_suffix(name) in READABLE for name, _, _ in _visible(folder))
+    num = sum(_suffix(name) in READABLE for name, _, _ in _visible(folder)[1])
     what = f"{folder} holds one class folder ({classes[0]})" if classes else f"{folder} holds no class folder"
     what += f" and {num} images beside it" if num and classes else f" but {num} images" if num else ""
     fix = "put the images into a folder for each class, or list them in a CSV file with path and label"
