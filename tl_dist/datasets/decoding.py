@@ -13,7 +13,7 @@ from tl_dist.datasets.preprocess import rgb
 
 JPEG_OPTIONS = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 """for every JPEG decoder, as in Pillow and OpenCV; TensorFlow's default is up to 12 levels off and no faster"""
-BY_PILLOW = ("GIF", "WebP", "TIFF")
+BY_PILLOW = ("BMP", "GIF", "WebP", "TIFF")
 """kinds of images that `decode_rgb` leaves to `preprocess.rgb`"""
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -29,9 +29,8 @@ def decode_rgb(encoded: Any) -> Any:
     image = tf.case(
         [
             (tf.strings.substr(head, 0, 3) == _JPEG, lambda: decode_jpeg(encoded)),
-            (tf.strings.substr(head, 0, 2) == b"BM", _apart(lambda: _decode_bmp(encoded))),
             (
-                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP|(GIF8|II\*\x00|MM\x00\*)\C*"),
+                tf.strings.regex_full_match(head, r"RIFF\C{4}WEBP|(BM|GIF8|II\*\x00|MM\x00\*)\C*"),
                 _apart(lambda: _by_pillow(encoded)),
             ),
         ],
@@ -223,26 +222,10 @@ def _on_white(pixels: Any) -> Any:
     return tf.cast(255 - (shade + 127) // 255, tf.uint8)
 
 
-def _decode_bmp(encoded: Any) -> Any:
-    """Decode a BMP, with the palette of one of 8 bits: TensorFlow returns its indices."""
-    pixels = tf.io.decode_bmp(encoded)
-
-    def with_palette() -> Any:
-        # File header: 14 bytes, the last 4 are the offset of the pixels. Info header: the first 4 are its size. Then
-        # the palette of (blue, green, red, 0).
-        ends = tf.io.decode_raw(tf.strings.substr(encoded, 10, 8), tf.int32)
-        begin = 14 + ends[1]
-        palette = tf.io.decode_raw(tf.strings.substr(encoded, begin, ends[0] - begin), tf.uint8)
-        colours = tf.reshape(palette, [-1, 4])[:, 2::-1]
-        return tf.gather(colours, tf.cast(pixels[:, :, 0], tf.int32))
-
-    return tf.cond(tf.shape(pixels)[2] == 1, with_palette, lambda: pixels[:, :, :3])
-
-
 def _by_pillow(encoded: Any) -> Any:
     """Decode what TensorFlow does not decode well: an animated WebP crashes the process with TensorFlow 2.21.
 
-    Of a GIF it would decode all frames, a few megabytes to many gigabytes.
+    Of a GIF it would decode all frames, a few megabytes to many gigabytes; of a BMP with a palette, the indices.
     """
 
     def decode(content: Any) -> NDArray[np.uint8]:

@@ -157,8 +157,8 @@ def _parse(head: bytes, read: Read, length: int) -> tuple[Header, int]:
         return _gif(head), 0
     if head.startswith(b"BM"):
         begin, size, width, height, _, bits, compression = _unpack("<IIiiHHI", head, 10)
-        if size >= 40 and compression not in _UNCOMPRESSED:
-            raise ValueError("BMP is compressed, as which TensorFlow decodes none")
+        if size >= 40 and (compression not in _UNCOMPRESSED or bits == 16):
+            raise ValueError("BMP is compressed, or of 16 bits a pixel: neither is decoded")
         rows = abs(height) * ((width * bits + 31) // 32 * 4)
         return Header("BMP", width, abs(height)), begin + (rows if compression in (0, 3) else 0)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":

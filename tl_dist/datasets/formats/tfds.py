@@ -19,8 +19,8 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.example_proto import KEYS, Keys
 from tl_dist.datasets.files import directory_of, text_in, unusable
 from tl_dist.datasets.formats.tfrecord import open_shards
-from tl_dist.datasets.patterns import matching
 from tl_dist.datasets.split import SPLIT_NAMES
+from tl_dist.datasets.unlabelled import matching
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file

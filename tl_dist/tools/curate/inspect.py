@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -156,10 +156,8 @@ def _tile(image: images.Stored) -> Image.Image:
     except images.ERRORS:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
         return tile
-    scale = (_TILE - 2) / max(pixels.size)
-    width, height = (max(1, round(side * scale)) for side in pixels.size)
-    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    tile.paste(pixels.resize((width, height), kind), (1, 1))
+    kind = Image.Resampling.NEAREST if max(pixels.size) < _TILE - 2 else Image.Resampling.LANCZOS
+    tile.paste(ImageOps.contain(pixels, (_TILE - 2, _TILE - 2), kind), (1, 1))
     return tile
 
 
