@@ -103,7 +103,7 @@ def _flips(orientations: Any) -> Any:
 
 
 def jpeg_orientations(encoded: Any) -> Any:
-    """Return int32 [rows]: `preprocess.orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
+    """Return int32 [rows]: `preprocess.jpeg_orientation` 1 to 8 of each JPEG of string [rows], 1 for other images."""
 
     def is_exif(head: Any) -> Any:
         is_app1 = (head[:, 0] == 0xFF) & (head[:, 1] == 0xE1)

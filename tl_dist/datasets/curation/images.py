@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl_dist.datasets import Source
+from tl_dist.datasets.headers import fault
 from tl_dist.datasets.preprocess import exif_orientation, is_deep, rgb
 from tl_dist.datasets.store import Location, PixelStore
 from tl_dist.files import limits
@@ -51,11 +52,12 @@ def encoded(image: Location) -> bytes:
 
 
 def pixels(image: Stored) -> NDArray[np.uint8]:
-    """Decode uint8 RGB [height, width, 3] as training sees it; raises ERRORS.
-
-    Pillow's header readers have no bounds, so untrusted images must pass `headers.fault` first.
-    """
-    return image if isinstance(image, np.ndarray) else rgb(encoded(image))
+    """Decode uint8 RGB [height, width, 3] as training sees it; raises ERRORS."""
+    if isinstance(image, np.ndarray):
+        return image
+    if (damage := fault(image)) is not None:  # Pillow's header readers have no bounds
+        raise ValueError(damage.reason)
+    return rgb(encoded(image))
 
 
 def traits(image: Image.Image) -> frozenset[str]:

@@ -11,7 +11,6 @@ import numpy as np
 from tl_dist.config import DataConfig
 from tl_dist.datasets import Source, Splits, directory_cache
 from tl_dist.datasets.csv_columns import opened
-from tl_dist.datasets.directory_cache import FOLDER
 from tl_dist.datasets.files import (
     Folders,
     count_folders,
@@ -21,6 +20,7 @@ from tl_dist.datasets.files import (
     text_in,
     unusable,
 )
+from tl_dist.datasets.formats.image_folder import folders_in, visible
 from tl_dist.datasets.formats.tfrecord import class_names, find_shards, open_shards
 from tl_dist.datasets.split import beside_official, divide
 
@@ -41,8 +41,7 @@ def open_imagenet(data: DataConfig) -> Splits:
 
     The validation images may lie flat, with a file of their labels: `LOC_val_solution.csv` from Kaggle, one wnid a
     line, or `ILSVRC2012_validation_ground_truth.txt` with ILSVRC2012_IDs, which only `meta.mat` of the same development
-    kit maps to classes. Classes are the train folders in the order of their wnids. There is no labelled test split.
-    Refuses (65) files that do not fit together, naming them.
+    kit maps to classes. Refuses (65) files that do not fit together, naming them.
     """
     root = directory_of(data, "train/WNID/*.JPEG and val, or train-00000-of-01024")
     shards = find_shards(root)
@@ -54,7 +53,7 @@ def open_imagenet(data: DataConfig) -> Splits:
         raise unusable(
             f"there is neither {root / 'train'} nor {root / 'train-00000-of-01024'}", "correct data.path"
         )
-    wnids = sorted(name for name, kind, _ in _in(base / "train") if kind == FOLDER and _WNID.fullmatch(name))
+    wnids = [name for name in folders_in(base / "train") if _WNID.fullmatch(name)]
     if len(wnids) < 2:
         raise unusable(
             f"{base / 'train'} holds {len(wnids)} folders named by wnid (n01440764)",
@@ -97,19 +96,9 @@ def _flat(root: Path, base: Path, split: str, images: Mapping[str, int], wnids: 
     return _source(base, {f"{split}/{name}": size for name, size in images.items()}, labels, wnids)
 
 
-def _in(folder: Path) -> list[tuple[str, int, int]]:
-    """List (name, kind, size) of the entries of a folder; empty if there is no folder."""
-    try:
-        return list(directory_cache.folder(folder).entries())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise unusable(f"{folder} cannot be listed: {error.strerror}", "permit it") from error
-
-
 def _images(folder: Path) -> dict[str, int]:
     """Return the size of each image by name, sorted."""
-    return {name: size for name, _, size in sorted(_in(folder)) if Path(name).suffix.lower() in _IMAGE}
+    return {name: size for name, _, size in sorted(visible(folder)[1]) if Path(name).suffix.lower() in _IMAGE}
 
 
 def _source(base: Path, files: Mapping[str, int], labels: list[int], wnids: list[str]) -> Source:

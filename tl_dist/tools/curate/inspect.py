@@ -19,9 +19,8 @@ from rich.table import Table
 from tl_dist.datasets import Source
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import Fault, fault, look
+from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.preprocess import FORMATS
-from tl_dist.datasets.store import Location
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular, refuse_other_picture
 from tl_dist.terminal.console import Console, plain
@@ -150,8 +149,6 @@ def contact_sheet(source: Source) -> Image.Image | None:
 def _tile(image: images.Stored) -> Image.Image:
     tile = Image.new("RGB", (_TILE, _TILE), (24, 24, 24))
     try:
-        if isinstance(image, Location) and (damage := fault(image)):
-            raise ValueError(damage.reason)
         pixels = Image.fromarray(images.pixels(image))
     except images.ERRORS:
         ImageDraw.Draw(tile).line((0, 0, _TILE, _TILE), fill=(255, 0, 0), width=3)
