@@ -5,6 +5,7 @@ The images are scikit-learn's digits and cells of ELPV: the formats are the offi
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Sequence
 from itertools import pairwise
@@ -120,6 +121,12 @@ def write_cifar100_binary(parent: Path, train: Labelled, test: Labelled) -> Path
     for name, part in (("train.bin", train), ("test.bin", test)):
         _records(part.images, part.labels // 5, part.labels).tofile(root / name)
     return root
+
+
+def published(parent: Path) -> dict[str, str]:
+    """The digests of all files, as `cifar.PUBLISHED` has them of the official ones."""
+    files = [file for file in parent.rglob("*") if file.is_file()]
+    return {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in files}
 
 
 def write_elpv(root: Path, examples: Labelled) -> Path:

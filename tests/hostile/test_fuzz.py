@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import random
 import resource
 import signal
@@ -36,17 +35,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.image_kinds import exif
-from tests.official_layouts import masked_crc32c, packed_columns, varint, write_python2_pickle
+from tests.official_layouts import masked_crc32c, packed_columns, varint
 from tl_dist.config import DataConfig, yaml_text
-from tl_dist.datasets.array_pickle import load_array_pickle
 from tl_dist.datasets.division import open_splits, read_manifest
 from tl_dist.datasets.example_proto import parse
 from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.tfds import open_tfds
-from tl_dist.datasets.gif import first_frame_alone
 from tl_dist.datasets.headers import Fault, look
-from tl_dist.datasets.preprocess import orientation
+from tl_dist.datasets.preprocess import exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
 from tl_dist.models.weights import hdf5, sources
@@ -165,8 +162,7 @@ def _(data: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(data)
     found = look(Location(folder / "image"))
     assert found.reason if isinstance(found, Fault) else found.width
-    assert 1 <= orientation(data) <= 8
-    assert len(first_frame_alone(data)) <= len(data) + 1
+    assert 1 <= jpeg_orientation(data) <= 8 and 1 <= exif_orientation(data) <= 8
 
 
 def field(number: int, data: bytes) -> bytes:
@@ -215,45 +211,6 @@ def _(shard: tuple[list[tuple[bytes, bool, int, int]], int], folder: Path) -> No
     (folder / "x.tfrecord").write_bytes(content[: len(content) - shard[1] if shard[1] < 20 else None])
     found = read_shard(folder / "x.tfrecord")
     assert len(found.labels) + len(found.bad) <= len(shard[0]) + 1
-
-
-@functools.cache
-def pickles() -> list[bytes]:
-    batch = {
-        b"data": np.zeros((2, 3072), np.uint8),
-        b"labels": [1, 2],
-        b"filenames": [b"a.png", b"b.png"],
-        b"batch_label": b"testing",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        write_python2_pickle(Path(folder) / "x", batch)
-        old = (Path(folder) / "x").read_bytes()
-    del batch[b"data"]
-    again = {"label_names": ["cat", "dog"], "labels": np.arange(3), "more": np.arange(3)}
-    return [
-        old,
-        *(pickle.dumps(content, protocol) for content in (batch, again) for protocol in (0, 2, 4, 5)),
-    ]
-
-
-OPCODES = st.lists(
-    st.sampled_from(
-        [
-            *(bytes([code]) for code in b"]})(taesuNRb20\x85\x86\x88\x93\x94"),
-            *(b"q\0", b"q\1", b"h\0", b"h\1", b"r\xff\xff\xff\x7f", b"K\1", b"U\1x", b"X\1\0\0\0x"),
-            *(b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"c_codecs\nencode\n"),
-            b"cnumpy.core.multiarray\n_reconstruct\n",
-        ]
-    ),
-    max_size=60,
-)
-
-
-@target("array_pickle", damaged(pickles) | OPCODES.map(lambda codes: b"".join(codes) + b"."), [])
-def _(data: bytes, folder: Path) -> None:
-    (folder / "batch").write_bytes(data)
-    with suppress(Refusal):
-        assert isinstance(load_array_pickle(folder / "batch"), dict)
 
 
 CONFIG = """\

@@ -20,7 +20,7 @@ from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, checkpoint_format
 from tl_dist.runs.directory import RunDir, step_name
-from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.runs.identity import identity_of
 from tl_dist.runs.records import records
 from tl_dist.runs.table import runs
 from tl_dist.scores import calibration, neighbours, predictions
@@ -285,7 +285,6 @@ def uses(run: Path) -> Iterator[Callable[[], Any]]:
     yield lambda: runs(run.parent)
     yield lambda: show_end(RunDir.open(run), Console(stderr=True))
     yield lambda: identity_of(RunDir.open(run))
-    yield lambda: decoding_of(RunDir.open(run), new=2)
     yield lambda: RunDir.open(run).freeze_identity({"class_names": ["a"]})
     yield lambda: checkpoint.find(RunDir.open(run))
     yield lambda: compare(run, run, "test")

@@ -41,10 +41,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
-    from tl_dist.datasets.curation import inspection
     from tl_dist.tools.curate import inspect as data_inspect
 
-    _show(inspection.inspect(path, sheet), data_inspect.show, as_json)
+    _show(data_inspect.inspect(path, sheet), data_inspect.show, as_json)
 
 
 @data_app.command()

@@ -22,11 +22,10 @@ import numpy as np
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.annotations import packed_text
-from tl_dist.datasets.decoding import VERSION
 from tl_dist.datasets.files import unusable
 from tl_dist.datasets.formats.packed import FORMAT, MANIFEST
 from tl_dist.datasets.headers import checked
-from tl_dist.datasets.preprocess import rgb
+from tl_dist.datasets.preprocess import VERSION, rgb
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.store import PixelStore
 from tl_dist.files.atomic import (

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
@@ -30,7 +29,6 @@ from tl_dist.config.source import of_source
 from tl_dist.datasets import Source, Splits, pool_of
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.division import open_splits
-from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.quarantine import stamp_of
 from tl_dist.datasets.store import Location, PixelStore
 from tl_dist.files import limits
@@ -97,9 +95,8 @@ def numbers(source: Source, root: Path) -> Numbers:
 
 
 def _of_file(location: Location) -> int:
-    with suppress(OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        if not isinstance(look(location), Fault):
-            return _of_pixels(images.pixels(location))
+    with suppress(*images.ERRORS):
+        return _of_pixels(images.pixels(location))
     return 0
 
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from tl_dist.config import Config
 from tl_dist.data import decoded
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Splits, decoded_by, directory_cache, quarantine
-from tl_dist.datasets.decoding import VERSION
+from tl_dist.datasets import Splits, directory_cache, quarantine
 from tl_dist.datasets.division import open_splits
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import decoding_of
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,13 @@ class Examples:
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
-    """Return the data set without examples whose header is bad, or on which an earlier attempt failed.
-
-    Images are decoded by the rule that the run began with.
-    """
+    """Return the data set without examples whose header is bad, or on which an earlier attempt failed."""
     (known, *_) = parallel.gather(json.dumps(quarantine.read(run.quarantine_file)).encode())
     try:
-        opened, digest, screening = _screened(cfg, run, parallel)
+        opened, digest, screened = _screened(cfg, run, parallel)
     except quarantine.Changed:  # a file was rewritten in place, which the listing of its folder does not show
-        opened, digest, screening = _screened(cfg, run, parallel, list_again=True)
-    opened = decoded_by(opened, decoding_of(run, new=VERSION), screening.unusual)
-    named = [*quarantine.left_out(opened), *screening.bad]
+        opened, digest, screened = _screened(cfg, run, parallel, list_again=True)
+    named = [*quarantine.left_out(opened), *screened]
     bad = quarantine.merged([quarantine.Bad(*entry) for entry in json.loads(known)], named)
     if bad and parallel.rank == 0:
         quarantine.write(run.quarantine_file, bad)
@@ -92,7 +86,7 @@ def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> 
 
 def _screened(
     cfg: Config, run: RunDir, parallel: DataParallel, *, list_again: bool = False
-) -> tuple[Splits, str | None, quarantine.Screened]:
+) -> tuple[Splits, str | None, list[quarantine.Bad]]:
     """Return the data set, the digest of its manifest, and the result of reading the headers.
 
     Rank 0 lists the folders first, and the others read its listing (`directory_cache.kept`).
@@ -113,14 +107,14 @@ def _screened(
             opened, digest = open_splits(cfg.data)
     finally:  # also where it is refused: each worker refuses it by itself
         meet()
-    screening = quarantine.screen(
+    screened = quarantine.screen(
         opened,
         cache=cache / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    return opened, digest, screening
+    return opened, digest, screened
 
 
 def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:

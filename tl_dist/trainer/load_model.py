@@ -12,12 +12,11 @@ from typing import Any
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
-from tl_dist.datasets.decoding import VERSION
 from tl_dist.models.classifier import Classifier, assemble
 from tl_dist.parallel import DataParallel, started
 from tl_dist.runs.checkpoint_format import Checkpoint
 from tl_dist.runs.directory import RunDir
-from tl_dist.runs.identity import decoding_of, identity_of
+from tl_dist.runs.identity import identity_of
 from tl_dist.scores import calibration
 from tl_dist.scores.calibration import Calibration
 from tl_dist.trainer import init_from
@@ -36,8 +35,6 @@ class Loaded:
     """with the weights that the run evaluates: their averages, where it keeps these"""
     class_names: Sequence[str]
     step: int
-    decoding: int
-    """the version of the rule by which images are decoded"""
     sha256: str = ""
     """of the checkpoint"""
     calibration: Calibration | None = None
@@ -91,7 +88,6 @@ def loaded(
         model,
         identity["class_names"],
         step,
-        decoding_of(run, new=VERSION),
         sha256,
         calibration.of_checkpoint(run.path, sha256, cfg.evaluation.views),
         unsettled,
@@ -107,8 +103,6 @@ class Restored:
     config: Config
     class_names: Sequence[str]
     checkpoint: Checkpoint
-    decoding: int
-    """the version of the rule by which images are decoded"""
     precision: str
     trained_in: str
     """the precision of the run"""
@@ -153,5 +147,4 @@ def restored(
             dense_head=dense_head,
             temperature=temperature if calibrated else None,
         )
-    decoding = decoding_of(run, new=VERSION)
-    return Restored(model, cfg, class_names, saved, decoding, precision, identity["precision"], temperature)
+    return Restored(model, cfg, class_names, saved, precision, identity["precision"], temperature)

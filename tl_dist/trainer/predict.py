@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data import pipeline
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source, decoded_by, quarantine
+from tl_dist.datasets import Source, quarantine
 from tl_dist.datasets.files import unlabelled, unusable
 from tl_dist.features.views import in_views, views_of
 from tl_dist.parallel import rows_of
@@ -138,7 +138,7 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     """Predict files in this process alone; `known` has the reason for each file that cannot be decoded."""
     errors = {paths[k]: reason for k, reason in known.items()}
     good = [path for k, path in enumerate(paths) if k not in known]
-    source = unlabelled(good, model.class_names, model.decoding)
+    source = unlabelled(good, model.class_names)
     rows = [np.empty((0, len(model.class_names)), np.float32)]
     examples = [np.empty(0, np.int64)]
     for part in predict(model, source):
@@ -151,19 +151,18 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
 
 
 def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """Return the source, as the run decodes it, without files whose header is bad; and the reasons by id of these."""
+    """Return the source without files whose header is bad; and the reasons by id of these."""
     parallel = model.parallel
-    screening = quarantine.screen(
+    screened = quarantine.screen(
         {"test": source},
         cache=directory / "header_checks",
         rank=parallel.rank,
         world_size=parallel.world_size,
         gather=parallel.gather,
     )
-    source = decoded_by({"test": source}, model.decoding, screening.unusual)["test"]
-    if not screening.bad:
+    if not screened:
         return source, {}
-    reasons = {bad.id: bad.reason for bad in screening.bad}
+    reasons = {bad.id: bad.reason for bad in screened}
     return source.subset(np.flatnonzero([name not in reasons for name in source.ids])), reasons
 
 

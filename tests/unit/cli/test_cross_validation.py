@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl_dist.datasets.curation.split import split as divide_table
 from tl_dist.datasets.division import groups_of, open_splits
 from tl_dist.files.npz import save_npz
 from tl_dist.launcher.train import Request
@@ -17,6 +16,7 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
 from tl_dist.scores.cross_validation import OUT_OF_FOLD
 from tl_dist.tools.cross_validate.command import _fold_request, _folds_by_group, _merge
+from tl_dist.tools.curate.split import split as divide_table
 
 CONFIG = """\
 data: {name: csv, path: table.csv, image_size: 16, validation_fraction: 0.25}

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from tl_dist.cli.main import main
-from tl_dist.datasets.patterns import matching
-from tl_dist.datasets.unlabelled import listed, unreadable
+from tl_dist.datasets.unlabelled import listed, matching, unreadable
 from tl_dist.refusal import Refusal
 from tl_dist.tools.predict.sorting import Folders
 from tl_dist.tools.predict.table import Columns, Row, written

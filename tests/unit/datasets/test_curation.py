@@ -16,12 +16,12 @@ from tests import official_layouts as layouts
 from tests.damaged_images import damage
 from tests.official_layouts import digits_32px, write_image_folder
 from tl_dist.cli.main import main
-from tl_dist.datasets.curation.inspection import inspect
 from tl_dist.datasets.curation.layout import opened, opened_whole, recognise
 from tl_dist.datasets.curation.verification import near_pairs, verify
+from tl_dist.datasets.formats import cifar as cifar_files
 from tl_dist.datasets.packing import pack
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.tools.curate.inspect import blocks
+from tl_dist.tools.curate.inspect import blocks, inspect
 
 NAMES = [f"digit {k}" for k in range(10)]
 
@@ -57,9 +57,12 @@ LAYOUTS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_layout_is_recognised_and_opens(name: str, tmp_path: Path) -> None:
+def test_each_layout_is_recognised_and_opens(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, make = LAYOUTS[name]
     path = make(tmp_path / "data")
+    monkeypatch.setattr(cifar_files, "PUBLISHED", layouts.published(path))
     assert recognise(path).name == kind
     data, splits = opened(path)
     assert data.path == str(path) and splits["train"].num_examples >= 40

@@ -43,7 +43,7 @@ def brightness(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def client(predict: Any = brightness, hosts: tuple[str, ...] = ("127.0.0.1", "localhost")) -> TestClient:
-    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, None, 2))
+    served = Served("lamp", 7, NAMES, SIZE, predict, decoder(SIZE, None))
     asked = application(Answers(served, cores=2), hosts=hosts)
     return TestClient(asked, base_url="http://127.0.0.1:8501", raise_server_exceptions=False)
 

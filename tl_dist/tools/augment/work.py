@@ -20,7 +20,7 @@ from tl_dist.data.pipeline import Read, augmented, plain
 from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.files.atomic import write_output
-from tl_dist.files.picture import refuse_other_picture
+from tl_dist.files.foreign import refuse_other_picture
 from tl_dist.refusal import ExitCode, Refusal
 
 COLUMNS = 8

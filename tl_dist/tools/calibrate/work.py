@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tl_dist.datasets import Source, decoded_by
+from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
@@ -44,9 +44,6 @@ def calibrate(model: Loaded, directory: Path, *, unknown: bool) -> None:
             code=ExitCode.USAGE,
         )
     trained = identity_of(model.run)["data"]
-    # Where the decoding rule changes the images of a split, its fingerprint covers the rule.
-    changed = [name for name in ("train", "validation") if splits[name].fingerprint != trained.get(name)]
-    splits = decoded_by(splits, model.decoding, changed)
     validation, train = splits["validation"], splits["train"]
     fingerprints = {name: splits[name].fingerprint for name in ("train", "validation")}
     agree(model.parallel, {"data": fingerprints})

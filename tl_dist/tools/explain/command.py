@@ -14,7 +14,7 @@ from PIL import Image
 from tl_dist.config import file as config_file
 from tl_dist.datasets.unlabelled import listed, unreadable
 from tl_dist.files.atomic import write_output
-from tl_dist.files.picture import refuse_other_picture
+from tl_dist.files.foreign import refuse_other_picture
 from tl_dist.launcher import read_only
 from tl_dist.launcher.task import Computation
 from tl_dist.refusal import ExitCode, Refusal

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tl_dist.data.pipeline import plain
 from tl_dist.data.undecodable import READ_ERRORS, naming_machine_faults, undecodable
-from tl_dist.datasets import Source, decoded_by
+from tl_dist.datasets import Source
 from tl_dist.datasets.division import open_splits
 from tl_dist.datasets.files import unlabelled
 from tl_dist.models.attribution import class_activation, integrated_gradients
@@ -38,7 +38,7 @@ def explain(model: Loaded, request: Request) -> None:
     parallel = model.parallel
     examples: Sequence[int] = request.examples
     if request.files:
-        source = unlabelled(request.files, model.class_names, model.decoding)
+        source = unlabelled(request.files, model.class_names)
         examples = range(len(request.files))
     else:
         source = _split_of(model, request.split)
@@ -63,7 +63,6 @@ def explain(model: Loaded, request: Request) -> None:
 
 
 def _split_of(model: Loaded, split: str) -> Source:
-    """Return the split, read by the decoding rule that the run was trained with."""
     splits = open_splits(model.cfg.data)[0]
     if split not in splits:
         raise Refusal(
@@ -71,7 +70,7 @@ def _split_of(model: Loaded, split: str) -> Source:
             fix=f"use one of {', '.join(splits)}.",
             code=ExitCode.USAGE,
         )
-    return decoded_by(splits, model.decoding, splits)[split]
+    return splits[split]
 
 
 def explained(

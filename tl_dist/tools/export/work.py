@@ -87,7 +87,6 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         "class_names": list(own.class_names),
         "image_size": size,
         "crop_fraction": crop,
-        "decoding": own.decoding,
     }
     write_atomically(directory / "classes.json", json.dumps(settings, indent=1).encode())
     shutil.copyfile(preprocess.__file__, directory / "preprocess.py")
@@ -96,17 +95,17 @@ def _write(directory: Path, form: Format, own: Restored, request: Request) -> No
         directory / form.file,
         to=request.to,
         class_names=own.class_names,
-        read=partial(_decoded, size=size, crop=crop, decoding=own.decoding),
+        read=partial(_decoded, size=size, crop=crop),
         numbers=request.numbers,
     )
 
 
-def _decoded(encoded: Any, *, size: int, crop: float | None, decoding: int) -> Any:
+def _decoded(encoded: Any, *, size: int, crop: float | None) -> Any:
     """Decode a JPEG or PNG to uint8 [size, size, 3] in a graph, with operations that TensorFlow Serving has too."""
     image = tf.cond(
-        tf.strings.substr(encoded, 0, 3) == _DECODED[0],
-        lambda: decode_jpeg(encoded, decoding),
-        lambda: decode_png(encoded, decoding),
+        tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff",
+        lambda: decode_jpeg(encoded),
+        lambda: decode_png(encoded),
     )
     return tf.ensure_shape(resize(image, size, crop), [size, size, 3])
 

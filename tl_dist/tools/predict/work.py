@@ -22,7 +22,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     directory = Path(request.into or "")
     least = None if request.coverage is None else _least(model, request.coverage, request.of_type)
     known = None if request.unknown is None else _known(model, request.unknown)
-    source = unlabelled(exchange.asked(directory), model.class_names, model.decoding)
+    source = unlabelled(exchange.asked(directory), model.class_names)
     if model.parallel.rank == 0:
         exchange.put_facts(
             directory,

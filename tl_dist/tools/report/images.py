@@ -21,7 +21,6 @@ from tl_dist.datasets import Splits
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.curation.verification import across_splits
 from tl_dist.datasets.division import open_splits, pooled
-from tl_dist.datasets.headers import fault
 from tl_dist.refusal import Refusal
 from tl_dist.tools.report.facts import Facts
 
@@ -33,7 +32,6 @@ MAX_TWINS = 24  # pairs on the page
 _DISTANCE = 3  # most bits in which the hashes of nearly equal images differ
 _QUALITY = 60
 _THREADS = 4
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 Twin = tuple[bool, list[tuple[str, str, str]]]
@@ -86,10 +84,10 @@ def thumbnails(splits: Splits, ids: Iterable[str]) -> Mapping[str, str]:
     """Return thumbnails by id; images that cannot be decoded, and generated images, have none."""
     wanted, addresses = set(ids), dict[str, str]()
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore")  # Pillow's, about files that passed `fault`
+        warnings.simplefilter("ignore")  # Pillow's, about files that passed the check of their headers
         for source in splits.values():
             rows = [k for k, name in enumerate(source.ids) if name in wanted]
-            for k, address in zip(rows, pool.map(_thumbnail, images.stored_rows(source, rows)), strict=False):
+            for k, address in zip(rows, pool.map(_thumbnail, images.stored(source, rows)), strict=False):
                 if address is not None:
                     addresses[source.ids[k]] = address
     return addresses
@@ -97,10 +95,8 @@ def thumbnails(splits: Splits, ids: Iterable[str]) -> Mapping[str, str]:
 
 def _thumbnail(image: images.Stored) -> str | None:
     try:
-        if not isinstance(image, np.ndarray) and fault(image) is not None:
-            return None
         return address_of(images.pixels(image), SIDE)
-    except _DAMAGED:
+    except images.ERRORS:
         return None
 
 
