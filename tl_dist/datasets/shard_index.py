@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -34,9 +34,9 @@ from tl_dist.files.atomic import temporary_name, write_file
 from tl_dist.files.npz import read_npz
 from tl_dist.files.packages import locked
 
-SCHEMA = 1  # increment it when indexes must be built again
+SCHEMA = 2  # increment it when indexes must be built again
 _COLUMNS = ("offsets", "sizes", "labels", "checks", "starts")
-_HEADER = struct.Struct("<QI")
+_HEADER, _CHECK = struct.Struct("<QI"), struct.Struct("<I")
 _CHUNK = 1 << 18  # bytes read at a time
 _HELPER_BYTES = 64 << 20  # with less to read, helpers cost more than they save
 
@@ -47,7 +47,7 @@ class ShardIndex(NamedTuple):
     offsets: NDArray[np.int64]  # of the encoded image in the file
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]  # as written
-    checks: NDArray[np.uint32]  # masked CRC-32C of the record
+    checks: NDArray[np.uint32]  # CRC-32C of the image
     starts: NDArray[np.int64]  # of the record
     filenames: list[str]
     synsets: dict[int, tuple[str, str]]  # label -> (synset, text)
@@ -143,7 +143,7 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     def reject(start: int, reason: str) -> None:
         bad.append(Bad(f"{file.name}:{start}", start, reason))
 
-    for start, data, check, problem in _records(file, size):
+    for start, data, problem in _records(file, size):
         if data is None:
             reject(start, problem)
             lost += max(1, (size - start) * len(rows) // max(1, start))
@@ -156,8 +156,9 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
             reject(start, str(error))
             lost += 1
             continue
+        check = google_crc32c.value(data[example.offset : example.offset + example.size])
         rows.append((start + 12 + example.offset, example.size, example.label, check, start))
-        filenames.append(example.filename.decode("utf-8", "replace"))
+        filenames.append(example.filename.decode("utf-8", "surrogateescape"))
         if example.label not in synsets:
             synsets[example.label] = (
                 example.synset.decode("utf-8", "replace"),
@@ -167,72 +168,43 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
     return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, filenames, synsets, bad, lost)
 
 
-def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, int, str]]:
-    """Yield (start, data, checksum, problem) of each record; data is None where the rest of the file is unreadable."""
-    unpack, crc32c = _HEADER.unpack_from, google_crc32c.value
+def framed(data: bytes) -> bytes:
+    """Return a record: its length and the data, each with its checksum."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, _CHECK.pack(_masked_crc(length)), data, _CHECK.pack(_masked_crc(data))))
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _records(file: Path, size: int) -> Iterator[tuple[int, bytes | None, str]]:
+    """Yield (start, data, problem) of each record; data is None where the rest of the file is unreadable."""
     start = 0
-    with file.open("rb", buffering=0) as raw:
-        ahead = _ReadAhead(raw)
+    with file.open("rb", buffering=_CHUNK) as raw:
         while start < size:
-            if ahead.end - ahead.at < 12 and not ahead.has(12):
-                left = ahead.end - ahead.at
-                yield start, None, 0, f"the file is cut off: {left} bytes of a record's header"
+            head = raw.read(12)
+            if len(head) < 12:
+                yield start, None, f"the file is cut off: {len(head)} bytes of a record's header"
                 return
-            view, at = ahead.view, ahead.at
-            length, length_check = unpack(view, at)
-            crc = crc32c(bytes(view[at : at + 8]))
-            if (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF != length_check:
+            length, length_check = _HEADER.unpack(head)
+            if _masked_crc(head[:8]) != length_check:
                 problem = f"the checksum of the length is wrong: the last {size - start} bytes are lost"
-                yield start, None, 0, problem
+                yield start, None, problem
                 return
             if length > limits.RECORD or start + length + 16 > size:
                 why = f"the file ends after {size - start} bytes more"
                 why = why if length <= limits.RECORD else f"a record has at most {limits.RECORD}"
-                problem = f"the length is {length}, and {why}"
-                yield start, None, 0, problem
+                yield start, None, f"the length is {length}, and {why}"
                 return
-            if ahead.end - at < length + 16 and not ahead.has(length + 16):
-                yield start, None, 0, "the file became shorter while it was read"
+            data, check = raw.read(length), raw.read(4)
+            if len(check) < 4:
+                yield start, None, "the file became shorter while it was read"
                 return
-            view, at = ahead.view, ahead.at
-            last = at + 12 + length
-            data = bytes(view[at + 12 : last])
-            check = int.from_bytes(view[last : last + 4], "little")
-            crc = crc32c(data)
-            matches = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF == check
-            yield start, data, check, "" if matches else "the checksum of the data is wrong"
-            ahead.skip_to(last + 4)
+            matches = check == _CHECK.pack(_masked_crc(data))
+            yield start, data, "" if matches else "the checksum of the data is wrong"
             start += length + 16
-
-
-class _ReadAhead:
-    """Read a file ahead: bytes [at, end) of one buffer, which stays in the processor's cache.
-
-    New memory for each read would cost more than the read: the kernel must clear it first.
-    """
-
-    def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self.view = memoryview(bytearray(_CHUNK))
-        self.at = self.end = 0
-
-    def has(self, number: int) -> bool:
-        """Read until the buffer has `number` bytes, moving unread ones to the front; false if the file ends before."""
-        left = self.view[self.at : self.end]
-        if number > len(self.view):
-            self.view = memoryview(bytearray(number + _CHUNK))
-        self.view[: len(left)] = left
-        self.at, self.end = 0, len(left)
-        while self.end < number:
-            count = self._raw.readinto(self.view[self.end :])
-            if not count:
-                return False
-            self.end += count
-        return True
-
-    def skip_to(self, at: int) -> None:
-        """Drop what lies before `at` in the buffer."""
-        self.at = at
 
 
 def _key(file: Path, keys: Keys) -> str:

@@ -194,7 +194,7 @@ def test_helper_processes_build_the_same_index(
             np.testing.assert_equal(x, y)
 
 
-@pytest.mark.parametrize("chunk", [1, 700, 5000])
+@pytest.mark.parametrize("chunk", [2, 700, 5000])
 def test_records_that_span_reads_are_found_whole(
     chunk: int, imagenet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
