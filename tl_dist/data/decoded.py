@@ -58,9 +58,7 @@ def _decoded(
     read = plain(source, image_size, crop_fraction)
     batches = (
         tf.data.Dataset.from_tensor_slices(rows)
-        .map(
-            lambda k: (k, read.batch(k[None], k[None])[0][0]), num_parallel_calls=threads, deterministic=False
-        )
+        .map(lambda k: (k, read(k[None], k[None]).images[0]), num_parallel_calls=threads, deterministic=False)
         .batch(_ROWS_AT_ONCE)
         .prefetch(1)
         .with_options(as_written())

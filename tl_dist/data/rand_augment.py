@@ -46,7 +46,6 @@ def _affine(image: Any, transform: list[Any]) -> Any:
 
 
 def _identity(image: Any, strength: float, sign: Any) -> Any:
-    del strength, sign
     return tf.identity(image)
 
 
@@ -108,7 +107,6 @@ def _sharpness(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _posterize(image: Any, strength: float, sign: Any) -> Any:
-    del sign
     drop = round(4 * strength)  # of 8 bits
     return tf.bitwise.left_shift(
         tf.bitwise.right_shift(image, tf.constant(drop, tf.uint8)), tf.constant(drop, tf.uint8)
@@ -116,13 +114,11 @@ def _posterize(image: Any, strength: float, sign: Any) -> Any:
 
 
 def _solarize(image: Any, strength: float, sign: Any) -> Any:
-    del sign
     return tf.where(tf.cast(image, tf.float32) >= 255.0 * (1 - strength), 255 - image, image)
 
 
 def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
     """Stretch each channel to the range 0 to 255."""
-    del strength, sign
     values = tf.cast(image, tf.float32)
     low, high = tf.reduce_min(values, (0, 1)), tf.reduce_max(values, (0, 1))
     stretched = (values - low) * (255.0 / tf.maximum(high - low, 1.0))
@@ -131,7 +127,6 @@ def _auto_contrast(image: Any, strength: float, sign: Any) -> Any:
 
 def _equalize(image: Any, strength: float, sign: Any) -> Any:
     """Equalize each channel's histogram by Pillow's rule."""
-    del strength, sign
 
     def channel(values: Any) -> Any:
         counts = tf.math.bincount(tf.reshape(tf.cast(values, tf.int32), [-1]), minlength=256, maxlength=256)

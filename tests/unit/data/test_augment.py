@@ -177,7 +177,7 @@ def test_all_operations_run_after_one_another_in_the_pipeline() -> None:
     read = augmented(
         memory_source(9, size=16), tuple(OPERATIONS), 0, 16, AugmentConfig(mixup=0.2, cutmix=1.0)
     )
-    made = train_batches(read, Order(0, 9, 5), rows=range(1, 4), from_step=0, to_step=4)
+    made = train_batches(read, Order(0, 9, 5), rows=range(1, 4), steps=range(4))
     for step, batch in enumerate(made):
         assert batch.images.shape == (3, 16, 16, 3)
         assert batch.positions.numpy().tolist() == [5 * step + 1, 5 * step + 2, 5 * step + 3]

@@ -36,7 +36,7 @@ def open_folder(root: Path) -> Splits:
 def batches(source: Any) -> list[Any]:
     read = augmented(source, ("pad_crop", "flip"), 3, 24)
     order = Order(3, source.num_examples, 3)  # a graph of three rows is soon traced
-    return list(train_batches(read, order, rows=range(3), from_step=0, to_step=14).as_numpy_iterator())
+    return list(train_batches(read, order, rows=range(3), steps=range(14)).as_numpy_iterator())
 
 
 def test_training_sees_the_same_batches(splits: Splits) -> None:
@@ -73,5 +73,5 @@ def test_a_source_in_memory_is_only_resized() -> None:
     source = memory_source(11, size=16)
     (kept,) = decoded.in_memory({"train": source}, 8, 1).values()
     images, labels = kept.read(tf.range(11, dtype=tf.int64))
-    np.testing.assert_array_equal(images, plain(source, 8).batch(tf.range(11, dtype=tf.int64), None)[0])
+    np.testing.assert_array_equal(images, plain(source, 8)(*[tf.range(11, dtype=tf.int64)] * 2).images)
     np.testing.assert_array_equal(labels, source.labels)

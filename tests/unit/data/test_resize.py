@@ -39,7 +39,7 @@ def test_every_reader_makes_the_same_squares(fraction: float | None, tmp_path: P
     expected = resize(tf.constant(source.store.images), 8, fraction).numpy()
     rows = tf.range(11, dtype=tf.int64)
     for read in (plain(source, 8, fraction), augmented(source, ("flip",), 0, 8, crop_fraction=fraction)):
-        np.testing.assert_array_equal(read.batch(rows, rows)[0], expected)
+        np.testing.assert_array_equal(read.rows(rows, rows)[0], expected)
     kept = decoded.in_memory({"train": source}, 8, 1, crop_fraction=fraction)
     np.testing.assert_array_equal(kept["train"].read(rows)[0], expected)
     prefix = extraction.Prefix(lambda images: tf.cast(images, tf.float32), 8, {}, crop_fraction=fraction)
