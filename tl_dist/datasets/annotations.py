@@ -92,8 +92,8 @@ class Annotations:
         others, shares = self.soft or (None, None)
         columns = {
             "weights": self.weights,
-            "groups": None if self.groups is None else packed_text(self.groups),
-            "types": packed_text(self.types) if self.types else None,
+            "groups": None if self.groups is None else _packed(self.groups),
+            "types": _packed(self.types) if self.types else None,
             "soft_others": others,
             "soft_shares": shares,
         }
@@ -110,12 +110,7 @@ def texts(values: Any, num: int | None = None) -> list[str]:
     return values
 
 
-def packed_text(texts: Iterable[str]) -> NDArray[np.uint8]:
-    """Pack texts as zero-terminated bytes: smaller and faster than an array of text, and no pickle."""
+def _packed(texts: Iterable[str]) -> NDArray[np.uint8]:
+    """Pack texts as zero-terminated bytes."""
     text = "".join(text.replace("\0", "") + "\0" for text in texts)
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def unpacked_text(content: NDArray[np.uint8]) -> list[str]:
-    """Unpack the texts of `packed_text`."""
-    return content.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]

@@ -8,28 +8,22 @@ changed in place, which its folder does not show, is detected by `quarantine.scr
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.files import limits
 from tl_dist.files.atomic import open_directory, write_atomically
 from tl_dist.files.foreign import read_file
-from tl_dist.files.npz import read_npz
 from tl_dist.files.private import make_private, refuse_unsafe
 
 FILE, FOLDER, GONE = range(3)
@@ -46,8 +40,7 @@ _UNSETTLED = (0, 0, 0)
 _Stamp = tuple[int, int, int]  # inode, mtime, ctime: archives and rsync set mtime back
 
 
-@dataclass(frozen=True)
-class Folder:
+class Folder(NamedTuple):
     """Hold the entries of one folder, unordered; a link has the kind and size of its target."""
 
     identity: tuple[int, int]
@@ -118,7 +111,7 @@ def kept(
     before the cache is first read.
     """
     refuse_unsafe(cache, links=True)
-    name = hashlib.sha256(os.fsencode(f"{_SCHEMA}\0{os.path.abspath(root)}")).hexdigest()[:32] + ".npz"
+    name = hashlib.sha256(os.fsencode(f"{_SCHEMA}\0{os.path.abspath(root)}")).hexdigest()[:32] + ".json"
 
     def before() -> _Known:
         begin()
@@ -208,18 +201,13 @@ class _Listings:
 
     def dump(self) -> bytes:
         """Serialise the settled listings for the cache."""
-        target = io.BytesIO()
-        entries = [(path, *pair) for path, pair in sorted(self._now.items()) if pair[0] != _UNSETTLED]
-        np.savez(
-            target,
-            paths=packed_text(path for path, _, _ in entries),
-            stamps=np.array([stamp for _, stamp, _ in entries], np.int64).reshape(-1, 3),
-            counts=np.array([len(listed.names) for _, _, listed in entries], np.int64),
-            names=packed_text(name for _, _, listed in entries for name in listed.names),
-            kinds=np.frombuffer(b"".join(listed.kinds for _, _, listed in entries), np.uint8),
-            sizes=np.array([size for _, _, listed in entries for size in listed.sizes], np.int64),
-        )
-        return target.getvalue()
+        settled = {path: entry for path, entry in sorted(self._now.items()) if entry[0] != _UNSETTLED}
+        return json.dumps(
+            {
+                path: [stamp, names, [*kinds], sizes]
+                for path, (stamp, (_, names, kinds, sizes)) in settled.items()
+            }
+        ).encode()
 
 
 _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
@@ -296,22 +284,9 @@ def _read(cache: Path, name: str) -> _Known:
     try:
         with open_directory(Path(os.path.realpath(cache))) as fd:
             content = read_file(name, max_bytes=limits.LISTING, dir_fd=fd)
-        arrays = read_npz(io.BytesIO(content))
-        names, kinds, sizes = (
-            unpacked_text(arrays["names"]),
-            arrays["kinds"].tobytes(),
-            arrays["sizes"].tolist(),
-        )
-        ends = np.cumsum(arrays["counts"]).tolist()
-        if not len(names) == len(kinds) == len(sizes) == (ends or [0])[-1] or max(kinds, default=0) > GONE:
-            raise ValueError("its columns do not fit together")
-        listings = {}
-        places = zip(
-            unpacked_text(arrays["paths"]), arrays["stamps"].tolist(), pairwise([0, *ends]), strict=True
-        )
-        for path, (inode, modified, changed), (begin, end) in places:
-            listed = Folder((0, 0), names[begin:end], kinds[begin:end], sizes[begin:end])
-            listings[path] = ((inode, modified, changed), listed)
-        return listings
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        return {
+            path: ((inode, modified, changed), Folder((0, 0), names, bytes(kinds), sizes))
+            for path, ((inode, modified, changed), names, kinds, sizes) in json.loads(content).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}

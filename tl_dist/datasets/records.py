@@ -83,9 +83,7 @@ class RecordStore(EncodedStore):
         """Read the bytes of an image, a scalar string."""
         import tensorflow as tf
 
-        read = self._range
-        content = tf.numpy_function(lambda k: read(int(k)), [row], tf.string, stateful=False)
-        return tf.ensure_shape(content, [])
+        return self.encoded_rows(tf.reshape(row, [1]))[0]
 
     def encoded_rows(self, rows: Any) -> Any:
         """Read images string [rows] in one call of Python; the number of rows may be dynamic."""

@@ -9,33 +9,29 @@ one of them starts on each host, divide the files among them.
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 import pickle
 import socket
 import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from tl_dist.datasets import Bad
-from tl_dist.datasets.annotations import packed_text, unpacked_text
 from tl_dist.datasets.example_proto import KEYS, Keys, parse
 from tl_dist.files import limits
 from tl_dist.files.atomic import temporary_name, write_file
-from tl_dist.files.npz import read_npz
 from tl_dist.files.packages import locked
 
 SCHEMA = 2  # increment it when indexes must be built again
-_COLUMNS = ("offsets", "sizes", "labels", "checks", "starts")
 _HEADER, _CHECK = struct.Struct("<QI"), struct.Struct("<I")
 _CHUNK = 1 << 18  # bytes read at a time
 _HELPER_BYTES = 64 << 20  # with less to read, helpers cost more than they save
@@ -60,7 +56,7 @@ def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[
 
     Raises OSError for a file that cannot be read or a cache that cannot be written.
     """
-    indexes = [cache / f"{_key(file, keys)}.npz" for file in files]
+    indexes = [cache / f"{_key(file, keys)}.json" for file in files]
     missing = [k for k, path in enumerate(indexes) if not path.exists()]
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
@@ -72,7 +68,7 @@ def index_shards(files: Sequence[Path], cache: Path, keys: Keys = KEYS) -> list[
 def _load_or_build(file: Path, index: Path, keys: Keys) -> ShardIndex:
     try:
         return _load(index)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, AttributeError):
         index.unlink(missing_ok=True)
         _build(file, index, keys)
         return _load(index)
@@ -164,8 +160,12 @@ def read_shard(file: Path, keys: Keys = KEYS) -> ShardIndex:
                 example.synset.decode("utf-8", "replace"),
                 example.text.decode("utf-8", "replace"),
             )
+    return _of_rows(rows, filenames, synsets, bad, lost)
+
+
+def _of_rows(rows: Sequence[Sequence[int]], *others: Any) -> ShardIndex:
     offsets, sizes, labels, checks, starts = np.array(rows, np.int64).reshape(-1, 5).T
-    return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, filenames, synsets, bad, lost)
+    return ShardIndex(offsets, sizes, labels, checks.astype(np.uint32), starts, *others)
 
 
 def framed(data: bytes) -> bytes:
@@ -215,34 +215,13 @@ def _key(file: Path, keys: Keys) -> str:
 
 
 def _dump(index: ShardIndex) -> bytes:
-    target = io.BytesIO()
-    pairs = [(str(k), *v) for k, v in sorted(index.synsets.items())]
-    bad = [(b.id, str(b.offset), b.reason) for b in index.bad]
-    np.savez(
-        target,
-        **{name: getattr(index, name) for name in _COLUMNS},
-        filenames=packed_text(index.filenames),
-        synsets=packed_text(text for row in pairs for text in row),
-        bad=packed_text(text for row in bad for text in row),
-        lost=np.int64(index.lost),
-    )
-    return target.getvalue()
+    return json.dumps([np.stack(index[:5], 1).tolist(), *index[5:]]).encode()
 
 
 def _load(path: Path) -> ShardIndex:
-    arrays = read_npz(io.BytesIO(path.read_bytes()))  # from memory: NumPy leaves a damaged file open
-    filenames, synsets, bad = (unpacked_text(arrays[name]) for name in ("filenames", "synsets", "bad"))
-    return ShardIndex(
-        **{name: arrays[name] for name in _COLUMNS},
-        filenames=filenames,
-        synsets={int(k): (synset, text) for k, synset, text in _triples(synsets)},
-        bad=[Bad(name, int(offset), reason) for name, offset, reason in _triples(bad)],
-        lost=int(arrays["lost"]),
-    )
-
-
-def _triples(texts: list[str]) -> Iterator[tuple[str, str, str]]:
-    return zip(texts[::3], texts[1::3], texts[2::3], strict=True)
+    rows, filenames, synsets, bad, lost = json.loads(path.read_bytes())
+    named = {int(k): (synset, text) for k, (synset, text) in synsets.items()}
+    return _of_rows(rows, filenames, named, [Bad(*entry) for entry in bad], lost)
 
 
 if __name__ == "__main__":
