@@ -6,7 +6,7 @@ The list and the strengths are torchvision's, with 31 magnitudes. Each row of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ def rand_augmented(images: Any, draw: Callable[[int], Any], num: int, magnitude:
     def augmented_row(row: tuple[Any, Any, Any]) -> Any:
         image, chosen, signs = row
         for k in range(num):
-            branches = [partial(operation, image, strength, signs[k]) for operation in OPERATIONS]
+            branches = [partial(operation, image, strength, signs[k]) for operation in OPERATIONS.values()]
             image = tf.switch_case(chosen[k], branches)
         return image
 
@@ -45,26 +45,6 @@ def _affine(image: Any, transform: list[Any]) -> Any:
     )[0]  # fmt: skip
 
 
-def _identity(image: Any, strength: float, sign: Any) -> Any:
-    return tf.identity(image)
-
-
-def _shear_x(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, sign * 0.3 * strength, 0, 0, 1, 0])
-
-
-def _shear_y(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, 0, sign * 0.3 * strength, 1, 0])
-
-
-def _translate_x(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, sign * 150 / 331 * strength * image.shape[1], 0, 1, 0])
-
-
-def _translate_y(image: Any, strength: float, sign: Any) -> Any:
-    return _affine(image, [1, 0, 0, 0, 1, sign * 150 / 331 * strength * image.shape[0]])
-
-
 def _rotate(image: Any, strength: float, sign: Any) -> Any:
     angle = sign * strength * math.radians(30)
     middle = (image.shape[0] - 1) / 2
@@ -80,18 +60,6 @@ def _blend(other: Any, image: Any, factor: Any) -> Any:
 
 def _grey(image: Any) -> Any:
     return tf.reduce_sum(tf.cast(image, tf.float32) * tf.constant(GREY), axis=-1, keepdims=True)
-
-
-def _brightness(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(0.0, image, 1 + sign * 0.9 * strength)
-
-
-def _colour(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(_grey(image), image, 1 + sign * 0.9 * strength)
-
-
-def _contrast(image: Any, strength: float, sign: Any) -> Any:
-    return _blend(tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength)
 
 
 def _sharpness(image: Any, strength: float, sign: Any) -> Any:
@@ -139,7 +107,26 @@ def _equalize(image: Any, strength: float, sign: Any) -> Any:
     return tf.stack([channel(image[:, :, k]) for k in range(3)], axis=-1)
 
 
-OPERATIONS: tuple[Callable[[Any, float, Any], Any], ...] = (
-    _identity, _shear_x, _shear_y, _translate_x, _translate_y, _rotate, _brightness, _colour, _contrast,
-    _sharpness, _posterize, _solarize, _auto_contrast, _equalize,
-)  # fmt: skip
+_Operation = Callable[[Any, float, Any], Any]
+OPERATIONS: Mapping[str, _Operation] = {
+    "identity": lambda image, strength, sign: tf.identity(image),
+    "shear_x": lambda image, strength, sign: _affine(image, [1, sign * 0.3 * strength, 0, 0, 1, 0]),
+    "shear_y": lambda image, strength, sign: _affine(image, [1, 0, 0, sign * 0.3 * strength, 1, 0]),
+    "translate_x": lambda image, strength, sign: _affine(
+        image, [1, 0, sign * 150 / 331 * strength * image.shape[1], 0, 1, 0]
+    ),
+    "translate_y": lambda image, strength, sign: _affine(
+        image, [1, 0, 0, 0, 1, sign * 150 / 331 * strength * image.shape[0]]
+    ),
+    "rotate": _rotate,
+    "brightness": lambda image, strength, sign: _blend(0.0, image, 1 + sign * 0.9 * strength),
+    "colour": lambda image, strength, sign: _blend(_grey(image), image, 1 + sign * 0.9 * strength),
+    "contrast": lambda image, strength, sign: _blend(
+        tf.reduce_mean(_grey(image)), image, 1 + sign * 0.9 * strength
+    ),
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+}
