@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,14 +213,10 @@ _current: ContextVar[_Listings | None] = ContextVar("listings", default=None)
 
 
 def _scanned(path: str) -> tuple[_Stamp, Folder]:
-    names, kinds, sizes = [], bytearray(), []
     identity, stamp = _looked_before(path)
     with os.scandir(path) as entries:
-        for entry in entries:
-            kind, size = _looked_at(entry)
-            names.append(entry.name)
-            kinds.append(kind)
-            sizes.append(size)
+        listed = [(entry.name, *_looked_at(entry)) for entry in entries]
+    names, kinds, sizes = zip(*listed, strict=True) if listed else ((), (), ())
     return stamp, Folder(identity, names, bytes(kinds), sizes)
 
 
@@ -231,29 +226,24 @@ def _asked(
     """Yield as `_scanned` does for only these names, omitting missing files. `mapped` is a `map`."""
 
     def place(path: str) -> tuple[tuple[int, int], _Stamp]:
-        try:
+        with suppress(OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
             return _looked_before(path)
-        except (OSError, ValueError):  # it is gone, or there is a NUL: reading it reports that
-            return (0, 0), _UNSETTLED
+        return (0, 0), _UNSETTLED
 
-    def size_of(path: str) -> int | None:
-        try:
-            return os.stat(path).st_size
-        except (OSError, ValueError):
-            return None
+    def size_of(file: tuple[str, str]) -> int | None:
+        with suppress(OSError, ValueError):
+            return os.stat("".join(file)).st_size
+        return None
 
     places = list(mapped(place, wanted))
-    sizes = mapped(size_of, (path + name for path, names in wanted.items() for name in names))
-    for (path, names), (identity, stamp) in zip(wanted.items(), places, strict=True):
-        existing = {
-            name: size
-            for name, size in zip(names, islice(sizes, len(names)), strict=True)
-            if size is not None
-        }
-        yield (
-            path,
-            (stamp, Folder(identity, [*existing], bytes([FILE] * len(existing)), [*existing.values()])),
-        )
+    files = [(path, name) for path, names in wanted.items() for name in names]
+    sizes: dict[str, dict[str, int]] = {path: {} for path in wanted}
+    for (path, name), size in zip(files, mapped(size_of, files), strict=True):
+        if size is not None:
+            sizes[path][name] = size
+    for (path, existing), (identity, stamp) in zip(sizes.items(), places, strict=True):
+        kinds = bytes([FILE] * len(existing))
+        yield path, (stamp, Folder(identity, [*existing], kinds, [*existing.values()]))
 
 
 def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
@@ -265,7 +255,7 @@ def _looked_before(path: str) -> tuple[tuple[int, int], _Stamp]:
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_ino % 2**63, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _looked_at(entry: os.DirEntry[str]) -> tuple[int, int]:

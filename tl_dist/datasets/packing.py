@@ -207,19 +207,16 @@ def _publish(path: Path, content: Any) -> None:
     path.chmod(0o644)
 
 
-def _why(error: Exception) -> str:
+def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
     from PIL import UnidentifiedImageError
 
-    return "is no image that can be decoded" if isinstance(error, UnidentifiedImageError) else reason(error)
-
-
-def _image(source: Source, k: int, size: int | None, quality: int) -> bytes:
     try:
         content = source.encoded_bytes(k) if source.is_encoded else _png(source, k)
         return content if size is None else _scaled(content, size, quality)
     except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
         raise unusable(
-            f"{source.ids[k]} cannot be packed: {_why(error)}",
+            f"{source.ids[k]} cannot be packed: {'is no image that can be decoded' if unknown else reason(error)}",
             "repair or delete the image, then run the same command again",
         ) from error
 

@@ -46,27 +46,25 @@ def divide(
     """
     strata = strata_of(pool) if strata is None else strata
     groups = pool.annotations.groups if groups is None else groups
-    rest = np.arange(pool.num_examples)
-    splits: dict[str, Source] = {}
-    wanted = {"test": data.test_fraction} if test else {}
+    rest, parts = np.arange(pool.num_examples), dict[str, Indices]()
+    fractions = {"test": data.test_fraction} if test else {}
+    fractions["validation"] = data.validation_fraction
     if data.folds is not None:
+        held_out = next(iter(fractions))
+        del fractions[held_out]
         inside = folds_of(strata, data.folds, data.split_seed, groups) == data.fold
-        rest, splits["test" if test else "validation"] = rest[~inside], pool.subset(rest[inside])
-        wanted = {}
-        if not test:
-            return {"train": pool.subset(rest), **splits}
-    rest, parts = hold_out_each(
+        rest, parts[held_out] = rest[~inside], rest[inside]
+    rest, others = hold_out_each(
         rest,
         strata,
         groups,
-        {**wanted, "validation": data.validation_fraction},
+        fractions,
         total=total or pool.num_examples,
         seed=data.split_seed,
         key="data.{}_fraction",
     )
-    splits |= {name: pool.subset(part) for name, part in parts.items()}
-    train = pool.subset(rest) if splits else pool
-    return {"train": train, **splits}
+    splits = {name: pool.subset(part) for name, part in (parts | others).items()}
+    return {"train": pool.subset(rest) if splits else pool, **splits}
 
 
 def folds_of(
