@@ -60,9 +60,7 @@ def both(
 
 
 def batches() -> tf.data.Dataset:
-    return train_batches(
-        plain(SOURCE, SIZE), Order(0, 40, BATCH), rows=range(BATCH), from_step=0, to_step=NUM_STEPS
-    )
+    return train_batches(plain(SOURCE, SIZE), Order(0, 40, BATCH), rows=range(BATCH), steps=range(NUM_STEPS))
 
 
 def trained(net: classifier.Classifier, config: OptimizerConfig) -> list[float]:

@@ -142,7 +142,7 @@ def pack(
     if rank:  # the first of several processes reports
         return
     total = sum(s.num_examples for s in splits.values())
-    taken = sum(path.stat().st_size for path in target.glob("*.images"))
+    taken = sum(path.stat().st_size for path in target.glob("*.tfrecord"))
     console.say(
         f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}"
     )

@@ -6,7 +6,6 @@ Every outcome of an augmentation with few (flips, right angles) is stored; a pos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tl_dist.data.augment import VIEWS, drawn_view
+from tl_dist.data.batch import Batch
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets import Source, host_tensor
 from tl_dist.features.stored import FeatureSet
@@ -47,12 +47,12 @@ def in_views(read: Read, augmentations: Sequence[str]) -> Read:
     if num_views == 1:
         return read
 
-    def finish(images: Any, positions: Any) -> Any:
-        images = read.finish(images, positions)
-        all_rows = tf.ones_like(positions, tf.int32)
-        return tf.stack([apply_views(images, augmentations, view * all_rows) for view in range(num_views)], 1)
+    def every_view(batch: Batch) -> Batch:
+        all_rows = tf.ones_like(batch.positions, tf.int32)
+        images = [apply_views(batch.images, augmentations, view * all_rows) for view in range(num_views)]
+        return batch._replace(images=tf.stack(images, 1))
 
-    return replace(read, finish=finish)
+    return read.then(every_view)
 
 
 def reader(

@@ -117,30 +117,11 @@ def _screened(
     return opened, digest, screened
 
 
-def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:
-    """Return the same with images decoded now, into memory or a local file, where the config asks for it."""
-    where, run, splits = cfg.runtime.decoded_images, examples.run, examples.splits
-    if where == "off":
+def decoded_once(examples: Examples, cfg: Config, image_size: int) -> Examples:
+    """Return the same with images decoded now, into memory, where the config asks for it."""
+    splits = examples.splits
+    if cfg.runtime.decoded_images == "off":
         return examples
-
-    def stop_requested() -> bool:
-        run.beats.beat(parallel.rank, "decoding images", 0)
-        return parallel.rank == 0 and run.stop_requested()
-
     with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
-        if where == "memory":
-            splits = decoded.in_memory(
-                splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction
-            )
-        else:
-            with parallel.naming_lost_peers():
-                splits = decoded.on_disk(
-                    splits,
-                    image_size,
-                    examples.threads,
-                    crop_fraction=cfg.data.kept_fraction,
-                    directory=run.path.parent / "decoded",
-                    parallel=parallel,
-                    stop_requested=stop_requested,
-                )
+        splits = decoded.in_memory(splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction)
     return replace(examples, splits=splits)

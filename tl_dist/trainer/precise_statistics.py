@@ -77,8 +77,7 @@ class PreciseStatistics:
             self._stage_input.read_train,
             setup.order,
             rows=rows_of(parallel.rank, parallel.world_size, setup.cfg.global_batch),
-            from_step=step,
-            to_step=step + number,
+            steps=range(step, step + number),
             threads=setup.threads,
         )
         with setup.examples.naming_bad("train", partial(setup.upcoming, number)):

@@ -172,7 +172,7 @@ def setup(run: RunDir, *, cores: int | None, overrides: Sequence[str] = ()) -> S
     )
     run_stages = plan(cfg, order.steps)
     built = _build(cfg, run_stages, readable.splits, parallel, computed_in)
-    decoded = examples.decoded_once(readable, cfg, parallel, built.image_size)
+    decoded = examples.decoded_once(readable, cfg, built.image_size)
     state = TrainState({**built.model.moving, **built.optimizer.variables})
     return Setup(run, cfg, parallel, threads, computed_in, decoded, order, run_stages, built, state, on_gpu)
 

@@ -257,18 +257,22 @@ class StageTraining:
 
 
 def _train_batches(setup: Setup, stage_input: StageInput, rows: range) -> tf.data.Dataset:
-    annotations = setup.splits["train"].annotations
+    order, annotations = setup.order, setup.splits["train"].annotations
+    transforms = []
+    if annotations.soft is not None:
+        transforms.append(pipeline.soft_labels(order, annotations.soft))
+    if features := stage_input.model.mask_features:
+        transforms.append(pipeline.dropout_masks(order, features, setup.cfg.model.dropout))
+    if annotations.weights is not None:
+        transforms.append(pipeline.example_weights(order, annotations.weights))
+    if stage_input.look_up is not None:
+        transforms.append(pipeline.teacher_logits(order, stage_input.look_up))
     batches = pipeline.train_batches(
         stage_input.read_train,
-        setup.order,
+        order,
         rows=rows,
-        from_step=setup.state.step,
-        to_step=stage_input.stage.end,
-        mask_features=stage_input.model.mask_features,
-        dropout=setup.cfg.model.dropout,
-        weights=annotations.weights,
-        soft=annotations.soft,
-        teacher=stage_input.look_up,
+        steps=range(setup.state.step, stage_input.stage.end),
+        transforms=transforms,
         threads=setup.threads,
     )
     return batches.map(_through_failpoint) if failpoint.names("data.batch") else batches

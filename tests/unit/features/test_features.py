@@ -50,7 +50,7 @@ def test_a_position_reads_the_features_of_its_augmented_image(tmp_path: Path, vi
     read = feature_views.reader(features, FEATURE_SOURCE, views, seed=3)
     positions = tf.range(40, dtype=tf.int64)
     indices = positions % FEATURE_SOURCE.num_examples
-    got, labels = read.batch(indices, positions)
+    got, labels = read.rows(indices, positions)
     images = augment(tf.gather(FEATURE_SOURCE.store.images, indices), views, AugmentConfig(), 3, positions)
     np.testing.assert_array_equal(got, compute_features(images))
     np.testing.assert_array_equal(labels, FEATURE_SOURCE.labels[indices])
@@ -81,7 +81,7 @@ def test_reading_a_set_copies_only_the_rows_that_are_read(tmp_path: Path) -> Non
     read = feature_views.reader(FeatureSet.open(tmp_path / "set", 1), memory_source(len(rows)), (), seed=0)
     order = Order(num_examples=len(rows), global_batch=4, seed=0)
     before = held_bytes()
-    for batch in train_batches(read, order, rows=range(4), from_step=0, to_step=20):
+    for batch in train_batches(read, order, rows=range(4), steps=range(20)):
         np.testing.assert_array_equal(batch.images, rows[order.index(batch.positions)])
     assert held_bytes() - before < rows.nbytes / 4
 

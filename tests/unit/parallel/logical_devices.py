@@ -40,7 +40,7 @@ def batches(bad: int | None = None, rows: int = 4) -> tf.data.Dataset:
         return batch
 
     source = memory_source(12, size=32)
-    made = train_batches(plain(source, 32), Order(0, 12, rows), rows=range(rows), from_step=0, to_step=STEPS)
+    made = train_batches(plain(source, 32), Order(0, 12, rows), rows=range(rows), steps=range(STEPS))
     return made.map(checked)
 
 

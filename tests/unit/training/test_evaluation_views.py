@@ -86,5 +86,5 @@ def test_the_prefix_cache_keeps_the_views_of_held_out_examples(tmp_path: Path) -
     np.testing.assert_allclose(cached.logits, whole.logits, rtol=1e-4, atol=1e-5)
     rows = np.array([3, 1, 7])
     read = feature_views.reader(features, SOURCE, None, held=rows)
-    values, _ = read.batch(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
+    values, _ = read.rows(tf.range(3, dtype=tf.int64), tf.range(3, dtype=tf.int64))
     np.testing.assert_array_equal(values, features.array()[rows])

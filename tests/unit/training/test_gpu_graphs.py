@@ -60,7 +60,7 @@ def trained_by(net: Any, *, image_size: int, **settings: Any) -> tuple[step.Trai
     objective = step.Objective(3, 4)
     rate = lambda at: 0.01 * tf.cast(at + 1, tf.float32)  # noqa: E731
     source = memory_source(4, size=image_size)
-    batches = train_batches(plain(source, image_size), Order(0, 4, 4), rows=range(4), from_step=0, to_step=9)
+    batches = train_batches(plain(source, image_size), Order(0, 4, 4), rows=range(4), steps=range(9))
     return step.TrainStep(net, optimizer, objective, PARALLEL, rate, **settings), batches
 
 

@@ -55,20 +55,15 @@ def preview(cfg: Config, rows: int) -> np.ndarray:
 
 def _mixed(read: Read, source: Source, index: int, positions: np.ndarray) -> np.ndarray:
     """Return one image as augmented at each position; where examples are mixed, with the images that follow it."""
-    if read.mixing is None:
-        return _images(read, np.full(len(positions), index), positions)
-    indices = index + np.where(positions % 2 == 0, 0, 1 + positions // 2)
-    images = _images(read, indices % source.num_examples, positions)
-    labels = tf.zeros(len(positions), tf.int32)
-    mixed: np.ndarray = read.mixing.mixed(tf.constant(images), labels, tf.constant(positions))[0].numpy()
-    return mixed
+    following = np.where(positions % 2 == 0, 0, 1 + positions // 2) if read.mixing else 0 * positions
+    return _images(read, (index + following) % source.num_examples, positions)
 
 
 def _images(read: Read, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return these examples as the pipeline reads them at these positions: uint8 [rows, size, size, 3]."""
     with tf.device("CPU:0"):
-        at = tf.constant(positions, tf.int64)
-        images: np.ndarray = read.finish(read.batch(tf.constant(indices, tf.int64), at)[0], at).numpy()
+        batch = read(tf.constant(indices, tf.int64), tf.constant(positions, tf.int64))
+        images: np.ndarray = batch.images.numpy()
     return images
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tl_dist.data import corruptions, pipeline
+from tl_dist.data.batch import Batch
 from tl_dist.data.pipeline import Read
 from tl_dist.datasets.division import groups_of
 from tl_dist.features.views import in_views
@@ -73,8 +73,8 @@ def corrupted(read: Read, name: str, severity: int) -> Read:
         pairs = zip(images, positions.tolist(), strict=True)
         return np.stack([corruptions.corrupted(image, name, severity, position) for image, position in pairs])
 
-    def finish(images: Any, positions: Any) -> Any:
-        images = read.finish(images, positions)
-        return tf.ensure_shape(tf.numpy_function(corrupt, [images, positions], tf.uint8), images.shape)
+    def corrupt_rows(batch: Batch) -> Batch:
+        images = tf.numpy_function(corrupt, [batch.images, batch.positions], tf.uint8)
+        return batch._replace(images=tf.ensure_shape(images, batch.images.shape))
 
-    return replace(read, finish=finish)
+    return read.then(corrupt_rows)

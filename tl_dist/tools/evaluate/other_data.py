@@ -62,7 +62,7 @@ def evaluate_data(
     evaluated = good.subset(np.concatenate(counted))
     data_name = path.absolute().name if path.is_dir() else path.stem
     name = re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}")
-    own = seen.of_run(model.run, directory)
+    own = seen.of_run(model.run)
     result = predictions.with_figures(
         sums.evaluation(name),
         model.run.path,
