@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 
@@ -147,7 +146,7 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or cores.own_share(os.environ),
+            workers=workers or rank_layout.own_cores(os.environ),
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tl_dist.config import Config
-from tl_dist.launcher.attempt import Attempt, Launch, Signals, newest_checkpoint
+from tl_dist.launcher.attempt import Attempt, Signals, newest_checkpoint
 from tl_dist.launcher.classify_exits import Outcome
+from tl_dist.launcher.local import Launch
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.lock import cannot_lock, holder

@@ -14,8 +14,7 @@ from tl_dist.config import file as config_file
 from tl_dist.launcher import train
 from tl_dist.launcher.classify_exits import ORDERLY, classify
 from tl_dist.launcher.command import has_horovod, num_workers, of_processes, require_package, visible_gpus
-from tl_dist.launcher.group import Group
-from tl_dist.launcher.local import local_launch
+from tl_dist.launcher.local import Group, local_launch
 from tl_dist.launcher.supervise import failure, signals_counted
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.checkpoint_reader import refuse_unknown

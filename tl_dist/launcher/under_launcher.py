@@ -13,8 +13,7 @@ from tl_dist.config import Config
 from tl_dist.config import file as config_file
 from tl_dist.launcher.command import require_package, worker_argv
 from tl_dist.launcher.companion import start
-from tl_dist.launcher.prepare import prepare
-from tl_dist.launcher.train import Request, open_run, with_trained_source
+from tl_dist.launcher.train import Request, open_run, prepare, with_trained_source
 from tl_dist.refusal import ExitCode, Refusal, printable
 from tl_dist.rendezvous.barrier import SILENT_S
 from tl_dist.rendezvous.rank_layout import expected_world_size, rank_in, rank_variable

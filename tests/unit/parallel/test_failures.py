@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tensorflow as tf
 
 from tl_dist.launcher.classify_exits import RESTARTABLE
-from tl_dist.parallel.horovod import refusal_of
+from tl_dist.parallel.horovod import Horovod
+from tl_dist.refusal import Refusal
 
 IN_A_GRAPH = """Graph execution error:
 
@@ -14,6 +16,16 @@ Detected at node HorovodGroupedAllreduce defined at (most recent call last):
 
 {}
 [[{{{{node HorovodGroupedAllreduce}}}}]] [Op:__inference_run_steps_41]"""
+
+
+def fail(said: str) -> None:
+    """Fail as a collective of rank 3 does."""
+    parallel = Horovod.__new__(Horovod)
+    parallel.rank = 3
+    with parallel.naming_lost_peers():
+        raise tf.errors.UnknownError(None, None, said)
+
+
 DUPLICATE = "ncclCommInitRank failed: invalid usage (run with NCCL_DEBUG=WARN for details)"
 
 
@@ -37,8 +49,10 @@ DUPLICATE = "ncclCommInitRank failed: invalid usage (run with NCCL_DEBUG=WARN fo
     ],
 )
 def test_the_line_with_the_reason_is_quoted(said: str, quoted: str, fate: str | None) -> None:
-    found = refusal_of(3, said)
-    assert found is not None and found.what.startswith("rank 3: ") and f"({quoted}" in found.what
+    with pytest.raises(Refusal) as refused:
+        fail(said)
+    found = refused.value
+    assert found.what.startswith("rank 3: ") and f"({quoted}" in found.what
     if fate is not None:
         assert f"another worker {fate} (" in found.what
     assert (found.code in RESTARTABLE) == (fate is not None)
@@ -48,4 +62,5 @@ def test_an_error_of_something_else_is_not_a_lost_peer() -> None:
     """Though every step has passed through the file that calls Horovod."""
     other = IN_A_GRAPH.format("Incompatible shapes: [3] vs. [4]").replace("HorovodGroupedAllreduce", "Add")
     assert "horovod.py" in other
-    assert refusal_of(0, other) is None
+    with pytest.raises(tf.errors.UnknownError):
+        fail(other)
