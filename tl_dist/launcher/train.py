@@ -83,43 +83,33 @@ def with_workers(cfg: Config) -> Config:
     return cfg
 
 
-def after_source_task(cfg: Config, runs: Path, console: Console) -> tuple[int, Config]:
+def after_source_task(cfg: Config, runs: Path, console: Console | None) -> tuple[int, Config]:
     """Train the source task, unless it is done; return DONE and the config that starts from it.
 
-    Returns another exit code if the source task was stopped.
+    Returns another exit code if the source task was stopped. Refuses (78) a finished run of another config and, without
+    a `console`, for launchers whose workers can train one run only, (64) a source task that is not done.
     """
     first = config_source.of_source(cfg)
     if first is None:
         return ExitCode.DONE, cfg
-    run = RunDir(runs / first.name)
-    code = _train(first, runs, console) if run.done is None else _unchanged(first, runs)
-    return code, config_source.after_source(cfg, run.path)
-
-
-def with_trained_source(cfg: Config, runs: Path) -> Config:
-    """Return the config that starts from its source task; refuse (64) a source task that is not done.
-
-    For launchers whose workers can train one run only.
-    """
-    first = config_source.of_source(cfg)
-    if first is None:
-        return cfg
-    run = RunDir(runs / first.name)
-    if run.done is None:
+    run, code = RunDir(runs / first.name), int(ExitCode.DONE)
+    if run.done is not None:
+        RunDir.create(runs, first, resolved=config_file.dump(first))
+    elif console is not None:
+        code = _train(first, runs, console)
+    else:
         raise Refusal(
             f"the source task of '{cfg.name}' has not been trained: {relative(run.path)} is not done.",
             fix=f"make 'source.data' a config of its own with 'name: {first.name}', launch that first, and write "
             f"'source: {{run: {relative(run.path)}}}' here; or train both by 'tl-dist train' without a launcher.",
             code=ExitCode.USAGE,
         )
-    _unchanged(first, runs)
-    return config_source.after_source(cfg, run.path)
+    return code, config_source.after_source(cfg, run.path)
 
 
-def _unchanged(cfg: Config, runs: Path) -> int:
-    """Refuse (78) a finished run of another config."""
-    RunDir.create(runs, cfg, resolved=config_file.dump(cfg))
-    return ExitCode.DONE
+def with_trained_source(cfg: Config, runs: Path) -> Config:
+    """Return the config that starts from its source task; refuse (64) a source task that is not done."""
+    return after_source_task(cfg, runs, None)[1]
 
 
 def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -> int:

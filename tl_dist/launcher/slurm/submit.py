@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -156,43 +156,27 @@ def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executabl
             code=ExitCode.USAGE,
         )
     driver = [python, "-P", "-m", "tl_dist.cli.main", "srun", str(run_dir)]
-    return fill(
-        template_text(),
-        {
-            "job_name": run_dir.name,
-            "nodes": str(options.nodes),
-            "ntasks_per_node": str(options.ntasks_per_node),
-            "cpus_per_task": _optional(options.cpus_per_task),
-            "gpus_per_node": _optional(options.gpus_per_node),
-            "partition": options.partition,
-            "account": options.account,
-            "time": options.time,
-            "output": f"{run_dir}/logs/slurm_%j.out",
-            "signal_lead_s": str(options.signal_lead_s),
-            "extra": options.extra,
-            "run_dir": shlex.quote(str(run_dir)),
-            "max_requeue": str(options.max_requeue),
-            "driver": shlex.join(driver),
-            "mpi": options.mpi,
-            "interface": shlex.quote(options.interface or ""),
-        },
-    )
+    named = {
+        "job_name": run_dir.name,
+        "output": f"{run_dir}/logs/slurm_%j.out",
+        "run_dir": shlex.quote(str(run_dir)),
+        "driver": shlex.join(driver),
+        "interface": shlex.quote(options.interface or ""),
+    }
+    return fill(template_text(), options.model_dump() | named)
 
 
-def fill(template: str, values: Mapping[str, str | Sequence[str] | None]) -> str:
+def fill(template: str, values: Mapping[str, object]) -> str:
     """Replace each {{hole}} in `template`, at most one a line.
 
-    Omits a line if its hole's value is None, and repeats it for each item of a sequence.
+    Omits a line if its hole's value is None, and repeats it for each item of a tuple.
     """
     lines: list[str] = []
     for line in template.splitlines():
         hole = _HOLE.search(line)
-        if hole is None:
-            lines.append(line)
-            continue
-        value = values[hole[1]]
-        words = [value] if isinstance(value, str) else value or ()
-        lines.extend(line.replace(hole[0], word) for word in words)
+        value = values[hole[1]] if hole else ""
+        words = value if isinstance(value, tuple) else () if value is None else (value,)
+        lines.extend(line.replace(hole[0], str(word)) if hole else line for word in words)
     return "\n".join(lines) + "\n"
 
 
@@ -259,7 +243,3 @@ def _sbatch(path: Path) -> str:
             code=ExitCode.USAGE,
         )
     return done.stdout.strip().partition(";")[0]  # JOB or JOB;CLUSTER
-
-
-def _optional(number: int | None) -> str | None:
-    return None if number is None else str(number)
