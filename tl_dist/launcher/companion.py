@@ -29,8 +29,7 @@ def require_trackers(trackers: Iterable[str]) -> None:
 def copying(run: RunDir, cfg: Config) -> Iterator[None]:
     """Copy a run to its trackers while the body trains it, by a process that training never waits for.
 
-    At the end it gets `LAST_S` for the rest. It inherits this command's environment, with the keys that workers do not
-    get.
+    At the end it gets `LAST_S` for the rest. It inherits this command's environment, keys for trackers included.
     """
     if not cfg.report.track:
         yield

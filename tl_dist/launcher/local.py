@@ -28,10 +28,7 @@ Launch = Callable[[], AbstractContextManager[Sequence[Command]]]
 
 
 def local_launch(cfg: Config, run: Path, request: Path | None = None) -> Launch:
-    """Return a launch, for `supervise`, of processes on this host with a new rendezvous on loopback for each attempt.
-
-    `request` is the file with a task other than training.
-    """
+    """Return a launch of processes on this host; `request` is the file with a task other than training."""
     return partial(_launch, cfg, run, request)
 
 
@@ -41,7 +38,7 @@ def _launch(cfg: Config, run: Path, request: Path | None) -> Iterator[Sequence[C
     if not are_processes(cfg):
         yield local_commands(cfg, run, os.environ, processes=num, request=request)
         return
-    # Horovod of size 1 uses a rendezvous as well: one way for any number of workers.
+    # A new rendezvous for each attempt. Horovod of size 1 uses a rendezvous as well: one way for any number of workers.
     with Rendezvous([("localhost", num)], "127.0.0.1") as rendezvous:
         place = partial(rendezvous.worker_environment, env=os.environ)
         yield local_commands(cfg, run, os.environ, processes=num, place=place, request=request)

@@ -58,10 +58,7 @@ def overrides_for(cfg: Config, how: Computation) -> list[str]:
 
 
 def run_shown(wanted: train.Request, cfg: Config, request: Request, what: str, console: Console) -> RunDir:
-    """Have the workers of `cfg` answer `request`, show their progress, and return the run directory.
-
-    Trains a source task first, unless that is done: the same one as training the config `wanted` would.
-    """
+    """Have the workers of `cfg` answer `request`, after the source task of `wanted`; show their progress."""
     if cfg.source is not None and cfg.source.data is not None:
         name = cfg.source.name or f"{wanted.load().name}-source"
         cfg = cfg.model_copy(update={"source": cfg.source.model_copy(update={"name": name})})

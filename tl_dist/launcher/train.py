@@ -54,10 +54,7 @@ class Request:
         return [*self.overrides, *short, *([f"workers={self.workers}"] if self.workers else [])]
 
     def load(self, *extra: str, imports: bool = True, resolve: bool = True) -> Config:
-        """Load the config, with the command line's overrides and `extra` put over it.
-
-        With `resolve`, replaces `strategy: auto` by the strategy for this host.
-        """
+        """Load the config with overrides; with `resolve`, replace `strategy: auto` by the strategy for this host."""
         overrides = [*self.all_overrides, *extra]
         cfg = config_file.load(self.config, overrides, choose=auto_config.values_for, imports=imports)
         return resolved_here(cfg) if resolve else cfg
@@ -173,10 +170,7 @@ def prepare_shown(cfg: Config, console: Console) -> None:
 
 
 def prepare(cfg: Config, say: Callable[[str], None], busy: Callable[[str], None]) -> None:
-    """Fetch the weights and the data of a run to this machine's disks, or refuse.
-
-    Calls `busy` with each fetch that begins, and `say` with its result.
-    """
+    """Fetch the weights and the data of a run; call `busy` with each fetch that begins, and `say` with its result."""
     before = os.umask(0o077)  # no other user may put weights into the cache
     try:
         if cfg.model.weights != "random" and cfg.source is None:

@@ -108,10 +108,7 @@ def _import_horovod() -> Any:
 
 
 def settings(*, gpus: bool, workers: int, stall_s: float) -> dict[str, str]:
-    """Return the variables that Horovod reads when it starts; one that is already set takes precedence.
-
-    After `stall_s` its inspector ends a job that hangs.
-    """
+    """Return the variables that Horovod reads when it starts; its inspector ends a job that hangs for `stall_s`."""
     return {
         # Milliseconds between checks of the queue. On CPUs each check takes time from a busy core, and waiting
         # costs little, since the sum overlaps with other work. With a GPU cores are idle, a step may take 10 ms,

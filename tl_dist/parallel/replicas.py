@@ -126,10 +126,7 @@ class OneOfMany(OneReplica):
         return split_like(self._sum_of_rows(self._gather_bits(flatten(tensors), name)), tensors)
 
     def _exchange_and_sum(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        """Sum bfloat16 tensors for more workers: each sums one part in float32, and sends it rounded to bfloat16.
-
-        Every worker sends nearly the whole twice, as in a ring, but at two bytes a number instead of four.
-        """
+        """Sum bfloat16 tensors like a ring, at half its bytes: each worker sums one part in float32, and rounds it."""
         flat = flatten(tensors)
         size = int(flat.shape[0])
         flat = tf.pad(flat, [[0, -size % self.world_size]])

@@ -110,10 +110,7 @@ class _Store:
         return [] if answer is None else answer.decode("ascii", "replace").split("\n")
 
     def absent(self, wait_s: float) -> tuple[int, str]:
-        """Return how many workers are missing, and their ranks in words.
-
-        With `can_wait`, after `wait_s`, or as soon as none is missing; else at once.
-        """
+        """Return how many workers are missing, and their ranks in words; `can_wait`: in `wait_s`, or once none is."""
         if self.can_wait:
             answer = self._ask("GET", f"/{ABSENT}", wait_s=wait_s)
             if answer is not None:

@@ -10,7 +10,7 @@ import socket
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import NamedTuple
@@ -19,6 +19,7 @@ Address = tuple[str, int]
 
 REQUEST_TIMEOUT_S = 3.0
 """a connection is closed if its peer takes longer for the head, or for the next part of the body or of the answer"""
+_MOST_AT_ONCE = 256  # new connections, before open ones get their turn
 _HEAD_BYTES = 16 << 10
 _READ_BYTES = 256 << 10
 _SEND_BYTES = 16 << 10
@@ -30,13 +31,6 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes = b""
-
-
-class Deferred(NamedTuple):
-    """Answer with what `then` returns after `wait_s`, or as soon as `HttpServer.answer_waiting` is called."""
-
-    wait_s: float
-    then: Callable[[], Answer]
 
 
 class Request(NamedTuple):
@@ -60,7 +54,7 @@ class HttpServer(ABC):
         self._listener.setblocking(False)
         self.endpoint: Address = self._listener.getsockname()
         self._closing: Future[None] = Future()
-        self._waiting: set[asyncio.Timeout] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=name, daemon=True)
         self._thread.start()
 
@@ -78,61 +72,62 @@ class HttpServer(ABC):
         """Return how many bytes of body to read, or an answer that refuses them."""
 
     @abstractmethod
-    def answer(self, request: Request, body: bytes) -> Answer | Deferred:
-        """Answer a complete request, now or later."""
-
-    def answer_waiting(self) -> None:
-        """Answer all peers with a deferred answer now."""
-        for waiting in self._waiting:
-            if not waiting.expired():
-                waiting.reschedule(0)
+    async def answer(self, request: Request, body: bytes) -> Answer:
+        """Answer a complete request."""
 
     async def _serve(self) -> None:
-        accepting = asyncio.create_task(self._accept())
-        await asyncio.wrap_future(self._closing)
-        accepting.cancel()
-        await asyncio.wait([accepting])
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
         with self._listener:
-            async with asyncio.TaskGroup() as connections:
-                while True:
-                    await asyncio.sleep(0)  # open connections get their turn, however many peers connect
-                    try:
-                        connection, peer = await loop.sock_accept(self._listener)
-                    except OSError:  # too many open files: wait until some are closed
-                        await asyncio.sleep(_RETRY_ACCEPT_S)
-                        continue
-                    if (trusted := self.trusts(peer)) is False:
-                        connection.close()
-                    else:
-                        connections.create_task(self._converse(connection, peer, bool(trusted)))
+            await asyncio.wrap_future(self._closing)
+            asyncio.get_running_loop().remove_reader(
+                self._listener
+            )  # `asyncio.run` then ends all connections
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                connection, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # too many open files: wait until some are closed
+                loop.remove_reader(self._listener)
+                loop.call_later(_RETRY_ACCEPT_S, loop.add_reader, self._listener, self._accept)
+                return
+            if (trusted := self.trusts(peer)) is False:
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = loop.create_task(self._converse(connection, peer, bool(trusted)))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
 
     async def _converse(self, connection: socket.socket, peer: Address, trusted: bool) -> None:
         """Receive one request and answer it; a peer that closes or takes too long gets no answer."""
         loop = asyncio.get_running_loop()
         with connection:
             try:
-                status, body = await self._answer_to(connection, peer, trusted)
-                head = f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n\r\n"
-                left = memoryview(head.encode() + body)
-                while left:
-                    async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                async with asyncio.timeout(REQUEST_TIMEOUT_S) as deadline:
+                    status, body = await self._answer_to(connection, peer, trusted, deadline)
+                    head = f"HTTP/1.0 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n\r\n"
+                    left = memoryview(head.encode() + body)
+                    while left:
+                        deadline.reschedule(loop.time() + REQUEST_TIMEOUT_S)
                         await loop.sock_sendall(connection, left[:_SEND_BYTES])
-                    left = left[_SEND_BYTES:]
+                        left = left[_SEND_BYTES:]
             except OSError:  # TimeoutError is one
                 pass
             except Exception:  # a bug of ours ends one connection, not the server
                 traceback.print_exc()
 
-    async def _answer_to(self, connection: socket.socket, peer: Address, trusted: bool) -> Answer:
+    async def _answer_to(
+        self, connection: socket.socket, peer: Address, trusted: bool, deadline: asyncio.Timeout
+    ) -> Answer:
         received = b""
-        async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            while b"\r\n\r\n" not in received:
-                if len(received) > _HEAD_BYTES:
-                    return Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-                received += await _receive(connection)
+        while b"\r\n\r\n" not in received:
+            if len(received) > _HEAD_BYTES:
+                return Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            received += await _receive(connection)
         head, _, start = received.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         method, _, rest = first.partition(" ")
@@ -147,20 +142,10 @@ class HttpServer(ABC):
             return expected
         body = bytearray(start)
         while len(body) < expected:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                body += await _receive(connection)
-        answer = self.answer(request, bytes(body[:expected]))
-        if isinstance(answer, Answer):
-            return answer
-        try:
-            async with asyncio.timeout(answer.wait_s) as waiting:
-                self._waiting.add(waiting)
-                await _receive(connection)  # to notice if the peer closes
-                raise ConnectionError("it sent more than its request")
-        except TimeoutError:
-            return answer.then()
-        finally:
-            self._waiting.discard(waiting)
+            deadline.reschedule(asyncio.get_running_loop().time() + REQUEST_TIMEOUT_S)
+            body += await _receive(connection)
+        deadline.reschedule(None)
+        return await self.answer(request, bytes(body[:expected]))
 
 
 async def _receive(connection: socket.socket) -> bytes:

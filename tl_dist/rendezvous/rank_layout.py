@@ -140,21 +140,18 @@ def _slurm_rank(env: Mapping[str, str], plan: Plan) -> int:
 
 
 def started_by_launcher(env: Mapping[str, str]) -> str | None:
-    """Return which launcher started this process as a worker: "horovodrun", "mpirun", "srun", or None.
-
-    The only task of a Slurm step is no worker unless it carries a plan.
-    """
+    """Return which launcher started this process as a worker: "horovodrun", "mpirun", "srun", or None."""
     name = rank_variable(env)
+    # The only task of a Slurm step is no worker unless it carries a plan.
     if name == "SLURM_PROCID" and PLAN_VARIABLE not in env and (slurm_tasks(env) or 1) == 1:
         return None
     return _LAUNCHER_BY_RANK[name] if name else None
 
 
 def expected_world_size(env: Mapping[str, str]) -> int | None:
-    """Return how many workers the launcher started; None without a launcher.
+    """Return how many workers the launcher started; None without one.
 
-    Horovod must be of this size: under an srun that passed neither a plan nor PMIx every task would silently
-    be a run of its own.
+    Under an srun that passed neither a plan nor PMIx, every task would silently be a run of its own size.
     """
     size = _first_integer(env, "HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE")
     if size is None:
@@ -181,10 +178,7 @@ def own_cores(env: Mapping[str, str]) -> int:
 
 
 def core_share(own: int, host: int, workers: int) -> int:
-    """Return the cores for one of `workers` on a host that may run on `own` cores, and all together on `host` cores.
-
-    A launcher that binds each worker to cores of its own has divided them already; others have not.
-    """
+    """Return the cores for one of `workers`, which may run on `own` cores of the `host`'s: some launchers bind each."""
     return max(1, min(own, host // workers))
 
 

@@ -29,17 +29,20 @@ Two requests are our own:
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hmac
 import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 
 from tl_dist.files import limits
 from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.rendezvous.barrier import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
-from tl_dist.rendezvous.http_server import Answer, Deferred, HttpServer, Request
+from tl_dist.rendezvous.http_server import Answer, HttpServer, Request
 from tl_dist.rendezvous.peers import user_of
 from tl_dist.rendezvous.rank_layout import (
     PLAN_VARIABLE,
@@ -105,6 +108,7 @@ class _Server(HttpServer):
         self._left: dict[str, set[str]] = {}
         self._members: dict[str, set[str]] = {}
         self._process_set = ""  # the digest of the one that there is
+        self._all_ready = asyncio.Event()
         for placement in placements_of(plan):
             for scope, rank in (
                 ("global", placement.rank),
@@ -122,8 +126,8 @@ class _Server(HttpServer):
         on_this_host = peer[0].startswith("127.") or peer[0] == self._address
         try:
             user = user_of(peer, self.endpoint)
-        except OSError:  # nothing here can tell users apart
-            return on_this_host or None
+        except OSError as error:  # nothing here can tell users apart, or it has no descriptor left to ask
+            return error.errno != errno.EMFILE and (on_this_host or None)
         if user is None:
             return False if on_this_host else None
         return user == os.geteuid()
@@ -149,12 +153,12 @@ class _Server(HttpServer):
             return Answer(413)
         return length
 
-    def answer(self, request: Request, body: bytes) -> Answer | Deferred:
+    async def answer(self, request: Request, body: bytes) -> Answer:
         scope, key = _scope_and_key(request)
         if request.method == "PUT":
             self._values.setdefault(scope, {})[key] = body
             if scope == READY and not self._missing():
-                self.answer_waiting()
+                self._all_ready.set()
             return Answer(200)
         if request.method == "DELETE":
             self._leave(scope, key)
@@ -166,9 +170,10 @@ class _Server(HttpServer):
             wait_s = (
                 min(float(wait), WAIT_S) if wait.replace(".", "", 1).isdecimal() and len(wait) < 9 else 0.0
             )
-            return (
-                Deferred(wait_s, self._count_missing) if wait_s and self._missing() else self._count_missing()
-            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._all_ready.wait()
+            return self._count_missing()
         values = self._values.get(scope, {})
         if request.path == _ALL and not self._missing():
             ready = self._values[READY]

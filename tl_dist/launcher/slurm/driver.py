@@ -36,10 +36,9 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def drive(run_dir: Path, env: Mapping[str, str], progress: Progress) -> ExitCode:
-    """Run all workers of one attempt, from the batch script; return DONE or REQUEUE, raise a Refusal otherwise.
+    """Run all workers of one attempt; return DONE or REQUEUE, raise a Refusal otherwise. Call it in the main thread.
 
-    DONE requires that every worker ended with 0 and the run has its DONE marker. A signal only writes the stop
-    file: the workers save and end by themselves. Call it from the main thread.
+    A signal only writes the stop file: the workers save and end by themselves.
     """
     run = RunDir.open(run_dir)
     cfg = config_file.load(run.config_file)

@@ -167,10 +167,7 @@ def render(options: SubmitOptions, *, run_dir: Path, python: str = sys.executabl
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
-    """Replace each {{hole}} in `template`, at most one a line.
-
-    Omits a line if its hole's value is None, and repeats it for each item of a tuple.
-    """
+    """Replace each {{hole}}; omit a line whose value is None, and repeat it for each item of a tuple."""
     lines: list[str] = []
     for line in template.splitlines():
         hole = _HOLE.search(line)
@@ -195,10 +192,7 @@ def template_text() -> str:
 
 
 def commands_of(options: SubmitOptions, run_dir: Path) -> list[str]:
-    """Return the only srun inside the job, then one line per rank: its place and its command.
-
-    The nodes have no names yet.
-    """
+    """Return the only srun inside the job, then each rank's place and command. The nodes have no names yet."""
     plan = [(f"node {k}", options.ntasks_per_node) for k in range(options.nodes)]
     placements = placements_of(plan)
     step = srun_command(
