@@ -70,7 +70,7 @@ class Horovod(OneOfMany):
 
     def _all_gather(self, value: Any, name: str, *, on_cpu: bool = False) -> Any:
         with tf.device(HOST) if on_cpu else nullcontext():
-            return self._hvd.allgather(value, name=name)
+            return self._hvd.allgather(tf.convert_to_tensor(value), name=name)
 
     def _all_to_all(self, rows: Any, name: str) -> Any:
         return self._hvd.alltoall(rows, name=name)
@@ -84,9 +84,8 @@ class Horovod(OneOfMany):
             line = _line_of_carrier(str(error))
             if line is None:
                 raise
-            if re.search(
-                r"invalid usage|duplicate gpu", str(error), re.IGNORECASE
-            ):  # a restart would only repeat it
+            if re.search(r"invalid usage|duplicate gpu", str(error), re.IGNORECASE):
+                # Final, since a restart would only repeat it.
                 raise Refusal(
                     f"rank {self.rank}: NCCL cannot be used like this ({line}).",
                     fix="give each worker a GPU of its own: no more workers on a host than it has GPUs.",

@@ -163,10 +163,10 @@ class OneOfMany(OneReplica):
         """Return every rank's bytes, sent in one padded row each, on the CPU."""
         if self.world_size == 1:
             return [text]
-        own = tf.constant([[self.rank, len(text)]], tf.int64)
+        own = np.array([[self.rank, len(text)]], np.int64)
         heads = self._all_gather(own, "gather_sizes", on_cpu=True).numpy()
         room = max(_SMALLEST_GATHER, 1 << (int(heads[:, 1].max()) - 1).bit_length())
-        words = tf.constant(np.frombuffer(text.ljust(room, b"\0"), np.int32)[np.newaxis])
+        words = np.frombuffer(text.ljust(room, b"\0"), np.int32)[np.newaxis]
         rows = self._all_gather(words, "gather", on_cpu=True).numpy()
         return [rows[k].tobytes()[: heads[k, 1]] for k in np.argsort(heads[:, 0], kind="stable")]
 
