@@ -58,10 +58,10 @@ def start(run: RunDir, until: int) -> subprocess.Popen[bytes]:
         os.close(log)
 
 
-def left_for_sync(run: RunDir, cfg: Config) -> str | None:
+def left_for_sync(run: RunDir, trackers: Iterable[str]) -> str | None:
     """Return a line that names the trackers that lack a part of the run; None if there are none."""
     seen = {"bytes": bytes_of(run), "state": state_of(run)}
-    progress = {name: read_json(place_of(run) / f"{name}.json") or {} for name in cfg.report.track}
+    progress = {name: read_json(place_of(run) / f"{name}.json") or {} for name in trackers}
     names = [name for name, known in progress.items() if known.get("seen") != seen]
     return f"not all of it has been sent to {' and '.join(names)}: tl-dist sync {run.path}" if names else None
 

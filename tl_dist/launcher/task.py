@@ -135,7 +135,9 @@ def run_task(
                 heading=heading or what,
             ) as group,
         ):
-            while not group.wait(0.1) and not signals.stop and _orderly(group):
+            while not (
+                group.wait(0.1) or signals.stop or any(exit.code not in ORDERLY for exit in group.exits)
+            ):
                 watch()
             group.end(grace_s=0 if signals.stop else None)
             watch()
@@ -150,7 +152,3 @@ def run_task(
     if not outcome.orderly:
         log = Path(os.path.relpath(place.logs / f"{what}_rank_{outcome.rank:04d}.out"))
         raise failure(outcome, outcome.code, socket.gethostname(), log)
-
-
-def _orderly(group: Group) -> bool:
-    return all(exit.code in ORDERLY for exit in group.exits)

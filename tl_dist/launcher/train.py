@@ -122,7 +122,7 @@ def _train(cfg: Config, runs: Path, console: Console, *, figures: bool = True) -
     prepare_shown(cfg, console)
     with copying(run, cfg), Progress(console, every_s=cfg.report.every_s) as progress:
         code = supervise(run, cfg, local_launch(cfg, run.path), progress)
-    if (line := left_for_sync(run, cfg)) is not None:
+    if (line := left_for_sync(run, cfg.report.track)) is not None:
         console.say(line, style="yellow")
     if code != ExitCode.DONE:
         step = max(newest_checkpoint(run), 0)
