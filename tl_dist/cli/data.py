@@ -13,7 +13,6 @@ from typer import Argument, Option
 
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers
 from tl_dist.cli.groups import group
-from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.terminal.console import Console
@@ -135,7 +134,7 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or cores.own_share(os.environ),
+            workers=workers or rank_layout.own_cores(os.environ),
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -25,7 +25,6 @@ from tl_dist.files import failpoint, limits
 from tl_dist.files.atomic import open_to_append
 from tl_dist.files.foreign import read_file
 from tl_dist.files.process import allow_many_open_files
-from tl_dist.parallel import cores
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
 from tl_dist.runs.directory import RunDir
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.update(rank_layout.slurm_task_environment(os.environ))
         import_keras()
         if work is not None:
-            return int(import_module(work).run(run, request, cores.own_share(os.environ)))
+            return int(import_module(work).run(run, request, rank_layout.own_cores(os.environ)))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
         return _leave(rank, *report_error(rank, error, shown))
@@ -107,7 +106,7 @@ def _train(run: RunDir, *, show_progress: bool) -> int:
             from tl_dist.terminal.progress import Progress
 
             listen = stack.enter_context(Progress(Console())).show
-        worker = setup(run, cores=cores.own_share(os.environ))
+        worker = setup(run, cores=rank_layout.own_cores(os.environ))
         return attempt.train(worker, job=_slurm_job(os.environ), listen=listen)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.parallel import cores
+from tl_dist.rendezvous import rank_layout
 
 ROOT = Path(__file__).parents[3]
 STEP = {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}
@@ -29,18 +29,18 @@ STEP = {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}
     ],
 )
 def test_cores_are_divided_once(own: int, host: int, workers: int, expected: int) -> None:
-    assert cores.share(own, host, workers) == expected
+    assert rank_layout.core_share(own, host, workers) == expected
 
 
 def test_slurm_says_what_a_job_has_on_a_host() -> None:
-    assert cores.host_cores(STEP | {"SLURM_CPUS_ON_NODE": "112"}) == 112
+    assert rank_layout.host_cores(STEP | {"SLURM_CPUS_ON_NODE": "112"}) == 112
     # A batch script is no worker, and what it starts by other means is not bound by Slurm.
-    assert cores.host_cores({"SLURM_CPUS_ON_NODE": "112"}) == len(os.sched_getaffinity(os.getppid()))
+    assert rank_layout.host_cores({"SLURM_CPUS_ON_NODE": "112"}) == len(os.sched_getaffinity(os.getppid()))
 
 
 def own_share(environment: dict[str, str], *bind: str) -> int:
     """What a process under `bind` takes that this one has started."""
-    code = "import os; from tl_dist.parallel import cores; print(cores.own_share(os.environ))"
+    code = "import os; from tl_dist.rendezvous import rank_layout; print(rank_layout.own_cores(os.environ))"
     argv = [*bind, sys.executable, "-c", code]
     return int(subprocess.check_output(argv, env=dict(os.environ, PYTHONPATH=str(ROOT), **environment)))
 
