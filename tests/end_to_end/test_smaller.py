@@ -20,7 +20,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.tools.prune.command import pruned
 from tl_dist.trainer import distillation
 from tl_dist.trainer import refit as worker_refit
-from tl_dist.trainer.recorder import Recorder
+from tl_dist.trainer.run_writer import RunWriter
 
 CONFIG = """\
 steps: 12
@@ -61,14 +61,14 @@ def _there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stopped_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run in this process is asked to stop after this step."""
-    report = Recorder.report
+    report = RunWriter.report
 
-    def then_stop(self: Recorder, found: Any) -> None:
+    def then_stop(self: RunWriter, found: Any) -> None:
         report(self, found)
         if found.step == step:
             self._run.request_stop()
 
-    monkeypatch.setattr(Recorder, "report", then_stop)
+    monkeypatch.setattr(RunWriter, "report", then_stop)
 
 
 def refusal(workspace: Workspace, name: str, *overrides: str) -> str:

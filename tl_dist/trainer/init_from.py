@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from tl_dist.config import Config, registry
 from tl_dist.models import classifier, pruning, weights
 from tl_dist.models.classifier import Classifier
 from tl_dist.models.digest import digest
+from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint, init_from
 from tl_dist.runs.checkpoint_format import Checkpoint
@@ -32,41 +34,59 @@ def refuse_changed_code(run: RunDir, cfg: Config) -> None:
         )
 
 
-def network_of(run: RunDir, cfg: Config, precision: str | None = None) -> Classifier:
-    """Return the classifier of a run with random weights, in a precision that is set for the process; None keeps it."""
-    refuse_changed_code(run, cfg)
-    if precision is not None:
-        keras.config.set_dtype_policy(precision)
-    return classifier.build(
-        registry.backbone(cfg.model.backbone),
-        cfg.model,
-        image_size=image_size_of(cfg),
-        num_classes=len(identity_of(run)["class_names"]),
-        seed=cfg.seed,
-        carried=cfg.source is not None,
-    )
-
-
 def image_size_of(cfg: Config) -> int:
     """Return the side in pixels of the square images that the network takes."""
     return cfg.data.image_size or int(registry.backbone(cfg.model.backbone).input_size)
+
+
+def load_run(
+    run: RunDir,
+    cfg: Config,
+    at: str = "",
+    *,
+    parallel: DataParallel | None = None,
+    precision: str | None = None,
+) -> tuple[Classifier, Checkpoint | None]:
+    """Return the classifier of `run`, whose config is `cfg`, with the weights of a checkpoint, and the checkpoint.
+
+    The checkpoint is the one that the run ended with, or `at` as in `checkpoint.find`. `precision` is set for the
+    process; None keeps its own. With `parallel` the classifier is the same on all workers, and rank 0 alone reads and
+    returns the checkpoint. Refuses a run without a valid checkpoint, and one whose frozen weights cannot be loaded.
+    """
+    refuse_changed_code(run, cfg)
+    if precision is not None:
+        keras.config.set_dtype_policy(precision)
+    saved = None
+    with nullcontext() if parallel is None else parallel.scope():
+        built = classifier.build(
+            registry.backbone(cfg.model.backbone),
+            cfg.model,
+            image_size=image_size_of(cfg),
+            num_classes=len(identity_of(run)["class_names"]),
+            seed=cfg.seed,
+            carried=cfg.source is not None,
+        )
+        variables = {**built.moving, **built.frozen}
+        if parallel is None or parallel.rank == 0:
+            saved = _restore(run, cfg, built.network, variables, at)
+    if parallel is not None:
+        parallel.broadcast(list(variables.values()))
+    return built, saved
 
 
 def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: Sequence[str] = ()) -> str:
     """Give `network` the backbone of `cfg.source.run`, or what `model.prune` keeps of it; return the digest of all.
 
     `variables` are the network's by path, `backbone/LAYER/VARIABLE`, and the head's, of these classes, if it is to be
-    carried as well. Refuses what `restore` refuses, and a head of other classes.
+    carried as well. Refuses what `load_run` refuses, and a head of other classes.
     """
     run, source = init_from.opened(cfg)
     heads = [path for path in variables if path.startswith("head/logits/")]
     places = columns(run, class_names, "source.run") if heads else []
     if source.model.prune == cfg.model.prune:
-        restore(run, source, network, variables)
+        _restore(run, source, network, variables)
     else:
-        whole = network_of(run, source)
-        restore(run, source, whole.network, {**whole.moving, **whole.frozen})
-        weights_left = pruning.kept(whole, network)
+        weights_left = pruning.kept(load_run(run, source)[0], network)
         for path, variable in variables.items():
             variable.assign(weights_left[path])
     for path in heads:
@@ -74,12 +94,12 @@ def carry(network: Any, variables: Mapping[str, Any], cfg: Config, class_names: 
     return digest({path: v.numpy() for path, v in variables.items()})
 
 
-def restore(run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = "") -> Checkpoint:
-    """Set `variables`, by path, to a checkpoint of `run`, whose config this is; return the checkpoint.
+def _restore(
+    run: RunDir, cfg: Config, network: Any, variables: Mapping[str, Any], at: str = ""
+) -> Checkpoint:
+    """Set `variables` by path, the network's and maybe the head's, to a checkpoint of `run`; return the checkpoint.
 
-    `variables` are the network's, and the head's if it is wanted. The checkpoint is the one that the run ended with, or
-    `at` as in `checkpoint.find`. Averaged weights are taken where the run kept them, since it evaluated these
-    (`Optimizer.begin`). Refuses a run without a valid checkpoint, and one whose frozen weights cannot be loaded again.
+    Averaged weights are taken where the run kept them, since it evaluated these (`Optimizer.begin`).
     """
     saved = checkpoint.find(run, at)
     if saved is None:

@@ -68,22 +68,16 @@ def loaded(
     """Load the model of a checkpoint, `at` as in `checkpoint.find`, on all workers; `cores` as for `setup`.
 
     It computes in `precision`, by default the run's own. Rank 0 reads the checkpoint, so that all workers have the same
-    one even while the run is being trained. Refuses what `init_from.restore` refuses.
+    one even while the run is being trained. Refuses what `load_run` refuses.
     """
     cfg, identity = config_file.load(run.config_file, overrides), identity_of(run)
     threads = start_tensorflow(cfg, cores)
     parallel = started(registry.strategy(cfg.strategy).start(cfg), cfg.strategy)
-    with parallel.scope():
-        built = init_from.network_of(run, cfg, precision or identity["precision"])
-        variables = {**built.moving, **built.frozen}
-        facts: tuple[int, str] | None = None
-        if parallel.rank == 0:
-            saved = init_from.restore(run, cfg, built.network, variables, at)
-            facts = saved.step, saved.sha256
-    parallel.broadcast(list(variables.values()))
+    precision = precision or identity["precision"]
+    built, saved = init_from.load_run(run, cfg, at, parallel=parallel, precision=precision)
+    facts = None if saved is None else [saved.step, saved.sha256]
     step, sha256 = json.loads(parallel.gather(json.dumps(facts).encode())[0])
     model = built.trained_from(cfg.parts[-1])
-    unsettled = bool(model.statistics) and (run.done is None or at.isdecimal())
     return Loaded(
         run,
         cfg,
@@ -95,7 +89,7 @@ def loaded(
         decoding_of(run, new=VERSION),
         sha256,
         calibration.of_checkpoint(run.path, sha256, cfg.evaluation.views),
-        unsettled,
+        moving_statistics=bool(model.statistics) and (run.done is None or at.isdecimal()),
     )
 
 
@@ -133,22 +127,19 @@ def restored(
     """Restore the model of a checkpoint, `at` as in `checkpoint.find`, in `precision`, by default the run's own.
 
     `dense_head` as for `assemble`. With `calibrated=False` the caller has to apply the temperature. Refuses what
-    `init_from.restore` refuses.
+    `load_run` refuses.
     """
     cfg, identity = config_file.load(run.config_file), identity_of(run)
     class_names, precision = identity["class_names"], precision or identity["precision"]
     with process_as_it_was():
-        built = init_from.network_of(run, cfg, precision)
-        variables = {**built.moving, **built.frozen}
-        saved = init_from.restore(run, cfg, built.network, variables, at)
+        built, saved = init_from.load_run(run, cfg, at, precision=precision)
+        assert saved is not None
         fit = calibration.of_checkpoint(run.path, saved.sha256)
         temperature = None if fit is None else fit.temperature
-        head = {path: v.numpy() for path, v in variables.items() if path.startswith("head/")}
-        backbone = registry.backbone(cfg.model.backbone)
         model = assemble(
-            backbone,
+            registry.backbone(cfg.model.backbone),
             cfg,
-            head,
+            {path: v.numpy() for path, v in built.moving.items() if path.startswith("head/")},
             built.network,
             len(class_names),
             dense_head=dense_head,

@@ -150,30 +150,43 @@ def predicted(model: Loaded, paths: Sequence[str], known: Mapping[int, str]) -> 
     return Predicted(ids, np.concatenate(rows), np.array(model.class_names), model.step, errors)
 
 
-def readable(model: Loaded, source: Source, directory: Path) -> tuple[Source, dict[str, str]]:
-    """Return the source, as the run decodes it, without files whose header is bad; and the reasons by id of these."""
+def predict_decodable(
+    model: Loaded,
+    source: Source,
+    faults: dict[str, str],
+    *,
+    cache: Path,
+    path: Path | None = None,
+    features: bool = False,
+) -> Iterator[Found]:
+    """Yield the examples of `source` that can be decoded, and put the reasons of the others into `faults`, by id.
+
+    Images are decoded as the run decodes them. Headers are checked first, and the result is kept in the directory
+    `cache`. Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in.
+    """
     parallel = model.parallel
+    splits = {"test": source}
     screening = quarantine.screen(
-        {"test": source},
-        cache=directory / "header_checks",
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        gather=parallel.gather,
+        splits, cache=cache, rank=parallel.rank, world_size=parallel.world_size, gather=parallel.gather
     )
-    source = decoded_by({"test": source}, model.decoding, screening.unusual)["test"]
-    if not screening.bad:
-        return source, {}
-    reasons = {bad.id: bad.reason for bad in screening.bad}
-    return source.subset(np.flatnonzero([name not in reasons for name in source.ids])), reasons
+    faults |= {bad.id: bad.reason for bad in screening.bad}
+    good = decoded_by(splits, model.decoding, screening.unusual)["test"]
+    examples = np.flatnonzero([name not in faults for name in source.ids])
+    if faults:
+        good = good.subset(examples)
 
+    def refuse_beyond_budget() -> None:
+        most = quarantine.budget(model.cfg.data.max_bad, splits)
+        if len(faults) > most:
+            name, reason = next(iter(faults.items()))
+            of = path or f"run '{model.run.name}'"
+            what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
+            raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
 
-def refuse_beyond_budget(
-    model: Loaded, source: Source, faults: Mapping[str, str], path: Path | None = None
-) -> None:
-    """Refuse (65) more undecodable images than the run allows; `path` is the folder that they are in."""
-    most = quarantine.budget(model.cfg.data.max_bad, {"test": source})
-    if len(faults) > most:
-        name, reason = next(iter(faults.items()))
-        of = path or f"run '{model.run.name}'"
-        what = f"{len(faults)} images of {of} cannot be decoded, more than data.max_bad = {most}: {name} {reason}"
-        raise unusable(what, f"restore or delete what 'tl-dist data verify {path or 'DATA'}' names")
+    refuse_beyond_budget()
+    for piece in predict(model, good, features=features):
+        if piece.faults:
+            faults |= {good.ids[k]: reason for k, reason in piece.faults.items()}
+        else:
+            yield piece._replace(examples=examples[piece.examples])
+    refuse_beyond_budget()

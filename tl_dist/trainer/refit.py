@@ -34,9 +34,7 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
         return
     setup.prepare_for("loading the source")
     run, cfg = origins.opened(setup.cfg)
-    with setup.parallel.scope():
-        whole = init_from.network_of(run, cfg)
-        init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
+    whole, _ = init_from.load_run(run, cfg, parallel=setup.parallel)
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}
     used = []

@@ -19,14 +19,14 @@ from tl_dist.config.stages import Stage, plan
 from tl_dist.data.order import Order
 from tl_dist.datasets import Splits
 from tl_dist.models import classifier, precision, weights
-from tl_dist.models.classifier import Classifier
+from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of, started
 from tl_dist.parallel.replicas import gpu_of_process
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer import audit, examples, init_from
+from tl_dist.trainer import examples, init_from
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.init_from import refuse_changed_code
 from tl_dist.training import monitor, optim
@@ -35,8 +35,12 @@ from tl_dist.training.optim import Optimizer
 from tl_dist.training.state import TrainState
 
 
-class StopRequested(Exception):
+class StopRequested(Refusal):
     """The user or Slurm has asked the run to stop; raised by all workers at the same point."""
+
+    def __init__(self, what: str = "the work") -> None:
+        fix = "run the same command again."
+        super().__init__(f"{what} was stopped.", fix=fix, code=ExitCode.REQUEUE)
 
 
 @dataclass(frozen=True)
@@ -184,13 +188,8 @@ def restore(setup: Setup, log: Callable[[str], None], at: str = LAST) -> checkpo
     """
     saved = checkpoint.find(setup.run, at, expected=setup.state.layout, log=log)
     if saved is not None:
-        take(setup, saved)
+        setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
     return saved
-
-
-def take(setup: Setup, saved: checkpoint.Checkpoint) -> None:
-    """Set the state to a checkpoint that was read."""
-    setup.state.resume(saved.arrays, step=saved.step, history=saved.meta["history"])
 
 
 def go_back(setup: Setup, step: int) -> None:
@@ -202,6 +201,27 @@ def go_back(setup: Setup, step: int) -> None:
         state.resume(saved.arrays, step=step, history=state.history)
     setup.parallel.broadcast(list(state.variables.values()))
     state.agree_on(step, state.history)
+
+
+def average(setup: Setup, steps: Sequence[int]) -> None:
+    """Set the weights to the mean of those that were evaluated at several steps, on all workers.
+
+    The rest of the state stays as it is. Moving averages of the weights become the same mean, since they are evaluated.
+    """
+    state = setup.state
+    setup.beat("averaging checkpoints", alone=True)
+    if setup.is_first:
+        sums: dict[str, Any] = {}
+        for step in steps:  # in float64, one after another, so that two are in memory
+            arrays = checkpoint.read(setup.run, step, expected=state.layout).arrays
+            for path in setup.model.moving:
+                value = arrays.get(f"optimizer/ema/{path}", arrays[path])
+                sums[path] = sums.get(path, 0.0) + value.astype(np.float64)
+        for path, total in sums.items():
+            for name in {path, f"optimizer/ema/{path}"} & state.variables.keys():
+                variable = state.variables[name]
+                variable.assign((total / len(steps)).astype(variable.dtype.as_numpy_dtype))
+    setup.parallel.broadcast(list(state.variables.values()))
 
 
 @contextmanager
@@ -229,6 +249,12 @@ def start_tensorflow(cfg: Config, cores: int | None) -> int:
     if cfg.runtime.deterministic:
         tf.config.experimental.enable_op_determinism()
     return threads
+
+
+def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
+    """Return a host copy of the moving statistics of every batch-norm layer, by path."""
+    variables = {**model.moving, **model.frozen}
+    return {path: np.array(v.numpy()) for path, v in variables.items() if path.endswith(MOVING)}
 
 
 def _build(
@@ -261,7 +287,7 @@ def _build(
                 heads = () if cfg.source.head else ("head/",)
                 carried = {path: v for path, v in every.items() if not path.startswith(heads)}
                 origin_sha256 = init_from.carry(model.network, carried, cfg, splits["train"].class_names)
-        statistics = audit.statistics(whole)
+        statistics = moving_statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,
             whole.trainable,

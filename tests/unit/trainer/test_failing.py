@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tl_dist.files.atomic import of_the_machine
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.trainer.failing import report_error
+from tl_dist.trainer.__main__ import report_error
 
 
 class Full(io.StringIO):

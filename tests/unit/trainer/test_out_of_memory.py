@@ -14,7 +14,7 @@ from tl_dist.launcher.classify_exits import RESTARTABLE
 from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer import __main__ as main
-from tl_dist.trainer.failing import out_of_memory
+from tl_dist.trainer.__main__ import out_of_memory
 
 
 def test_tensorflows_own_error() -> None:

@@ -23,13 +23,12 @@ from tl_dist.tools.cross_validate import Request
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Save the out-of-fold predictions in the run and mark it done. Returns REQUEUE if a stop was requested."""
     predicted = None
-    with on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
+    with cached.on_features(run, "cross-validating", cores, alone=True) as (setup, stop_requested, say):
         predicted = cross_validate(setup, request.folds, request.seeds, stop_requested, say, by=request.by)
     if predicted is not None:
         predicted.save(run.path / OUT_OF_FOLD)

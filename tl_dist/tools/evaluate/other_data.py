@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,54 +17,61 @@ from tl_dist.datasets.curation.layout import opened
 from tl_dist.datasets.division import pooled
 from tl_dist.datasets.files import unusable
 from tl_dist.datasets.grouping import named
-from tl_dist.files.atomic import write_atomically
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import predictions
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.tools.evaluate import groups as grouped
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.load_model import Loaded
-from tl_dist.trainer.metrics import class_records, evaluation_record
-from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
+from tl_dist.trainer.predict import predict_decodable
 from tl_dist.training.evaluation import MAX_LOGITS
 
-RESULT = "evaluation.json"
 _MAX_NAMES = 8
 
 
 def evaluate_data(
     model: Loaded, path: Path, split: str | None, directory: Path, by: Sequence[str] = ()
-) -> None:
-    """Evaluate the data set at `path`; rank 0 writes the record to `directory`, and the predictions to the run.
+) -> tuple[Evaluation, Source, dict[str, Any]] | None:
+    """Evaluate the data set at `path`; rank 0 writes the predictions to the run.
 
-    `split` is one of the data set's; default: its test split, or all of it if it has none. Left out are examples of
-    classes that the run does not know and, up to the budget of the run's config, images that cannot be decoded. `by`:
-    as `grouping.named` takes it.
+    Returns on rank 0 the evaluation, the examples that were evaluated, and what of the data set was matched. `split` is
+    one of the data set's; default: its test split, or all of it if it has none. Left out are examples of classes that
+    the run does not know and, up to the budget of the run's config, images that cannot be decoded. `by`: as
+    `grouping.named` takes it, checked before an hour is spent.
     """
     part, source = _part(path, split)
     named(source, by)
     agree(model.parallel, {"data": source.fingerprint, "class_names": list(source.class_names)})
     known, unknown = matched(source, model.class_names, path)
-    good, faults = readable(model, known, directory)
-    refuse_beyond_budget(model, source, faults, path)
+    classes, faults = len(model.class_names), dict[str, str]()
     counted: list[NDArray[np.int64]] = []
-    sums = _Sums(len(model.class_names), good.num_examples)
-    for piece in predict(model, good):
-        faults |= {good.ids[k]: reason for k, reason in piece.faults.items()}
-        if model.parallel.rank == 0 and not piece.faults:
-            counted.append(piece.examples)
-            sums.add(piece.logits, good.labels[piece.examples])
-    refuse_beyond_budget(model, source, faults, path)
+    confusion, loss = np.zeros((classes, classes), np.int64), 0.0
+    logits: list[NDArray[np.float32]] | None = [] if known.num_examples * classes <= MAX_LOGITS else None
+    cache = directory / "header_checks"
+    for piece in predict_decodable(model, known, faults, cache=cache, path=path):
+        if model.parallel.rank:
+            continue
+        labels, wide = known.labels[piece.examples], piece.logits.astype(np.float64)
+        np.add.at(confusion, (labels, wide.argmax(axis=1)), 1)
+        loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
+        counted.append(piece.examples)
+        if logits is not None:
+            logits.append(piece.logits)
     if model.parallel.rank:
-        return
+        return None
     if not counted:
         raise unusable(f"no image of {path} can be decoded", "see what 'tl-dist data verify' says of it")
-    evaluated = good.subset(np.concatenate(counted))
+    evaluated = known.subset(np.concatenate(counted))
     data_name = path.absolute().name if path.is_dir() else path.stem
-    name = re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}")
     own = seen.of_run(model.run, directory)
     result = predictions.with_figures(
-        sums.evaluation(name),
+        Evaluation(
+            split=re.sub(r"[^\w.-]", "_", f"{data_name}-{part}-{source.fingerprint[:8]}"),
+            num_examples=evaluated.num_examples,
+            num_correct=int(np.trace(confusion)),
+            mean_loss=loss / evaluated.num_examples,
+            confusion=confusion,
+            logits=None if logits is None else np.concatenate(logits),
+        ),
         model.run.path,
         step=model.step,
         ids=evaluated.ids,
@@ -85,10 +92,7 @@ def evaluate_data(
         "undecodable": faults,
         "moving_statistics": model.moving_statistics,
     }
-    record = evaluation_record(model.step, result, model.class_names)
-    record |= {"classes": class_records(result, model.class_names), "data": facts}
-    record |= grouped.record(model.run, name, evaluated, by)
-    write_atomically(directory / RESULT, json.dumps(record).encode())
+    return result, evaluated, facts
 
 
 def _part(path: Path, split: str | None) -> tuple[str, Source]:
@@ -118,34 +122,3 @@ def matched(source: Source, class_names: Sequence[str], path: Path) -> tuple[Sou
     counts = Counter(source.class_names[label] for label in source.labels[~known])
     renamed = replace(whole, labels=number[whole.labels], class_names=tuple(class_names))
     return renamed.subset(rows[known]), dict(sorted(counts.items()))
-
-
-class _Sums:
-    """Accumulates a confusion matrix and the loss, and the logits too unless they are too many."""
-
-    def __init__(self, num_classes: int, num_examples: int) -> None:
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)
-        self._loss = 0.0
-        self._logits: list[NDArray[np.float32]] | None = (
-            [] if num_examples * num_classes <= MAX_LOGITS else None
-        )
-
-    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-        """Add some examples."""
-        np.add.at(self._confusion, (labels, logits.argmax(axis=1)), 1)
-        wide = logits.astype(np.float64)
-        self._loss += float((np.logaddexp.reduce(wide, axis=1) - wide[np.arange(len(labels)), labels]).sum())
-        if self._logits is not None:
-            self._logits.append(logits)
-
-    def evaluation(self, name: str) -> Evaluation:
-        """Return the evaluation of all examples that were added."""
-        num = int(self._confusion.sum())
-        return Evaluation(
-            split=name,
-            num_examples=num,
-            num_correct=int(np.trace(self._confusion)),
-            mean_loss=self._loss / num,
-            confusion=self._confusion,
-            logits=None if self._logits is None else np.concatenate(self._logits),
-        )

@@ -18,12 +18,11 @@ from tl_dist.tools.rank import Request, transferability
 from tl_dist.trainer import cached
 from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Save the scores of the network in the run. Returns REQUEUE if a stop was requested."""
-    with on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
+    with cached.on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
         rank(setup, request.scored, stop_requested, say)
     return ExitCode.REQUEUE if run.stop_requested() else ExitCode.DONE
 
