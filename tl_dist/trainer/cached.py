@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -64,18 +64,32 @@ def on_features(
 
 
 def finder(
-    setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
-) -> Callable[..., FeatureSet | None]:
-    """Return `extraction.cached` of this stage's frozen part as a function of source, augmentations and split."""
-    return partial(
-        extraction.cached,
-        prefix=prefix_of(setup, stage_input),
-        root=setup.run.path.parent / "features",
-        parallel=setup.parallel,
-        stop_requested=stop_requested,
-        say=say,
-        threads=setup.threads,
-    )
+    setup: Setup, prefix: extraction.Prefix, stop_requested: Callable[[], bool], say: extraction.Say
+) -> Callable[..., FeatureSet]:
+    """Return `extraction.cached` of `prefix` as a function of source, augmentations and split.
+
+    It raises StopRequested where a stop was requested, and records in the run directory that the run reads the set.
+    """
+
+    def find(source: Source, *, augmentations: Sequence[str], split: str) -> FeatureSet:
+        features = extraction.cached(
+            source,
+            prefix=prefix,
+            augmentations=augmentations,
+            root=setup.run.path.parent / "features",
+            split=split,
+            parallel=setup.parallel,
+            stop_requested=stop_requested,
+            say=say,
+            threads=setup.threads,
+        )
+        if features is None:
+            raise StopRequested
+        if setup.is_first:
+            setup.run.refer_to_features(features.directory.name)
+        return features
+
+    return find
 
 
 def normalized(setup: Setup, stage_input: StageInput, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -102,7 +116,7 @@ def from_features(
     setup: Setup, stage_input: StageInput, stop_requested: Callable[[], bool], say: extraction.Say
 ) -> StageInput:
     """Return the same stage with all splits read from the outputs of its frozen part, which are computed if missing."""
-    find = finder(setup, stage_input, stop_requested, say)
+    find = finder(setup, prefix_of(setup, stage_input), stop_requested, say)
     evaluated = setup.cfg.evaluation.views
     on_features = replace(stage_input, model=stage_input.model.on_features())
     read = dict(stage_input.read)
@@ -111,9 +125,6 @@ def from_features(
         # A whole pool is kept only where no example is bad, so a bad one belongs to a set of a single split.
         with setup.examples.naming_bad(names[0], partial(iter, share)):
             features = find(source, augmentations=views, split=" and ".join(names))
-        if features is None:
-            raise StopRequested
-        refer(setup, features)
         for name in names:
             split = setup.splits[name]
             rows = None if source is split else pool_of(split)[1]
@@ -151,12 +162,6 @@ def prefix_of(setup: Setup, stage_input: StageInput) -> extraction.Prefix:
         setup.cfg.data.kept_fraction,
         stage_input.model.prefix_shape,
     )
-
-
-def refer(setup: Setup, features: FeatureSet) -> None:
-    """Record in the run directory that the run reads this feature set."""
-    if setup.is_first:
-        setup.run.refer_to_features(features.directory.name)
 
 
 def _sets(setup: Setup) -> Iterator[tuple[list[str], Source, tuple[str, ...]]]:

@@ -27,8 +27,9 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import teacher as teachers
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
-from tl_dist.trainer import cached, init_from
-from tl_dist.trainer.setup import Setup, StopRequested, process_as_it_was
+from tl_dist.trainer import cached
+from tl_dist.trainer.load_model import image_size_of, load_run, process_as_it_was
+from tl_dist.trainer.setup import Setup
 from tl_dist.trainer.stage_input import StageInput
 
 
@@ -66,14 +67,14 @@ def load_teacher(setup: Setup) -> Teacher | None:
     places = columns(run, setup.splits["train"].class_names, "distill.teacher")
     precision = identity_of(run)["precision"]
     with process_as_it_was():
-        model, _ = init_from.load_run(run, cfg, parallel=setup.parallel, precision=precision)
+        model, _ = load_run(run, cfg, parallel=setup.parallel, precision=precision)
     variables = {**model.moving, **model.frozen}
     facts = {
         "backbone": cfg.model.backbone,
         "weights_sha256": digest({path: v.numpy() for path, v in variables.items()}),
         "head": cfg.model.model_dump(mode="json", include={"pooling", "normalize", "layers"}),
         "precision": precision,
-        "image_size": init_from.image_size_of(cfg),
+        "image_size": image_size_of(cfg),
         "crop_fraction": cfg.data.kept_fraction,
     }
     teacher = Teacher(run, cfg, model, places, facts)
@@ -99,26 +100,15 @@ def add_teacher(
         return replace(stage_input, teacher=lambda images: teacher.in_order(teacher.model(images)))
     prefix = extraction.Prefix(
         teacher.model,
-        init_from.image_size_of(teacher.cfg),
+        image_size_of(teacher.cfg),
         {"cut": "logits", **teacher.facts},
         crop_fraction=teacher.cfg.data.kept_fraction,
         shape=(len(teacher.columns),),
     )
     share = rows_of(setup.parallel.rank, setup.parallel.world_size, source.num_examples)
     with setup.examples.naming_bad("train", lambda: share):
-        logits = extraction.cached(
-            source,
-            prefix,
-            cfg.data.augment,
-            root=setup.run.path.parent / "features",
-            split="train by the teacher",
-            parallel=setup.parallel,
-            stop_requested=partial(setup.stop_requested, cached.PHASE),
-            say=say,
-        )
-    if logits is None:
-        raise StopRequested
-    cached.refer(setup, logits)
+        find = cached.finder(setup, prefix, partial(setup.stop_requested, cached.PHASE), say)
+        logits = find(source, augmentations=cfg.data.augment, split="train by the teacher")
 
     def look_up(indices: Any, positions: Any) -> Any:
         views = feature_views.drawn_views(cfg.data.augment, cfg.seed, positions)

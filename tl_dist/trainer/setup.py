@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +24,9 @@ from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import checkpoint
 from tl_dist.runs.checkpoint_reader import LAST
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer import examples, init_from
+from tl_dist.trainer import examples, load_model
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.init_from import refuse_changed_code
+from tl_dist.trainer.load_model import refuse_changed_code, start_tensorflow
 from tl_dist.training import monitor, optim
 from tl_dist.training.class_weights import balanced_class_weights
 from tl_dist.training.optim import Optimizer
@@ -224,33 +222,6 @@ def average(setup: Setup, steps: Sequence[int]) -> None:
     setup.parallel.broadcast(list(state.variables.values()))
 
 
-@contextmanager
-def process_as_it_was() -> Iterator[None]:
-    """Let the body change global settings of the process and create private files; restore the settings after it."""
-    policy, umask = keras.config.dtype_policy(), os.umask(0o077)
-    tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
-    try:
-        yield
-    finally:
-        os.umask(umask)
-        tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        keras.config.set_dtype_policy(policy)
-
-
-def start_tensorflow(cfg: Config, cores: int | None) -> int:
-    """Set threads and determinism before TensorFlow touches a device; return the number of threads of this worker."""
-    tf.config.experimental.enable_tensor_float_32_execution(cfg.runtime.tf32)
-    if cores is None:
-        return cfg.runtime.threads or len(os.sched_getaffinity(0))
-    threads = cfg.runtime.threads or cores
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
-    keras.utils.set_random_seed(cfg.seed)
-    if cfg.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    return threads
-
-
 def moving_statistics(model: Classifier) -> dict[str, NDArray[Any]]:
     """Return a host copy of the moving statistics of every batch-norm layer, by path."""
     variables = {**model.moving, **model.frozen}
@@ -286,7 +257,7 @@ def _build(
                 every = {**whole.moving, **whole.frozen}
                 heads = () if cfg.source.head else ("head/",)
                 carried = {path: v for path, v in every.items() if not path.startswith(heads)}
-                origin_sha256 = init_from.carry(model.network, carried, cfg, splits["train"].class_names)
+                origin_sha256 = load_model.carry(model.network, carried, cfg, splits["train"].class_names)
         statistics = moving_statistics(whole)
         optimizer = Optimizer(
             cfg.optimizer,

@@ -216,8 +216,8 @@ def test_inner_folds_go_by_what_is_left_out(
     numbers = np.unique(kinds[by], return_inverse=True)
     monkeypatch.setattr(crossing, "one_fold_each", lambda *_: (numbers[1], numbers[0].tolist()))
     monkeypatch.setattr(crossing, "from_images", lambda *_: stage_input)
+    monkeypatch.setattr(cached, "prefix_of", lambda *_: None)
     monkeypatch.setattr(cached, "finder", lambda *_: lambda *_, **__: Kept())
-    monkeypatch.setattr(cached, "refer", lambda *_: None)
     told: list[set[str]] = []
     own = nested.Nested.folds
 

@@ -49,12 +49,12 @@ def cross_validate(
 
     Each classifier is fitted to all views of the training folds; an example's probabilities are the mean over
     `evaluation.views`. With `by`, each group of that kind is a fold, once. Returns None on ranks other than 0; if a
-    stop is requested before the end, returns None or raises `Stopped`.
+    stop is requested before the end, raises `Stopped` or `StopRequested`.
     """
     cfg, pool = setup.cfg, pool_of(setup.splits["train"])[0]
     grouped = None if by is None else one_fold_each(pool, by)
     stage_input = from_images(setup, setup.stages[0])
-    find = cached.finder(setup, stage_input, stop_requested, say)
+    find = cached.finder(setup, cached.prefix_of(setup, stage_input), stop_requested, say)
 
     def array_of(features: FeatureSet) -> NDArray[np.float32]:
         """Read a feature set as [examples, views, features]."""
@@ -63,13 +63,7 @@ def cross_validate(
     views = [cfg.data.augment]
     if cfg.evaluation.views not in ((), cfg.data.augment):
         views.append(cfg.evaluation.views)
-    sets: list[FeatureSet] = []
-    for augmentations in views:
-        features = find(pool, augmentations=augmentations, split="all examples")
-        if features is None:
-            return None
-        cached.refer(setup, features)
-        sets.append(features)
+    sets = [find(pool, augmentations=augmentations, split="all examples") for augmentations in views]
     if not setup.is_first:  # only rank 0 holds the features in memory
         return None
     examples = cached.examples_of(pool, array_of(sets[0]), cfg)

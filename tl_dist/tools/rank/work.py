@@ -32,15 +32,12 @@ def rank(
 ) -> None:
     """Save the scores of the config's network and `scored` in the run, from at most `scored["images"]` examples.
 
-    Only training examples are scored. If a stop is requested before the end, saves nothing or raises `Stopped`.
+    Only training examples are scored. If a stop is requested before the end, raises `Stopped` or `StopRequested`.
     """
     source, rows = _examples(setup, scored["images"])
     stage_input = from_images(setup, setup.stages[0])
-    find = cached.finder(setup, stage_input, stop_requested, say)
+    find = cached.finder(setup, cached.prefix_of(setup, stage_input), stop_requested, say)
     features = find(source, augmentations=(), split="examples")
-    if features is None:
-        return
-    cached.refer(setup, features)
     if not setup.is_first:
         return
     values = cached.normalized(setup, stage_input, features.array()[rows])
