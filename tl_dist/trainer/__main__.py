@@ -52,7 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     shown = sys.stderr
     try:
         run = RunDir.open(options.run)
-        work, request = _work_of(options.request) if options.request else (None, None)
+        request: Request | None = None
+        if options.request:
+            fields = json.loads(read_file(options.request, max_bytes=limits.RUN_JSON))
+            tool = f"tl_dist.tools.{fields.pop('tool')}"
+            request = import_module(tool).Request(**fields)
         supervised = "TL_DIST_SUPERVISED" in os.environ
         if not supervised and request is None:
             shown = _log_to_file(run.rank_log(rank), keep_output=rank == 0)
@@ -62,18 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
         # Under srun the launcher's variables become Horovod's, before anything looks at them.
         os.environ.update(rank_layout.slurm_task_environment(os.environ))
         import_keras()
-        if work is not None:
-            return int(import_module(work).run(run, request, cores.own_share(os.environ)))
+        if request is not None:
+            return int(import_module(f"{tool}.work").run(run, request, cores.own_share(os.environ)))
         return _train(run, show_progress=rank == 0 and not supervised)
     except Exception as error:
         return _leave(rank, *report_error(rank, error, shown))
-
-
-def _work_of(file: Path) -> tuple[str, Request]:
-    """Return the name of the module that answers a request, and the request."""
-    fields = json.loads(read_file(file, max_bytes=limits.RUN_JSON))
-    package = f"tl_dist.tools.{fields.pop('tool')}"
-    return f"{package}.work", import_module(package).Request(**fields)
 
 
 def import_keras() -> None:

@@ -66,7 +66,10 @@ def train(setup: Setup, *, job: OwningJob | None = None, listen: Listen | None =
             restored = restore(setup, notes.append)
             if restored is not None:
                 checkpointer.resume_from(restored.step)
-        _same_state(setup)
+        state, parallel = setup.state, setup.parallel  # all workers get those of rank 0
+        parallel.broadcast(list(state.variables.values()))
+        (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
+        state.agree_on(*json.loads(first))
         writer = None
         if checkpointer is not None:
             writer = RunWriter(
@@ -109,14 +112,6 @@ def _checkpointer(setup: Setup, job: OwningJob | None, held: ExitStack) -> Check
     setup.run.probe_storage()
     cfg = setup.cfg.checkpoint
     return Checkpointer(setup.run, keep=cfg.keep, owned=lock.owned, max_failed=cfg.max_failed)
-
-
-def _same_state(setup: Setup) -> None:
-    """Give all workers the state of rank 0."""
-    state, parallel = setup.state, setup.parallel
-    parallel.broadcast(list(state.variables.values()))
-    (first, *_) = parallel.gather(json.dumps([state.step, state.history]).encode())
-    state.agree_on(*json.loads(first))
 
 
 def _train_stage(setup: Setup, stage: Stage, teacher: Teacher | None, writer: RunWriter | None) -> None:

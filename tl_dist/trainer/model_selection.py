@@ -29,8 +29,7 @@ from tl_dist.training.state import TrainState
 def refuse_undecidable(cfg: Config, splits: Splits) -> None:
     """Refuse a metric that decides something which the validation split cannot tell, or must not decide."""
     for path, metric in metrics_of(cfg).items():
-        problem = _problem(cfg, splits, figure_of(metric))
-        if problem is not None:
+        if (problem := _problem(cfg, splits, figure_of(metric))) is not None:
             what, fix = problem
             raise Refusal(f"{'.'.join(path)} is '{metric}', but {what}.", fix=fix, code=ExitCode.USAGE)
 
@@ -112,13 +111,11 @@ class ModelSelection:
         for text in self._messages(monitor, lowered=decision.lowered):
             self._tell({"event": "note", "step": step, "text": text})
 
-    def value_of(self, result: Evaluation) -> float:
-        """Return the figure by which the best is chosen."""
-        return self._shared(result)[figure_of(self._metric)]
-
-    def is_better(self, value: float) -> bool:
-        """Return whether a figure is better than the best."""
-        return better(figure_of(self._metric), value, self.best[0][1])
+    def improved(self, result: Evaluation) -> float | None:
+        """Return the figure by which the best is chosen, if it is better than the best."""
+        figure = figure_of(self._metric)
+        value = self._shared(result)[figure]
+        return value if better(figure, value, self.best[0][1]) else None
 
     def ending(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Record a note on the weights that the run ends with; return their entry for the run's summary."""

@@ -93,7 +93,10 @@ def _rounds(
         own: list[NDArray[np.float32]] = []
         reasons: dict[int, str] = {}
         try:
-            own = [_values(step(batches))[mine.start : mine.stop] for _ in range(at_once)]
+            for _ in range(at_once):
+                outputs = step(batches)
+                wide = [outputs[name].numpy() for name in ("logits", "features") if name in outputs]
+                own.append(np.concatenate(wide, axis=1)[mine.start : mine.stop])
         except READ_ERRORS:
             to_come = (k * batch + row for k in range(done, num_batches) for row in mine)
             left = (index for index in to_come if index < source.num_examples)
@@ -115,12 +118,6 @@ def _rounds(
         done += at_once
         slowest = max(each["took_s"] for each in reports)
         at_once = min(most, max(1, int(at_once * ROUND_S / max(slowest, 1e-3))))
-
-
-def _values(outputs: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return the logits, and beside them the features where they were computed."""
-    logits: NDArray[np.float32] = outputs["logits"].numpy()
-    return np.concatenate([logits, outputs["features"].numpy()], axis=1) if "features" in outputs else logits
 
 
 def _batches(model: Loaded, source: Source, rows: range) -> Any:

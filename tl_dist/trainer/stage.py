@@ -205,8 +205,8 @@ class StageTraining:
             if self._stage_input.model.statistics:
                 self._precise.compute()
             self._evaluated_at.pop("validation", None)  # the predictions on disk are now the average's
-            value = selection.value_of(self._evaluator.evaluate("validation"))
-            if selection.is_better(value):
+            value = selection.improved(self._evaluator.evaluate("validation"))
+            if value is not None:
                 choice |= {"value": value, "average_of": steps}
                 changed = True
             else:
