@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,25 +52,23 @@ def _problem(cfg: Config, splits: Splits, figure: str) -> tuple[str, str] | None
     return None
 
 
+@dataclass
 class ModelSelection:
     """Select the model of one stage in one attempt; decide nothing where the config names no metric."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        stage: Stage,
-        state: TrainState,
-        optimizer: Optimizer,
-        parallel: DataParallel,
-        tell: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        self._cfg, self._stage, self._state = cfg, stage, state
-        self._optimizer, self._parallel, self._tell = optimizer, parallel, tell
+    cfg: Config
+    stage: Stage
+    state: TrainState
+    optimizer: Optimizer
+    parallel: DataParallel
+    tell: Callable[[Mapping[str, Any]], None]
+
+    def __post_init__(self) -> None:
         self._monitor: Monitor | None = None
         self._kept_step = -1
-        if metrics_of(cfg):
-            self._monitor = Monitor(cfg, stage, state.history)
-            optimizer.lower_rate(self._monitor.factor)
+        if metrics_of(self.cfg):
+            self._monitor = Monitor(self.cfg, self.stage, self.state.history)
+            self.optimizer.lower_rate(self._monitor.factor)
 
     @property
     def factor(self) -> float:
@@ -89,27 +88,27 @@ class ModelSelection:
     @property
     def keeps_step(self) -> bool:
         """Whether the state of this step is to be saved, since it is among the best."""
-        return self._kept_step == self._state.step
+        return self._kept_step == self.state.step
 
     def is_open(self, *, due: bool) -> bool:
         """Return whether this step is yet to be decided on: an evaluation is `due`, or the stage ends."""
-        step = self._state.step
-        if self._monitor is None or self.stopped or not self._stage.first_step < step:
+        step = self.state.step
+        if self._monitor is None or self.stopped or not self.stage.first_step < step:
             return False
-        return self._monitor.step < step and (due or step == self._stage.end)
+        return self._monitor.step < step and (due or step == self.stage.end)
 
     def decide(self, result: Evaluation) -> None:
         """Decide by the figures of an evaluation, and record what follows from them."""
-        step, monitor = self._state.step, self._monitor
+        step, monitor = self.state.step, self._monitor
         if monitor is None or result.split != SPLIT or step <= monitor.step:
             return
         decision = monitor.feed(step, self._shared(result))
         failpoint("selection.decided")
         if decision.among_best:
             self._kept_step = step
-        self._optimizer.lower_rate(monitor.factor)
+        self.optimizer.lower_rate(monitor.factor)
         for text in self._messages(monitor, lowered=decision.lowered):
-            self._tell({"event": "note", "step": step, "text": text})
+            self.tell({"event": "note", "step": step, "text": text})
 
     def improved(self, result: Evaluation) -> float | None:
         """Return the figure by which the best is chosen, if it is better than the best."""
@@ -121,31 +120,31 @@ class ModelSelection:
         """Record a note on the weights that the run ends with; return their entry for the run's summary."""
         average, best = choice["average_of"], (choice["step"], choice["value"])
         text = f"ends with the best: {described(best, self._metric)}"
-        if self._cfg.checkpoint.average is not None:
+        if self.cfg.checkpoint.average is not None:
             of = ", ".join(f"{step:,}" for step in average)
             text += f", the mean of steps {of}" if average else ", which no mean of the best improves"
-        self._tell({"event": "note", "step": choice["step"], "text": text})
+        self.tell({"event": "note", "step": choice["step"], "text": text})
         return {**choice, "metric": f"{SPLIT}.{figure_of(self._metric)}"}
 
     @property
     def _metric(self) -> str:
-        best = self._cfg.checkpoint.best
+        best = self.cfg.checkpoint.best
         assert best is not None
         return best.metric
 
     def _shared(self, result: Evaluation) -> dict[str, float]:
         """Return the figures that decide, as rank 0 has them; NaN where one is undefined."""
-        names = sorted({figure_of(metric) for metric in metrics_of(self._cfg).values()})
+        names = sorted({figure_of(metric) for metric in metrics_of(self.cfg).values()})
         mine = np.zeros(len(names))
-        if self._parallel.rank == 0:
+        if self.parallel.rank == 0:
             figures = {**result.figures, "accuracy": result.accuracy}
             mine[:] = [math.nan if figures[name] is None else figures[name] for name in names]
-        total = self._parallel.total({"figures": mine})["figures"]
+        total = self.parallel.total({"figures": mine})["figures"]
         return dict(zip(names, total.tolist(), strict=True))
 
     def _messages(self, monitor: Monitor, *, lowered: bool) -> Iterator[str]:
         """Yield what the user wants to know of the decision."""
-        cfg, settings = self._cfg, self._stage.optimizer
+        cfg, settings = self.cfg, self.stage.optimizer
         if cfg.checkpoint.best is not None and monitor.best:
             yield f"best so far: {described(monitor.best[0], self._metric)}"
         if lowered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -243,24 +244,28 @@ class StageTraining:
             )
 
 
+@dataclass
 class Profile:
     """Trace `steps` for TensorBoard's profile page; a chunk must end at each of them, so that it is one step."""
 
-    def __init__(self, steps: range, directory: Path, before_writing: Callable[[], None]) -> None:
-        self._steps, self._directory, self._before_writing = steps, directory, before_writing
+    steps: range
+    directory: Path
+    before_writing: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._running = False
         self._step = ExitStack()
 
     def reached(self, step: int) -> None:
         """Begin at the first of the steps, end at the last; a run that resumes between them traces nothing."""
-        if step not in self._steps:
+        if step not in self.steps:
             return
         self._step.close()
-        if step == self._steps[0]:
+        if step == self.steps[0]:
             options = tf.profiler.experimental.ProfilerOptions(python_tracer_level=0)
-            tf.profiler.experimental.start(str(self._directory), options)
+            tf.profiler.experimental.start(str(self.directory), options)
             self._running = True
-        if step == self._steps[-1]:
+        if step == self.steps[-1]:
             self.close()
         elif self._running:
             # TensorBoard recognizes a step by this name and argument.
@@ -271,7 +276,7 @@ class Profile:
         self._step.close()
         if self._running:
             self._running = False
-            self._before_writing()
+            self.before_writing()
             tf.profiler.experimental.stop()
 
 
