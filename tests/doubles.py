@@ -29,8 +29,7 @@ from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer.examples import Examples
 from tl_dist.trainer.run_writer import RunWriter
-from tl_dist.trainer.setup import Built, Setup
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.setup import Built, Setup, StageInput
 from tl_dist.training.state import TrainState
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)

@@ -34,9 +34,8 @@ from tl_dist.runs.lock.owner import OwningJob
 from tl_dist.trainer import agreement, cached, distillation, model_selection, refit
 from tl_dist.trainer.distillation import Teacher
 from tl_dist.trainer.run_writer import Listen, RunWriter
-from tl_dist.trainer.setup import Setup, StopRequested, restore
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.trainer.stage import StageTraining
-from tl_dist.trainer.stage_input import StageInput, from_images
 
 REQUEUE_WAIT_S = 35.0  # longer than a lock's heartbeats are believed
 

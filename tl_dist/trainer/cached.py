@@ -32,8 +32,7 @@ from tl_dist.parallel import rows_of
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import append_to
 from tl_dist.trainer import board
-from tl_dist.trainer.setup import Setup, StopRequested, setup
-from tl_dist.trainer.stage_input import StageInput, TrainFeatures
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures, setup
 from tl_dist.training.class_weights import balanced_class_weights
 
 PHASE = "extracting features"

@@ -29,8 +29,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.runs.identity import columns, identity_of
 from tl_dist.trainer import cached
 from tl_dist.trainer.load_model import image_size_of, load_run, process_as_it_was
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.setup import Setup, StageInput
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from tl_dist.runs.identity import identity_of
 from tl_dist.scores import calibration, figures, predictions
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.trainer.precise_statistics import PreciseStatistics
-from tl_dist.trainer.setup import Setup, StopRequested, restore
-from tl_dist.trainer.stage_input import StageInput, from_images
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, from_images, restore
 from tl_dist.training import evaluation
 from tl_dist.training.step import Objective
 

@@ -22,8 +22,7 @@ from tl_dist.data import pipeline
 from tl_dist.models import batch_norm
 from tl_dist.models.classifier import MOVING, Classifier
 from tl_dist.parallel import DataParallel, rows_of
-from tl_dist.trainer.setup import Setup, moving_statistics
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.setup import Setup, StageInput, moving_statistics
 from tl_dist.training.step import compiled
 
 NUM_EXAMPLES = 1024

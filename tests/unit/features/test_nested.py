@@ -23,8 +23,7 @@ from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as crossing
 from tl_dist.tools.cross_validate.command import chosen_line
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup, StopRequested
-from tl_dist.trainer.stage_input import StageInput, TrainFeatures
+from tl_dist.trainer.setup import Setup, StageInput, StopRequested, TrainFeatures
 
 COLUMNS = selection.columns_of(["a", "b"], [30, 10])
 SETTINGS = ClassifierConfig(name="logistic", l2="auto", layers="auto")

@@ -22,8 +22,7 @@ from tl_dist.tools.cross_validate import work as cross_validation
 from tl_dist.tools.tune import search as tuning
 from tl_dist.tools.tune import work as tune
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import TrainFeatures
+from tl_dist.trainer.setup import Setup, TrainFeatures
 
 NUM, WIDTH = 60, 80
 POOL = memory_source(NUM)

@@ -21,8 +21,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OUT_OF_FOLD, OutOfFold, summary
 from tl_dist.tools.cross_validate import Request
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:

@@ -14,7 +14,7 @@ def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     # These workers reduce only every few seconds, and Horovod's polling of its queue takes CPU time from the backbone.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "25")
     from tl_dist.trainer import cached
-    from tl_dist.trainer.stage_input import from_images
+    from tl_dist.trainer.setup import from_images
 
     finished = False
     with cached.on_features(run, "extracting features", cores, alone=False) as (setup, stop_requested, say):

@@ -16,8 +16,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures
 from tl_dist.tools.rank import Request, transferability
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:

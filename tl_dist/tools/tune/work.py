@@ -15,8 +15,7 @@ from tl_dist.refusal import ExitCode
 from tl_dist.runs.directory import RunDir
 from tl_dist.tools.tune import Request, search
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
