@@ -25,10 +25,11 @@ from tl_dist.datasets.store import EncodedStore, Location
 from tl_dist.features import extraction
 from tl_dist.models import classifier
 from tl_dist.parallel.single import SingleDevice
+from tl_dist.runs.checkpoint import Checkpointer
 from tl_dist.runs.directory import RunDir
 from tl_dist.trainer.examples import Examples
-from tl_dist.trainer.setup import Built, Setup
-from tl_dist.trainer.stage_input import StageInput
+from tl_dist.trainer.run_writer import RunWriter
+from tl_dist.trainer.setup import Built, Setup, StageInput
 from tl_dist.training.state import TrainState
 
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.1)
@@ -155,6 +156,20 @@ def given_to(
     return StageInput(
         stage or setup.stages[0], net or setup.model, Read(lambda *_: (None, None)), {}, features
     )
+
+
+def run_writer(run: RunDir, step: int = 0, *, tensorboard: bool = False, **changes: Any) -> RunWriter:
+    """The writer of a run of two workers and classes, which saves nothing."""
+    cfg = CONFIG.model_copy(update={"report": CONFIG.report.model_copy(update={"tensorboard": tensorboard})})
+    settings: dict[str, Any] = {
+        "total_steps": 100,
+        "steps_per_epoch": 20.0,
+        "num_workers": 2,
+        "class_names": ["cat", "dog"],
+        "meta": {},
+    }
+    checkpointer = Checkpointer(run, keep=1, owned=lambda: True)
+    return RunWriter(run, cfg, TrainState({}, step), checkpointer, **(settings | changes))
 
 
 def digit_files(folder: Path, num: int, size: tuple[int, int] = (20, 24), *, jpeg_every: int = 0) -> Path:

@@ -24,8 +24,7 @@ from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.command import ExplainOptions, explain
 from tl_dist.tools.explain.work import explained
 from tl_dist.tools.report import command as cli_report
-from tl_dist.trainer.load_model import loaded
-from tl_dist.trainer.setup import process_as_it_was
+from tl_dist.trainer.load_model import loaded, process_as_it_was
 
 SIDE, MARKER = 64, 14
 CLASSES = ("<script>alert(1)", "<img src=x onerror=alert(1)>")

@@ -19,7 +19,7 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import explanations, neighbours
 from tl_dist.tools.predict import sorting, work
 from tl_dist.tools.predict.sorting import Folders
-from tl_dist.tools.predict.table import Columns, Row, written
+from tl_dist.tools.predict.table import Row, columns, written
 
 CASES = Cases()
 CONFIG = """\
@@ -84,7 +84,7 @@ OTHERS = {
 def test_a_file_of_predictions_is_replaced(tmp_path: Path, kind: str, text: str) -> None:
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
-    with written(file, Columns(1)) as write:
+    with written(file, columns(1)) as write:
         write([Row("a", ["b"], [np.float32(0.5)])])
     assert file.read_text().count("b") and file.stat().st_mode & 0o777 == 0o600
 
@@ -94,7 +94,7 @@ def test_a_file_that_only_begins_so_is_not(tmp_path: Path, kind: str, text: str)
     """A list of labelled images, and predictions to which a person has added a column."""
     file = tmp_path / f"p.{kind}"
     file.write_text(text)
-    with pytest.raises(Refusal, match="is not a file of predictions") as caught, written(file, Columns(1)):
+    with pytest.raises(Refusal, match="is not a file of predictions") as caught, written(file, columns(1)):
         pass
     assert caught.value.code == ExitCode.CANNOT_CREATE and file.read_text() == text
 

@@ -42,30 +42,26 @@ class Examples:
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
         the last checkpoint without the example. A fault of the machine is refused as a fault of storage.
         """
-        with naming_machine_faults(f"split '{split}'"), self._naming_bad(split, indices):
-            yield
-
-    @contextmanager
-    def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS:
-            source = self.splits[split]
-            faults = undecodable(source, indices(), self.threads)
-            if not faults:
-                raise
-            bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
-            file = self.run.quarantine_file
-            known = quarantine.merged(quarantine.read(file), bad)
-            quarantine.write(file, known)
-            quarantine.refuse_beyond(self.budget, known)
-            raise Refusal(
-                f"{bad[0].id} {bad[0].reason}"
-                + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
-                + f": put in {file.name}.",
-                fix="the same command resumes from the last checkpoint without it; restore the file for the next run.",
-                code=ExitCode.INTERNAL,
-            ) from None
+        with naming_machine_faults(f"split '{split}'"):
+            try:
+                yield
+            except READ_ERRORS:
+                source = self.splits[split]
+                faults = undecodable(source, indices(), self.threads)
+                if not faults:
+                    raise
+                bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
+                file = self.run.quarantine_file
+                known = quarantine.merged(quarantine.read(file), bad)
+                quarantine.write(file, known)
+                quarantine.refuse_beyond(self.budget, known)
+                more = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
+                raise Refusal(
+                    f"{bad[0].id} {bad[0].reason}{more}: put in {file.name}.",
+                    fix="the same command resumes from the last checkpoint without it; restore the file for the next "
+                    "run.",
+                    code=ExitCode.INTERNAL,
+                ) from None
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:

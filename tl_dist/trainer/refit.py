@@ -16,8 +16,8 @@ import tensorflow as tf
 from tl_dist.data.resize import resize
 from tl_dist.models import pruning
 from tl_dist.parallel import rows_of
-from tl_dist.runs import init_from as origins
-from tl_dist.trainer import init_from
+from tl_dist.runs import init_from
+from tl_dist.trainer.load_model import load_run
 from tl_dist.trainer.setup import Setup, StopRequested
 from tl_dist.training.step import compiled
 
@@ -33,10 +33,8 @@ def fit_layers(setup: Setup, say: Callable[[Mapping[str, Any]], None]) -> None:
     if source is None or not source.refit or setup.state.step or KEY in setup.state.history:
         return
     setup.prepare_for("loading the source")
-    run, cfg = origins.opened(setup.cfg)
-    with setup.parallel.scope():
-        whole = init_from.network_of(run, cfg)
-        init_from.restore(run, cfg, whole.network, {**whole.moving, **whole.frozen})
+    run, cfg = init_from.opened(setup.cfg)
+    whole, _ = load_run(run, cfg, parallel=setup.parallel)
     variables = setup.model.moving
     before = {path: variable.numpy() for path, variable in variables.items()}
     used = []

@@ -12,7 +12,7 @@ from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import figures, predictions
 from tl_dist.scores.evaluation import Evaluation
-from tl_dist.trainer.metrics import class_records
+from tl_dist.trainer.board import class_records
 
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 LOGITS = np.array([[2, 0], [0.2, 0], [0, 1], [3, 0], [0.3, 0]], np.float32)

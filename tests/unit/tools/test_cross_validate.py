@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +15,13 @@ from tl_dist.datasets import pool_of, strata_of
 from tl_dist.datasets.split import folds_of
 from tl_dist.features import classifiers, extraction
 from tl_dist.features.classifiers import Stopped
+from tl_dist.runs.directory import RunDir
 from tl_dist.scores.cross_validation import OutOfFold
 from tl_dist.tools.cross_validate import work as cross_validation
 from tl_dist.tools.tune import search as tuning
 from tl_dist.tools.tune import work as tune
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import TrainFeatures
+from tl_dist.trainer.setup import Setup, TrainFeatures
 
 NUM, WIDTH = 60, 80
 POOL = memory_source(NUM)
@@ -58,10 +59,10 @@ def _kept_features(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (cross_validation, tune):
         monkeypatch.setattr(module, "from_images", lambda setup, stage: given_to(setup))
     monkeypatch.setattr(cached, "prefix_of", lambda setup, given: None)
-    monkeypatch.setattr(cached, "refer", lambda setup, found: None)
+    monkeypatch.setattr(RunDir, "refer_to_features", lambda run, name: None)
 
     def kept(asked: extraction.Extraction) -> Any:
-        return SimpleNamespace(array=lambda: VIEWS[asked.augmentations])
+        return SimpleNamespace(array=lambda: VIEWS[asked.augmentations], directory=Path("features"))
 
     monkeypatch.setattr(extraction.Extraction, "features", kept)
 

@@ -21,7 +21,7 @@ from tl_dist.scores.neighbours import Neighbours
 from tl_dist.tools.calibrate import Request
 from tl_dist.trainer.agreement import agree
 from tl_dist.trainer.load_model import Loaded, loaded
-from tl_dist.trainer.predict import predict, readable, refuse_beyond_budget
+from tl_dist.trainer.predict import predict_decodable
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
@@ -85,16 +85,10 @@ def _outputs(
     model: Loaded, source: Source, directory: Path, *, features: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Return the logits, features and indices of the examples that can be decoded; complete on rank 0 alone."""
-    good, faults = readable(model, source, directory)
-    pieces = list(predict(model, good, features=features))
-    faults |= {good.ids[k]: reason for piece in pieces for k, reason in piece.faults.items()}
-    refuse_beyond_budget(model, source, faults)
-    pieces = [piece for piece in pieces if not piece.faults]
+    pieces = list(predict_decodable(model, source, {}, cache=directory / "header_checks", features=features))
     if not pieces:
         what = f"no image of a split of run '{model.run.name}' can be decoded."
         raise Refusal(what, fix="restore the files.", code=ExitCode.DATA)
-    indices = {name: k for k, name in enumerate(source.ids)}
-    examples = [indices[good.ids[k]] for piece in pieces for k in piece.examples.tolist()]
     logits = np.concatenate([piece.logits for piece in pieces])
     wide = np.concatenate([piece.features for piece in pieces])
-    return logits, wide, np.array(examples, np.int64)
+    return logits, wide, np.concatenate([piece.examples for piece in pieces])

@@ -35,13 +35,12 @@ def evaluate_corrupted(
             code=ExitCode.USAGE,
         )
     corruptions.prepare(names)
-    evaluate.restored(setup, at)
-    evaluator = evaluate.Evaluator.of_state(setup)
+    evaluator, _ = evaluate.of_checkpoint(setup, split, at)
     plain = pipeline.plain(source, size, cfg.data.kept_fraction)
 
     def hits(read: Read) -> np.ndarray:
         """Return which examples are classified correctly: bool [examples], complete on rank 0."""
-        result = evaluate.stopped_refused(evaluator.counted(split, in_views(read, cfg.evaluation.views)))
+        result = evaluator.counted(split, in_views(read, cfg.evaluation.views))
         if not setup.is_first:
             return np.zeros(source.num_examples, bool)
         logits = evaluate.kept_logits(result, "kept")

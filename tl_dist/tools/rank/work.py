@@ -14,21 +14,17 @@ from tl_dist.runs.directory import RunDir
 from tl_dist.scores import figures
 from tl_dist.tools.rank import Request, transferability
 from tl_dist.trainer import cached
-from tl_dist.trainer.setup import Setup
-from tl_dist.trainer.stage_input import from_images
-from tl_dist.trainer.task import on_features
+from tl_dist.trainer.setup import Setup, from_images
 
 
 def run(run: RunDir, request: Request, cores: int) -> ExitCode:
     """Score at most `scored["images"]` training examples and mark the run done; returns REQUEUE on a stop."""
-    with on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
+    with cached.on_features(run, "ranking", cores, alone=True) as (setup, stop_requested, say):
         source, rows = _examples(setup, request.scored["images"])
         stage_input = from_images(setup, setup.stages[0])
-        find = cached.finder(setup, stage_input, stop_requested, say)
+        find = cached.finder(setup, cached.prefix_of(setup, stage_input), stop_requested, say)
         features = find(source, augmentations=(), split="examples")
-        if features is not None:
-            cached.refer(setup, features)
-        if features is not None and setup.is_first:
+        if setup.is_first:
             values = cached.normalized(setup, stage_input, features.array()[rows])
             examples = cached.examples_of(source.subset(rows), values, setup.cfg)
             used = setup.model.network.layers[: max(setup.model.stage_ends)]

@@ -25,8 +25,7 @@ from tl_dist.models.export import Predict, compiled, format_of, opened
 from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer.load_model import restored
-from tl_dist.trainer.setup import start_tensorflow
+from tl_dist.trainer.load_model import restored, start_tensorflow
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from tests.doubles import run_writer
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import records
 from tl_dist.scores.evaluation import Evaluation
 from tl_dist.scores.pictures import confusion_picture, grid_picture
 from tl_dist.scores.predictions import Predictions
-from tl_dist.trainer.metrics import Metrics
+from tl_dist.trainer.board import Board
 from tl_dist.training.state import Report
 
 
@@ -48,26 +49,14 @@ def report(step: int, **changes: Any) -> Report:
     return Report(**(values | changes))
 
 
-def metrics(run: RunDir, from_step: int = 0, **changes: Any) -> Metrics:
-    settings: dict[str, Any] = {
-        "total_steps": 100,
-        "steps_per_epoch": 20.0,
-        "epochs": 5.0,
-        "num_workers": 2,
-        "class_names": ["cat", "dog"],
-        "tensorboard": True,
-    }
-    return Metrics(run, from_step=from_step, **(settings | changes))
-
-
 def lines(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
 
 
 def test_a_report_becomes_rates_and_shares(run: RunDir) -> None:
-    writer = metrics(run)
-    writer.train(report(10))
-    writer.train(report(20))
+    writer = run_writer(run, tensorboard=True)
+    writer.report(report(10))
+    writer.report(report(20))
     writer.close()
     first, line = lines(run)
     assert first["eta_s"] is None  # it has compiled
@@ -79,16 +68,16 @@ def test_a_report_becomes_rates_and_shares(run: RunDir) -> None:
 
 
 def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
-    first = metrics(run)
+    first = run_writer(run, tensorboard=True)
     for step in (10, 20, 30):
-        first.train(report(step))
+        first.report(report(step))
     first.note("something")
     first.close()
     with run.metrics_file.open("a") as file:
         file.write('{"event": "train", "st')  # torn by a kill
     before = run.metrics_file.read_bytes()
-    second = metrics(run, from_step=20)
-    second.train(report(30, mean_loss=9.0))
+    second = run_writer(run, 20, tensorboard=True)
+    second.report(report(30, mean_loss=9.0))
     second.close()
     events = [(record["event"], record.get("step")) for record in records(run.metrics_file)]
     assert events == [("train", 10), ("train", 20), ("note", None), ("resumed", 20), ("train", 30)]
@@ -101,8 +90,8 @@ def test_steps_that_are_done_again_are_written_once(run: RunDir) -> None:
 
 def test_an_attempt_that_ended_before_its_first_checkpoint_is_done_again(run: RunDir) -> None:
     for loss in (1.0, 2.0):
-        writer = metrics(run, tensorboard=False)
-        writer.train(report(10, mean_loss=loss))
+        writer = run_writer(run)
+        writer.report(report(10, mean_loss=loss))
         writer.close()
     assert [(record["event"], record.get("loss")) for record in records(run.metrics_file)] == [
         ("resumed", None),
@@ -111,15 +100,16 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_done_again(run: Ru
 
 
 def test_tensorboard_has_every_page(run: RunDir) -> None:
-    writer = metrics(run)
-    writer.hyperparameters({"optimizer.learning_rate": 0.1, "model.backbone": "vgg16"})
-    writer.images(0, np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
-    writer.train(report(10))
-    writer.evaluation(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
+    writer = run_writer(run, tensorboard=True)
+    writer.images(np.zeros((3, 8, 8, 3), np.uint8), [0, 1, 0])
+    writer.report(report(10))
+    writer.evaluated(10, Evaluation("validation", 4, 3, 0.5, np.array([[2, 0], [1, 1]])))
     scores = np.array([0.1, 0.6, 0.4, 0.9])
     labels, ids = np.array([0, 0, 1, 1]), np.array(list("abcd"))
     both = np.stack([1 - scores, scores], axis=1)
-    writer.predicted("test", Predictions(ids, labels, both, np.array(["cat", "dog"]), 10, np.full(4, "")))
+    final = Predictions(ids, labels, both, np.array(["cat", "dog"]), 10, np.full(4, ""))
+    assert isinstance(writer._board, Board)
+    writer._board.predicted("test", final)
     writer.close()
     board = EventAccumulator(str(run.tensorboard)).Reload()
     assert {
@@ -131,7 +121,7 @@ def test_tensorboard_has_every_page(run: RunDir) -> None:
     recall, precision = (board.Scalars(f"validation_{key}/dog")[0].value for key in ("recall", "precision"))
     assert (recall, precision) == (0.5, 1.0)
     (config,) = make_ndarray(board.Tensors("config")[0].tensor_proto).reshape(-1)
-    assert b"| model.backbone | `vgg16` |" in config
+    assert b"| model.backbone | `tiny` |" in config
     curve = make_ndarray(board.Tensors("test_precision_recall/dog")[0].tensor_proto)
     np.testing.assert_allclose(curve[:, 100], [1, 1, 1, 1, 0.5, 0.5])  # at 0.5 it says so of one of each
     np.testing.assert_allclose(curve[:, 140], [1, 0, 2, 1, 1, 0.5])  # at 0.7 of one dog alone
@@ -163,7 +153,7 @@ def test_a_class_is_shaded_by_the_share_of_its_own_examples_however_few_they_are
 
 def test_records_reach_the_listener(run: RunDir) -> None:
     heard: list[Any] = []
-    writer = metrics(run, tensorboard=False, listen=heard.append)
+    writer = run_writer(run, listen=heard.append)
     writer.tell({"event": "checkpoint", "step": 10})
     writer.close()
     assert heard == [{"event": "checkpoint", "step": 10}]
