@@ -47,20 +47,13 @@ from typing import NamedTuple
 from tl_dist.files import limits
 from tl_dist.files.descriptors import allow_many_open_files
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.rendezvous import rank_layout
 from tl_dist.rendezvous.barrier import ABSENT, MOST_NAMED, READY, TOKEN_VARIABLE, WAIT_S, authorization
 from tl_dist.rendezvous.peers import Address, user_of
-from tl_dist.rendezvous.rank_layout import (
-    PLAN_VARIABLE,
-    RENDEZVOUS_VARIABLE,
-    Plan,
-    placement_environment,
-    placements_of,
-    plan_text,
-)
+from tl_dist.rendezvous.rank_layout import Plan
 
 _PROCESS_SET = "_process_set_hash_"
 _ALL, _MISSING = f"/{READY}", f"/{READY}/{ABSENT}"  # paths of our own requests
-
 REQUEST_TIMEOUT_S = 3.0
 """a connection is closed if its peer takes longer for the head, or for the next part of the body or of the answer"""
 _MOST_AT_ONCE = 256  # new connections, before open ones get their turn
@@ -100,14 +93,14 @@ class Rendezvous:
     def job_environment(self) -> dict[str, str]:
         """Return the variables from which each Slurm task derives its own (`rank_layout.slurm_task_environment`)."""
         return {
-            PLAN_VARIABLE: plan_text(self._plan),
-            RENDEZVOUS_VARIABLE: self.endpoint,
+            rank_layout.PLAN_VARIABLE: rank_layout.plan_text(self._plan),
+            rank_layout.RENDEZVOUS_VARIABLE: self.endpoint,
             TOKEN_VARIABLE: self._token,
         }
 
     def worker_environment(self, rank: int, env: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return Horovod's variables for one worker that is started on this host; see `placement_environment`."""
-        return placement_environment(self._plan, rank, self.endpoint, env or {})
+        return rank_layout.placement_environment(self._plan, rank, self.endpoint, env or {})
 
 
 class _Request(NamedTuple):
@@ -131,11 +124,10 @@ class _Answer(NamedTuple):
 
 
 class _Server:
-    """The key-value store, and the rules on who may use it, in one thread, by asyncio.
+    """The key-value store, and the rules on who may use it; a thread answers from construction to `close`.
 
-    A thousand peers open a connection for each small request. By asyncio's sockets, not its streams: so each peer is
-    judged the moment it is accepted. Listens from construction to `close`, on a port that the kernel picks. Raises
-    OSError for an address that this host does not have.
+    By asyncio's sockets, not its streams: so each peer is judged the moment it is accepted. Raises OSError for an
+    address that this host does not have.
     """
 
     def __init__(self, address: str, plan: Plan, token: str) -> None:
@@ -147,7 +139,7 @@ class _Server:
         self._members: dict[str, set[str]] = {}
         self._process_set = ""  # the digest of the one that there is
         self._all_ready = asyncio.Event()
-        for placement in placements_of(plan):
+        for placement in rank_layout.placements_of(plan):
             for scope, rank in (
                 ("global", placement.rank),
                 (READY, placement.rank),
@@ -172,10 +164,10 @@ class _Server:
 
     def _run(self) -> None:
         with self._listener, self._runner:  # which ends all connections
-            self._loop.add_reader(self._listener, self._accept)
-            self._runner.run(self._until_closed())
+            self._runner.run(self._serve())
 
-    async def _until_closed(self) -> None:
+    async def _serve(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
         await asyncio.wrap_future(self._closing)
 
     def _accept(self) -> None:
@@ -268,9 +260,8 @@ class _Server:
         scope, key = request.scope_and_key
         prefix = "" if request.method == "DELETE" else "rank_"
         members = self.members(scope)
-        if key.removeprefix(prefix) not in members and not (
-            request.method == "GET" and request.path in (_ALL, _MISSING)
-        ):
+        own = request.method == "GET" and request.path in (_ALL, _MISSING)
+        if not own and key.removeprefix(prefix) not in members:
             return _Answer(400)
         if request.method != "PUT":
             return 0
@@ -298,7 +289,8 @@ class _Server:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(float(wait), WAIT_S)):
                         await self._all_ready.wait()
-            return self._count_missing()
+            ranks = sorted(map(int, self._missing()))
+            return _Answer(200, json.dumps({"num": len(ranks), "first": ranks[:MOST_NAMED]}).encode())
         values = self._values.get(scope, {})
         if request.path == _ALL and not self._missing():
             ready = self._values[READY]
@@ -317,11 +309,6 @@ class _Server:
     def _missing(self) -> set[str]:
         present = self._values.get(READY, {})
         return set() if len(present) == len(self._members[READY]) else self._members[READY] - present.keys()
-
-    def _count_missing(self) -> _Answer:
-        """Answer with the number of missing ranks, and the first of them."""
-        ranks = sorted(map(int, self._missing()))
-        return _Answer(200, json.dumps({"num": len(ranks), "first": ranks[:MOST_NAMED]}).encode())
 
     def _leave(self, scope: str, key: str) -> None:
         """Note that a rank is connected to its peers; clear the scope after the last one."""
