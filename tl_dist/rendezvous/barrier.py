@@ -44,7 +44,7 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" not in env:
         return
     store = _Store(env)
-    rank, size = store.rank, store.size
+    rank, size, body = store.rank, store.size, (message or socket.gethostname()).encode()
     deadline = time.monotonic() + timeout_s
     say_at = time.monotonic() + SILENT_S
     announced = False
@@ -52,7 +52,7 @@ def await_peers(env: Mapping[str, str], *, timeout_s: float, message: str | None
         now = time.monotonic()
         num, waits_for, failure = size, f"an answer from {store.where}", None
         try:
-            announced = announced or store.announce(message or socket.gethostname())
+            announced = announced or store.ask("PUT", f"/{rank}", body) is not None
             num, waits_for = store.absent(max(0.0, min(WAIT_S, deadline - now, max(say_at - now, _POLL_S))))
             if not num:
                 return
@@ -76,10 +76,11 @@ def messages_of_all(env: Mapping[str, str]) -> list[str]:
     """Return each worker's message, in rank order, once all have come. Only a rendezvous of ours knows them."""
     store = _Store(env)
     try:
-        messages = store.messages()
+        answer = store.ask("GET", "")
     except OSError as error:
         raise store.lost(error) from error
-    if len(messages) != store.size:
+    messages = (answer or b"").decode("ascii", "replace").split("\n")
+    if answer is None or len(messages) != store.size:
         raise Refusal(
             f"rank {store.rank}: {store.where} does not know what {store.size} workers said.",
             fix="start the workers with tl-dist train or tl-dist submit, or use strategy=horovod.",
@@ -100,24 +101,15 @@ class _Store:
         self.can_wait = True
         """True if the rendezvous delays its answer until no worker is missing"""
 
-    def announce(self, message: str) -> bool:
-        """Store this worker's message; return True once that succeeded."""
-        return self._ask("PUT", f"/{self.rank}", message.encode()) is not None
-
-    def messages(self) -> list[str]:
-        """Return every worker's message; none before all have come."""
-        answer = self._ask("GET", "")
-        return [] if answer is None else answer.decode("ascii", "replace").split("\n")
-
     def absent(self, wait_s: float) -> tuple[int, str]:
         """Return how many workers are missing, and their ranks in words; `can_wait`: in `wait_s`, or once none is."""
         if self.can_wait:
-            answer = self._ask("GET", f"/{ABSENT}", wait_s=wait_s)
+            answer = self.ask("GET", f"/{ABSENT}", wait_s=wait_s)
             if answer is not None:
                 absent = json.loads(answer)
                 return absent["num"], _few(absent["first"], absent["num"])
             self.can_wait = False
-        while self._missing and self._ask("GET", f"/{self._missing[0]}") is not None:
+        while self._missing and self.ask("GET", f"/{self._missing[0]}") is not None:
             del self._missing[0]
         return len(self._missing), _few(self._missing[:1], len(self._missing))
 
@@ -125,7 +117,7 @@ class _Store:
         """Return the refusal for a rendezvous that does not answer."""
         return _lost(f"rank {self.rank}: no answer from {self.where}: {error}.")
 
-    def _ask(self, method: str, key: str, body: bytes | None = None, wait_s: float = 0.0) -> bytes | None:
+    def ask(self, method: str, key: str, body: bytes | None = None, wait_s: float = 0.0) -> bytes | None:
         """Return the body of the answer; None if the store has no such key."""
         connection = http.client.HTTPConnection(*self._address, timeout=wait_s + _ANSWER_S)
         headers = {"Authorization": self._authorization, "Wait": f"{wait_s:.3f}"}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tl_dist.refusal import ExitCode, Refusal
-from tl_dist.rendezvous import http_server
+from tl_dist.rendezvous import server
 from tl_dist.rendezvous.barrier import await_peers
 from tl_dist.rendezvous.server import Rendezvous
 
@@ -65,7 +65,7 @@ def test_who_has_not_come_is_answered_when_all_have_or_in_time(rendezvous):
 
 def test_requests_come_in_pieces_and_silent_ones_are_let_go(rendezvous, monkeypatch):
     """And none holds up another."""
-    monkeypatch.setattr(http_server, "REQUEST_TIMEOUT_S", 1.5)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 1.5)
     address = rendezvous.endpoint.split(":")
     with socket.create_connection(address) as silent, socket.create_connection(address) as slow:
         for piece in (b"PUT /glo", b"bal/0 HTTP/1.1\r\nContent-Le", b"ngth: 4\r\n\r", b"\nab", b"cd"):
