@@ -134,7 +134,7 @@ def test_a_random_crop_is_cut_from_the_image_as_it_is_shown(with_png: bool, tmp_
 def test_a_large_photograph_is_halved_in_the_decoder_and_turned(tmp_path: Path) -> None:
     files = {f"orientation {k}": (lambda k=k: saved_large(k, 16)) for k in (3, 6)}
     source = looked_at(folder(tmp_path / "set", files), tmp_path)["train"]
-    read = augmented(source, ("random_resized_crop",), 3, SIZE).batch
+    read = augmented(source, ("random_resized_crop",), 3, SIZE).rows
     positions = tf.range(source.num_examples, dtype=tf.int64)
     cut = tf.cast(read(positions, positions)[0], tf.float32)
     assert cut.shape == (4, SIZE, SIZE, 3)
