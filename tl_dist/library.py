@@ -17,18 +17,22 @@ from tl_dist.config import Config, DataConfig, registry
 from tl_dist.config import file as config_file
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
+from tl_dist.runs.records import records
+from tl_dist.scores import predictions
+from tl_dist.terminal.console import Console
 
 if TYPE_CHECKING:
     from tl_dist.datasets import Splits
     from tl_dist.scores.calibration import Calibration
     from tl_dist.scores.predictions import Predicted, Predictions
 
+_HERE = ("strategy=single", "workers=1")
+
 
 def load_config(path: str | Path, *overrides: str) -> Config:
     """Load the config of a YAML file; `overrides`, each KEY=VALUE, take precedence, as on the command line.
 
-    Imports the records of other packages that it names. Raises `Refusal` for a missing file and for a wrong key or
-    value, with its line and a fix.
+    Raises `Refusal` for a missing file and for a wrong key or value, with its line and a fix.
     """
     from tl_dist.launcher.auto_config import values_for
 
@@ -39,7 +43,7 @@ def open_dataset(data: Config | DataConfig) -> Splits:
     """Return the splits of a data set by name: always "train", and "validation" and "test" where it has them.
 
     Each has `num_examples`, `class_names`, `ids`, `labels` int32 [N], and `read(index)`, which tf.data can trace.
-    Decodes nothing. Raises `Refusal` for data that is missing or not in its format.
+    Raises `Refusal` for data that is missing or not in its format.
     """
     from tl_dist.datasets.division import open_splits
 
@@ -49,21 +53,15 @@ def open_dataset(data: Config | DataConfig) -> Splits:
 def train(cfg: Config, *, runs: str | Path = "runs", here: bool = False) -> Run:
     """Train a config to its end, or resume it, in the directory `runs`, as `tl-dist train` does.
 
-    Starts workers as the config says and shows their progress as on the command line. With `here` this process is the
-    only worker, as in a notebook: `strategy` must be single. Dtype policy, seeds, umask and signal handlers are
-    restored, so it may be called again. If interrupted, it returns a run whose `done` is False; the same call resumes
-    it. Raises `Refusal` for any other end.
+    With `here` this process is the only worker, as in a notebook: `strategy` must be single. If interrupted, it returns
+    a run whose `done` is False; the same call resumes it. Raises `Refusal` for any other end.
     """
     from tl_dist.launcher.train import train_config
-    from tl_dist.terminal.console import Console
 
     code = _train_here(cfg, Path(runs)) if here else train_config(cfg, Path(runs), Console())
     if code not in (ExitCode.DONE, ExitCode.REQUEUE):
-        raise Refusal(
-            f"run '{cfg.name}' ended with exit code {code}.",
-            fix=f"see the lines above, and {Path(runs) / cfg.name / 'logs'}.",
-            code=ExitCode(code),
-        )
+        fix = f"see the lines above, and {Path(runs) / cfg.name / 'logs'}."
+        raise Refusal(f"run '{cfg.name}' ended with exit code {code}.", fix=fix, code=ExitCode(code))
     return Run(Path(runs) / cfg.name)
 
 
@@ -72,18 +70,16 @@ def _train_here(cfg: Config, runs: Path) -> int:
 
     cfg = resolved_here(cfg)
     if registry.strategy(cfg.strategy).workers != "one" or cfg.runtime.deterministic:
-        what = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
-        raise Refusal(
-            f"{what} needs processes of its own, and here=True has only this one.",
-            fix="train it without here=True, or with strategy=single and runtime.deterministic=false.",
-            code=ExitCode.USAGE,
-        )
+        setting = "runtime.deterministic" if cfg.runtime.deterministic else f"strategy '{cfg.strategy}'"
+        what = f"{setting} needs processes of its own, and here=True has only this one."
+        fix = "train it without here=True, or with strategy=single and runtime.deterministic=false."
+        raise Refusal(what, fix=fix, code=ExitCode.USAGE)
     from tl_dist.launcher.companion import copying
     from tl_dist.launcher.train import open_run, with_trained_source
-    from tl_dist.terminal.console import Console
     from tl_dist.terminal.progress import Progress
     from tl_dist.trainer import attempt
-    from tl_dist.trainer.setup import process_as_it_was, setup
+    from tl_dist.trainer.load_model import process_as_it_was
+    from tl_dist.trainer.setup import setup
 
     with process_as_it_was():
         run = open_run(runs, with_trained_source(cfg, runs))
@@ -125,14 +121,10 @@ class Run:
 
     def history(self, event: str = "train") -> list[dict[str, Any]]:
         """Return records oldest first: "train" (every `report.every_steps`), "evaluation" or "resumed"."""
-        from tl_dist.runs.records import records
-
         return [record for record in records(self._directory.metrics_file) if record.get("event") == event]
 
     def predictions(self, split: str) -> Predictions:
         """Load ids [N], labels [N] and probabilities [N, classes] of a held-out split. Raises `Refusal` without any."""
-        from tl_dist.scores import predictions
-
         return predictions.load(predictions.file_of(self.path, split))
 
     def predict(self, images: str | Path | Sequence[str | Path], at: str = "") -> Predicted:
@@ -142,15 +134,13 @@ class Run:
         Raises `Refusal` without a checkpoint, and for a name that matches nothing.
         """
         from tl_dist.datasets.unlabelled import listed, unreadable
-        from tl_dist.trainer.load_model import loaded
+        from tl_dist.trainer.load_model import loaded, process_as_it_was
         from tl_dist.trainer.predict import predicted
-        from tl_dist.trainer.setup import process_as_it_was
 
         names = [images] if isinstance(images, str | Path) else images
         paths = listed([str(name) for name in names])
         with process_as_it_was():
-            overrides = ("strategy=single", "workers=1")
-            model = loaded(self._directory, at, cores=None, overrides=overrides)
+            model = loaded(self._directory, at, cores=None, overrides=_HERE)
             known = {k: reason for reasons in unreadable(paths) for k, reason in reasons.items()}
             return predicted(model, paths, known)
 
@@ -164,12 +154,10 @@ class Run:
         from tl_dist.launcher import read_only
         from tl_dist.tools.calibrate.command import keep
         from tl_dist.tools.calibrate.work import calibrate
-        from tl_dist.trainer.load_model import loaded
-        from tl_dist.trainer.setup import process_as_it_was
+        from tl_dist.trainer.load_model import loaded, process_as_it_was
 
         with process_as_it_was(), read_only.directory() as place:
-            overrides = ("strategy=single", "workers=1")
-            model = loaded(self._directory, at, cores=None, overrides=overrides)
+            model = loaded(self._directory, at, cores=None, overrides=_HERE)
             calibrate(model, place, unknown=unknown)
             return keep(place, self._directory)
 
@@ -184,8 +172,8 @@ class Run:
         """Write the page of `tl-dist report` and return its path; with `against`, compare those runs with this one.
 
         `out` defaults to `report.html` in the run directory, or to `comparison.html` in the working directory for
-        several runs; `split` defaults to test. A separate worker draws `heat_maps` errors; 0 starts none. The page of
-        a tracked run is sent. Raises `Refusal` without predictions, without jinja2, and where `out` is another file.
+        several runs; `split` to test. A worker draws `heat_maps` errors; 0 starts none. The page of a tracked run is
+        sent. Raises `Refusal` without predictions, without jinja2, and where `out` is another file.
         """
         from tl_dist.tools.explain.command import ask
         from tl_dist.tools.report.command import Request, report
@@ -201,10 +189,9 @@ class Run:
     def keras_model(self, at: str = "") -> Any:
         """Build a `keras.Model`: uint8 RGB images [batch, size, size, 3] in, probabilities [batch, classes] out.
 
-        It has preprocessing, backbone and head of a checkpoint, with averaged weights where the run keeps them: what
-        the run evaluated, in Keras's own layers. Before the end of a run, batch norm has its moving statistics as they
-        are. `at` is "best", "last" or a step; default: the best if the run keeps one, else the last. Raises `Refusal`
-        without a checkpoint.
+        It is what the run evaluated, in Keras's own layers; before the end of a run, batch norm has its moving
+        statistics as they are. `at` is "best", "last" or a step; default: the best if the run keeps one, else the
+        last. Raises `Refusal` without a checkpoint.
         """
         from tl_dist.trainer.load_model import restored
 
@@ -230,14 +217,9 @@ class Run:
         from tl_dist.tools.export import Request
         from tl_dist.tools.export.command import default_directory
         from tl_dist.tools.export.work import export
-        from tl_dist.trainer.setup import process_as_it_was
+        from tl_dist.trainer.load_model import process_as_it_was
 
-        target = Path(out) if out is not None else default_directory(self._directory, to, numbers)
+        target = str(out or default_directory(self._directory, to, numbers))
+        wanted = Request(to=to, numbers=numbers, out=target, check=check, min_agreement=min_agreement, at=at)
         with process_as_it_was():
-            return export(
-                self._directory,
-                Request(
-                    to=to, numbers=numbers, out=str(target), check=check, min_agreement=min_agreement, at=at
-                ),
-                cores=None,
-            )
+            return export(self._directory, wanted, cores=None)

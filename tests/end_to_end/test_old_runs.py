@@ -1,20 +1,27 @@
-"""A run directory of an earlier tl_dist opens, resumes and is evaluated: one that was stopped at step 5 of 8."""
+"""A run directory of an earlier tl_dist opens, resumes and is evaluated: one that was stopped at step 5 of 8.
+
+`python -m tests.end_to_end.test_old_runs` makes the archive anew, by the code at hand: only before 0.1.0 is released.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.end_to_end.harness import TL_DIST, records
+from tests.end_to_end.harness import TL_DIST, Workspace, records, wait_for
 from tl_dist.runs.directory import RunDir
 
-ARCHIVE = Path(__file__).parents[1] / "data" / "run_before_redesign.tar.xz"
+ARCHIVE = Path(__file__).parents[1] / "data" / "run_of_0.1.0.tar.xz"
 PLACE = "/home/me"
 """where the run was made"""
 
@@ -76,3 +83,35 @@ def test_it_is_listed_evaluated_and_resumed(directory: Path) -> None:
     (evaluated,) = [record for record in records(run, "evaluation") if record["split"] == "test"]
     assert evaluated["step"] == 8
     assert evaluated["loss"] != early["loss"]
+
+
+def make_archive() -> None:
+    """Train the run up to step 5, stop it as a scheduler does, and pack its directory."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        write_weights(directory / "tiny.safetensors")
+        workspace = Workspace(directory, CONFIG)
+        # The worker reads the request after the step in which it was stopped.
+        process, worker = workspace.start_up_to("old", 4, rank=0)
+        process.terminate()
+        wait_for(workspace.run("old").stop_requested, "the request to stop")
+        os.kill(worker, signal.SIGCONT)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 75, printed
+        run = workspace.run("old")
+        for file in (run.config_file, run.identity_file, run.attempts / "0001.json"):
+            text = file.read_text().replace(str(directory), PLACE)
+            file.write_text(text.replace(sys.prefix, f"{PLACE}/.venv"))
+        run.rank_log(0).write_text("")
+
+        def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.uid = entry.gid = 0
+            entry.uname = entry.gname = "root"
+            return entry
+
+        with tarfile.open(ARCHIVE, "w:xz") as archive:
+            archive.add(run.path, "old", filter=anonymous)
+
+
+if __name__ == "__main__":
+    make_archive()

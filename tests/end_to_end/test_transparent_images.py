@@ -18,8 +18,7 @@ from tl_dist.scores.explanations import Explained
 from tl_dist.scores.figures import softmax
 from tl_dist.tools.explain import Request
 from tl_dist.tools.explain.work import explain
-from tl_dist.trainer.load_model import loaded
-from tl_dist.trainer.setup import process_as_it_was
+from tl_dist.trainer.load_model import loaded, process_as_it_was
 
 CONFIG = (
     SMALL

@@ -36,7 +36,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.image_kinds import exif
-from tests.official_layouts import masked_crc32c, packed_columns, varint
+from tests.official_layouts import (
+    masked_crc32c,
+    packed_facts,
+    packed_manifest,
+    varint,
+    write_packed,
+)
 from tl_dist.config import DataConfig, yaml_text
 from tl_dist.datasets.curation import images as curated
 from tl_dist.datasets.division import open_splits, read_manifest
@@ -48,8 +54,8 @@ from tl_dist.datasets.headers import Fault, look
 from tl_dist.datasets.preprocess import FORMATS, exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
-from tl_dist.models.weights import hdf5, safetensors_files
-from tl_dist.models.weights import keras_archives as archives
+from tl_dist.models.weights import hdf5, sources
+from tl_dist.models.weights import keras_files as readers
 from tl_dist.refusal import Refusal
 
 MEMORY = 1 << 30  # bytes that a parser may add to those of the process
@@ -247,68 +253,24 @@ def _(text: str, folder: Path) -> None:
         yaml_text.parse(text, "a.yaml")
 
 
-def columns() -> dict[str, np.ndarray]:
-    return {
-        **packed_columns(),
-        "weights": np.ones(2, np.float32),
-        "soft_others": np.array([1, 0], np.int32),
-        "soft_shares": np.array([0.5, 1], np.float32),
+def packed() -> Any:
+    annotations = {
+        "weights": [1.0, 2.0],
+        "groups": ["g", "h"],
+        "types": ["t", "t"],
+        "soft": [[1, 0], [0.5, 1.0]],
     }
+    manifest = packed_manifest()
+    manifest["splits"]["test"] = dict(manifest["splits"]["train"])
+    return {"facts": packed_facts(**annotations), "manifest": manifest}
 
 
-def npz(arrays: dict[str, np.ndarray], **options: Any) -> bytes:
-    target_file = io.BytesIO()
-    np.savez(target_file, **arrays, **options)
-    return target_file.getvalue()
-
-
-@st.composite
-def indexes(draw: st.DrawFn) -> bytes:
-    """An index whose columns are of another type or length, are missing, or hold extreme numbers."""
-    arrays = columns()
-    for name in draw(st.lists(st.sampled_from(sorted(arrays)), max_size=2, unique=True)):
-        kind = draw(
-            st.sampled_from(
-                ["i1", "i4", "i8", "u4", "u1", "f4", "f8", "U3", "O", "?", "S2", "i4,f4", "M8[s]"]
-            )
-        )
-        shape = draw(st.sampled_from([(2,), (0,), (), (1,), (3,), (2, 2)]))
-        number = draw(st.sampled_from([0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, np.nan, np.inf]))
-        if draw(st.booleans()):
-            with np.errstate(all="ignore"), suppress(ValueError, OverflowError, TypeError):
-                arrays[name] = np.full(shape, number).astype(arrays[name].dtype)
-        else:
-            arrays[name] = np.zeros(shape, kind)
-        if draw(st.integers(0, 5)) == 0:
-            del arrays[name]
-    return npz(arrays)
-
-
-def manifest() -> Any:
-    shard = {
-        "name": "train-00000-of-00001",
-        "num_examples": 2,
-        "images": {"size": 8},
-        "index": {"sha256": "right"},
-    }
-    return {
-        "format": "tl_dist packed 1",
-        "class_names": ["a", "b"],
-        "splits": {"train": [shard], "test": [dict(shard)]},
-    }
-
-
-@target(
-    "packed index",
-    st.tuples(damaged(lambda: [npz(columns())]) | indexes(), st.just(None) | mangled(manifest)),
-    [],
-)
-def _(packed: tuple[bytes, Any], folder: Path) -> None:
-    index, content = packed
-    (folder / "train-00000-of-00001.images").write_bytes(bytes(8))
-    (folder / "train-00000-of-00001.npz").write_bytes(index)
-    text = json.dumps(manifest() if content is None else content)
-    (folder / "manifest.json").write_text(text.replace('"right"', f'"{hashlib.sha256(index).hexdigest()}"'))
+@target("packed set", mangled(packed), [])
+def _(content: Any, folder: Path) -> None:
+    facts, manifest = (
+        content.get(key) if isinstance(content, dict) else content for key in ("facts", "manifest")
+    )
+    write_packed(folder, facts, manifest)
     with suppress(Refusal):
         for source in open_packed(data(folder, "packed")).values():
             assert set(source.labels.tolist()) <= set(range(source.num_classes))
@@ -399,7 +361,7 @@ def weights() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     (folder / "x.safetensors").write_bytes(content)
     with suppress(Refusal):
-        safetensors_files.arrays_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
+        sources.safetensors_of(folder / "x.safetensors", folder / "x.safetensors", NETWORK)
 
 
 @functools.cache
@@ -459,7 +421,7 @@ def keras_archives() -> list[bytes]:
 def _(content: bytes, folder: Path) -> None:
     path = folder / "x.keras"
     path.write_bytes(content)
-    in_a_process(lambda: archives.arrays_of(path, NETWORK), ValueError)
+    in_a_process(lambda: readers.of_archive(path, NETWORK), ValueError)
     assert os.listdir(folder) == ["x.keras"]
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tl_dist.files.descriptors import allow_many_open_files
+from tl_dist.files.process import allow_many_open_files
 
 ADDRESS_BYTES = 136  # of one pair
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 class Split(StrEnum):
@@ -17,32 +17,29 @@ class Split(StrEnum):
     TEST = "test"
 
 
-ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)
-]
+ConfigFile = Annotated[Path, Argument(metavar="CONFIG", help="YAML file of the run", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="override a key of the file, such as optimizer.learning_rate=1e-3",
+    Argument(
+        metavar="[KEY=VALUE]...", help="override a key of the file, such as optimizer.learning_rate=1e-3"
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
+RunPath = Annotated[Path, Argument(metavar="RUN", help="directory of a run, such as runs/NAME")]
 At = Annotated[
     str,
-    typer.Option(
+    Option(
         "--at",
         metavar="best|last|STEP",
         help="checkpoint to use; default: the best if the run keeps one, else the last",
         show_default=False,
     ),
 ]
-Root = Annotated[Path, typer.Option("--runs", metavar="DIR", help="directory that holds the runs")]
+RunsDirectory = Annotated[Path, Argument(metavar="[DIR]", help="directory that holds the runs")]
+Root = Annotated[Path, Option("--runs", metavar="DIR", help="directory that holds the runs")]
 Strategy = Annotated[
-    str | None,
-    typer.Option(help="single, mirrored, horovod, collective, auto, or one from an installed package"),
+    str | None, Option(help="single, mirrored, horovod, collective, auto, or one from an installed package")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", "-n", min=1, help="number of workers; default: one per visible GPU, or one"),
+    Option("--workers", "-n", min=1, help="number of workers; default: one per visible GPU, or one"),
 ]

@@ -1,4 +1,4 @@
-"""`tl-dist data VERB`: look at a data set before training on it."""
+"""`tl-dist data VERB`: look at a data set before training on it. `tl-dist features VERB`: what is cached of it."""
 
 from __future__ import annotations
 
@@ -7,54 +7,51 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from tl_dist.parallel import cores
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunsDirectory, Strategy, Workers
+from tl_dist.cli.groups import group
 from tl_dist.refusal import ExitCode
 from tl_dist.rendezvous import rank_layout
-
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
+from tl_dist.terminal.console import Console
 
 Facts = dict[str, Any]
 
-data_app = typer.Typer(help="Inspect, verify, split and pack a data set.", no_args_is_help=True)
+data_app = group("data", "Inspect, verify, split and pack a data set.")
+features_app = group("features", "Compute, list and prune cached outputs of frozen backbones.")
 
 DataPath = Annotated[
     Path,
-    typer.Argument(
+    Argument(
         metavar="PATH|CONFIG", help="data set (a directory or a CSV file), or a config", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+AsJson = Annotated[bool, Option("--json", help="print JSON")]
 
 
 @data_app.command()
 def inspect(
     path: DataPath,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="file for a picture of some samples")
-    ] = Path("samples.png"),
+    sheet: Annotated[Path | None, Option(metavar="PNG", help="file for a picture of some samples")] = Path(
+        "samples.png"
+    ),
     as_json: AsJson = False,
-) -> int:
+) -> None:
     """Show what a data set holds: classes, counts, sizes, and a picture of samples."""
     from tl_dist.tools.curate import inspect as data_inspect
 
     _show(data_inspect.inspect(path, sheet), data_inspect.show, as_json)
-    return ExitCode.DONE
 
 
 @data_app.command()
 def verify(
     path: DataPath,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="number of processes; default: one per core")
-    ] = None,
+    workers: Annotated[int | None, Option(min=1, help="number of processes; default: one per core")] = None,
     distance: Annotated[
         int,
-        typer.Option(
+        Option(
             min=-1,
             max=16,
             help="largest difference of near duplicates, in bits of a 64-bit hash; -1: skip the search",
@@ -63,7 +60,6 @@ def verify(
     as_json: AsJson = False,
 ) -> int:
     """Decode every image. Exit with 65 if a file is bad or an image is in two splits."""
-    from tl_dist.terminal.console import Console
     from tl_dist.tools.curate import verify
 
     facts = verify.verify(path, workers=workers, distance=distance, console=Console(stderr=True))
@@ -74,21 +70,20 @@ def verify(
 @data_app.command()
 def split(
     path: DataPath,
-    test: Annotated[float, typer.Option(min=0, max=1, help="test share of all examples")] = 0.0,
-    validation: Annotated[float, typer.Option(min=0, max=1, help="validation share of all examples")] = 0.0,
+    test: Annotated[float, Option(min=0, max=1, help="test share of all examples")] = 0.0,
+    validation: Annotated[float, Option(min=0, max=1, help="validation share of all examples")] = 0.0,
     folds: Annotated[
-        int | None,
-        typer.Option(min=2, help="number of cross-validation folds, instead of --test and --validation"),
+        int | None, Option(min=2, help="number of cross-validation folds, instead of --test and --validation")
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="column of a CSV file, or a regular expression on ids; equal values stay together"),
+        Option(help="column of a CSV file, or a regular expression on ids; equal values stay together"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the random division")] = 0,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="manifest to write")] = Path("split.json"),
-    force: Annotated[bool, typer.Option("--force", help="replace another manifest in FILE")] = False,
+    seed: Annotated[int, Option(min=0, help="seed of the random division")] = 0,
+    to: Annotated[Path, Option("--to", metavar="FILE", help="manifest to write")] = Path("split.json"),
+    force: Annotated[bool, Option("--force", help="replace another manifest in FILE")] = False,
     as_json: AsJson = False,
-) -> int:
+) -> None:
     """Divide a data set by class (and group) into a manifest that `data.split` uses."""
     from tl_dist.tools.curate import split
 
@@ -96,29 +91,23 @@ def split(
         path, to, test=test, validation=validation, folds=folds, group=group, seed=seed, force=force
     )
     _show(manifest, split.show, as_json)
-    return ExitCode.DONE
 
 
 @data_app.command()
 def pack(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="SRC", help="a config, a CSV file, or the directory of a data set"),
+        Path, Argument(metavar="SRC", help="a config, a CSV file, or the directory of a data set")
     ],
-    target: Annotated[
-        Path, typer.Argument(metavar="DST", help="directory, new or begun by the same command")
-    ],
+    target: Annotated[Path, Argument(metavar="DST", help="directory, new or begun by the same command")],
     size: Annotated[
         int | None,
-        typer.Option(min=8, help="shorter side to which larger images are scaled; default: keep all bytes"),
+        Option(min=8, help="shorter side to which larger images are scaled; default: keep all bytes"),
     ] = None,
-    quality: Annotated[
-        int, typer.Option(min=1, max=100, help="quality of the JPEGs that --size writes")
-    ] = 95,
+    quality: Annotated[int, Option(min=1, max=100, help="quality of the JPEGs that --size writes")] = 95,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-n", min=1, help="number of processes; default: one per core")
+        int | None, Option("--workers", "-n", min=1, help="number of processes; default: one per core")
     ] = None,
-) -> int:
+) -> None:
     """Pack a data set into a few large files. The same command resumes a stopped pack.
 
     To share the work, start the command several times, on one host or many: by srun, mpirun, horovodrun or by hand.
@@ -127,7 +116,6 @@ def pack(
 
     from tl_dist.datasets import packing
     from tl_dist.datasets.curation import layout
-    from tl_dist.terminal.console import Console
 
     rank, size_of_job = rank_layout.rank_in(os.environ), rank_layout.expected_world_size(os.environ) or 1
     splits = layout.opened_whole(source)
@@ -146,25 +134,67 @@ def pack(
             target,
             size=size,
             quality=quality,
-            workers=workers or cores.own_share(os.environ),
+            workers=workers or rank_layout.own_cores(os.environ),
             part=(rank % size_of_job, size_of_job),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if rank:  # the first of several processes reports
-        return ExitCode.DONE
+        return
     total = sum(s.num_examples for s in splits.values())
-    taken = sum(path.stat().st_size for path in target.glob("*.images"))
+    taken = sum(path.stat().st_size for path in target.glob("*.tfrecord"))
     console.say(
         f"{target}: {total:,} images, {taken / 1e6:,.1f} MB; use it with data.name=packed data.path={target}"
     )
-    return ExitCode.DONE
 
 
 def _show(facts: Facts, show: Callable[[Facts, Console], None], as_json: bool) -> None:
     """Print facts as JSON for a program, or as text for the user."""
-    from tl_dist.terminal.console import Console
-
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1) + "\n")
     else:
         show(facts, Console())
+
+
+@features_app.command("extract")
+def features_extract(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strategy: Strategy = None,
+    workers: Workers = None,
+    runs: Root = Path("runs"),
+) -> int:
+    """Compute the features that a config needs, with all of its workers."""
+    from tl_dist.launcher.train import Request
+    from tl_dist.tools.features.command import extract
+
+    return extract(Request(config, overrides or (), strategy, workers, runs), Console())
+
+
+@features_app.command("list")
+def features_list(runs: RunsDirectory = Path("runs")) -> None:
+    """List the feature sets beside the runs in DIR, most recently used first."""
+    from tl_dist.tools.features.command import sets, show
+
+    show(sets(runs), Console())
+
+
+@features_app.command("prune")
+def features_prune(
+    runs: Annotated[
+        Path, Argument(metavar="[DIR]", resolve_path=True, help="directory that holds the runs")
+    ] = Path("runs"),
+    unused_days: Annotated[
+        float | None, Option(min=0, help="remove sets unused for longer than this")
+    ] = None,
+    keep_mb: Annotated[
+        float | None, Option(min=0, help="keep the most recently used sets, up to this size in MB")
+    ] = None,
+    unreferenced: Annotated[
+        bool, Option("--unreferenced", help="remove sets that no run in DIR reads")
+    ] = False,
+) -> None:
+    """Remove unused feature sets and leftovers of interrupted extractions."""
+    from tl_dist.tools.features.command import prune
+
+    say = Console().say
+    prune(runs, unused_days=unused_days, keep_mb=keep_mb, unreferenced=unreferenced, say=say)

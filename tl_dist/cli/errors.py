@@ -11,14 +11,13 @@ from contextlib import suppress
 import typer
 
 from tl_dist.refusal import ExitCode, Refusal
+from tl_dist.terminal.console import Console, plain
 
 INTERRUPTED = 130  # 128 + SIGINT
 
 
 def complain(error: BaseException) -> int:
     """Print what went wrong and how to fix it; return the exit code."""
-    from tl_dist.terminal.console import Console, plain
-
     if type(error).__name__ == "NoArgsIsHelpError":  # the help of a command that was given nothing
         sys.stdout.write(f"{_message(error)}\n")
         return ExitCode.USAGE

@@ -1,4 +1,4 @@
-"""The groups in which `tl-dist --help` shows its commands, in the order in which a user meets them."""
+"""The application, and the groups in which `tl-dist --help` shows its commands, as a user meets them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -35,3 +36,20 @@ class GroupedCommands(TyperGroup):
             if cmd_name in names:
                 view.rich_help_panel = title
         return view
+
+
+app = typer.Typer(
+    name="tl-dist",
+    cls=GroupedCommands,
+    help="Distributed transfer learning of vision networks: one config file, any number of workers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def group(name: str, help_text: str) -> typer.Typer:
+    """Add a command that has commands of its own."""
+    typed = typer.Typer(help=help_text, no_args_is_help=True)
+    app.add_typer(typed, name=name)
+    return typed

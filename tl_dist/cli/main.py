@@ -1,7 +1,4 @@
-"""The command line, `tl-dist VERB ...`: each verb parses, calls one function, and shows what it returns.
-
-Each verb imports the modules that it needs, so that `--help` answers at once and nothing here loads TensorFlow.
-"""
+"""The command line, `tl-dist VERB ...`. Each verb imports what it needs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -9,66 +6,68 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, Strategy, Workers
-from tl_dist.cli.config import config_app
-from tl_dist.cli.data import data_app
+from tl_dist.cli.arguments import ConfigFile, Overrides, Root, RunPath, RunsDirectory, Strategy, Workers
 from tl_dist.cli.errors import INTERRUPTED, complain
-from tl_dist.cli.features import features_app
-from tl_dist.cli.groups import GroupedCommands
-from tl_dist.cli.rank import ranking_app
-from tl_dist.cli.slurm import slurm_app
-from tl_dist.cli.trained import trained_app
-from tl_dist.files.search_paths import elsewhere
+from tl_dist.cli.groups import app, group
+from tl_dist.files.process import elsewhere
 from tl_dist.refusal import ExitCode, Refusal, printable
+from tl_dist.terminal.console import Console
 
-if TYPE_CHECKING:
-    from tl_dist.terminal.console import Console
-
-app = typer.Typer(
-    name="tl-dist",
-    cls=GroupedCommands,
-    help="Distributed transfer learning of vision networks: one config file, any number of workers.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(trained_app)
-app.add_typer(ranking_app)
-app.add_typer(slurm_app)
-app.add_typer(config_app, name="config")
-app.add_typer(data_app, name="data")
-app.add_typer(features_app, name="features")
-augment_app = typer.Typer(help="Preview the augmentations of a config.", no_args_is_help=True)
-app.add_typer(augment_app, name="augment")
+for _module in ("data", "rank", "trained"):
+    import_module(f"tl_dist.cli.{_module}")  # which adds its commands
+config_app = group("config", "Show a config, or every key that a config may hold.")
+augment_app = group("augment", "Preview the augmentations of a config.")
 
 
 @app.command("init")
 def begin(
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="folder of images, CSV file, or another data set")
-    ],
+    data: Annotated[Path, Argument(metavar="DATA", help="folder of images, CSV file, or another data set")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="YAML", help="config to write; default: DATA.yaml")
+        Path | None, Option("--out", metavar="YAML", help="config to write; default: DATA.yaml")
     ] = None,
-) -> int:
+) -> None:
     """Write a short config for a data set and the manifest of its splits. Replaces no file."""
     from tl_dist.tools.curate.init import init
 
-    console = _console()
-    init(data, out, console.say)
-    return ExitCode.DONE
+    init(data, out, Console().say)
+
+
+@config_app.command()
+def show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print a config with every default filled in. Imports no package that it names."""
+    from tl_dist.config.file import dump
+    from tl_dist.launcher.train import Request
+
+    print(dump(Request(config, overrides or ()).load(imports=False)), end="")
+
+
+@config_app.command()
+def schema(
+    as_json: Annotated[bool, Option("--json", help="print a JSON schema, for editors")] = False,
+) -> None:
+    """List every key that a config may hold, with its type, default and meaning."""
+    if as_json:
+        from tl_dist.config import file as config_file
+
+        print(json.dumps(config_file.schema(), indent=1))
+    else:
+        from tl_dist.terminal.tables import show_schema
+
+        show_schema(Console())
 
 
 @app.command()
 def train(
     config: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="CONFIG|DATA", help="YAML file of the run; or a data set, for which init writes one"
         ),
     ],
@@ -84,8 +83,7 @@ def train(
 
     if is_data(config):
         refuse_launcher(config, started_by_launcher(os.environ))
-        console = _console()
-        config = config_for(config, console.say)
+        config = config_for(config, Console().say)
     request = Request(config, overrides or (), strategy, workers, runs)
     if started_by_launcher(os.environ):
         from tl_dist.launcher.under_launcher import join
@@ -93,16 +91,15 @@ def train(
         join(request, os.environ)
     from tl_dist.launcher.train import train_config
 
-    return train_config(request.load(), runs, _console())
+    return train_config(request.load(), runs, Console())
 
 
 @app.command()
-def prepare(config: ConfigFile, overrides: Overrides = None) -> int:
+def prepare(config: ConfigFile, overrides: Overrides = None) -> None:
     """Download the data and weights of a config, such as on a login node before a job starts."""
     from tl_dist.launcher.train import Request, prepare_config
 
-    prepare_config(Request(config, overrides or ()), _console())
-    return ExitCode.DONE
+    prepare_config(Request(config, overrides or ()), Console())
 
 
 @app.command()
@@ -113,19 +110,78 @@ def worker(run: RunPath) -> int:
     become_worker(run)
 
 
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, Option(help="number of nodes; default: 1")] = None,
+    ntasks_per_node: Annotated[int | None, Option(help="workers on each node; default: one per GPU")] = None,
+    gpus_per_node: Annotated[int | None, Option(help="GPUs on each node; needs --cpus-per-task")] = None,
+    cpus_per_task: Annotated[int | None, Option(help="CPU cores of each worker")] = None,
+    partition: Annotated[str | None, Option(help="Slurm partition")] = None,
+    time: Annotated[str | None, Option(help="time limit, as sbatch takes it: 8:00:00 or 1-12")] = None,
+    account: Annotated[str | None, Option(help="Slurm account")] = None,
+    signal_lead_s: Annotated[
+        int | None, Option(help="seconds before the limit at which to save and stop; default: 120")
+    ] = None,
+    max_requeue: Annotated[int | None, Option(help="largest number of requeues; default: 3")] = None,
+    interface: Annotated[
+        str | None, Option(help="network interface, or address of the first node, on which workers meet")
+    ] = None,
+    mpi: Annotated[str | None, Option(help="how srun starts workers: none or pmix")] = None,
+    extra: Annotated[
+        list[str] | None, Option(help='one more #SBATCH option, such as "--constraint=a100"')
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="show what would be submitted")] = False,
+    runs: Root = Path("runs"),
+) -> int:
+    """Submit a run to Slurm. The job saves a checkpoint and requeues itself before its time limit."""
+    from tl_dist.launcher.slurm.submit import submit_run
+    from tl_dist.launcher.train import Request
+
+    options: dict[str, Any] = {
+        "nodes": nodes,
+        "ntasks_per_node": ntasks_per_node or gpus_per_node,
+        "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task,
+        "partition": partition,
+        "time": time,
+        "account": account,
+        "signal_lead_s": signal_lead_s,
+        "max_requeue": max_requeue,
+        "interface": interface,
+        "mpi": mpi,
+        "extra": tuple(extra) if extra else None,
+    }
+    request = Request(config, overrides or (), runs=runs)
+    return submit_run(request, options, Console(), dry_run=dry_run)
+
+
+@app.command(hidden=True)
+def srun(run: RunPath) -> int:
+    """Start and watch the workers of one attempt inside a Slurm job. Called by the batch script."""
+    from tl_dist.config import file as config_file
+    from tl_dist.launcher.companion import copying
+    from tl_dist.launcher.slurm.driver import drive
+    from tl_dist.runs.directory import RunDir
+    from tl_dist.terminal.progress import Progress
+
+    directory = RunDir.open(run)
+    with copying(directory, config_file.load(directory.config_file)), Progress(Console()) as progress:
+        return drive(run, os.environ, progress)
+
+
 @app.command("cv")
 def cross_validate(
     config: ConfigFile,
     overrides: Overrides = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="number of folds; default: 5")] = None,
+    folds: Annotated[int | None, Option(min=2, help="number of folds; default: 5")] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="number of random divisions into folds; default: 5")
+        int | None, Option(min=1, help="number of random divisions into folds; default: 5")
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            metavar="type|group|COLUMN|REGEX", help="leave out each group once, instead of random folds"
-        ),
+        Option(metavar="type|group|COLUMN|REGEX", help="leave out each group once, instead of random folds"),
     ] = None,
     strategy: Strategy = None,
     workers: Workers = None,
@@ -139,7 +195,7 @@ def cross_validate(
         what = "--by leaves out each group once, and has no other folds or seeds."
         raise Refusal(what, fix="remove --folds and --seeds, or --by.", code=ExitCode.USAGE)
     request = Request(config, overrides or (), strategy, workers, runs)
-    return run_folds(request, folds or 5, seeds or 5, _console(), by)
+    return run_folds(request, folds or 5, seeds or 5, Console(), by)
 
 
 @app.command()
@@ -147,8 +203,7 @@ def tune(
     config: ConfigFile,
     overrides: Overrides = None,
     folds: Annotated[
-        int,
-        typer.Option(min=2, help="number of folds of the training split where there is no validation split"),
+        int, Option(min=2, help="number of folds of the training split where there is no validation split")
     ] = 5,
     strategy: Strategy = None,
     workers: Workers = None,
@@ -158,32 +213,30 @@ def tune(
     from tl_dist.launcher.train import Request
     from tl_dist.tools.tune.command import tune as search
 
-    return search(Request(config, overrides or (), strategy, workers, runs), folds, _console())
+    return search(Request(config, overrides or (), strategy, workers, runs), folds, Console())
 
 
 @augment_app.command("preview")
 def augment_preview(
     config: ConfigFile,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", metavar="PNG", help="picture to write")] = Path("augment.png"),
-    rows: Annotated[int, typer.Option(min=1, max=64, help="number of images, one per row")] = 4,
-) -> int:
+    out: Annotated[Path, Option("--out", metavar="PNG", help="picture to write")] = Path("augment.png"),
+    rows: Annotated[int, Option(min=1, max=64, help="number of images, one per row")] = 4,
+) -> None:
     """Show a few training images, each unchanged and then augmented eight times."""
     from tl_dist.tools.augment.command import preview
 
     preview(config, overrides or (), out, rows)
-    _console().say(f"{out}: each row is an image, then the same image augmented at eight positions")
-    return ExitCode.DONE
+    Console().say(f"{out}: each row is an image, then the same image augmented at eight positions")
 
 
 @app.command()
-def env(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> int:
+def env(as_json: Annotated[bool, Option("--json", help="print JSON")] = False) -> None:
     """Describe this machine and installation for a bug report."""
     from tl_dist.tools.doctor.environment import as_text, collect
 
     facts = collect()
     print(json.dumps(facts, indent=1) if as_json else printable(as_text(facts), lines=True))
-    return ExitCode.DONE
 
 
 @app.command()
@@ -191,7 +244,7 @@ def doctor() -> int:
     """Check this installation, including a sum over two workers. Exit with 1 if something is broken."""
     from tl_dist.tools.doctor.command import examine
 
-    console = _console()
+    console = Console()
     healthy = True
     for finding in examine():
         style = "" if finding.ok else "dim" if finding.ok is None else "bold red"
@@ -201,21 +254,15 @@ def doctor() -> int:
 
 
 @app.command("runs")
-def list_runs(
-    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="directory that holds the runs")] = Path(
-        "runs"
-    ),
-) -> int:
+def list_runs(root: RunsDirectory = Path("runs")) -> None:
     """List the runs in a directory: state, step, figures."""
     from tl_dist.runs.table import runs
     from tl_dist.terminal.tables import show_runs
 
     if not root.is_dir():
-        raise Refusal(
-            f"{root} is not a directory.", fix="name the directory that holds the runs.", code=ExitCode.USAGE
-        )
-    show_runs(runs(root), _console())
-    return ExitCode.DONE
+        what = f"{root} is not a directory."
+        raise Refusal(what, fix="name the directory that holds the runs.", code=ExitCode.USAGE)
+    show_runs(runs(root), Console())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -249,12 +296,6 @@ def _import_nothing_from_here() -> None:
         sys.path[:] = [entry for entry in sys.path if entry == package or entry not in here]
     os.environ.update(elsewhere(os.environ))
     os.environ["PYTHONSAFEPATH"] = "1"
-
-
-def _console() -> Console:
-    from tl_dist.terminal.console import Console
-
-    return Console()
 
 
 if __name__ == "__main__":

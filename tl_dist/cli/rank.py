@@ -6,54 +6,42 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from tl_dist.cli.arguments import ConfigFile, Overrides, Root, Strategy, Workers
-from tl_dist.refusal import ExitCode
+from tl_dist.cli.groups import app
+from tl_dist.terminal.console import Console
 
-ranking_app = typer.Typer()
 
-
-@ranking_app.command()
+@app.command()
 def rank(
     config: ConfigFile,
     overrides: Overrides = None,
     candidates: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="FILE|a,b,c",
             help="networks to rank, each BACKBONE or BACKBONE:BLOCK; or a YAML file that lists them",
         ),
     ] = "",
     images: Annotated[
-        int, typer.Option(min=20, help="largest number of training images to score with, drawn by class")
+        int, Option(min=20, help="largest number of training images to score with, drawn by class")
     ] = 5000,
-    trained: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="trained run to compare the order with; default: the runs of this config in --runs",
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="YAML", help="file for the config of the best; default: CONFIG_best.yaml"
-        ),
+        Option("--out", metavar="YAML", help="file for the config of the best; default: CONFIG_best.yaml"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    as_json: Annotated[bool, Option("--json", help="print the result as JSON")] = False,
     strategy: Strategy = None,
     workers: Workers = None,
     runs: Root = Path("runs"),
-) -> int:
+) -> None:
     """Rank pretrained networks by their features of the training images; write a config with the best."""
     from tl_dist.launcher.train import Request
-    from tl_dist.terminal.console import Console
     from tl_dist.tools.rank.command import rank as rank_candidates
 
     request = Request(config, overrides or (), strategy, workers, runs)
     console = Console(stderr=as_json)
-    ranking = rank_candidates(request, candidates, console, images=images, trained=trained or (), out=out)
+    ranking = rank_candidates(request, candidates, console, images=images, out=out)
     if as_json:
         print(json.dumps(ranking, indent=1))
-    return ExitCode.DONE

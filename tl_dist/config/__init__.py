@@ -1,7 +1,4 @@
-"""The schema of a run's config, by sections. Strict: a typo is refused.
-
-`file` reads a YAML file into it, `rules` holds the rules between keys, `problems` writes the error messages.
-"""
+"""The schema of a run's config, by sections. Strict: a typo is refused."""
 
 from __future__ import annotations
 
@@ -11,49 +8,27 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from tl_dist.config.data import AugmentConfig, DataConfig
+from tl_dist.config.data import RUN_NAME, DataConfig, PositiveInt, Section
+from tl_dist.config.data import AugmentConfig as AugmentConfig
 from tl_dist.config.execution import (
-    BestConfig,
     CheckpointConfig,
     EvaluationConfig,
     ReportConfig,
     RuntimeConfig,
     SafetyConfig,
 )
-from tl_dist.config.model import ClassifierConfig, FeaturesConfig, LossConfig, ModelConfig
-from tl_dist.config.section import RUN_NAME, PositiveInt, Section
 from tl_dist.config.training import (
+    ClassifierConfig,
     DistillConfig,
     EarlyStoppingConfig,
+    FeaturesConfig,
+    LossConfig,
+    ModelConfig,
     OptimizerConfig,
-    ScheduleConfig,
     SourceConfig,
     StageConfig,
 )
-
-__all__ = [
-    "RUN_NAME",
-    "AugmentConfig",
-    "BestConfig",
-    "CheckpointConfig",
-    "ClassifierConfig",
-    "Config",
-    "DataConfig",
-    "DistillConfig",
-    "EarlyStoppingConfig",
-    "EvaluationConfig",
-    "FeaturesConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ReportConfig",
-    "RuntimeConfig",
-    "SafetyConfig",
-    "ScheduleConfig",
-    "Section",
-    "SourceConfig",
-    "StageConfig",
-]
+from tl_dist.config.training import ScheduleConfig as ScheduleConfig
 
 
 class Config(Section):

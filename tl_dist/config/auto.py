@@ -2,10 +2,7 @@
 
 BiT-HyperRule: Kolesnikov et al., arXiv 1912.11370, section 3.3, and bit_hyperrule.py in
 https://github.com/google-research/big_transfer for the milestones of its schedule, for batches of 512. For another
-batch size, the rate is proportional to it and the steps inversely, so that as many images are seen (Goyal et al., arXiv
-1706.02677; bit_tf2/train.py has the rule of the steps in a comment). At 128 that is a rate of 0.00075 for four times
-the steps; the authors' README reports nearly the same accuracy on CIFAR with 0.001 and the steps for 512, which the
-user can write: `steps: 500`.
+batch size, the rate is proportional to it and the steps inversely (Goyal et al., arXiv 1706.02677; bit_tf2/train.py).
 
 Differences: the default batch is 128, large images are trained at the backbone's own size if that is below 480, and the
 crop varies in aspect as well.
@@ -33,8 +30,7 @@ Values = dict[str, Any]
 def auto(written: Mapping[str, Any], num_examples: int, image_area: float, input_size: int) -> Values:
     """Return values for the keys that `written` leaves out, nested as in the file.
 
-    `image_area` is that of a typical image, in pixels; `input_size` the backbone's. A classifier that is computed needs
-    no optimizer and no duration: it gets a frozen backbone and images that can be cached.
+    `image_area` is a typical image's, in pixels; `input_size` the backbone's. A computed classifier gets no optimizer.
     """
     batch = written.get("global_batch", BATCH)
     computed = section(written, "classifier").get("name", "head") != "head"

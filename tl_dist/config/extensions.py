@@ -1,8 +1,7 @@
 """Data sets, backbones and strategies of other packages: by the name of an entry point, or as package.module:NAME.
 
-Either leads to a record like those in `registry`, in a module of an installed package. `tl-dist` reads it before any
-worker starts, so that module must not import a framework; it is searched for where workers search, which excludes the
-working directory. Only such a record is ever called.
+Either leads to a record like those in `registry`, whose module must not import a framework. It is searched for where
+workers search, which excludes the working directory. Only such a record is ever called.
 """
 
 from __future__ import annotations
@@ -134,10 +133,7 @@ def _not_imported(module: str, error: BaseException, who: str) -> Refusal:
 
 
 def identity(offer: Offer) -> dict[str, str]:
-    """Return the distribution, if an entry point names it, and a digest of the code of the record's top package.
-
-    The record must have been imported. The digest does not cover other packages that this one imports.
-    """
+    """Return the distribution that an entry point names, and a digest of the code of an imported record's package."""
     parts = offer.reference.partition(":")[0].split(".")
     packages = (sys.modules[".".join(parts[: k + 1])] for k in range(len(parts)))
     top = next(package for package in packages if package.__file__)  # a namespace package has no file

@@ -1,13 +1,10 @@
-"""Turn a file and the command line into a config, and a config into a file, a trajectory and a digest.
-
-`yaml_text` reads the text of a YAML file, with its lines.
-"""
+"""Turn a file and the command line into a config, and a config into a file, a trajectory and a digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,33 +16,21 @@ from tl_dist.config import problems as config_problems
 from tl_dist.config import rules as config_rules
 from tl_dist.config.model_selection import metrics_of
 from tl_dist.config.rules.model import WEIGHTS_FILES
-from tl_dist.config.training import PLATEAU
 from tl_dist.refusal import ExitCode, Refusal
 
-TRAJECTORY = (
-    "seed",
-    "global_batch",
-    "epochs",
-    "steps",
-    "precision",
-    "data",
-    "model",
-    "classifier",
-    "features",
-    "loss",
-    "optimizer",
-    "stages",
-    "source",
-    "distill",
-)
+_OTHERS = {
+    "name", "recipe", "strategy", "workers", "accumulate",
+    "early_stopping", "evaluation", "checkpoint", "report", "safety", "runtime",
+}  # fmt: skip
+TRAJECTORY = tuple(key for key in Config.model_fields if key not in _OTHERS)
 """keys that decide the weights: a run can be resumed only while these are unchanged
 
-The others (strategy, workers, accumulate, evaluation, checkpoint, report, safety, runtime) may change between
-attempts, except for the keys in `ROUNDING`, and in `DECIDING` if figures of the validation split decide something.
+The others may change between attempts, except for `ROUNDING`, and `DECIDING` if figures of the validation split decide
+something.
 """
 
-ROUNDING = {"wire": "auto", "tf32": True}
-"""keys of `runtime` that decide how numbers are rounded, with their defaults"""
+ROUNDING = {"wire", "tf32"}
+"""keys of `runtime` that decide how numbers are rounded"""
 
 DECIDING = {
     "early_stopping": None,
@@ -73,10 +58,9 @@ def load(
 ) -> Config:
     """Read the config in a YAML file and apply `overrides` such as "optimizer.learning_rate=1e-3".
 
-    Any problem is one Refusal that names the file and line, the key, and how to fix it. Relative paths in
-    `data.path`, `data.split` and `model.weights` are made absolute from the working directory. `choose` returns the
-    values that `recipe: auto` fills in. Without `imports`, for commands that only look at a config or a run, no code of
-    other packages is imported, and the rules that would need it are left out.
+    Any problem is one Refusal that names file and line, key, and fix. Relative paths are made absolute from the working
+    directory. `choose` returns the values that `recipe: auto` fills in. Without `imports`, no code of other packages is
+    imported, and the rules that would need it are left out.
     """
     path = Path(path)
     document = yaml_text.read(path)
@@ -177,29 +161,15 @@ def dump(cfg: Config) -> str:
 def trajectory(cfg: Config) -> dict[str, Any]:
     """Return the values that decide the weights, as plain data; the paths of files are not among them."""
     values = cfg.model_dump(mode="json", include=set(TRAJECTORY))
-    for section in (values["optimizer"], *values["stages"]):
-        if section["schedule"] is not None and section["schedule"]["name"] != "plateau":
-            for key in PLATEAU:  # has no effect
-                del section["schedule"][key]
-    if cfg.optimizer.name != "lars":
-        del values["optimizer"]["trust_coefficient"]  # has no effect
     if metrics_of(cfg):
         values |= cfg.model_dump(mode="json", include={key: keys or True for key, keys in DECIDING.items()})
-    rounding = {key: getattr(cfg.runtime, key) for key in ROUNDING}
-    if chosen := {key: value for key, value in rounding.items() if value != ROUNDING[key]}:
-        values["runtime"] = chosen
+    values |= cfg.model_dump(mode="json", include={"runtime": ROUNDING})
     for key in ("path", "split", "max_bad"):
         del values["data"][key]
-    if not values["data"]["options"]:
-        del values["data"]["options"]  # keys without effect are left out, here and below
-    if not values["model"]["prune"]:
-        del values["model"]["prune"]
     if values["source"] is not None:
         # The run's identity has the digest of those weights.
         values["source"] = "run, refitted" if values["source"]["refit"] else "run"
-    if values["distill"] is None:
-        del values["distill"]
-    else:
+    if values["distill"] is not None:
         values["distill"]["teacher"] = "run"  # as for the source
         del values["distill"]["allow_seen"]  # decides only what is refused
     return values
@@ -207,15 +177,35 @@ def trajectory(cfg: Config) -> dict[str, Any]:
 
 def flat(cfg: Config) -> dict[str, Any]:
     """Return every value of the config by its dotted key, as plain data."""
+    return {dotted: value for dotted, value in _leaves(cfg.model_dump(mode="json")) if value != {}}
 
-    def below(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                yield from below(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
 
-    return dict(below(cfg.model_dump(mode="json"), ""))
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """List the changes below `keys`, as "optimizer.learning_rate: 0.1 -> 0.01", in the order of `keys`."""
+    changes = []
+    for key in keys:
+        before, after = (dict(_leaves({key: values[key]})) if key in values else {} for values in (old, new))
+        for dotted in before | after:
+            was, is_ = ([leaves[dotted]] if dotted in leaves else [] for leaves in (before, after))
+            if was != is_:
+                changes.append(f"{dotted}: {_short(was)} -> {_short(is_)}")
+    return changes
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: list[Any]) -> str:
+    """Format the value in the list, if there is one."""
+    if not value:
+        return "(none)"
+    text = value[0] if isinstance(value[0], str) else json.dumps(value[0], default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def digest(cfg: Config) -> str:

@@ -1,7 +1,4 @@
-"""Error messages of a config, in one line: where, which key, what it must be, and how to fix it.
-
-Knows pydantic's models in general, and the schema of a run only through its arguments.
-"""
+"""Error messages of a config, in one line: where, which key, what it must be, and how to fix it."""
 
 from __future__ import annotations
 
@@ -58,8 +55,8 @@ SYNONYMS = {
 def refusal(error: ValidationError, model: type[BaseModel], data: Any, where: Mapping[str, str]) -> Refusal:
     """Turn the first problem into a refusal that counts the others.
 
-    `where` maps a dotted path to the place that set it ("x.yaml:4"); "" is the file. Unknown keys come first,
-    and hide missing keys of the same section, because a misspelt key is both.
+    `where` maps a dotted path to the place that set it ("x.yaml:4"); "" is the file. An unknown key comes before and
+    instead of a missing one of its section, because a misspelt key is both.
     """
     problems: dict[Path, Any] = {}
     for entry in error.errors(include_url=False):

@@ -1,4 +1,4 @@
-"""Every key of a config, for users: rows for `tl-dist config schema`, and a page of the documentation.
+"""Every key of a config: for `tl-dist config schema`, and for a page of the documentation.
 
 `python -m tl_dist.config.reference` writes docs/pages/reference.md; a test compares it with the schema.
 """

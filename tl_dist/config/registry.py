@@ -1,14 +1,12 @@
-"""Names in a config and the code behind them: tables of strings, and what other packages offer (`extensions`).
-
-Nothing is imported before it is needed.
-"""
+"""Names in a config and the code behind them, of tl_dist and of other packages, which is imported when it is used."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -18,6 +16,8 @@ from tl_dist.refusal import ExitCode, Refusal
 
 if TYPE_CHECKING:
     from tl_dist.config import Config
+
+T = TypeVar("T")
 
 
 class Strategy(NamedTuple):
@@ -129,17 +129,18 @@ DATASETS: Mapping[str, Dataset] = {
 """in the order in which they are tried: nearly any directory looks like an image folder, which is last"""
 
 _FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "tiny": ("tiny",),
-    "vgg": ("vgg16", "vgg19"),
-    "resnet": ("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
-    "mobilenet": ("mobilenetv2", "mobilenetv3small", "mobilenetv3large"),
-    "efficientnet": (
+    "applications": (
+        "tiny",
+        "vgg16",
+        "vgg19",
+        *("resnet50", "resnet101", "resnet152", "resnet50v2", "resnet101v2", "resnet152v2"),
+        *("mobilenetv2", "mobilenetv3small", "mobilenetv3large"),
         *(f"efficientnetb{k}" for k in range(8)),
         *(f"efficientnetv2{k}" for k in ("b0", "b1", "b2", "b3", "s", "m", "l")),
+        *("densenet121", "densenet169", "densenet201"),
+        *("inceptionv3", "inceptionresnetv2", "xception"),
+        *(f"convnext{k}" for k in ("tiny", "small", "base", "large", "xlarge")),
     ),
-    "densenet": ("densenet121", "densenet169", "densenet201"),
-    "inception": ("inceptionv3", "inceptionresnetv2", "xception"),
-    "convnext": tuple(f"convnext{k}" for k in ("tiny", "small", "base", "large", "xlarge")),
 }
 
 BACKBONES: Mapping[str, str] = {
@@ -149,88 +150,69 @@ BACKBONES: Mapping[str, str] = {
 }
 
 
-class Kind(NamedTuple):
-    """A kind of thing that a config names."""
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The things of one kind that a config may name: tl_dist's own, and those of other packages."""
 
     what: str
     key: str
     """last part of the config key"""
-    own: Mapping[str, Any]
+    own: Mapping[str, T | str]
     """records of tl_dist, or references to them"""
     group: str
     """entry points of other packages"""
-    record: str
+    type: str
     """reference to the type of a record"""
 
+    def record(self, name: str) -> T:
+        """Return the record of a name; refuses an unknown name, and whatever `extensions.record` refuses."""
+        if name in self.own:
+            own = self.own[name]
+            return load(own) if isinstance(own, str) else own
+        return extensions.record(self.offer(name), load(self.type), f"{self.what} '{name}'")
 
-DATASET = Kind("dataset", "name", DATASETS, "tl_dist.datasets", f"{__name__}:Dataset")
-BACKBONE = Kind("backbone", "backbone", BACKBONES, "tl_dist.backbones", "tl_dist.models.backbones:Backbone")
-STRATEGY = Kind("strategy", "strategy", STRATEGIES, "tl_dist.strategies", f"{__name__}:Strategy")
-KINDS = (DATASET, BACKBONE, STRATEGY)
+    def offer(self, name: str) -> Offer:
+        """Return where another package has the record of a name. Imports nothing."""
+        offers = extensions.offers(self.group)
+        if name in offers:
+            return offers[name][0]
+        if extensions.is_reference(name):
+            return Offer(name)
+        known = [*self.own, *offers]
+        guess = nearest(name, known)
+        fix = f"write '{self.key}: {guess}'." if guess else f"use one of {', '.join(known)}."
+        raise Refusal(f"{self.what} '{name}' is not known.", fix=fix, code=ExitCode.USAGE)
 
-
-def dataset(name: str) -> Dataset:
-    """Return the record of a data set; refuses an unknown name, and whatever `extensions.record` refuses."""
-    return _record(DATASET, name)
-
-
-def backbone(name: str) -> Any:
-    """Return the `Backbone` of a name, as `dataset` does. Its module imports no framework."""
-    return _record(BACKBONE, name)
-
-
-def strategy(name: str) -> Strategy:
-    """Return the record of a strategy, as `dataset` does."""
-    return _record(STRATEGY, name)
-
-
-def _record(kind: Kind, name: str) -> Any:
-    if name in kind.own:
-        own = kind.own[name]
-        return load(own) if isinstance(own, str) else own
-    return extensions.record(_offer(kind, name), load(kind.record), f"{kind.what} '{name}'")
-
-
-def _offer(kind: Kind, name: str) -> Offer:
-    offers = extensions.offers(kind.group)
-    if name in offers:
-        return offers[name][0]
-    if extensions.is_reference(name):
-        return Offer(name)
-    known = [*kind.own, *offers]
-    guess = nearest(name, known)
-    raise Refusal(
-        f"{kind.what} '{name}' is not known.",
-        fix=f"write '{kind.key}: {guess}'." if guess else f"use one of {', '.join(known)}.",
-        code=ExitCode.USAGE,
-    )
+    def check(self, name: str, *, imports: bool) -> None:
+        """Refuse a name that is unknown or offered twice; with `imports`, a record that cannot be imported as well."""
+        own = name in self.own
+        if own and not imports:
+            return
+        offers = extensions.offers(self.group).get(name, ())
+        homes = ["tl_dist"] * own + [offer.distribution or offer.reference for offer in offers]
+        if len(homes) > 1:
+            what = f"{self.what} '{name}' is offered by {' and by '.join(homes)}."
+            fix = "uninstall the other package." if own else "uninstall one, or write package.module:NAME."
+            raise Refusal(what, fix=fix, code=ExitCode.USAGE)
+        if imports:
+            self.record(name)
+        else:
+            self.offer(name)
 
 
-def check(kind: Kind, name: str, *, imports: bool) -> None:
-    """Refuse a name that is unknown or offered twice; with `imports`, a record that cannot be imported as well.
-
-    Without `imports`, nothing is imported, and tl_dist's own names are not looked up.
-    """
-    own = name in kind.own
-    if own and not imports:
-        return
-    packages = [
-        offer.distribution or offer.reference for offer in extensions.offers(kind.group).get(name, ())
-    ]
-    if own + len(packages) > 1:
-        raise Refusal(
-            f"{kind.what} '{name}' is offered by {' and by '.join(['tl_dist'] * own + packages)}.",
-            fix="uninstall the other package." if own else "uninstall one, or write package.module:NAME.",
-            code=ExitCode.USAGE,
-        )
-    if imports:
-        _record(kind, name)
-    elif not own:
-        _offer(kind, name)
+DATASET = Registry[Dataset]("dataset", "name", DATASETS, "tl_dist.datasets", f"{__name__}:Dataset")
+BACKBONE = Registry[Any](
+    "backbone", "backbone", BACKBONES, "tl_dist.backbones", "tl_dist.models.backbones:Backbone"
+)
+STRATEGY = Registry[Strategy](
+    "strategy", "strategy", STRATEGIES, "tl_dist.strategies", f"{__name__}:Strategy"
+)
+dataset, backbone, strategy = DATASET.record, BACKBONE.record, STRATEGY.record
+KINDS: tuple[Registry[Any], ...] = (DATASET, BACKBONE, STRATEGY)
 
 
-def named(cfg: Config) -> Iterator[tuple[Kind, tuple[str, ...], str]]:
-    """Yield everything that a config names: the kind, the path of the key, and the name."""
+def named(cfg: Config) -> Iterator[tuple[Registry[Any], tuple[str, ...], str]]:
+    """Yield everything that a config names: its registry, the path of the key, and the name."""
     yield DATASET, ("data", "name"), cfg.data.name
     yield BACKBONE, ("model", "backbone"), cfg.model.backbone
     yield STRATEGY, ("strategy",), cfg.strategy
@@ -241,19 +223,16 @@ def names_others(cfg: Config) -> bool:
     return any(name not in kind.own for kind, _, name in named(cfg))
 
 
-def code_of(kind: Kind, name: str) -> dict[str, str]:
+def code_of(kind: Registry[Any], name: str) -> dict[str, str]:
     """Return the distribution and the digest of the code behind a name of another package."""
-    _record(kind, name)  # which imports it
-    return extensions.identity(_offer(kind, name))
+    kind.record(name)  # which imports it
+    return extensions.identity(kind.offer(name))
 
 
 def code_of_others(cfg: Config) -> dict[str, dict[str, str]]:
     """Return `code_of` the data set and backbone, if of other packages: a run is bound to them, not to its strategy."""
-    return {
-        kind.what: code_of(kind, name)
-        for kind, _, name in named(cfg)
-        if kind is not STRATEGY and name not in kind.own
-    }
+    others = ((kind, name) for kind, _, name in named(cfg) if kind is not STRATEGY and name not in kind.own)
+    return {kind.what: code_of(kind, name) for kind, name in others}
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tl_dist.config import ClassifierConfig, Config, FeaturesConfig, LossConfig, SourceConfig
+from tl_dist.config import Config, SourceConfig
+
+_OF_THE_RUN = ("classifier", "features", "loss", "stages", "early_stopping", "source", "distill", "recipe")
+"""keys that the source task does not share"""
 
 
 def of_source(cfg: Config) -> Config | None:
@@ -14,27 +17,17 @@ def of_source(cfg: Config) -> Config | None:
         return None
     optimizer = source.optimizer or cfg.optimizer.model_copy(update={"l2_sp": 0.0, "layer_decay": 1.0})
     model = {"train_from": source.train_from, "reinitialize": None, "layers": (), "prune": 0.0}
-    return cfg.model_copy(
-        update={
-            "name": source.name or f"{cfg.name}-source",
-            "data": source.data,
-            "epochs": source.epochs,
-            "steps": source.steps,
-            "model": cfg.model.model_copy(update=model),
-            "classifier": ClassifierConfig(),
-            "features": FeaturesConfig(),
-            "loss": LossConfig(),
-            "optimizer": optimizer,
-            "stages": (),
-            "early_stopping": None,
-            "checkpoint": cfg.checkpoint.model_copy(update={"best": None, "average": None}),
-            "source": None,
-            "distill": None,
-            "recipe": None,
-            "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
-            "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
-        }
-    )
+    changes = {
+        **{key: Config.model_fields[key].default for key in _OF_THE_RUN},
+        **{key: getattr(source, key) for key in ("data", "epochs", "steps")},
+        "name": source.name or f"{cfg.name}-source",
+        "model": cfg.model.model_copy(update=model),
+        "optimizer": optimizer,
+        "checkpoint": cfg.checkpoint.model_copy(update={"best": None, "average": None}),
+        "evaluation": cfg.evaluation.model_copy(update={"views": ()}),
+        "runtime": cfg.runtime.model_copy(update={"prefix_cache": "off"}),
+    }
+    return cfg.model_copy(update=changes)
 
 
 def after_source(cfg: Config, run: Path) -> Config:

@@ -1,7 +1,4 @@
-"""Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write.
-
-The run directory, its lock and its checkpoints are all written through these few functions.
-"""
+"""Atomic writes: a file is on the disk whole or not at all, and no symbolic link redirects a write."""
 
 from __future__ import annotations
 
@@ -137,11 +134,8 @@ def write_output(path: Path, data: bytes, *, option: str) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise Refusal(
-            f"{path} cannot be written: {reason(error)}.",
-            fix=f"name another file with {option}.",
-            code=ExitCode.CANNOT_CREATE,
-        ) from error
+        what = f"{path} cannot be written: {reason(error)}."
+        raise Refusal(what, fix=f"name another file with {option}.", code=ExitCode.CANNOT_CREATE) from error
 
 
 def temporary_name(path: Path) -> Path:

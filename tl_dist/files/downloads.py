@@ -35,11 +35,10 @@ class Archive:
 
 
 def fetch_archive(archive: Archive, *, cache: Path | None = None) -> Path:
-    """Return the directory of the unpacked archive, downloading it on the first call.
+    """Return the directory of the unpacked archive, downloaded on the first call; of several processes, one does it.
 
-    Of several processes that call at once, one does the work. A file of the archive's name that the user put into
-    `CACHE/archives` is used instead of the network. The directory is complete, since it is renamed into place. Refuses
-    an archive that cannot be obtained, has another digest, or would write outside its directory.
+    A file of its name in `CACHE/archives` is used instead of the network. Refuses an archive that cannot be obtained,
+    has another digest, or would write outside its directory.
     """
     archives = (cache or user_cache()) / "archives"
     home, brought = archives / archive.name.removesuffix(".tar.gz"), archives / archive.name
@@ -95,11 +94,9 @@ def _of_network(archive: Archive, brought: Path) -> Iterator[bytes]:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
         why = getattr(error, "reason", None) or error
-        raise Refusal(
-            f"{archive.url} cannot be downloaded: {str(why)[:200] or type(error).__name__}.",
-            fix=f"run the command again, or download the file where there is internet and copy it to {brought}.",
-            code=ExitCode.DATA,
-        ) from error
+        what = f"{archive.url} cannot be downloaded: {str(why)[:200] or type(error).__name__}."
+        fix = f"run the command again, or download the file where there is internet and copy it to {brought}."
+        raise Refusal(what, fix=fix, code=ExitCode.DATA) from error
 
 
 def _unpack(path: Path, target: Path) -> None:
@@ -118,8 +115,5 @@ def _unpack(path: Path, target: Path) -> None:
                     raise ValueError(f"member {member.name!r} is a link or a special file")
                 archive.extract(member, target, filter="data")
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
-        raise Refusal(
-            f"{path.name} is not unpacked: {error}.",
-            fix="obtain the archive again from a source that you trust.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        fix = "obtain the archive again from a source that you trust."
+        raise Refusal(f"{path.name} is not unpacked: {error}.", fix=fix, code=ExitCode.UNSAFE) from error

@@ -1,10 +1,9 @@
 """Failpoints: named places where a test makes a process die, stop, wait or fail. Free when none is set.
 
-`TL_FAILPOINT=NAME[@RANK][:N]=ACTION` (several, separated by commas) acts when NAME is reached: the Nth
-time only, or every time without N; in the worker RANK only, or in every worker without RANK. Actions: `kill`
-(SIGKILL), `stop` (SIGSTOP), `raise`, `sleep=S` (seconds), `corrupt` (flips a bit of the file, or of the largest
-file in the directory, that the place passes). Refused unless `TL_ALLOW_FAILPOINTS=1` is set too: nobody should
-lose a run to a forgotten variable.
+`TL_FAILPOINT=NAME[@RANK][:N]=ACTION` (several, separated by commas) acts when NAME is reached: the Nth time, or every
+time; in the worker RANK, or in every worker. Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `raise`, `sleep=S` (seconds),
+`corrupt` (flips a bit of the file, or of the largest file in the directory, that the place passes). Refused unless
+`TL_ALLOW_FAILPOINTS=1` is set too: nobody should lose a run to a forgotten variable.
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a named pipe would
 
 
 def open_regular(path: Path | str, *, dir_fd: int | None = None, links: bool = False) -> int:
-    """Open a regular file for reading; raises OSError for a pipe, a device or a directory.
+    """Open a regular file for reading; raises OSError for anything else, and for a symbolic link unless `links`.
 
-    Raises it for a symbolic link as well, unless `links`: users link images and tables that lie elsewhere, whereas
-    tl_dist's own files are never links.
+    Users link images and tables that lie elsewhere, whereas tl_dist's own files are never links.
     """
     try:
         fd = os.open(path, _READ if links else _READ | os.O_NOFOLLOW, dir_fd=dir_fd)

@@ -1,7 +1,6 @@
 """The one table of limits on what tl_dist accepts from files, names and peers that it does not trust.
 
-Each is far above what honest input needs, and low enough that no input brings the machine down. In bytes unless the
-name says otherwise.
+Each is far above what honest input needs, and no input brings the machine down. In bytes unless named otherwise.
 """
 
 from __future__ import annotations

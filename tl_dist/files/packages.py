@@ -41,7 +41,7 @@ _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:")
 def require(imports: Sequence[str], *, extra: str, what: str = "") -> None:
     """Refuse (64) if a module of an extra is not installed, naming the command that installs it.
 
-    The command names these packages with their lower bounds: on an index, anybody may own the name of this one.
+    It names packages with their lower bounds, not the extra: on an index, anybody may own the name of this package.
     """
     missing = [name for name in imports if importlib.util.find_spec(name) is None]
     if not missing:
@@ -71,8 +71,7 @@ def user_cache() -> Path:
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold `path` as a lock between processes, freed when its holder dies; yields whether this process has it.
 
-    Without `wait`, yields False if another process has it. The lock only saves work, since every commit under it is one
-    rename: a file system without locks is no error.
+    Without `wait`, yields False if another process has it. It only saves work: a file system without locks is no error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -90,8 +89,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
 def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
     """Create the complete directory `home` unless it exists; of several processes, one does the work.
 
-    `make` gets a scratch directory beside it and returns a directory in there, which is renamed to `home`. Refuses (74)
-    if `what` cannot be stored.
+    `make` gets a scratch directory and returns one in it, which is renamed to `home`. Refuses (74) without space.
     """
     if home.is_dir():
         return
@@ -116,11 +114,10 @@ def made_once(home: Path, make: Callable[[Path], Path], what: str) -> None:
 
 
 def fetch(requirement: str, member: str | None = None, *, cache: Path | None = None) -> Path:
-    """Return the directory of the unpacked distribution `NAME==VERSION`, or its file `member`.
+    """Return the directory of the unpacked distribution `NAME==VERSION`, fetched at the first call, or its `member`.
 
-    The first call downloads it; of several processes that call at once, one does the work. A wheel that the user put
-    into `CACHE/packages` is used instead of the network. Refuses anything but an exact version, a package that cannot
-    be obtained, and an archive that would write outside its directory.
+    A wheel in `CACHE/packages` is used instead of the network. Refuses anything but an exact version, a package that
+    cannot be obtained, and an archive that would write outside its directory.
     """
     name, version = _parse(requirement)
     home = (cache or user_cache()) / "packages" / f"{name}-{version}"
@@ -138,11 +135,8 @@ def _parse(requirement: str) -> tuple[str, str]:
     """Return name and version, normalized so that one distribution has one directory (PEP 503)."""
     match = REQUIREMENT.fullmatch(requirement)
     if match is None:
-        raise Refusal(
-            f"{requirement!r} names no exact version of a package.",
-            fix="write it as NAME==VERSION.",
-            code=ExitCode.USAGE,
-        )
+        what = f"{requirement!r} names no exact version of a package."
+        raise Refusal(what, fix="write it as NAME==VERSION.", code=ExitCode.USAGE)
     return re.sub(r"[-_.]+", "-", match[1]).lower(), match[2].lower()
 
 
@@ -150,11 +144,8 @@ def _member(home: Path, member: str, requirement: str) -> Path:
     parts = PurePosixPath(member).parts
     path = home.joinpath(*parts)
     if not parts or ".." in parts or PurePosixPath(member).is_absolute() or not path.exists():
-        raise Refusal(
-            f"{requirement} has no file {member!r} in {home}.",
-            fix=f"delete {home} to have it fetched again, or correct the name.",
-            code=ExitCode.DATA,
-        )
+        fix = f"delete {home} to have it fetched again, or correct the name."
+        raise Refusal(f"{requirement} has no file {member!r} in {home}.", fix=fix, code=ExitCode.DATA)
     return path
 
 
@@ -211,8 +202,7 @@ def _unobtainable(requirement: str, home: Path, why: str) -> Refusal:
 def unpack(archive: Path, target: Path, *, max_bytes: int = limits.PACKAGE) -> None:
     """Unpack the regular files of a wheel below `target`, which must not exist.
 
-    Refuses, before writing anything, an archive with a link, a name that leaves `target` or occurs twice,
-    or more than `max_bytes`; refuses a damaged one as well.
+    Refuses, before writing anything, what `check_members` does not permit; refuses a damaged archive as well.
     """
     try:
         with zipfile.ZipFile(archive) as wheel:
@@ -245,8 +235,5 @@ def check_members(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
 
 
 def _unsafe(archive: Path, why: str) -> Refusal:
-    return Refusal(
-        f"{archive.name} is not unpacked: {why}.",
-        fix="obtain the archive again from a source that you trust.",
-        code=ExitCode.UNSAFE,
-    )
+    what = f"{archive.name} is not unpacked: {why}."
+    return Refusal(what, fix="obtain the archive again from a source that you trust.", code=ExitCode.UNSAFE)

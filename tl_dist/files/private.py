@@ -1,17 +1,28 @@
-"""Create directories that only their owner can change, and check them before anything in them is trusted or removed."""
+"""Create directories that only their owner can change, and check them before anything in them is trusted or removed.
+
+The next command removes a scratch directory whose owner was killed, and nothing else.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shlex
+import shutil
+import socket
 import stat
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tl_dist.files import limits
 from tl_dist.refusal import ExitCode, Refusal
 
 _LOGS = (".out", ".log")
+_MARK = ".maker"
+"""holds the owner's host name; the owner keeps it locked, which ends with the process, however it ends"""
 OTHER_ROOT = "use another directory with --runs"
 
 
@@ -27,9 +38,8 @@ def refuse_unsafe(
 ) -> None:
     """Refuse (78) a directory through which another user could change what is read or written there.
 
-    A missing directory is safe. A symbolic link is accepted only with `links`, and never from another user. `shared`: a
-    directory of a group, whose entries are checked one by one when they are used; refused only if every user can remove
-    them.
+    A missing directory is safe; a link is accepted only with `links`, and never from another user. `shared`: a
+    directory of a group, whose entries are checked one by one; refused only if every user can remove them.
     """
     if not os.path.lexists(directory):
         return
@@ -51,12 +61,11 @@ def refuse_unsafe(
 
 
 def refuse_unsafe_below(directory: Path) -> None:
-    """Refuse (78) any entry below this user's directory that another user could have changed.
+    """Refuse (78) any entry, at any depth below this user's directory, that another user could have changed.
 
-    That is a link, an entry that belongs to anyone but this user and root, and one that other users can write; who may
-    read does not matter. All entries are checked, at any depth, so that nobody has to know which are used. Logs alone
-    may be writable, because nothing trusts them: Slurm and shells create them with the user's umask. An entry that
-    vanishes meanwhile was removed by a process of this user: nobody else can.
+    That is a link, an entry of anyone but this user and root, and one that other users can write. Logs alone may be
+    writable, because nothing trusts them: Slurm and shells create them with the user's umask. An entry that vanishes
+    meanwhile was removed by a process of this user: nobody else can.
     """
     waiting, left, me = [directory], limits.RUN_ENTRIES, os.geteuid()
     quoted = shlex.quote(str(directory))
@@ -86,3 +95,48 @@ def refuse_unsafe_below(directory: Path) -> None:
 
 def _unsafe(directory: Path, what: str, fix: str) -> Refusal:
     return Refusal(f"{directory} {what}.", fix=fix, code=ExitCode.UNSAFE)
+
+
+@contextmanager
+def scratch(place: Path, stem: str) -> Iterator[Path]:
+    """Create a private directory STEM-RANDOM in `place` and remove it at the end, unless `keep` was called.
+
+    First removes others of this stem whose owners, of this user and host, are gone. Raises OSError without space.
+    """
+    with suppress(OSError), os.scandir(place) as entries:
+        ours = [entry for entry in entries if re.fullmatch(re.escape(stem) + "-[a-z0-9_]{8}", entry.name)]
+        for entry in ours:
+            _remove_abandoned(Path(entry.path))
+    directory = Path(tempfile.mkdtemp(prefix=f"{stem}-", dir=place))
+    mark, held = directory / _MARK, -1
+    try:
+        held = os.open(directory / f"{_MARK}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # on a file system without locks nothing ever counts as abandoned
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(held, socket.gethostname().encode())
+        os.rename(directory / f"{_MARK}.new", mark)
+        yield directory
+    finally:
+        if held < 0 or any((directory / name).exists() for name in (_MARK, f"{_MARK}.new")):
+            shutil.rmtree(directory, ignore_errors=True)
+        if held >= 0:
+            os.close(held)
+
+
+def keep(directory: Path) -> None:
+    """Keep a scratch directory for the user, who is told of it."""
+    (directory / _MARK).unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return
+    with suppress(OSError):
+        fd = os.open(path / _MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if os.read(fd, 1000) == socket.gethostname().encode():
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(fd)

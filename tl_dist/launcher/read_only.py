@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tl_dist.files.scratch import keep, scratch
+from tl_dist.files.private import keep, scratch
 from tl_dist.launcher.task import Computation, config_for, overrides_for, run_task
 from tl_dist.refusal import Refusal
 from tl_dist.runs.directory import RunDir

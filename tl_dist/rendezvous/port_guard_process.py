@@ -18,7 +18,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from tl_dist.files.descriptors import allow_many_open_files
+from tl_dist.files.process import allow_many_open_files
 from tl_dist.rendezvous.peers import user_of
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; Python has no names for them

@@ -41,10 +41,9 @@ class _LostLock(Exception):
 
 
 class Checkpointer:
-    """The writer of a run's checkpoints; a context manager, for the owner of the lock only.
+    """The writer of a run's checkpoints, for the owner of the lock; a context manager. Construct it before `restore`.
 
-    Construct it before `restore`: that removes what interrupted writers left, and an earlier owner can save nothing
-    any more. Keeps `keep` checkpoints and the ones that they need; always the newest valid one.
+    Keeps `keep` checkpoints and the ones that they need; always the newest valid one.
     """
 
     def __init__(self, run: RunDir, *, keep: int, owned: Callable[[], bool], max_failed: int = 3) -> None:
@@ -73,12 +72,10 @@ class Checkpointer:
     def save(
         self, step: int, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, wait: bool = False
     ) -> None:
-        """Save `arrays`, a private host copy, in the background.
+        """Save `arrays`, a private host copy that must not change until the end of the save, in the background.
 
-        The arrays must not change until the save has ended (see the method `wait`). Waits for the previous save, if
-        that is still running, and with `wait` for its own end; then `last_checkpoint` tells if it succeeded, and
-        `poll` why not. Raises ValueError for values that cannot be stored. After the failure of a step that its own
-        facts name as needed, nothing more is saved.
+        Waits for the previous save, and with `wait` for this one; then `last_checkpoint` tells if it succeeded, and
+        `poll` why not. Raises ValueError for values that cannot be stored.
         """
         failpoint("checkpoint.snapshot")
         content = Content.of(step, arrays, meta)
@@ -93,15 +90,12 @@ class Checkpointer:
     def poll(self) -> list[str]:
         """Return messages on the saves that finished or failed since the last call.
 
-        Raises Refusal if another process owns the run now, if a state was not finite (it is never saved), or
-        after `max_failed` failed saves in a row.
+        Raises Refusal if another process owns the run now, a state was not finite, or `max_failed` saves failed.
         """
         if self._lost:
-            raise Refusal(
-                f"run '{self._name}' was taken over by another process; this one saves nothing more.",
-                fix="leave the run to its new owner, or stop that one first (lock/ names it).",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"run '{self._name}' was taken over by another process; this one saves nothing more."
+            fix = "leave the run to its new owner, or stop that one first (lock/ names it)."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
         if self._diverged:
             raise Refusal(
                 f"{self._diverged}; {self._newest()}.",
@@ -128,11 +122,9 @@ class Checkpointer:
             self._lost = True
             self.poll()
         except OSError as error:
-            raise Refusal(
-                f"{self._directory / BEST} could not be saved: {reason(error)}.",
-                fix="free space or repair the storage, then start the run again.",
-                code=ExitCode.STORAGE,
-            ) from error
+            what = f"{self._directory / BEST} could not be saved: {reason(error)}."
+            fix = "free space or repair the storage, then start the run again."
+            raise Refusal(what, fix=fix, code=ExitCode.STORAGE) from error
 
     def wait(self) -> None:
         """Wait for the save in flight."""
@@ -183,8 +175,7 @@ class Checkpointer:
     def _write(self, content: Content, name: str = "") -> int:
         """Write the checkpoint durably; return its bytes.
 
-        With `name` it replaces an existing one. Without, it is named by its step, and a valid one that exists stays:
-        0 bytes.
+        With `name` it replaces an existing one. Without, it is named by its step, and a valid one stays: 0 bytes.
         """
         if not self._owned():
             raise _LostLock
@@ -250,11 +241,9 @@ class Checkpointer:
     def _sweep(self) -> None:
         """Remove what interrupted saves left. Part of the fence that the module's docstring describes."""
         if not self._owned():
-            raise Refusal(
-                f"run '{self._name}' is not owned by this process.",
-                fix="acquire its lock before writing checkpoints.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"run '{self._name}' is not owned by this process."
+            fix = "acquire its lock before writing checkpoints."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
         try:
             for path in children(self._directory):
                 if path.name.startswith(_TEMPORARY):
@@ -262,11 +251,8 @@ class Checkpointer:
                     with suppress(FileNotFoundError):
                         os.rename(path, self._unique(_TRASH, path.name))
         except OSError as error:
-            raise Refusal(
-                f"{self._directory} cannot be cleared of interrupted saves ({reason(error)}).",
-                fix="make it writable for this user.",
-                code=ExitCode.CANNOT_CREATE,
-            ) from error
+            what = f"{self._directory} cannot be cleared of interrupted saves ({reason(error)})."
+            raise Refusal(what, fix="make it writable for this user.", code=ExitCode.CANNOT_CREATE) from error
         trash = [path for path in children(self._directory) if path.name.startswith(_TRASH)]
         try:
             for path in trash:
@@ -282,10 +268,7 @@ class Checkpointer:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, a link or a checkpoint's directory; follow no link.
-
-    Raises OSError, and keeps the directory, if it holds a file that is no checkpoint's.
-    """
+    """Delete a file, a link or a checkpoint's directory; raise OSError for a directory with any other file in it."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,7 +1,6 @@
 """Write and verify one checkpoint: a directory with tensors (safetensors), facts (JSON) and a manifest of both.
 
-Arrays are written straight to the file, in the layout of
-https://github.com/huggingface/safetensors#format; the safetensors library reads them.
+Arrays are written in the layout of https://github.com/huggingface/safetensors#format, and read by that library.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tl_dist.files import limits
-from tl_dist.files.atomic import CHUNK_BYTES, Written, fsync_directory, open_directory, reason, write_file
+from tl_dist.files.atomic import Written, fsync_directory, open_directory, reason, write_file
 from tl_dist.files.failpoint import failpoint
 from tl_dist.files.foreign import open_regular, read_file
 from tl_dist.refusal import ExitCode, Refusal
@@ -117,8 +116,7 @@ def write(directory: Path, content: Content) -> int:
 def read(path: Path, step: int, expected: Expected | None = None) -> Checkpoint:
     """Read the checkpoint in a directory, and verify every byte; raise Invalid, also for NaN and infinity in it.
 
-    With `expected`, read one to resume from: raises Refusal if its set of (path, dtype, shape) differs, and Invalid
-    if it has no history.
+    With `expected`, to resume from it: raises Refusal if its set of (path, dtype, shape) differs.
     """
     with _verified(path, step) as (tensors, meta, sha256):
         held = _held(tensors)
@@ -197,8 +195,7 @@ def _halves(manifest: bytes) -> Iterator[bytes]:
 def _verified(path: Path, step: int) -> Iterator[tuple[int, dict[str, Any], str]]:
     """Yield, of a valid checkpoint, an open descriptor of the tensors, the facts, and the digest of the tensors.
 
-    Rebuilds the manifest from what was read and compares it byte by byte: no part of it, not even a blank, can have
-    changed unnoticed.
+    Rebuilds the manifest from what was read: no part of it, not even a blank, can have changed unnoticed.
     """
     tensors = -1
     try:
@@ -245,13 +242,9 @@ def _digest(fd: int, size: int) -> Written:
     actual = os.fstat(fd).st_size
     if actual != size:
         return Written(actual, "")
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(size + 1, CHUNK_BYTES)))
-    offset = 0
-    while count := os.preadv(fd, [buffer], offset):
-        digest.update(buffer[:count])
-        offset += count
-    return Written(offset, digest.hexdigest())
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Written(file.tell(), digest)
 
 
 def _how_different(name: str, file: Written, listed: Written) -> str:
@@ -297,8 +290,6 @@ def _compare(path: Path, held: Expected, expected: Expected) -> None:
             problems.append(f"'{name}' is {was} instead of {dtype} {list(shape)}")
     if problems:
         more = f" and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
-        raise Refusal(
-            f"{path} does not fit the model and optimizer: {', '.join(problems[:_MOST_PROBLEMS])}{more}.",
-            fix="go back to the model and optimizer that the run started with, or use another name=NAME.",
-            code=ExitCode.UNSAFE,
-        )
+        what = f"{path} does not fit the model and optimizer: {', '.join(problems[:_MOST_PROBLEMS])}{more}."
+        fix = "go back to the model and optimizer that the run started with, or use another name=NAME."
+        raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)

@@ -36,11 +36,8 @@ def find(
         newest = restore(run, expected=expected, log=log)
         best = None if newest is None else _step(newest.meta, NEEDS, 0)
         if newest is not None and best is None and at == BEST:
-            raise Refusal(
-                f"{run.path} has no best checkpoint.",
-                fix="name another, as by --at last; checkpoint.best, and an evaluation, make one.",
-                code=ExitCode.USAGE,
-            )
+            fix = "name another, as by --at last; checkpoint.best, and an evaluation, make one."
+            raise Refusal(f"{run.path} has no best checkpoint.", fix=fix, code=ExitCode.USAGE)
         if newest is None or at == LAST or best in (None, newest.step):
             return newest
         try:
@@ -53,11 +50,8 @@ def find(
 def refuse_unknown(at: str) -> None:
     """Refuse (64) a name that `find` does not accept."""
     if at not in ("", BEST, LAST) and not re.fullmatch("[0-9]{1,18}", at):
-        raise Refusal(
-            f"'{at}' names no checkpoint.",
-            fix="write best, last or the number of a step.",
-            code=ExitCode.USAGE,
-        )
+        what = f"'{at}' names no checkpoint."
+        raise Refusal(what, fix="write best, last or the number of a step.", code=ExitCode.USAGE)
 
 
 def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | None = None) -> Checkpoint:
@@ -67,11 +61,8 @@ def read(run: RunDir, step: int, *, at_end: bool = False, expected: Expected | N
         path = run.checkpoints / step_name(step)
     if not path.exists():
         steps = ", ".join(str(number) for number, _ in reversed(steps_in(run.checkpoints)))
-        raise Refusal(
-            f"{run.path} has no checkpoint of step {step}.",
-            fix=f"use one of {steps}." if steps else "train it first: tl-dist train CONFIG.",
-            code=ExitCode.USAGE,
-        )
+        fix = f"use one of {steps}." if steps else "train it first: tl-dist train CONFIG."
+        raise Refusal(f"{run.path} has no checkpoint of step {step}.", fix=fix, code=ExitCode.USAGE)
     try:
         return checkpoint_format.read(path, step, expected)
     except checkpoint_format.Invalid as problem:
@@ -94,15 +85,11 @@ def _step(facts: Any, *keys: str | int) -> int | None:
 
 
 def restore(
-    run: RunDir,
-    *,
-    expected: Expected | None = None,
-    log: Callable[[str], object] = _LOGGER.warning,
+    run: RunDir, *, expected: Expected | None = None, log: Callable[[str], object] = _LOGGER.warning
 ) -> Checkpoint | None:
     """Read the newest valid checkpoint, or return None if there never was one; change nothing on disk.
 
-    Skips damaged checkpoints, and calls `log` with each, the reason, and the one used instead. Refuses (78) if none is
-    valid, or if its set of (path, dtype, shape) is not exactly `expected`, which maps a path to dtype name and shape.
+    Tells `log` of damaged ones. Refuses (78) if none is valid, or if its set of (path, dtype, shape) is not `expected`.
     """
     for _ in range(3):
         checkpoints = steps_in(run.checkpoints)
@@ -122,8 +109,5 @@ def restore(
             break
         # The run's owner has replaced checkpoints meanwhile: look again.
     shown = "; ".join(why for _, why in passed_over[:3])
-    raise Refusal(
-        f"{run.checkpoints}: {shown}; no checkpoint is valid.",
-        fix="restore the files from a copy, or move the checkpoints away to start from step 0.",
-        code=ExitCode.UNSAFE,
-    )
+    fix = "restore the files from a copy, or move the checkpoints away to start from step 0."
+    raise Refusal(f"{run.checkpoints}: {shown}; no checkpoint is valid.", fix=fix, code=ExitCode.UNSAFE)

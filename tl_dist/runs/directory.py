@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from tl_dist.config import Config
 from tl_dist.config import file as config_file
+from tl_dist.config.file import differences
 from tl_dist.config.registry import nearest
 from tl_dist.files import limits
 from tl_dist.files.atomic import children, open_directory, reason, sweep, write_atomically
@@ -20,19 +21,15 @@ from tl_dist.files.foreign import read_file
 from tl_dist.files.private import refuse_unsafe, refuse_unsafe_below
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs import shape
-from tl_dist.runs.differences import differences
 from tl_dist.runs.heartbeats import Heartbeats
 from tl_dist.runs.lock import Lock, holder
-from tl_dist.runs.lock.claim import claim, claimant
-from tl_dist.runs.lock.owner import Owner, OwningJob
+from tl_dist.runs.lock.owner import Owner, OwningJob, claim, claimant
 
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 _ATTEMPT = re.compile(r"([0-9]{4,18})\.json")
 _SETTLE_S = 10.0  # another command holds the lock only while it writes two small files
 _NEW_RUN = "start a new run with another name=NAME"
 _OTHER_NAME = "use another name=NAME"
-UNWRITTEN = {"order": 1, "decoding": 1}
-"""values of an identity that was written before these keys existed"""
 
 
 class RunDir:
@@ -66,8 +63,7 @@ class RunDir:
     def create(cls, root: str | Path, config: Config, *, resolved: str) -> RunDir:
         """Create or reuse the directory `root`/NAME, with `resolved` as its config.yaml.
 
-        Refuses (78), naming the differences, to change the trajectory of a run that has begun, or that another process
-        is about to start; replaces other keys.
+        Refuses (78) to change the trajectory of a run that has begun or is about to start; replaces other keys.
         """
         run = cls(Path(root) / config.name)
         try:
@@ -90,11 +86,8 @@ class RunDir:
         if not run.config_file.is_file():
             names = [entry.name for entry in children(run.path.parent) if (entry / "config.yaml").is_file()]
             guess = nearest(run.name, names)
-            raise Refusal(
-                f"{run.path} is not a run: it has no config.yaml.",
-                fix=f"use '{run.path.parent / guess}'." if guess else "name a directory that training made.",
-                code=ExitCode.USAGE,
-            )
+            fix = f"use '{run.path.parent / guess}'." if guess else "name a directory that training made."
+            raise Refusal(f"{run.path} is not a run: it has no config.yaml.", fix=fix, code=ExitCode.USAGE)
         for directory in run._directories():
             refuse_unsafe(directory, instead=_OTHER_NAME)
         refuse_unsafe_below(run.path)
@@ -170,14 +163,14 @@ class RunDir:
             with suppress(FileExistsError):  # of two processes that try at once, one succeeds
                 write_atomically(self.identity_file, _json(identity), exclusive=True)
                 return
-        old, new = (UNWRITTEN | d for d in (self.read_identity() or {}, json.loads(_json(identity))))
-        if old["order"] != new["order"]:
-            raise Refusal(
-                f"{self.identity_file}: the run was started with version {old['order']} of the order of its "
-                f"training examples, and this is version {new['order']}.",
-                fix=f"{_NEW_RUN}, or finish it with the tl_dist that started it.",
-                code=ExitCode.UNSAFE,
+        old, new = self.read_identity() or {}, json.loads(_json(identity))
+        if old.get("order") != new.get("order"):
+            what = (
+                f"{self.identity_file}: the run was started with version {old.get('order')} of the order of its "
+                f"training examples, and this is version {new.get('order')}."
             )
+            fix = f"{_NEW_RUN}, or finish it with the tl_dist that started it."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
         changes = differences(old, new, sorted(old.keys() | new.keys()))
         if changes:
             what = f"{self.identity_file}: the run was started with something else: {'; '.join(changes)}."
@@ -190,11 +183,9 @@ class RunDir:
     def refuse_other_config(self, config: Config) -> None:
         """Refuse (73) if another command has replaced the config since `config` was read; call it as the owner."""
         if config_file.load(self.config_file, imports=False) != config:
-            raise Refusal(
-                f"{self.config_file} has been changed while this worker started.",
-                fix="run one command at a time, or give each another name=NAME.",
-                code=ExitCode.CANNOT_CREATE,
-            )
+            what = f"{self.config_file} has been changed while this worker started."
+            fix = "run one command at a time, or give each another name=NAME."
+            raise Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
 
     def probe_storage(self) -> None:
         """Refuse (73) now, not at the first save, if files here cannot be written, made durable and renamed."""
@@ -237,11 +228,9 @@ class RunDir:
         starting = None if self.begun else self._claimant()
         if changes and (self.begun or starting):
             by = f" by {starting}" if starting else ""
-            raise Refusal(
-                f"{self.path} was started with other values{by}: {'; '.join(changes)}.",
-                fix="use another name=NAME, or go back to the old values.",
-                code=ExitCode.UNSAFE,
-            )
+            what = f"{self.path} was started with other values{by}: {'; '.join(changes)}."
+            fix = "use another name=NAME, or go back to the old values."
+            raise Refusal(what, fix=fix, code=ExitCode.UNSAFE)
 
     def _claimant(self) -> Owner | None:
         return claimant(self.claim_file, self.attempts)
@@ -292,8 +281,6 @@ def _unsafe(path: Path, what: str, fix: str) -> Refusal:
 
 
 def _cannot_create(path: Path, error: OSError) -> Refusal:
-    return Refusal(
-        f"{path} cannot be used as a run directory ({reason(error)}).",
-        fix="choose a directory that can be written, on a disk with free space.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"{path} cannot be used as a run directory ({reason(error)})."
+    fix = "choose a directory that can be written, on a disk with free space."
+    return Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)

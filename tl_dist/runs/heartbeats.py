@@ -52,10 +52,9 @@ class Heartbeats:
         ] = {}  # mtime, its age when first seen, time of that look
 
     def space(self, every_s: float) -> None:
-        """Write at most one beat in `every_s` from now on, the last one at the end of that time.
+        """Write at most one beat in `every_s` from now on, the last one at the end of that time, by another thread.
 
-        Another thread writes it, since this one may hang by then, and the supervisor compares the last beats of all.
-        A beat that is held back now is written at once.
+        This one may hang by then, and the supervisor compares the last beats of all. A held beat is written at once.
         """
         self._every_s = every_s
         self._write_held()
@@ -99,8 +98,7 @@ class Heartbeats:
     def read(self) -> dict[int, Beat]:
         """Return the last heartbeat of every worker. Ages do not depend on synchronised or steady clocks of hosts.
 
-        When this object first sees a beat, its age is measured by the file server's clock; while the beat stays
-        the same, this process's monotonic clock adds to that.
+        A beat's age at first sight is by the file server's clock; to that, this process's monotonic clock adds.
         """
         paths = [path for path in children(self._directory) if _FILE.fullmatch(path.name)]
         with ThreadPoolExecutor(_READERS) as pool:  # each waits for the file server

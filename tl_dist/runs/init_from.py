@@ -1,11 +1,13 @@
-"""Check the run from which a backbone is transferred, as far as the login node can. Imports no TensorFlow."""
+"""Check the runs that a config starts from or is taught by, as far as the login node can. Imports no TensorFlow."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from tl_dist.config import Config
+from tl_dist.config import Config, registry
 from tl_dist.config import file as config_file
+from tl_dist.config.rules.training import taught_in_steps
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir, steps_in
 
@@ -48,9 +50,37 @@ def opened(cfg: Config) -> tuple[RunDir, Config]:
                 code=ExitCode.USAGE,
             )
     if not steps_in(run.checkpoints):
-        raise Refusal(
-            f"source.run {run.path} has no checkpoint.",
-            fix="train it first: tl-dist train CONFIG.",
-            code=ExitCode.USAGE,
-        )
+        what = f"source.run {run.path} has no checkpoint."
+        raise Refusal(what, fix="train it first: tl-dist train CONFIG.", code=ExitCode.USAGE)
     return run, source
+
+
+def opened_teacher(cfg: Config) -> tuple[RunDir, Config]:
+    """Return the teacher and its config. Refuses (64) one that may change, or that needs images of another size."""
+    assert cfg.distill is not None
+    path = Path(cfg.distill.teacher)
+    if not (path / "config.yaml").is_file():
+        raise _no_teacher(f"{path} is not a run", "say where it lies now: distill.teacher=DIRECTORY")
+    run = RunDir.open(path)
+    teacher = config_file.load(run.config_file, imports=False)
+    if run.done is None:
+        raise _no_teacher(f"{path} has not ended, so its weights may change", "train it to its end first")
+    how, other = "in steps that augment", "augment by flip and dihedral alone"
+    if not taught_in_steps(cfg):
+        how, other = "with runtime.decoded_images", "decoded_images: off"
+        if cfg.runtime.decoded_images == "off":
+            return run, teacher  # which reads the images itself
+    sizes = [c.data.image_size or registry.backbone(c.model.backbone).input_size for c in (teacher, cfg)]
+    for key, theirs, ours in (
+        ("image_size", *sizes),
+        ("resize", teacher.data.resize, cfg.data.resize),
+        ("crop_fraction", teacher.data.crop_fraction, cfg.data.crop_fraction),
+    ):
+        if theirs != ours:
+            what = f"{path} was trained with data.{key} {theirs}, but {how} it sees images of {ours}"
+            raise _no_teacher(what, f"write '{key}: {theirs}' below 'data:', or {other}")
+    return run, teacher
+
+
+def _no_teacher(what: str, fix: str) -> Refusal:
+    return Refusal(f"distill.teacher {what}.", fix=f"{fix}.", code=ExitCode.USAGE)

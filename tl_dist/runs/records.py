@@ -27,11 +27,8 @@ def open_records(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Refusal(
-            f"{path} cannot be read ({error.strerror}).",
-            fix="move it away; the run resumes without its earlier records.",
-            code=ExitCode.UNSAFE,
-        ) from error
+        fix = "move it away; the run resumes without its earlier records."
+        raise Refusal(f"{path} cannot be read ({error.strerror}).", fix=fix, code=ExitCode.UNSAFE) from error
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:

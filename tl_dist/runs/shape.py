@@ -1,7 +1,4 @@
-"""Validate the JSON of a run: the type of each value that is used, whatever wrote the file.
-
-Unknown and missing keys are no damage: an older or newer tl_dist may have written the file.
-"""
+"""Validate the JSON of a run: the type of each value that is used. Unknown and missing keys are no damage."""
 
 from __future__ import annotations
 
@@ -9,8 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from tl_dist.config.model_selection import FIGURES
 from tl_dist.files import limits
 
 _MOST_STEPS = 10**18
@@ -53,135 +51,89 @@ _Moment = Annotated[str, AfterValidator(_moment)]
 _Facts = Annotated[dict[str, Any], AfterValidator(_shallow)]
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(strict=True)
+def _shape(name: str, **kinds: Any) -> Any:
+    """Return the model of a JSON object: the kind of each value, with a default if the key may be missing."""
+    fields = {key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in kinds.items()}
+    return create_model(name, __config__=ConfigDict(strict=True), **fields)  # type: ignore[call-overload]
 
 
-class Identity(_Shape):
-    """The facts that a run's workers have agreed on."""
+Identity = _shape(
+    "Identity",
+    class_names=(Annotated[list[_Text], Field(min_length=1), AfterValidator(_distinct)], []),
+    precision=(Literal["float32", "mixed_bfloat16", "mixed_float16"], "float32"),
+    data=(_Facts, {}),
+    weights_sha256=(_Digest | None, None),
+    order=(_Step, 0),
+    decoding=(_Step, 0),
+    teacher_sha256=(_Digest, ""),
+    trajectory=(_Facts, {}),
+    extensions=(_Facts, {}),
+)
+"""the facts that a run's workers have agreed on"""
 
-    class_names: Annotated[list[_Text], Field(min_length=1), AfterValidator(_distinct)] = Field(default=[])
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    data: _Facts = Field(default={})
-    weights_sha256: _Digest | None = None
-    order: _Step = 1
-    decoding: _Step = 1
-    teacher_sha256: _Digest = ""
-    trajectory: _Facts = Field(default={})
-    extensions: _Facts = Field(default={})
-
-
-class _Figures(_Shape):
-    accuracy: float
-    interval: _Pair | None = None
-    top5: float | None = None
-    balanced_accuracy: float | None = None
-    macro_f1: float | None = None
-    weighted_f1: float | None = None
-    mcc: float | None = None
-    roc_auc: float | None = None
-    log_loss: float | None = None
-    ece: float | None = None
-
-
-class _CrossValidation(_Shape):
-    folds: _Step
-    seeds: _Step
-    accuracy: float
-    interval: _Pair
-    left_out: dict[_Text, Any] = Field(default={})
+_Figures = _shape(
+    "Figures",
+    interval=(_Pair | None, None),
+    **dict.fromkeys(("top5", *FIGURES), (float | None, None)) | {"accuracy": float},
+)
+_CrossValidation = _shape(
+    "CrossValidation",
+    folds=_Step,
+    seeds=_Step,
+    accuracy=float,
+    interval=_Pair,
+    left_out=(dict[_Text, Any], {}),
+)
 
 
 def _crossed(value: dict[str, Any]) -> dict[str, Any]:
     return value and _CrossValidation.model_validate(value).model_dump()
 
 
-class Done(_Shape):
-    """The result of a run."""
+Done = _shape(
+    "Done",
+    step=(_Step, 0),
+    figures=(dict[_Text, _Figures], {}),  # type: ignore[valid-type]
+    cross_validation=(Annotated[dict[str, Any], AfterValidator(_crossed)], {}),
+)
+"""the result of a run"""
 
-    step: _Step = 0
-    figures: dict[_Text, _Figures] = Field(default={})
-    cross_validation: Annotated[dict[str, Any], AfterValidator(_crossed)] = Field(default={})
+_Seen = _shape("Seen", accuracy=float, step=int)
+_Watched = _shape("Watched", best=float | None, step=int, waited=int)
+_Monitor = _shape(
+    "Monitor",
+    stage=int,
+    step=int,
+    best=list[_Pair],
+    stopping=_Watched,
+    plateau=_Watched,
+    factor=float,
+    stopped=bool,
+)
+History = _shape("History", best_validation=(_Seen | None, None), monitor=(_Monitor | None, None))
+"""the history of a run, in a checkpoint"""
 
+Attempt = _shape("Attempt", host=(_Text, ""), began=(_Moment | None, None), ended=(_Moment | None, None))
 
-class _Seen(_Shape):
-    accuracy: float
-    step: int
-
-
-class _Watched(_Shape):
-    best: float | None
-    step: int
-    waited: int
-
-
-class _Monitor(_Shape):
-    stage: int
-    step: int
-    best: list[_Pair]
-    stopping: _Watched
-    plateau: _Watched
-    factor: float
-    stopped: bool
-
-
-class History(_Shape):
-    """The history of a run, in a checkpoint."""
-
-    best_validation: _Seen | None = None
-    monitor: _Monitor | None = None
-
-
-class Attempt(_Shape):
-    """The record of an attempt."""
-
-    host: _Text = ""
-    began: _Moment | None = None
-    ended: _Moment | None = None
-
-
-class Train(_Shape):
-    """The record of a chunk of steps."""
-
-    step: _Step
-    epoch: float
-    loss: float
-    accuracy: float
-    step_s: float = 0.0
-    examples_per_s: float = 0.0
-    data_wait_share: float = 0.0
-    reduction_share: float = 0.0
-    workers: _Step = 1
+_SHARES = ("step_s", "examples_per_s", "data_wait_share", "reduction_share")
+_Layer = _shape("Layer", layer=_Text, trainable=bool, mode=_Text, statistics_moved=bool, spread=float)
+_RECORDS: Mapping[Any, type[BaseModel]] = {
+    "train": _shape(
+        "Train",
+        step=_Step,
+        epoch=float,
+        loss=float,
+        accuracy=float,
+        workers=(_Step, 1),
+        **dict.fromkeys(_SHARES, (float, 0.0)),
+    ),
+    "evaluation": _shape("Evaluation", step=_Step, split=_Text, accuracy=float, loss=float),
+    "batch_norm": _shape("BatchNorm", policy=_Text, layers=list[_Layer]),  # type: ignore[valid-type]
+}
+"""the shapes of the events in metrics.jsonl that are used"""
 
 
-class Evaluation(_Shape):
-    """The record of a split's figures."""
-
-    step: _Step
-    split: _Text
-    accuracy: float
-    loss: float
-
-
-class _Layer(_Shape):
-    layer: _Text
-    trainable: bool
-    mode: _Text
-    statistics_moved: bool
-    spread: float
-
-
-class BatchNorm(_Shape):
-    """The record of batch norm layers after training."""
-
-    policy: _Text
-    layers: list[_Layer]
-
-
-_RECORDS: Mapping[Any, type[_Shape]] = {"train": Train, "evaluation": Evaluation, "batch_norm": BatchNorm}
-
-
-def fault(value: Mapping[str, Any], shape: type[_Shape]) -> str | None:
+def fault(value: Mapping[str, Any], shape: type[BaseModel]) -> str | None:
     """Return what is wrong with `value`, in words for a message; None if nothing is."""
     try:
         shape.model_validate(value)

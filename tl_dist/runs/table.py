@@ -34,18 +34,12 @@ class RunSummary:
 
 
 def runs(root: str | Path) -> list[RunSummary]:
-    """Return every run below `root`, the most recent first; unreadable ones last, with the reason.
-
-    Refuses (64) a root that cannot be read itself. `root` may be a link, a run in it may not.
-    """
+    """Return every run below `root`, the most recent first, unreadable ones last; refuse (64) an unreadable root."""
     try:
         paths = children(Path(root).resolve())
     except OSError as error:
-        raise Refusal(
-            f"{root} cannot be read ({reason(error)}).",
-            fix="name a directory that you may read.",
-            code=ExitCode.USAGE,
-        ) from error
+        what = f"{root} cannot be read ({reason(error)})."
+        raise Refusal(what, fix="name a directory that you may read.", code=ExitCode.USAGE) from error
     summaries = [summary for path in paths if (summary := _listed(path)) is not None]
     return sorted(summaries, key=lambda summary: (summary.age_s, summary.name))
 

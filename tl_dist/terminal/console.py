@@ -1,7 +1,4 @@
-"""Print to a terminal through rich, without interpreting anything in the text.
-
-No other module names rich's `Console` and `Text`. Strings given to a table or to `print` are covered as well.
-"""
+"""Print to a terminal through rich, whose `Console` and `Text` are named here alone, without interpreting any text."""
 
 from __future__ import annotations
 

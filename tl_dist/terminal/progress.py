@@ -1,7 +1,6 @@
 """Show the progress of a run: one live line on a terminal, a plain line at intervals elsewhere.
 
-Everything shown comes from the records that rank 0 appends to `metrics.jsonl`. So the supervisor, which is another
-process, shows the same as rank 0 does under `mpirun`.
+Everything shown comes from `metrics.jsonl`: the supervisor, another process, shows the same as rank 0 does.
 """
 
 from __future__ import annotations
@@ -9,15 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import RenderableType
+from rich.live import Live
+from rich.table import Table
 
 from tl_dist.refusal import printable
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.live import Live
-
-    from tl_dist.terminal.console import Console
+from tl_dist.terminal.console import Console, plain
 
 Record = Mapping[str, Any]
 
@@ -52,10 +50,8 @@ def evaluation_line(record: Record) -> str:
 def confusion_table(record: Record, width: int = 80) -> RenderableType | None:
     """Build a table of the confusion matrix of an "evaluation" record; of its largest errors where it does not fit."""
     import numpy as np
-    from rich.table import Table
 
     from tl_dist.scores.figures import largest_errors
-    from tl_dist.terminal.console import plain
 
     if "largest_errors" in record:  # with many classes the record has no matrix
         errors = int(record["num_examples"]) - int(record["num_correct"])
@@ -93,18 +89,13 @@ def extraction_line(record: Record) -> str:
     """Format an "extraction" or "prediction" record as one line: how many images are done."""
     what = f"features of {record['split']} " if "split" in record else "images "
     line = f"{what}{int(record['done']):,}/{int(record['total']):,}"
-    if not record["examples_per_s"]:
-        return line
-    return (
-        f"{line} | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
-    )
+    if record["examples_per_s"]:
+        line += f" | {float(record['examples_per_s']):,.0f} img/s | ETA {_clock_time(float(record['eta_s']))}"
+    return line
 
 
 class Progress:
-    """Show records as they come; a context manager, since it may own the terminal's last line.
-
-    `every_s` is the time between plain lines where the output is not a terminal.
-    """
+    """Show records as they come, plain lines `every_s` apart; a context manager, which may own the last line."""
 
     def __init__(
         self, console: Console, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -119,8 +110,6 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            from rich.live import Live
-
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         return self
@@ -130,7 +119,7 @@ class Progress:
         if live is not None:
             self._try(live.stop)
         if self._line is not None:
-            self._print(self._line)
+            self.say(self._line)
             self._line = None
 
     def show(self, record: Record) -> None:
@@ -151,9 +140,10 @@ class Progress:
         elif event == "resumed" and record.get("step"):
             self.say(f"resumed from step {record['step']:,}")
 
-    def say(self, text: str, *, style: str | None = None) -> None:
+    def say(self, text: str, *, style: str = "") -> None:
         """Print a line above the live one."""
-        self._print(text, style)
+        # soft_wrap: a log file has no width, and a terminal wraps by itself
+        self._try(partial(self._console.print, self._text(text, style), soft_wrap=True))
 
     def _moving(self, line: Callable[[int | None], str], last: bool) -> None:
         """Replace the live line; without one, print the line if `every_s` has passed or it is the last."""
@@ -163,11 +153,7 @@ class Progress:
             self._try(partial(self._live.update, self._text(self._line), refresh=True))
         elif last or now - self._last_line_at >= self._every_s:
             self._last_line_at = now
-            self._print(line(None))
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        # soft_wrap: a log file has no width, and a terminal wraps by itself
-        self._try(partial(self._console.print, self._text(text, style), soft_wrap=True))
+            self.say(line(None))
 
     def _try(self, show: Callable[[], None]) -> None:
         """Call `show`; a terminal that was closed, or a pipe without a reader, does not end the run."""
@@ -178,10 +164,8 @@ class Progress:
                 self._output_closed = True
 
     @staticmethod
-    def _text(text: str, style: str | None = None) -> RenderableType:
-        from tl_dist.terminal.console import plain
-
-        return plain(text, style or "", no_wrap=True, overflow="ellipsis")
+    def _text(text: str, style: str = "") -> RenderableType:
+        return plain(text, style, no_wrap=True, overflow="ellipsis")
 
 
 _RANKS_SHOWN = 4
@@ -258,10 +242,6 @@ def _clock_time(seconds: float) -> str:
 def _error_table(largest: Iterable[Sequence[Any]], num_errors: int) -> RenderableType | None:
     if not num_errors:
         return None
-    from rich.table import Table
-
-    from tl_dist.terminal.console import plain
-
     table = Table("true class", "predicted as")
     table.add_column(f"times, of {num_errors:,} errors", justify="right")
     for true, predicted, times in largest:

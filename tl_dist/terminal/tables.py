@@ -6,19 +6,19 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich import box
+from rich.table import Table
+
+from tl_dist.config.reference import rows as config_keys
 from tl_dist.files.atomic import reason
 from tl_dist.runs.directory import RunDir
 from tl_dist.runs.records import flattered, records
 from tl_dist.runs.table import RunSummary
-from tl_dist.scores import evaluation, figures, groups
+from tl_dist.scores import text
+from tl_dist.terminal.console import Console, plain
 from tl_dist.terminal.progress import Record, confusion_table, evaluation_line
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from tl_dist.terminal.console import Console
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 _MAX_CLASSES = 20
@@ -44,8 +44,8 @@ def show_end(run: RunDir, console: Console) -> None:
 
 def show_flattered(run: Path, console: Console, name: str = "") -> None:
     """Show each reason why figures of the run are too good, after `name`; nothing if there is none."""
-    for text in flattered(run):
-        console.say(f"{name}{text}", style="yellow")
+    for line in flattered(run):
+        console.say(f"{name}{line}", style="yellow")
 
 
 def show_losses(runs: Mapping[str, RunDir], console: Console) -> None:
@@ -65,7 +65,7 @@ def show_evaluation(record: Record, console: Console) -> None:
     console.say(evaluation_line(record), style="bold")
     values = record.get("figures")
     if values:
-        console.say(figures.summary_line(values))
+        console.say(text.summary(values))
         low, high = values["interval"]
         by = f" ({values['interval_by']})" if "interval_by" in values else ""
         console.say(f"one split: 95 % interval of the accuracy {low:.4f} to {high:.4f}{by}", style="dim")
@@ -73,9 +73,9 @@ def show_evaluation(record: Record, console: Console) -> None:
         threshold = f"{values['threshold']:.3f}, chosen on the validation split"
         console.say(f"accuracy {values['accuracy_at_threshold']:.4f} at threshold {threshold}")
     if values and "never_seen" in values:
-        console.say(evaluation.never_seen_line(values["never_seen"]), style="yellow")
+        console.say(text.never_seen(values["never_seen"]), style="yellow")
     if values and "calibration" in values:
-        console.say(calibration_line(values["calibration"]))
+        console.say(text.calibration(values["calibration"]))
     confusion = confusion_table(record, console.width)
     if confusion is not None:
         console.print(confusion)
@@ -84,23 +84,8 @@ def show_evaluation(record: Record, console: Console) -> None:
         show_groups(kind, rows, console)
 
 
-def calibration_line(calibration: Mapping[str, Any]) -> str:
-    """Format the effect of a temperature: "calibrated, temperature 1.830: log loss 0.402 to 0.361, ..."."""
-    names = {"log_loss": "log loss", "ece": "ECE"}
-    changes = [
-        f"{name} {calibration['before'][key]:.3f} to {calibration['after'][key]:.3f}"
-        for key, name in names.items()
-        if calibration["before"][key] is not None
-    ]
-    fitted = calibration.get("num_fitted", 0)  # older records do not have it
-    flatters = f" (fitted to {fitted:,} of these very images: it flatters)" if fitted else ""
-    return f"calibrated, temperature {calibration['temperature']:.3f}: {', '.join(changes)}{flatters}"
-
-
 def _show_classes(record: Record, console: Console) -> None:
     """Show a row for each class that has examples; of many classes, the ones with the lowest recall."""
-    from tl_dist.terminal.console import plain
-
     rows = [row for row in record.get("classes", ()) if row["num_examples"]]
     shown = sorted(rows, key=lambda row: row["recall"])[:_MAX_CLASSES] if len(rows) > _MAX_CLASSES else rows
     if not rows:
@@ -119,8 +104,6 @@ def _show_classes(record: Record, console: Console) -> None:
 
 def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Show a row for each group, lowest accuracy first, and whether the worst is more than chance."""
-    from tl_dist.terminal.console import plain
-
     table = narrow_table(kind, "images", "accuracy", "95 % interval", "log loss", folds=(kind,))
     for row in rows[:_MAX_CLASSES]:
         low, high = row["interval"]
@@ -129,14 +112,11 @@ def show_groups(kind: str, rows: Sequence[Mapping[str, Any]], console: Console) 
     console.print(table)
     if len(rows) > _MAX_CLASSES:
         console.say(f"the {_MAX_CLASSES} of {len(rows)} groups with the lowest accuracy")
-    console.say(groups.worst_line(kind, rows))
+    console.say(text.worst_group(kind, rows))
 
 
 def narrow_table(*columns: str, folds: Sequence[str] = ()) -> Table:
     """Return a table for 80 columns: columns named in `folds` wrap over several lines; nothing is cut off."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name not in folds)
@@ -151,8 +131,6 @@ def column_groups(names: Sequence[str], width: int, console: Console, *, beside:
 
 def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
     """Show one line for each run, the most recent first."""
-    from tl_dist.terminal.console import plain
-
     table = narrow_table("run", "state", "step", "strategy", "last sign", "figures", folds=("run",))
     for run in summaries:
         colour = {"done": "green", "failed": "red", "running": "bold", "unreadable": "yellow"}.get(
@@ -174,14 +152,8 @@ def show_runs(summaries: Sequence[RunSummary], console: Console) -> None:
 
 def show_schema(console: Console) -> None:
     """Show every key of a config, its default, type and meaning."""
-    from rich import box
-    from rich.table import Table
-
-    from tl_dist.config.reference import rows
-    from tl_dist.terminal.console import plain
-
     table = Table("key", "default", "what it holds", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows():
+    for row in config_keys():
         holds = row.holds + (f". {' '.join(row.meaning.split())}" if row.meaning else "")
         table.add_row(*(plain(cell) for cell in (row.key, row.default, holds)))
     console.print(table)

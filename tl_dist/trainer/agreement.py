@@ -22,7 +22,7 @@ from tl_dist.data import order
 from tl_dist.datasets import Splits, manifest, preprocess
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_slice
-from tl_dist.models.digest import digest
+from tl_dist.models.classifier import digest
 from tl_dist.parallel import DataParallel
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.trainer.setup import Setup

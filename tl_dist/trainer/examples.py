@@ -42,30 +42,26 @@ class Examples:
         `indices` gives the examples that were being read. The refusal is restartable: the next attempt resumes from
         the last checkpoint without the example. A fault of the machine is refused as a fault of storage.
         """
-        with naming_machine_faults(f"split '{split}'"), self._naming_bad(split, indices):
-            yield
-
-    @contextmanager
-    def _naming_bad(self, split: str, indices: Callable[[], Iterable[int]]) -> Iterator[None]:
-        try:
-            yield
-        except READ_ERRORS:
-            source = self.splits[split]
-            faults = undecodable(source, indices(), self.threads)
-            if not faults:
-                raise
-            bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
-            file = self.run.quarantine_file
-            known = quarantine.merged(quarantine.read(file), bad)
-            quarantine.write(file, known)
-            quarantine.refuse_beyond(self.budget, known)
-            raise Refusal(
-                f"{bad[0].id} {bad[0].reason}"
-                + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else "")
-                + f": put in {file.name}.",
-                fix="the same command resumes from the last checkpoint without it; restore the file for the next run.",
-                code=ExitCode.INTERNAL,
-            ) from None
+        with naming_machine_faults(f"split '{split}'"):
+            try:
+                yield
+            except READ_ERRORS:
+                source = self.splits[split]
+                faults = undecodable(source, indices(), self.threads)
+                if not faults:
+                    raise
+                bad = [quarantine.bad_example(split, source, index, fault) for index, fault in faults.items()]
+                file = self.run.quarantine_file
+                known = quarantine.merged(quarantine.read(file), bad)
+                quarantine.write(file, known)
+                quarantine.refuse_beyond(self.budget, known)
+                more = f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""
+                raise Refusal(
+                    f"{bad[0].id} {bad[0].reason}{more}: put in {file.name}.",
+                    fix="the same command resumes from the last checkpoint without it; restore the file for the next "
+                    "run.",
+                    code=ExitCode.INTERNAL,
+                ) from None
 
 
 def readable(cfg: Config, run: RunDir, parallel: DataParallel, threads: int) -> Examples:
@@ -117,30 +113,11 @@ def _screened(
     return opened, digest, screened
 
 
-def decoded_once(examples: Examples, cfg: Config, parallel: DataParallel, image_size: int) -> Examples:
-    """Return the same with images decoded now, into memory or a local file, where the config asks for it."""
-    where, run, splits = cfg.runtime.decoded_images, examples.run, examples.splits
-    if where == "off":
+def decoded_once(examples: Examples, cfg: Config, image_size: int) -> Examples:
+    """Return the same with images decoded now, into memory, where the config asks for it."""
+    splits = examples.splits
+    if cfg.runtime.decoded_images == "off":
         return examples
-
-    def stop_requested() -> bool:
-        run.beats.beat(parallel.rank, "decoding images", 0)
-        return parallel.rank == 0 and run.stop_requested()
-
     with examples.naming_bad("train", lambda: range(splits["train"].num_examples)):
-        if where == "memory":
-            splits = decoded.in_memory(
-                splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction
-            )
-        else:
-            with parallel.naming_lost_peers():
-                splits = decoded.on_disk(
-                    splits,
-                    image_size,
-                    examples.threads,
-                    crop_fraction=cfg.data.kept_fraction,
-                    directory=run.path.parent / "decoded",
-                    parallel=parallel,
-                    stop_requested=stop_requested,
-                )
+        splits = decoded.in_memory(splits, image_size, examples.threads, crop_fraction=cfg.data.kept_fraction)
     return replace(examples, splits=splits)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tl_dist.datasets.division import groups_of, open_splits
+from tl_dist.files.npz import save_npz
 from tl_dist.launcher.train import Request
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.scores import cross_validation, predictions
@@ -100,7 +101,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
             ("validation", "test")[:: 1 if official else -1], (inside, others), strict=True
         ):
             said = [(n + ((seed, n) in wrong)) % 2 for n in examples.tolist()]
-            predictions.save(
+            save_npz(
                 predictions.file_of(directory, split),
                 ids=np.array([f"{n:02d}" for n in examples]),
                 labels=(examples % 2).astype(np.int32),
@@ -108,6 +109,7 @@ def test_the_folds_are_what_is_merged_whatever_other_split_a_run_has(
                 class_names=np.array(["a", "b"]),
                 step=2,
                 types=np.array([], np.str_),
+                groups=np.array([], np.str_),
             )
     (request_.runs / "trial-cv").mkdir()
     found = _merge(request_, "trial-cv", folds, seeds, None)

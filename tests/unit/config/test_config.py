@@ -622,18 +622,13 @@ def test_only_what_decides_the_weights_is_in_the_trajectory() -> None:
     assert "path" not in config_file.trajectory(load())["data"]
 
 
-def test_keys_by_which_numbers_are_rounded_are_in_it_where_they_are_chosen() -> None:
-    """Runs that are older than these keys have none of them, and go on as they were."""
+def test_keys_by_which_numbers_are_rounded_are_in_it_and_other_keys_of_the_runtime_are_not() -> None:
     plain = config_file.trajectory(load())
-    assert "runtime" not in plain and "trust_coefficient" not in plain["optimizer"]
-    assert config_file.trajectory(load(GOOD, "runtime.wire=auto", "runtime.tf32=true")) == plain
-    for override, kept in (
-        ("runtime.wire=bfloat16", {"wire": "bfloat16"}),
-        ("runtime.tf32=false", {"tf32": False}),
-    ):
-        assert config_file.trajectory(load(GOOD, override)) == plain | {"runtime": kept}
-    lars = config_file.trajectory(load(GOOD, "optimizer.name=lars", "optimizer.trust_coefficient=0.01"))
-    assert lars["optimizer"] == plain["optimizer"] | {"name": "lars", "trust_coefficient": 0.01}
+    assert plain["runtime"] == {"wire": "auto", "tf32": True}
+    for key, value in (("wire", "bfloat16"), ("tf32", False)):
+        changed = config_file.trajectory(load(GOOD, f"runtime.{key}={str(value).lower()}"))
+        assert changed == plain | {"runtime": plain["runtime"] | {key: value}}
+    assert config_file.trajectory(load(GOOD, "runtime.threads=3")) == plain
 
 
 def test_every_key_has_words_for_what_it_holds() -> None:

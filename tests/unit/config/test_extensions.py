@@ -356,7 +356,6 @@ def test_workers_whose_code_of_another_package_differs_are_refused(
 def test_a_run_of_our_own_names_has_nothing_of_other_packages_in_its_identity() -> None:
     cfg = load(*OWN)
     assert registry.code_of_others(cfg) == {}
-    assert "options" not in config_file.trajectory(cfg)["data"]
 
 
 def test_what_is_cached_of_a_backbone_is_of_its_code(site: Path) -> None:

@@ -37,10 +37,6 @@ def load(*overrides: str) -> Config:
 def test_a_teacher_decides_the_weights_and_where_it_lies_does_not() -> None:
     taught = load(TAUGHT)
     assert taught.distill is not None and taught.distill.teacher == str(Path("runs/teacher").absolute())
-    plain = config_file.trajectory(load())
-    assert (
-        "distill" not in plain and "prune" not in plain["model"]
-    )  # as in runs that are older than these keys
     found = config_file.trajectory(taught)
     assert found["distill"] == {"teacher": "run", "temperature": 4.0, "weight": 0.9}
     assert config_file.trajectory(load("distill.teacher=elsewhere")) == found
@@ -51,7 +47,7 @@ def test_a_teacher_decides_the_weights_and_where_it_lies_does_not() -> None:
 
 def test_the_share_to_prune_decides_the_weights() -> None:
     halved = config_file.trajectory(load("source.run=runs/x", "model.prune=0.5"))
-    assert halved["model"]["prune"] == 0.5 and halved["source"] == "run"  # as in runs older than refit
+    assert halved["model"]["prune"] == 0.5 and halved["source"] == "run"
     assert config_file.trajectory(load(*REFITTED))["source"] != "run"
 
 

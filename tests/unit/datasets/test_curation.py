@@ -186,13 +186,14 @@ def test_the_commands_answer_in_json_and_by_exit_code(splits: Path, tmp_path: Pa
     assert "1 bad" in capsys.readouterr().out
 
 
-def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path) -> None:
+def test_a_changed_byte_of_a_packed_set_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the image would still decode: packed sets and records are not passed over."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_image_folder(tmp_path / "src", digits_32px(40), NAMES)
     pack(opened_whole(tmp_path / "src"), tmp_path / "packed")
     found = verify(tmp_path / "packed", workers=1, distance=-1, advance=lambda done, total: None)
     assert (found["num_examples"], found["bad"], found["ok"]) == (40, [], True)
-    (data,) = (tmp_path / "packed").glob("*.images")
+    (data,) = (tmp_path / "packed").glob("*.tfrecord")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(bytes(content))

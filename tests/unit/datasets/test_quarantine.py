@@ -269,7 +269,7 @@ def test_a_position_has_the_same_pixels_on_any_worker_count(damaged: Path, tmp_p
 
     def pixels(rows: range) -> list[Any]:
         read = augmented(train, ("dihedral", "pad_crop"), 3, 32)
-        return list(train_batches(read, order, rows=rows, from_step=0, to_step=12).as_numpy_iterator())
+        return list(train_batches(read, order, rows=rows, steps=range(12)).as_numpy_iterator())
 
     whole = pixels(range(5))
     shares = [pixels(rows_of(rank, 3, 5)) for rank in range(3)]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tl_dist.files.scratch import keep, scratch
+from tl_dist.files.private import keep, scratch
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from tl_dist.files.scratch import scratch
+from tl_dist.files.private import scratch
 with scratch(Path(sys.argv[1]), "thing") as made:
     (made / "half").write_text("x" * 1000)
     print(made, flush=True)

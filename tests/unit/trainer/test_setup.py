@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.doubles import CONFIG
 from tests.end_to_end.harness import Workspace, records
 from tl_dist.config import RuntimeConfig
-from tl_dist.trainer.setup import process_as_it_was, start_tensorflow
+from tl_dist.trainer.load_model import process_as_it_was, start_tensorflow
 
 
 @pytest.mark.parametrize(("config", "of_the_process"), [(False, True), (True, False), (False, False)])
@@ -30,4 +30,4 @@ def test_tf32_is_as_the_config_says_and_then_as_it_was(config: bool, of_the_proc
 def test_what_travels_in_float16_is_scaled_as_what_is_computed_in_it(tmp_path: Path) -> None:
     run = Workspace(tmp_path).train_here("scaled", "steps=2", "runtime.wire=float16")
     assert [record["loss_scale"] for record in records(run, "train")] == [2.0**15] * 2
-    assert run.read_identity()["trajectory"]["runtime"] == {"wire": "float16"}  # type: ignore[index]
+    assert run.read_identity()["trajectory"]["runtime"]["wire"] == "float16"  # type: ignore[index]

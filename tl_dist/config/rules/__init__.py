@@ -7,7 +7,7 @@ from functools import partial
 
 from tl_dist.config import Config, registry
 from tl_dist.config.problems import Broken
-from tl_dist.config.rules import data, model, model_selection, training
+from tl_dist.config.rules import data, model, training
 from tl_dist.config.source import of_source
 from tl_dist.refusal import Refusal
 
@@ -18,8 +18,7 @@ MAX_PROFILED = 200
 def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
     """Yield every rule that `cfg` breaks, in the order in which the user reads the file.
 
-    Without `imports`, no code of other packages is imported; if the config names any, the rules that depend on it are
-    skipped.
+    Without `imports`, rules are skipped that depend on code of other packages.
     """
     unknown = list(_names(cfg, imports=imports))
     yield from unknown
@@ -27,8 +26,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
         for rules in (
             _workers, data.data, partial(_source, imports=imports), model.backbone, model.model, model.classifier,
             model.features, training.optimizer, training.trust, training.schedule, training.prefix_cache,
-            training.distill,
-            model_selection.deciding, _safety, _profile,
+            training.distill, training.deciding, _safety, _profile,
         ):  # fmt: skip
             yield from rules(cfg)
 
@@ -36,7 +34,7 @@ def broken(cfg: Config, *, imports: bool = True) -> Iterator[Broken]:
 def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
     for kind, path, name in registry.named(cfg):
         try:
-            registry.check(kind, name, imports=imports)
+            kind.check(name, imports=imports)
         except Refusal as refusal:
             yield Broken(path, refusal.what, refusal.fix)
 
@@ -44,18 +42,12 @@ def _names(cfg: Config, *, imports: bool) -> Iterator[Broken]:
 def _workers(cfg: Config) -> Iterator[Broken]:
     workers = cfg.workers or 1
     if registry.strategy(cfg.strategy).workers == "one" and workers > 1:
-        yield Broken(
-            ("workers",),
-            f"strategy '{cfg.strategy}' has one worker, not {workers}.",
-            "write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'.",
-        )
+        fix = "write 'strategy: auto' (or mirrored, horovod, collective), or remove 'workers'."
+        yield Broken(("workers",), f"strategy '{cfg.strategy}' has one worker, not {workers}.", fix)
     if cfg.global_batch < workers * cfg.accumulate:
         share = f"{workers} workers" + (f" x {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "")
-        yield Broken(
-            ("global_batch",),
-            f"global_batch is {cfg.global_batch}, too few rows for {share}.",
-            f"write 'global_batch: {workers * cfg.accumulate}' or more, or use fewer workers.",
-        )
+        fix = f"write 'global_batch: {workers * cfg.accumulate}' or more, or use fewer workers."
+        yield Broken(("global_batch",), f"global_batch is {cfg.global_batch}, too few rows for {share}.", fix)
 
 
 def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
@@ -75,9 +67,8 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
             yield Broken(("source", needless[0]), what, f"remove '{needless[0]}'.")
     elif source.head:
         what = "source.head transfers the head of an earlier run; a task that is trained first has its own classes."
-        yield Broken(
-            ("source", "head"), what, "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
-        )
+        fix = "remove 'head', or write 'source: {run: runs/NAME, head: true}'."
+        yield Broken(("source", "head"), what, fix)
     elif (source.epochs is None) == (source.steps is None):
         what = "the source task needs exactly one of epochs and steps."
         yield Broken(("source",), what, "write 'epochs: 10' below 'source:'.")
@@ -87,19 +78,15 @@ def _source(cfg: Config, *, imports: bool) -> Iterator[Broken]:
 
 
 def _safety(cfg: Config) -> Iterator[Broken]:
-    if cfg.safety.hang_s < 2 * cfg.safety.heartbeat_s:
-        yield Broken(
-            ("safety", "hang_s"),
-            f"safety.hang_s {cfg.safety.hang_s:g} is less than twice heartbeat_s {cfg.safety.heartbeat_s:g}.",
-            f"write 'hang_s: {4 * cfg.safety.heartbeat_s:g}' or more.",
-        )
+    hang_s, heartbeat_s = cfg.safety.hang_s, cfg.safety.heartbeat_s
+    if hang_s < 2 * heartbeat_s:
+        what = f"safety.hang_s {hang_s:g} is less than twice heartbeat_s {heartbeat_s:g}."
+        yield Broken(("safety", "hang_s"), what, f"write 'hang_s: {4 * heartbeat_s:g}' or more.")
 
 
 def _profile(cfg: Config) -> Iterator[Broken]:
     steps = cfg.report.profile
     if steps is not None and not steps[0] < steps[1] <= steps[0] + MAX_PROFILED:
-        yield Broken(
-            ("report", "profile"),
-            f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps.",
-            "write the step after which the trace begins and its last step, such as [20, 30].",
-        )
+        what = f"report.profile [{steps[0]}, {steps[1]}] is not 1 to {MAX_PROFILED} steps."
+        fix = "write the step after which the trace begins and its last step, such as [20, 30]."
+        yield Broken(("report", "profile"), what, fix)

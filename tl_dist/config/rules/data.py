@@ -13,30 +13,22 @@ def data(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about `data` and the views that are evaluated."""
     data, needs = cfg.data, registry.dataset(cfg.data.name)
     if needs.needs_path and data.path is None:
-        yield Broken(
-            ("data", "path"),
-            f"dataset '{data.name}' needs data.path.",
-            "add 'path: DIRECTORY' below 'data:', or 'data.path=DIRECTORY' on the command line.",
-        )
+        fix = "add 'path: DIRECTORY' below 'data:', or 'data.path=DIRECTORY' on the command line."
+        yield Broken(("data", "path"), f"dataset '{data.name}' needs data.path.", fix)
     if data.labels == "coarse" and "labels" not in needs.keys:
-        yield Broken(
-            ("data", "labels"), "only cifar100 has coarse labels.", "remove 'labels' or use 'name: cifar100'."
-        )
+        what = "only cifar100 has coarse labels."
+        yield Broken(("data", "labels"), what, "remove 'labels' or use 'name: cifar100'.")
     if data.soft_labels:
         yield from _soft_labels(cfg)
-    test, what = data.test_fraction, f"test_fraction {data.test_fraction}"
+    test, name = data.test_fraction, f"test_fraction {data.test_fraction}"
     if data.folds is not None:
-        test, what = 1 / data.folds, f"one of {data.folds} folds"
+        test, name = 1 / data.folds, f"one of {data.folds} folds"
     if not needs.official_test and data.validation_fraction + test >= 1:
-        yield Broken(
-            ("data", "validation_fraction"),
-            f"validation_fraction {data.validation_fraction} and {what} leave nothing to train on.",
-            "make their sum less than 1.",
-        )
+        what = f"validation_fraction {data.validation_fraction} and {name} leave nothing to train on."
+        yield Broken(("data", "validation_fraction"), what, "make their sum less than 1.")
     if data.folds is not None and data.split is not None:
-        yield Broken(
-            ("data", "folds"), "data.split divides the examples already.", "remove 'folds' or 'split'."
-        )
+        what = "data.split divides the examples already."
+        yield Broken(("data", "folds"), what, "remove 'folds' or 'split'.")
     elif data.split is None and (
         (data.folds is None) != (data.fold is None) or (data.fold or 0) >= (data.folds or 1)
     ):
@@ -46,9 +38,8 @@ def data(cfg: Config) -> Iterator[Broken]:
             "give both, with fold from 0 to folds - 1, or neither (or 'split: FILE' and fold).",
         )
     if len(set(cfg.evaluation.views)) < len(cfg.evaluation.views):
-        yield Broken(
-            ("evaluation", "views"), "evaluation.views has the same view twice.", "keep one of them."
-        )
+        what = "evaluation.views has the same view twice."
+        yield Broken(("evaluation", "views"), what, "keep one of them.")
     twice = [name for name in data.augment if data.augment.count(name) > 1]
     if twice:
         yield Broken(("data", "augment"), f"data.augment has '{twice[0]}' twice.", "keep one of them.")
@@ -67,37 +58,25 @@ def _too_large(cfg: Config) -> Iterator[Broken]:
 def _crops(cfg: Config) -> Iterator[Broken]:
     data = cfg.data
     if data.crop_fraction is not None and data.resize == "stretch":
-        yield Broken(
-            ("data", "crop_fraction"),
-            "crop_fraction has no effect with resize 'stretch'.",
-            "write 'resize: crop' below 'data:', or remove it.",
-        )
+        what = "crop_fraction has no effect with resize 'stretch'."
+        yield Broken(("data", "crop_fraction"), what, "write 'resize: crop' below 'data:', or remove it.")
     if cfg.runtime.decoded_images != "off" and "random_resized_crop" in data.augment:
-        yield Broken(
-            ("runtime", "decoded_images"),
-            "random_resized_crop cuts from the original photograph, but decoded_images keeps resized ones.",
-            "write 'decoded_images: off', or use pad_crop.",
-        )
+        what = "random_resized_crop cuts from the original photograph, but decoded_images keeps resized ones."
+        yield Broken(("runtime", "decoded_images"), what, "write 'decoded_images: off', or use pad_crop.")
     if "random_resized_crop" in data.augment[1:]:
-        yield Broken(
-            ("data", "augment"),
-            "random_resized_crop comes after another augmentation, but only the crop is decoded.",
-            "write it first.",
-        )
-    if data.augmentation.crop_area[0] > data.augmentation.crop_area[1]:
-        yield Broken(
-            ("data", "augmentation", "crop_area"),
-            f"crop_area goes from {data.augmentation.crop_area[0]:g} down to {data.augmentation.crop_area[1]:g}.",
-            "write the smaller fraction first.",
-        )
+        what = "random_resized_crop comes after another augmentation, but only the crop is decoded."
+        yield Broken(("data", "augment"), what, "write it first.")
+    first, last = data.augmentation.crop_area
+    if first > last:
+        what = f"crop_area goes from {first:g} down to {last:g}."
+        yield Broken(("data", "augmentation", "crop_area"), what, "write the smaller fraction first.")
 
 
 def _soft_labels(cfg: Config) -> Iterator[Broken]:
     path = ("data", "soft_labels")
     if "soft_labels" not in registry.dataset(cfg.data.name).keys:
-        yield Broken(
-            path, f"dataset '{cfg.data.name}' has no soft labels.", "remove it, or use 'name: elpv'."
-        )
+        what = f"dataset '{cfg.data.name}' has no soft labels."
+        yield Broken(path, what, "remove it, or use 'name: elpv'.")
     if cfg.classifier.computed:
         what = f"classifier '{cfg.classifier.name}' is computed from hard labels."
         yield Broken(path, what, "write 'name: head' below 'classifier:', or remove 'soft_labels'.")

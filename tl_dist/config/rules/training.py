@@ -1,11 +1,13 @@
-"""The rules about the optimizer, its schedules, and outputs that are computed once."""
+"""The rules about the optimizer, its schedules, outputs that are computed once, and what figures decide."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tl_dist.config import Config, OptimizerConfig, ScheduleConfig, registry
+from tl_dist.config.model_selection import FIGURES, SPLIT, figure_of, metrics_of
 from tl_dist.config.problems import Broken
+from tl_dist.config.registry import nearest
 from tl_dist.config.training import PLATEAU
 
 FEW_VIEWS = ("flip", "dihedral")
@@ -16,11 +18,9 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
     """Yield broken rules about decays and pulls that have no effect, or work against each other."""
     optimizer = cfg.optimizer
     if optimizer.layer_decay < 1 and all(part == "head" for part in cfg.parts):
-        yield Broken(
-            ("optimizer", "layer_decay"),
-            "layer_decay has no effect with train_from 'head', which trains no layer below the head.",
-            "remove it, or write 'train_from: all' or a stage below 'model:'.",
-        )
+        what = "layer_decay has no effect with train_from 'head', which trains no layer below the head."
+        fix = "remove it, or write 'train_from: all' or a stage below 'model:'."
+        yield Broken(("optimizer", "layer_decay"), what, fix)
     if optimizer.l2_sp and optimizer.weight_decay:
         yield Broken(
             ("optimizer", "l2_sp"),
@@ -28,22 +28,17 @@ def optimizer(cfg: Config) -> Iterator[Broken]:
             f"write 'head_weight_decay: {optimizer.weight_decay:g}' instead of 'weight_decay', or remove l2_sp.",
         )
     if optimizer.l2_sp and cfg.random_start and not registry.dataset(cfg.data.name).made_up:
-        yield Broken(
-            ("optimizer", "l2_sp"),
-            "l2_sp pulls toward pretrained weights, but the weights are 'random'.",
-            "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp.",
-        )
+        what = "l2_sp pulls toward pretrained weights, but the weights are 'random'."
+        fix = "write 'weights: imagenet' below 'model:', or weight_decay instead of l2_sp."
+        yield Broken(("optimizer", "l2_sp"), what, fix)
 
 
 def trust(cfg: Config) -> Iterator[Broken]:
     """Yield a broken rule about the key that only LARS reads."""
     default = OptimizerConfig.model_fields["trust_coefficient"].default
     if cfg.optimizer.name != "lars" and cfg.optimizer.trust_coefficient != default:
-        yield Broken(
-            ("optimizer", "trust_coefficient"),
-            f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'.",
-            "write 'name: lars', or remove it.",
-        )
+        what = f"trust_coefficient has no effect with optimizer '{cfg.optimizer.name}'."
+        yield Broken(("optimizer", "trust_coefficient"), what, "write 'name: lars', or remove it.")
 
 
 def schedule(cfg: Config) -> Iterator[Broken]:
@@ -68,11 +63,8 @@ def _one_schedule(schedule: ScheduleConfig, section: tuple[str, ...], rate: floa
         what = f"drop_at_epochs {list(drops)} must increase, and begin above 0."
         yield Broken(path, what, "sort the epochs, and remove duplicates and 0.")
     if schedule.final_fraction > 0 and schedule.name != "cosine":
-        yield Broken(
-            (*section, "final_fraction"),
-            f"final_fraction {idle}",
-            "write 'name: cosine' or remove it.",
-        )
+        what = f"final_fraction {idle}"
+        yield Broken((*section, "final_fraction"), what, "write 'name: cosine' or remove it.")
     if schedule.name != "plateau":
         fields = ScheduleConfig.model_fields
         for key in (key for key in PLATEAU if getattr(schedule, key) != fields[key].default):
@@ -99,18 +91,12 @@ def prefix_cache(cfg: Config) -> Iterator[Broken]:
     if all(part == "all" for part in cfg.parts):
         yield Broken(path, "train_from 'all' leaves no frozen part to cache.", "write 'prefix_cache: off'.")
     if cfg.data.augmentation.mixes:
-        yield Broken(
-            path,
-            "mixup and cutmix make images that cannot be cached.",
-            "write 'prefix_cache: off', or remove them.",
-        )
+        what = "mixup and cutmix make images that cannot be cached."
+        yield Broken(path, what, "write 'prefix_cache: off', or remove them.")
     endless = endless_augmentations(cfg)
     if endless:
-        yield Broken(
-            path,
-            f"augmentation '{endless[0]}' makes endless variants of each image, which cannot be cached.",
-            f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.",
-        )
+        what = f"augmentation '{endless[0]}' makes endless variants of each image, which cannot be cached."
+        yield Broken(path, what, f"use only {' and '.join(FEW_VIEWS)}, or write 'prefix_cache: off'.")
 
 
 def taught_in_steps(cfg: Config) -> bool:
@@ -123,11 +109,8 @@ def distill(cfg: Config) -> Iterator[Broken]:
     if cfg.distill is None:
         return
     if cfg.classifier.computed:
-        yield Broken(
-            ("distill",),
-            f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect.",
-            "write 'name: head' below 'classifier:', or remove 'distill'.",
-        )
+        what = f"classifier '{cfg.classifier.name}' is computed from labels, so a teacher has no effect."
+        yield Broken(("distill",), what, "write 'name: head' below 'classifier:', or remove 'distill'.")
     idle = {
         ("loss", "label_smoothing"): cfg.loss.label_smoothing > 0,
         ("loss", "class_weights"): cfg.loss.class_weights is not None,
@@ -136,3 +119,37 @@ def distill(cfg: Config) -> Iterator[Broken]:
     for path in (path for path, is_set in idle.items() if is_set and cfg.distill.weight == 1):
         what = f"{path[1]} has no effect with distill.weight 1, which leaves no weight to the labels."
         yield Broken(path, what, "remove it, or lower distill.weight.")
+
+
+def deciding(cfg: Config) -> Iterator[Broken]:
+    """Yield broken rules about metrics that decide; whether there is a validation split is known later."""
+    metrics = metrics_of(cfg)
+    for path, metric in metrics.items():
+        yield from _metric(path, metric)
+    best = cfg.checkpoint.best
+    if best is None and cfg.checkpoint.average is not None:
+        what = "checkpoint.average needs checkpoint.best, which says which weights are best."
+        fix = "write 'best: {metric: validation.accuracy}' below 'checkpoint:', or remove 'average'."
+        yield Broken(("checkpoint", "average"), what, fix)
+    if best is not None and best.mode not in ("auto", FIGURES.get(figure_of(best.metric), best.mode)):
+        what = f"mode '{best.mode}' would keep the weights with the worst {best.metric}."
+        yield Broken(("checkpoint", "best", "mode"), what, "write 'mode: auto'.")
+    if cfg.classifier.computed and metrics:
+        path = next(iter(metrics))
+        yield Broken(
+            path[:-1],
+            f"classifier '{cfg.classifier.name}' is computed in one step: {'.'.join(path[:-1])} has nothing to decide.",
+            f"remove '{path[-2]}', or write 'name: head' below 'classifier:'.",
+        )
+
+
+def _metric(path: tuple[str, ...], metric: str) -> Iterator[Broken]:
+    split, dot, figure = metric.rpartition(".")
+    if dot and split != SPLIT:
+        why = "the test split must not decide" if split == "test" else f"only the {SPLIT} split decides"
+        what = f"{'.'.join(path)} is '{metric}', but {why}."
+        yield Broken(path, what, f"write 'metric: {SPLIT}.{figure}'.")
+    elif figure not in FIGURES:
+        guess = "log_loss" if figure == "loss" else nearest(figure, list(FIGURES))
+        fix = f"write 'metric: {SPLIT}.{guess}'." if guess else f"use one of {', '.join(FIGURES)}."
+        yield Broken(path, f"{'.'.join(path)} '{metric}' is not a figure of an evaluation.", fix)

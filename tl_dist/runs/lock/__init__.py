@@ -81,8 +81,7 @@ class Lock:
     ) -> Lock:
         """Own the run, or raise a Refusal that names the owner; wait for a live owner up to `wait_s`.
 
-        Replaces an owner whose process is gone (if it ran on this machine), that belongs to an earlier start of the
-        same SLURM job, or that runs on another machine and whose heartbeat has stopped.
+        Replaces an owner whose process is gone, of an earlier start of the same job, or elsewhere without a heartbeat.
         """
         me = this_process(who, job, heartbeat_s)
         deadline = time.monotonic() + wait_s
@@ -134,10 +133,7 @@ class Lock:
         return cls(directory, number, me, fd, history)
 
     def owned(self) -> bool:
-        """Return True if this process is still the owner, by the files now; once lost, the lock stays lost.
-
-        Raises OSError if the files cannot be read.
-        """
+        """Return True if this process is still the owner, by the files now; raise OSError if they cannot be read."""
         if self._lost or self._ended.is_set() or os.getpid() != self.owner.pid:
             return False
         try:
@@ -183,10 +179,7 @@ class Lock:
 
 
 def holder(run: HasLock) -> Owner | None:
-    """Return the process that owns the run and may be alive, or None; raise OSError if that cannot be read.
-
-    For display only: `Lock.acquire` decides. Writes nothing into another user's directory.
-    """
+    """Return the process that owns the run and may be alive, or None, for display only; raise OSError if unreadable."""
     seen = _look(run.lock_dir) if run.lock_dir.is_dir() else None
     if seen is None or seen.owner is None or seen.owner.released:
         return None
@@ -197,11 +190,9 @@ def holder(run: HasLock) -> Owner | None:
 
 def cannot_lock(run: HasLock, error: OSError) -> Refusal:
     """Return the refusal for a lock that can be neither read nor taken."""
-    return Refusal(
-        f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)}).",
-        fix="make the run directory writable for this user, on this host.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"run '{run.name}' cannot be locked in {run.lock_dir} ({reason(error)})."
+    fix = "make the run directory writable for this user, on this host."
+    return Refusal(what, fix=fix, code=ExitCode.CANNOT_CREATE)
 
 
 def _why_free(directory: Path, seen: _Look | None, me: Owner, sleep: Callable[[float], object]) -> str | None:
@@ -232,11 +223,8 @@ def _in_use(run: HasLock) -> Refusal:
         seen = _look(run.lock_dir)
         if seen is not None:
             who = f"{seen.owner or who} (heartbeat {_shown_age_s(run.lock_dir, seen):.0f} s ago)"
-    return Refusal(
-        f"run '{run.name}' is in use by {who}.",
-        fix="wait for it, stop it, or use another name=NAME.",
-        code=ExitCode.CANNOT_CREATE,
-    )
+    what = f"run '{run.name}' is in use by {who}."
+    return Refusal(what, fix="wait for it, stop it, or use another name=NAME.", code=ExitCode.CANNOT_CREATE)
 
 
 def _look(directory: Path) -> _Look | None:

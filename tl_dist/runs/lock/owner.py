@@ -1,4 +1,7 @@
-"""Describe a process so that another one can tell later if it still exists."""
+"""Describe a process so that another one can tell later if it still exists.
+
+By such a description a command claims a run that it is about to start, until the run has begun or the process ended.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tl_dist.files import limits
+from tl_dist.files.atomic import children, server_time_ns, write_atomically
+from tl_dist.files.foreign import read_file
+
 HEARTBEAT_S = 5.0
+ELSEWHERE_S = 600.0
+"""how long a claim from another machine, whose processes cannot be looked up, is valid"""
 
 
 @dataclass(frozen=True)
@@ -114,3 +123,25 @@ def still_runs(owner: Owner) -> bool:
 def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the third on (proc(5)): state, ..., threads, ..., start time."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def claim(file: Path, job: OwningJob | None = None) -> None:
+    """Record that this process, or `job`, is about to start the run."""
+    write_atomically(file, encoded(this_process("tl-dist", job, HEARTBEAT_S)))
+
+
+def claimant(file: Path, attempts: Path) -> Owner | None:
+    """Return the process or job that is about to start the run; None if there is none, or it is this process."""
+    try:
+        owner, written_ns = decoded(read_file(file, max_bytes=limits.LOCK)), file.stat().st_mtime_ns
+    except OSError:
+        return None
+    if owner is None:
+        return None
+    if owner.job is not None:
+        return None if children(attempts) else owner
+    me = this_process("tl-dist", None, HEARTBEAT_S)
+    if not owner.on_this_machine(me):
+        return owner if server_time_ns(file.parent) - written_ns < ELSEWHERE_S * 1e9 else None
+    mine = (owner.pid, owner.started) == (me.pid, me.started)
+    return owner if not mine and still_runs(owner) else None

@@ -13,7 +13,7 @@ from typing import Any
 from tl_dist.files import limits
 from tl_dist.files.atomic import of_the_machine, reason, temporary_name, write_atomically
 from tl_dist.files.foreign import open_regular, read_file
-from tl_dist.files.scratch import scratch
+from tl_dist.files.private import scratch
 from tl_dist.models.export import FORMATS
 from tl_dist.refusal import ExitCode, Refusal
 

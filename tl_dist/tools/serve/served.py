@@ -21,13 +21,11 @@ from tl_dist.features.views import apply_views, views_of
 from tl_dist.files import limits
 from tl_dist.files.atomic import reason
 from tl_dist.files.foreign import read_file
-from tl_dist.models.export import format_of
-from tl_dist.models.export.runtime import Predict, compiled, opened
+from tl_dist.models.export import Predict, compiled, format_of, opened
 from tl_dist.parallel import gpus
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
-from tl_dist.trainer.load_model import restored
-from tl_dist.trainer.setup import start_tensorflow
+from tl_dist.trainer.load_model import restored, start_tensorflow
 
 
 @dataclass(frozen=True)
@@ -62,18 +60,10 @@ def of_run(run: RunDir, at: str, *, cores: int | None) -> Served:
         mean = tf.reduce_mean([model(batch, training=False) for batch in inputs], axis=0)
         return mean if temperature is None else tf.nn.softmax(tf.math.log(mean) / temperature)
 
-    size = int(own.model.input_shape[1])
-    return _checked(
-        Served(
-            run.name,
-            own.step,
-            own.class_names,
-            size,
-            compiled(predict, own.model.input_shape),
-            decoder(size, cfg.data.kept_fraction),
-            calibrated=temperature is not None,
-        )
-    )
+    shape, kept = own.model.input_shape, cfg.data.kept_fraction
+    decode = decoder(int(shape[1]), kept)
+    answer, calibrated = compiled(predict, shape), temperature is not None
+    return _checked(Served(run.name, own.step, own.class_names, int(shape[1]), answer, decode, calibrated))
 
 
 def of_export(directory: Path, *, cores: int) -> Served:
@@ -85,17 +75,12 @@ def of_export(directory: Path, *, cores: int) -> Served:
         )
         form = format_of(report["to"], report["numbers"])
         form.require()
-        size = int(settings["image_size"])
+        size, names = int(settings["image_size"]), [str(name) for name in settings["class_names"]]
+        predict = opened(report["to"], directory / form.file, threads=cores)
+        decode = decoder(size, settings["crop_fraction"])
+        calibrated = report.get("temperature") is not None
         return _checked(
-            Served(
-                str(report["run"]),
-                int(report["step"]),
-                [str(name) for name in settings["class_names"]],
-                size,
-                opened(report["to"], directory / form.file, threads=cores),
-                decoder(size, settings["crop_fraction"]),
-                calibrated=report.get("temperature") is not None,
-            )
+            Served(str(report["run"]), int(report["step"]), names, size, predict, decode, calibrated)
         )
     except Refusal:
         raise
@@ -131,15 +116,15 @@ def decoder(size: int, crop: float | None) -> Callable[[bytes], NDArray[np.uint8
         if width * height > limits.SERVED_PIXELS:
             raise ValueError(f"{kind} of {width} x {height} pixels: more than {limits.SERVED_PIXELS:,}")
         with tf.device("CPU:0"):
-            if kind in BY_PILLOW:
-                try:  # outside the graph, which prints a traceback for each damaged image
-                    pixels = rgb(encoded)
-                except Exception as error:
-                    raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
-                return np.asarray(fitted(tf.constant(pixels)))
-            try:
-                return np.asarray(read(tf.constant(encoded)))
-            except READ_ERRORS as error:
-                raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+            if kind not in BY_PILLOW:
+                try:
+                    return np.asarray(read(tf.constant(encoded)))
+                except READ_ERRORS as error:
+                    raise ValueError(f"cannot be decoded: {first_line(error)}") from error
+            try:  # outside the graph, which prints a traceback for each damaged image
+                pixels = rgb(encoded)
+            except Exception as error:
+                raise ValueError(f"cannot be decoded: it is damaged: {error}") from error
+            return np.asarray(fitted(tf.constant(pixels)))
 
     return decode
