@@ -50,7 +50,7 @@ from tl_dist.datasets.example_proto import parse
 from tl_dist.datasets.formats.csv_file import open_csv
 from tl_dist.datasets.formats.packed import open_packed
 from tl_dist.datasets.formats.tfds import open_tfds
-from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.headers import checked, fault
 from tl_dist.datasets.preprocess import FORMATS, exif_orientation, jpeg_orientation
 from tl_dist.datasets.shard_index import read_shard
 from tl_dist.datasets.store import Location
@@ -168,9 +168,9 @@ def images() -> list[bytes]:
 @target("image headers", damaged(images), [])
 def _(data: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(data)
-    found = look(Location(folder / "image"))
-    assert found.reason if isinstance(found, Fault) else found.width
-    if not isinstance(found, Fault):
+    found = fault(Location(folder / "image"))
+    if found is None:
+        assert checked(data).width
         with warnings.catch_warnings(), suppress(*curated.ERRORS):
             warnings.simplefilter("ignore")
             curated.traits(Image.open(io.BytesIO(data), formats=FORMATS))
