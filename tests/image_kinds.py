@@ -138,7 +138,7 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
     "webp of two frames": lambda: frames("WEBP", photograph(), lossless=True),
     "webp with exif, upright": lambda: saved(photograph(), "WEBP", lossless=True, exif=exif(1)),
 }  # fmt: skip
-"""Which become the same pixels by the first version of the rule."""
+"""Which every viewer shows in the same pixels, whatever it knows of orientation, alpha and 16 bits."""
 
 UNUSUAL: Mapping[str, Callable[[], bytes]] = {
     **{f"jpeg orientation {k}": lambda k=k: jpeg(k) for k in range(2, 9)},

@@ -45,20 +45,12 @@ class Header(NamedTuple):
     height: int
 
 
-def fault(location: Location) -> Fault | None:
+def fault(location: Location, *, thorough: bool = True) -> Fault | None:
     """Return why an image cannot be decoded; None if it may be whole. Raises for no content of a file.
 
-    Refuses (74) if the machine fails, which says nothing about the image.
-    """
-    header = look(location)
-    return header if isinstance(header, Fault) else None
-
-
-def look(location: Location, *, thorough: bool = True) -> Header | Fault:
-    """Return the header of an image that may be whole, or why it cannot be decoded; raises as `fault` does.
-
-    The pixels of a PNG of more than a hundred kilobytes are inflated, to check that they are no more than its size
-    needs; unless `thorough`, only the beginning if that resembles a photograph.
+    Refuses (74) if the machine fails, which says nothing about the image. The pixels of a PNG of more than a hundred
+    kilobytes are inflated, to check that they are no more than its size needs; unless `thorough`, only the beginning if
+    that resembles a photograph.
     """
     try:
         # O_NONBLOCK: otherwise opening a named pipe would wait for a writer.
@@ -78,7 +70,8 @@ def look(location: Location, *, thorough: bool = True) -> Header | Fault:
         def read(at: int, num: int) -> bytes:
             return os.pread(fd, max(0, min(num, length - at)), location.offset + at)
 
-        return _look(read, location.offset, length, thorough)
+        result = _check(read, location.offset, length, thorough)
+        return result if isinstance(result, Fault) else None
     except OSError as error:
         return _unreadable(location, error)
     finally:
@@ -87,7 +80,7 @@ def look(location: Location, *, thorough: bool = True) -> Header | Fault:
 
 def checked(encoded: bytes) -> Header:
     """Return the header of an image in memory; raises ValueError if it cannot be decoded or would cost too much."""
-    header = _look(lambda at, num: encoded[at : at + num], 0, len(encoded), True)
+    header = _check(lambda at, num: encoded[at : at + num], 0, len(encoded), True)
     if isinstance(header, Fault):
         raise ValueError(header.reason)
     return header
@@ -99,7 +92,7 @@ def _unreadable(location: Location, error: OSError) -> Fault:
     return Fault(location.offset, f"cannot be read: {error.strerror}")
 
 
-def _look(read: Read, offset: int, length: int, thorough: bool) -> Header | Fault:
+def _check(read: Read, offset: int, length: int, thorough: bool) -> Header | Fault:
     if length == 0:
         return Fault(offset, "is empty")
     if length > limits.ENCODED_IMAGE:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tl_dist.datasets import Source, Splits
 from tl_dist.datasets.files import FileStore, unusable
-from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.headers import Fault, fault
 from tl_dist.files import limits
 from tl_dist.files.atomic import write_atomically
 from tl_dist.files.foreign import read_file
@@ -211,11 +211,11 @@ def _check(split: str, source: Source, rank: int, world_size: int) -> list[Bad]:
     """Check the headers of this rank's share of one split."""
     share = _share(source, rank, world_size)
     with ThreadPoolExecutor(_THREADS) as pool:
-        headers = pool.map(lambda index: look(source.location(index), thorough=False), share, chunksize=64)
+        faults = pool.map(lambda index: fault(source.location(index), thorough=False), share, chunksize=64)
         return [
-            bad_example(split, source, index, header)
-            for index, header in zip(share, headers, strict=True)
-            if isinstance(header, Fault)
+            bad_example(split, source, index, reason)
+            for index, reason in zip(share, faults, strict=True)
+            if reason is not None
         ]
 
 

@@ -22,7 +22,7 @@ from tl_dist.datasets import Source, Splits, packing, quarantine
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.files import unlabelled
-from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.headers import checked, fault
 from tl_dist.datasets.preprocess import load, rgb
 from tl_dist.datasets.store import Location
 from tl_dist.tools.export import work as export
@@ -134,9 +134,9 @@ def test_a_random_crop_is_cut_from_the_image_as_it_is_shown(with_png: bool, tmp_
 def test_a_large_photograph_is_halved_in_the_decoder_and_turned(tmp_path: Path) -> None:
     files = {f"orientation {k}": (lambda k=k: saved_large(k, 16)) for k in (3, 6)}
     source = looked_at(folder(tmp_path / "set", files), tmp_path)["train"]
-    read = augmented(source, ("random_resized_crop",), 3, SIZE).rows
+    read = augmented(source, ("random_resized_crop",), 3, SIZE)
     positions = tf.range(source.num_examples, dtype=tf.int64)
-    cut = tf.cast(read(positions, positions)[0], tf.float32)
+    cut = tf.cast(read(positions, positions).images, tf.float32)
     assert cut.shape == (4, SIZE, SIZE, 3)
     numbers = crop.drawn(3, positions, mirror=False)
     for k, encoded in enumerate(map(source.encoded_bytes, range(4))):
@@ -149,8 +149,7 @@ def test_a_large_photograph_is_halved_in_the_decoder_and_turned(tmp_path: Path) 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_header_has_the_size_and_pillow_names_what_is_unusual(name: str, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(KINDS[name]())
-    found = look(Location(tmp_path / "image"))
-    assert not isinstance(found, Fault) and (found.width, found.height) == (50, 36)
+    assert fault(Location(tmp_path / "image")) is None and checked(KINDS[name]())[1:] == (50, 36)
     words = {
         "orientation": "orientation",
         "alpha": ("alpha", "clear"),
@@ -167,10 +166,10 @@ def test_a_tiff_that_is_cut_off_is_found_by_its_header(tmp_path: Path) -> None:
         content = make()
         for length in (len(content) - 60, 200, 9):
             (tmp_path / "image").write_bytes(content[:length])
-            found = look(Location(tmp_path / "image"))
-            assert (isinstance(found, Fault) and "cut off" in found.reason) or "two pages" in name
+            found = fault(Location(tmp_path / "image"))
+            assert (found and "cut off" in found.reason) or "two pages" in name
     (tmp_path / "image").write_bytes(b"II*\0\x08\0\0\0\0\0")
-    assert "without tag" in look(Location(tmp_path / "image")).reason  # type: ignore[union-attr]
+    assert "without tag" in fault(Location(tmp_path / "image")).reason  # type: ignore[union-attr]
 
 
 def test_what_has_no_range_of_grey_is_refused_with_a_reason(tmp_path: Path) -> None:

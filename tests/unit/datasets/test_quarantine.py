@@ -37,7 +37,7 @@ from tl_dist.data.undecodable import undecodable
 from tl_dist.datasets import Splits, decoding_cost, headers, quarantine
 from tl_dist.datasets.decoding import decode_rgb
 from tl_dist.datasets.formats.image_folder import open_image_folder
-from tl_dist.datasets.headers import Fault, checked, fault, look
+from tl_dist.datasets.headers import Fault, checked, fault
 from tl_dist.datasets.quarantine import Bad
 from tl_dist.datasets.store import Location
 from tl_dist.parallel import rows_of
@@ -155,13 +155,13 @@ def test_what_would_take_minutes_is_refused_undecoded(what: str, thorough: bool,
     suffix, content, reason = BOMBS[what]
     file = tmp_path / f"image{suffix}"
     file.write_bytes(content())
-    found = look(Location(file), thorough=thorough)
+    found = fault(Location(file), thorough=thorough)
     assert isinstance(found, Fault) and reason in found.reason and found.offset == 0
     with pytest.raises(ValueError, match=re.escape(found.reason)):
         checked(file.read_bytes())
     inside = tmp_path / "shard"
     inside.write_bytes(b"before" + file.read_bytes() + photograph("JPEG"))
-    assert look(Location(inside, 6, file.stat().st_size), thorough=thorough) == (6, found.reason)
+    assert fault(Location(inside, 6, file.stat().st_size), thorough=thorough) == (6, found.reason)
 
 
 def test_what_merely_is_large_or_fine_grained_passes(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_what_merely_is_large_or_fine_grained_passes(tmp_path: Path) -> None:
         file = tmp_path / "image"
         file.write_bytes(content)
         assert [fault(Location(file)), checked(content)][0] is None
-        assert not isinstance(look(Location(file), thorough=False), Fault)
+        assert fault(Location(file), thorough=False) is None
 
 
 def test_scans_are_counted_alike_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,7 @@ def test_all_ranks_find_the_same(world_size: int, damaged: Path, tmp_path: Path)
 def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (first,) = screen(folder(damaged), tmp_path / "cache")
     looked_at: list[Location] = []
-    monkeypatch.setattr(quarantine, "look", lambda location, **_: looked_at.append(location) or Fault(0, ""))
+    monkeypatch.setattr(quarantine, "fault", lambda location, **_: looked_at.append(location) or Fault(0, ""))
     assert screen(folder(damaged), tmp_path / "cache", 2) == [first, first]
     assert looked_at == []
     whole = damaged / "train" / "digit 0" / "00010.png"
@@ -251,7 +251,7 @@ def test_a_second_start_looks_at_no_image(damaged: Path, tmp_path: Path, monkeyp
 def test_a_set_without_a_fault_is_kept_as_such(tmp_path: Path, monkeypatch: Any) -> None:
     write_image_folder(tmp_path / "data" / "train", digits_32px(40), NAMES)
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
-    monkeypatch.setattr(quarantine, "look", lambda location, **_: pytest.fail("looked again"))
+    monkeypatch.setattr(quarantine, "fault", lambda location, **_: pytest.fail("looked again"))
     assert screen(folder(tmp_path / "data"), tmp_path / "cache") == [[]]
 
 

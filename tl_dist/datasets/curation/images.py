@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -19,8 +20,11 @@ from tl_dist.files.foreign import read_file, read_slice
 Stored = Location | NDArray[np.uint8]
 """an encoded image on disk, or pixels [height, width, 3]"""
 
-ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""what Pillow and `preprocess.rgb` raise for a damaged image"""
+ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, AssertionError),
+    *(struct.error, Image.DecompressionBombError),
+)
+"""what Pillow and `preprocess.rgb` raise for a damaged image: nearly anything"""
 
 DEEP, NARROW = "16 bits", "narrow"
 _REMARKS = {
@@ -63,7 +67,7 @@ def pixels(image: Stored) -> NDArray[np.uint8]:
 def traits(image: Image.Image) -> frozenset[str]:
     """Name what training does to an image that Pillow has opened, from its header alone."""
     if image.format == "TIFF":
-        is_turned = 2 <= image.tag_v2.get(0x0112, 1) <= 8  # type: ignore[attr-defined]
+        is_turned = image.tag_v2.get(0x0112) in range(2, 9)  # type: ignore[attr-defined]
     else:
         is_turned = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) != 1
     present = (is_turned, image.has_transparency_data, is_deep(image), image.mode == "CMYK")

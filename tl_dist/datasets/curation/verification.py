@@ -18,7 +18,7 @@ from PIL import Image
 from tl_dist.datasets import Splits
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.headers import Fault, fault
 from tl_dist.datasets.preprocess import FORMATS, rgb
 from tl_dist.datasets.processes import process_pool
 from tl_dist.datasets.quarantine import left_out
@@ -119,7 +119,7 @@ def _check_all(
 
 def _check(chunk: Sequence[images.Stored]) -> list[_Checked]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from Pillow, on headers that `look` accepts
+        warnings.simplefilter("ignore")  # from Pillow, on headers that `fault` accepts
         return [_check_one(image) for image in chunk]
 
 
@@ -131,9 +131,8 @@ def _check_one(image: images.Stored) -> _Checked:
     if isinstance(image, np.ndarray):
         pixels = image
     else:
-        header = look(image)
-        if isinstance(header, Fault):
-            return _Checked(header)
+        if (damage := fault(image)) is not None:
+            return _Checked(damage)
         try:
             content = images.encoded(image)
             if image.crc32c not in (None, google_crc32c.value(content)):

@@ -19,7 +19,7 @@ from rich.table import Table
 from tl_dist.datasets import Source
 from tl_dist.datasets.curation import images
 from tl_dist.datasets.curation.layout import opened
-from tl_dist.datasets.headers import Fault, look
+from tl_dist.datasets.headers import fault
 from tl_dist.datasets.preprocess import FORMATS
 from tl_dist.files.atomic import write_output
 from tl_dist.files.foreign import open_regular, refuse_other_picture
@@ -107,7 +107,7 @@ def _header(image: images.Stored) -> _Header | None:
     if isinstance(image, np.ndarray):
         height, width, _ = image.shape
         return _Header((width, height), "RGB", "pixels", image.nbytes, frozenset())
-    if isinstance(look(image, thorough=False), Fault):
+    if fault(image, thorough=False) is not None:
         return None
     try:
         with os.fdopen(open_regular(image.path, links=True), "rb") as file:
