@@ -119,9 +119,8 @@ def _merge(
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     trained = [[split_ids(RunDir(run))["train"] for run in of_seed] for of_seed in runs]
     out_of_fold = cross_validation.merged(parts, held_out, trained)
-    run = RunDir(request.runs / name)
+    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold)
     out_of_fold.save(run.path / OUT_OF_FOLD)
-    summary = cross_validation.summary(out_of_fold)
     run.mark_done({"cross_validation": summary})
     return summary
 
