@@ -1,8 +1,7 @@
 """A run's predictions for each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and error analysis.
 
-The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and, as
-text, `types` and `groups`. A confusion matrix that is too large for a record is stored beside it:
-RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
+A confusion matrix that is too large for a record is stored beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true
+class, predicted class], with `class_names` and `step`.
 """
 
 from __future__ import annotations
