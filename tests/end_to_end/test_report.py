@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from scipy.stats import spearmanr
 import tl_dist as tl
 from tests.end_to_end.harness import TL_DIST
 from tl_dist.datasets.division import open_splits
-from tl_dist.files.npz import save_npz
 from tl_dist.refusal import ExitCode, Refusal
 from tl_dist.runs.directory import RunDir
 from tl_dist.scores import explanations, figures, predictions
@@ -210,8 +210,8 @@ def test_two_runs_are_compared_on_the_same_examples(run: tl.Run, browser: Any, t
     known = predictions.load(file)
     probabilities = known.probabilities.copy()
     probabilities[::2] = probabilities[::2, ::-1]
-    arrays = {name: getattr(known, name) for name in ("ids", "labels", "class_names", "types", "step")}
-    save_npz(file, **arrays, probabilities=probabilities)
+    coin = replace(known, probabilities=probabilities)
+    coin.save(file)
     out = tmp_path / "both.html"
     assert run.report(out, against=[tl.Run(other)]) == out  # as by the command line
     said: list[str] = []
@@ -225,7 +225,7 @@ def test_two_runs_are_compared_on_the_same_examples(run: tl.Run, browser: Any, t
     tab.locator("button[data-show='run-1']").click()
     assert tab.locator("#gallery .tile").count() == min(paired["only_second"], 48)
     assert said == []
-    save_npz(file, **arrays | {"ids": known.ids[::-1]}, probabilities=probabilities)
+    replace(coin, ids=known.ids[::-1]).save(file)
     with pytest.raises(Refusal, match="not evaluated on the same examples") as refused:
         cli_report.report(cli_report.Request([run.path, other], out), lambda text: None)
     assert refused.value.code == ExitCode.DATA

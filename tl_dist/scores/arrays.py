@@ -67,7 +67,7 @@ class Arrays:
 def _fits(array: np.ndarray, shape: str, sizes: dict[str, int]) -> bool:
     """Return whether an array has a shape, where each axis has the size that it has in earlier arrays."""
     kinds, *axes = shape.rstrip("?").split()
-    is_kind = array.dtype.kind in kinds if kinds.isalpha() else array.dtype.str[1:] == kinds
+    is_kind = array.dtype.kind in kinds if kinds.isalpha() else array.dtype == np.dtype(kinds)
     if not is_kind or array.ndim != len(axes):
         return False
     if shape.endswith("?") and not len(array):

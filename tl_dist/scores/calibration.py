@@ -102,11 +102,7 @@ def quality(labels: Labels, logits: Logits, temperature: float, of: Numbers | No
 
 
 def before_and_after(
-    labels: Labels,
-    logits: Logits,
-    temperature: float,
-    of: Numbers | None = None,
-    num_fitted: int = 0,
+    labels: Labels, logits: Logits, temperature: float, of: Numbers | None = None, num_fitted: int = 0
 ) -> dict[str, Any]:
     """Return the `quality` of a split before and after calibration.
 

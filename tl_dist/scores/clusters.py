@@ -98,27 +98,20 @@ def effective_size(hits: NDArray[np.bool_], of: Numbers) -> float:
     return float(num / effect * (ndtri((1 + CONFIDENCE) / 2) / _quantile(shares)) ** 2)
 
 
-def wilson(num_correct: int, num_examples: int) -> list[float]:
+def wilson(num_correct: float, num_examples: float) -> list[float]:
     """Return both ends of the 95 % interval of a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
+    from scipy.special import ndtri
 
-    low, high = binomtest(num_correct, num_examples).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(low), float(high)]
+    share, wide = num_correct / num_examples, float(ndtri((1 + CONFIDENCE) / 2)) ** 2 / num_examples
+    middle, half = share + wide / 2, float(np.sqrt(wide * (share * (1 - share) + wide / 4)))
+    low, high = (middle - half) / (1 + wide), (middle + half) / (1 + wide)
+    return [max(0.0, min(low, share)), min(1.0, max(high, share))]
 
 
 def interval(hits: NDArray[np.bool_], of: Numbers | None) -> list[float]:
     """Return both ends of the 95 % interval of an accuracy: Wilson's for `effective_size`; 0 to 1 for one group."""
-    from scipy.special import ndtri
-
-    if of is None:
-        return wilson(int(hits.sum()), len(hits))
-    num, share = effective_size(hits, of), float(hits.mean())
-    if not num:
-        return [0.0, 1.0]
-    wide = float(ndtri((1 + CONFIDENCE) / 2)) ** 2 / num
-    middle, half = share + wide / 2, np.sqrt(wide * (share * (1 - share) + wide / 4))
-    low, high = float(middle - half) / (1 + wide), float(middle + half) / (1 + wide)
-    return [max(0.0, min(low, share)), min(1.0, max(high, share))]
+    num = len(hits) if of is None else effective_size(hits, of)
+    return wilson(float(hits.mean()) * num, num) if num else [0.0, 1.0]
 
 
 def of_classes(

@@ -23,17 +23,11 @@ def least_probability(of_true: NDArray[np.floating], coverage: float) -> float:
     the rate.
     """
     num = len(of_true)
-    rank = _rank(num, coverage)
+    rank = num + 1 - math.ceil(round((num + 1) * coverage, 9))  # rounded, so that no error changes it by one
     if rank < 1:
-        raise _too_few(
-            "coverage", num, 1 - coverage, f"--coverage {math.floor(100 * num / (num + 1)) / 100:g}"
-        )
+        instead = f"--coverage {math.floor(100 * num / (num + 1)) / 100:g}"
+        raise _too_few("coverage", num, 1 - coverage, instead)
     return float(np.partition(of_true, rank - 1)[rank - 1])
-
-
-def _rank(num: int, coverage: float) -> int:
-    """Return num + 1 - ceil((num + 1) coverage), which rounding must not change by one."""
-    return num + 1 - math.ceil(round((num + 1) * coverage, 9))
 
 
 def sets(probabilities: NDArray[np.float32], least: float) -> NDArray[np.int32]:

@@ -62,23 +62,20 @@ def by_group(
 
     of = np.asarray(names, np.str_)
     hits = probabilities.argmax(axis=1) == labels
-    num, right = len(hits), int(hits.sum())
-    unique = np.unique(of)
-    unit = clusters.beside(of.tolist(), units)
+    unit, unique = clusters.beside(of.tolist(), units), np.unique(of)
     rows = []
     for name in unique:
         inside = of == name
-        n, k = int(inside.sum()), int(hits[inside].sum())
-        table = [[k, n - k], [right - k, (num - n) - (right - k)]]
-        if unit is not None and len(unique) > 1:
-            table = [_counts(hits[part], unit[part]) for part in (inside, ~inside)]
-        p = float(fisher_exact(table, alternative="less").pvalue) if len(unique) > 1 else None
+        own, others = ((hits[part], None if unit is None else unit[part]) for part in (inside, ~inside))
+        p = None
+        if len(unique) > 1:
+            p = float(fisher_exact([_counts(*own), _counts(*others)], alternative="less").pvalue)
         rows.append(
             {
                 "name": str(name),
-                "num_examples": n,
-                "accuracy": k / n,
-                "interval": clusters.interval(hits[inside], None if unit is None else unit[inside]),
+                "num_examples": int(inside.sum()),
+                "accuracy": float(hits[inside].mean()),
+                "interval": clusters.interval(*own),
                 **({} if unit is None else {"num_units": len(np.unique(unit[inside]))}),
                 "log_loss": figures.log_loss(labels[inside], probabilities[inside].astype(np.float64)),
                 "p_value": None if p is None else min(1.0, p * len(unique)),
@@ -87,8 +84,8 @@ def by_group(
     return sorted(rows, key=lambda row: (row["accuracy"], row["name"]))[:MAX_GROUPS]
 
 
-def _counts(hits: NDArray[np.bool_], of: clusters.Numbers) -> list[int]:
-    """Return correct and wrong examples, scaled to the effective number of independent ones."""
-    num = round(clusters.effective_size(hits, of))
+def _counts(hits: NDArray[np.bool_], of: clusters.Numbers | None) -> list[int]:
+    """Return correct and wrong examples, in groups scaled to the effective number of independent ones."""
+    num = len(hits) if of is None else round(clusters.effective_size(hits, of))
     right = round(float(hits.mean()) * num)
     return [right, num - right]

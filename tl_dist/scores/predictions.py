@@ -1,15 +1,13 @@
 """A run's predictions for each example: RUN/predictions/SPLIT.npz, for paired tests, ensembles and error analysis.
 
-The arrays are `ids` (text), `labels` int32 [N], `probabilities` float32 [N, classes], `class_names`, `step` and, as
-text, `types` and `groups`. A confusion matrix that is too large for a record is stored beside it:
-RUN/predictions/SPLIT_confusion.npz, int64 [true class, predicted class], with `class_names` and `step`.
+A confusion matrix that is too large for a record is stored beside it: RUN/predictions/SPLIT_confusion.npz, int64 [true
+class, predicted class], with `class_names` and `step`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -117,22 +115,11 @@ def with_figures(
     if temperature is not None:
         fitted = len(labels) if result.split == "validation" else num_fitted
         values["calibration"] = calibration.before_and_after(labels, result.logits, temperature, of, fitted)
-    predicted = Predictions(
-        np.array(ids),
-        labels,
-        softmax.in_place(),
-        np.array(class_names),
-        step,
-        np.array(types, np.str_),
-        np.array(groups, np.str_),
-    )
+    texts = np.array(types, np.str_), np.array(groups, np.str_)
+    predicted = Predictions(np.array(ids), labels, softmax.in_place(), np.array(class_names), step, *texts)
     predicted.save(file_of(run, result.split))
-    return dataclasses.replace(
-        result,
-        figures=values,
-        logits=None,
-        class_intervals=clusters.of_classes(labels, hits, of, len(class_names)),
-    )
+    intervals = clusters.of_classes(labels, hits, of, len(class_names))
+    return replace(result, figures=values, logits=None, class_intervals=intervals)
 
 
 def _threshold(run: Path, step: int) -> float | None:

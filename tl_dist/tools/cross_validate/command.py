@@ -51,7 +51,12 @@ def cross_validate(
         if by is not None:
             groups, names = _folds_by_group(request, cfg, name, by)
             folds, seeds, held_out = len(names), 1, (by, names)
-        code = _by_training(request, cfg, name, folds, seeds, console, groups)
+        requests = [
+            _fold_request(request, cfg, name, folds, seed, fold, groups)
+            for seed in range(seeds)
+            for fold in range(folds)
+        ]
+        code = _train(requests, cfg, name, console)
         if code != ExitCode.DONE:
             return code
         summary = _merge(request, name, folds, seeds, held_out)
@@ -75,26 +80,14 @@ def _folds_by_group(request: train.Request, cfg: Config, name: str, by: str) -> 
     return file.absolute(), names
 
 
-def _by_training(
-    request: train.Request,
-    cfg: Config,
-    name: str,
-    folds: int,
-    seeds: int,
-    console: Console,
-    groups: Path | None,
-) -> int:
-    """Train every fold of every seed that is not done, each in its own process. Returns DONE, or the code of a stop."""
-    requests = [
-        _fold_request(request, cfg, name, folds, seed, fold, groups)
-        for seed in range(seeds)
-        for fold in range(folds)
-    ]
-    code, first = train.after_source_task(train.with_workers(requests[0].load()), request.runs, console)
+def _train(requests: Sequence[train.Request], cfg: Config, name: str, console: Console) -> int:
+    """Train every fold that is not done, each in its own process. Returns DONE, or the code of a stop."""
+    runs = requests[0].runs
+    code, first = train.after_source_task(train.with_workers(requests[0].load()), runs, console)
     if code != ExitCode.DONE:
         return code
     # The merged folds become a run as well: if another config has its name, refuse before training.
-    train.open_run(request.runs, cfg.model_copy(update={"name": name, "source": first.source}))
+    train.open_run(runs, cfg.model_copy(update={"name": name, "source": first.source}))
     codes = (train.train_config(each.load(), each.runs, console, figures=False) for each in requests)
     return next((code for code in codes if code != ExitCode.DONE), ExitCode.DONE)
 
@@ -119,9 +112,8 @@ def _merge(
     parts = [[predictions.load(predictions.file_of(run, split)) for run in of_seed] for of_seed in runs]
     trained = [[split_ids(RunDir(run))["train"] for run in of_seed] for of_seed in runs]
     out_of_fold = cross_validation.merged(parts, held_out, trained)
-    run = RunDir(request.runs / name)
+    run, summary = RunDir(request.runs / name), cross_validation.summary(out_of_fold)
     out_of_fold.save(run.path / OUT_OF_FOLD)
-    summary = cross_validation.summary(out_of_fold)
     run.mark_done({"cross_validation": summary})
     return summary
 

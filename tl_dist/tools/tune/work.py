@@ -48,8 +48,7 @@ def tune(
     assert stage_input.features is not None
     built, stored, rows = stage_input.model, stage_input.features.found, stage_input.features.rows
     train = splits["train"]
-    source = train if rows is None else pool_of(train)[0]
-    rows = np.arange(train.num_examples) if rows is None else rows
+    source, rows = (train, np.arange(train.num_examples)) if rows is None else (pool_of(train)[0], rows)
     fold = folds_of(strata_of(train), folds, cfg.data.split_seed, train.annotations.groups)
     if "validation" in splits:
         pool, held_out = pool_of(splits["validation"])
